@@ -1,0 +1,142 @@
+"""Write decoders.json beside this file: small frames in every transfer syntax and the hash of the pixels that they must decode to.
+
+Lossless frames hash the pixels that were encoded; lossy ones what a decoder that the package does not use gives: DCMTK for JPEG
+and JPEG-LS (apt install dcmtk), gdcm for JPEG 2000 (its own copy of OpenJPEG). Run by hand; the tests only read the table.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from pydicom import Dataset, dcmread, uid
+from pydicom.encaps import get_frame
+
+from vitmodel.pixels.codecs import Layout, pydicom_decoder
+
+ROWS, COLUMNS = 37, 50
+DCMTK = {
+    uid.JPEGExtended12Bit: ["dcmcjpeg", "+ee", "+q", "80"],
+    uid.JPEGLossless: ["dcmcjpeg", "+el", "+sv", "4"],
+    uid.JPEGLosslessSV1: ["dcmcjpeg", "+e1"],
+    uid.JPEGLSLossless: ["dcmcjpls", "+el"],
+    uid.JPEGLSNearLossless: ["dcmcjpls", "+en", "+md", "3"],
+}
+LOSSLESS_KINDS = [(8, 8, False), (16, 12, False), (16, 16, False), (16, 12, True), (16, 16, True)]
+
+
+def picture(layout: Layout) -> np.ndarray:
+    """A smooth, slightly rough pattern that uses every bit, in integer arithmetic alone."""
+    row, column = np.mgrid[:ROWS, :COLUMNS]
+    pattern = (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13) * (1 << layout.stored) // 6400
+    pattern %= 1 << layout.stored
+    return (pattern - (1 << (layout.stored - 1) if layout.signed else 0)).astype(layout.dtype)
+
+
+def write(path: Path, layout: Layout, pixels: np.ndarray) -> Dataset:
+    """An uncompressed secondary capture."""
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
+    dataset.PhotometricInterpretation = layout.photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = layout.allocated, layout.stored, layout.stored - 1
+    dataset.PixelRepresentation = int(layout.signed)
+    dataset.PixelData = pixels.tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.save_as(path, implicit_vr=False, little_endian=True)
+    dataset.file_meta = Dataset()
+    written = dcmread(path, force=True)
+    written.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    written.save_as(path, enforce_file_format=True)
+    return written
+
+
+def by_dcmtk(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """A frame that DCMTK encoded, and the pixels that DCMTK decodes it to."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain, packed, back = (Path(folder) / name for name in ("plain", "packed", "back"))
+        write(plain, layout, pixels)
+        program, *options = DCMTK[uid.UID(layout.syntax)]
+        subprocess.run([program, *options, plain, packed], check=True)
+        decoder = "dcmdjpls" if program == "dcmcjpls" else "dcmdjpeg"
+        subprocess.run([decoder, packed, back], check=True)
+        decoded = np.frombuffer(dcmread(back).PixelData, layout.dtype)[: ROWS * COLUMNS].reshape(ROWS, COLUMNS)
+        return get_frame(dcmread(packed).PixelData, 0, number_of_frames=1), decoded
+
+
+def encode(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """The frame, and the pixels that it must decode to."""
+    match layout.syntax:
+        case uid.ImplicitVRLittleEndian | uid.ExplicitVRLittleEndian | uid.DeflatedExplicitVRLittleEndian:
+            return pixels.astype(layout.dtype.newbyteorder("<")).tobytes(), pixels
+        case uid.ExplicitVRBigEndian:
+            return pixels.astype(layout.dtype.newbyteorder(">")).tobytes(), pixels
+        case uid.RLELossless:
+            with tempfile.NamedTemporaryFile() as file:
+                dataset = write(Path(file.name), layout, pixels)
+                dataset.compress(uid.RLELossless, encoding_plugin="pydicom")
+            return get_frame(dataset.PixelData, 0, number_of_frames=1), pixels
+        case uid.JPEGBaseline8Bit:
+            frame = imagecodecs.jpeg8_encode(pixels, level=80)
+            return frame, pydicom_decoder("gdcm")(frame, layout, 0)
+        case uid.JPEG2000Lossless:
+            return imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=layout.stored, reversible=True, resolutions=4), pixels
+        case uid.JPEG2000:
+            frame = imagecodecs.jpeg2k_encode(pixels, level=60, codecformat="j2k", bitspersample=layout.stored, reversible=False)
+            return frame, pydicom_decoder("gdcm")(frame, layout, 0)
+        case uid.HTJ2KLossless:
+            return imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4), pixels
+        case uid.HTJ2KLosslessRPCL:
+            return imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4, tlm=True), pixels
+        case uid.HTJ2K:
+            frame = imagecodecs.htj2k_encode(pixels, level=0.001, reversible=False)
+            return frame, imagecodecs.jpeg2k_decode(frame)
+        case _:
+            return by_dcmtk(layout, pixels)
+
+
+def layouts() -> list[Layout]:
+    """Every kind of pixel for the lossless syntaxes, those that occur for the others."""
+    native = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian]
+    lossless = [uid.RLELossless, uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless]
+    high_throughput = [uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL]
+    lossy = [uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K]
+    kinds = [(syntax, kind) for syntax in (*native, *lossless, *high_throughput) for kind in LOSSLESS_KINDS]
+    kinds += [(uid.JPEGBaseline8Bit, (8, 8, False)), (uid.JPEGExtended12Bit, (8, 8, False)), (uid.JPEGExtended12Bit, (16, 12, False))]
+    kinds += [(syntax, kind) for syntax in lossy for kind in LOSSLESS_KINDS[:3]]
+    photometric = {12: "MONOCHROME1"}  # it must make no difference
+    return [
+        Layout(str(syntax), ROWS, COLUMNS, allocated, stored, signed, photometric.get(stored, "MONOCHROME2"))
+        for syntax, (allocated, stored, signed) in kinds
+    ]
+
+
+def main() -> None:
+    """Write the table."""
+    table = []
+    for layout in layouts():
+        frame, pixels = encode(layout, picture(layout))
+        table.append(
+            {
+                "syntax": layout.syntax,
+                "name": uid.UID(layout.syntax).name,
+                "allocated": layout.allocated,
+                "stored": layout.stored,
+                "signed": layout.signed,
+                "photometric": layout.photometric,
+                "sha256": hashlib.sha256(np.ascontiguousarray(pixels.astype(layout.dtype)).tobytes()).hexdigest(),
+                "frame": base64.b64encode(frame).decode(),
+            }
+        )
+    lines = ",\n".join(json.dumps(row) for row in table)
+    Path(__file__).with_name("decoders.json").write_text(f"[\n{lines}\n]\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""The ViT equals two independent implementations, and stays itself under every way to run it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from vitmodel.config import Size
+from vitmodel.model.architecture import PRESETS, ViTConfig
+from vitmodel.model.formats import to_timm
+from vitmodel.model.vit import Layout, ViT, patchify, resize_positions
+from vitmodel.model.weights import HALF, Weights, fit_weights
+from vitmodel.utils import UsageError
+
+SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3, pool="cls")
+
+
+def build(config: ViTConfig, seed: int = 0) -> ViT:
+    """A model in evaluation mode, perturbed so that no parameter hides behind an initial 0 or 1."""
+    torch.manual_seed(seed)
+    return perturb(ViT(config))
+
+
+def perturb(model: Any) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def adopt(config: ViTConfig, state: dict[str, Tensor]) -> ViT:
+    """Our model with a peer's weights; the peer has one channel and no normalisation, so that nothing is folded."""
+    model = ViT(config)
+    tensors, outside = to_timm(state)
+    if config.grid[0] != config.grid[1]:  # only we know the grid of a rectangular peer
+        tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
+        tensors["pos_embed"] = tensors["pos_embed"][:, 1:].unflatten(1, config.grid)
+    report = fit_weights(model, Weights(Path("peer"), tensors, outside, HALF, "test"))
+    assert not [name for name in report.names("fresh") if not name.startswith("head.")]
+    return model.eval()
+
+
+def difference(ours: Tensor, peer: Tensor) -> float:
+    assert ours.shape == peer.shape
+    assert peer.abs().max() > 1e-3
+    return (ours - peer).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("preset", "patch", "size"),
+    [("vit_tiny", 16, (224, 224)), ("vit_tiny", 8, (64, 64)), ("vit_tiny", 14, (98, 42)), ("vit_small", 16, (64, 160)), ("vit_base", 16, (96, 96)),
+     ("vit_large", 16, (64, 32))],
+)  # fmt: skip
+@torch.no_grad()
+def test_all_tokens_and_logits_equal_transformers(preset: str, patch: int, size: tuple[int, int]) -> None:
+    config = replace(PRESETS[preset], patch=patch, image_size=Size(*size), classes=3, pool="cls")
+    torch.manual_seed(0)
+    peer = perturb(transformers.ViTForImageClassification(transformers.ViTConfig(
+        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=config.hidden,
+        image_size=size, patch_size=patch, num_channels=1, num_labels=3, layer_norm_eps=config.eps)))  # fmt: skip
+    model = adopt(config, peer.state_dict())
+    images = torch.rand(2, 1, *size)
+    result = peer(images, output_hidden_states=True)
+    tokens = model.embed(images)
+    assert difference(tokens, result.hidden_states[0]) <= 1e-5
+    assert difference(model.encode(tokens), peer.vit.layernorm(result.hidden_states[-1])) <= 1e-5
+    assert difference(model(images), result.logits) <= 1e-5
+
+
+@torch.no_grad()
+def test_registers_and_layer_scale_equal_transformers_dinov2() -> None:
+    config = replace(SMALL, image_size=Size(56, 56), patch=14, registers=4, layer_scale=1.0)
+    torch.manual_seed(0)
+    peer = perturb(transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(
+        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, image_size=56, patch_size=14, num_channels=1)))  # fmt: skip
+    images = torch.rand(2, 1, 56, 56)
+    model = adopt(config, peer.state_dict())
+    assert difference(model.encode(model.embed(images)), peer(images).last_hidden_state) <= 1e-5
+
+
+@contextlib.contextmanager
+def torchvision_stub() -> Iterator[None]:
+    """timm imports torchvision, of which its ViT uses nothing: an empty stand-in, for the time of the import."""
+
+    class Anything(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return Anything(name)
+
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            return self
+
+        def __mro_entries__(self, _: Any) -> tuple[type, ...]:
+            return (object,)
+
+    class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+
+        def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+            return Anything(spec.name)
+
+        def exec_module(self, _: types.ModuleType) -> None:
+            pass
+
+    finder = Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    with torchvision_stub():
+        return pytest.importorskip("timm", reason="timm is no dependency; put it on PYTHONPATH to compare with it")
+
+
+@pytest.mark.parametrize(("pool", "theirs"), [("cls", "token"), ("mean", "avg"), ("attention", "map")])
+@torch.no_grad()
+def test_all_tokens_and_logits_equal_timm(timm: Any, pool: Any, theirs: str) -> None:
+    config = replace(PRESETS["vit_tiny"], image_size=Size(96, 64), depth=3, classes=3, pool=pool)
+    torch.manual_seed(0)
+    peer = perturb(timm.models.vision_transformer.VisionTransformer(
+        img_size=config.image_size, in_chans=1, num_classes=3, embed_dim=config.dim, depth=config.depth, num_heads=config.heads,
+        global_pool=theirs))  # fmt: skip
+    model = adopt(config, peer.state_dict())
+    assert model.state_dict().keys() == peer.state_dict().keys()
+    images = torch.rand(2, 1, 96, 64)
+    assert difference(model.encode(model.embed(images)), peer.forward_features(images)) <= 1e-5
+    assert difference(model(images), peer(images)) <= 1e-5
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (64, 32), (7, 20), (3, 2)])
+def test_positions_resize_as_timms(timm: Any, grid: tuple[int, int]) -> None:
+    positions = torch.randn(1, 14, 14, 8)
+    theirs = timm.layers.resample_abs_pos_embed(positions.flatten(1, 2), list(grid), [14, 14], num_prefix_tokens=0)
+    assert torch.equal(resize_positions(positions, grid).flatten(1, 2), theirs)
+
+
+def test_positions_resize_separably_and_without_aliasing() -> None:
+    """Independent of timm: bicubic resizing reproduces a plane away from the edges, and shrinking averages a checkerboard away."""
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    plane = torch.stack([rows, columns, rows + columns], dim=-1)[None]
+    twice = resize_positions(plane, (32, 48))
+    expected = torch.stack(torch.meshgrid((torch.arange(32) + 0.5) / 2 - 0.5, (torch.arange(48) + 0.5) / 3 - 0.5, indexing="ij"), dim=-1)
+    assert torch.allclose(twice[0, 6:-6, 8:-8, :2], expected[6:-6, 8:-8], atol=1e-4)
+    checkerboard = ((rows + columns) % 2)[None, ..., None]
+    assert (resize_positions(checkerboard, (4, 4)) - 0.5).abs().max() < 0.05
+
+
+@torch.no_grad()
+def test_other_image_sizes_take_resized_positions() -> None:
+    model = build(SMALL)
+    other = ViT(replace(SMALL, image_size=Size(80, 64))).eval()
+    other.load_state_dict(model.state_dict() | {"pos_embed": resize_positions(model.pos_embed, (5, 4))})
+    images = torch.rand(2, 1, 80, 64)
+    assert torch.equal(model(images), other(images))
+
+
+@torch.no_grad()
+def test_patches_alone_project_as_the_convolution_does() -> None:
+    model = build(SMALL)
+    images = torch.rand(2, 1, 48, 32)
+    stem: Any = model.patch_embed
+    convolved = stem.proj(images).flatten(2).transpose(1, 2)
+    some = torch.tensor([4, 1])
+    assert torch.allclose(model.patch_embed(images), convolved, atol=1e-6)
+    assert torch.allclose(stem.project(patchify(images, 16)[:, some]), convolved[:, some], atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"stem": "conv"}, {"pool": "mean", "registers": 2}, {"pool": "attention", "layer_scale": 0.1}], ids=str)
+def test_every_parameter_has_a_finite_gradient(options: dict[str, Any]) -> None:
+    model = build(replace(SMALL, **options)).train()
+    F.cross_entropy(model(torch.rand(4, 1, 48, 32)), torch.tensor([0, 1, 2, 0])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+
+
+@torch.no_grad()
+def test_images_do_not_influence_each_other() -> None:
+    for options in ({"stem": "conv"}, {"pool": "attention"}):
+        model = build(replace(SMALL, **options))
+        images = torch.rand(3, 1, 48, 32)
+        assert torch.allclose(model(images)[1:2], model(images[1:2]), atol=1e-6)
+
+
+@torch.no_grad()
+def test_stochastic_depth_skips_whole_branches_and_keeps_the_mean() -> None:
+    block = build(replace(SMALL, drop_path=0.5)).blocks[-1]
+    x = torch.randn(2000, 1, 32)[:1].expand(2000, -1, -1)
+    kept = block(x, Layout())
+    assert len(block.train()(x, Layout()).flatten(1).unique(dim=0)) == 4  # attention kept or not x MLP kept or not
+    block.mlp.fc2.weight.zero_(), block.mlp.fc2.bias.zero_()
+    kept = block.eval()(x, Layout())[0]
+    assert torch.allclose(block.train()(x, Layout()).mean(dim=0), kept, atol=0.1 * (kept - x[0]).abs().max().item())
+
+
+@torch.no_grad()
+def test_attention_weights_are_those_that_attention_uses() -> None:
+    attention: Any = build(SMALL).blocks[0].attn
+    x = torch.randn(2, 7, 32)
+    weights = attention.weights(x)
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 2, 7))
+    values = attention.split(x)[2]
+    assert torch.allclose(attention.proj((weights @ values).transpose(1, 2).flatten(2)), attention(x, Layout()), atol=1e-6)
+
+
+def gradients(model: ViT, images: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    torch.manual_seed(1)
+    model(images).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_checkpointing_changes_no_gradient_even_with_stochastic_depth() -> None:
+    model = build(replace(SMALL, drop_path=0.5)).train()
+    images = torch.rand(4, 1, 48, 32)
+    plain = gradients(model, images)
+    model.checkpoint = True
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(model, images), strict=True))
+
+
+@torch.no_grad()
+def test_bfloat16_autocast_stays_close() -> None:
+    model = build(replace(SMALL, registers=2))
+    images = torch.rand(2, 1, 48, 32)
+    exact = model(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(images)
+    assert 0 < difference(rough.float(), exact) <= 0.02 * exact.abs().max().item()
+
+
+@torch.no_grad()
+def test_compiled_equals_eager() -> None:
+    model = build(replace(SMALL, depth=1))
+    images = torch.rand(2, 1, 48, 32)
+    try:
+        compiled = torch.compile(model)(images)
+    except torch._inductor.exc.InductorError as error:
+        pytest.skip(f"torch.compile needs a C++ compiler here: {error}")
+    assert difference(compiled, model(images)) <= 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_export_equals_eager_for_any_batch(tmp_path: Path) -> None:
+    for module in ("onnx", "onnxscript"):
+        pytest.importorskip(module, reason="ONNX export needs the extra `export`")
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX export needs the extra `export`")
+    model = build(replace(SMALL, pool="attention", registers=2))
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    torch.onnx.export(model, (torch.rand(2, 1, 48, 32),), tmp_path / "vit.onnx", input_names=["images"], dynamic_shapes=batch, verbose=False)
+    images = torch.rand(5, 1, 48, 32)
+    (logits,) = runtime.InferenceSession(tmp_path / "vit.onnx").run(None, {"images": images.numpy()})
+    assert difference(torch.from_numpy(logits), model(images)) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 1, 8, 32), "smaller than a patch"), ((1, 1, 50, 32), "48x32"), ((1, 3, 48, 32), "B x 1 x H x W"), ((1, 48, 32), "B x 1 x H x W")],
+)
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ViT(SMALL)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("heads", 3), ("depth", 0), ("pool", "max"), ("stem", "hybrid"), ("registers", -1), ("drop_path", 1.0), ("mlp_ratio", 0.0),
+     ("image_size", Size(10, 100))],
+)  # fmt: skip
+def test_impossible_architectures_are_refused_by_field(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=field):
+        replace(SMALL, **{field: value})
+    with pytest.raises(UsageError, match="stem"):
+        replace(SMALL, stem="conv", patch=14, image_size=Size(28, 28))
+
+
+def test_config_survives_plain_values() -> None:
+    config = replace(SMALL, stem="conv", layer_scale=1e-5)
+    assert ViTConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UsageError, match="widht"):
+        ViTConfig.from_dict(config.to_dict() | {"widht": 3})

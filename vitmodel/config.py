@@ -1,0 +1,294 @@
+"""One frozen dataclass per stage; a field is a flag and a YAML key, its docstring the --help text. Knows no stage."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vitmodel.utils import UsageError
+
+
+class Size(NamedTuple):
+    """Height and width in pixels, written as in `1024x512`."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str | Size) -> Size:
+        """`HxW` or `N` (a square) as a size. Raises ValueError."""
+        if isinstance(text, Size):
+            return text
+        parts = str(text).lower().split("x")
+        if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError(f"a size is HEIGHTxWIDTH in pixels, such as 1024x512, not {text!r}")
+        return cls(int(parts[0]), int(parts[-1]))
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+def require(condition: bool, field: str, problem: str) -> None:
+    """Refuse an impossible value by the name of its field. Raises UsageError."""
+    if not condition:
+        raise UsageError(f"{field}: {problem}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthConfig:
+    """Write a synthetic, RSNA-shaped mammography release: seeded phantoms as DICOM with labels and lesion boxes."""
+
+    out: Path
+    """Folder to write the release to."""
+    patients: int = 40
+    """Number of patients; four images each."""
+    seed: int = 0
+    """Every pixel follows from the seed."""
+    size: Size = Size(2048, 1664)
+    """Image height x width in pixels."""
+    difficulty: float = 0.5
+    """0 = large, bright lesions; 1 = small, faint ones."""
+    positives: float = 0.3
+    """Fraction of patients with a cancer (in one breast, seldom in both)."""
+    faults: bool = False
+    """Also write a few files that are broken on purpose."""
+    jobs: int = 0
+    """Worker processes; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require(self.patients > 0, "patients", "must be at least 1")
+        require(min(self.size) >= 128, "size", "must be at least 128x128 pixels")
+        require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
+        require(0 <= self.positives <= 1, "positives", "must lie between 0 and 1")
+        require(self.jobs >= 0, "jobs", "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From a file's pixels to a model's input; travels in the model package so that prediction repeats training."""
+
+    size: Size = Size(1024, 512)
+    """Height x width of the crop in pixels; the breast keeps its aspect and is padded with air."""
+    bits: Literal[8, 16] = 8
+    """Bits per pixel of the crop."""
+    exact: bool = False
+    """Decode at full resolution even where a lower JPEG 2000 level covers the size."""
+
+    def __post_init__(self) -> None:
+        require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
+
+    def to_json(self) -> str:
+        """One line that names every field; stands in the manifest beside each crop and in the package."""
+        values = {field.name: getattr(self, field.name) for field in fields(Preprocessing)}
+        return json.dumps(values | {"size": str(self.size)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Preprocessing:
+        """The inverse of `to_json`. Raises UsageError where a field is unknown to this version."""
+        values = json.loads(text)
+        unknown = sorted(set(values) - {field.name for field in fields(Preprocessing)})
+        require(not unknown, "preprocessing", f"fields unknown to this version of vitmodel: {', '.join(unknown)}")
+        return Preprocessing(**values | {"size": Size.parse(values["size"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ETLConfig(Preprocessing):
+    """Crop, orient and resize every mammogram of an archive; write PNGs and manifest.csv, one row per image, refused ones too.
+
+    Running it again does only what is missing or changed.
+    """
+
+    source: Path
+    """Release folder, folder of images, one file, or a manifest."""
+    out: Path
+    """Folder for the crops and manifest.csv."""
+    dataset: str = "auto"
+    """Which release SOURCE is (rsna, vindr, class_folders, dicom_folder, ...); auto = decided from its files."""
+    jobs: int = 0
+    """Parallel workers; 0 = one per core."""
+    backend: Literal["threads", "processes", "dask"] = "threads"
+    """What a worker is."""
+    scheduler: str = ""
+    """Address of the dask scheduler, such as tcp://host:8786; empty = a local cluster. Only with backend dask."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(not self.scheduler or self.backend == "dask", "scheduler", "needs --backend dask")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The part that travels with a trained model."""
+        return Preprocessing(**{field.name: getattr(self, field.name) for field in fields(Preprocessing)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training crops that leave a mammogram a mammogram; 0 switches one off."""
+
+    flip: float = 0.5
+    """Probability of turning the crop upside down."""
+    rotate: float = 10.0
+    """Largest rotation in degrees."""
+    scale: float = 0.1
+    """Largest relative change of size."""
+    shift: float = 0.04
+    """Largest shift as a fraction of height and width."""
+    gamma: float = 0.2
+    """Largest change of the logarithm of gamma."""
+    contrast: float = 0.15
+    """Largest relative change of contrast."""
+    noise: float = 0.01
+    """Largest standard deviation of Gaussian noise on tissue, in units of the grey range."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.flip <= 1, "augment.flip", "is a probability between 0 and 1")
+        for name in ("rotate", "scale", "shift", "gamma", "contrast", "noise"):
+            require(getattr(self, name) >= 0, f"augment.{name}", "must not be negative")
+        require(self.scale < 1, "augment.scale", "must be below 1")
+        require(self.contrast < 1, "augment.contrast", "must be below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package."""
+
+    manifest: Path
+    """manifest.csv as `vitmodel etl` wrote it."""
+    run: Path
+    """Run folder to write; the model package is RUN/package."""
+    model: Literal["vit_tiny", "vit_small", "vit_base", "vit_large"] = "vit_small"
+    """Preset of width, depth and heads, patch 16."""
+    weights: Path | None = None
+    """Start from these weights: a timm, Hugging Face or Google file, a checkpoint, or a model package (a previous best)."""
+    pool: Literal["cls", "mean", "attention"] = "cls"
+    """What the head reads: the class token, the mean of all tokens, or an attention over them."""
+    stem: Literal["linear", "conv"] = "linear"
+    """Patch embedding: one linear map per patch, or early convolutions."""
+    drop_path: float = 0.1
+    """Stochastic depth: rate at the last block."""
+    epochs: int = 30
+    """Passes over the training set."""
+    batch_size: int = 32
+    """Images per step."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW on weight matrices."""
+    warmup: float = 0.1
+    """Fraction of all steps over which the learning rate rises; then it falls as a cosine to 1 %."""
+    balance: bool = True
+    """Draw cancers and negatives equally often."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of training crops."""
+    val: float = 0.15
+    """Fraction of patients for validation: early stopping, calibration and threshold."""
+    test: float = 0.15
+    """Fraction of patients held out for `vitmodel evaluate`."""
+    monitor: Literal["auroc", "f1"] = "auroc"
+    """Validation figure that picks the best epoch: image-level AUROC or macro F1."""
+    patience: int = 10
+    """Stop after this many epochs without a better figure; 0 = never."""
+    seed: int = 0
+    """Splits, initial weights, order and augmentation follow from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass."""
+    workers: int = 2
+    """Processes that load crops; 0 = none beside the training process."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Weights & Biases; auto = online where an API key is set, else offline."""
+    resume: bool = False
+    """Go on from RUN's last checkpoint, to the same weights as a run that was not interrupted."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("patience", "workers", "weight_decay"):
+            require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("val", "test", "warmup", "drop_path"):
+            require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
+        require(self.lr > 0, "lr", "must be above 0")
+        require(self.val > 0, "val", "must be above 0: the best epoch, calibration and threshold need patients that were not trained on")
+        require(self.val + self.test < 1, "val", "and test together must leave patients for training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """How a model package is run; shared by evaluate, predict and serve."""
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    batch_size: int = 16
+    """Images per forward pass."""
+    jobs: int = 0
+    """Threads that decode images; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", "must be at least 1")
+        require(self.jobs >= 0, "jobs", "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(PredictorConfig):
+    """Measure a model package on a manifest: metrics.json and report.html, per image, breast and patient, with 95 % intervals."""
+
+    manifest: Path
+    """manifest.csv with labels."""
+    out: Path
+    """Folder for metrics.json, report.html and the scores."""
+    split: str = "auto"
+    """Rows to measure on: a value of the column `split`, or all; auto = test where the manifest has one, else all."""
+    replicates: int = 2000
+    """Bootstrap replicates of patients for the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(PredictorConfig):
+    """Score mammograms with a model package: scores.csv per image and breast_scores.csv per breast."""
+
+    source: Path
+    """Release folder, folder of images, one file, or a manifest."""
+    out: Path
+    """Folder for the score tables."""
+    dataset: str = "auto"
+    """Which release SOURCE is; auto = decided from its files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole road on synthetic mammograms: synth, etl, train, evaluate, predict."""
+
+    out: Path = Path("demo")
+    """Folder for everything that the demo writes; an earlier demo there is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Print what a model package or a manifest holds."""
+
+    target: Path
+    """Model package folder or manifest.csv."""
+
+
+def to_yaml(verb: str, config: Any, path: Path) -> str:
+    """`config` as a YAML recipe that `vitmodel VERB --config path` runs again."""
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return str(value) if isinstance(value, Path | Size) else value
+
+    return f"# vitmodel {verb} --config {path}\n" + yaml.safe_dump(plain(config), sort_keys=False)

@@ -1,0 +1,71 @@
+"""One manifest row to a crop and its provenance columns: the unit of work that ETL and prediction share. Writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitmodel.config import Preprocessing
+from vitmodel.pixels.preprocessing import Geometry, Prepared, preprocess
+from vitmodel.pixels.verdict import ImageRefused
+from vitmodel.utils import VitmodelError, sha256_file
+
+Record = dict[str, str | float | None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to crop: its file, and the side that the table states (L, R or '')."""
+
+    path: Path
+    laterality: str = ""
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """The manifest's provenance columns of one image and, unless it was refused, its crop (H W) and geometry."""
+
+    record: Record
+    crop: np.ndarray | None = None
+    geometry: Geometry | None = None
+
+
+def crop_source(source: Source, preprocessing: Preprocessing) -> Cropped:
+    """Crop one image; a refusal is a record too, and so is a failure that no rule foresaw, so that one file never ends a run."""
+    common: Record = {"source_path": str(source.path), "preprocessing": preprocessing.to_json()}
+    try:
+        prepared = preprocess(source.path, preprocessing, source.laterality)
+        digest = sha256_file(source.path)
+    except ImageRefused as refusal:
+        return Cropped(common | {"status": "refused", "reason": refusal.code, "remark": refusal.sentence})
+    except VitmodelError:
+        raise
+    except Exception as error:  # the bulkhead between one file and the run: the error becomes the file's verdict
+        detail = f"unforeseen {type(error).__name__}: {error}"
+        return Cropped(common | {"status": "refused", "reason": "unreadable", "remark": detail})
+    return Cropped(common | {"source_sha256": digest} | describe(prepared), prepared.crop, prepared.geometry)
+
+
+def describe(prepared: Prepared) -> Record:
+    """The provenance columns of a crop."""
+    header, geometry = prepared.header, prepared.geometry
+    spacing = header.spacing or (None, None)
+    return {
+        "status": "warned" if prepared.remarks else "ok",
+        "reason": ";".join(remark.code for remark in prepared.remarks) or None,
+        "remark": "; ".join(remark.sentence for remark in prepared.remarks) or None,
+        **dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), geometry.box, strict=True)),
+        "source_height": header.rows,
+        "source_width": header.columns,
+        "spacing_row": spacing[0],
+        "spacing_column": spacing[1],
+        "flipped": int(geometry.flipped),
+        "chest_wall_side": prepared.breast.chest_wall,
+        "photometric": header.photometric,
+        "transfer_syntax": header.transfer_syntax,
+        "voi": header.voi,
+        "decoder": prepared.decoder,
+        "decode_level": prepared.decode_level,
+    }

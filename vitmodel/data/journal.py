@@ -1,0 +1,61 @@
+"""What a long run has finished, one JSON line each, so that a killed run goes on where it stopped. Knows nothing of images."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitmodel.utils import UsageError, VitmodelError
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone. Raises UsageError where another run holds it, VitmodelError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise VitmodelError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is being written by another run; wait for it or choose another folder") from None
+        yield
+
+
+class Journal:
+    """An append-only file of finished entries by key; a line that a kill cut short does not count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            whole, _, torn = path.read_bytes().rpartition(b"\n")
+            for line in whole.splitlines():
+                entry = json.loads(line)
+                self.entries[entry["key"]] = entry
+            if torn:
+                with path.open("rb+") as file:
+                    file.truncate(len(whole) + 1 if whole else 0)
+        try:
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise VitmodelError(f"cannot write {path}: {error.strerror}") from error
+
+    def append(self, key: str, entry: dict[str, Any]) -> None:
+        """Record that `key` is finished. Raises VitmodelError where the disk is full."""
+        self.entries[key] = {"key": key, **entry}
+        try:
+            self._file.write(json.dumps(self.entries[key]) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise VitmodelError(f"cannot write {self.path}: {error.strerror}; free some space and run the same command again") from error
+
+    def close(self) -> None:
+        """Close the file; its entries stay."""
+        self._file.close()

@@ -1,0 +1,57 @@
+"""An ordered parallel map with progress over joblib: threads, processes, or a dask cluster. Knows nothing of what it maps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import joblib
+
+from vitmodel.utils import UsageError, progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    what: str,
+    jobs: int = 0,
+    backend: str = "threads",
+    scheduler: str = "",
+    unit: str = "image",
+) -> Iterator[Result]:
+    """Yield function(item) for each item, in order, while `jobs` workers (0 = one per core) go ahead by a bounded number of items.
+
+    `backend` is threads, processes (loky) or dask (the cluster at `scheduler`, or a local one). Raises UsageError where dask is
+    not installed or its scheduler does not answer.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    if not items:
+        return
+    with _cluster(jobs, scheduler) if backend == "dask" else contextlib.nullcontext():
+        options: dict[str, Any] = {} if backend == "dask" else {"backend": {"threads": "threading", "processes": "loky"}[backend]}
+        tasks = (joblib.delayed(function)(item) for item in items)
+        results = joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1, **options)(tasks)
+        yield from progress(results, what, total=len(items), unit=unit)
+
+
+@contextlib.contextmanager
+def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
+    """joblib's dask backend on the cluster at `scheduler`, or on `jobs` local worker processes where that is empty."""
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise UsageError("backend: dask needs the extra `cluster`: pip install 'vitmodel[cluster]'") from None
+    with contextlib.ExitStack() as stack:
+        if not scheduler:
+            scheduler = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)).scheduler_address
+        try:
+            stack.enter_context(Client(scheduler, timeout=10))
+        except OSError as error:
+            raise UsageError(f"scheduler: no dask scheduler answers at {scheduler}: {error}") from None
+        stack.enter_context(joblib.parallel_config(backend="dask"))
+        yield

@@ -1,0 +1,59 @@
+"""The one road from a source to a manifest: tells which release lies there and lets its adapter read it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from vitmodel.data import cbis_ddsm, class_folders, cmmd, dicom_folder, inbreast, listing, mias, rsna, vindr
+from vitmodel.utils import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+class Adapter(Protocol):
+    """A module that reads one kind of release. `read` raises UsageError; a listed image that is not there stays a row."""
+
+    LOOKS_FOR: str
+
+    def detect(self, source: Path) -> bool: ...
+
+    def read(self, source: Path) -> pd.DataFrame: ...
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "vindr": vindr,
+    "cbis_ddsm": cbis_ddsm,
+    "inbreast": inbreast,
+    "cmmd": cmmd,
+    "mias": mias,
+    "rsna": rsna,
+    "listing": listing,
+    "class_folders": class_folders,
+    "dicom_folder": dicom_folder,
+}
+"""By name, the most particular first: `detect` is asked in this order."""
+
+
+def read_release(source: Path | str, dataset: str = "auto") -> pd.DataFrame:
+    """The manifest of `source`: a release's folder or table, a folder of images, one image, or a manifest; paths are absolute.
+
+    Raises UsageError where nothing is there, nothing is recognised, or the table is at fault.
+    """
+    source = Path(os.path.abspath(source))
+    if dataset not in ("auto", *ADAPTERS):
+        raise UsageError(f"dataset: {dataset!r} is unknown; choose auto, {', '.join(ADAPTERS)}")
+    if not source.exists():
+        raise UsageError(f"{source} does not exist")
+    wanted = ADAPTERS if dataset == "auto" else {dataset: ADAPTERS[dataset]}
+    name = next((name for name, adapter in wanted.items() if adapter.detect(source)), None)
+    if name is None:
+        looked_for = "".join(f"\n  {name}: {adapter.LOOKS_FOR}" for name, adapter in wanted.items())
+        raise UsageError(f"{source} holds nothing to read; looked for{looked_for}")
+    table = ADAPTERS[name].read(source)
+    logger.info("%s: %d images, read as %s", source, len(table), name)
+    return table

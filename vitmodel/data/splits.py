@@ -1,0 +1,104 @@
+"""Patient-wise, stratified splits and folds. Knows the manifest's columns, no pixels and no model.
+
+Two images of one patient look alike, so that a split by images measures memory; here a patient is never divided. Within each class
+(patients with a cancer, without, unknown) the patients lie in order of site and machine, shuffled inside by a hash of seed and id, and
+are dealt out one by one to the part that is furthest behind its share (a divisor method of apportionment, Adams'). So every part gets
+its share of the classes, sites and machines, whatever the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
+
+from vitmodel.data.manifest import as_manifest, read_table, usable
+from vitmodel.utils import UsageError, atomic_path, seed_from
+
+SHARES: Mapping[str, float] = MappingProxyType({"train": 0.7, "val": 0.15, "test": 0.15})
+
+
+def assign_splits(table: pd.DataFrame, shares: Mapping[str, float] = SHARES, seed: int = 0) -> pd.DataFrame:
+    """`table` with `split` filled in. A split that a patient already has (an official one) is kept, with one exception: a part of
+    `shares` that the given split lacks, as official splits lack 'val', is taken out of its 'train'.
+
+    Patients whose images are all refused get none. Raises UsageError where a class has fewer patients than there are parts to fill.
+    """
+    if any(share <= 0 for share in shares.values()):
+        raise UsageError(f"splits: every share must be positive, not {dict(shares)}")
+    patients = _patients(table)
+    given = patients.split.dropna()
+    absent = {part: share for part, share in shares.items() if part not in set(given)}
+    dealt = _deal(patients[patients.split.isna()], shares, seed)
+    if len(given) and absent and "train" in shares:
+        divided = {"train": shares["train"]} | absent
+        dealt = dealt | _deal(patients[patients.split == "train"], divided, seed)
+    return table.assign(split=table.patient_id.map(given.to_dict() | dealt).astype(object))
+
+
+def assign_folds(table: pd.DataFrame, folds: int, seed: int = 0) -> pd.DataFrame:
+    """`table` with `fold` 0 ... folds - 1 for cross-validation; patients of the split 'test' and those without a usable image get none.
+
+    Raises UsageError where a class has fewer patients than folds.
+    """
+    if folds < 2:
+        raise UsageError(f"folds: must be at least 2, not {folds}")
+    patients = _patients(table)
+    dealt = _deal(patients[patients.split != "test"], dict.fromkeys(range(folds), 1 / folds), seed)
+    return table.assign(fold=table.patient_id.map(dealt).astype(float))
+
+
+def _patients(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per patient with a usable image: site and machine (its first), split, and cancer, which is 1 if any image is. Raises UsageError on a leak."""
+    groups = usable(table).sort_values(["site_id", "machine_id"]).groupby("patient_id")
+    divided = groups.split.nunique() > 1
+    if divided.any():
+        raise UsageError(f"column split: {divided.sum()} patients stand in two splits (the first is {divided.idxmax()!r})")
+    return groups[["site_id", "machine_id", "split"]].first().assign(cancer=groups.cancer.max())
+
+
+def _deal(patients: pd.DataFrame, shares: Mapping[Any, float], seed: int) -> dict[str, Any]:
+    """A part for every patient. Raises UsageError where some are labelled, and either class has fewer patients than there are parts."""
+    sick, healthy = (patients.cancer == 1).sum(), (patients.cancer == 0).sum()
+    if sick + healthy and min(sick, healthy) < len(shares):
+        raise UsageError(
+            f"cannot split {len(patients)} patients, {sick} with a cancer and {healthy} without, into {len(shares)} parts that all hold "
+            "both: use fewer parts or more patients"
+        )
+    ranked = patients.assign(hash=[seed_from(seed, patient) for patient in patients.index]).sort_values(["site_id", "machine_id", "hash"])
+    return {patient: part for _, same in ranked.groupby("cancer", dropna=False) for patient, part in _rounds(same.index, shares)}
+
+
+def _rounds(patients: Iterable[str], shares: Mapping[Any, float]) -> list[tuple[str, Any]]:
+    """Deal the patients in their order; the next goes where the number held, divided by the share, is smallest, so each part gets one first."""
+    held = dict.fromkeys(shares, 0)
+    dealt = []
+    for patient in patients:
+        part = min(shares, key=lambda name: held[name] / shares[name])
+        held[part] += 1
+        dealt.append((patient, part))
+    return dealt
+
+
+def write_splits(table: pd.DataFrame, path: Path | str, column: str = "split") -> None:
+    """Write patient_id and `column` (split or fold), one row per patient, as a CSV file that a person may edit."""
+    parts = table[["patient_id", column]].dropna().drop_duplicates().sort_values("patient_id")
+    if column == "fold":
+        parts = parts.astype({"fold": int})
+    with atomic_path(path) as temporary:
+        parts.to_csv(temporary, index=False)
+
+
+def read_splits(table: pd.DataFrame, path: Path | str, column: str = "split") -> pd.DataFrame:
+    """`table` with `column` as the file says; patients that it does not name get none. Raises UsageError naming file and column."""
+    parts = read_table(path, ["patient_id", column]).drop_duplicates()
+    twice = parts.patient_id[parts.patient_id.duplicated()]
+    if len(twice):
+        raise UsageError(f"{path}: column {column}: patient {twice.iloc[0]!r} stands in two parts")
+    dealt = table.patient_id.map(parts.set_index("patient_id")[column])
+    if dealt.isna().all():
+        raise UsageError(f"{path}: column patient_id: no patient of the table is named")
+    return as_manifest(table.assign(**{column: dealt}), str(path))

@@ -1,0 +1,45 @@
+"""Stage: the whole road on synthetic mammograms, each step by the command that a user would type. Knows no step's inside."""
+
+import json
+import shutil
+import sys
+
+if not __package__:  # run as a file: put the checkout, not this folder, on the path
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+
+from vitmodel.config import DemoConfig
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError
+
+RECIPE = """
+synth    {out}/release --patients 120 --size 768x624 --difficulty 0.1 --positives 0.5
+etl      {out}/release {out}/crops --size 256x128
+train    {out}/crops/manifest.csv {out}/run --model vit_tiny --stem conv --pool mean --epochs 20 --wandb offline
+evaluate {out}/run/package {out}/run/manifest.csv {out}/report
+predict  {out}/run/package {out}/release/test_images {out}/scores
+"""
+
+
+def demo(config: DemoConfig) -> None:
+    """Run RECIPE and say where its results lie. Raises VitmodelError with the step that failed."""
+    from vitmodel.cli import main  # here, because the command line knows this stage
+
+    if config.out.exists():
+        if any(config.out.iterdir()) and not (config.out / "release").is_dir():
+            raise UsageError(f"{config.out} holds something else than an earlier demo; choose another folder with --out")
+        shutil.rmtree(config.out)
+    for line in RECIPE.format(out=config.out).strip().splitlines():
+        verb, *arguments = line.split()
+        print(f"\n$ vitmodel {verb} {' '.join(arguments)}", flush=True)
+        if status := main([verb, *arguments]):
+            raise VitmodelError(f"`vitmodel {verb}` ended with status {status}")
+    auroc = json.loads((config.out / "report" / "metrics.json").read_text())["breast"]["intervals"]["auroc"]
+    print(f"\nreport:  {config.out / 'report' / 'report.html'}")
+    print(f"scores:  {config.out / 'scores' / 'breast_scores.csv'}")
+    print(f"held-out AUROC per breast: {auroc['value']:.3f} (95 % interval {auroc['low']:.3f} to {auroc['high']:.3f}), synthetic data")
+    print(NOT_A_MEDICAL_DEVICE)
+
+
+if __name__ == "__main__":
+    from vitmodel.cli import main
+
+    sys.exit(main(["demo", *sys.argv[1:]]))

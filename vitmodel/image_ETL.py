@@ -1,0 +1,124 @@
+"""Stage: an archive of DICOM, PNG or JPEG mammograms -> cropped images + manifest.csv; parallel, resumable. Knows no model."""
+
+import sys
+
+if not __package__:  # run as a file: put the checkout, not this folder, on the path
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+
+import functools
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import pandas as pd
+
+from vitmodel.config import ETLConfig, Preprocessing, to_yaml
+from vitmodel.data.cropping import Record, Source, crop_source
+from vitmodel.data.journal import Journal, exclusive
+from vitmodel.data.manifest import as_manifest, write_manifest
+from vitmodel.data.parallel import parallel_map
+from vitmodel.data.releases import read_release
+from vitmodel.utils import write_atomic
+
+
+class Task(NamedTuple):
+    """One image to crop, where its crop goes, and what would have to change for it to be cropped again."""
+
+    image_id: str
+    source: Source
+    target: Path
+    fingerprint: str
+
+
+def etl(config: ETLConfig) -> int:
+    """Crop every image that SOURCE lists; rows in = rows out. Returns 1 where no image could be used."""
+    release = read_release(config.source, config.dataset)
+    with exclusive(config.out):
+        write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
+        tasks = plan(release, config)
+        journal = Journal(config.out / "journal.jsonl")
+        todo = [task for task in tasks if not is_done(task, journal)]
+        if len(todo) < len(tasks):
+            print(f"{len(tasks) - len(todo)} of {len(tasks)} images are done already")
+        work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
+        try:
+            results = parallel_map(work, todo, "etl", config.jobs, config.backend, config.scheduler)
+            for task, record in zip(todo, results, strict=True):
+                journal.append(task.image_id, {"fingerprint": task.fingerprint, "record": record})
+        finally:
+            journal.close()
+        manifest = join(release, tasks, journal)
+        write_manifest(manifest, config.out / "manifest.csv")
+    return summarise(manifest, config.out)
+
+
+def plan(release: pd.DataFrame, config: ETLConfig) -> list[Task]:
+    """A task per row of the release."""
+    preprocessing = config.preprocessing.to_json()
+    tasks = []
+    for row in release[["image_id", "patient_id", "laterality", "path"]].itertuples(index=False):
+        source = Source(Path(row.path), row.laterality)
+        target = config.out / "images" / file_name(row.patient_id) / f"{file_name(row.image_id)}.png"
+        tasks.append(Task(row.image_id, source, target, f"{state(source.path)} {row.laterality} {preprocessing}"))
+    return tasks
+
+
+def state(path: Path) -> str:
+    """A file's size and time of change, or that it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def file_name(identifier: str) -> str:
+    """An id as a file name: itself, or, where it has characters that a path must not, cleaned and told apart by a hash."""
+    clean = re.sub(r"[^\w.-]", "_", identifier).lstrip(".")
+    return clean if clean == identifier else f"{clean}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+
+
+def is_done(task: Task, journal: Journal) -> bool:
+    """Whether the journal holds this very task and its crop, if it has one, is still there."""
+    entry = journal.entries.get(task.image_id)
+    if entry is None or entry["fingerprint"] != task.fingerprint:
+        return False
+    return entry["record"]["status"] == "refused" or task.target.exists()
+
+
+def crop_to_png(task: Task, preprocessing: Preprocessing) -> Record:
+    """Crop one image and write it, whole or not at all; the record says what became of it. Raises VitmodelError on a full disk."""
+    cv2.setNumThreads(1)  # images are the unit of parallel work
+    cropped = crop_source(task.source, preprocessing)
+    if cropped.crop is None:
+        task.target.unlink(missing_ok=True)  # of an earlier run, when the source was still good
+    else:
+        write_atomic(task.target, cv2.imencode(".png", cropped.crop)[1].tobytes())
+    return cropped.record
+
+
+def join(release: pd.DataFrame, tasks: list[Task], journal: Journal) -> pd.DataFrame:
+    """The release's table with the provenance columns of every row; `path` is the crop, empty where the image was refused."""
+    records = pd.DataFrame([journal.entries[task.image_id]["record"] for task in tasks], index=release.index)
+    targets = [str(task.target.absolute()) for task in tasks]
+    paths = pd.Series(targets, index=release.index).where(records["status"] != "refused", "")
+    return as_manifest(release.assign(**records, path=paths), "the cropped release")
+
+
+def summarise(manifest: pd.DataFrame, out: Path) -> int:
+    """Print what became of the images."""
+    counts = manifest["status"].value_counts()
+    print(f"{len(manifest)} images: " + ", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused")))
+    reasons = manifest["reason"].dropna().str.split(";").explode().value_counts()
+    for reason, count in reasons.items():
+        print(f"  {count:6d} {reason}")
+    print(f"manifest: {out / 'manifest.csv'}")
+    return 0 if (manifest["status"] != "refused").any() else 1
+
+
+if __name__ == "__main__":
+    from vitmodel.cli import main
+
+    sys.exit(main(["etl", *sys.argv[1:]]))

@@ -1,0 +1,52 @@
+"""Stage: print what a model package or a manifest holds. Changes nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: put the checkout, not this folder, on the path
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+
+from vitmodel.config import InfoConfig
+from vitmodel.utils import UsageError
+
+
+def info(config: InfoConfig) -> None:
+    """Print a summary of TARGET. Raises UsageError where it is neither a package nor a manifest."""
+    if (config.target / "config.json").is_file():
+        print(describe_package(config.target))
+    elif config.target.is_file():
+        print(describe_manifest(config.target))
+    else:
+        raise UsageError(f"{config.target} is neither a model package (a folder with config.json) nor a manifest")
+
+
+def describe_package(folder: Path) -> str:
+    """Architecture, preprocessing, decision, data and versions, then the model card."""
+    from vitmodel.model.weights import load_package
+
+    model, package = load_package(folder)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    shown = {key: package[key] for key in ("label", "preprocessing", "calibration", "decision", "versions")}
+    shown["data"] = package["data"]["splits"]
+    return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{(folder / 'MODEL_CARD.md').read_text()}"
+
+
+def describe_manifest(path: Path) -> str:
+    """Counts of images, patients, breasts, labels, verdicts, views, sites, machines and splits."""
+    from vitmodel.data.manifest import breast_ids, read_manifest
+
+    table = read_manifest(path)
+    lines = [f"{path}: {len(table)} images, {breast_ids(table).nunique()} breasts, {table.patient_id.nunique()} patients"]
+    for column in ("dataset", "status", "reason", "cancer", "laterality", "view", "site_id", "machine_id", "split", "preprocessing"):
+        values = table[column].fillna("unknown").replace("", "unknown")
+        if (values != "unknown").any():
+            counts = ", ".join(f"{value}: {count}" for value, count in values.value_counts().items())
+            lines.append(f"  {column:<14} {counts}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from vitmodel.cli import main
+
+    sys.exit(main(["info", *sys.argv[1:]]))

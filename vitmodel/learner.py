@@ -1,0 +1,115 @@
+"""The LightningModule that joins model, loss and metrics. Knows no file, no table and no split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from scipy.special import expit
+from torch import Tensor
+
+from vitmodel.config import TrainConfig
+from vitmodel.data.dataset import Example
+from vitmodel.measure.metrics import Ranking, Sample
+from vitmodel.model.vit import ViT
+from vitmodel.utils import atomic_path, seed_from
+
+WATCHED = {"accuracy": "accuracy", "macro_f1": "macro_f1", "recall": "sensitivity", "precision": "precision", "auroc": "auroc", "pf1": "pf1"}
+
+
+class Learner(L.LightningModule):
+    """Binary cross entropy on one logit per image; metrics over whole epochs at the threshold 0.5."""
+
+    def __init__(self, model: ViT, config: TrainConfig, history: dict[str, list[tuple[int, float]]]) -> None:
+        """`history` receives every logged figure as (epoch, value); it survives a resumption with the checkpoint."""
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.history = history
+        self.seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"train": [], "val": []}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch: B 1 H W -> B."""
+        return self.model(images).squeeze(-1)
+
+    def training_step(self, batch: Example, _: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Example, _: int) -> None:
+        self._step(batch, "val")
+
+    def _step(self, batch: Example, stage: str) -> Tensor:
+        logits = self(batch.image).float()  # B
+        losses = F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
+        self.seen[stage].append((logits.detach(), batch.label, losses.detach()))
+        return losses.mean()
+
+    def on_train_epoch_start(self) -> None:
+        # An epoch's randomness depends on its number alone, so that a resumed run repeats what was interrupted.
+        torch.manual_seed(seed_from("epoch", self.config.seed, self.current_epoch))
+        for seen in self.seen.values():
+            seen.clear()
+
+    def on_train_epoch_end(self) -> None:
+        self._report("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def _report(self, stage: str) -> None:
+        """Log an epoch's figures under the same names everywhere: <stage>/<figure>."""
+        logits, labels, losses = (torch.cat(column).cpu().numpy() for column in zip(*self.seen[stage], strict=True))
+        self.seen[stage].clear()
+        ranking = Ranking(Sample(labels, expit(logits), np.arange(len(labels))), threshold=0.5)
+        weights = np.ones(len(labels))
+        values, counts = ranking.values(weights), ranking.confusion(ranking.curve(weights))
+        figures = {"loss": float(losses.mean())} | {name: values[metric] for name, metric in WATCHED.items()} | asdict(counts)
+        figures = {f"{stage}/{name}": float(value) for name, value in figures.items()}
+        if stage == "train":
+            figures["learning_rate"] = self.optimizers().param_groups[0]["lr"]
+        self.log_dict(figures)
+        for name, value in figures.items():
+            self.history.setdefault(name, []).append((self.current_epoch, value))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        self.history.clear()
+        self.history.update({name: [tuple(point) for point in points] for name, points in checkpoint["history"].items()})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, decay on matrices only; the rate rises over the first steps, then falls as a cosine to 1 %."""
+        config = self.config
+        steps = int(self.trainer.estimated_stepping_batches)
+        rising = max(1, round(config.warmup * steps))
+
+        def rate(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            done = (step - rising) / max(1, steps - rising)
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        decays = {True: [], False: []}
+        for name, parameter in self.named_parameters():
+            decays[name.endswith(".weight") and parameter.ndim > 1].append(parameter)
+        groups = [{"params": decays[True], "weight_decay": config.weight_decay}, {"params": decays[False], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace the previous one only when they are whole, and that never unpickle code when read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)

@@ -1,0 +1,200 @@
+"""The report's figures, each as one SVG text: samples and metrics in, pictures out. Knows no report.
+
+Colours are those of Okabe and Ito, which colour-blind readers tell apart; classes differ in line style too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vitmodel.measure.bootstrap import percentile_limits, resample
+from vitmodel.measure.metrics import Curve, Metrics, Ranking, Sample
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+STYLE: dict[str, Any] = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.linewidth": 0.7,
+    "axes.labelcolor": "#222222",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelcolor": "#222222",
+    "ytick.labelcolor": "#222222",
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.5,
+    "svg.fonttype": "path",  # the same glyphs on every machine
+    "svg.hashsalt": "vitmodel",  # the same figure gives the same bytes
+}
+BAND_REPLICATES = 500
+P = ParamSpec("P")
+
+
+def _figure(width: float = 3.5, height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, str]]:
+    """Turns a function that draws on axes into one that gives an SVG of this size in inches (3.5 is a journal's column)."""
+
+    def decorate(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
+        @wraps(draw)
+        def render(*args: P.args, **kwargs: P.kwargs) -> str:
+            with rc_context(STYLE):
+                figure = Figure(figsize=(width, height), layout="constrained")
+                axes = figure.add_subplot()
+                draw(axes, *args, **kwargs)
+                if axes.get_legend_handles_labels()[0]:  # below the axes, where it hides no data
+                    figure.legend(loc="outside lower center", ncols=2, handlelength=1.8, columnspacing=1.4)
+                file = io.StringIO()
+                figure.savefig(file, format="svg", metadata={"Date": None})
+            return file.getvalue()
+
+        return render  # type: ignore[return-value]
+
+    return decorate
+
+
+@_figure()
+def roc(axes: Axes, sample: Sample, metrics: Metrics) -> None:
+    """The ROC curve with its pointwise 95 % band over patients, and the operating point with its intervals."""
+    grid = np.linspace(0, 1, 201)
+    _band(axes, sample, grid, lambda curve: np.interp(grid, curve.fpr, curve.tpr))
+    curve = _curve(sample)
+    axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Chance")
+    axes.plot(curve.fpr, curve.tpr, color=BLUE, label=f"AUROC {metrics.intervals['auroc']}")
+    _operating_point(axes, metrics, x="specificity", y="sensitivity", complement=True)
+    _unit_square(axes, "1 − specificity (false-positive fraction)", "Sensitivity")
+
+
+@_figure()
+def precision_recall(axes: Axes, sample: Sample, metrics: Metrics) -> None:
+    """Precision against recall in steps, as average precision counts it, with band, prevalence and operating point."""
+    grid = np.linspace(0.005, 1, 200)
+
+    def at_grid(curve: Curve) -> np.ndarray:
+        return curve.precision[np.searchsorted(curve.tpr, grid - 1e-9)]
+
+    _band(axes, sample, grid, at_grid)
+    curve, prevalence = _curve(sample), metrics.positives / metrics.units
+    gains = 1 + np.flatnonzero(np.diff(curve.tp))
+    recall, precision = np.append(0, curve.tpr[gains]), curve.precision[np.append(gains[0], gains)]
+    axes.axhline(prevalence, color=GREY, lw=0.8, ls=(0, (4, 3)), label=f"Prevalence {prevalence:.3f}")
+    axes.step(recall, precision, where="pre", color=BLUE, label=f"AUPRC {metrics.intervals['auprc']}")
+    _operating_point(axes, metrics, x="sensitivity", y="precision")
+    _unit_square(axes, "Recall (sensitivity)", "Precision (PPV)")
+
+
+@_figure()
+def reliability(axes: Axes, sample: Sample, metrics: Metrics) -> None:
+    """The fraction of positives in up to ten bins of equally many scores, with Wilson's 95 % intervals.
+
+    Both axes end where the bins do: at screening prevalence that is far below 1.
+    """
+    order = np.argsort(sample.scores, kind="stable")
+    bins = np.array_split(order, min(10, len(order)))
+    score = np.array([sample.scores[rows].mean() for rows in bins])
+    observed = np.array([sample.labels[rows].mean() for rows in bins])
+    low, high = np.array([_wilson(sample.labels[rows]) for rows in bins]).T
+    slope, intercept = (metrics.intervals[name].value for name in ("calibration_slope", "calibration_intercept"))
+    end = min(1.0, 1.08 * max(score.max(), high.max()))
+    axes.plot([0, end], [0, end], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Perfect calibration")
+    axes.errorbar(
+        score, observed, yerr=[observed - low, high - observed], fmt="o-", ms=3.5, color=BLUE, elinewidth=0.8, lw=1,
+        label=f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−"),
+    )  # fmt: skip
+    axes.set(xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel="Observed fraction with cancer", aspect="equal")
+
+
+@_figure(height=2.9)
+def histogram(axes: Axes, sample: Sample, metrics: Metrics) -> None:
+    """The scores of each class, as fractions of that class, and the threshold."""
+    edges = np.linspace(0, max(sample.scores.max(), metrics.threshold, 1e-3), 31)
+    for label, name, colour, style in ((0, "No cancer", BLUE, "-"), (1, "Cancer", ORANGE, (0, (3, 1)))):
+        scores = sample.scores[sample.labels == label]
+        if len(scores):
+            weights = np.full(len(scores), 1 / len(scores))
+            common = {"bins": edges, "weights": weights, "histtype": "stepfilled"}
+            axes.hist(scores, **common, color=colour, alpha=0.2)
+            axes.hist(scores, **{**common, "histtype": "step"}, color=colour, ls=style, lw=1.3, label=f"{name} (n = {len(scores):,})")
+    axes.axvline(metrics.threshold, color="#222222", lw=0.9, ls=":", label=f"Threshold {metrics.threshold:.3f}")
+    axes.set(xlim=(0, 1.02 * edges[-1]), xlabel="Score", ylabel="Fraction of the class")
+
+
+@_figure(height=2.9)
+def confusion(axes: Axes, metrics: Metrics) -> None:
+    """Counts of decisions, shaded and with percentages by the true class."""
+    counts = metrics.confusion
+    table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
+    fraction = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    for (row, column), count in np.ndenumerate(table):
+        colour = "white" if fraction[row, column] > 0.7 else "#222222"
+        axes.text(column, row, f"{count:,}", ha="center", va="bottom", fontsize=13, color=colour)
+        axes.text(column, row, f"\n{100 * fraction[row, column]:.1f} % of row", ha="center", va="center", fontsize=7.5, color=colour)
+    axes.set(xlabel=f"Called at threshold {metrics.threshold:.3f}", ylabel="Truth")
+    axes.set_xticks([0, 1], ["No cancer", "Cancer"])
+    axes.set_yticks([0, 1], ["No cancer", "Cancer"], rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+@_figure(height=2.6)
+def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """One metric over the epochs of training, a line for each split."""
+    looks = [(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")]
+    for (split, points), (colour, style, marker) in zip(splits.items(), looks, strict=False):
+        epochs, values = zip(*points, strict=True) if points else ((), ())
+        axes.plot(epochs, values, color=colour, ls=style, marker=marker, ms=2.5, lw=1.2, label=split)
+    axes.set(xlabel="Epoch", ylabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _curve(sample: Sample) -> Curve:
+    return Ranking(sample, threshold=1.0).curve(np.ones(len(sample.scores)))
+
+
+def _band(axes: Axes, sample: Sample, grid: np.ndarray, at_grid: Callable[[Curve], np.ndarray]) -> None:
+    """The pointwise 95 % band of a curve read off at `grid`, over patients drawn with replacement."""
+    ranking = Ranking(sample, threshold=1.0)
+
+    def read(weights: np.ndarray) -> np.ndarray:
+        curve = ranking.curve(weights)
+        return at_grid(curve) if curve.positives and curve.negatives else np.full(len(grid), np.nan)
+
+    low, high = percentile_limits(resample(read, ranking.patients, BAND_REPLICATES, seed=0))
+    axes.fill_between(grid, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
+
+
+def _operating_point(axes: Axes, metrics: Metrics, x: str, y: str, complement: bool = False) -> None:
+    across, up = metrics.intervals[x], metrics.intervals[y]
+    if np.isnan(across.value) or np.isnan(up.value):
+        return
+    left, at, right = (1 - across.high, 1 - across.value, 1 - across.low) if complement else (across.low, across.value, across.high)
+    axes.errorbar(
+        at, up.value, xerr=[[max(at - left, 0)], [max(right - at, 0)]], yerr=[[max(up.value - up.low, 0)], [max(up.high - up.value, 0)]],
+        fmt="o", ms=4.5, color=ORANGE, elinewidth=1, label=f"Threshold {metrics.threshold:.3f}", zorder=5,
+    )  # fmt: skip
+
+
+def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=xlabel, ylabel=ylabel, aspect="equal")
+
+
+def _wilson(labels: np.ndarray) -> tuple[float, float]:
+    """Wilson's 95 % interval of a fraction. Source: Wilson, JASA 22 (1927) 209-212."""
+    n, z = len(labels), 1.96
+    fraction = labels.mean()
+    middle = (fraction + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(fraction * (1 - fraction) / n + z**2 / (4 * n**2))
+    return min(middle - half, fraction), max(middle + half, fraction)

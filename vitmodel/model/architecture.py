@@ -1,0 +1,107 @@
+"""What a Vision Transformer is made of: its config, four presets and how patches fill an image. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from vitmodel.config import Size, require
+from vitmodel.utils import UsageError
+
+IMAGENET_SIZE = Size(224, 224)
+
+
+def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Rows and columns of patches in an image of `size` (height, width). Raises UsageError where the patches do not fill it exactly."""
+    height, width = size
+    if min(height, width) < patch:
+        raise UsageError(f"image_size: {height}x{width} is smaller than a patch of {patch}x{patch} pixels; take larger images")
+    if height % patch or width % patch:
+        fitting = f"{round(height / patch) * patch}x{round(width / patch) * patch}"
+        raise UsageError(f"image_size: {height}x{width} is no multiple of the patch, {patch} pixels; resize or pad to, say, {fitting}")
+    return height // patch, width // patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The architecture: all that is needed to build a `ViT`. Raises UsageError naming the field of an impossible value."""
+
+    image_size: Size = IMAGENET_SIZE
+    """Height x width for which the positions are learned; other sizes resize them."""
+    patch: int = 16
+    """Side of a patch in pixels."""
+    channels: int = 1
+    """Input channels."""
+    dim: int = 384
+    """Width of a token."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 6
+    """Attention heads per block."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over `dim`."""
+    classes: int = 1
+    """Number of logits."""
+    pool: Literal["cls", "mean", "attention"] = "mean"
+    """Tokens to features: the class token, the mean of the patches (Beyer et al. 2022, arXiv 2205.01580: better when data are few), or one
+    learned query that attends to the patches (Zhai et al. 2022, arXiv 2106.04560)."""
+    stem: Literal["linear", "conv"] = "linear"
+    """Patches to tokens: one matrix, or early convolutions (Xiao et al. 2021, arXiv 2106.14881)."""
+    layer_scale: float | None = None
+    """Initial scale of each residual branch (Touvron et al. 2021, arXiv 2103.17239); None = no such parameter."""
+    registers: int = 0
+    """Extra tokens that hold what belongs to no patch (Darcet et al. 2024, arXiv 2309.16588)."""
+    drop_path: float = 0.0
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): chance to skip the last block's branches, growing from 0 at the first."""
+    eps: float = 1e-6
+    """Added to the variance in layer norms."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "channels", "dim", "depth", "heads", "classes"):
+            require(getattr(self, name) >= 1, name, "must be at least 1")
+        require(self.dim % self.heads == 0, "heads", f"{self.heads} does not divide dim {self.dim}")
+        require(self.mlp_ratio > 0, "mlp_ratio", "must be positive")
+        require(self.pool in ("cls", "mean", "attention"), "pool", f"is cls, mean or attention, not {self.pool!r}")
+        require(self.stem in ("linear", "conv"), "stem", f"is linear or conv, not {self.stem!r}")
+        powers_of_two = self.patch > 1 and self.patch.bit_count() == 1 and 2 * self.dim % self.patch == 0
+        require(self.stem == "linear" or powers_of_two, "stem", "conv needs a patch that is a power of two and divides twice the dim")
+        require(self.registers >= 0, "registers", "must not be negative")
+        require(0 <= self.drop_path < 1, "drop_path", "must lie in [0, 1)")
+        grid_of(self.image_size, self.patch)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at `image_size`."""
+        return grid_of(self.image_size, self.patch)
+
+    @property
+    def hidden(self) -> int:
+        """Width between the two layers of an MLP."""
+        return int(self.dim * self.mlp_ratio)
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before the patches: the class token and the registers."""
+        return 1 + self.registers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the way back."""
+        return asdict(self) | {"image_size": str(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ViTConfig:
+        """A config from `to_dict`'s values. Raises UsageError for an unknown, missing or impossible one."""
+        if wrong := {field.name for field in fields(cls)} ^ set(values):
+            raise UsageError(f"architecture: keys that are unknown or missing: {', '.join(sorted(wrong))}")
+        try:
+            return cls(**values | {"image_size": Size.parse(values["image_size"])})
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"architecture: {error}") from error
+
+
+PRESETS = {
+    "vit_tiny": ViTConfig(dim=192, depth=12, heads=3),
+    "vit_small": ViTConfig(dim=384, depth=12, heads=6),
+    "vit_base": ViTConfig(dim=768, depth=12, heads=12),
+    "vit_large": ViTConfig(dim=1024, depth=24, heads=16),
+}

@@ -1,0 +1,139 @@
+"""Files of weights, whoever wrote them, as flat tensors under timm's names. Knows nothing of the model that they shall fit."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vitmodel.utils import UsageError, VitmodelError
+
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# Where checkpoints keep the weights among optimizers and counters; a teacher is what DINO publishes.
+WRAPPERS = ("state_dict", "model", "teacher")
+
+# What stands before these names (`model.`, `vit.`, `backbone.`, ...) wraps the ViT; tensors without it belong to something else.
+ANCHOR = re.compile(r"(.*?)(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)\.weight")
+
+# Hugging Face (both key styles), DINOv2 and DeiT-3 -> timm; applied in turn.
+RENAMES = [
+    (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^register_tokens$", "reg_token"),
+    (r"^(?:encoder\.layer|encoder\.layers|layers)\.(\d+)\.", r"blocks.\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.", r".attn.\1."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.gamma_([12])$", r".ls\1.gamma"),
+    (r"^layernorm\.", "norm."),
+]
+
+# Google's vision_transformer and big_vision -> timm; the numbers after module names differ between the two.
+GOOGLE_RENAMES = [
+    (r"^(?:opt/target|params)/", ""),
+    (r"^Transformer/", ""),
+    (r"^cls$", "cls_token"),
+    (r"^(?:posembed_input/)?pos_embedding$", "pos_embed"),
+    (r"^embedding/", "patch_embed/proj/"),
+    (r"^encoder_norm/", "norm/"),
+    (r"^encoderblock_(\d+)/", r"blocks/\1/"),
+    (r"/LayerNorm_0/", "/norm1/"),
+    (r"/LayerNorm_[12]/", "/norm2/"),
+    (r"/MlpBlock_\d/Dense_0/", "/mlp/fc1/"),
+    (r"/MlpBlock_\d/Dense_1/", "/mlp/fc2/"),
+    (r"/MultiHeadDotProductAttention_\d/(q|k|v)(?:uery|ey|alue)/", r"/attn/\1/"),
+    (r"/MultiHeadDotProductAttention_\d/out/", "/attn/proj/"),
+    (r"/(?:scale|kernel)$", "/weight"),
+    (r"/", "."),
+]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file under the names that it gives them. Never runs code that a file holds.
+
+    Raises UsageError for a file that is absent or of no known kind, VitmodelError for one that is broken or that only a code-running
+    loader could read.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        if path.suffix in PICKLED:
+            return _unwrap(torch.load(path, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise VitmodelError(f"{path}: refused, for it holds Python objects besides tensors, and loading them could run code; "
+                            f"save its state_dict alone, best as .safetensors") from error  # fmt: skip
+    except (SafetensorError, RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
+        raise VitmodelError(f"{path}: broken or no file of weights ({str(error).splitlines()[0]}); fetch or write it again") from error
+    raise UsageError(f"{path}: weights come as .safetensors, .npz or {', '.join(PICKLED)}")
+
+
+def _unwrap(payload: Any) -> dict[str, Tensor]:
+    """The innermost dictionary of tensors of a pickled checkpoint. Raises TypeError where there is none."""
+    if not isinstance(payload, dict):
+        raise TypeError(f"a {type(payload).__name__} instead of a dictionary of tensors")
+    for wrapper in WRAPPERS:
+        if isinstance(payload.get(wrapper), dict):
+            return _unwrap(payload[wrapper])
+    return {str(name): tensor for name, tensor in payload.items() if isinstance(tensor, Tensor)}
+
+
+def to_timm(raw: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """`raw` under timm's names, and the names of tensors that lie outside the ViT. A file that holds no ViT keeps its names."""
+    if any("MultiHeadDotProductAttention" in name for name in raw):
+        return _merge_qkv({_rename(name, GOOGLE_RENAMES): _from_google(name, tensor) for name, tensor in raw.items()}), []
+    prefix = next((match[1] for name in raw if (match := ANCHOR.fullmatch(name))), "")
+    tensors, outside = {}, []
+    for name, tensor in raw.items():
+        if name.startswith("classifier."):  # Hugging Face's head stands beside the ViT
+            tensors[name.replace("classifier.", "head.")] = tensor
+        elif name.startswith(prefix):
+            tensors[_rename(name.removeprefix(prefix), RENAMES)] = tensor
+        else:
+            outside.append(name)
+    return _merge_qkv(tensors), outside
+
+
+def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _from_google(name: str, tensor: Tensor) -> Tensor:
+    """A Flax array as PyTorch lays it out: outputs first, heads side by side."""
+    if name.endswith("embedding/kernel"):
+        return tensor.permute(3, 2, 0, 1)  # P P C D -> D C P P
+    if re.search(r"/(query|key|value)/", name):
+        tensor = tensor.flatten(-2)  # heads and their width -> D
+    elif name.endswith("/out/kernel"):
+        tensor = tensor.flatten(0, 1)
+    return tensor.T if name.endswith("/kernel") else tensor
+
+
+def _merge_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values that are stored apart as the one `qkv` of timm."""
+    merged = dict(tensors)
+    for name in tensors:
+        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+        if ".attn.q." in name and all(part in tensors for part in parts):
+            merged[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([merged.pop(part) for part in parts])
+    return merged

@@ -1,0 +1,98 @@
+"""Model packages: a folder with all that is needed to use a trained model, written whole or not at all, read without running code.
+
+model.safetensors holds the tensors; config.json the format's version, the architecture and what the caller adds (preprocessing, label,
+threshold, calibration, data fingerprint, versions); MODEL_CARD.md is for people. Knows nothing of what the caller's values mean.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vitmodel.model.architecture import ViTConfig
+from vitmodel.model.vit import ViT
+from vitmodel.utils import UsageError, VitmodelError, to_json
+
+FORMAT_VERSION = 1
+TENSORS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
+
+
+def save_package(folder: Path | str, model: ViT, config: dict[str, Any], card: str) -> None:
+    """Write a package of `model` with the caller's `config` and model card, in place of the one in `folder` if there is one.
+
+    Raises UsageError where `folder` holds anything but a package, VitmodelError where it cannot be written; what was there then stays.
+    """
+    folder = Path(folder).absolute()
+    if reserved := {"format_version", "architecture"} & config.keys():
+        raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself")
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(FILES)):
+        raise UsageError(f"{folder}: exists and is no model package; name another folder")
+    document = {"format_version": FORMAT_VERSION, "architecture": model.config.to_dict(), **config}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as scratch:
+            fresh = Path(scratch) / "package"
+            fresh.mkdir()
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, fresh / TENSORS)
+            (fresh / CONFIG).write_text(to_json(document))
+            (fresh / CARD).write_text(card)
+            _replace(fresh, folder)
+    except (OSError, SafetensorError) as error:
+        raise VitmodelError(f"cannot write {folder}: {error}") from error
+
+
+def _previous(folder: Path) -> Path:
+    """Where a package waits while another takes its place."""
+    return folder.with_name(f".{folder.name}-previous")
+
+
+def _replace(fresh: Path, folder: Path) -> None:
+    """Move `fresh` to `folder`. A folder cannot be replaced in one step, so the old one steps aside, where `load_package` also looks."""
+    previous = _previous(folder)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if previous.exists():
+            previous.rename(folder)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def load_package(folder: Path | str) -> tuple[ViT, dict[str, Any]]:
+    """The model of a package, in evaluation mode, and the config that its writer added.
+
+    Raises UsageError where `folder` is no package, VitmodelError naming the file where it is broken or of another version.
+    """
+    folder = Path(folder).absolute()
+    if not folder.exists() and _previous(folder).exists():  # its replacement was killed between two renames
+        folder = _previous(folder)
+    for name in (TENSORS, CONFIG):
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder}: no model package, for {name} is missing; name the folder that training wrote")
+    try:
+        document = json.loads((folder / CONFIG).read_text())
+        version, architecture = document.pop("format_version"), document.pop("architecture")
+    except (ValueError, AttributeError, KeyError) as error:
+        raise VitmodelError(f"{folder / CONFIG}: broken ({error!r}); copy the package again or train anew") from error
+    if version != FORMAT_VERSION:
+        raise VitmodelError(f"{folder / CONFIG}: format_version {version}, we read {FORMAT_VERSION}; use the vitmodel that wrote it")
+    try:
+        config = ViTConfig.from_dict(architecture)
+        with torch.device("meta"):
+            model = ViT(config)
+        model.load_state_dict(load_file(folder / TENSORS), assign=True)
+    except UsageError as error:
+        raise VitmodelError(f"{folder / CONFIG}: {error}; use the vitmodel that wrote it") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise VitmodelError(f"{folder / TENSORS}: broken or not of this {CONFIG} ({error}); copy the package again") from error
+    return model.eval(), document

@@ -1,0 +1,252 @@
+"""The Vision Transformer, whole: images to tokens to features to logits. Knows no data, loss, file format or mammogram.
+
+Dosovitskiy et al. 2021 (arXiv 2010.11929) with pre-norm blocks and timm's parameter names. Two parameters differ in shape from timm's, so
+that weights fit images and packs of any shape; `weights.py` converts both without changing the function:
+
+- `pos_embed` is 1 h w D, the grid that it is. The class token has no position of its own: their sum is one vector, held in `cls_token`.
+- `patch_embed.proj` has one input channel.
+
+Shapes:  B images   C channels   H W height and width in pixels   P patch side   h w grid of patches, h = H / P
+         N = h w patches   R prefix tokens: one class token and the registers   T = R + N tokens   D width   A heads   K classes
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitmodel.model.architecture import ViTConfig, grid_of
+from vitmodel.utils import UsageError
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cut images into patches, row by row, each flattened as a convolution's kernel is: B C H W -> B N C·P·P."""
+    h, w = grid_of((images.shape[-2], images.shape[-1]), patch)
+    return images.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions for another grid by antialiased bicubic interpolation: 1 h w D -> 1 h' w' D."""
+    if positions.shape[1:3] == grid:
+        return positions
+    resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=grid, mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1).to(positions.dtype)
+
+
+class Layout:
+    """How images share a tensor of tokens: here one image per row, B T D. A pack of many images in one row overrides both methods."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention of each token to the tokens of its own image: 3 x (B A T D/A) -> B A T D/A."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def draw(self, x: Tensor) -> Tensor:
+        """One uniform random number in [0, 1) per image, in a shape that broadcasts over its tokens: B T D -> B 1 1."""
+        return torch.rand(len(x), 1, 1, device=x.device)
+
+
+ROWS = Layout()
+
+
+class LinearStem(nn.Module):
+    """Patches to tokens by one matrix; `proj` holds it as the convolution that timm stores."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.patch = config.patch
+        self.proj = nn.Conv2d(config.channels, config.dim, config.patch, config.patch)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """B N C·P·P -> B N D, each patch for itself: those that nobody needs can be left out before."""
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.project(patchify(images, self.patch))  # B N D
+
+
+class ConvStem(nn.Module):
+    """Images to tokens by 3x3 convolutions that halve the image until a pixel is a patch, then a 1x1 one.
+
+    Norms run over the channels of each pixel, not over the batch or the image as the paper's batch norm does: a token then depends on
+    its neighbourhood alone, not on what it is batched or packed with nor on how much air surrounds the breast.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        halvings = config.patch.bit_length() - 1
+        widths = [config.channels] + [config.dim // 2**i for i in reversed(range(halvings))]
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1, bias=False) for pair in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, config.eps) for width in widths[1:])
+        self.proj = nn.Conv2d(config.dim, config.dim, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images  # B C H W
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.relu(norm(conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))  # B D/2^i H/2^j W/2^j
+        return self.proj(x).flatten(2).transpose(1, 2)  # B N D
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of every head: B T D -> 3 x (B A T D/A)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each token attends to each other, written out for inspection: B T D -> B A T T, rows sum to 1."""
+        q, k, _ = self.split(x)
+        return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        return self.proj(layout.attend(*self.split(x)).transpose(1, 2).flatten(2))  # B T D
+
+
+class Mlp(nn.Module):
+    """Two layers with a GELU between, each token for itself."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.dim, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # B T D
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention, then MLP: each normalised before, scaled and in training now and then skipped after, and added to the stream."""
+
+    def __init__(self, config: ViTConfig, drop: float) -> None:
+        super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
+
+        self.drop = drop
+        self.norm1 = nn.LayerNorm(config.dim, config.eps)
+        self.attn = Attention(config)
+        self.ls1 = scale()
+        self.norm2 = nn.LayerNorm(config.dim, config.eps)
+        self.mlp = Mlp(config)
+        self.ls2 = scale()
+
+    def skip(self, branch: Tensor, layout: Layout) -> Tensor:
+        """Stochastic depth per image, scaled so that the expectation stays."""
+        if not self.training or self.drop == 0:
+            return branch
+        return branch * ((layout.draw(branch) >= self.drop) / (1 - self.drop)).to(branch.dtype)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        x = x + self.skip(self.ls1(self.attn(self.norm1(x), layout)), layout)  # B T D
+        return x + self.skip(self.ls2(self.mlp(self.norm2(x))), layout)  # B T D
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to the patches, then an MLP: timm's `AttentionPoolLatent`."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.latent = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.q = nn.Linear(config.dim, config.dim)
+        self.kv = nn.Linear(config.dim, 2 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+        self.norm = nn.LayerNorm(config.dim, config.eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        q = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(patches), -1, -1, -1)  # B A 1 D/A
+        k, v = self.kv(patches).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B A N D/A
+        x = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # B 1 D
+        return (x + self.mlp(self.norm(x))).squeeze(1)  # B D
+
+
+class ViT(nn.Module):
+    """`forward` = `head(pool(encode(embed(images))))`; `encode` runs on tokens however they came to be."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint = False  # recompute each block in the backward pass: less memory, more time
+        self.patch_embed = LinearStem(config) if config.stem == "linear" else ConvStem(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.dim)) if config.registers else None
+        self.pos_embed = nn.Parameter(torch.empty(1, *config.grid, config.dim))
+        drops = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
+        # the mean is taken before the norm, the other pools after it; timm calls the former `fc_norm`
+        self.norm = nn.Identity() if config.pool == "mean" else nn.LayerNorm(config.dim, config.eps)
+        self.attn_pool = AttentionPool(config) if config.pool == "attention" else None
+        self.fc_norm = nn.LayerNorm(config.dim, config.eps) if config.pool == "mean" else nn.Identity()
+        self.head = nn.Linear(config.dim, config.classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normals of deviation 0.02 for matrices and tokens, 0 for biases; convolutions keep PyTorch's init."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for token in (self.cls_token, self.reg_token, self.pos_embed, getattr(self.attn_pool, "latent", None)):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings of a grid of patches, row by row: 1 N D."""
+        return resize_positions(self.pos_embed, grid).flatten(1, 2)
+
+    def prefix(self) -> Tensor:
+        """The tokens that go before an image's patches: 1 R D."""
+        return self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], dim=1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images to tokens with positions: B C H W -> B T D. Raises UsageError for a wrong shape."""
+        if images.ndim != 4 or images.shape[1] != self.config.channels:
+            raise UsageError(f"images must have shape B x {self.config.channels} x H x W, not {'x'.join(map(str, images.shape))}")
+        grid = grid_of((images.shape[-2], images.shape[-1]), self.config.patch)
+        patches = self.patch_embed(images) + self.positions(grid)  # B N D
+        return torch.cat([self.prefix().expand(len(patches), -1, -1), patches], dim=1)  # B T D
+
+    def encode(self, tokens: Tensor, layout: Layout = ROWS) -> Tensor:
+        """The blocks and the norm after them: B T D -> B T D."""
+        for block in self.blocks:
+            if self.checkpoint and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, layout, use_reentrant=False)
+            else:
+                tokens = block(tokens, layout)
+        return self.norm(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Encoded tokens to one feature vector per image: B T D -> B D."""
+        if self.config.pool == "cls":
+            return tokens[:, 0]
+        patches = tokens[:, self.config.prefix :]
+        return self.fc_norm(patches.mean(dim=1)) if self.attn_pool is None else self.attn_pool(patches)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to logits: B C H W -> B K."""
+        return self.head(self.pool(self.encode(self.embed(images))))

@@ -1,0 +1,274 @@
+"""Published weights into our ViT: positions resized, colour and input normalisation folded, old heads dropped, all of it reported.
+
+Knows nothing of training; `formats.py` reads the files, `package.py` keeps whole models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitmodel.model.architecture import PRESETS, ViTConfig
+from vitmodel.model.formats import FOLDER_FILES, read_tensors, to_timm
+from vitmodel.model.vit import ViT, resize_positions
+from vitmodel.utils import UsageError
+
+Tensors = dict[str, Tensor]
+ACTIONS = ("loaded", "resized", "folded", "dropped", "fresh")
+
+
+class Normalisation(NamedTuple):
+    """What weights expect of their input in [0, 1]: (x - mean) / std for red, green and blue."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file's tensors under timm's names, before they are fitted to a model."""
+
+    source: Path
+    tensors: Tensors
+    outside: list[str]
+    """Names of tensors in the file that are no part of the ViT."""
+    normalisation: Normalisation
+    why: str
+    """Where the normalisation comes from."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether we wrote them: positions kept as the grid that they are, and an input of [0, 1]."""
+        return "pos_embed" in self.tensors and self.tensors["pos_embed"].ndim == 4
+
+
+class Fate(NamedTuple):
+    """What became of one tensor."""
+
+    action: str
+    """One of `ACTIONS`."""
+    tensor: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `fit_weights` did; as text, a table."""
+
+    source: Path
+    fates: tuple[Fate, ...]
+
+    def names(self, action: str) -> list[str]:
+        """The tensors that `action` befell."""
+        return [fate.tensor for fate in self.fates if fate.action == action]
+
+    def __str__(self) -> str:
+        groups = Counter(fate._replace(tensor=re.sub(r"^blocks\.\d+\..*", "blocks", fate.tensor)) for fate in self.fates)
+        rows = [(fate.action, fate.tensor + (f" ({count} tensors)" if count > 1 else ""), fate.note) for fate, count in groups.items()]
+        width = max(len(tensor) for _, tensor, _ in rows)
+        lines = [f"  {action:8} {tensor:{width}}  {note}".rstrip() for action, tensor, note in rows]
+        return "\n".join([f"weights from {self.source}", *lines])
+
+
+def load_weights(path: Path | str, normalisation: Normalisation | None = None) -> Weights:
+    """Read weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or of ours: a file, or a folder as on a hub or of a package.
+
+    `normalisation` defaults to what the folder's config states, else to ImageNet's for DINO, DINOv2, MAE and DeiT (told by the file's name
+    or tensors) and to 0.5 for the rest. Raises UsageError or VitmodelError naming the file; never runs code that a file holds.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
+    tensors, outside = to_timm(read_tensors(path))
+    found = (normalisation, "as asked") if normalisation else _normalisation(path, tensors)
+    return Weights(path, tensors, outside, *found)
+
+
+def _normalisation(path: Path, tensors: Tensors) -> tuple[Normalisation, str]:
+    """The input normalisation that weights were trained with, and how that is known."""
+    for name, mean, std in (("preprocessor_config.json", "image_mean", "image_std"), ("config.json", "mean", "std")):
+        config = path.with_name(name)
+        if path.name in FOLDER_FILES and config.is_file():
+            values: dict[str, Any] = json.loads(config.read_text())
+            values = values.get("pretrained_cfg", values)
+            if mean in values and std in values:
+                return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
+    if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", path.name.lower()):
+        return IMAGENET, "assumed, as for DINO, MAE and DeiT"
+    return HALF, "assumed, as for Google's and augreg"
+
+
+class Outline(NamedTuple):
+    """The sizes that weights and model must share."""
+
+    dim: int
+    depth: int
+    hidden: int
+    patch: int
+    """Side of the patch in pixels; 1 with a convolutional stem, whose last kernel it is."""
+
+    @classmethod
+    def of_config(cls, config: ViTConfig) -> Outline:
+        """What a config asks for."""
+        return cls(config.dim, config.depth, config.hidden, config.patch if config.stem == "linear" else 1)
+
+    @classmethod
+    def of_tensors(cls, tensors: Tensors) -> Outline | None:
+        """What a file offers; None where it holds no ViT."""
+        depth = sum(name.startswith("blocks.") and name.endswith(".attn.qkv.weight") for name in tensors)
+        if depth == 0 or not {"patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"} <= set(tensors):
+            return None
+        hidden, dim = tensors["blocks.0.mlp.fc1.weight"].shape
+        return cls(dim, depth, hidden, tensors["patch_embed.proj.weight"].shape[-1])
+
+    def fits(self, model: Outline) -> bool:
+        """Whether blocks of these sizes go into the model; stems may differ, patch sizes not."""
+        return self[:3] == model[:3] and (self.patch == model.patch or 1 in (self.patch, model.patch))
+
+    def __str__(self) -> str:
+        name, preset = min(PRESETS.items(), key=lambda item: (abs(math.log(item[1].dim / self.dim)), abs(item[1].depth - self.depth)))
+        nearness = "" if (preset.dim, preset.depth) == (self.dim, self.depth) else "nearest preset "
+        return f"a ViT of dim {self.dim}, depth {self.depth}, MLP {self.hidden}, patch {self.patch} ({nearness}{name})"
+
+
+# Parts that change what a ViT computes and that ours does not have.
+FOREIGN = {
+    r"norm_pre\.|ln_pre\.|pre_layrnorm\.": "a norm before the blocks (norm_pre, CLIP-style)",
+    r"dist_token": "a distillation token (DeiT)",
+    r"\.[qk]_norm\.": "norms of queries and keys",
+    r"\.mlp\.(w12|fc1_g)\.": "gated MLPs (SwiGLU)",
+    r"relative_position": "relative positions (BEiT)",
+    r"rope": "rotary positions (DINOv3, EVA)",
+}
+DROPPABLE = re.compile(r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token)(\..*)?")
+MAY_BE_FRESH = re.compile(r"(head|attn_pool)\..*|reg_token|cls_token")
+
+
+def fit_weights(model: ViT, weights: Weights) -> Report:
+    """Copy `weights` into `model`, changed as its image size, channels, pooling and classes ask. Loads all of the body or nothing.
+
+    Raises UsageError naming the offending tensors and the nearest preset where the body does not fit.
+    """
+    own = model.state_dict()
+    _refuse_misfits(model, weights)
+    state = {name: tensor.float() for name, tensor in weights.tensors.items()}
+    fates = [Fate("dropped", name, "no part of the ViT") for name in weights.outside]
+    fates += _fit_positions(state, own, weights) + _fit_patches(state, own, weights) + _fit_ends(state, own)
+    for name in list(state):
+        if name not in own and DROPPABLE.fullmatch(name):
+            fates.append(Fate("dropped", f"{name} {tuple(state.pop(name).shape)}"))
+        elif name not in own:
+            raise UsageError(f"{weights.source}: {_shaped(name, state)} has no place in the model; {_advice(name, state)}")
+        elif state[name].shape != own[name].shape:
+            raise UsageError(f"{weights.source}: {_shaped(name, state)} does not fit {_shaped(name, own)} here; {_advice(name, state)}")
+    if missing := [name for name in own if name not in state and not MAY_BE_FRESH.fullmatch(name)]:
+        raise UsageError(f"{weights.source}: lacks {', '.join(_shaped(name, own) for name in missing[:3])}, which the model needs")
+    model.load_state_dict(state, strict=False)
+    told = {fate.tensor for fate in fates}
+    fates += [Fate("loaded" if name in state else "fresh", name) for name in own if name not in told]
+    return Report(weights.source, tuple(sorted(fates, key=lambda fate: ACTIONS.index(fate.action))))
+
+
+def _refuse_misfits(model: ViT, weights: Weights) -> None:
+    """Refuse what is no ViT, has parts that ours lacks, or has other sizes. Raises UsageError."""
+    source, tensors = weights.source, weights.tensors
+    for pattern, part in FOREIGN.items():
+        if found := next((name for name in tensors if re.search(pattern, name)), None):
+            raise UsageError(f"{source}: {_shaped(found, tensors)} belongs to {part}, which our ViT lacks; take other weights")
+    wanted, offered = Outline.of_config(model.config), Outline.of_tensors(tensors)
+    if offered is None:
+        first = ", ".join(_shaped(name, tensors) for name in list(tensors)[:3]) or "no tensor"
+        raise UsageError(f"{source}: holds no Vision Transformer (it begins with {first}); the model is {wanted}")
+    if not offered.fits(wanted):
+        shapes = ", ".join(_shaped(name, tensors) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"))
+        raise UsageError(f"{source}: {offered}, with {shapes}; the model is {wanted}: take the preset that matches the file")
+    # no file tells its number of heads, and a wrong one would fit and compute something else
+    heads = {preset.heads for preset in PRESETS.values() if preset.dim == model.config.dim} - {model.config.heads}
+    if not weights.ours and heads:
+        raise UsageError(f"{source}: published ViTs of dim {model.config.dim} have {heads.pop()} heads, not {model.config.heads}; set heads")
+
+
+def _fit_positions(state: Tensors, own: Tensors, weights: Weights) -> list[Fate]:
+    """Positions on the model's grid; those of the prefix tokens are added to the tokens themselves. Changes `state`."""
+    positions = state["pos_embed"]
+    if not weights.ours:
+        registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+        length = positions.shape[1]
+        likely = (0, 1, 1 + registers) if registers or "cls_token" not in state else (1, 0)  # with registers, few give them positions
+        prefix = next((count for count in likely if length > count and math.isqrt(length - count) ** 2 == length - count), None)
+        if prefix is None:
+            raise UsageError(f"{weights.source}: {_shaped('pos_embed', state)} is no square grid; take weights of a square image size")
+        if prefix:
+            state["cls_token"] = state["cls_token"] + positions[:, :1]
+        if prefix > 1:
+            state["reg_token"] = state["reg_token"] + positions[:, 1:prefix]
+        positions = positions[:, prefix:].unflatten(1, (math.isqrt(length - prefix), -1))
+    (h, w), (rows, columns) = positions.shape[1:3], own["pos_embed"].shape[1:3]
+    state["pos_embed"] = resize_positions(positions, (rows, columns))
+    return [Fate("resized", "pos_embed", f"{h}x{w} -> {rows}x{columns} patches")] if (h, w) != (rows, columns) else []
+
+
+def _fit_patches(state: Tensors, own: Tensors, weights: Weights) -> list[Fate]:
+    """The patch embedding for an input in [0, 1] of the model's channels, or none where the stems differ. Changes `state`.
+
+    A grey image g gives sum_c w_c * (g - mean_c) / std_c + bias = (sum_c w_c / std_c) * g + (bias - sum w_c mean_c / std_c).
+    """
+    weight = state["patch_embed.proj.weight"].double()  # D C P P
+    if weight.shape[2:] != own["patch_embed.proj.weight"].shape[2:]:
+        old = [name for name in state if name.startswith("patch_embed.")]
+        new = [name for name in own if name.startswith("patch_embed.")]
+        fates = [Fate("dropped", f"{name} {tuple(state.pop(name).shape)}", "another stem") for name in old]
+        state |= {name: own[name] for name in new}
+        return fates + [Fate("fresh", name, "another stem") for name in new]
+    if weights.ours or weight.shape[1] != 3:
+        return []
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in weights.normalisation)
+    weight = weight / std
+    state["patch_embed.proj.bias"] = (state["patch_embed.proj.bias"] - (weight * mean).sum(dim=(1, 2, 3))).float()
+    grey = own["patch_embed.proj.weight"].shape[1] == 1
+    state["patch_embed.proj.weight"] = (weight.sum(dim=1, keepdim=True) if grey else weight).float()
+    means, stds = ("/".join(f"{value:g}" for value in dict.fromkeys(values)) for values in weights.normalisation)
+    note = f"{'3 channels -> 1, ' if grey else ''}input normalisation by mean {means}, std {stds} ({weights.why})"
+    return [Fate("folded", f"patch_embed.proj.{part}", note) for part in ("weight", "bias")]
+
+
+def _fit_ends(state: Tensors, own: Tensors) -> list[Fate]:
+    """The last norm under the model's name for it, the head only where it means the same, and scales of 1 where the file has none."""
+    fates = []
+    wanted, other = ("fc_norm", "norm") if "fc_norm.weight" in own else ("norm", "fc_norm")
+    if f"{wanted}.weight" not in state and f"{other}.weight" in state:
+        state |= {f"{wanted}.{part}": state.pop(f"{other}.{part}") for part in ("weight", "bias")}
+        fates += [Fate("loaded", f"{wanted}.{part}", f"named {other} in the file") for part in ("weight", "bias")]
+    same_classes = "head.weight" in state and state["head.weight"].shape == own["head.weight"].shape
+    if not same_classes or any(name.startswith("pre_logits") for name in state):
+        fates += [Fate("dropped", f"{name} {tuple(state.pop(name).shape)}") for name in ("head.weight", "head.bias") if name in state]
+    for name in own:
+        if name.endswith(".gamma") and name not in state:
+            state[name] = torch.ones_like(own[name])
+            fates.append(Fate("fresh", name, "1, as the file has no LayerScale"))
+    return fates
+
+
+def _shaped(name: str, tensors: Tensors) -> str:
+    return f"{name} {tuple(tensors[name].shape)}"
+
+
+def _advice(name: str, state: Tensors) -> str:
+    """What to change so that tensor `name` of the file fits the model."""
+    if name == "reg_token":
+        return f"set registers to {state[name].shape[1]}"
+    if name.endswith(".gamma"):
+        return "set layer_scale to a number"
+    return "its architecture is another one"

@@ -1,0 +1,267 @@
+"""From a frame's bytes to its stored pixels, for every transfer syntax, at a resolution level. Knows no meaning of any pixel.
+
+The first decoder of a syntax is the fast one; those after it are the reference and the fallback. A golden table in the tests
+holds them all to the same pixels.
+
+Known disagreements:
+- Damage in the middle of a JPEG stream: libjpeg-turbo and gdcm fill what is missing with grey, without an error that Python can
+  see. A stream that is cut short has lost its end marker, which is checked here for every codec.
+- JPEG Extended with 12 bits: gdcm refuses it; libjpeg-turbo alone reads it here.
+- Sign: JPEG and RLE carry none, and JPEG 2000 encoders often write signed pixels as unsigned. The header's sign counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import imagecodecs
+import numpy as np
+import openjpeg as pylibjpeg_openjpeg
+import rle as pylibjpeg_rle
+from jpeg_ls import decode_buffer as pyjpegls_decode
+from pydicom import uid
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+
+from vitmodel.pixels import openjpeg
+from vitmodel.pixels.verdict import ImageRefused
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the header says that pixels are stored (PS3.3 C.7.6.3)."""
+
+    syntax: str
+    rows: int
+    columns: int
+    allocated: int = 16
+    stored: int = 12
+    signed: bool = False
+    photometric: str = "MONOCHROME2"
+    overlay_bits: bool = False
+    """Overlay planes lie in the unused high bits (retired from the standard, found in old files)."""
+    words: bool = True
+    """The pixels are 16-bit words (value representation OW), which big endian files swap even where a pixel is a byte."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of stored values: int or uint of 8 or 16 bits."""
+        return np.dtype(f"{'i' if self.signed else 'u'}{self.allocated // 8}")
+
+    @property
+    def patterns(self) -> np.dtype:
+        """The unsigned type of the same size."""
+        return np.dtype(f"u{self.allocated // 8}")
+
+
+class Codestream(NamedTuple):
+    """What a compressed frame says about itself."""
+
+    rows: int
+    columns: int
+    components: int
+    precision: int
+    signed: bool = False
+    levels: int = 0
+    """Resolution levels that a decoder may leave out."""
+
+
+class Decoder(NamedTuple):
+    """A named way from bytes to H W values of any integer type; `reduces` says that it can leave out resolution levels itself."""
+
+    name: str
+    decode: Callable[[bytes, Layout, int], np.ndarray]
+    reduces: bool = False
+
+
+def pydicom_decoder(plugin: str) -> Callable[[bytes, Layout, int], np.ndarray]:
+    """One of pydicom's decoders by the name of its plugin, '' for uncompressed pixels."""
+
+    def decode(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+        options: dict[str, Any] = {
+            "rows": layout.rows,
+            "columns": layout.columns,
+            "number_of_frames": 1,
+            "samples_per_pixel": 1,
+            "bits_allocated": layout.allocated,
+            "bits_stored": layout.stored,
+            "pixel_representation": int(layout.signed),
+            "photometric_interpretation": layout.photometric,
+            "pixel_keyword": "PixelData",
+            "pixel_vr": "OW" if layout.words else "OB",
+            "decoding_plugin": plugin,
+        }
+        source = encapsulate([frame]) if plugin else frame
+        return get_decoder(uid.UID(layout.syntax)).as_array(source, raw=True, **options)[0]
+
+    return decode
+
+
+def rle(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+    """RLE by pylibjpeg-rle."""
+    data = pylibjpeg_rle.decode_pixel_data(frame, version=2, rows=layout.rows, columns=layout.columns, bits_allocated=layout.allocated)
+    return np.frombuffer(data, layout.patterns.newbyteorder("<")).reshape(layout.rows, layout.columns)
+
+
+def jpegls(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+    """JPEG-LS by pyjpegls."""
+    data, info = pyjpegls_decode(frame)
+    return np.frombuffer(data, "<u2" if info["bits_per_sample"] > 8 else "u1").reshape(info["height"], info["width"])
+
+
+NATIVE = (Decoder("pydicom", pydicom_decoder("")),)
+RLE = (Decoder("pylibjpeg-rle", rle), Decoder("pydicom", pydicom_decoder("pydicom")))
+JPEG = (Decoder("libjpeg-turbo", lambda frame, layout, level: imagecodecs.jpeg8_decode(frame)), Decoder("gdcm", pydicom_decoder("gdcm")))
+JPEG_LS = (Decoder("charls", lambda frame, layout, level: imagecodecs.jpegls_decode(frame)), Decoder("pyjpegls", jpegls))
+OPENJPEG = Decoder("openjpeg", lambda frame, layout, level: openjpeg.decode(frame, level), reduces=True)
+PYLIBJPEG_OPENJPEG = Decoder("pylibjpeg-openjpeg", lambda frame, layout, level: pylibjpeg_openjpeg.decode(frame))
+OPENJPH = Decoder("openjph", lambda frame, layout, level: imagecodecs.htj2k_decode(frame, skipres=level), reduces=True)
+J2K = (OPENJPEG, PYLIBJPEG_OPENJPEG)
+HTJ2K = (OPENJPH, OPENJPEG, PYLIBJPEG_OPENJPEG)
+
+DECODERS: dict[str, tuple[Decoder, ...]] = {
+    uid.ImplicitVRLittleEndian: NATIVE,
+    uid.ExplicitVRLittleEndian: NATIVE,
+    uid.DeflatedExplicitVRLittleEndian: NATIVE,
+    uid.ExplicitVRBigEndian: NATIVE,
+    uid.RLELossless: RLE,
+    uid.JPEGBaseline8Bit: JPEG,
+    uid.JPEGExtended12Bit: JPEG,
+    uid.JPEGLossless: JPEG,
+    uid.JPEGLosslessSV1: JPEG,
+    uid.JPEGLSLossless: JPEG_LS,
+    uid.JPEGLSNearLossless: JPEG_LS,
+    uid.JPEG2000Lossless: J2K,
+    uid.JPEG2000: J2K,
+    uid.HTJ2KLossless: HTJ2K,
+    uid.HTJ2KLosslessRPCL: HTJ2K,
+    uid.HTJ2K: HTJ2K,
+}
+
+
+def grid_offset(level: int) -> float:
+    """How far, in reduced pixels, a reduced image lies right of and below where 2^level x 2^level areas would put it.
+
+    Sample k of the wavelet's low band at `level` lies on full-size pixel k * 2^level exactly (ITU-T T.800 Annex F), not at the
+    middle of an area. With pixel k's centre at k + 0.5: x_reduced = x_full / 2^level + grid_offset(level).
+    """
+    return 0.5 - 0.5 / 2**level
+
+
+def reducible(frame: bytes, layout: Layout) -> int:
+    """How many resolution levels `decode` may leave out of this frame. Raises ImageRefused."""
+    decoders = DECODERS[layout.syntax]
+    if not decoders[0].reduces or (decoders is J2K and openjpeg.library() is None):
+        return 0
+    stream = codestream(frame, layout)
+    return stream.levels if stream.signed == layout.signed else 0  # -1 written as 65535 would be averaged with 0
+
+
+def decode(frame: bytes, layout: Layout, level: int = 0) -> tuple[np.ndarray, str]:
+    """A frame's bit patterns, unsigned H W at 2^-level of the size, rounded up, and the decoder's name. Raises ImageRefused."""
+    decoders = DECODERS[layout.syntax]
+    if decoders is not NATIVE and decoders is not RLE:
+        codestream(frame, layout)
+    problems = []
+    for decoder in decoders:
+        try:
+            return decode_with(decoder, frame, layout, level), decoder.name
+        except Exception as error:  # noqa: BLE001 - the decoder boundary: C libraries and their wrappers raise anything on damaged bytes
+            problems.append(f"{decoder.name}: {error}")
+    raise ImageRefused("undecodable", f"no decoder can read the {uid.UID(layout.syntax).name} pixels ({'; '.join(problems)})")
+
+
+def decode_with(decoder: Decoder, frame: bytes, layout: Layout, level: int = 0) -> np.ndarray:
+    """`decode` by one decoder, whatever it raises."""
+    step = 1 << level
+    pixels = decoder.decode(frame, layout, level)
+    if level and not decoder.reduces:  # put the full image on the grid of the reduced one, see grid_offset
+        pixels = cv2.blur(np.ascontiguousarray(pixels), (step + 1, step + 1))[::step, ::step]
+    expected = -(-layout.rows // step), -(-layout.columns // step)
+    if pixels.shape != expected:
+        raise ValueError(f"{pixels.shape} pixels, not {expected}")
+    patterns = pixels.astype(layout.patterns, copy=False)
+    precision = layout.allocated if DECODERS[layout.syntax] in (NATIVE, RLE) else codestream(frame, layout).precision
+    return patterns & ((1 << precision) - 1) if precision < layout.allocated else patterns
+
+
+def interpret(patterns: np.ndarray, layout: Layout) -> tuple[np.ndarray, str]:
+    """Bit patterns as stored values of the header's type, and a sentence on what was assumed, '' for nothing.
+
+    Unused high bits are undefined in old files: sign-extended or not, holding overlays, or used after all (a wrong BitsStored).
+    """
+    if layout.stored == layout.allocated or patterns.size == 0:
+        return patterns.view(layout.dtype), ""
+    limit = 1 << layout.stored
+    if layout.overlay_bits:
+        patterns = patterns & (limit - 1)
+    if not layout.signed:
+        largest = int(patterns.max())
+        return patterns, f"values reach {largest} though BitsStored is {layout.stored}; they are kept" if largest >= limit else ""
+    values = patterns.view(layout.dtype)
+    half = limit // 2
+    if -half <= values.min() and values.max() < half:
+        return values, ""
+    if patterns.max() < limit:  # two's complement of BitsStored bits
+        return (patterns ^ half).view(layout.dtype) - layout.dtype.type(half), ""
+    return values, f"values reach {values.min()} and {values.max()} though BitsStored is {layout.stored}; they are kept"
+
+
+def codestream(frame: bytes, layout: Layout) -> Codestream:
+    """The header of a JPEG, JPEG-LS or JPEG 2000 stream, checked against the file's. Raises ImageRefused."""
+    try:
+        start = frame.find(b"\xff\x4f\xff\x51", 0, 1 << 16)  # within a JP2 file's boxes where an encoder left them
+        stream = jpeg2000_header(frame[start:]) if start >= 0 else jpeg_header(frame)
+    except (IndexError, ValueError):
+        raise ImageRefused("undecodable", "the compressed pixels have no readable header") from None
+    if b"\xff\xd9" not in frame[-8:]:  # libjpeg would fill the rest with grey and say nothing
+        raise ImageRefused("undecodable", "the compressed pixels are cut short: their end marker is missing")
+    if stream.components != 1:
+        raise ImageRefused("colour", f"the compressed pixels have {stream.components} components")
+    if (stream.rows, stream.columns) != (layout.rows, layout.columns):
+        said = f"Rows x Columns say {layout.rows} x {layout.columns}"
+        raise ImageRefused("bad_header", f"{said}, the compressed pixels {stream.rows} x {stream.columns}")
+    if stream.precision > layout.allocated:
+        raise ImageRefused("bad_header", f"BitsAllocated is {layout.allocated}, the compressed pixels have {stream.precision} bits")
+    return stream
+
+
+def segments(frame: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and payload of each segment after the start-of-image marker, up to the entropy-coded data."""
+    at = 2
+    while frame[at] == 0xFF:
+        marker, size = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4])
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        yield marker, frame[at + 4 : at + 2 + size]
+        at += 2 + max(size, 2)
+
+
+def jpeg_header(frame: bytes) -> Codestream:
+    """The frame header (SOF) of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2). Raises ValueError."""
+    for marker, payload in segments(frame):
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return Codestream(int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5]), payload[5], payload[0])
+        if marker == 0xDA:
+            break
+    raise ValueError("no frame header")
+
+
+def jpeg2000_header(frame: bytes) -> Codestream:
+    """The SIZ and COD segments of a JPEG 2000 main header (ITU-T T.800 A.5.1, A.6.1). Raises ValueError."""
+    stream = None
+    for marker, payload in segments(frame):
+        if marker == 0x51:
+            x1, y1, x0, y0 = (int.from_bytes(payload[at : at + 4]) for at in (2, 6, 10, 14))
+            depth, components = payload[36], int.from_bytes(payload[34:36])
+            stream = Codestream(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, depth > 0x7F)
+            moved = bool(x0 or y0)
+        elif marker == 0x52 and stream is not None:  # an image that does not start at 0 has another grid: no levels
+            return stream._replace(levels=0 if moved else payload[5])
+        elif marker == 0x90:
+            break
+    raise ValueError("no SIZ or COD segment")

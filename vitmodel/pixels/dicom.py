@@ -1,0 +1,322 @@
+"""DICOM mammograms: the header read and judged at once, pixels when asked. Knows no crop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset, dcmread, uid
+from pydicom.encaps import get_frame
+
+from vitmodel.pixels import codecs
+from vitmodel.pixels.codecs import Layout
+from vitmodel.pixels.image import Header
+from vitmodel.pixels.tags import Tags
+from vitmodel.pixels.verdict import ImageRefused, Remark
+from vitmodel.pixels.voi import ForProcessing, read_display
+
+# pydicom warns of every value that breaks the standard's small print; what matters here becomes a remark instead.
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+
+MAX_PIXELS = 100_000_000
+"""More than any mammogram: film of 24 x 30 cm scanned at 30 um has 80 million."""
+SKIP_LARGER = 1 << 20
+"""Bytes; larger values, such as private copies of the raw data, are never read with the header."""
+
+MAMMOGRAPHY_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.1.2": "Digital Mammography X-Ray Image Storage - For Presentation",
+    "1.2.840.10008.5.1.4.1.1.1.2.1": "Digital Mammography X-Ray Image Storage - For Processing",
+}
+TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
+FOR_PROCESSING_CLASSES = {"1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.3.1"}
+PROJECTION_MODALITIES = {"DX", "CR", "RG", "SC"}
+"""Under which digitised film and older detectors are filed."""
+
+BREAST_VIEWS = {"CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO", "AT", "CV"}
+VIEW_CODES = {  # DICOM PS3.16 CID 4014 and the two projections of CID 4015; SNOMED CT, and SRT (also SNM3, 99SDM) as older files have
+    "CC": ("399162004", "R-10242"),
+    "MLO": ("399368009", "R-10226"),
+    "ML": ("399260004", "R-10224"),
+    "LM": ("399352003", "R-10228"),
+    "LMO": ("399099002", "R-10230"),
+    "XCCL": ("399192008", "R-1024A"),
+    "XCCM": ("399101009", "R-1024B"),
+    "FB": ("399196006", "R-10244"),
+    "SIO": ("399188001", "R-102D0"),
+    "ISO": ("441555000", "R-40AAA"),
+    "AT": ("399011000", "R-102D1"),
+    "CV": ("399161006", "R-102D2"),
+}
+VIEW_OF_CODE = {code: view for view, codes in VIEW_CODES.items() for code in codes}
+
+
+class DicomFile:
+    """One DICOM file as an `ImageFile`. Raises ImageRefused where its header tells that it is no readable mammogram.
+
+    `for_processing`: what to do with raw detector data: refuse it, or show the inverted logarithm ("log").
+    """
+
+    def __init__(self, path: Path | str, for_processing: ForProcessing = "refuse") -> None:
+        self.path = Path(path)
+        remarks: list[Remark] = []
+        dataset = read_dataset(self.path, pixels=False)
+        tags = Tags(dataset, remarks)
+        try:
+            syntax, sop_class = identify(dataset, tags)
+            raw = judge(tags, sop_class, for_processing)
+            self.layout = read_layout(tags, syntax)
+            self.display = read_display(tags, self.layout.signed, self.layout.allocated, raw)
+            self.header = read_header(tags, self.layout, self.display.name, remarks)
+        except ImageRefused:
+            raise
+        except Exception as error:  # what pydicom raises on damaged bytes has no common type
+            raise ImageRefused("bad_header", f"the header cannot be understood: {error}") from error
+        self.decoder = ""
+
+    @functools.cached_property
+    def levels(self) -> int:
+        """Resolution levels to leave out: JPEG 2000's, or 0."""
+        return 0 if self._bright_padding else codecs.reducible(self._frame, self.layout)
+
+    def stored(self, level: int = 0) -> np.ndarray:
+        """The stored values, H W, int or uint of 8 or 16 bits, at `level`'s grid (see `codecs.grid_offset`). Raises ImageRefused.
+
+        Padding that would show bright is replaced by the darkest value, so that averages over its border stay dark.
+        """
+        if not 0 <= level <= (self.levels if level else 0):
+            raise ValueError(f"level {level} is not between 0 and {self.levels}")
+        patterns, self.decoder = codecs.decode(self._frame, self.layout, level)
+        values, assumed = codecs.interpret(patterns, self.layout)
+        if assumed:
+            self._remark(assumed)
+        if self._bright_padding:
+            table = self._table
+            values = np.where(self.display.pads(values), self._domain[table.argmin()], values)
+        return values
+
+    def grey(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values, whole or averaged, H W, as float32 in [0, 1] of the VOI's output range, brighter = denser, padding 0.
+
+        Whole values are looked up; averages are interpolated between the two nearest whole values.
+        """
+        table, low = self._table, int(self._domain[0])
+        if stored.dtype == self.layout.dtype:
+            return table[stored.astype(np.int32) - low] if low else table[stored]
+        position = np.clip(stored.astype(np.float32) - low, 0, len(table) - 1)
+        below = np.minimum(position.astype(np.int32), len(table) - 2)
+        fraction = position - below
+        return table[below] * (1 - fraction) + table[below + 1] * fraction
+
+    @functools.cached_property
+    def _domain(self) -> np.ndarray:
+        """Every value that a stored pixel can have, ascending."""
+        info = np.iinfo(self.layout.dtype)
+        return np.arange(info.min, info.max + 1).astype(self.layout.dtype)
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """The grey of every value in `_domain`, float32."""
+        display = self.display
+        if display.voi is None:  # viewers show such a file from its smallest to its largest value, as PS3.4 N.2.1.4 lets them
+            pixels, _ = codecs.interpret(codecs.decode(self._frame, self.layout)[0], self.layout)
+            pixels = pixels[~display.pads(pixels)]
+            display = display.over(pixels.min(), pixels.max()) if pixels.size else display.over(0, 1)
+        return np.where(display.pads(self._domain), 0, display(self._domain)).astype(np.float32)
+
+    @functools.cached_property
+    def _bright_padding(self) -> bool:
+        """Whether padding would show bright, were it not blanked."""
+        padding = self.display.padding
+        if padding is None or self.display.voi is None:
+            return False
+        return bool(self.display(np.array(padding)).max() > 0.05)
+
+    @functools.cached_property
+    def _frame(self) -> bytes:
+        """The frame's bytes as they lie in the file."""
+        dataset = read_dataset(self.path, pixels=True)
+        data = dataset.get("PixelData")
+        if not data:
+            raise ImageRefused("no_pixels", "the file has no pixel data, or ends before it")
+        if not uid.UID(self.layout.syntax).is_encapsulated:
+            expected = self.layout.rows * self.layout.columns * self.layout.allocated // 8
+            if len(data) < expected:
+                raise ImageRefused("unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels")
+            return data[:expected]
+        try:
+            return get_frame(data, 0, number_of_frames=1)
+        except Exception as error:  # damaged item lengths raise any of pydicom's exceptions
+            raise ImageRefused("unreadable", f"the compressed pixels are cut short or damaged: {error}") from error
+
+    def _remark(self, sentence: str) -> None:
+        remark = Remark("assumed_values", sentence)
+        if remark not in self.header.remarks:
+            self.header = dataclasses.replace(self.header, remarks=(*self.header.remarks, remark))
+
+
+def read_dataset(path: Path, pixels: bool) -> Dataset:
+    """The file's header without its pixels, or its pixels without its header. Raises ImageRefused."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+            if start[128:] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):  # files of old begin with their first group
+                raise ImageRefused("not_an_image")
+            file.seek(0)
+            if pixels:
+                return dcmread(file, force=True, specific_tags=["PixelData"])
+            return dcmread(file, force=True, stop_before_pixels=True, defer_size=SKIP_LARGER)
+    except ImageRefused:
+        raise
+    except FileNotFoundError:
+        raise ImageRefused("missing_file", f"{path} does not exist") from None
+    except Exception as error:  # what pydicom raises on damaged bytes has no common type
+        raise ImageRefused("unreadable", f"the file cannot be parsed as DICOM: {error}") from error
+
+
+def identify(dataset: Dataset, tags: Tags) -> tuple[str, str]:
+    """Transfer syntax and SOP class. Raises ImageRefused for a syntax that nothing here decodes."""
+    meta = Tags(getattr(dataset, "file_meta", Dataset()), tags.remarks)
+    sop_class = tags.text("SOPClassUID") or meta.text("MediaStorageSOPClassUID")
+    syntax = meta.text("TransferSyntaxUID")
+    if not syntax:
+        implicit, little = dataset.original_encoding
+        syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        tags.doubt(f"TransferSyntaxUID is missing; {uid.UID(syntax).name} is assumed")
+    if syntax not in codecs.DECODERS:
+        raise ImageRefused("undecodable", f"transfer syntax {uid.UID(syntax).name} is not one of a mammogram's")
+    return str(syntax), sop_class
+
+
+def judge(tags: Tags, sop_class: str, for_processing: ForProcessing) -> bool:
+    """Refuse what is no single grey mammogram for a person to look at; return whether it is raw detector data to be shown all the same."""
+    if not tags.values("Rows") and not tags.values("Columns"):
+        raise ImageRefused("no_pixels", f"the object ({tags.code('Modality') or 'no Modality'}) has no Rows and Columns: it is no image")
+    judge_modality(tags, sop_class)
+    frames = tags.integer("NumberOfFrames") or 1
+    if frames > 1:
+        raise ImageRefused("multi_frame", f"NumberOfFrames is {frames}: tomosynthesis or a series, of which no frame is the mammogram")
+    kind = tags.codes("ImageType")
+    if sop_class == TOMOSYNTHESIS_CLASS or (any(word.startswith("TOMO") for word in kind) and "GENERATED_2D" not in kind):
+        raise ImageRefused("multi_frame", "the image is one slice or projection of a tomosynthesis")
+    photometric = tags.code("PhotometricInterpretation")
+    samples = tags.integer("SamplesPerPixel") or 1
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+        raise ImageRefused("colour", f"PhotometricInterpretation is {photometric}, SamplesPerPixel {samples}")
+    raw = tags.code("PresentationIntentType") == "FOR PROCESSING" or sop_class in FOR_PROCESSING_CLASSES
+    if raw and for_processing == "refuse":
+        raise ImageRefused("for_processing")
+    return raw
+
+
+def judge_modality(tags: Tags, sop_class: str) -> None:
+    """Refuse another modality; accept with a remark what film digitisers and de-identified releases leave in doubt."""
+    modality = tags.code("Modality")
+    if modality == "MG" or sop_class in MAMMOGRAPHY_CLASSES or sop_class == TOMOSYNTHESIS_CLASS:
+        return
+    where = f"Modality is {modality or 'missing'}, the SOP class {uid.UID(sop_class).name or 'missing'}"
+    if modality not in {"", *PROJECTION_MODALITIES}:
+        raise ImageRefused("not_mammography", where)
+    if shows_breast(tags):
+        tags.doubt(f"{where}, yet the body part or view is the breast's", "unknown_modality")
+    elif modality:
+        raise ImageRefused("not_mammography", f"{where}, and neither body part nor view is the breast's")
+    elif tags.code("ImageLaterality") not in ("L", "R"):  # a release that hides everything but the side was still made of breasts
+        tags.doubt(where, "unknown_modality")
+
+
+def shows_breast(tags: Tags) -> bool:
+    """Whether body part, organ, positioner or view are those of mammography."""
+    parts = {tags.code("BodyPartExamined"), tags.code("OrganExposed")}
+    return "BREAST" in parts or tags.code("PositionerType").startswith("MAMMO") or read_view(tags) != ""
+
+
+def read_layout(tags: Tags, syntax: str) -> Layout:
+    """How the pixels are stored. Raises ImageRefused naming the tag that makes it impossible to know."""
+    rows, columns, allocated = (required(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
+    if rows * columns > MAX_PIXELS:
+        raise ImageRefused("too_large", f"Rows x Columns are {rows} x {columns}")
+    if allocated not in (8, 16):
+        raise ImageRefused("bad_header", f"BitsAllocated is {allocated}; a mammogram has 8 or 16")
+    stored = tags.integer("BitsStored")
+    if stored is None or not 1 <= stored <= allocated:
+        tags.doubt(f"BitsStored is {'missing' if stored is None else stored}; BitsAllocated, {allocated}, is assumed")
+        stored = allocated
+    high = tags.integer("HighBit")
+    if high is not None and high != stored - 1:
+        tags.doubt(f"HighBit is {high} though BitsStored is {stored}; HighBit is ignored")
+    signed = tags.integer("PixelRepresentation")
+    if signed not in (0, 1):
+        tags.doubt(f"PixelRepresentation is {'missing' if signed is None else signed}; unsigned pixels are assumed")
+    photometric = tags.code("PhotometricInterpretation")
+    if not photometric:
+        tags.doubt("PhotometricInterpretation is missing; MONOCHROME2 is assumed")
+    return Layout(syntax, rows, columns, allocated, stored, signed == 1, photometric or "MONOCHROME2", has_overlay_bits(tags.dataset))
+
+
+def required(tags: Tags, keyword: str) -> int:
+    """A positive whole number without which no pixel can be read. Raises ImageRefused."""
+    value = tags.integer(keyword)
+    if value is None or value < 1:
+        raise ImageRefused("bad_header", f"{keyword} is {'missing' if value is None else value}")
+    return value
+
+
+def has_overlay_bits(dataset: Dataset) -> bool:
+    """Whether an overlay plane without data of its own lies in the pixels' high bits (PS3.3 C.9.2 of 2004, retired)."""
+    return any((group, 0x0102) in dataset and (group, 0x3000) not in dataset for group in range(0x6000, 0x6020, 2))
+
+
+def read_header(tags: Tags, layout: Layout, voi: str, remarks: list[Remark]) -> Header:
+    """What the file says about its image; optional tags that are absent or strange stay unknown."""
+    if tags.code("LossyImageCompression") == "01" or layout.syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit):
+        tags.doubt(f"lossy compression, ratio {tags.text('LossyImageCompressionRatio') or 'unknown'}", "lossy")
+    side = tags.code("ImageLaterality") or tags.code("Laterality")
+    machine = next(filter(None, map(tags.text, ("DeviceSerialNumber", "StationName", "ManufacturerModelName"))), "")
+    return Header(
+        rows=layout.rows,
+        columns=layout.columns,
+        bits=layout.stored,
+        photometric=layout.photometric,
+        transfer_syntax=layout.syntax,
+        voi=voi,
+        patient_id=tags.text("PatientID"),
+        image_id=tags.text("SOPInstanceUID"),
+        laterality=side if side in ("L", "R") else "",
+        view=read_view(tags),
+        machine_id=machine,
+        implant={"YES": 1, "NO": 0}.get(tags.code("BreastImplantPresent")),
+        age=read_age(tags),
+        spacing=read_spacing(tags),
+        remarks=tuple(remarks),
+    )
+
+
+def read_view(tags: Tags) -> str:
+    """The view by ViewPosition or, failing that, ViewCodeSequence; its modifiers (magnification, rolled, ...) do not count."""
+    view = tags.code("ViewPosition")
+    if view in BREAST_VIEWS:
+        return view
+    return next((VIEW_OF_CODE[code] for item in tags.items("ViewCodeSequence") if (code := item.code("CodeValue")) in VIEW_OF_CODE), "")
+
+
+def read_age(tags: Tags) -> float | None:
+    """PatientAge in years."""
+    match = re.fullmatch(r"(\d{1,3})([YMWD])", tags.code("PatientAge"))
+    if not match or not int(match[1]):  # de-identification writes 000Y
+        return None
+    return int(match[1]) / {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}[match[2]]
+
+
+def read_spacing(tags: Tags) -> tuple[float, float] | None:
+    """The distance of pixel centres, row and column, in mm: at the detector, divided by the magnification, else as calibrated."""
+    spacing = tags.numbers("ImagerPixelSpacing")
+    magnification = tags.number("EstimatedRadiographicMagnificationFactor") or 1.0
+    if len(spacing) != 2:
+        spacing, magnification = tags.numbers("PixelSpacing"), 1.0
+    if len(spacing) != 2 or min(*spacing, magnification) <= 0:
+        return None
+    return spacing[0] / magnification, spacing[1] / magnification

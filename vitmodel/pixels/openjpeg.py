@@ -1,0 +1,158 @@
+"""JPEG 2000 at a reduced resolution, by OpenJPEG's own C interface. Knows no DICOM.
+
+No Python package offers OpenJPEG's `cp_reduce` for 16-bit images of every size, yet the wheel of imagecodecs, which this project
+needs anyway, ships the shared library, and its C interface has been stable since version 2.1 (2014). The structures below are
+the leading members of those in openjpeg.h. ctypes lets go of the interpreter's lock while the library decodes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RAW_CODESTREAM, JP2_FILE = 0, 2
+END_OF_STREAM = c_size_t(-1).value
+
+Read = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_size_t, c_void_p)
+Skip = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, c_void_p)
+Seek = ctypes.CFUNCTYPE(c_int, ctypes.c_int64, c_void_p)
+
+
+class Parameters(ctypes.Structure):
+    """The head of opj_dparameters_t, and room for its rest, which the library fills in."""
+
+    _fields_ = (("reduce", c_uint32), ("layers", c_uint32), ("rest", ctypes.c_byte * 16384))
+
+
+class Component(ctypes.Structure):
+    """opj_image_comp_t."""
+
+    _fields_ = (
+        *((name, c_uint32) for name in ("dx", "dy", "w", "h", "x0", "y0", "prec", "bpp", "sgnd", "resno_decoded", "factor")),
+        ("data", POINTER(c_int32)),
+        ("alpha", c_uint16),
+    )
+
+
+class Image(ctypes.Structure):
+    """opj_image_t."""
+
+    _fields_ = (
+        *((name, c_uint32) for name in ("x0", "y0", "x1", "y1", "numcomps")),
+        ("color_space", c_int),
+        ("comps", POINTER(Component)),
+        ("icc_profile_buf", c_void_p),
+        ("icc_profile_len", c_uint32),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """libopenjp2 from imagecodecs' wheel or from the system; None where neither has one."""
+    import imagecodecs
+
+    package = Path(imagecodecs.__file__).parent
+    bundled = [*(package.parent / "imagecodecs.libs").glob("*openjp2*"), *(package / ".dylibs").glob("*openjp2*")]
+    for name in [*map(str, bundled), ctypes.util.find_library("openjp2")]:
+        if name:
+            try:
+                return declared(ctypes.CDLL(name))
+            except (OSError, AttributeError):  # built for another machine, or too old to have every function
+                continue
+    return None
+
+
+def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """`lib` with the argument and result types of the functions used here. Raises AttributeError where one is missing."""
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "opj_version": (c_char_p, []),
+        "opj_create_decompress": (c_void_p, [c_int]),
+        "opj_destroy_codec": (None, [c_void_p]),
+        "opj_set_default_decoder_parameters": (None, [POINTER(Parameters)]),
+        "opj_setup_decoder": (c_int, [c_void_p, POINTER(Parameters)]),
+        "opj_decoder_set_strict_mode": (c_int, [c_void_p, c_int]),
+        "opj_stream_create": (c_void_p, [c_size_t, c_int]),
+        "opj_stream_destroy": (None, [c_void_p]),
+        "opj_stream_set_read_function": (None, [c_void_p, Read]),
+        "opj_stream_set_skip_function": (None, [c_void_p, Skip]),
+        "opj_stream_set_seek_function": (None, [c_void_p, Seek]),
+        "opj_stream_set_user_data_length": (None, [c_void_p, c_uint64]),
+        "opj_read_header": (c_int, [c_void_p, c_void_p, POINTER(POINTER(Image))]),
+        "opj_decode": (c_int, [c_void_p, c_void_p, POINTER(Image)]),
+        "opj_end_decompress": (c_int, [c_void_p, c_void_p]),
+        "opj_image_destroy": (None, [POINTER(Image)]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def version() -> str:
+    """The version of the library at hand, '' where there is none."""
+    lib = library()
+    return lib.opj_version().decode() if lib else ""
+
+
+def decode(data: bytes, reduce: int = 0) -> np.ndarray:
+    """The one component of a JPEG 2000 codestream or JP2 file, int32 H W, without its `reduce` finest resolution levels.
+
+    Strict: a stream that is cut short is an error, not half an image. Raises ValueError, and RuntimeError where OpenJPEG is absent.
+    """
+    lib = library()
+    if lib is None:
+        raise RuntimeError("no OpenJPEG library is at hand")
+    position = 0
+
+    def read(buffer: int, size: int, _: Any) -> int:
+        nonlocal position
+        block = data[position : position + size]
+        ctypes.memmove(buffer, block, len(block))
+        position += len(block)
+        return len(block) or END_OF_STREAM
+
+    def skip(size: int, _: Any) -> int:
+        nonlocal position
+        position += max(size, 0)  # skipping past the end is how OpenJPEG sees that the stream is cut short
+        return size
+
+    def seek(offset: int, _: Any) -> int:
+        nonlocal position
+        position = offset
+        return 0 <= offset <= len(data)
+
+    callbacks = Read(read), Skip(skip), Seek(seek)  # kept alive here while the library holds their addresses
+    codec = lib.opj_create_decompress(RAW_CODESTREAM if data.startswith(b"\xff\x4f") else JP2_FILE)
+    stream = lib.opj_stream_create(1 << 20, 1)
+    image = POINTER(Image)()
+    try:
+        lib.opj_stream_set_read_function(stream, callbacks[0])
+        lib.opj_stream_set_skip_function(stream, callbacks[1])
+        lib.opj_stream_set_seek_function(stream, callbacks[2])
+        lib.opj_stream_set_user_data_length(stream, len(data))
+        parameters = Parameters()
+        lib.opj_set_default_decoder_parameters(byref(parameters))
+        parameters.reduce = reduce
+        if not (lib.opj_setup_decoder(codec, byref(parameters)) and lib.opj_decoder_set_strict_mode(codec, 1)):
+            raise ValueError("OpenJPEG cannot be set up")
+        if not lib.opj_read_header(stream, codec, byref(image)):
+            raise ValueError("OpenJPEG cannot read the codestream's header")
+        if image.contents.numcomps != 1:
+            raise ValueError(f"the codestream has {image.contents.numcomps} components, not one")
+        if not (lib.opj_decode(codec, stream, image) and lib.opj_end_decompress(codec, stream)):
+            raise ValueError("OpenJPEG cannot decode the codestream: it is damaged or cut short")
+        component = image.contents.comps[0]
+        if not component.data:
+            raise ValueError("OpenJPEG found no pixels in the codestream")
+        return np.ctypeslib.as_array(component.data, (component.h, component.w)).copy()
+    finally:
+        if image:
+            lib.opj_image_destroy(image)
+        lib.opj_stream_destroy(stream)
+        lib.opj_destroy_codec(codec)

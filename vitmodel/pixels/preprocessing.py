@@ -1,0 +1,158 @@
+"""From an image file to a model's input: decode, find the breast, crop, orient, resize. Knows no table, no label, no network.
+
+The one road from a file to a crop, so that training and prediction cannot differ. A crop has the chest wall at the left, the breast
+as large as the canvas allows at its own aspect, brighter = denser; 0 is air and nothing else, so the breast's mask is `crop > 0`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vitmodel.config import Preprocessing, Size
+from vitmodel.pixels.crop import Breast, find_breast
+from vitmodel.pixels.image import Header, ImageFile, open_image
+from vitmodel.pixels.verdict import Remark
+
+OVERVIEW = 512  # longest side in pixels of the view in which the breast is looked for
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a crop's pixels lie in its source image; the whole map is box + flip + canvas, so it fits in a table's row."""
+
+    box: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in source pixels, the end exclusive."""
+    flipped: bool
+    """Whether the crop is mirrored left to right against its source."""
+    canvas: Size
+
+    @property
+    def scale(self) -> float:
+        """Canvas pixels per source pixel."""
+        x0, y0, x1, y1 = self.box
+        return min(self.canvas.height / (y1 - y0), self.canvas.width / (x1 - x0))
+
+    @property
+    def content(self) -> tuple[int, int, int]:
+        """Top row, height and width of the breast box on the canvas; it begins at column 0 and is centred in height."""
+        x0, y0, x1, y1 = self.box
+        height = min(self.canvas.height, max(1, round((y1 - y0) * self.scale)))
+        width = min(self.canvas.width, max(1, round((x1 - x0) * self.scale)))
+        return (self.canvas.height - height) // 2, height, width
+
+    def to_source(self) -> np.ndarray:
+        """The 2 x 3 affine map from canvas to source coordinates, both with pixel centres at whole numbers, x before y."""
+        x0, y0, x1, y1 = self.box
+        top, height, width = self.content
+        step_y, step_x = (y1 - y0) / height, (x1 - x0) / width
+        begin_x, sign = (x1, -1) if self.flipped else (x0, 1)
+        return np.array([
+            [sign * step_x, 0, begin_x + sign * step_x / 2 - 0.5],
+            [0, step_y, y0 + (0.5 - top) * step_y - 0.5],
+        ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A crop and how it came to be."""
+
+    crop: np.ndarray
+    """H W, uint8 or uint16, 0 = air."""
+    geometry: Geometry
+    header: Header
+    breast: Breast
+    decoder: str
+    decode_level: int
+    remarks: tuple[Remark, ...]
+
+
+def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") -> Prepared:
+    """The crop of the breast in the image at `path`; `laterality` (L, R or '' = unknown) is only compared with the pixels.
+
+    Raises ImageRefused.
+    """
+    file = open_image(path)
+    shape = (file.header.rows, file.header.columns)
+    level = 0 if config.exact else min(file.levels, max(0, int(np.ceil(np.log2(max(shape) / OVERVIEW)))))
+    stored = file.stored(level)
+    overview = _grey_overview(file, stored)
+    breast = find_breast(overview)
+
+    geometry = Geometry(breast.box_in(*shape), flipped=breast.chest_wall == "right", canvas=config.size)
+    wanted = 0 if config.exact else min(file.levels, max(0, int(np.floor(-np.log2(max(geometry.scale, 1e-9))))))
+    if wanted != level:
+        stored = file.stored(wanted)
+    grey = file.grey(_resample(stored, geometry, wanted))
+    if breast.inverted:
+        grey = 1 - grey
+    mask = _resample_mask(breast.mask, geometry, shape)
+    largest = 2**config.bits - 1
+    crop = np.where(mask, np.maximum(np.rint(grey * largest), 1), 0).astype(np.uint8 if config.bits == 8 else np.uint16)
+    remarks = (*file.header.remarks, *breast.remarks, *_doubts(geometry, breast, laterality))
+    return Prepared(crop, geometry, file.header, breast, file.decoder, wanted, remarks)
+
+
+def _grey_overview(file: ImageFile, stored: np.ndarray) -> np.ndarray:
+    """The whole image, grey, at most OVERVIEW pixels long."""
+    factor = max(1.0, max(stored.shape) / OVERVIEW)
+    if factor > 1:
+        size = (max(1, round(stored.shape[1] / factor)), max(1, round(stored.shape[0] / factor)))
+        stored = cv2.resize(stored, size, interpolation=cv2.INTER_AREA)
+    return file.grey(stored)
+
+
+def _resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:
+    """The box of `stored` (H W at `level`) on the canvas, mirrored where the geometry says so; still in stored values."""
+    canvas = geometry.canvas
+    top, height, width = geometry.content
+    if level == 0:
+        x0, y0, x1, y1 = geometry.box
+        kernel = cv2.INTER_AREA if geometry.scale < 1 else cv2.INTER_LINEAR
+        content = cv2.resize(stored[y0:y1, x0:x1], (width, height), interpolation=kernel)
+        placed = np.zeros(canvas, content.dtype)
+        placed[top : top + height, :width] = content[:, ::-1] if geometry.flipped else content
+        return placed
+    # A JPEG 2000 sample at level r stands at full-size index 2^r * i (ISO 15444-1 B.5), not at the middle of the 2^r pixels.
+    matrix = geometry.to_source() / 2**level
+    return cv2.warpAffine(
+        stored,
+        matrix,
+        (canvas.width, canvas.height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
+def _resample_mask(mask: np.ndarray, geometry: Geometry, source: tuple[int, int]) -> np.ndarray:
+    """The overview's breast mask on the canvas, one overview pixel wider, so that its coarse grid costs no tissue."""
+    wider = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32)
+    scale = np.array([mask.shape[1] / source[1], mask.shape[0] / source[0]])
+    matrix = geometry.to_source()
+    matrix[:, 2] += 0.5
+    matrix *= scale[:, None]
+    matrix[:, 2] -= 0.5
+    canvas = geometry.canvas
+    placed = cv2.warpAffine(
+        wider, matrix, (canvas.width, canvas.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+    top, height, width = geometry.content
+    inside = np.zeros(canvas, bool)
+    inside[top : top + height, :width] = True
+    return (placed > 0.5) & inside
+
+
+def _doubts(geometry: Geometry, breast: Breast, laterality: str) -> list[Remark]:
+    """Remarks that need the crop's geometry or the stated side."""
+    doubts = []
+    expected = {"L": "left", "R": "right"}.get(laterality)
+    if expected and expected != breast.chest_wall:
+        doubts.append(
+            Remark("laterality_mismatch", f"the chest wall is at the {breast.chest_wall} edge, but the stated laterality is {laterality}")
+        )
+    if geometry.scale > 1:
+        doubts.append(Remark("low_resolution", f"the breast was enlarged {geometry.scale:.2f} times to fill the canvas"))
+    return doubts

@@ -1,0 +1,59 @@
+"""Verdicts on an image: the one list of reasons for which a file is refused or doubted. Knows no pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFUSED = {
+    "missing_file": "the file does not exist",
+    "unreadable": "the file cannot be opened or is cut short",
+    "not_an_image": "the file is neither DICOM nor a PNG, JPEG or TIFF image",
+    "no_pixels": "the DICOM object has no pixel data",
+    "bad_header": "tags that decoding needs are missing or contradict each other",
+    "too_large": "the header announces more pixels than any mammogram has",
+    "undecodable": "no decoder can read the compressed pixels",
+    "not_mammography": "the modality or SOP class is not that of a projection X-ray image of the breast",
+    "colour": "the image is in colour or has a palette",
+    "multi_frame": "the file holds several frames (tomosynthesis); a mammogram has one",
+    "for_processing": "the image is raw detector data (FOR PROCESSING)",
+    "blank": "all pixels have nearly the same value",
+    "no_breast": "no region of the image looks like a breast",
+}
+WARNED = {
+    "laterality_mismatch": "the side seen in the pixels contradicts the stated laterality",
+    "unknown_modality": "the modality is not stated as mammography (MG)",
+    "inverted": "the picture's polarity was wrong (bright background) and has been inverted",
+    "assumed_values": "tags were missing or contradictory and a stated assumption replaced them",
+    "many_windows": "several VOI windows are stored; the first was used",
+    "lossy": "the pixels went through lossy compression",
+    "doubtful_crop": "the breast box is unusual in size, shape or position",
+    "doubtful_side": "the chest wall cannot be told from the pixels",
+    "low_resolution": "the picture is smaller than the requested size and was enlarged",
+}
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One doubt about an image that is used all the same: a code of `WARNED` and a sentence with its particulars."""
+
+    code: str
+    sentence: str
+
+    def __post_init__(self) -> None:
+        assert self.code in WARNED, self.code
+
+
+class ImageRefused(Exception):  # noqa: N818 (the verdict's name, not an error of the program)
+    """An image that must not be used: a code of `REFUSED` and a sentence that names the cause in this file.
+
+    It pickles, so that worker processes can raise it.
+    """
+
+    def __init__(self, code: str, sentence: str | None = None) -> None:
+        assert code in REFUSED, code
+        super().__init__(code, sentence)
+        self.code = code
+        self.sentence = sentence or REFUSED[code]
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.sentence}"

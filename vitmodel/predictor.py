@@ -1,0 +1,118 @@
+"""Model package + images -> scores: the only road from pixels to a score. Knows no label; evaluate, predict and serve all call it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+
+from vitmodel.config import PredictorConfig, Preprocessing
+from vitmodel.data.cropping import Cropped, Record, Source, crop_source
+from vitmodel.data.dataset import read_crop, to_tensor
+from vitmodel.data.manifest import breast_ids
+from vitmodel.data.parallel import parallel_map
+from vitmodel.measure import calibration
+from vitmodel.measure.metrics import aggregate
+from vitmodel.model.weights import load_package
+
+IDS = ["image_id", "patient_id", "laterality", "view"]
+
+
+class Row(NamedTuple):
+    """What the manifest says of an image, as far as scoring needs it."""
+
+    path: str
+    source_path: str | None
+    laterality: str
+    status: str | None
+    reason: str | None
+    remark: str | None
+    preprocessing: str | None
+
+
+class Predictor:
+    """A model package at work.
+
+    Raises VitmodelError naming the package where it cannot be loaded.
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        self.config = config
+        self.model, self.package = load_package(config.package)
+        self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
+        self.calibration = calibration.from_dict(self.package["calibration"])
+        self.threshold: float = self.package["decision"]["threshold"]
+        self.aggregation: str = self.package["decision"]["aggregate"]
+        self.device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu")
+        self.model.eval().to(self.device)
+
+    def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
+        """One row per row of the manifest `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark.
+
+        A refused image has NaN for score, probability and decision: it is never scored. Memory is bounded: crops live for a batch.
+        """
+        rows = [Row(*values) for values in table[list(Row._fields)].astype(object).where(table.notna(), None).itertuples(index=False)]
+        load = functools.partial(load_crop, preprocessing=self.preprocessing)
+        crops = parallel_map(load, rows, "score", self.config.jobs)
+        records: list[Record] = []
+        logits: list[float] = []
+        for batch in iter(lambda: list(itertools.islice(crops, self.config.batch_size)), []):
+            records.extend(crop.record for crop in batch)
+            logits.extend(self.logits([crop.crop for crop in batch]))
+        scores = table[IDS].assign(score=expit(logits), probability=np.nan, decision=np.nan)
+        scored = np.isfinite(logits)
+        scores.loc[scored, "probability"] = self.calibration.apply(np.array(logits)[scored])
+        scores["decision"] = decide(scores["probability"], self.threshold)
+        for column in ("status", "reason", "remark"):
+            scores[column] = [record[column] for record in records]
+        return scores
+
+    def logits(self, crops: list[np.ndarray | None]) -> Iterator[float]:
+        """The network's output for crops (H W, uint8 or uint16) in order; NaN for None."""
+        usable = [to_tensor(crop) for crop in crops if crop is not None]
+        if usable:
+            with torch.inference_mode():
+                found = iter(self.model(torch.stack(usable).to(self.device)).squeeze(-1).float().cpu().tolist())
+        for crop in crops:
+            yield np.nan if crop is None else next(found)
+
+    def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
+        """One row per breast from the rows of `score_images`, in order of first appearance; refused images are counted, not averaged in."""
+        images = images.assign(prediction_id=breast_ids(images))
+        groups = images.groupby("prediction_id", sort=False)
+        breasts = groups[["patient_id", "laterality"]].first()
+        scored = images[images["probability"].notna()]
+        for column in ("score", "probability"):
+            ids, values = aggregate(scored[column], scored["prediction_id"], self.aggregation) if len(scored) else ([], [])
+            breasts[column] = pd.Series(values, index=ids, dtype=float)
+        breasts["decision"] = decide(breasts["probability"], self.threshold)
+        breasts["n_images"] = groups.size()
+        refused = breasts["n_images"] - groups["probability"].count()
+        breasts["status"] = np.select([refused == breasts["n_images"], (refused > 0) | groups["remark"].any()], ["refused", "warned"], "ok")
+        breasts["reason"] = [
+            ";".join(dict.fromkeys(code for codes in reasons.dropna() for code in codes.split(";"))) or None for _, reasons in groups["reason"]
+        ]
+        return breasts.reset_index()
+
+
+def decide(probability: pd.Series, threshold: float) -> pd.Series:
+    """1 at or above the threshold, 0 below, NaN where there is no probability."""
+    return (probability >= threshold).astype(float).where(probability.notna())
+
+
+def load_crop(row: Row, preprocessing: Preprocessing) -> Cropped:
+    """The crop of a manifest row: the one that ETL made in just this way, or a new one from the source."""
+    cv2.setNumThreads(1)
+    if row.preprocessing == preprocessing.to_json() and row.status == "refused":
+        return Cropped({"status": "refused", "reason": row.reason, "remark": row.remark})
+    if row.preprocessing == preprocessing.to_json():
+        return Cropped({"status": row.status, "reason": row.reason, "remark": row.remark}, read_crop(row.path))
+    return crop_source(Source(Path(row.source_path or row.path), row.laterality), preprocessing)

@@ -1,0 +1,242 @@
+"""Stage: manifest -> run folder with checkpoints, curves and a model package. Knows no pixel format."""
+
+import sys
+
+if not __package__:  # run as a file: put the checkout, not this folder, on the path
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+
+import base64
+import hashlib
+import logging
+import math
+import os
+import uuid
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch.utils.data import DataLoader
+
+from vitmodel import __version__
+from vitmodel.config import Preprocessing, TrainConfig, to_yaml
+from vitmodel.data.dataset import CropDataset, Example, InOrder, Shuffled
+from vitmodel.data.journal import exclusive
+from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
+from vitmodel.data.splits import assign_splits
+from vitmodel.learner import AtomicCheckpoints, Learner
+from vitmodel.measure import calibration
+from vitmodel.measure.metrics import Sample, choose_threshold
+from vitmodel.model.architecture import PRESETS
+from vitmodel.model.vit import ViT
+from vitmodel.model.weights import fit_weights, load_weights, save_package
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, write_atomic
+
+LABEL = "cancer"
+
+
+def train(config: TrainConfig) -> None:
+    """Train on the split `train`, choose the epoch, calibrate and set the threshold on `val`, leave `test` alone; write RUN/package."""
+    frame = labelled_crops(config)
+    preprocessing = common_preprocessing(frame, config.manifest)
+    with exclusive(config.run):
+        checkpoint = start_or_resume(config)
+        write_manifest(frame, config.run / "manifest.csv")
+        L.seed_everything(config.seed, verbose=False)
+        model = build_model(config, preprocessing, frame)
+        learner = Learner(model, config, history={})
+        trainer, best = build_trainer(config)
+        loaders = {name: build_loader(frame[frame["split"] == name], config, train=name == "train") for name in ("train", "val")}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
+            trainer.fit(learner, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
+        finish(config, learner, best, frame, loaders["val"], preprocessing)
+
+
+def labelled_crops(config: TrainConfig) -> pd.DataFrame:
+    """The manifest's usable rows with a known label and a split. Raises UsageError where there is nothing to train on."""
+    frame = read_manifest(config.manifest)
+    if frame["preprocessing"].isna().all():
+        raise UsageError(f"{config.manifest}: its images are not cropped; run `vitmodel etl` on it first")
+    frame = usable(frame).dropna(subset=[LABEL])
+    if frame.empty:
+        raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
+    fractions = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
+    return assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
+
+
+def common_preprocessing(frame: pd.DataFrame, manifest: Path) -> Preprocessing:
+    """The preprocessing that all crops went through. Raises UsageError where they differ."""
+    kinds = sorted(frame["preprocessing"].unique())
+    if len(kinds) > 1:
+        raise UsageError(f"{manifest}: its crops were made in {len(kinds)} ways ({'; '.join(kinds)}); run `vitmodel etl` once for all of them")
+    return Preprocessing.from_json(kinds[0])
+
+
+def start_or_resume(config: TrainConfig) -> Path | None:
+    """Claim RUN for this configuration; the checkpoint to go on from, if any. Raises UsageError where RUN holds another run."""
+    recipe, checkpoint = config.run / "train.yaml", config.run / "checkpoints" / "last.ckpt"
+    text = to_yaml("train", replace(config, resume=False), recipe)
+    if recipe.exists():
+        if not config.resume:
+            raise UsageError(f"{config.run} holds a run already; go on with --resume or choose another folder")
+        changed = [new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new]
+        if changed:
+            raise UsageError(f"{recipe} was started with other settings than: {', '.join(changed)}; resume with the same ones")
+    write_atomic(recipe, text)
+    if not (config.run / "run_id").exists():
+        write_atomic(config.run / "run_id", uuid.uuid4().hex + "\n")
+    return checkpoint if checkpoint.exists() else None
+
+
+def build_model(config: TrainConfig, preprocessing: Preprocessing, frame: pd.DataFrame) -> ViT:
+    """The preset at the crops' size, with the given weights; the head's bias starts at the prior that the sampler shows."""
+    architecture = replace(
+        PRESETS[config.model], image_size=preprocessing.size, pool=config.pool, stem=config.stem, drop_path=config.drop_path
+    )
+    model = ViT(architecture)
+    prior = 0.5 if config.balance else float(frame.loc[frame["split"] == "train", LABEL].mean())
+    torch.nn.init.constant_(model.head.bias, math.log(prior / (1 - prior)))
+    if config.weights is not None:
+        print(fit_weights(model, load_weights(config.weights)))
+    return model
+
+
+def build_loader(rows: pd.DataFrame, config: TrainConfig, train: bool) -> DataLoader[Example]:
+    """Batches of augmented, shuffled crops to train on, or of plain ones in order."""
+    labels = rows[LABEL].tolist()
+    sampler = Shuffled(labels, config.seed, config.balance) if train else InOrder(len(rows))
+    return DataLoader(
+        CropDataset(rows["path"].tolist(), labels, config.augment if train else None),
+        batch_size=min(config.batch_size, len(rows)),
+        sampler=sampler,
+        drop_last=train,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+    )
+
+
+def build_trainer(config: TrainConfig) -> tuple[L.Trainer, ModelCheckpoint]:
+    """Lightning's trainer and the callback that knows the best checkpoint."""
+    figure = {"auroc": "val/auroc", "f1": "val/macro_f1"}[config.monitor]
+    best = ModelCheckpoint(config.run / "checkpoints", "best", monitor=figure, mode="max", save_last=True, enable_version_counter=False)
+    callbacks: list[Callback] = [best, LearningRateMonitor("step")]
+    if config.patience:
+        callbacks.append(EarlyStopping(figure, mode="max", patience=config.patience))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = L.Trainer(
+        accelerator="cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu",
+        devices=1,
+        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision],
+        max_epochs=config.epochs,
+        logger=build_loggers(config),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+    )
+    return trainer, best
+
+
+def build_loggers(config: TrainConfig) -> list[Logger]:
+    """TensorBoard always, Weights & Biases unless it is off; both get the same names."""
+    loggers: list[Logger] = [TensorBoardLogger(config.run, name="", version="tensorboard")]
+    if config.wandb != "off":
+        offline = config.wandb == "offline" or (config.wandb == "auto" and not os.environ.get("WANDB_API_KEY"))
+        identifier = (config.run / "run_id").read_text().strip()
+        os.environ.setdefault("WANDB_SILENT", "true")
+        loggers.append(WandbLogger(project="vitmodel", name=config.run.name, id=identifier, save_dir=config.run, offline=offline))
+    return loggers
+
+
+def finish(
+    config: TrainConfig, learner: Learner, best: ModelCheckpoint, frame: pd.DataFrame, val: DataLoader[Example], preprocessing: Preprocessing
+) -> None:
+    """Write the package of the best epoch, calibrated on the validation patients."""
+    state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    learner.load_state_dict(state)
+    rows = frame[frame["split"] == "val"]
+    logits = validation_logits(learner, val)
+    fitted = calibration.fit("platt", rows[LABEL], logits)
+    breasts = Sample(rows[LABEL], fitted.apply(logits), rows["patient_id"]).aggregate(breast_ids(rows), "mean")
+    threshold = choose_threshold(breasts.labels, breasts.scores, "f1")
+    package = config.run / "package"
+    contents = {
+        "label": LABEL,
+        "preprocessing": preprocessing.to_json(),
+        "calibration": fitted.to_dict(),
+        "decision": {"level": "breast", "aggregate": "mean", "objective": "f1", "threshold": threshold},
+        "data": data_fingerprint(frame),
+        "history": learner.history,
+        "training": to_yaml("train", config, config.run / "train.yaml"),
+        "versions": {"vitmodel": __version__} | {name: version(name) for name in ("torch", "numpy", "opencv-python-headless", "pydicom")},
+    }
+    save_package(package, learner.model, contents, model_card(config, contents, best))
+    print(f"best {best.monitor} {float(best.best_model_score):.4f}\npackage: {package}")
+
+
+def validation_logits(learner: Learner, loader: DataLoader[Example]) -> np.ndarray:
+    """Logits of the loader's images, in order."""
+    learner.eval().cpu()
+    with torch.inference_mode():
+        return torch.cat([learner(batch.image).float() for batch in loader]).numpy()
+
+
+def data_fingerprint(frame: pd.DataFrame) -> dict[str, Any]:
+    """Which data the model saw, without naming a patient: counts, one hash of all, and a short hash of each training image.
+
+    The short hashes (8 bytes of each source file's SHA-256, sorted, base64) let an evaluation tell that it measures on images that
+    were trained on.
+    """
+    rows = frame.sort_values("source_sha256")[["source_sha256", LABEL, "split"]]
+    counts = {
+        name: {"images": len(part), "patients": part["patient_id"].nunique(), "positive_images": int(part[LABEL].sum())}
+        for name, part in frame.groupby("split")
+    }
+    seen = sorted(bytes.fromhex(digest)[:8] for digest in frame.loc[frame["split"] != "test", "source_sha256"])
+    return {
+        "sha256": hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest(),
+        "splits": counts,
+        "seen_images": base64.b64encode(b"".join(seen)).decode(),
+    }
+
+
+def model_card(config: TrainConfig, contents: dict[str, Any], best: ModelCheckpoint) -> str:
+    """MODEL_CARD.md: what the model is, what it saw, and what it must not be used for."""
+    splits = "\n".join(
+        f"| {name} | {counts['patients']} | {counts['images']} | {counts['positive_images']} |" for name, counts in contents["data"]["splits"].items()
+    )
+    return f"""# {config.model}: breast cancer score from a mammogram
+
+**{NOT_A_MEDICAL_DEVICE}**
+
+A Vision Transformer that gives one logit per cropped mammogram; the breast's probability is the mean over its images, calibrated on
+validation patients ({contents["calibration"]["method"]}). Decision threshold {contents["decision"]["threshold"]:.4f}, chosen for the best
+{contents["decision"]["objective"]} on the same patients.
+
+| split | patients | images | cancer images |
+|---|---|---|---|
+{splits}
+
+Best {best.monitor}: {float(best.best_model_score):.4f}. It picked the epoch, so it flatters the model; figures on patients that played
+no part come from `vitmodel evaluate`. Prevalence and machines elsewhere differ: calibration and threshold do not carry over unchecked.
+
+```yaml
+{contents["training"]}```
+"""
+
+
+if __name__ == "__main__":
+    from vitmodel.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

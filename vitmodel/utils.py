@@ -1,0 +1,99 @@
+"""Seeds, atomic files, hashes, errors and progress bars: the few things that every floor needs. Knows nothing of images or models."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+NOT_A_MEDICAL_DEVICE = "Research software, not a medical device: no score of it may decide about a patient."
+
+
+class VitmodelError(Exception):
+    """A failure that its message explains to the user; the command line prints it without a traceback and exits with `status`."""
+
+    status = 1
+
+
+class UsageError(VitmodelError):
+    """A wrong argument, key, file or column: something that the user can mend before trying again."""
+
+    status = 2
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends well, and vanishes when it does not.
+
+    Raises `VitmodelError` naming `path` where the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise VitmodelError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path | str, content: str | bytes) -> None:
+    """Write the whole of `content` to `path`, or leave what was there."""
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def to_json(value: Any) -> str:
+    """`value` as indented JSON; NaN and infinities, which JSON lacks, become null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {str(key): plain(element) for key, element in item.items()}
+        if isinstance(item, list | tuple) and not hasattr(item, "_asdict"):
+            return [plain(element) for element in item]
+        if hasattr(item, "tolist"):  # numpy scalars and arrays
+            return plain(item.tolist())
+        if isinstance(item, float) and not math.isfinite(item):
+            return None
+        return item if isinstance(item, str | int | float | bool | None) else str(item)
+
+    return json.dumps(plain(value), indent=2) + "\n"
+
+
+def sha256_file(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, read in blocks, as 64 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seed_from(*parts: object) -> int:
+    """A 63-bit seed that depends on `parts` alone, so that a sample's randomness is independent of order, process and resumption."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "image") -> Iterable[T]:
+    """`items` behind a progress bar on standard error that shows what is done, what is left and how long it takes."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, total=total, unit=unit, file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
