@@ -11,8 +11,18 @@ from scipy.special import expit
 from sklearn.calibration import _sigmoid_calibration
 from sklearn.isotonic import IsotonicRegression
 
-from vitmodel.measure.calibration import CALIBRATIONS, Temperature, fit, from_dict, logistic_regression, platt_targets, to_logit, to_prevalence
-from vitmodel.measure.metrics import Sample, measure
+from vitmodel.measure.calibration import (
+    CALIBRATIONS,
+    Temperature,
+    fit,
+    from_dict,
+    logistic_regression,
+    platt_targets,
+    to_logit,
+    to_prevalence,
+)
+from vitmodel.measure.metrics import measure
+from vitmodel.measure.sample import Sample
 from vitmodel.utils import UsageError
 
 
@@ -47,7 +57,7 @@ def test_isotonic_is_scikit_learns_but_never_certain() -> None:
     least = 1 / 302
     inside = np.clip(peer.predict(grid), least, 1 - least)
     np.testing.assert_allclose(fit("isotonic", labels, logits).apply(grid), inside, atol=2 * least)
-    assert 0 < fit("isotonic", labels, logits).apply(grid).min()
+    assert fit("isotonic", labels, logits).apply(grid).min() > 0
 
 
 @pytest.mark.parametrize("method", CALIBRATIONS)
@@ -123,7 +133,9 @@ def test_another_prevalence_is_a_shift_of_the_logit_and_right_where_the_mix_chan
     p = np.array([0.0, 0.02, 0.5, 0.98, 1.0, np.nan])
     shifted = to_prevalence(p, fitted=0.5, wanted=0.02)
     np.testing.assert_allclose(shifted[1:4], expit(to_logit(p[1:4]) + to_logit(0.02) - to_logit(0.5)))
-    assert shifted[0] == 0 and shifted[4] == 1 and np.isnan(shifted[5])
+    assert shifted[0] == 0
+    assert shifted[4] == 1
+    assert np.isnan(shifted[5])
     # Bayes' rule: normal scores around -1 and 1 have the log likelihood ratio 2 x, whatever the mix.
     rng = np.random.default_rng(0)
     labels = (rng.random(200_000) < 0.02).astype(float)

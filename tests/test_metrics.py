@@ -13,7 +13,10 @@ from sklearn.linear_model import LogisticRegression
 
 from vitmodel.measure.bootstrap import percentile_limits, resample
 from vitmodel.measure.calibration import to_logit
-from vitmodel.measure.metrics import ECE_BINS, MAX_FPR, METRICS, Ranking, Sample, aggregate, choose_threshold, measure, pf1
+from vitmodel.measure.curve import MAX_FPR
+from vitmodel.measure.metrics import ECE_BINS, METRICS, Ranking, measure, pf1
+from vitmodel.measure.sample import Sample, aggregate
+from vitmodel.measure.threshold import choose_threshold
 from vitmodel.utils import UsageError
 
 
@@ -132,14 +135,14 @@ def test_scores_and_labels_that_cannot_be_are_refused_by_row() -> None:
     ]:
         with pytest.raises(UsageError, match=message):
             Sample(labels, scores, ["p"] * 3)
-    with pytest.raises(UsageError, match="unknown .* in all 2 rows"):
+    with pytest.raises(UsageError, match=r"unknown .* in all 2 rows"):
         measure(Sample([np.nan, np.nan], [0.1, 0.2], ["p", "q"]), threshold=0.5)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_gives_nan_with_the_reason(label: int) -> None:
     found = measure(Sample([label] * 6, [0.1, 0.2, 0.2, 0.6, 0.7, 0.8], list("abcdef")), threshold=0.5, replicates=50)
-    assert np.isnan(found.intervals["auroc"].value) and np.isnan(found.intervals["auroc"].low)
+    assert np.isnan(found.intervals["auroc"].low)
     assert found.undefined["auroc"] == f"all 6 units have the label {label}"
     assert {name for name, interval in found.intervals.items() if np.isnan(interval.value)} == set(found.undefined)
     assert found.intervals["accuracy"].value == 0.5
@@ -194,12 +197,15 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_an_interval_needs_two_patients_and_most_replicates() -> None:
     lone = measure(Sample([0, 1, 0], [0.1, 0.6, 0.3], ["p"] * 3), threshold=0.5, replicates=10).intervals["auroc"]
-    assert lone.value == 1 and np.isnan(lone.low) and np.isnan(lone.high)
+    assert lone.value == 1
+    assert np.isnan(lone.low)
+    assert np.isnan(lone.high)
     rare = measure(Sample([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], list("abcd")), threshold=0.5, replicates=200).intervals["auroc"]
-    assert rare.value == 1 and np.isnan(rare.low)  # a third of the replicates hold no positive
+    assert rare.value == 1  # a third of the replicates hold no positive
+    assert np.isnan(rare.low)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_the_best_threshold_is_that_of_a_full_search(seed: int) -> None:
     labels, scores = fuzzed(seed)
     for objective, score in {

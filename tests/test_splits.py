@@ -19,7 +19,12 @@ def cohort(patients: int, positives: int, seed: int = 0) -> pd.DataFrame:
     """2 to 8 images a patient, one breast of the first `positives` patients with a cancer, two sites, three machines, rows shuffled."""
     rng = np.random.default_rng(seed)
     rows = [
-        {"patient_id": f"p{patient}", "laterality": "LR"[image % 2], "cancer": int(patient < positives and image % 2), "site_id": patient % 2}
+        {
+            "patient_id": f"p{patient}",
+            "laterality": "LR"[image % 2],
+            "cancer": int(patient < positives and image % 2),
+            "site_id": patient % 2,
+        }
         for patient in range(patients)
         for image in range(rng.integers(2, 9))
     ]
@@ -33,12 +38,14 @@ def cohort(patients: int, positives: int, seed: int = 0) -> pd.DataFrame:
 def test_no_patient_is_divided_and_every_part_has_its_share(patients: int, fraction: float, seed: int) -> None:
     positives = min(max(3, round(patients * fraction)), patients - 3)
     table = assign_splits(cohort(patients, positives, seed), seed=seed)
-    assert leaks(table).empty and table.split.notna().all()
+    assert leaks(table).empty
+    assert table.split.notna().all()
     people = table.groupby("patient_id").agg(split=("split", "first"), cancer=("cancer", "max"))
     for cancer, count in ((1, positives), (0, patients - positives)):
         held = people.split[people.cancer == cancer].value_counts()
         for part, share in SHARES.items():
-            assert held[part] >= 1 and abs(held[part] - share * count) < 2
+            assert held[part] >= 1
+            assert abs(held[part] - share * count) < 2
 
 
 def test_an_image_wise_split_leaks_and_ours_does_not() -> None:
@@ -73,6 +80,8 @@ def test_official_splits_are_kept() -> None:
     table = cohort(60, 20)
     official = assign_splits(table)
     pd.testing.assert_frame_equal(assign_splits(official, seed=99), official)
+    refused = official.assign(status=np.where(official.patient_id == "p7", "refused", "ok"))
+    pd.testing.assert_frame_equal(assign_splits(refused), refused)
 
     first = assign_splits(table, {"train": 0.8, "test": 0.2})
     both = assign_splits(first)
@@ -81,7 +90,9 @@ def test_official_splits_are_kept() -> None:
 
     half = official.assign(split=official.split.where(official.site_id == "1"))
     filled = assign_splits(half)
-    assert (filled.split == half.split)[half.split.notna()].all() and filled.split.notna().all() and leaks(filled).empty
+    assert (filled.split == half.split)[half.split.notna()].all()
+    assert filled.split.notna().all()
+    assert leaks(filled).empty
 
 
 def test_folds_leave_the_test_split_and_refused_patients_alone() -> None:

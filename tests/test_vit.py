@@ -43,13 +43,15 @@ def perturb(model: Any) -> Any:
 
 def adopt(config: ViTConfig, state: dict[str, Tensor]) -> ViT:
     """Our model with a peer's weights; the peer has one channel and no normalisation, so that nothing is folded."""
-    model = ViT(config)
+    with torch.device("meta"):
+        model = ViT(config)
+    model = model.to_empty(device="cpu")
     tensors, outside = to_timm(state)
     if config.grid[0] != config.grid[1]:  # only we know the grid of a rectangular peer
         tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:].unflatten(1, config.grid)
     report = fit_weights(model, Weights(Path("peer"), tensors, outside, HALF, "test"))
-    assert not [name for name in report.names("fresh") if not name.startswith("head.")]
+    assert set(report.names("fresh")) <= {"head.weight", "head.bias"}  # which DINOv2 has not
     return model.eval()
 
 
@@ -61,16 +63,26 @@ def difference(ours: Tensor, peer: Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("preset", "patch", "size"),
-    [("vit_tiny", 16, (224, 224)), ("vit_tiny", 8, (64, 64)), ("vit_tiny", 14, (98, 42)), ("vit_small", 16, (64, 160)), ("vit_base", 16, (96, 96)),
-     ("vit_large", 16, (64, 32))],
-)  # fmt: skip
+    [
+        ("vit_tiny", 16, (224, 224)),
+        ("vit_tiny", 8, (64, 64)),
+        ("vit_tiny", 14, (98, 42)),
+        ("vit_small", 16, (64, 160)),
+        ("vit_base", 16, (96, 96)),
+        ("vit_large", 16, (64, 32)),
+    ],
+)
 @torch.no_grad()
 def test_all_tokens_and_logits_equal_transformers(preset: str, patch: int, size: tuple[int, int]) -> None:
     config = replace(PRESETS[preset], patch=patch, image_size=Size(*size), classes=3, pool="cls")
+    with torch.device("meta"):  # initial values are not worth their time
+        peer = transformers.ViTForImageClassification(transformers.ViTConfig(  # type: ignore[call-arg]
+            hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=config.hidden,
+            image_size=size, patch_size=patch, num_channels=1, num_labels=3, layer_norm_eps=config.eps))  # fmt: skip
+    peer = peer.to_empty(device="cpu").eval()
     torch.manual_seed(0)
-    peer = perturb(transformers.ViTForImageClassification(transformers.ViTConfig(
-        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=config.hidden,
-        image_size=size, patch_size=patch, num_channels=1, num_labels=3, layer_norm_eps=config.eps)))  # fmt: skip
+    for name, parameter in peer.named_parameters():
+        parameter.uniform_(-0.05, 0.05).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     model = adopt(config, peer.state_dict())
     images = torch.rand(2, 1, *size)
     result = peer(images, output_hidden_states=True)
@@ -85,7 +97,8 @@ def test_registers_and_layer_scale_equal_transformers_dinov2() -> None:
     config = replace(SMALL, image_size=Size(56, 56), patch=14, registers=4, layer_scale=1.0)
     torch.manual_seed(0)
     peer = perturb(transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(
-        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, image_size=56, patch_size=14, num_channels=1)))  # fmt: skip
+        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, image_size=56, patch_size=14,
+        num_channels=1)))  # fmt: skip
     images = torch.rand(2, 1, 56, 56)
     model = adopt(config, peer.state_dict())
     assert difference(model.encode(model.embed(images)), peer(images).last_hidden_state) <= 1e-5
@@ -186,29 +199,32 @@ def test_patches_alone_project_as_the_convolution_does() -> None:
     assert torch.allclose(stem.project(patchify(images, 16)[:, some]), convolved[:, some], atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"stem": "conv"}, {"pool": "mean", "registers": 2}, {"pool": "attention", "layer_scale": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"stem": "conv"}, {"pool": "mean", "registers": 2}, {"pool": "attention", "layer_scale": 0.1}], ids=str
+)
 def test_every_parameter_has_a_finite_gradient(options: dict[str, Any]) -> None:
     model = build(replace(SMALL, **options)).train()
     F.cross_entropy(model(torch.rand(4, 1, 48, 32)), torch.tensor([0, 1, 2, 0])).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+        assert parameter.grad is not None, name
+        assert 0 < parameter.grad.abs().max() < float("inf"), name
 
 
 @torch.no_grad()
 def test_images_do_not_influence_each_other() -> None:
-    for options in ({"stem": "conv"}, {"pool": "attention"}):
-        model = build(replace(SMALL, **options))
+    for config in (replace(SMALL, stem="conv"), replace(SMALL, pool="attention")):
+        model = build(config)
         images = torch.rand(3, 1, 48, 32)
         assert torch.allclose(model(images)[1:2], model(images[1:2]), atol=1e-6)
 
 
 @torch.no_grad()
 def test_stochastic_depth_skips_whole_branches_and_keeps_the_mean() -> None:
-    block = build(replace(SMALL, drop_path=0.5)).blocks[-1]
-    x = torch.randn(2000, 1, 32)[:1].expand(2000, -1, -1)
-    kept = block(x, Layout())
+    block: Any = build(replace(SMALL, drop_path=0.5)).blocks[-1]
+    x = torch.randn(1, 1, 32).expand(2000, -1, -1)
     assert len(block.train()(x, Layout()).flatten(1).unique(dim=0)) == 4  # attention kept or not x MLP kept or not
-    block.mlp.fc2.weight.zero_(), block.mlp.fc2.bias.zero_()
+    block.mlp.fc2.weight.zero_()
+    block.mlp.fc2.bias.zero_()
     kept = block.eval()(x, Layout())[0]
     assert torch.allclose(block.train()(x, Layout()).mean(dim=0), kept, atol=0.1 * (kept - x[0]).abs().max().item())
 
@@ -221,6 +237,26 @@ def test_attention_weights_are_those_that_attention_uses() -> None:
     assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 2, 7))
     values = attention.split(x)[2]
     assert torch.allclose(attention.proj((weights @ values).transpose(1, 2).flatten(2)), attention(x, Layout()), atol=1e-6)
+
+
+class Pack(Layout):
+    """Two images in one row."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = lengths
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        each = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(*qkv) for qkv in each], dim=2)
+
+
+@torch.no_grad()
+def test_many_images_in_one_row_need_only_another_layout() -> None:
+    model = build(replace(SMALL, registers=1))
+    one, other = model.embed(torch.rand(1, 1, 48, 32)), model.embed(torch.rand(1, 1, 16, 80))
+    packed = model.encode(torch.cat([one, other], dim=1), Pack(one.shape[1], other.shape[1]))
+    alone = torch.cat([model.encode(one), model.encode(other)], dim=1)
+    assert difference(packed, alone) <= 1e-5
 
 
 def gradients(model: ViT, images: Tensor) -> list[Tensor]:
@@ -253,7 +289,7 @@ def test_compiled_equals_eager() -> None:
     model = build(replace(SMALL, depth=1))
     images = torch.rand(2, 1, 48, 32)
     try:
-        compiled = torch.compile(model)(images)
+        compiled = torch.compile(model, fullgraph=True)(images)
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"torch.compile needs a C++ compiler here: {error}")
     assert difference(compiled, model(images)) <= 1e-5
@@ -266,8 +302,9 @@ def test_onnx_export_equals_eager_for_any_batch(tmp_path: Path) -> None:
         pytest.importorskip(module, reason="ONNX export needs the extra `export`")
     runtime = pytest.importorskip("onnxruntime", reason="ONNX export needs the extra `export`")
     model = build(replace(SMALL, pool="attention", registers=2))
+    example = (torch.rand(2, 1, 48, 32),)
     batch = {"images": {0: torch.export.Dim("batch")}}
-    torch.onnx.export(model, (torch.rand(2, 1, 48, 32),), tmp_path / "vit.onnx", input_names=["images"], dynamic_shapes=batch, verbose=False)
+    torch.onnx.export(model, example, tmp_path / "vit.onnx", input_names=["images"], dynamic_shapes=batch, verbose=False)
     images = torch.rand(5, 1, 48, 32)
     (logits,) = runtime.InferenceSession(tmp_path / "vit.onnx").run(None, {"images": images.numpy()})
     assert difference(torch.from_numpy(logits), model(images)) <= 1e-4

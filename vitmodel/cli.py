@@ -126,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse(name, rest)
         verb = VERBS[name]
-        return getattr(importlib.import_module(verb.module), verb.function)(settings) or 0
+        status = getattr(importlib.import_module(verb.module), verb.function)(settings)
+        return status if isinstance(status, int) else 0
     except VitmodelError as error:
         print(f"vitmodel {name}: {error}", file=sys.stderr)
         return error.status

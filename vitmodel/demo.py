@@ -1,11 +1,16 @@
 """Stage: the whole road on synthetic mammograms, each step by the command that a user would type. Knows no step's inside."""
 
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
+
+    sys.exit(main(["demo", *sys.argv[1:]]))
+
 import json
 import shutil
 import sys
-
-if not __package__:  # run as a file: put the checkout, not this folder, on the path
-    sys.path[0] = __file__.rsplit("/", 2)[0]
 
 from vitmodel.config import DemoConfig
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError
@@ -15,7 +20,7 @@ synth    {out}/release --patients 120 --size 768x624 --difficulty 0.1 --positive
 etl      {out}/release {out}/crops --size 256x128
 train    {out}/crops/manifest.csv {out}/run --model vit_tiny --stem conv --pool mean --epochs 20 --wandb offline
 evaluate {out}/run/package {out}/run/manifest.csv {out}/report
-predict  {out}/run/package {out}/release/test_images {out}/scores
+predict  {out}/run/package {out}/release/test.csv {out}/scores
 """
 
 
@@ -37,9 +42,3 @@ def demo(config: DemoConfig) -> None:
     print(f"scores:  {config.out / 'scores' / 'breast_scores.csv'}")
     print(f"held-out AUROC per breast: {auroc['value']:.3f} (95 % interval {auroc['low']:.3f} to {auroc['high']:.3f}), synthetic data")
     print(NOT_A_MEDICAL_DEVICE)
-
-
-if __name__ == "__main__":
-    from vitmodel.cli import main
-
-    sys.exit(main(["demo", *sys.argv[1:]]))

@@ -1,9 +1,12 @@
 """Stage: an archive of DICOM, PNG or JPEG mammograms -> cropped images + manifest.csv; parallel, resumable. Knows no model."""
 
-import sys
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
 
-if not __package__:  # run as a file: put the checkout, not this folder, on the path
     sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
+
+    sys.exit(main(["etl", *sys.argv[1:]]))
 
 import functools
 import hashlib
@@ -116,9 +119,3 @@ def summarise(manifest: pd.DataFrame, out: Path) -> int:
         print(f"  {count:6d} {reason}")
     print(f"manifest: {out / 'manifest.csv'}")
     return 0 if (manifest["status"] != "refused").any() else 1
-
-
-if __name__ == "__main__":
-    from vitmodel.cli import main
-
-    sys.exit(main(["etl", *sys.argv[1:]]))

@@ -1,11 +1,16 @@
 """Stage: print what a model package or a manifest holds. Changes nothing."""
 
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
+
+    sys.exit(main(["info", *sys.argv[1:]]))
+
 import json
 import sys
 from pathlib import Path
-
-if not __package__:  # run as a file: put the checkout, not this folder, on the path
-    sys.path[0] = __file__.rsplit("/", 2)[0]
 
 from vitmodel.config import InfoConfig
 from vitmodel.utils import UsageError
@@ -23,7 +28,7 @@ def info(config: InfoConfig) -> None:
 
 def describe_package(folder: Path) -> str:
     """Architecture, preprocessing, decision, data and versions, then the model card."""
-    from vitmodel.model.weights import load_package
+    from vitmodel.model.package import load_package
 
     model, package = load_package(folder)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -44,9 +49,3 @@ def describe_manifest(path: Path) -> str:
             counts = ", ".join(f"{value}: {count}" for value, count in values.value_counts().items())
             lines.append(f"  {column:<14} {counts}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from vitmodel.cli import main
-
-    sys.exit(main(["info", *sys.argv[1:]]))

@@ -13,16 +13,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from scipy.special import expit
 from torch import Tensor
 
 from vitmodel.config import TrainConfig
 from vitmodel.data.dataset import Example
-from vitmodel.measure.metrics import Ranking, Sample
+from vitmodel.measure.metrics import Ranking
+from vitmodel.measure.sample import Sample
 from vitmodel.model.vit import ViT
 from vitmodel.utils import atomic_path, seed_from
 
-WATCHED = {"accuracy": "accuracy", "macro_f1": "macro_f1", "recall": "sensitivity", "precision": "precision", "auroc": "auroc", "pf1": "pf1"}
+WATCHED = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro_f1",
+    "recall": "sensitivity",
+    "precision": "precision",
+    "auroc": "auroc",
+    "pf1": "pf1",
+}
 
 
 class Learner(L.LightningModule):
@@ -74,7 +83,7 @@ class Learner(L.LightningModule):
         figures = {"loss": float(losses.mean())} | {name: values[metric] for name, metric in WATCHED.items()} | asdict(counts)
         figures = {f"{stage}/{name}": float(value) for name, value in figures.items()}
         if stage == "train":
-            figures["learning_rate"] = self.optimizers().param_groups[0]["lr"]
+            figures["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(figures)
         for name, value in figures.items():
             self.history.setdefault(name, []).append((self.current_epoch, value))
@@ -86,7 +95,7 @@ class Learner(L.LightningModule):
         self.history.clear()
         self.history.update({name: [tuple(point) for point in points] for name, points in checkpoint["history"].items()})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, decay on matrices only; the rate rises over the first steps, then falls as a cosine to 1 %."""
         config = self.config
         steps = int(self.trainer.estimated_stepping_batches)
@@ -98,7 +107,7 @@ class Learner(L.LightningModule):
             done = (step - rising) / max(1, steps - rising)
             return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-        decays = {True: [], False: []}
+        decays: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, parameter in self.named_parameters():
             decays[name.endswith(".weight") and parameter.ndim > 1].append(parameter)
         groups = [{"params": decays[True], "weight_decay": config.weight_decay}, {"params": decays[False], "weight_decay": 0.0}]

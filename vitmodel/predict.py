@@ -1,18 +1,19 @@
 """Stage: model package + images -> a score per image and per breast. Knows no label and no network: the Predictor does the work."""
 
-import sys
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
 
-if not __package__:  # run as a file: put the checkout, not this folder, on the path
     sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
 
-from pathlib import Path
+    sys.exit(main(["predict", *sys.argv[1:]]))
 
-import pandas as pd
+import sys
 
 from vitmodel.config import PredictConfig
 from vitmodel.data.releases import read_release
-from vitmodel.predictor import Predictor
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path
+from vitmodel.predictor import Predictor, write_scores
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 
 def predict(config: PredictConfig) -> int:
@@ -30,17 +31,3 @@ def predict(config: PredictConfig) -> int:
     print(f"{len(images)} images, {len(refused)} refused, {len(breasts)} breasts scored in {config.out / 'breast_scores.csv'}")
     print(NOT_A_MEDICAL_DEVICE)
     return 1 if len(refused) else 0
-
-
-def write_scores(images: pd.DataFrame, breasts: pd.DataFrame, out: Path) -> None:
-    """The three tables. submission.csv is Kaggle's: breasts in the order of the source; a refused breast has an empty cell there."""
-    submission = breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"})
-    for name, table in (("scores.csv", images), ("breast_scores.csv", breasts), ("submission.csv", submission)):
-        with atomic_path(out / name) as temporary:
-            table.to_csv(temporary, index=False)
-
-
-if __name__ == "__main__":
-    from vitmodel.cli import main
-
-    sys.exit(main(["predict", *sys.argv[1:]]))

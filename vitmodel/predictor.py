@@ -20,8 +20,9 @@ from vitmodel.data.dataset import read_crop, to_tensor
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.parallel import parallel_map
 from vitmodel.measure import calibration
-from vitmodel.measure.metrics import aggregate
-from vitmodel.model.weights import load_package
+from vitmodel.measure.sample import aggregate
+from vitmodel.model.package import load_package
+from vitmodel.utils import atomic_path
 
 IDS = ["image_id", "patient_id", "laterality", "view"]
 
@@ -95,11 +96,10 @@ class Predictor:
             breasts[column] = pd.Series(values, index=ids, dtype=float)
         breasts["decision"] = decide(breasts["probability"], self.threshold)
         breasts["n_images"] = groups.size()
-        refused = breasts["n_images"] - groups["probability"].count()
-        breasts["status"] = np.select([refused == breasts["n_images"], (refused > 0) | groups["remark"].any()], ["refused", "warned"], "ok")
-        breasts["reason"] = [
-            ";".join(dict.fromkeys(code for codes in reasons.dropna() for code in codes.split(";"))) or None for _, reasons in groups["reason"]
-        ]
+        usable = groups["probability"].count()
+        doubtful = (usable < breasts["n_images"]) | (groups["reason"].count() > 0)
+        breasts["status"] = np.select([usable == 0, doubtful], ["refused", "warned"], "ok")
+        breasts["reason"] = groups["reason"].agg(lambda codes: ";".join(dict.fromkeys(";".join(codes.dropna()).split(";"))) or None)
         return breasts.reset_index()
 
 
@@ -116,3 +116,11 @@ def load_crop(row: Row, preprocessing: Preprocessing) -> Cropped:
     if row.preprocessing == preprocessing.to_json():
         return Cropped({"status": row.status, "reason": row.reason, "remark": row.remark}, read_crop(row.path))
     return crop_source(Source(Path(row.source_path or row.path), row.laterality), preprocessing)
+
+
+def write_scores(images: pd.DataFrame, breasts: pd.DataFrame, out: Path) -> None:
+    """The three tables. submission.csv is Kaggle's: breasts in the order of the source; a refused breast has an empty cell there."""
+    submission = breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"})
+    for name, table in (("scores.csv", images), ("breast_scores.csv", breasts), ("submission.csv", submission)):
+        with atomic_path(out / name) as temporary:
+            table.to_csv(temporary, index=False)

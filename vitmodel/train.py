@@ -1,12 +1,13 @@
 """Stage: manifest -> run folder with checkpoints, curves and a model package. Knows no pixel format."""
 
-import sys
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
 
-if not __package__:  # run as a file: put the checkout, not this folder, on the path
     sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
 
-import base64
-import hashlib
+    sys.exit(main(["train", *sys.argv[1:]]))
+
 import logging
 import math
 import os
@@ -28,15 +29,18 @@ from torch.utils.data import DataLoader
 from vitmodel import __version__
 from vitmodel.config import Preprocessing, TrainConfig, to_yaml
 from vitmodel.data.dataset import CropDataset, Example, InOrder, Shuffled
+from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.splits import assign_splits
 from vitmodel.learner import AtomicCheckpoints, Learner
 from vitmodel.measure import calibration
-from vitmodel.measure.metrics import Sample, choose_threshold
+from vitmodel.measure.sample import Sample
+from vitmodel.measure.threshold import choose_threshold
 from vitmodel.model.architecture import PRESETS
+from vitmodel.model.package import save_package
 from vitmodel.model.vit import ViT
-from vitmodel.model.weights import fit_weights, load_weights, save_package
+from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, write_atomic
 
 LABEL = "cancer"
@@ -76,7 +80,7 @@ def common_preprocessing(frame: pd.DataFrame, manifest: Path) -> Preprocessing:
     """The preprocessing that all crops went through. Raises UsageError where they differ."""
     kinds = sorted(frame["preprocessing"].unique())
     if len(kinds) > 1:
-        raise UsageError(f"{manifest}: its crops were made in {len(kinds)} ways ({'; '.join(kinds)}); run `vitmodel etl` once for all of them")
+        raise UsageError(f"{manifest}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all")
     return Preprocessing.from_json(kinds[0])
 
 
@@ -134,7 +138,7 @@ def build_trainer(config: TrainConfig) -> tuple[L.Trainer, ModelCheckpoint]:
     trainer = L.Trainer(
         accelerator="cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu",
         devices=1,
-        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[config.precision],
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         max_epochs=config.epochs,
         logger=build_loggers(config),
         callbacks=callbacks,
@@ -160,7 +164,12 @@ def build_loggers(config: TrainConfig) -> list[Logger]:
 
 
 def finish(
-    config: TrainConfig, learner: Learner, best: ModelCheckpoint, frame: pd.DataFrame, val: DataLoader[Example], preprocessing: Preprocessing
+    config: TrainConfig,
+    learner: Learner,
+    best: ModelCheckpoint,
+    frame: pd.DataFrame,
+    val: DataLoader[Example],
+    preprocessing: Preprocessing,
 ) -> None:
     """Write the package of the best epoch, calibrated on the validation patients."""
     state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
@@ -168,7 +177,7 @@ def finish(
     rows = frame[frame["split"] == "val"]
     logits = validation_logits(learner, val)
     fitted = calibration.fit("platt", rows[LABEL], logits)
-    breasts = Sample(rows[LABEL], fitted.apply(logits), rows["patient_id"]).aggregate(breast_ids(rows), "mean")
+    breasts = Sample(rows[LABEL].to_numpy(), fitted.apply(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), "mean")
     threshold = choose_threshold(breasts.labels, breasts.scores, "f1")
     package = config.run / "package"
     contents = {
@@ -176,13 +185,15 @@ def finish(
         "preprocessing": preprocessing.to_json(),
         "calibration": fitted.to_dict(),
         "decision": {"level": "breast", "aggregate": "mean", "objective": "f1", "threshold": threshold},
-        "data": data_fingerprint(frame),
+        "data": fingerprint(frame, LABEL),
         "history": learner.history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": {"vitmodel": __version__} | {name: version(name) for name in ("torch", "numpy", "opencv-python-headless", "pydicom")},
     }
-    save_package(package, learner.model, contents, model_card(config, contents, best))
-    print(f"best {best.monitor} {float(best.best_model_score):.4f}\npackage: {package}")
+    assert best.best_model_score is not None
+    reached = f"{best.monitor} {best.best_model_score:.4f}"
+    save_package(package, learner.model, contents, model_card(config, contents, reached))
+    print(f"best {reached}\npackage: {package}")
 
 
 def validation_logits(learner: Learner, loader: DataLoader[Example]) -> np.ndarray:
@@ -192,29 +203,11 @@ def validation_logits(learner: Learner, loader: DataLoader[Example]) -> np.ndarr
         return torch.cat([learner(batch.image).float() for batch in loader]).numpy()
 
 
-def data_fingerprint(frame: pd.DataFrame) -> dict[str, Any]:
-    """Which data the model saw, without naming a patient: counts, one hash of all, and a short hash of each training image.
-
-    The short hashes (8 bytes of each source file's SHA-256, sorted, base64) let an evaluation tell that it measures on images that
-    were trained on.
-    """
-    rows = frame.sort_values("source_sha256")[["source_sha256", LABEL, "split"]]
-    counts = {
-        name: {"images": len(part), "patients": part["patient_id"].nunique(), "positive_images": int(part[LABEL].sum())}
-        for name, part in frame.groupby("split")
-    }
-    seen = sorted(bytes.fromhex(digest)[:8] for digest in frame.loc[frame["split"] != "test", "source_sha256"])
-    return {
-        "sha256": hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest(),
-        "splits": counts,
-        "seen_images": base64.b64encode(b"".join(seen)).decode(),
-    }
-
-
-def model_card(config: TrainConfig, contents: dict[str, Any], best: ModelCheckpoint) -> str:
+def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> str:
     """MODEL_CARD.md: what the model is, what it saw, and what it must not be used for."""
     splits = "\n".join(
-        f"| {name} | {counts['patients']} | {counts['images']} | {counts['positive_images']} |" for name, counts in contents["data"]["splits"].items()
+        f"| {name} | {counts['patients']} | {counts['images']} | {counts['positive_images']} |"
+        for name, counts in contents["data"]["splits"].items()
     )
     return f"""# {config.model}: breast cancer score from a mammogram
 
@@ -228,15 +221,9 @@ validation patients ({contents["calibration"]["method"]}). Decision threshold {c
 |---|---|---|---|
 {splits}
 
-Best {best.monitor}: {float(best.best_model_score):.4f}. It picked the epoch, so it flatters the model; figures on patients that played
+Best {reached}. It picked the epoch, so it flatters the model; figures on patients that played
 no part come from `vitmodel evaluate`. Prevalence and machines elsewhere differ: calibration and threshold do not carry over unchecked.
 
 ```yaml
 {contents["training"]}```
 """
-
-
-if __name__ == "__main__":
-    from vitmodel.cli import main
-
-    sys.exit(main(["train", *sys.argv[1:]]))

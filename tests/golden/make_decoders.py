@@ -20,7 +20,7 @@ from pydicom.encaps import get_frame
 
 from vitmodel.pixels.codecs import Layout, pydicom_decoder
 
-ROWS, COLUMNS = 37, 50
+ROWS, COLUMNS = 23, 30
 DCMTK = {
     uid.JPEGExtended12Bit: ["dcmcjpeg", "+ee", "+q", "80"],
     uid.JPEGLossless: ["dcmcjpeg", "+el", "+sv", "4"],
@@ -34,7 +34,7 @@ LOSSLESS_KINDS = [(8, 8, False), (16, 12, False), (16, 16, False), (16, 12, True
 def picture(layout: Layout) -> np.ndarray:
     """A smooth, slightly rough pattern that uses every bit, in integer arithmetic alone."""
     row, column = np.mgrid[:ROWS, :COLUMNS]
-    pattern = (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13) * (1 << layout.stored) // 6400
+    pattern = (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13) * (1 << layout.stored) // 2600
     pattern %= 1 << layout.stored
     return (pattern - (1 << (layout.stored - 1) if layout.signed else 0)).astype(layout.dtype)
 
@@ -88,14 +88,14 @@ def encode(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
         case uid.JPEG2000Lossless:
             return imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=layout.stored, reversible=True, resolutions=4), pixels
         case uid.JPEG2000:
-            frame = imagecodecs.jpeg2k_encode(pixels, level=60, codecformat="j2k", bitspersample=layout.stored, reversible=False)
+            frame = imagecodecs.jpeg2k_encode(pixels, level=95, codecformat="j2k", bitspersample=layout.stored, reversible=False)
             return frame, pydicom_decoder("gdcm")(frame, layout, 0)
         case uid.HTJ2KLossless:
             return imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4), pixels
         case uid.HTJ2KLosslessRPCL:
             return imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4, tlm=True), pixels
         case uid.HTJ2K:
-            frame = imagecodecs.htj2k_encode(pixels, level=0.001, reversible=False)
+            frame = imagecodecs.htj2k_encode(pixels, level=0.0001, reversible=False)
             return frame, imagecodecs.jpeg2k_decode(frame)
         case _:
             return by_dcmtk(layout, pixels)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.data.source import find_table, image_files, side
+from vitmodel.data.source import find_table, image_files, lookup, side
 from vitmodel.utils import UsageError
 
 logger = logging.getLogger(__name__)
@@ -96,9 +96,9 @@ def _divided(frame: pd.DataFrame) -> pd.Index:
     return divided
 
 
-def _paths(source: Path, frame: pd.DataFrame) -> pd.Series:
+def _paths(source: Path, frame: pd.DataFrame) -> list[str]:
     """The file below a folder named like the image (TCIA) or like its series (JPEG exports); else the path that the table gives."""
     folder = os.path.abspath(source if source.is_dir() else source.parent)
     files = {part: file for file in image_files(Path(folder)) for part in file[len(folder) :].split(os.sep)[:-1]}
     path = frame.image_file_path.str.strip()
-    return frame.image_id.map(files).fillna(path.str.split("/").str[2].map(files)).fillna(folder + "/" + path)
+    return lookup(frame.image_id, files, lookup(path.str.split("/").str[2], files, folder + "/" + path))

@@ -43,17 +43,16 @@ def _folders(folder: Path) -> list[str]:
 
 def read(source: Path) -> pd.DataFrame:
     """One row per image; side and view are unknown, and so is the class of an image outside the class folders. Raises UsageError."""
-    root = Path(os.path.abspath(source))
     paths = pd.Series(image_files(source), dtype=object)
     if paths.empty:
         raise UsageError(f"{source}: no image in these folders; looked for DICOM, PNG, JPEG and TIFF files")
     patients, stems = paths.map(patient_of), paths.map(stem)
-    image_ids = distinct(stems, paths, root)
+    image_ids = distinct(stems, paths, source)
     if patients.isna().any():
         logger.warning("%s: not all files are named <patient>_<image>, so each counts as a patient of its own", source)
         patients = image_ids
     # the outermost counts: negative/1 may be patient 1
-    folders = paths.map(lambda path: [part.lower() for part in Path(path).relative_to(root).parts[:-1]])
+    folders = paths.map(lambda path: [part.lower() for part in Path(path).relative_to(os.path.abspath(source)).parts[:-1]])
     frame = pd.DataFrame(
         {
             "image_id": image_ids,

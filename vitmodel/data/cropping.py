@@ -42,9 +42,8 @@ def crop_source(source: Source, preprocessing: Preprocessing) -> Cropped:
         return Cropped(common | {"status": "refused", "reason": refusal.code, "remark": refusal.sentence})
     except VitmodelError:
         raise
-    except Exception as error:  # the bulkhead between one file and the run: the error becomes the file's verdict
-        detail = f"unforeseen {type(error).__name__}: {error}"
-        return Cropped(common | {"status": "refused", "reason": "unreadable", "remark": detail})
+    except Exception as error:  # noqa: BLE001 (the bulkhead between one file and the run: the error becomes the file's verdict)
+        return Cropped(common | {"status": "refused", "reason": "failed", "remark": f"{type(error).__name__}: {error}"})
     return Cropped(common | {"source_sha256": digest} | describe(prepared), prepared.crop, prepared.geometry)
 
 

@@ -19,7 +19,7 @@ from vitmodel.utils import VitmodelError, seed_from
 class Draw(NamedTuple):
     """One image to load, and the seed of everything random about it."""
 
-    index: int
+    row: int
     seed: int
 
 
@@ -28,7 +28,6 @@ class Example(NamedTuple):
 
     image: torch.Tensor  # 1 H W in [0, 1], 0 = air
     label: torch.Tensor  # 0, 1 or NaN = unknown
-    index: int
 
 
 def read_crop(path: Path | str) -> np.ndarray:
@@ -56,11 +55,11 @@ class CropDataset(Dataset[Example]):
         return len(self.paths)
 
     def __getitem__(self, draw: Draw) -> Example:
-        image = to_tensor(read_crop(self.paths[draw.index]))
+        image = to_tensor(read_crop(self.paths[draw.row]))
         if self.augment is not None:
             augmentation = Augmentation.sample(self.augment, np.random.default_rng(draw.seed))
             image = torch.from_numpy(augmentation.apply(image[0].numpy()))[None]
-        return Example(image, torch.tensor(self.labels[draw.index]), draw.index)
+        return Example(image, torch.tensor(self.labels[draw.row]))
 
 
 class InOrder(Sampler[Draw]):

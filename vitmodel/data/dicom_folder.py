@@ -29,8 +29,8 @@ def detect(source: Path) -> bool:
 def read(source: Path) -> pd.DataFrame:
     """One row per file, also where it is no image after all (the ETL will refuse it).
 
-    What the header lacks comes from the name: the image from the file's, the patient from <patient>_<image>, else from the folder that
-    the file lies in below `source`, else the file is a patient of its own. Raises UsageError where there is no image.
+    What the header lacks comes from the name: the image from the file's; the patient from <patient>_<image>, else from the folder that
+    the file lies in, where there are several, else the file is a patient of its own. Raises UsageError where there is no image.
     """
     files = image_files(source)
     if not files:
@@ -38,17 +38,17 @@ def read(source: Path) -> pd.DataFrame:
     unread = sorted(path.name for path in source.glob("*.csv")) if source.is_dir() else []
     if unread:
         logger.warning("%s: read without labels, for its tables are none that an adapter knows: %s", source, ", ".join(unread))
-    root = Path(os.path.abspath(source))
-    frame = pd.DataFrame([_row(file, root) for file in progress(files, "headers", unit="file")]).assign(dataset="dicom_folder")
-    frame["image_id"] = distinct(frame.image_id, frame.path, root)
+    sorted_by_patient = len({os.path.dirname(file) for file in files}) > 1
+    rows = [_row(file, sorted_by_patient) for file in progress(files, "headers", unit="file")]
+    frame = pd.DataFrame(rows).assign(dataset="dicom_folder")
+    frame["image_id"] = distinct(frame.image_id, frame.path, source)
     return as_manifest(frame, str(source))
 
 
-def _row(file: str, root: Path) -> dict[str, Any]:
+def _row(file: str, sorted_by_patient: bool) -> dict[str, Any]:
     try:
         known = {name: value for name, value in asdict(open_image(file).header).items() if name in FROM_HEADER and value not in ("", None)}
     except ImageRefused:
         known = {}
-    folder = "" if Path(file).parent == root else Path(file).parent.name
-    names = {"image_id": stem(file), "patient_id": patient_of(file) or folder or stem(file), "laterality": "", "view": "", "path": file}
-    return names | known
+    patient = patient_of(file) or (Path(file).parent.name if sorted_by_patient else stem(file))
+    return {"image_id": stem(file), "patient_id": patient, "laterality": "", "view": "", "path": file} | known

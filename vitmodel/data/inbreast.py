@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.data.source import find_table, image_files, side, stem
+from vitmodel.data.source import find_table, image_files, lookup, side, stem
 
 LOOKS_FOR = "INbreast.csv beside AllDICOMs/"
 TABLE = "INbreast.csv"
@@ -35,10 +35,10 @@ def read(source: Path) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "image_id": image,
-            "patient_id": image.map(patients).fillna(image),
+            "patient_id": lookup(image, patients, image),
             "laterality": side(table.Laterality),
             "view": table.View.str.strip(),
-            "path": image.map(files).fillna(released),
+            "path": lookup(image, files, released),
             "dataset": "inbreast",
             "birads": birads.str[:1],
             "birads_text": birads,

@@ -7,15 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table, resolve_paths
-from vitmodel.data.source import stem, tables_with
+from vitmodel.data.source import header, stem, tables_with
 from vitmodel.utils import UsageError
 
 LOOKS_FOR = "a CSV file with the columns patient_id and path (or image_path); the manifest's other columns where they are known"
 
 
 def tables(source: Path) -> list[Path]:
-    """The listings in the folder `source`, or `source` itself."""
-    return [path for name in ("path", "image_path") for path in tables_with(source, {"patient_id", name})]
+    """The listings in the folder `source`, or `source` itself, if it is a table at all."""
+    if source.is_file():
+        return tables_with(source, ())
+    return [path for path in tables_with(source, ["patient_id"]) if {"path", "image_path"} & header(path)]
 
 
 def detect(source: Path) -> bool:
@@ -27,9 +29,9 @@ def read(source: Path, dataset: str = "listing") -> pd.DataFrame:
     found = tables(source)
     if len(found) != 1:
         raise UsageError(f"{source}: {len(found)} tables could be meant ({', '.join(path.name for path in found)}); name one as the source")
-    table = read_table(found[0])
-    names = {old: new for old, new in (("image_path", "path"), ("BIRADS", "birads")) if new not in table}
-    table = resolve_paths(table.rename(columns=names), found[0].parent)
+    path = "image_path" if "image_path" in header(found[0]) else "path"
+    table = read_table(found[0], ["patient_id", path]).rename(columns={path: "path", "BIRADS": "birads"})
+    table = resolve_paths(table, found[0].parent)
     blank = pd.Series("", index=table.index)
     defaults = {"image_id": table.path.map(stem, na_action="ignore"), "laterality": blank, "view": blank, "dataset": blank + dataset}
     return as_manifest(table.assign(**{column: values for column, values in defaults.items() if column not in table}), str(found[0]))

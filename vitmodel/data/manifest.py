@@ -56,7 +56,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("source_sha256", "text", "provenance", "SHA-256 of that file's bytes"),
     Column("status", "text", "provenance", "verdict on the image", choices=("ok", "warned", "refused")),
     Column("reason", "text", "provenance", "codes of pixels/verdict.py, separated by ';'"),
-    Column("detail", "text", "provenance", "the reasons' sentences, with their particulars"),
+    Column("remark", "text", "provenance", "the reasons' sentences, with their particulars"),
     Column("source_height", "number", "provenance", "rows of the source image"),
     Column("source_width", "number", "provenance", "columns of the source image"),
     Column("box_x0", "number", "provenance", "crop box in source pixels: left, inclusive"),

@@ -15,7 +15,7 @@ import pandas as pd
 
 from vitmodel.data import listing
 from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.data.source import find_table, header, image_files, patient_of, stem, tables_with
+from vitmodel.data.source import find_table, header, image_files, lookup, patient_of, stem, tables_with
 
 LOOKS_FOR = "train.csv or test.csv beside train_images/<patient>/<image>.dcm or <patient>_<image>.png"
 TABLES = ("train.csv", "test.csv")
@@ -35,8 +35,8 @@ def read(source: Path) -> pd.DataFrame:
     names = table.patient_id + "_" + table.image_id
     folder = source if source.is_dir() else source.parent
     released = os.path.join(os.path.abspath(folder), f"{path.stem}_images", "") + table.patient_id + "/" + table.image_id + ".dcm"
-    files = {_name(file): file for file in image_files(folder)}
-    return as_manifest(table.assign(path=names.map(files).fillna(released), dataset="rsna"), str(path))
+    files = {_name(file): file for file in sorted(image_files(folder), key=lambda file: file.endswith(".dcm"))}  # DICOM before a copy
+    return as_manifest(table.assign(path=lookup(names, files, released), dataset="rsna"), str(path))
 
 
 def _table(source: Path) -> Path | None:

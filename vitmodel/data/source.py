@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -84,9 +84,14 @@ def patient_of(path: str) -> str | None:
     return match[1] if match else None
 
 
+def lookup(names: pd.Series, known: Mapping[str, str], otherwise: Iterable[str]) -> list[str]:
+    """What is known of each name (its file, its patient), or else the entry of `otherwise`."""
+    return [known.get(name, default) for name, default in zip(names, otherwise, strict=True)]
+
+
 def distinct(names: pd.Series, paths: pd.Series, root: Path) -> pd.Series:
     """`names`, and where several files share one the file's path below `root` instead, with '-' between its parts."""
-    below = paths.str.removeprefix(os.path.join(root, "")).str.replace(os.sep, "-")
+    below = paths.str.removeprefix(os.path.join(os.path.abspath(root), "")).str.replace(os.sep, "-")
     return names.where(~names.duplicated(keep=False), below)
 
 

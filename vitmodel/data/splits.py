@@ -25,7 +25,7 @@ def assign_splits(table: pd.DataFrame, shares: Mapping[str, float] = SHARES, see
     """`table` with `split` filled in. A split that a patient already has (an official one) is kept, with one exception: a part of
     `shares` that the given split lacks, as official splits lack 'val', is taken out of its 'train'.
 
-    Patients whose images are all refused get none. Raises UsageError where a class has fewer patients than there are parts to fill.
+    Patients whose images are all refused stay as they are. Raises UsageError where a class has fewer patients than there are parts to fill.
     """
     if any(share <= 0 for share in shares.values()):
         raise UsageError(f"splits: every share must be positive, not {dict(shares)}")
@@ -36,7 +36,8 @@ def assign_splits(table: pd.DataFrame, shares: Mapping[str, float] = SHARES, see
     if len(given) and absent and "train" in shares:
         divided = {"train": shares["train"]} | absent
         dealt = dealt | _deal(patients[patients.split == "train"], divided, seed)
-    return table.assign(split=table.patient_id.map(given.to_dict() | dealt).astype(object))
+    split = table.patient_id.map(given.to_dict() | dealt).astype(object)
+    return table.assign(split=split.where(split.notna(), table.split))
 
 
 def assign_folds(table: pd.DataFrame, folds: int, seed: int = 0) -> pd.DataFrame:
@@ -52,7 +53,7 @@ def assign_folds(table: pd.DataFrame, folds: int, seed: int = 0) -> pd.DataFrame
 
 
 def _patients(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per patient with a usable image: site and machine (its first), split, and cancer, which is 1 if any image is. Raises UsageError on a leak."""
+    """One row per patient with a usable image: site, machine, split, and cancer (1 if any image shows one). Raises UsageError."""
     groups = usable(table).sort_values(["site_id", "machine_id"]).groupby("patient_id")
     divided = groups.split.nunique() > 1
     if divided.any():
@@ -73,7 +74,7 @@ def _deal(patients: pd.DataFrame, shares: Mapping[Any, float], seed: int) -> dic
 
 
 def _rounds(patients: Iterable[str], shares: Mapping[Any, float]) -> list[tuple[str, Any]]:
-    """Deal the patients in their order; the next goes where the number held, divided by the share, is smallest, so each part gets one first."""
+    """Deal the patients in their order, each to the part that holds the fewest for its share, and so one to every part at first."""
     held = dict.fromkeys(shares, 0)
     dealt = []
     for patient in patients:

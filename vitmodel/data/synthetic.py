@@ -107,7 +107,7 @@ def plan(config: SynthConfig) -> list[Patient]:
     rng = np.random.default_rng(seed_from(config.seed, "plan"))
     counts = {"train": config.patients, "test": max(1, config.patients // 10)}
     total = sum(counts.values())
-    patient_ids = rng.choice(np.arange(5, 65535), total, replace=False)
+    patient_ids = 5 + rng.choice(max(65_530, total), total, replace=False)
     image_ids: Iterator[int] = iter(dict.fromkeys(rng.integers(10**5, 2**31, 12 * total + 2 * len(FAULTS)).tolist()))
     patients: list[Patient] = []
     for split, count in counts.items():
@@ -132,11 +132,13 @@ def _plan_patient(
     density = DENSITIES[rng.choice(4, p=(0.11, 0.43, 0.41, 0.05))]
     age = int(np.clip(rng.normal(58, 10), 26, 89)) if rng.uniform() > 0.02 else None
     implant = machine.site == 1 and rng.uniform() < IMPLANT
-    body = Breast(0, density=density, depth_mm=rng.uniform(65, 110), thickness_mm=rng.uniform(35, 65), implant=implant)
+    body = Breast(0, density=density, depth_mm=rng.uniform(65, 110), thickness_mm=rng.uniform(40, 62), implant=implant)
     mirrored = machine.mirrors and rng.uniform() < MIRRORED
     first, second = rng.permutation(["L", "R"])
-    extra = [("LR"[rng.integers(2)], "CC", 1)] if rng.uniform() < EXTRA_VIEW else []
-    order = rng.permutation(4)
+    standard: list[tuple[str, ViewName, int]] = [("L", "CC", 0), ("L", "MLO", 0), ("R", "CC", 0), ("R", "MLO", 0)]
+    takes = [standard[index] for index in rng.permutation(4)]
+    if rng.uniform() < EXTRA_VIEW:
+        takes.append(("LR"[rng.integers(2)], "CC", 1))
     sick = {first: cancer, second: cancer and rng.uniform() < BILATERAL}
     breasts, labels = {}, {}
     for side in "LR":
@@ -145,9 +147,7 @@ def _plan_patient(
         lesions = tuple(draw_lesion(kind, difficulty, seed_from(seed, side, kind)) for kind in kinds)
         breasts[side] = replace(body, seed=seed_from(seed, side), laterality=side, lesions=lesions)
         labels[side] = _labels(rng, machine.site, sick[side]) | {"density": density if machine.site == 1 else None}
-    takes = [("L", "CC", 0), ("L", "MLO", 0), ("R", "CC", 0), ("R", "MLO", 0)]
-    takes = [takes[i] for i in order] + extra
-    shots = tuple(Shot(next(image_ids), side, view, take) for side, view, take in takes)  # type: ignore[arg-type]
+    shots = tuple(Shot(next(image_ids), side, view, take) for side, view, take in takes)
     return Patient(patient_id, split, machine, mirrored, age, breasts, labels, shots)
 
 
@@ -232,7 +232,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _write_csv(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
-    """Columns in order, CRLF as in the original, unknown = empty."""
+    """Columns in order, unknown = empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

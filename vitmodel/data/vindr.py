@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.data.source import find_table, image_files, stem
+from vitmodel.data.source import find_table, image_files, lookup, stem
 
 LOOKS_FOR = "breast-level_annotations.csv beside images/<study>/<image>.dicom"
 BREASTS, FINDINGS = "breast-level_annotations.csv", "finding_annotations.csv"
@@ -36,7 +36,7 @@ def read(source: Path) -> pd.DataFrame:
             "patient_id": table.study_id,
             "laterality": table.laterality,
             "view": table.view_position,
-            "path": table.image_id.map(files).fillna(released),
+            "path": lookup(table.image_id, files, released),
             "dataset": "vindr",
             "split": table.split.replace({"training": "train"}),
             "birads": table.breast_birads.str.removeprefix("BI-RADS "),

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
+from vitmodel.measure.sample import Floats
 
 MIN_DEFINED = 0.9
 """Below this fraction of replicates with a value, an interval would describe a selection, and is not given."""

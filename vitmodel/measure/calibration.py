@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
+from vitmodel.measure.sample import Floats
 from vitmodel.utils import UsageError
-
-Floats = NDArray[np.float64]
 
 MIN_SLOPE = 1e-3
 """Stands for 'the logits say nothing' where the data ask for a falling curve: a calibration never turns the ranking round."""
@@ -170,7 +169,7 @@ def fit(method: str, labels: ArrayLike, logits: ArrayLike) -> Calibration:
 
 def from_dict(values: dict[str, Any]) -> Calibration:
     """What `Calibration.to_dict` gave, also after a way through JSON. Raises UsageError."""
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "method"}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "method"}
     try:
         return _named(str(values.get("method")))(**fields)
     except TypeError as error:

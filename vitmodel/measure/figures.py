@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec
+from itertools import cycle
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 from matplotlib import rc_context
@@ -17,41 +19,46 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vitmodel.measure.bootstrap import percentile_limits, resample
-from vitmodel.measure.metrics import Curve, Metrics, Ranking, Sample
+from vitmodel.measure.curve import Curve
+from vitmodel.measure.metrics import Metrics, Ranking
+from vitmodel.measure.sample import Sample
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
-STYLE: dict[str, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#444444",
-    "axes.linewidth": 0.7,
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "xtick.labelcolor": "#222222",
-    "ytick.labelcolor": "#222222",
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "lines.linewidth": 1.5,
-    "svg.fonttype": "path",  # the same glyphs on every machine
-    "svg.hashsalt": "vitmodel",  # the same figure gives the same bytes
-}
 BAND_REPLICATES = 500
 P = ParamSpec("P")
 
 
-def _figure(width: float = 3.5, height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, str]]:
-    """Turns a function that draws on axes into one that gives an SVG of this size in inches (3.5 is a journal's column)."""
+def _style() -> AbstractContextManager[None]:
+    return rc_context(
+        {
+            "font.size": 8.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#444444",
+            "axes.linewidth": 0.7,
+            "axes.labelcolor": "#222222",
+            "xtick.color": "#444444",
+            "ytick.color": "#444444",
+            "xtick.labelcolor": "#222222",
+            "ytick.labelcolor": "#222222",
+            "legend.frameon": False,
+            "legend.fontsize": 7.5,
+            "lines.linewidth": 1.5,
+            "text.parse_math": False,  # a name may hold a dollar sign
+            "svg.fonttype": "path",  # the same glyphs on every machine
+            "svg.hashsalt": "vitmodel",  # the same figure gives the same bytes
+        }
+    )
+
+
+def _figure(height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, str]]:
+    """Turns a function that draws on axes into one that gives an SVG, 3.5 inches wide (a journal's column) and `height` high."""
 
     def decorate(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
         @wraps(draw)
         def render(*args: P.args, **kwargs: P.kwargs) -> str:
-            with rc_context(STYLE):
-                figure = Figure(figsize=(width, height), layout="constrained")
+            with _style():
+                figure = Figure(figsize=(3.5, height), layout="constrained")
                 axes = figure.add_subplot()
                 draw(axes, *args, **kwargs)
                 if axes.get_legend_handles_labels()[0]:  # below the axes, where it hides no data
@@ -60,7 +67,7 @@ def _figure(width: float = 3.5, height: float = 3.6) -> Callable[[Callable[Conca
                 figure.savefig(file, format="svg", metadata={"Date": None})
             return file.getvalue()
 
-        return render  # type: ignore[return-value]
+        return render
 
     return decorate
 
@@ -97,12 +104,12 @@ def precision_recall(axes: Axes, sample: Sample, metrics: Metrics) -> None:
 
 @_figure()
 def reliability(axes: Axes, sample: Sample, metrics: Metrics) -> None:
-    """The fraction of positives in up to ten bins of equally many scores, with Wilson's 95 % intervals.
+    """The fraction of positives in bins of equally many scores (up to ten, of ten or more), with Wilson's 95 % intervals.
 
     Both axes end where the bins do: at screening prevalence that is far below 1.
     """
     order = np.argsort(sample.scores, kind="stable")
-    bins = np.array_split(order, min(10, len(order)))
+    bins = np.array_split(order, min(10, max(1, len(order) // 10)))
     score = np.array([sample.scores[rows].mean() for rows in bins])
     observed = np.array([sample.labels[rows].mean() for rows in bins])
     low, high = np.array([_wilson(sample.labels[rows]) for rows in bins]).T
@@ -123,10 +130,9 @@ def histogram(axes: Axes, sample: Sample, metrics: Metrics) -> None:
     for label, name, colour, style in ((0, "No cancer", BLUE, "-"), (1, "Cancer", ORANGE, (0, (3, 1)))):
         scores = sample.scores[sample.labels == label]
         if len(scores):
-            weights = np.full(len(scores), 1 / len(scores))
-            common = {"bins": edges, "weights": weights, "histtype": "stepfilled"}
-            axes.hist(scores, **common, color=colour, alpha=0.2)
-            axes.hist(scores, **{**common, "histtype": "step"}, color=colour, ls=style, lw=1.3, label=f"{name} (n = {len(scores):,})")
+            fractions = np.histogram(scores, edges)[0] / len(scores)
+            axes.stairs(fractions, edges, fill=True, color=colour, alpha=0.2)
+            axes.stairs(fractions, edges, color=colour, ls=style, lw=1.3, label=f"{name} (n = {len(scores):,})")
     axes.axvline(metrics.threshold, color="#222222", lw=0.9, ls=":", label=f"Threshold {metrics.threshold:.3f}")
     axes.set(xlim=(0, 1.02 * edges[-1]), xlabel="Score", ylabel="Fraction of the class")
 
@@ -137,14 +143,17 @@ def confusion(axes: Axes, metrics: Metrics) -> None:
     counts = metrics.confusion
     table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
     fraction = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    axes.pcolormesh(fraction, cmap="Blues", vmin=0, vmax=1.25)
+    axes.invert_yaxis()
     for (row, column), count in np.ndenumerate(table):
         colour = "white" if fraction[row, column] > 0.7 else "#222222"
-        axes.text(column, row, f"{count:,}", ha="center", va="bottom", fontsize=13, color=colour)
-        axes.text(column, row, f"\n{100 * fraction[row, column]:.1f} % of row", ha="center", va="center", fontsize=7.5, color=colour)
+        axes.text(column + 0.5, row + 0.5, f"{count:,}", ha="center", va="bottom", fontsize=13, color=colour)
+        axes.text(
+            column + 0.5, row + 0.5, f"\n{100 * fraction[row, column]:.1f} % of row", ha="center", va="center", fontsize=7.5, color=colour
+        )
     axes.set(xlabel=f"Called at threshold {metrics.threshold:.3f}", ylabel="Truth")
-    axes.set_xticks([0, 1], ["No cancer", "Cancer"])
-    axes.set_yticks([0, 1], ["No cancer", "Cancer"], rotation=90, va="center")
+    axes.set_xticks([0.5, 1.5], ["No cancer", "Cancer"])
+    axes.set_yticks([0.5, 1.5], ["No cancer", "Cancer"], rotation=90, va="center")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -152,7 +161,7 @@ def confusion(axes: Axes, metrics: Metrics) -> None:
 @_figure(height=2.6)
 def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """One metric over the epochs of training, a line for each split."""
-    looks = [(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")]
+    looks = cycle([(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")])
     for (split, points), (colour, style, marker) in zip(splits.items(), looks, strict=False):
         epochs, values = zip(*points, strict=True) if points else ((), ())
         axes.plot(epochs, values, color=colour, ls=style, marker=marker, ms=2.5, lw=1.2, label=split)

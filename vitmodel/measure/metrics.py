@@ -1,8 +1,7 @@
-"""How good scores are: per image, breast and patient, with 95 % intervals over patients. Knows labels and scores, no images and no model."""
+"""How good scores are, per image, breast and patient, with 95 % intervals over patients. Knows no image and no model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -10,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitmodel.measure.bootstrap import Floats, Interval, percentile_limits, resample
+from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
 from vitmodel.measure.calibration import logistic_regression, overlap, to_logit
+from vitmodel.measure.curve import MAX_FPR, Curve
+from vitmodel.measure.sample import Floats, Sample, refuse_rows
 from vitmodel.utils import UsageError
 
-MAX_FPR = 0.2
-"""The partial AUROC covers false-positive rates from 0 to this."""
 ECE_BINS = 15
 
 METRICS: dict[str, dict[str, str]] = {
     "Ranking": {
         "auroc": "AUROC",
-        "partial_auroc": "Partial AUROC (specificity 80–100 %, rescaled)",
+        "partial_auroc": f"Partial AUROC (specificity {100 * (1 - MAX_FPR):.0f} to 100 %, rescaled)",
         "auprc": "AUPRC (average precision)",
         "sensitivity_at_90_specificity": "Sensitivity at 90 % specificity",
         "sensitivity_at_95_specificity": "Sensitivity at 95 % specificity",
@@ -49,75 +48,6 @@ METRICS: dict[str, dict[str, str]] = {
 }
 """Every metric by its name, with its title, under what it judges."""
 
-# Scores of a group's members in order, and where each group starts -> one score per group.
-AGGREGATES: dict[str, Callable[[Floats, NDArray[np.intp]], Floats]] = {
-    "mean": lambda scores, starts: np.add.reduceat(scores, starts) / np.diff(starts, append=len(scores)),
-    "max": lambda scores, starts: np.maximum.reduceat(scores, starts),
-    "noisy_or": lambda scores, starts: 1 - np.multiply.reduceat(1 - scores, starts),
-}
-
-
-def aggregate(scores: ArrayLike, groups: ArrayLike, how: str) -> tuple[NDArray[Any], Floats]:
-    """The group ids, sorted (G), and one score for each (G), from scores (N) and the group of each (N).
-
-    `how` is `mean`, `max` or `noisy_or` (1 - the product of 1 - score: one finding is enough). Raises UsageError.
-    """
-    if how not in AGGREGATES:
-        raise UsageError(f"aggregate: {how!r} is unknown; known are {', '.join(AGGREGATES)}")
-    order, ids, starts = _grouped(groups)
-    return ids, AGGREGATES[how](np.asarray(scores, dtype=np.float64)[order], starts)
-
-
-def _grouped(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.intp]]:
-    """An order that brings groups together, the sorted ids, and where each starts in that order."""
-    values = np.asarray(groups)
-    order = np.argsort(values, kind="stable")
-    ids, starts = np.unique(values[order], return_index=True)
-    return order, ids, starts
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Scores to be judged, one row per unit (image, breast or patient).
-
-    `labels` (N) are 0, 1 or NaN = unknown, `scores` (N) lie in [0, 1], `patients` (N) are ids. A refused image has no
-    score and does not belong here. Raises UsageError.
-    """
-
-    labels: Floats
-    scores: Floats
-    patients: NDArray[Any]
-
-    def __post_init__(self) -> None:
-        for name, dtype in (("labels", np.float64), ("scores", np.float64), ("patients", None)):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
-        if not len(self.labels) == len(self.scores) == len(self.patients):
-            raise UsageError(f"labels, scores and patients differ in length: {len(self.labels)}, {len(self.scores)}, {len(self.patients)}")
-        _refuse_rows(np.isnan(self.scores), "score", "is NaN: leave refused images out and count them")
-        _refuse_rows((self.scores < 0) | (self.scores > 1), "score", "lies outside [0, 1]")
-        _refuse_rows(~np.isin(self.labels, (0, 1)) & ~np.isnan(self.labels), "label", "is neither 0, 1 nor unknown (NaN)")
-
-    def known(self) -> Sample:
-        """The rows whose label is known."""
-        rows = ~np.isnan(self.labels)
-        return Sample(self.labels[rows], self.scores[rows], self.patients[rows])
-
-    def aggregate(self, groups: ArrayLike, how: str) -> Sample:
-        """One row per group, in the order of the sorted ids; its label is the largest known one. Raises UsageError."""
-        order, ids, starts = _grouped(groups)
-        patients, (_, owner) = self.patients[order], np.unique(self.patients[order], return_inverse=True)
-        strangers = np.minimum.reduceat(owner, starts) != np.maximum.reduceat(owner, starts)
-        if strangers.any():
-            raise UsageError(f"groups: {np.count_nonzero(strangers)} hold rows of more than one patient, so ids are not unique")
-        return Sample(np.fmax.reduceat(self.labels[order], starts), aggregate(self.scores, groups, how)[1], patients[starts])
-
-
-def _refuse_rows(bad: NDArray[np.bool_], column: str, problem: str) -> None:
-    rows = np.flatnonzero(bad)
-    if rows.size:
-        more = f" and {rows.size - 5} more" if rows.size > 5 else ""
-        raise UsageError(f"column {column!r} {problem}: rows {', '.join(map(str, rows[:5]))}{more} (counted from 0)")
-
 
 @dataclass(frozen=True)
 class Confusion:
@@ -127,68 +57,6 @@ class Confusion:
     fp: int
     fn: int
     tn: int
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Positives and negatives called at every score where the curve can bend, from the highest down (T each).
-
-    `tp` and `fp` start with a 0 where nothing is called, for which `thresholds` is infinite; tied scores are called together.
-    """
-
-    thresholds: Floats
-    tp: Floats
-    fp: Floats
-
-    @property
-    def positives(self) -> float:
-        return float(self.tp[-1])
-
-    @property
-    def negatives(self) -> float:
-        return float(self.fp[-1])
-
-    @property
-    def tpr(self) -> Floats:
-        return self.tp / self.positives
-
-    @property
-    def fpr(self) -> Floats:
-        return self.fp / self.negatives
-
-    @property
-    def precision(self) -> Floats:
-        """1 where nothing is called, by convention."""
-        called = self.tp + self.fp
-        return np.divide(self.tp, called, out=np.ones_like(called), where=called > 0)
-
-    def auroc(self) -> float:
-        return float(np.trapezoid(self.tp, self.fp)) / (self.positives * self.negatives)
-
-    def partial_auroc(self) -> float:
-        """The area for false-positive rates up to `MAX_FPR`, rescaled so that chance gives 0.5 and perfection 1.
-
-        Source: McClish, Medical Decision Making 9 (1989) 190-195.
-        """
-        end = int(np.searchsorted(self.fpr, MAX_FPR, side="right"))
-        fpr = np.append(self.fpr[:end], MAX_FPR)
-        area = np.trapezoid(np.append(self.tpr[:end], np.interp(MAX_FPR, self.fpr, self.tpr)), fpr)
-        chance = MAX_FPR**2 / 2
-        return float(0.5 * (1 + (area - chance) / (MAX_FPR - chance)))
-
-    def auprc(self) -> float:
-        """Average precision: the precision at each gain in recall, with no interpolation between."""
-        return float(np.diff(self.tp) @ self.precision[1:]) / self.positives
-
-    def sensitivity_at(self, specificity: float) -> float:
-        """The highest sensitivity of an observed threshold with at least this specificity."""
-        allowed = self.negatives * (1 - specificity) + 1e-9  # counts are whole, so this only forgives rounding
-        return float(self.tp[np.searchsorted(self.fp, allowed, side="right") - 1]) / self.positives
-
-    def specificity_at(self, sensitivity: float) -> float:
-        """The highest specificity of an observed threshold with at least this sensitivity."""
-        needed = self.positives * sensitivity - 1e-9
-        return 1 - float(self.fp[np.searchsorted(self.tp, needed)]) / self.negatives
 
 
 class Ranking:
@@ -379,35 +247,8 @@ def pf1(labels: ArrayLike, predictions: ArrayLike) -> float:
     a label is not 0 or 1, or a prediction is NaN.
     """
     truth, clipped = np.asarray(labels, dtype=np.float64), np.clip(np.asarray(predictions, dtype=np.float64), 0, 1)
-    _refuse_rows(np.isnan(clipped), "prediction", "is NaN")
-    _refuse_rows(~np.isin(truth, (0, 1)), "label", "is neither 0 nor 1")
+    refuse_rows(np.isnan(clipped), "prediction", "is NaN")
+    refuse_rows(~np.isin(truth, (0, 1)), "label", "is neither 0 nor 1")
     if not truth.any():
         raise UsageError(f"pF1 is not defined: none of the {len(truth)} labels is 1")
     return float(2 * (truth @ clipped) / (clipped.sum() + truth.sum()))
-
-
-# Positives and negatives called at each threshold, and how many there are -> what to make large.
-OBJECTIVES: dict[str, Callable[[Floats, Floats, float, float], Floats]] = {
-    "f1": lambda tp, fp, p, n: 2 * tp / (tp + fp + p),
-    "macro_f1": lambda tp, fp, p, n: tp / (tp + fp + p) + (n - fp) / (n - fp + n + p - tp),
-    "youden": lambda tp, fp, p, n: tp / p - fp / n,
-}
-
-
-def choose_threshold(labels: ArrayLike, scores: ArrayLike, objective: str = "f1") -> float:
-    """The threshold in [0, 1] with the best `f1`, `macro_f1` or `youden` (sensitivity + specificity - 1) on these rows.
-
-    It lies halfway between two scores, so that rounding elsewhere does not flip a decision; the highest one where several
-    are equally good. Report no decision metric on the rows it was chosen on. Unknown (NaN) labels are left out. Raises UsageError.
-    """
-    if objective not in OBJECTIVES:
-        raise UsageError(f"objective: {objective!r} is unknown; known are {', '.join(OBJECTIVES)}")
-    known = Sample(np.asarray(labels), np.asarray(scores), np.arange(len(np.asarray(scores)))).known()
-    if set(known.labels) != {0.0, 1.0}:
-        raise UsageError("labels: a threshold can only be chosen on rows of both classes, 0 and 1")
-    curve = Ranking(known, threshold=0.5).curve(np.ones_like(known.scores))
-    best = 1 + int(np.argmax(OBJECTIVES[objective](curve.tp[1:], curve.fp[1:], curve.positives, curve.negatives)))
-    lowest = curve.thresholds[best]
-    next_below = np.max(known.scores, initial=0.0, where=known.scores < lowest)
-    halfway = (lowest + next_below) / 2
-    return float(halfway if halfway > next_below else lowest)

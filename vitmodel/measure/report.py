@@ -11,14 +11,15 @@ from pathlib import Path
 import jinja2
 
 from vitmodel.measure import figures
-from vitmodel.measure.metrics import METRICS, Metrics, Sample
+from vitmodel.measure.metrics import METRICS, Metrics
+from vitmodel.measure.sample import Sample
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
 
 LIMITS = (
-    "Metrics hold for patients, machines and readers like those of this data set, and for its prevalence; another site needs its own evaluation.",
-    "Intervals are 95 % percentile intervals over patients drawn with replacement. They show chance in who was examined, "
-    "not bias in how, and are too narrow where a value sits at its bound or positives are few.",
-    "Cancers that were missed at the time of reading and not found later count as negatives: labels are not the truth of histology for every breast.",
+    "The metrics hold for patients, machines and readers like those of this data set, at its prevalence; another site needs its own.",
+    "The intervals are the middle 95 % over patients drawn with replacement. They show chance in who was examined, not bias in how, "
+    "and are too narrow where a value sits at its bound or positives are few.",
+    "A label is what was known when the data were released: a cancer found later, or never, counts as a negative.",
     "Units with an unknown label and refused images are left out of every metric and counted above; leaving them out may favour the model.",
 )
 
@@ -46,8 +47,8 @@ class Report:
     """When, with the time zone, and with which version."""
     levels: Sequence[Level]
     """At least one; they become the columns of the tables."""
-    plotted: str
-    """The name of the level that the curves show."""
+    plotted: Level
+    """The one of them that the headline and the curves show."""
     method: Mapping[str, object]
     """How scores came about: split, aggregation, calibration, where the threshold was chosen, bootstrap replicates and seed."""
     model: Mapping[str, object]
@@ -66,12 +67,10 @@ def write_report(path: Path | str, report: Report) -> None:
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))  # fmt: skip
-    level = next(level for level in report.levels if level.name == report.plotted)
     page = template.render(
         report=report,
-        level=level,
         groups=METRICS,
-        figures=_pictures(level),
+        figures=_pictures(report.plotted),
         history={name: _inline(figures.history(name, splits)) for name, splits in report.history.items()},
         warning=NOT_A_MEDICAL_DEVICE,
         undefined=math.isnan,
@@ -83,18 +82,18 @@ def write_report(path: Path | str, report: Report) -> None:
 def _pictures(level: Level) -> list[tuple[str, str]]:
     """Caption and picture of each figure; the curves need both classes."""
     sample, metrics = level.sample.known(), level.metrics
-    pictures = [
-        (
-            "Receiver operating characteristic. The dot is the operating point with its 95 % intervals.",
-            lambda: figures.roc(sample, metrics),
-        ),
-        ("Precision and recall. The dot is the operating point with its 95 % intervals.", lambda: figures.precision_recall(sample, metrics)),
-        ("Reliability, in bins of equally many scores, with Wilson’s 95 % intervals.", lambda: figures.reliability(sample, metrics)),
-        ("Scores by class, each as a fraction of its class.", lambda: figures.histogram(sample, metrics)),
-        ("Confusion matrix at the threshold.", lambda: figures.confusion(metrics)),
+    pictures = []
+    if 0 < metrics.positives < metrics.units:
+        pictures += [
+            ("Receiver operating characteristic; the dot is the threshold, with 95 % intervals.", figures.roc(sample, metrics)),
+            ("Precision and recall; the dot is the threshold, with 95 % intervals.", figures.precision_recall(sample, metrics)),
+            ("Reliability in bins of equally many scores, with Wilson’s 95 % intervals.", figures.reliability(sample, metrics)),
+        ]
+    pictures += [
+        ("Scores by class, each as a fraction of its class.", figures.histogram(sample, metrics)),
+        ("Confusion matrix at the threshold.", figures.confusion(metrics)),
     ]
-    one_class = metrics.positives in (0, metrics.units)
-    return [(caption, _inline(draw())) for caption, draw in pictures[3 if one_class else 0 :]]
+    return [(caption, _inline(svg)) for caption, svg in pictures]
 
 
 def _inline(svg: str) -> str:

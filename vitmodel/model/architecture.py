@@ -86,7 +86,7 @@ class ViTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the way back."""
-        return asdict(self) | {"image_size": str(self.image_size)}
+        return asdict(self) | {"image_size": str(Size(*self.image_size))}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ViTConfig:

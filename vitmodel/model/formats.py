@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise VitmodelError(f"{path}: refused, for it holds Python objects besides tensors, and loading them could run code; "
                             f"save its state_dict alone, best as .safetensors") from error  # fmt: skip
-    except (SafetensorError, RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
-        raise VitmodelError(f"{path}: broken or no file of weights ({str(error).splitlines()[0]}); fetch or write it again") from error
+    except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise VitmodelError(f"{path}: broken or no file of weights ({first_line}); fetch or write it again") from error
     raise UsageError(f"{path}: weights come as .safetensors, .npz or {', '.join(PICKLED)}")
 
 

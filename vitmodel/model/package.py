@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.vit import ViT
-from vitmodel.utils import UsageError, VitmodelError, to_json
+from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
 
 FORMAT_VERSION = 1
 TENSORS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
@@ -40,9 +40,10 @@ def save_package(folder: Path | str, model: ViT, config: dict[str, Any], card: s
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as scratch:
             fresh = Path(scratch) / "package"
             fresh.mkdir()
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, fresh / TENSORS)
-            (fresh / CONFIG).write_text(to_json(document))
-            (fresh / CARD).write_text(card)
+            with atomic_path(fresh / TENSORS) as temporary:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+            write_atomic(fresh / CONFIG, to_json(document))
+            write_atomic(fresh / CARD, card)
             _replace(fresh, folder)
     except (OSError, SafetensorError) as error:
         raise VitmodelError(f"cannot write {folder}: {error}") from error
@@ -94,5 +95,6 @@ def load_package(folder: Path | str) -> tuple[ViT, dict[str, Any]]:
     except UsageError as error:
         raise VitmodelError(f"{folder / CONFIG}: {error}; use the vitmodel that wrote it") from error
     except (SafetensorError, RuntimeError) as error:
-        raise VitmodelError(f"{folder / TENSORS}: broken or not of this {CONFIG} ({error}); copy the package again") from error
+        first_lines = " ".join(str(error).split("\n\t")[:2])  # torch lists every tensor
+        raise VitmodelError(f"{folder / TENSORS}: broken or not of this {CONFIG} ({first_lines}); copy the package again") from error
     return model.eval(), document

@@ -47,7 +47,7 @@ class Layout:
 
     def draw(self, x: Tensor) -> Tensor:
         """One uniform random number in [0, 1) per image, in a shape that broadcasts over its tokens: B T D -> B 1 1."""
-        return torch.rand(len(x), 1, 1, device=x.device)
+        return torch.rand(x.shape[0], 1, 1, device=x.device)
 
 
 ROWS = Layout()
@@ -179,7 +179,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, patches: Tensor) -> Tensor:
-        q = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(patches), -1, -1, -1)  # B A 1 D/A
+        q = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(patches.shape[0], -1, -1, -1)  # B A 1 D/A
         k, v = self.kv(patches).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B A N D/A
         x = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # B 1 D
         return (x + self.mlp(self.norm(x))).squeeze(1)  # B D
@@ -229,7 +229,7 @@ class ViT(nn.Module):
             raise UsageError(f"images must have shape B x {self.config.channels} x H x W, not {'x'.join(map(str, images.shape))}")
         grid = grid_of((images.shape[-2], images.shape[-1]), self.config.patch)
         patches = self.patch_embed(images) + self.positions(grid)  # B N D
-        return torch.cat([self.prefix().expand(len(patches), -1, -1), patches], dim=1)  # B T D
+        return torch.cat([self.prefix().expand(patches.shape[0], -1, -1), patches], dim=1)  # B T D
 
     def encode(self, tokens: Tensor, layout: Layout = ROWS) -> Tensor:
         """The blocks and the norm after them: B T D -> B T D."""

@@ -197,7 +197,7 @@ def _refuse_misfits(model: ViT, weights: Weights) -> None:
     # no file tells its number of heads, and a wrong one would fit and compute something else
     heads = {preset.heads for preset in PRESETS.values() if preset.dim == model.config.dim} - {model.config.heads}
     if not weights.ours and heads:
-        raise UsageError(f"{source}: published ViTs of dim {model.config.dim} have {heads.pop()} heads, not {model.config.heads}; set heads")
+        raise UsageError(f"{source}: published ViTs of dim {model.config.dim} have {heads.pop()} heads, not {model.config.heads}")
 
 
 def _fit_positions(state: Tensors, own: Tensors, weights: Weights) -> list[Fate]:

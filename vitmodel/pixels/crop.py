@@ -1,183 +1,217 @@
-"""Where the breast lies in a low-resolution view of a mammogram, and on which side its chest wall is. Knows no file and no laterality."""
+"""Where the breast lies in a low-resolution view of a mammogram, and at which side its chest wall is. Knows no file and no laterality.
+
+Air is the lowest peak of the histogram; the breast is the largest connected component above it (markers, scratches and frames are
+others), without the arm above and the belly below, which begin where its outline turns concave. Lengths are fractions of the view,
+so that views of any size give the same breast.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
 from vitmodel.pixels.verdict import ImageRefused, Remark
 
-Box = tuple[float, float, float, float]
+Side = Literal["left", "right"]
+
+LEAST_RANGE = 0.01  # of the grey scale, between the darkest and the brightest half per cent: less is a blank image
+LEAST_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
+AIR_TOP = 0.01  # of the view's range: what is darker is air, whatever the histogram says
+LEAST_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
+NIPPLE = 0.07  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
+LEAST_NOTCH = 0.05  # depth of a concavity that ends the breast, as a fraction of its reach
+FAINT_SIDE = 0.1  # of the breast's width: the two sides must differ by as much in their distance from the box
+
+
+class Box(NamedTuple):
+    """Whole pixels; x1 and y1 are excluded."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
 
 
 @dataclass(frozen=True)
 class Breast:
     """The breast in a view of H W pixels.
 
-    `mask` is H W, true on the breast: skin line, nipple and the pectoral muscle that the image shows, without the arm above and the
-    belly below a skin fold. `box` is (x0, y0, x1, y1) in fractions of the view, the mask's bounding box and one pixel of the view
-    around it. `chest_wall` is the side of the view on which the breast rests. Where `inverted`, the view was bright where there is
-    air: the caller takes 1 - grey, everywhere, before anything else.
+    `mask` (bool, H W) is true on the breast with skin line, nipple and the pectoral muscle beside it. `box` holds the mask and one
+    pixel of the view around it, so that a box in source pixels, rounded outwards, cuts no tissue. `chest_wall` is the side of the
+    view on which the breast rests. Where `inverted`, the view was bright in the air: the caller takes 1 - grey everywhere, also at
+    full resolution, before it puts the mask to use.
     """
 
     mask: np.ndarray
     box: Box
-    chest_wall: Literal["left", "right"]
+    chest_wall: Side
     inverted: bool
     remarks: tuple[Remark, ...] = ()
 
-    def box_in(self, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """The box in whole pixels (x0, y0, x1, y1) of an image of rows x columns, rounded outwards."""
-        x0, y0, x1, y1 = self.box
-        return int(x0 * columns), int(y0 * rows), int(np.ceil(x1 * columns)), int(np.ceil(y1 * rows))
-
 
 def find_breast(grey: np.ndarray) -> Breast:
-    g, inverted = upright(grey)
-    frame = content(g)
-    x0, y0, x1, y1 = frame
-    inner = g[y0:y1, x0:x1]
-    tone = tones(inner)
-    t = air_limit(tone)
-    tissue = (tone > t).astype(np.uint8)
-    unit = max(grey.shape) / 512
-    m = largest(tissue, unit)
-    if m is None:
-        raise ImageRefused("no_breast")
-    mask = np.zeros(grey.shape, bool)
-    side, certainty = chest_side(m)
-    m = without_folds(m, side)
-    mask[y0:y1, x0:x1] = m
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    h, w = grey.shape
-    box = (max(xs[0] - 1, 0) / w, max(ys[0] - 1, 0) / h, min(xs[-1] + 2, w) / w, min(ys[-1] + 2, h) / h)
-    rem = []
-    if certainty < 0.1: rem.append(Remark('doubtful_side', f'{certainty:.3f}'))
-    return Breast(mask, box, side, inverted, tuple(rem))
+    """The breast in `grey` (H W, float32 in [0, 1], brighter = denser, padding = 0), a view of the whole image about 512 pixels long.
+
+    Raises ImageRefused: `blank` or `no_breast`. A radiograph of another part of the body that fills its image passes for a breast.
+    """
+    remarks = []
+    view = _normalised(grey)
+    inverted = _is_inverted(view)
+    if inverted:
+        view = 1 - view
+        remarks.append(Remark("inverted", "the air is brighter than the breast; the picture was inverted"))
+    tissue, air_found = _tissue(view)
+    if not air_found:
+        remarks.append(Remark("doubtful_crop", "no air can be told from tissue by its grey; what is not padding was kept"))
+    mask = _largest_component(tissue)
+    chest_wall, certainty = _chest_wall(mask)
+    if certainty < FAINT_SIDE:
+        remarks.append(Remark("doubtful_side", f"both sides of the breast are alike; the {chest_wall} one was taken for the chest wall"))
+    rows = _rows_of_breast(mask, chest_wall)
+    if mask[rows].sum() < 0.5 * mask.sum():
+        remarks.append(Remark("doubtful_crop", "arm or belly would be larger than the breast; nothing was cut off"))
+    else:
+        mask[: rows.start] = mask[rows.stop :] = False
+    return Breast(mask, _box_around(mask), chest_wall, inverted, tuple(remarks))
 
 
-def upright(g):
-    lo, hi = float(g.min()), float(g.max())
-    if hi - lo < 0.02: raise ImageRefused('blank')
-    n = (g - lo) / (hi - lo)
-    b = cv2.blur(n, (5, 5)); flat = np.abs(cv2.morphologyEx(n, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))) < 0.02
-    white = (flat & (b > 0.9)).astype(np.uint8); black = (flat & (b < 0.1)).astype(np.uint8)
-    k = np.ones((9, 9), np.uint8)
-    ring = cv2.dilate(white, k) > 0
-    mid = (b > .12) & (b < .88)
-    inv = white.mean() > 0.05 and white.mean() > black.mean()
-    return (1 - g if inv else g), inv
+def _normalised(grey: np.ndarray) -> np.ndarray:
+    """The view stretched to [0, 1] and smoothed, so that neither a pedestal nor the brightness matters."""
+    low, high = np.quantile(grey[::4, ::4], (0.005, 0.995))
+    if high - low < LEAST_RANGE:
+        raise ImageRefused("blank", f"99 % of the pixels differ by less than {LEAST_RANGE:.0%} of the grey scale")
+    return cv2.GaussianBlur(np.clip((grey - low) / (high - low), 0, 1).astype(np.float32), (3, 3), 0)
 
 
-def content(g):
-    h, w = g.shape
-    x0, y0, x1, y1 = 0, 0, w, h
-    tol = 0.04 * (float(g.max()) - float(g.min()))
-
-    def uniform(line):
-        lo, hi = np.quantile(line, (0.01, 0.99))
-        return hi - lo < tol
-    changed = True
-    while changed and x1 - x0 > 16 and y1 - y0 > 16:
-        changed = False
-        while x1 - x0 > 16 and uniform(g[y0:y1, x0]): x0 += 1; changed = True
-        while x1 - x0 > 16 and uniform(g[y0:y1, x1 - 1]): x1 -= 1; changed = True
-        while y1 - y0 > 16 and uniform(g[y0, x0:x1]): y0 += 1; changed = True
-        while y1 - y0 > 16 and uniform(g[y1 - 1, x0:x1]): y1 -= 1; changed = True
-    return x0, y0, x1, y1
+def _is_inverted(view: np.ndarray) -> bool:
+    """Whether the flat parts of the view, which are air and padding, are white."""
+    flat = cv2.morphologyEx(view, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) < 0.02
+    white, black = np.mean(flat & (view > 0.98)), np.mean(flat & (view < 0.1))
+    return bool(white > max(0.05, black))
 
 
-def tones(g):
-    lo, hi = np.quantile(g, (0.001, 0.995))
-    n = np.sqrt(np.clip((g - lo) / max(hi - lo, 1e-6), 0, 1))
-    return cv2.GaussianBlur((n * 255).astype(np.uint8), (3, 3), 0)
+def _tissue(view: np.ndarray) -> tuple[np.ndarray, bool]:
+    """What is brighter than air (bool, H W), and whether air was found. White borders are no tissue."""
+    tone = np.sqrt(view * 255**2).astype(np.uint8)  # the root spreads the dark tones, where air ends and skin begins
+    x0, y0, x1, y1 = _content(view)
+    limit = _air_limit(tone[y0:y1, x0:x1])
+    border = view > 0.95
+    border[y0:y1, x0:x1] = False
+    tissue = (tone > (limit or 255 * AIR_TOP**0.5)) & ~border
+    return tissue, limit is not None
 
 
-def air_limit(tone):
-    otsu, _ = cv2.threshold(tone, 0, 255, cv2.THRESH_OTSU)
-    otsu = int(otsu)
-    counts = np.bincount(tone.ravel(), minlength=256).astype(np.float64)
-    counts = np.convolve(np.pad(counts, 4, mode='edge'), np.ones(9) / 9, mode='valid')
-    mode = int(np.argmax(counts[: otsu + 1]))
-    valley = counts[mode : otsu + 1].min()
-    return mode + int(np.argmax(counts[mode : otsu + 1] <= 1.5 * valley + 1))
+def _content(view: np.ndarray) -> Box:
+    """The view without the lines of one tone at its edges: padding, film borders, white collimation and empty air."""
+    step = max(1, max(view.shape) // 128)
+    sample = view[step // 2 :: step, step // 2 :: step]
+    x0, y0, y1, x1 = 0, 0, *sample.shape
+    while True:
+        part = sample[y0:y1, x0:x1]
+        rows, columns = (
+            np.flatnonzero(np.mean(np.abs(part - np.median(part, axis, keepdims=True)) > 0.05, axis) > 0.02) for axis in (1, 0)
+        )
+        if not len(rows) or not len(columns):
+            return Box(0, 0, view.shape[1], view.shape[0])
+        if rows[0] == columns[0] == 0 and (rows[-1] + 1, columns[-1] + 1) == part.shape:
+            return Box(x0 * step, y0 * step, min(x1 * step, view.shape[1]), min(y1 * step, view.shape[0]))
+        y0, y1, x0, x1 = y0 + rows[0], y0 + rows[-1] + 1, x0 + columns[0], x0 + columns[-1] + 1
 
 
-def largest(tissue, unit):
-    k = 2 * round(5 * unit) + 1
-    el = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (k, k))
-    p = cv2.copyMakeBorder(tissue, k, k, k, k, cv2.BORDER_REPLICATE)
-    core = cv2.morphologyEx(p, cv2.MORPH_OPEN, el)[k:-k, k:-k]
-    n, lab, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=4)
-    if n < 2: return None
-    i = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    if stats[i, cv2.CC_STAT_AREA] < 0.02 * tissue.size: return None
-    m = (lab == i).astype(np.uint8)
-    m = cv2.dilate(m, el) & tissue
-    n, lab, stats, _ = cv2.connectedComponentsWithStats(m, connectivity=4)
-    m = (lab == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
-    c, _ = cv2.findContours(cv2.copyMakeBorder(m, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    f = np.zeros((m.shape[0] + 2, m.shape[1] + 2), np.uint8)
-    cv2.drawContours(f, c, -1, 1, cv2.FILLED)
-    return f[1:-1, 1:-1]
+def _air_limit(tone: np.ndarray) -> int | None:
+    """The tone at which the peak of the air has fallen into the valley before the tissue; None where there is no such valley.
+
+    Otsu's threshold (1979) parts air and tissue, but well inside the skin; the foot of the air's peak keeps fat and skin.
+    """
+    otsu = int(cv2.threshold(np.ascontiguousarray(tone), 0, 255, cv2.THRESH_OTSU)[0])
+    counts = np.bincount(tone.ravel(), minlength=256).astype(float)
+    counts = np.convolve(np.pad(counts, 6, mode="edge"), np.full(13, 1 / 13), mode="valid")  # 8-bit sources leave gaps
+    peak = int(np.argmax(counts[: otsu + 1]))
+    start = max(peak, int(255 * AIR_TOP**0.5))
+    slope = counts[start : otsu + 1]
+    if not len(slope) or slope.min() > 0.5 * counts[peak]:
+        return None
+    return start + int(np.argmax(slope <= 1.5 * slope.min() + 1))
 
 
-def chest_side(m):
-    rows = m[m.any(1)]
-    xs = np.flatnonzero(m.any(0)); a, b = xs[0], xs[-1]
-    left = rows.argmax(1) - a
-    right = b - (m.shape[1] - 1 - rows[:, ::-1].argmax(1))
-    w = b - a + 1
-    d = (right.mean() - left.mean()) / w
-    return ('left' if d >= 0 else 'right'), abs(d)
+def _largest_component(tissue: np.ndarray) -> np.ndarray:
+    """The largest connected piece of `tissue` (bool, H W), holes filled. Thin bridges to letters and frames do not connect."""
+    width = 2 * round(max(tissue.shape) * LEAST_WIDTH / 2) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    whole = tissue.astype(np.uint8)
+    core = cv2.morphologyEx(whole, cv2.MORPH_OPEN, disc)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if not len(areas) or areas.max() < LEAST_AREA * core.size:
+        raise ImageRefused("no_breast", f"no connected region brighter than air covers {LEAST_AREA:.0%} of the image")
+    largest = (labels == 1 + np.argmax(areas)).astype(np.uint8)
+    grown = cv2.dilate(largest, disc) & whole  # gives back the nipple and the corners that the opening took
+    outlines, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.zeros_like(grown), [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED).astype(bool)
 
 
-def without_folds(m, side):
-    reach = m if side == 'left' else m[:, ::-1]
-    w = m.shape[1]
-    e = np.where(reach.any(1), w - reach[:, ::-1].argmax(1), 0).astype(float)
-    base = np.flatnonzero(reach.any(0))[0]
-    e = np.maximum(e - base, 0)
-    ys = np.flatnonzero(e)
-    a, b = ys[0], ys[-1] + 1
-    q = (b - a) // 4
-    peak = a + q + int(np.argmax(e[a + q : b - q]))
-    top = peak - neck(e[a : peak + 1][::-1]); bottom = peak + neck(e[peak:b])
-    out = np.zeros_like(m); out[top:bottom + 1] = m[top:bottom + 1]
-    return out
+def _chest_wall(mask: np.ndarray) -> tuple[Side, float]:
+    """The straighter side of the breast, the one that stays nearer to the box, and by how much, as a fraction of the width."""
+    columns = np.flatnonzero(mask.any(0))
+    rows = mask[mask.any(1), columns[0] : columns[-1] + 1]
+    difference = float(np.mean(rows[:, ::-1].argmax(1) - rows.argmax(1))) / rows.shape[1]
+    return ("left" if difference >= 0 else "right"), abs(difference)
 
 
-def neck(e):
-    low = np.minimum.accumulate(e)
-    far = (e > FAR * e[0]) | ((low < 0.85 * e[0]) & (e > low + RISE * e[0]))
-    if far.any(): e = e[: int(np.argmax(far))]
-    n = len(e)
-    if n < 3: return n - 1
-    pts = np.stack([np.arange(n), e], 1)
-    pts = np.concatenate([pts, [[n - 1, -1], [0, -1]]]).astype(np.float32)
-    hull = cv2.convexHull(pts)[:, 0]
-    hull = hull[hull[:, 1] >= 0]
-    hull = hull[np.argsort(hull[:, 0])]
-    depth = np.interp(np.arange(n), hull[:, 0], hull[:, 1]) - e
-    i = int(np.argmax(depth))
-    if depth[i] < DEPTH * e[0] or e[i] > 0.85 * e[0]: return n - 1
-    if MODE[0] == 'h':
-        return i + int(np.flatnonzero(depth[i:] >= MODE[1] * depth[i])[-1])
-    if MODE[0] == 'min': return int(np.argmax(e <= e.min() + MODE[1] * e[0]))
-    k = max(2, round(MODE[2] * LEN))
-    pad = np.pad(e, k, mode='edge')
-    bend = pad[:-2*k] + pad[2*k:] - 2 * e
-    bend[:k] = -1; bend[n-k:] = np.where(bend[n-k:] > 0, bend[n-k:], -1)
-    bend[depth < 0.5 * depth[i]] = -1
-    i = int(np.argmax(bend))
-    j = np.flatnonzero(bend[i:] >= MODE[1] * bend[i])
-    return i + int(j[-1])
+def _rows_of_breast(mask: np.ndarray, chest_wall: Side) -> slice:
+    """The rows of the breast without the arm above and the belly below it."""
+    x, first, width, count = cv2.boundingRect(mask.astype(np.uint8))
+    upright = mask[first : first + count, x : x + width]
+    if chest_wall == "right":
+        upright = upright[:, ::-1]
+    rounded = _reach(_opened(upright, NIPPLE * count))
+    reach = np.maximum(rounded, np.minimum(_reach(upright), 0.6 * rounded.max()))  # without the nipple, but with the thin ends
+    quarter = count // 4
+    peak = quarter + int(np.argmax(reach[quarter : count - quarter]))
+    above, below = _end_of_breast(reach[peak::-1]), _end_of_breast(reach[peak:])
+    return slice(first + peak - above, first + peak + below + 1)
 
-DEPTH=.05
-MODE=('h',.8)
-LEN=400
-FAR=1.1
-RISE=.08
+
+def _reach(mask: np.ndarray) -> np.ndarray:
+    """How far `mask` reaches from its left edge in each row, in pixels; 0 in empty rows."""
+    return np.where(mask.any(1), mask.shape[1] - mask[:, ::-1].argmax(1), 0).astype(float)
+
+
+def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
+    """`mask` (bool, H W) opened by a disc; what lies beyond its edges counts as inside."""
+    kept = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3) > radius
+    return cv2.distanceTransform((~kept).astype(np.uint8), cv2.DIST_L2, 3) <= radius
+
+
+def _end_of_breast(reach: np.ndarray) -> int:
+    """The last row of the breast, where `reach` runs from its widest row (0) upwards or downwards.
+
+    The outline of a breast is convex; where it turns concave, arm, axilla or belly begins. The row taken is the outermost of those
+    in which the reach lacks most to the convex hull, and every doubt keeps tissue.
+    """
+    widest = reach[0]
+    lowest = np.minimum.accumulate(reach)
+    other = (reach > 1.1 * widest) | ((lowest < 0.85 * widest) & (reach > lowest + 0.08 * widest))  # it widens again
+    last = int(np.argmax(other)) - 1 if other.any() else len(reach) - 1
+    lack = _hull(reach[: last + 1]) - reach[: last + 1]
+    if lack.max() < LEAST_NOTCH * widest or reach[np.argmax(lack)] > 0.85 * widest:
+        return last
+    return int(np.flatnonzero(lack >= 0.7 * lack.max())[-1])
+
+
+def _hull(values: np.ndarray) -> np.ndarray:
+    """The upper convex hull of `values` over their index (Andrew's monotone chain, 1979)."""
+    kept: list[int] = []
+    for i, value in enumerate(values):
+        while len(kept) > 1 and (values[kept[-1]] - values[kept[-2]]) * (i - kept[-2]) <= (value - values[kept[-2]]) * (kept[-1] - kept[-2]):
+            kept.pop()
+        kept.append(i)
+    return np.interp(np.arange(len(values)), kept, values[kept])
+
+
+def _box_around(mask: np.ndarray) -> Box:
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return Box(max(x - 1, 0), max(y - 1, 0), min(x + width + 1, mask.shape[1]), min(y + height + 1, mask.shape[0]))

@@ -139,13 +139,15 @@ class DicomFile:
     def _frame(self) -> bytes:
         """The frame's bytes as they lie in the file."""
         dataset = read_dataset(self.path, pixels=True)
-        data = dataset.get("PixelData")
-        if not data:
+        data = next(iter(Tags(dataset, []).values("PixelData")), None)
+        if not isinstance(data, bytes) or not data:
             raise ImageRefused("no_pixels", "the file has no pixel data, or ends before it")
         if not uid.UID(self.layout.syntax).is_encapsulated:
             expected = self.layout.rows * self.layout.columns * self.layout.allocated // 8
             if len(data) < expected:
                 raise ImageRefused("unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels")
+            if self.layout.syntax == uid.ExplicitVRBigEndian and self.layout.allocated == 8 and dataset["PixelData"].VR == "OW":
+                data = np.frombuffer(data, np.uint16).byteswap().tobytes()  # bytes travel in words (PS3.5 D.1)
             return data[:expected]
         try:
             return get_frame(data, 0, number_of_frames=1)

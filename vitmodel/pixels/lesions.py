@@ -29,7 +29,7 @@ PROJECTIONS: dict[ViewName, np.ndarray] = {
 
 @dataclass(frozen=True)
 class Lesion:
-    """One finding. `position` is (depth, lateral, up): depth 0 at the chest wall to 1 at the nipple, the others in [-1, 1].
+    """One finding. `position` is (depth, lateral, up): depth 0 at the chest wall to 0.95 just behind the nipple, the others in [-1, 1].
 
     `radius_mm` is that of the whole finding without spicules, `contrast` the log attenuation that it adds at its centre.
     """
@@ -42,6 +42,8 @@ class Lesion:
 
     def __post_init__(self) -> None:
         assert self.kind in CANCER_KINDS + BENIGN_KINDS, self.kind
+        assert 0 <= self.position[0] <= 0.95, self.position
+        assert max(map(abs, self.position)) <= 1, self.position
 
 
 def draw_lesion(kind: str, difficulty: float, seed: int) -> Lesion:

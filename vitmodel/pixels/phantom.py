@@ -4,7 +4,7 @@ A breast is described in millimetres and drawn at any size; views of one aspect 
 power-law noise (Burgess 1999: mammograms have a spectrum of 1 / f^beta, beta about 3). Knows no file format and no label table.
 
 Image frame: rows run from head to foot (MLO) or lateral to medial (CC); everything is drawn as a left breast, chest wall at
-column 0, and mirrored at the end. Breast frame (mm): x from chest wall to nipple, y lateral, z towards the head.
+column 0, and mirrored at the end.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ DENSITIES = ("A", "B", "C", "D")
 FIELD_MM = (240.0, 160.0)  # the least height and width that every image shows
 COARSE_MM = 0.625  # grid of the tissue fields
 PHOTONS_PER_MM2 = 8e5  # at the detector in air; with 50 mm of tissue a few hundred are left in a 0.1 mm pixel
+MEAN_THICKNESS_MM = 50.0
 FAT_PER_MM, GLAND_PER_MM = 0.045, 0.069  # linear attenuation at about 20 keV (Hammerstein 1979), scatter included
 BLACK, WHITE = 1.15, 4.6  # attenuation shown as 0 and as 1
 GLAND_THRESHOLD = {"A": 1.75, "B": 0.95, "C": 0.25, "D": -0.6}
@@ -41,7 +42,7 @@ class Breast:
     lesions: tuple[Lesion, ...] = ()
     depth_mm: float = 90.0
     """Chest wall to nipple."""
-    thickness_mm: float = 50.0
+    thickness_mm: float = MEAN_THICKNESS_MM
     """Under compression."""
     implant: bool = False
 
@@ -130,44 +131,49 @@ class _Scene:
         return cv2.resize(coarse.astype(np.float32), (self.size.width, self.size.height), interpolation=cv2.INTER_LINEAR)
 
     def tissue(self) -> np.ndarray:
-        """Log attenuation of the breast without lesions, H W, with the thinning towards the skin mostly equalised away."""
+        """Log attenuation of the breast without lesions, H W, with the thinning towards the skin mostly equalised away.
+
+        Automatic exposure and equalisation bring fat to one grey whatever the thickness; gland stands out more in a thick breast.
+        """
+        gland = self._to_size(self._parenchyma()) + self._strands()
+        gland += self._grain() * (0.02 + 0.10 * np.clip(gland, 0, 1))
+        if self.breast.implant:
+            gland += self._implant()
+        curved = np.clip(1 - self.skin_mm / 14, 0, 1)  # 1 at the skin, 0 where the paddles hold the breast flat
+        fat = FAT_PER_MM * MEAN_THICKNESS_MM * (0.7 + 0.3 * np.sqrt(1 - curved**2)) - 0.55 * curved**3
+        skin_line = 0.3 * np.exp(-(((self.skin_mm - 0.9) / 0.8) ** 2))
+        return fat + (GLAND_PER_MM - FAT_PER_MM) * self.breast.thickness_mm * gland + skin_line
+
+    def _parenchyma(self) -> np.ndarray:
+        """Share of gland (or what is as dense) in the beam, coarse grid: fibroglandular disc, septa and pectoral muscle."""
         rows, columns, shape = self._coarse()
         skin = cv2.resize(self.skin_mm, shape[::-1], interpolation=cv2.INTER_AREA)
         rng = self._rng("parenchyma")
         depth = columns / self.breast.depth_mm
         across = (rows - self.nipple_mm) / (0.5 * (self.above_mm + self.below_mm))
-        disc = 1.1 - ((depth - 0.6) / 0.42) ** 2 - (across / 0.6) ** 2  # fibroglandular disc behind the nipple
+        disc = 1.1 - ((depth - 0.6) / 0.42) ** 2 - (across / 0.6) ** 2  # where gland is likely: behind the nipple
         fan = self._fan(rows, columns, rng)
         clumps = 0.75 * power_law(rng, shape, 3.2, (6, 60)) + 0.38 * fan + 0.14 * power_law(rng, shape, 2.6, (1, 8))
         gland = 1 / (1 + np.exp(-2.2 * (np.maximum(disc, -3) + clumps - GLAND_THRESHOLD[self.breast.density])))
-        gland *= np.clip((skin - 3) / 12, 0, 1)
+        gland *= np.clip((skin - 3) / 12, 0, 1)  # fat lies under the skin
         gland *= np.clip(0.75 + 0.12 * fan + 0.12 * power_law(rng, shape, 2.8, (1, 12)), 0.25, 1.3)
         web = np.exp(-((power_law(rng, shape, 2.6, (3, 18)) / 0.16) ** 2))  # zero crossings of noise: a mesh of Cooper-like septa
         web *= np.clip(0.65 + 0.4 * power_law(rng, shape, 3, (8, 60)), 0, 1) * np.clip((skin - 1.5) / 6, 0, 1)
-        gland = gland + 0.2 * web * (1 - 0.6 * gland) + 0.035 * power_law(rng, shape, 3, (2, 50))
+        gland += 0.2 * web * (1 - 0.6 * gland) + 0.035 * power_law(rng, shape, 3, (2, 50))
         muscle = self._muscle(rows, columns, rng, shape)
-        content = self._to_size(gland * (1 - 0.8 * muscle) + 0.75 * muscle) + self._strands()
-        content += self._grain() * (0.02 + 0.10 * np.clip(content, 0, 1))
-        if self.breast.implant:
-            content += self._implant()
-        roundness = np.clip(1 - self.skin_mm / 14, 0, 1)
-        thickness = self.breast.thickness_mm * np.sqrt(np.clip(1 - roundness**2, 0, 1))
-        fat = FAT_PER_MM * (0.3 * thickness + 0.7 * self.breast.thickness_mm) * 50 / self.breast.thickness_mm  # automatic exposure
-        fat -= 0.55 * roundness**3
-        skin_line = 0.3 * np.exp(-(((self.skin_mm - 0.9) / 0.8) ** 2))
-        return fat + (GLAND_PER_MM - FAT_PER_MM) * 50 * content + skin_line
+        return gland * (1 - 0.8 * muscle) + 0.75 * muscle
 
     def _fan(self, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Power-law noise drawn out along the rays through the nipple, as lobes and ducts are; coarse grid."""
         across, behind = rows - self.nipple_mm, self.breast.depth_mm + 40 - columns
         radius = np.hypot(across, behind)
         angle = np.arctan2(across, behind)
-        noise = power_law(rng, (512, 512), 2.4, (1, 25)).astype(np.float32)
+        noise = power_law(rng, (512, 512), 2.4, (1, 25))
         x, y = (0.3 * radius / COARSE_MM).astype(np.float32), (80 * angle / COARSE_MM + 256).astype(np.float32)
         return cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
     def _muscle(self, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        """Share of pectoral muscle in the beam, coarse grid: the upper corner of an MLO, a sliver at most of a CC."""
+        """Share of pectoral muscle in the beam, coarse grid: the upper corner of an MLO, none in a CC."""
         if self.view == "CC":
             return np.zeros(shape)
         top, bottom = self.pectoral_mm
@@ -202,11 +208,12 @@ class _Scene:
         """Fine texture below the coarse grid's reach, about 1 in standard deviation: a tile without seams, repeated."""
         if self.spacing > COARSE_MM:
             return np.zeros((), np.float32)
-        tile = power_law(self._rng("grain"), (512, 512), 2.0, (0.2, 1.5), self.spacing).astype(np.float32)
+        tile = power_law(self._rng("grain"), (512, 512), 2.0, (0.2, 1.5), self.spacing)
         repeats = -(-self.size.height // 512), -(-self.size.width // 512)
         return np.tile(tile, repeats)[: self.size.height, : self.size.width]
 
     def _implant(self) -> np.ndarray:
+        """An oval bag before the chest wall, H W, as extra gland content."""
         rows = (np.arange(self.size.height, dtype=np.float32)[:, None] + 0.5) * self.spacing
         columns = (np.arange(self.size.width, dtype=np.float32)[None, :] + 0.5) * self.spacing
         across = (rows - self.nipple_mm) / (0.62 * self.above_mm)

@@ -82,7 +82,7 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
     overview = _grey_overview(file, stored)
     breast = find_breast(overview)
 
-    geometry = Geometry(breast.box_in(*shape), flipped=breast.chest_wall == "right", canvas=config.size)
+    geometry = Geometry(_source_box(breast, overview.shape, shape), flipped=breast.chest_wall == "right", canvas=config.size)
     wanted = 0 if config.exact else min(file.levels, max(0, int(np.floor(-np.log2(max(geometry.scale, 1e-9))))))
     if wanted != level:
         stored = file.stored(wanted)
@@ -103,6 +103,13 @@ def _grey_overview(file: ImageFile, stored: np.ndarray) -> np.ndarray:
         size = (max(1, round(stored.shape[1] / factor)), max(1, round(stored.shape[0] / factor)))
         stored = cv2.resize(stored, size, interpolation=cv2.INTER_AREA)
     return file.grey(stored)
+
+
+def _source_box(breast: Breast, view: tuple[int, ...], source: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The breast's box, which is in pixels of the view, in source pixels, rounded outwards."""
+    scale_y, scale_x = source[0] / view[0], source[1] / view[1]
+    x0, y0, x1, y1 = breast.box
+    return int(x0 * scale_x), int(y0 * scale_y), int(np.ceil(x1 * scale_x)), int(np.ceil(y1 * scale_y))
 
 
 def _resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:

@@ -17,6 +17,7 @@ REFUSED = {
     "multi_frame": "the file holds several frames (tomosynthesis); a mammogram has one",
     "for_processing": "the image is raw detector data (FOR PROCESSING)",
     "blank": "all pixels have nearly the same value",
+    "failed": "the program failed on this file in a way that no rule foresaw; please report it",
     "no_breast": "no region of the image looks like a breast",
 }
 WARNED = {

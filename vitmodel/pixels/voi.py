@@ -176,18 +176,18 @@ def read_windows(tags: Tags) -> list[Window]:
 def read_lut(item: Tags, signed: bool) -> Lut | None:
     """One item of a LUT sequence; None, with a remark, where it is damaged."""
     descriptor = [int(number) for number in item.numbers("LUTDescriptor")]
-    data = item.dataset.get("LUTData")
-    if len(descriptor) != 3 or data is None:
+    data = item.values("LUTData")
+    if len(descriptor) != 3 or not data:
         item.doubt("a lookup table without LUTDescriptor or LUTData is ignored")
         return None
     size, first, bits = descriptor[0] & 0xFFFF or 65536, descriptor[1], descriptor[2]
     if signed and first > 0x7FFF:  # written with the unsigned value representation
         first -= 0x10000
-    if isinstance(data, bytes):  # OW; two 8-bit entries may share a word
-        order = "<" if item.dataset.original_encoding[1] is not False else ">"
-        entries = np.frombuffer(data, np.uint8 if len(data) < 2 * size else f"{order}u2")
+    if isinstance(data[0], bytes):  # OW; two 8-bit entries may share a word
+        big_endian = item.dataset.original_encoding[1] is False
+        entries = np.frombuffer(data[0], np.uint8 if len(data[0]) < 2 * size else ">u2" if big_endian else "<u2")
     else:
-        entries = np.atleast_1d(np.asarray(data)) & 0xFFFF
+        entries = np.asarray(data) & 0xFFFF
     if not 1 <= bits <= 16 or len(entries) < size:
         item.doubt(f"a lookup table of {len(entries)} entries described as {size} of {bits} bits is ignored")
         return None

@@ -1,0 +1,113 @@
+"""The command line: flags are YAML keys, wrong usage is told by the field's name, help is light, stages run as files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vitmodel import __version__, cli, config
+from vitmodel.config import ETLConfig, Size, TrainConfig, to_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_flag_reaches_its_field() -> None:
+    settings = cli.parse("train", ["m.csv", "--batch-size", "8", "run", "--no-balance", "--augment.flip=0", "--resume"])
+    assert settings == TrainConfig(
+        manifest=Path("m.csv"),
+        run=Path("run"),
+        batch_size=8,
+        balance=False,
+        resume=True,
+        augment=config.AugmentConfig(flip=0),
+    )
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_resolved_configuration_is_a_recipe(verb: str, tmp_path: Path) -> None:
+    """All flags are YAML keys: what a stage saves gives the same configuration again."""
+    cls = getattr(config, cli.VERBS[verb].config)
+    settings = cls(**dict.fromkeys(cli.positionals(cls), Path("there")))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(verb, settings, recipe))
+    assert cli.parse(verb, ["--config", str(recipe)]) == settings
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_parses_by_the_command_in_its_head(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    head, *_ = recipe.read_text().splitlines()
+    assert head.startswith("# vitmodel ")
+    verb, *arguments = head.removeprefix("# vitmodel ").split()
+    assert str(recipe.relative_to(ROOT)) in arguments
+    cli.parse(verb, arguments)
+
+
+def test_a_flag_after_the_recipe_overrides_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("size: 64x32\nbits: 16\n")
+    settings = cli.parse("etl", ["in", "out", "--config", str(recipe), "--bits", "8"])
+    assert settings == replace(ETLConfig(source=Path("in"), out=Path("out")), size=Size(64, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["etl", "in"], "out"),
+        (["etl", "in", "out", "third"], "third"),
+        (["etl", "in", "out", "--siz", "64"], "--siz"),
+        (["etl", "in", "out", "--size", "64x"], "64x"),
+        (["etl", "in", "out", "--bits", "12"], "bits"),
+        (["etl", "in", "out", "--jobs", "-1"], "jobs"),
+        (["train", "m", "run", "--epochs", "0"], "epochs"),
+        (["train", "m", "run", "--augment.flip", "2"], "augment.flip"),
+        (["evaluate", "p", "m", "out", "--replicates", "1"], "replicates"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_names_the_field(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sizze: 64x32\n")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["etl", "in", "out", "--config", str(recipe)])
+    assert end.value.code == 2
+    assert "sizze" in capsys.readouterr().err
+
+
+def test_help_takes_less_than_a_second() -> None:
+    begin = time.perf_counter()
+    shown = subprocess.run([sys.executable, "-m", "vitmodel.cli", "train", "--help"], capture_output=True, text=True, check=True).stdout
+    assert time.perf_counter() - begin < 1
+    assert "Peak learning rate of AdamW." in shown  # the field's docstring
+
+
+def test_version() -> None:
+    shown = subprocess.run([sys.executable, "-m", "vitmodel.cli", "--version"], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == f"vitmodel {__version__}"
+
+
+@pytest.mark.parametrize("stage", ["image_ETL", "train", "evaluate", "predict", "info"])
+def test_a_stage_runs_as_a_file_from_an_uninstalled_checkout(stage: str, tmp_path: Path) -> None:
+    """The copy's own configuration answers, not the installed package's."""
+    checkout = tmp_path / "checkout" / "vitmodel"
+    shutil.copytree(ROOT / "vitmodel", checkout, ignore=shutil.ignore_patterns("__pycache__"))
+    ours = (checkout / "config.py").read_text()
+    (checkout / "config.py").write_text(re.sub(r"class (\w+Config)(.*):\n    \"\"\"", r'class \1\2:\n    """The copy. ', ours))
+    done = subprocess.run([sys.executable, checkout / f"{stage}.py", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "The copy." in done.stdout

@@ -1,0 +1,144 @@
+"""The report is one file that asks the network for nothing, shows every number, and is safe with any text."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from vitmodel.measure.metrics import METRICS, measure
+from vitmodel.measure.report import Level, Report, write_report
+from vitmodel.measure.sample import Sample
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError
+
+ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background"}
+
+
+class Page(HTMLParser):
+    """The visible text, the images and every address of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.images, self.addresses, self.open = "", [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        values = dict(attributes)
+        self.addresses += [value for name, value in attributes if name in ADDRESSES]
+        if tag == "img":
+            assert values["alt"]
+            self.images.append(base64.b64decode(values["src"].removeprefix("data:image/svg+xml;base64,"), validate=True))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if "style" in self.open else f"{data} "
+
+
+def made_up(labels_known: bool = True) -> Report:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.random(60) < 0.3, 4).astype(float) if labels_known else np.zeros(240)
+    labels[-8:] = np.nan
+    scores = 1 / (1 + np.exp(-rng.normal(1.5 * np.nan_to_num(labels) - 1)))
+    images = Sample(labels, scores, np.repeat(np.arange(60), 4))
+    breasts = images.aggregate(np.repeat(np.arange(120), 2), "mean")
+    levels = [
+        Level(name, sample, measure(sample, threshold=0.4321, replicates=50), refused)
+        for name, sample, refused in (("image", images, 7), ("breast", breasts, 1))
+    ]
+    return Report(
+        title="Evaluation",
+        command="vitmodel evaluate package manifest.csv out",
+        created="2025-01-01 12:00 UTC",
+        levels=levels,
+        plotted=levels[1],
+        method={"Threshold": "best F1 on the validation split"},
+        model={"SHA-256": "9f86d081"},
+        data={"SHA-256": "60303ae2"},
+        refusals={"no_breast": 4, "unreadable": 3},
+        history={"Loss": {"train": [(0, 0.7), (1, 0.5)], "val": [(0, 0.8), (1, 0.6)]}},
+    )
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return made_up()
+
+
+@pytest.fixture(scope="module")
+def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, report)
+    return path.read_text(encoding="utf-8")
+
+
+def test_it_is_one_file_that_asks_the_network_for_nothing(page: str) -> None:
+    assert all(address.startswith("data:") for address in Page(page).addresses)
+    assert not re.search(r"<script|<link|<iframe|@import|url\(", page)
+
+
+def test_every_picture_is_a_drawing(page: str) -> None:
+    pictures = Page(page).images
+    assert len(pictures) == 6
+    assert all(ElementTree.fromstring(picture).tag.endswith("svg") for picture in pictures)
+    assert not any(re.search(rb'(href|src)="(?!#)', picture) for picture in pictures)
+
+
+def test_it_shows_every_number_with_its_interval_and_every_count(page: str, report: Report) -> None:
+    text = " ".join(Page(page).text.split()).replace("−", "-")
+    for level in report.levels:
+        metrics = level.metrics
+        assert set(metrics.intervals) == {name for group in METRICS.values() for name in group}
+        for interval in metrics.intervals.values():
+            assert str(interval) in text
+        confusion = metrics.confusion
+        counts = (metrics.units, metrics.positives, metrics.unknown, metrics.patients, level.refused)
+        for count in (*counts, confusion.tp, confusion.fp, confusion.fn, confusion.tn):
+            assert re.search(rf"\b{count}\b", text), count
+    for shown in ("0.432", "no_breast 4, unreadable 3", "9f86d081", "60303ae2", "best F1", report.command, *report.limits):
+        assert shown in text
+
+
+def test_the_warning_stands_beside_the_scores(page: str) -> None:
+    text = Page(page).text
+    assert text.index(NOT_A_MEDICAL_DEVICE) < text.index("AUROC")
+    assert text.count(NOT_A_MEDICAL_DEVICE) == 2
+
+
+def test_text_from_outside_is_never_markup(report: Report, tmp_path: Path) -> None:
+    hostile = '$<script>alert("x")</script><img src=http://x.example>'
+    history = {hostile: {"train": [(0, 1.0)]}}
+    hostile_report = replace(report, title=hostile, command=hostile, model={hostile: hostile}, refusals={hostile: 1}, history=history)
+    write_report(tmp_path / "report.html", hostile_report)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<img src=http" not in page
+    assert Page(page).text.count(hostile) >= 4
+
+
+def test_one_class_is_reported_without_curves_and_with_the_reason(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", replace(made_up(labels_known=False), history={}))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.images) == 2
+    assert "all 232 units have the label 0" in page.text
+    assert "nan" not in re.findall(r"\w+", page.text)
+
+
+def test_the_same_report_gives_the_same_bytes(report: Report, page: str, tmp_path: Path) -> None:
+    write_report(tmp_path / "again.html", report)
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_a_place_that_cannot_be_written_is_named(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(VitmodelError, match=r"cannot write .*file/report\.html"):
+        write_report(tmp_path / "file" / "report.html", report)

@@ -1,0 +1,84 @@
+"""Labels and scores of images, and their aggregation to breasts and patients. Knows no metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitmodel.utils import UsageError
+
+Floats = NDArray[np.float64]
+
+# Scores of a group's members in order, and where each group starts -> one score per group.
+AGGREGATES: dict[str, Callable[[Floats, NDArray[np.intp]], Floats]] = {
+    "mean": lambda scores, starts: np.add.reduceat(scores, starts) / np.diff(starts, append=len(scores)),
+    "max": lambda scores, starts: np.maximum.reduceat(scores, starts),
+    "noisy_or": lambda scores, starts: 1 - np.multiply.reduceat(1 - scores, starts),
+}
+
+
+def aggregate(scores: ArrayLike, groups: ArrayLike, how: str) -> tuple[NDArray[Any], Floats]:
+    """The group ids, sorted (G), and one score for each (G), from scores (N) and the group of each (N).
+
+    `how` is `mean`, `max` or `noisy_or` (1 - the product of 1 - score: one finding is enough). Raises UsageError.
+    """
+    if how not in AGGREGATES:
+        raise UsageError(f"aggregate: {how!r} is unknown; known are {', '.join(AGGREGATES)}")
+    order, ids, starts = _grouped(groups)
+    return ids, AGGREGATES[how](np.asarray(scores, dtype=np.float64)[order], starts)
+
+
+def _grouped(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.intp]]:
+    """An order that brings groups together, the sorted ids, and where each starts in that order."""
+    values = np.asarray(groups)
+    order = np.argsort(values, kind="stable")
+    ids, starts = np.unique(values[order], return_index=True)
+    return order, ids, starts
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Scores to be judged, one row per unit (image, breast or patient).
+
+    `labels` (N) are 0, 1 or NaN = unknown, `scores` (N) lie in [0, 1], `patients` (N) are ids. A refused image has no
+    score and does not belong here. Raises UsageError.
+    """
+
+    labels: Floats
+    scores: Floats
+    patients: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("labels", np.float64), ("scores", np.float64), ("patients", None)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        if not len(self.labels) == len(self.scores) == len(self.patients):
+            raise UsageError(f"labels, scores and patients differ in length: {len(self.labels)}, {len(self.scores)}, {len(self.patients)}")
+        refuse_rows(np.isnan(self.scores), "score", "is NaN: leave refused images out and count them")
+        refuse_rows((self.scores < 0) | (self.scores > 1), "score", "lies outside [0, 1]")
+        refuse_rows(~np.isin(self.labels, (0, 1)) & ~np.isnan(self.labels), "label", "is neither 0, 1 nor unknown (NaN)")
+
+    def known(self) -> Sample:
+        """The rows whose label is known."""
+        rows = ~np.isnan(self.labels)
+        return Sample(self.labels[rows], self.scores[rows], self.patients[rows])
+
+    def aggregate(self, groups: ArrayLike, how: str) -> Sample:
+        """One row per group, in the order of the sorted ids; its label is the largest known one. Raises UsageError."""
+        order, _, starts = _grouped(groups)
+        patients, (_, owner) = self.patients[order], np.unique(self.patients[order], return_inverse=True)
+        strangers = np.minimum.reduceat(owner, starts) != np.maximum.reduceat(owner, starts)
+        if strangers.any():
+            raise UsageError(f"groups: {np.count_nonzero(strangers)} hold rows of more than one patient, so ids are not unique")
+        return Sample(np.fmax.reduceat(self.labels[order], starts), aggregate(self.scores, groups, how)[1], patients[starts])
+
+
+def refuse_rows(bad: NDArray[np.bool_], column: str, problem: str) -> None:
+    """Name the first of the rows that are `bad` (N). Raises UsageError where there is one."""
+    rows = np.flatnonzero(bad)
+    if rows.size:
+        more = f" and {rows.size - 5} more" if rows.size > 5 else ""
+        raise UsageError(f"column {column!r} {problem}: rows {', '.join(map(str, rows[:5]))}{more} (counted from 0)")
