@@ -14,3 +14,24 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real mammograms are not at hand: {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic release with faults: 12 patients, 6 of them with a cancer. Read only."""
+    from vitmodel.config import Size, SynthConfig
+    from vitmodel.data.synthetic import write_release
+
+    folder = tmp_path_factory.mktemp("release")
+    return write_release(SynthConfig(out=folder, patients=12, size=Size(256, 208), difficulty=0.0, positives=0.5, faults=True))
+
+
+@pytest.fixture(scope="session")
+def crops(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `vitmodel etl` made of it, 64x32. Read only."""
+    from vitmodel.config import ETLConfig, Size
+    from vitmodel.image_ETL import etl
+
+    folder = tmp_path_factory.mktemp("crops")
+    assert etl(ETLConfig(source=release, out=folder, size=Size(64, 32))) == 0
+    return folder

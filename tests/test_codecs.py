@@ -30,7 +30,7 @@ FRAMES = [
 NAMES = [f"{row['name']}, {row['stored']} of {row['allocated']} bits, {'signed' if row['signed'] else 'unsigned'}" for row in GOLDEN]
 GDCM = Decoder("gdcm", codecs.pydicom_decoder("gdcm"))
 OPENJPH = Decoder("openjph", lambda frame, layout, level: imagecodecs.htj2k_decode(frame, skipres=level), reduces=True)
-PEERS = dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), GDCM)
+PEERS: dict[str, Decoder] = dict.fromkeys(uid.JPEGTransferSyntaxes, GDCM)
 PEERS |= dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), OPENJPH)
 ROUNDING = 2
 """Of 65535: OpenJPH and OpenJPEG round the irreversible wavelet of lossy HTJ2K differently."""
@@ -73,13 +73,16 @@ def blob(rows: int, columns: int) -> np.ndarray:
     return (1500 + row * 3 + column * 5).astype(np.uint16)
 
 
+def jpeg2000(image: np.ndarray, resolutions: int) -> bytes:
+    """A lossless codestream of 12 bits."""
+    return bytes(imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True, resolutions=resolutions))
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(257, 190), (64, 64), (101, 333)])
 @pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.HTJ2KLossless])
 def test_reduced_sample_k_lies_on_pixel_k_times_2_to_the_level(syntax: str, rows: int, columns: int) -> None:
     image, layout = blob(rows, columns), Layout(syntax, rows, columns)
-    encode = imagecodecs.jpeg2k_encode if syntax == uid.JPEG2000Lossless else imagecodecs.htj2k_encode
-    options = {"codecformat": "j2k", "bitspersample": 12} if syntax == uid.JPEG2000Lossless else {}
-    frame = encode(image, reversible=True, resolutions=4, **options)
+    frame = jpeg2000(image, 4) if syntax == uid.JPEG2000Lossless else bytes(imagecodecs.htj2k_encode(image, reversible=True, resolutions=4))
     levels = codecs.reducible(frame, layout)
     assert levels >= 3
     for level in range(1, levels + 1):
@@ -92,7 +95,7 @@ def test_reduced_sample_k_lies_on_pixel_k_times_2_to_the_level(syntax: str, rows
 def test_grid_offset_undoes_the_shift() -> None:
     """Resampled by the stated affine, a reduced image is the area average of the full one."""
     image = blob(256, 192)
-    frame = imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True)
+    frame = jpeg2000(image, 6)
     level, layout = 2, Layout(uid.JPEG2000Lossless, 256, 192)
     reduced, _ = codecs.decode(frame, layout, level)
     offset = codecs.grid_offset(level)
@@ -110,7 +113,7 @@ def test_openjpeg_is_found() -> None:
 
 def test_asking_for_more_levels_than_there_are_fails() -> None:
     image = blob(64, 64)
-    frame = imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True, resolutions=3)
+    frame = jpeg2000(image, 3)
     layout = Layout(uid.JPEG2000Lossless, 64, 64)
     assert codecs.reducible(frame, layout) == 2
     with pytest.raises(ValueError, match="header"):

@@ -11,11 +11,13 @@ from pathlib import Path
 import gdcm
 import imagecodecs
 import numpy as np
+import openjpeg
 import pandas as pd
 import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_voi_lut
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 from sklearn.metrics import roc_auc_score
 
 from vitmodel.config import Size, SynthConfig
@@ -126,15 +128,20 @@ def test_every_file_is_read_by_pydicom_without_warnings_and_agrees_with_its_row(
     assert seen == set(train.index) - set(table(release, "faults").image_id)
 
 
-def second_opinion(file: pydicom.Dataset, path: Path) -> np.ndarray:
-    """The stored pixels by a decoder that did not write them: imagecodecs for GDCM's syntaxes and the other way round."""
-    if file.file_meta.TransferSyntaxUID == MACHINES[0].transfer_syntax:
-        return imagecodecs.jpegsof3_decode(next(generate_frames(file.PixelData, number_of_frames=1)))
+def opinions(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The stored pixels by GDCM, and by another decoder for each syntax."""
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     assert reader.Read()
-    raw = reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape")
-    return np.frombuffer(raw, np.uint16).reshape(file.Rows, file.Columns)
+    file = pydicom.dcmread(path)
+    first = np.frombuffer(reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape"), np.uint16).reshape(file.Rows, file.Columns)
+    frame = next(generate_frames(file.PixelData, number_of_frames=1))
+    if file.file_meta.TransferSyntaxUID == JPEGLosslessSV1:
+        return first, imagecodecs.jpegsof3_decode(frame)
+    if file.file_meta.TransferSyntaxUID == JPEG2000Lossless:
+        return first, openjpeg.decode(frame)
+    file.pixel_array_options(decoding_plugin="pydicom")
+    return first, file.pixel_array
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: f"machine{machine.machine_id}")
@@ -146,8 +153,8 @@ def test_what_is_encoded_is_what_is_shown(machine: Machine, tmp_path: Path) -> N
     path.write_bytes(encode(picture, Exposure(7, 8, "L", "CC", 50, False, 50, 0.1, "L"), machine))
     file = pydicom.dcmread(path)
     assert file.file_meta.TransferSyntaxUID == machine.transfer_syntax
-    stored = file.pixel_array
-    np.testing.assert_array_equal(stored, second_opinion(file, path))
+    stored, second = opinions(path)
+    np.testing.assert_array_equal(stored, second)
     shown = apply_voi_lut(stored.astype(np.float64), file, index=0)
     shown = (shown - shown.min()) / (shown.max() - shown.min())
     np.testing.assert_allclose(1 - shown if machine.site == 2 else shown, picture, atol=0.006)

@@ -203,6 +203,9 @@ def test_what_transformers_writes_loads_with_the_normalisation_stated_beside_it(
     weights = load_weights(tmp_path)
     assert weights.normalisation == Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert load_weights(tmp_path, HALF).normalisation == HALF
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(VitmodelError, match=r"preprocessor_config.json: broken"):
+        load_weights(tmp_path)
     model = ViT(replace(CONFIG, classes=7)).eval()
     assert "head.weight" in fit_weights(model, weights).names("loaded")
     grey = torch.rand(2, 1, 64, 64)
@@ -232,6 +235,16 @@ def test_another_stem_stays_fresh_and_the_rest_loads(tmp_path: Path) -> None:
     report = fit_weights(ViT(replace(CONFIG, stem="conv")), load_weights(write(tmp_path, "MAE", rgb_model())))
     assert {"patch_embed.proj.weight", "patch_embed.convs.0.weight"} <= set(report.names("fresh"))
     assert "blocks.1.mlp.fc2.weight" in report.names("loaded")
+
+
+def test_a_file_without_class_token_leaves_it_fresh(tmp_path: Path) -> None:
+    original = rgb_model(pool="mean")
+    state = {name: tensor.clone() for name, tensor in original.state_dict().items() if name != "cls_token"}
+    torch.save(state | {"pos_embed": state["pos_embed"].flatten(1, 2)}, tmp_path / "gap.pth")
+    model = ViT(replace(CONFIG, pool="mean"))
+    report = fit_weights(model, load_weights(tmp_path / "gap.pth"))
+    assert set(report.names("fresh")) == {"cls_token", "head.weight", "head.bias"}
+    assert torch.equal(model.pos_embed, original.pos_embed)
 
 
 @pytest.mark.parametrize("kind", ["package", "Lightning checkpoint"])

@@ -118,6 +118,9 @@ def check_manifest(table: pd.DataFrame, name: str) -> None:
     """
     if table.empty:
         raise UsageError(f"{name}: the table has no rows")
+    for id_column in ("image_id", "patient_id"):
+        _refuse(table[id_column] == "", table[id_column], f"{name}: column {id_column}", "is empty")
+    _refuse(table.image_id.duplicated(), table.image_id, f"{name}: column image_id", "stands in an earlier row, too")
     for column in COLUMNS:
         values, where = table[column.name], f"{name}: column {column.name}"
         if column.kind == "flag":
@@ -127,9 +130,6 @@ def check_manifest(table: pd.DataFrame, name: str) -> None:
             _refuse(values.notna() & ~values.isin(column.choices), values, where, f"is none of {allowed}")
         if column.kind == "path":
             _refuse(values.notna() & (values != "") & values.duplicated(), values, where, "stands in an earlier row, too")
-    for id_column in ("image_id", "patient_id"):
-        _refuse(table[id_column] == "", table[id_column], f"{name}: column {id_column}", "is empty")
-    _refuse(table.image_id.duplicated(), table.image_id, f"{name}: column image_id", "stands in an earlier row, too")
     lost = (table.path == "") & (table.status != "refused")
     _refuse(lost, table.path, f"{name}: column path", "is empty, which only a refused image may be")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.formats import FOLDER_FILES, read_tensors, to_timm
 from vitmodel.model.vit import ViT, resize_positions
-from vitmodel.utils import UsageError
+from vitmodel.utils import UsageError, VitmodelError
 
 Tensors = dict[str, Tensor]
 ACTIONS = ("loaded", "resized", "folded", "dropped", "fresh")
@@ -101,9 +101,12 @@ def _normalisation(path: Path, tensors: Tensors) -> tuple[Normalisation, str]:
     for name, mean, std in (("preprocessor_config.json", "image_mean", "image_std"), ("config.json", "mean", "std")):
         config = path.with_name(name)
         if path.name in FOLDER_FILES and config.is_file():
-            values: dict[str, Any] = json.loads(config.read_text())
+            try:
+                values: dict[str, Any] = json.loads(config.read_text())
+            except ValueError as error:
+                raise VitmodelError(f"{config}: broken ({error}); fetch it again, or remove it and state the normalisation") from error
             values = values.get("pretrained_cfg", values)
-            if mean in values and std in values:
+            if len(values.get(mean) or ()) == len(values.get(std) or ()) == 3:
                 return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
     if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", path.name.lower()):
         return IMAGENET, "assumed, as for DINO, MAE and DeiT"
@@ -128,7 +131,7 @@ class Outline(NamedTuple):
     def of_tensors(cls, tensors: Tensors) -> Outline | None:
         """What a file offers; None where it holds no ViT."""
         depth = sum(name.startswith("blocks.") and name.endswith(".attn.qkv.weight") for name in tensors)
-        if depth == 0 or not {"patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"} <= set(tensors):
+        if depth == 0 or not {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "blocks.0.mlp.fc1.weight"} <= set(tensors):
             return None
         hidden, dim = tensors["blocks.0.mlp.fc1.weight"].shape
         return cls(dim, depth, hidden, tensors["patch_embed.proj.weight"].shape[-1])
@@ -206,7 +209,10 @@ def _fit_positions(state: Tensors, own: Tensors, weights: Weights) -> list[Fate]
     if not weights.ours:
         registers = state["reg_token"].shape[1] if "reg_token" in state else 0
         length = positions.shape[1]
-        likely = (0, 1, 1 + registers) if registers or "cls_token" not in state else (1, 0)  # with registers, few give them positions
+        if "cls_token" not in state:
+            likely: tuple[int, ...] = (0,)
+        else:
+            likely = (0, 1, 1 + registers) if registers else (1, 0)  # files with registers seldom give them positions
         prefix = next((count for count in likely if length > count and math.isqrt(length - count) ** 2 == length - count), None)
         if prefix is None:
             raise UsageError(f"{weights.source}: {_shaped('pos_embed', state)} is no square grid; take weights of a square image size")

@@ -4,7 +4,7 @@ The first decoder of a syntax is the fast one; one after it is the fallback. A g
 that this package does not use, to the same pixels.
 
 Why not others, on damaged frames (8,000 mutants each; those used here: no crash): gdcm aborts the process on JPEG, OpenJPH
-crashes or hangs on HTJ2K and imagecodecs returns its half-filled images, pylibjpeg-rle panics past `except Exception`.
+crashes or hangs on HTJ2K and imagecodecs returns its half-filled images, imagecodecs itself crashes on RLE.
 
 Known disagreements:
 - Damage in the middle of a JPEG stream: libjpeg fills what is missing with grey, without an error that Python can see. A stream
@@ -24,6 +24,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import openjpeg as pylibjpeg_openjpeg
+import rle as pylibjpeg_rle
 from jpeg_ls import decode_buffer as pyjpegls_decode
 from pydicom import uid
 from pydicom.encaps import encapsulate
@@ -79,7 +80,7 @@ class Decoder(NamedTuple):
 
 
 def pydicom_decoder(plugin: str) -> Callable[[bytes, Layout, int], np.ndarray]:
-    """One of pydicom's decoders by the name of its plugin, '' for uncompressed pixels."""
+    """One of pydicom's decoders of compressed frames by the name of its plugin."""
 
     def decode(frame: bytes, layout: Layout, level: int) -> np.ndarray:
         options: dict[str, Any] = {
@@ -95,15 +96,25 @@ def pydicom_decoder(plugin: str) -> Callable[[bytes, Layout, int], np.ndarray]:
             "pixel_vr": "OW" if layout.allocated > 8 else "OB",
             "decoding_plugin": plugin,
         }
-        source = encapsulate([frame]) if plugin else frame
-        return get_decoder(uid.UID(layout.syntax)).as_array(source, raw=True, **options)[0]
+        return get_decoder(uid.UID(layout.syntax)).as_array(encapsulate([frame]), raw=True, **options)[0]
 
     return decode
 
 
+def native(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+    """Uncompressed pixels; pydicom would wrap values that a wrong BitsStored does not foresee."""
+    order = ">" if layout.syntax == uid.ExplicitVRBigEndian else "<"
+    return np.frombuffer(frame, layout.patterns.newbyteorder(order)).reshape(layout.rows, layout.columns)
+
+
 def rle(frame: bytes, layout: Layout, level: int) -> np.ndarray:
-    """RLE by imagecodecs."""
-    data = imagecodecs.dicomrle_decode(frame, layout.patterns.newbyteorder("<"))
+    """RLE by pylibjpeg-rle. Raises ValueError."""
+    try:
+        data = pylibjpeg_rle.decode_pixel_data(frame, version=2, rows=layout.rows, columns=layout.columns, bits_allocated=layout.allocated)
+    except BaseException as error:  # its Rust code panics on damage, and that is deliberately no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from None
     return np.frombuffer(data, layout.patterns.newbyteorder("<")).reshape(layout.rows, layout.columns)
 
 
@@ -113,8 +124,8 @@ def jpegls(frame: bytes, layout: Layout, level: int) -> np.ndarray:
     return np.frombuffer(data, "<u2" if info["bits_per_sample"] > 8 else "u1").reshape(info["height"], info["width"])
 
 
-NATIVE = (Decoder("pydicom", pydicom_decoder("")),)
-RLE = (Decoder("imagecodecs", rle), Decoder("pydicom", pydicom_decoder("pydicom")))
+NATIVE = (Decoder("numpy", native),)
+RLE = (Decoder("pylibjpeg-rle", rle), Decoder("pydicom", pydicom_decoder("pydicom")))
 JPEG = (Decoder("libjpeg-turbo", lambda frame, layout, level: imagecodecs.jpeg8_decode(frame)),)
 JPEG_LS = (Decoder("charls", lambda frame, layout, level: imagecodecs.jpegls_decode(frame)), Decoder("pyjpegls", jpegls))
 OPENJPEG = Decoder("openjpeg", lambda frame, layout, level: openjpeg.decode(frame, level), reduces=True)

