@@ -170,7 +170,7 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"not a mammogram\n", "not_an_image"), (b"", "not_an_image"), (None, "missing_file"), (b"\x89PNG\r\n\x1a\nrubbish", "undecodable")],
+    [(b"not a mammogram\n", "not_an_image"), (b"", "not_an_image"), (None, "missing_file"), (b"\x89PNG\r\n\x1a\nrubbish", "unreadable")],
 )
 def test_a_file_that_is_no_image_is_a_row_with_a_reason(content: bytes | None, reason: str, tmp_path: Path) -> None:
     from vitmodel.data.cropping import Source

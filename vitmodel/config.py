@@ -73,11 +73,16 @@ class Preprocessing:
     """Height x width of the crop in pixels; the breast keeps its aspect and is padded with air."""
     bits: Literal[8, 16] = 8
     """Bits per pixel of the crop."""
+    voi: int = 1
+    """Which of several stored VOI LUTs or windows to use, counted from 1; the manifest names the one that was used."""
+    for_processing: Literal["refuse", "log"] = "refuse"
+    """Raw detector data (FOR PROCESSING): refuse it, or show the inverted logarithm."""
     exact: bool = False
     """Decode at full resolution even where a lower JPEG 2000 level covers the size."""
 
     def __post_init__(self) -> None:
         require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
+        require(self.voi >= 1, "voi", "is counted from 1")
 
     def to_json(self) -> str:
         """One line that names every field; stands in the manifest beside each crop and in the package."""

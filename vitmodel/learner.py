@@ -13,12 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib.figure import Figure
 from scipy.special import expit
 from torch import Tensor
 
 from vitmodel.config import TrainConfig
 from vitmodel.data.dataset import Example
+from vitmodel.measure.figures import confusion, to_pixels
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
 from vitmodel.model.vit import ViT
@@ -61,11 +64,9 @@ class Learner(L.LightningModule):
         self.seen[stage].append((logits.detach(), batch.label, losses.detach()))
         return losses.mean()
 
-    def on_train_epoch_start(self) -> None:
-        # An epoch's randomness depends on its number alone, so that a resumed run repeats what was interrupted.
-        torch.manual_seed(seed_from("epoch", self.config.seed, self.current_epoch))
-        for seen in self.seen.values():
-            seen.clear()
+    def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
+        # A step's randomness depends on its number alone, so that a resumed run repeats what was interrupted.
+        torch.manual_seed(seed_from("step", self.config.seed, self.global_step))
 
     def on_train_epoch_end(self) -> None:
         self._report("train")
@@ -85,8 +86,18 @@ class Learner(L.LightningModule):
         if stage == "train":
             figures["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict(figures)
+        if stage == "val":
+            self._show("val/confusion_matrix", confusion(counts, threshold=0.5))
         for name, value in figures.items():
             self.history.setdefault(name, []).append((self.current_epoch, value))
+
+    def _show(self, name: str, figure: Figure) -> None:
+        """Send a picture to every logger that takes one."""
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, to_pixels(figure), self.current_epoch, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(name, [to_pixels(figure)])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history

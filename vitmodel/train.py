@@ -27,7 +27,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader
 
 from vitmodel import __version__
-from vitmodel.config import Preprocessing, TrainConfig, to_yaml
+from vitmodel.config import AugmentConfig, Preprocessing, TrainConfig, to_yaml
 from vitmodel.data.dataset import CropDataset, Example, InOrder, Shuffled
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
@@ -57,11 +57,12 @@ def train(config: TrainConfig) -> None:
         model = build_model(config, preprocessing, frame)
         learner = Learner(model, config, history={})
         trainer, best = build_trainer(config)
-        loaders = {name: build_loader(frame[frame["split"] == name], config, train=name == "train") for name in ("train", "val")}
+        rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
+        train_loader, val_loader = training_batches(rows["train"], config, checkpoint), plain_batches(rows["val"], config)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
-            trainer.fit(learner, loaders["train"], loaders["val"], ckpt_path=checkpoint, weights_only=True)
-        finish(config, learner, best, frame, loaders["val"], preprocessing)
+            trainer.fit(learner, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+        finish(config, learner, best, frame, val_loader, preprocessing)
 
 
 def labelled_crops(config: TrainConfig) -> pd.DataFrame:
@@ -113,18 +114,23 @@ def build_model(config: TrainConfig, preprocessing: Preprocessing, frame: pd.Dat
     return model
 
 
-def build_loader(rows: pd.DataFrame, config: TrainConfig, train: bool) -> DataLoader[Example]:
-    """Batches of augmented, shuffled crops to train on, or of plain ones in order."""
-    labels = rows[LABEL].tolist()
-    sampler = Shuffled(labels, config.seed, config.balance) if train else InOrder(len(rows))
-    return DataLoader(
-        CropDataset(rows["path"].tolist(), labels, config.augment if train else None),
-        batch_size=min(config.batch_size, len(rows)),
-        sampler=sampler,
-        drop_last=train,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-    )
+def training_batches(rows: pd.DataFrame, config: TrainConfig, checkpoint: Path | None) -> DataLoader[Example]:
+    """Augmented crops in the order of the epoch that comes next."""
+    epoch = torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint else 0
+    sampler = Shuffled(rows[LABEL].tolist(), config.seed, config.balance, epoch)
+    return load_batches(rows, config, config.augment, sampler=sampler, drop_last=True)
+
+
+def plain_batches(rows: pd.DataFrame, config: TrainConfig) -> DataLoader[Example]:
+    """Every crop once, in order."""
+    return load_batches(rows, config, None, sampler=InOrder(len(rows)))
+
+
+def load_batches(rows: pd.DataFrame, config: TrainConfig, augment: AugmentConfig | None, **options: Any) -> DataLoader[Example]:
+    """Batches of the rows' crops."""
+    dataset = CropDataset(rows["path"].tolist(), rows[LABEL].tolist(), augment)
+    options |= {"num_workers": config.workers, "persistent_workers": config.workers > 0}
+    return DataLoader(dataset, batch_size=min(config.batch_size, len(rows)), **options)
 
 
 def build_trainer(config: TrainConfig) -> tuple[L.Trainer, ModelCheckpoint]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
-from pydicom import Dataset, dcmread, uid
+from pydicom import Dataset, FileMetaDataset, dcmread, uid
 from pydicom.encaps import get_frame
 
-from vitmodel.pixels.codecs import Layout, pydicom_decoder
+from vitmodel.pixels.decoding import Layout, pydicom_decoder
 
 ROWS, COLUMNS = 23, 30
 DCMTK = {
@@ -49,12 +49,10 @@ def write(path: Path, layout: Layout, pixels: np.ndarray) -> Dataset:
     dataset.PixelRepresentation = int(layout.signed)
     dataset.PixelData = pixels.tobytes()
     dataset["PixelData"].VR = "OW"
-    dataset.save_as(path, implicit_vr=False, little_endian=True)
-    dataset.file_meta = Dataset()
-    written = dcmread(path, force=True)
-    written.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    written.save_as(path, enforce_file_format=True)
-    return written
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    return dataset
 
 
 def by_dcmtk(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
@@ -83,19 +81,19 @@ def encode(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
                 dataset.compress(uid.RLELossless, encoding_plugin="pydicom")
             return get_frame(dataset.PixelData, 0, number_of_frames=1), pixels
         case uid.JPEGBaseline8Bit:
-            frame = imagecodecs.jpeg8_encode(pixels, level=80)
+            frame = bytes(imagecodecs.jpeg8_encode(pixels, level=80))
             return frame, pydicom_decoder("gdcm")(frame, layout, 0)
         case uid.JPEG2000Lossless:
-            return imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=layout.stored, reversible=True, resolutions=4), pixels
+            return bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=layout.stored, resolutions=4)), pixels
         case uid.JPEG2000:
-            frame = imagecodecs.jpeg2k_encode(pixels, level=95, codecformat="j2k", bitspersample=layout.stored, reversible=False)
+            frame = bytes(imagecodecs.jpeg2k_encode(pixels, level=95, codecformat="j2k", bitspersample=layout.stored, reversible=False))
             return frame, pydicom_decoder("gdcm")(frame, layout, 0)
         case uid.HTJ2KLossless:
-            return imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4), pixels
+            return bytes(imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4)), pixels
         case uid.HTJ2KLosslessRPCL:
-            return imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4, tlm=True), pixels
+            return bytes(imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4, tlm=True)), pixels
         case uid.HTJ2K:
-            frame = imagecodecs.htj2k_encode(pixels, level=0.0001, reversible=False)
+            frame = bytes(imagecodecs.htj2k_encode(pixels, level=0.0001, reversible=False))
             return frame, imagecodecs.jpeg2k_decode(frame)
         case _:
             return by_dcmtk(layout, pixels)

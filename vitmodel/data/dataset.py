@@ -78,28 +78,24 @@ class InOrder(Sampler[Draw]):
 class Shuffled(Sampler[Draw]):
     """As many draws an epoch as there are images: each image once, or, balanced, cancers and negatives equally often.
 
-    The draws depend on seed and epoch alone, so a resumed run sees the batches of one that was never interrupted. Lightning calls
-    `set_epoch`.
+    The draws depend on seed and epoch alone, so a run that resumes at `epoch` sees the batches of one that was never interrupted. Each
+    iteration is the next epoch. (Lightning's `set_epoch` comes too late for the first epoch after a resumption.)
     """
 
-    def __init__(self, labels: Sequence[float], seed: int, balance: bool) -> None:
+    def __init__(self, labels: Sequence[float], seed: int, balance: bool, epoch: int = 0) -> None:
         self.labels = np.asarray(labels)
         self.seed = seed
         self.balance = balance
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose draws the next iteration gives."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __iter__(self) -> Iterator[Draw]:
-        rng = np.random.default_rng(seed_from("order", self.seed, self.epoch))
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        rng = np.random.default_rng(seed_from("order", self.seed, epoch))
         order = self._balanced(rng) if self.balance else rng.permutation(len(self))
-        for position, index in enumerate(order):
-            yield Draw(int(index), seed_from("draw", self.seed, self.epoch, position))
+        return (Draw(int(row), seed_from("draw", self.seed, epoch, position)) for position, row in enumerate(order))
 
     def _balanced(self, rng: np.random.Generator) -> np.ndarray:
         """Half the draws from each class; within a class every image comes as often as any other, give or take one."""

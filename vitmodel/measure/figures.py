@@ -1,4 +1,4 @@
-"""The report's figures, each as one SVG text: samples and metrics in, pictures out. Knows no report.
+"""Figures for the report and the curves: samples and metrics in, pictures out. Knows no report.
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart; classes differ in line style too.
 """
@@ -15,12 +15,13 @@ from typing import Concatenate, ParamSpec
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vitmodel.measure.bootstrap import percentile_limits, resample
 from vitmodel.measure.curve import Curve
-from vitmodel.measure.metrics import Metrics, Ranking
+from vitmodel.measure.metrics import Confusion, Metrics, Ranking
 from vitmodel.measure.sample import Sample
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
@@ -51,25 +52,38 @@ def _style() -> AbstractContextManager[None]:
     )
 
 
-def _figure(height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, str]]:
-    """Turns a function that draws on axes into one that gives an SVG, 3.5 inches wide (a journal's column) and `height` high."""
+def _figure(height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, Figure]]:
+    """Turns a function that draws on axes into one that gives a figure, 3.5 inches wide (a journal's column) and `height` high."""
 
-    def decorate(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
+    def decorate(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, Figure]:
         @wraps(draw)
-        def render(*args: P.args, **kwargs: P.kwargs) -> str:
+        def render(*args: P.args, **kwargs: P.kwargs) -> Figure:
             with _style():
                 figure = Figure(figsize=(3.5, height), layout="constrained")
                 axes = figure.add_subplot()
                 draw(axes, *args, **kwargs)
                 if axes.get_legend_handles_labels()[0]:  # below the axes, where it hides no data
                     figure.legend(loc="outside lower center", ncols=2, handlelength=1.8, columnspacing=1.4)
-                file = io.StringIO()
-                figure.savefig(file, format="svg", metadata={"Date": None})
-            return file.getvalue()
+            return figure
 
         return render
 
     return decorate
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text; the same figure gives the same text."""
+    file = io.StringIO()
+    with _style():
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def to_pixels(figure: Figure) -> np.ndarray:
+    """The figure as a picture, H W 3 uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 @_figure()
@@ -138,9 +152,8 @@ def histogram(axes: Axes, sample: Sample, metrics: Metrics) -> None:
 
 
 @_figure(height=2.9)
-def confusion(axes: Axes, metrics: Metrics) -> None:
+def confusion(axes: Axes, counts: Confusion, threshold: float) -> None:
     """Counts of decisions, shaded and with percentages by the true class."""
-    counts = metrics.confusion
     table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
     fraction = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     axes.pcolormesh(fraction, cmap="Blues", vmin=0, vmax=1.25)
@@ -151,7 +164,7 @@ def confusion(axes: Axes, metrics: Metrics) -> None:
         axes.text(
             column + 0.5, row + 0.5, f"\n{100 * fraction[row, column]:.1f} % of row", ha="center", va="center", fontsize=7.5, color=colour
         )
-    axes.set(xlabel=f"Called at threshold {metrics.threshold:.3f}", ylabel="Truth")
+    axes.set(xlabel=f"Called at threshold {threshold:.3f}", ylabel="Truth")
     axes.set_xticks([0.5, 1.5], ["No cancer", "Cancer"])
     axes.set_yticks([0.5, 1.5], ["No cancer", "Cancer"], rotation=90, va="center")
     axes.tick_params(length=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from vitmodel.measure import figures
 from vitmodel.measure.metrics import METRICS, Metrics
@@ -91,14 +92,14 @@ def _pictures(level: Level) -> list[tuple[str, str]]:
         ]
     pictures += [
         ("Scores by class, each as a fraction of its class.", figures.histogram(sample, metrics)),
-        ("Confusion matrix at the threshold.", figures.confusion(metrics)),
+        ("Confusion matrix at the threshold.", figures.confusion(metrics.confusion, metrics.threshold)),
     ]
-    return [(caption, _inline(svg)) for caption, svg in pictures]
+    return [(caption, _inline(figure)) for caption, figure in pictures]
 
 
-def _inline(svg: str) -> str:
+def _inline(figure: Figure) -> str:
     """An image's address that holds the image."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(figures.to_svg(figure).encode()).decode()
 
 
 def _number(value: float) -> str:

@@ -19,9 +19,9 @@ Side = Literal["left", "right"]
 
 LEAST_RANGE = 0.01  # of the grey scale, between the darkest and the brightest half per cent: less is a blank image
 LEAST_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
-AIR_TOP = 0.01  # of the view's range: what is darker is air, whatever the histogram says
+AIR_TOP = 0.006  # of the view's range: what is darker is air, whatever the histogram says
 LEAST_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
-NIPPLE = 0.07  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
+NIPPLE = 0.1  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
 LEAST_NOTCH = 0.03  # depth of a concavity that ends the breast, as a fraction of its rows
 FAINT_SIDE = 0.1  # of the breast's width: the two sides must differ by as much in their distance from the box
 
@@ -59,11 +59,12 @@ def find_breast(grey: np.ndarray) -> Breast:
     """
     remarks = []
     view = _normalised(grey)
-    inverted = _is_inverted(view)
+    content = _content(view)
+    inverted = _is_inverted(view, content)
     if inverted:
         view = 1 - view
         remarks.append(Remark("inverted", "the air is brighter than the breast; the picture was inverted"))
-    tissue, air_found = _tissue(view)
+    tissue, air_found = _tissue(view, content)
     if not air_found:
         remarks.append(Remark("doubtful_crop", "no air can be told from tissue by its grey; what is not padding was kept"))
     mask = _largest_component(tissue)
@@ -79,26 +80,26 @@ def find_breast(grey: np.ndarray) -> Breast:
 
 
 def _normalised(grey: np.ndarray) -> np.ndarray:
-    """The view stretched to [0, 1] and smoothed, so that neither a pedestal nor the brightness matters."""
+    """The view stretched to [0, 1] and smoothed, so that neither a pedestal nor the brightness matters. Raises ImageRefused."""
     low, high = np.quantile(grey[::4, ::4], (0.005, 0.995))
     if high - low < LEAST_RANGE:
         raise ImageRefused("blank", f"99 % of the pixels differ by less than {LEAST_RANGE:.0%} of the grey scale")
     return cv2.GaussianBlur(np.clip((grey - low) / (high - low), 0, 1).astype(np.float32), (3, 3), 0)
 
 
-def _is_inverted(view: np.ndarray) -> bool:
+def _is_inverted(view: np.ndarray, content: Box) -> bool:
     """Whether the air is white: it lies along the edges of the picture, where a white implant or muscle has but a small part."""
-    x0, y0, x1, y1 = _content(view)
+    x0, y0, x1, y1 = content
     part = view[y0:y1, x0:x1]
     edges = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]])
-    white, black = np.mean(edges > 0.98), np.mean(edges < 0.1)
-    return bool(white > max(0.2, black))
+    white, black = float(np.mean(edges > 0.98)), float(np.mean(edges < 0.1))
+    return white > max(0.1, black)
 
 
-def _tissue(view: np.ndarray) -> tuple[np.ndarray, bool]:
+def _tissue(view: np.ndarray, content: Box) -> tuple[np.ndarray, bool]:
     """What is brighter than air (bool, H W), and whether air was found. White borders are no tissue."""
     tone = np.sqrt(view * 255**2).astype(np.uint8)  # the root spreads the dark tones, where air ends and skin begins
-    x0, y0, x1, y1 = _content(view)
+    x0, y0, x1, y1 = content
     limit = _air_limit(tone[y0:y1, x0:x1])
     border = view > 0.95
     border[y0:y1, x0:x1] = False
@@ -124,7 +125,7 @@ def _content(view: np.ndarray) -> Box:
 
 
 def _air_limit(tone: np.ndarray) -> int | None:
-    """The tone at which the peak of the air has fallen into the valley before the tissue; None where there is no such valley.
+    """The tone at which the peak of the air, the darkest one, has fallen into the valley before the tissue; None without a valley.
 
     Otsu's threshold (1979) parts air and tissue, but well inside the skin; the foot of the air's peak keeps fat and skin.
     """
@@ -142,7 +143,10 @@ def _air_limit(tone: np.ndarray) -> int | None:
 
 
 def _largest_component(tissue: np.ndarray) -> np.ndarray:
-    """The largest connected piece of `tissue` (bool, H W), holes filled. Thin bridges to letters and frames do not connect."""
+    """The largest connected piece of `tissue` (bool, H W), holes filled. Thin bridges to letters and frames do not connect.
+
+    Raises ImageRefused.
+    """
     width = 2 * round(max(tissue.shape) * LEAST_WIDTH / 2) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     whole = tissue.astype(np.uint8)
@@ -152,7 +156,7 @@ def _largest_component(tissue: np.ndarray) -> np.ndarray:
     if not len(areas) or areas.max() < LEAST_AREA * core.size:
         raise ImageRefused("no_breast", f"no connected region brighter than air covers {LEAST_AREA:.0%} of the image")
     largest = (labels == 1 + np.argmax(areas)).astype(np.uint8)
-    grown = cv2.dilate(largest, disc) & whole  # gives back the nipple and the corners that the opening took
+    grown = cv2.bitwise_and(cv2.dilate(largest, disc), whole)  # gives back the nipple and the corners that the opening took
     outlines, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(grown), [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED).astype(bool)
 
@@ -194,7 +198,8 @@ def _end_of_breast(reach: np.ndarray, least_notch: float) -> int:
     """The last row of the breast, where `reach` runs from its widest row (0) upwards or downwards.
 
     The outline of a breast is convex; where it turns concave, arm, axilla or belly begins. The row taken is the outermost of those
-    in which the reach lacks most to the convex hull, and every doubt keeps tissue.
+    that lack at least 70 % of the greatest lack to the convex hull: at a skin fold the fold itself, in a shallow concavity, where
+    hand-drawn boxes and axillary tails end, some way outwards. Lacks below `least_notch` pixels are none.
     """
     widest = reach[0]
     lowest = np.minimum.accumulate(reach)
@@ -209,8 +214,12 @@ def _end_of_breast(reach: np.ndarray, least_notch: float) -> int:
 def _hull(values: np.ndarray) -> np.ndarray:
     """The upper convex hull of `values` over their index (Andrew's monotone chain, 1979)."""
     kept: list[int] = []
-    for i, value in enumerate(values):
-        while len(kept) > 1 and (values[kept[-1]] - values[kept[-2]]) * (i - kept[-2]) <= (value - values[kept[-2]]) * (kept[-1] - kept[-2]):
+    heights = values.tolist()  # floats of Python's own are faster, one by one
+    for i, height in enumerate(heights):
+        while len(kept) > 1:
+            a, b = kept[-2:]
+            if (heights[b] - heights[a]) * (i - a) > (height - heights[a]) * (b - a):
+                break
             kept.pop()
         kept.append(i)
     return np.interp(np.arange(len(values)), kept, values[kept])

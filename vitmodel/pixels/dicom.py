@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import mmap
 import re
 import warnings
 from pathlib import Path
@@ -12,20 +13,20 @@ import numpy as np
 from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import get_frame
 
-from vitmodel.pixels import codecs
-from vitmodel.pixels.codecs import Layout
+from vitmodel.pixels import decoding
+from vitmodel.pixels.decoding import Layout
 from vitmodel.pixels.image import Header
 from vitmodel.pixels.tags import Tags
 from vitmodel.pixels.verdict import ImageRefused, Remark
-from vitmodel.pixels.voi import ForProcessing, read_display
+from vitmodel.pixels.voi import Display, ForProcessing, read_display
 
 # pydicom warns of every value that breaks the standard's small print; what matters here becomes a remark instead.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
 
-MAX_PIXELS = 100_000_000
-"""More than any mammogram: film of 24 x 30 cm scanned at 30 um has 80 million."""
 SKIP_LARGER = 1 << 20
 """Bytes; larger values, such as private copies of the raw data, are never read with the header."""
+DARK = 0.05
+"""Padding up to this grey bleeds no visible rim into an average; a sigmoid's foot lies near 0.01."""
 
 MAMMOGRAPHY_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.1.2": "Digital Mammography X-Ray Image Storage - For Presentation",
@@ -57,10 +58,11 @@ VIEW_OF_CODE = {code: view for view, codes in VIEW_CODES.items() for code in cod
 class DicomFile:
     """One DICOM file as an `ImageFile`. Raises ImageRefused where its header tells that it is no readable mammogram.
 
-    `for_processing`: what to do with raw detector data: refuse it, or show the inverted logarithm ("log").
+    `voi`: which of several stored VOI LUTs or windows to use, from 1. `for_processing`: what to do with raw detector data: refuse it,
+    or show the inverted logarithm ("log").
     """
 
-    def __init__(self, path: Path | str, for_processing: ForProcessing = "refuse") -> None:
+    def __init__(self, path: Path | str, voi: int = 1, for_processing: ForProcessing = "refuse") -> None:
         self.path = Path(path)
         remarks: list[Remark] = []
         dataset = read_dataset(self.path, pixels=False)
@@ -69,7 +71,7 @@ class DicomFile:
             syntax, sop_class = identify(dataset, tags)
             raw = judge(tags, sop_class, for_processing)
             self.layout = read_layout(tags, syntax)
-            self.display = read_display(tags, self.layout.signed, self.layout.allocated, raw)
+            self.display = read_display(tags, self.layout.signed, self.layout.allocated, raw, voi)
             self.header = read_header(tags, self.layout, self.display.name, remarks)
         except ImageRefused:
             raise
@@ -80,22 +82,22 @@ class DicomFile:
     @functools.cached_property
     def levels(self) -> int:
         """Resolution levels to leave out: JPEG 2000's, or 0."""
-        return 0 if self._bright_padding else codecs.reducible(self._frame, self.layout)
+        return 0 if self._bright_padding else decoding.reducible(self._frame, self.layout)
 
     def stored(self, level: int = 0) -> np.ndarray:
-        """The stored values, H W, int or uint of 8 or 16 bits, at `level`'s grid (see `codecs.grid_offset`). Raises ImageRefused.
+        """The stored values, H W, int or uint of 8 or 16 bits, at `level`'s grid (see `decoding.grid_offset`). Raises ImageRefused.
 
         Padding that would show bright is replaced by the darkest value, so that averages over its border stay dark.
         """
         if not 0 <= level <= (self.levels if level else 0):
             raise ValueError(f"level {level} is not between 0 and {self.levels}")
-        patterns, self.decoder = codecs.decode(self._frame, self.layout, level)
-        values, assumed = codecs.interpret(patterns, self.layout)
+        patterns, self.decoder = decoding.decode(self._frame, self.layout, level)
+        values, assumed = decoding.interpret(patterns, self.layout)
         if assumed:
             self._remark(assumed)
         if self._bright_padding:
-            table = self._table
-            values = np.where(self.display.pads(values), self._domain[table.argmin()], values)
+            air = self._domain[self._chain(self._domain).argmin()]
+            values = np.where(self.display.pads(values), air, values)
         return values
 
     def grey(self, stored: np.ndarray) -> np.ndarray:
@@ -118,22 +120,24 @@ class DicomFile:
         return np.arange(info.min, info.max + 1).astype(self.layout.dtype)
 
     @functools.cached_property
+    def _chain(self) -> Display:
+        """`display`; without a VOI, over the image's own range at full size, as viewers do, so that every part shows alike."""
+        if self.display.voi is not None:
+            return self.display
+        pixels, _ = decoding.interpret(decoding.decode(self._frame, self.layout)[0], self.layout)
+        pixels = pixels[~self.display.pads(pixels)]
+        return self.display.over(pixels.min(), pixels.max()) if pixels.size else self.display.over(0, 1)
+
+    @functools.cached_property
     def _table(self) -> np.ndarray:
         """The grey of every value in `_domain`, float32."""
-        display = self.display
-        if display.voi is None:  # viewers show such a file from its smallest to its largest value, as PS3.4 N.2.1.4 lets them
-            pixels, _ = codecs.interpret(codecs.decode(self._frame, self.layout)[0], self.layout)
-            pixels = pixels[~display.pads(pixels)]
-            display = display.over(pixels.min(), pixels.max()) if pixels.size else display.over(0, 1)
-        return np.where(display.pads(self._domain), 0, display(self._domain)).astype(np.float32)
+        return np.where(self.display.pads(self._domain), 0, self._chain(self._domain)).astype(np.float32)
 
     @functools.cached_property
     def _bright_padding(self) -> bool:
         """Whether padding would show bright, were it not blanked."""
         padding = self.display.padding
-        if padding is None or self.display.voi is None:
-            return False
-        return bool(self.display(np.array(padding)).max() > 0.05)
+        return padding is not None and bool(self._chain(np.array(padding)).max() > DARK)
 
     @functools.cached_property
     def _frame(self) -> bytes:
@@ -141,6 +145,8 @@ class DicomFile:
         dataset = read_dataset(self.path, pixels=True)
         data = next(iter(Tags(dataset, []).values("PixelData")), None)
         if not isinstance(data, bytes) or not data:
+            if announces_pixels(self.path):
+                raise ImageRefused("unreadable", "the file is cut short within its pixel data")
             raise ImageRefused("no_pixels", "the file has no pixel data, or ends before it")
         if not uid.UID(self.layout.syntax).is_encapsulated:
             expected = self.layout.rows * self.layout.columns * self.layout.allocated // 8
@@ -179,6 +185,12 @@ def read_dataset(path: Path, pixels: bool) -> Dataset:
         raise ImageRefused("unreadable", f"the file cannot be parsed as DICOM: {error}") from error
 
 
+def announces_pixels(path: Path) -> bool:
+    """Whether the Pixel Data tag stands anywhere in a file in which pydicom did not find its value."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"\xe0\x7f\x10\0") >= 0
+
+
 def identify(dataset: Dataset, tags: Tags) -> tuple[str, str]:
     """Transfer syntax and SOP class. Raises ImageRefused for a syntax that nothing here decodes."""
     meta = Tags(getattr(dataset, "file_meta", Dataset()), tags.remarks)
@@ -188,7 +200,7 @@ def identify(dataset: Dataset, tags: Tags) -> tuple[str, str]:
         implicit, little = dataset.original_encoding
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         tags.doubt(f"TransferSyntaxUID is missing; {uid.UID(syntax).name} is assumed")
-    if syntax not in codecs.DECODERS:
+    if syntax not in decoding.DECODERS:
         raise ImageRefused("undecodable", f"transfer syntax {uid.UID(syntax).name} is not one of a mammogram's")
     return str(syntax), sop_class
 
@@ -239,7 +251,7 @@ def shows_breast(tags: Tags) -> bool:
 def read_layout(tags: Tags, syntax: str) -> Layout:
     """How the pixels are stored. Raises ImageRefused naming the tag that makes it impossible to know."""
     rows, columns, allocated = (required(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
-    if rows * columns > MAX_PIXELS:
+    if rows * columns > decoding.MAX_PIXELS:
         raise ImageRefused("too_large", f"Rows x Columns are {rows} x {columns}")
     if allocated not in (8, 16):
         raise ImageRefused("bad_header", f"BitsAllocated is {allocated}; a mammogram has 8 or 16")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -39,11 +39,16 @@ class Header:
 class ImageFile(Protocol):
     """One opened image: a header at once, pixels when asked, at full size or at a power of two below it."""
 
-    header: Header
-    levels: int
-    """How many reductions the codec offers for less than the price of a full decode: 0 for most, 5 for JPEG 2000."""
-    decoder: str
-    """The name of the decoder that gave the pixels, known after `stored`."""
+    @property
+    def header(self) -> Header: ...
+
+    @property
+    def levels(self) -> int:
+        """How many reductions the codec offers for less than the price of a full decode: 0 for most, 5 for JPEG 2000."""
+
+    @property
+    def decoder(self) -> str:
+        """The name of the decoder that gave the pixels, known after `stored`."""
 
     def stored(self, level: int = 0) -> np.ndarray:
         """The stored values, H W at rows / 2^level x columns / 2^level (rounded up). Raises ImageRefused."""
@@ -52,8 +57,11 @@ class ImageFile(Protocol):
         """Stored values (H W, any size, may be averages) as float32 in [0, 1], brighter = denser, padding = 0."""
 
 
-def open_image(path: Path | str) -> ImageFile:
-    """Open a DICOM, PNG, JPEG or TIFF file, told apart by its first bytes and not by its name. Raises ImageRefused."""
+def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse", "log"] = "refuse") -> ImageFile:
+    """Open a DICOM, PNG, JPEG or TIFF file, told apart by its first bytes and not by its name; the options concern DICOM alone.
+
+    `voi` chooses among several stored VOI LUTs or windows, from 1; `for_processing` what to do with raw detector data. Raises ImageRefused.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -62,10 +70,10 @@ def open_image(path: Path | str) -> ImageFile:
         raise ImageRefused("missing_file", f"{path} does not exist") from None
     except OSError as error:
         raise ImageRefused("unreadable", f"{path} cannot be opened: {error.strerror}") from None
-    if start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
+    if start[128:] != b"DICM" and start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
         from vitmodel.pixels.raster import RasterFile
 
         return RasterFile(path)
     from vitmodel.pixels.dicom import DicomFile
 
-    return DicomFile(path)
+    return DicomFile(path, voi, for_processing)

@@ -126,8 +126,8 @@ def decode(data: bytes, reduce: int = 0) -> np.ndarray:
 
     def seek(offset: int, _: Any) -> int:
         nonlocal position
-        position = offset
-        return 0 <= offset <= len(data)
+        position = min(max(offset, 0), len(data))
+        return position == offset
 
     callbacks = Read(read), Skip(skip), Seek(seek)  # kept alive here while the library holds their addresses
     codec = lib.opj_create_decompress(RAW_CODESTREAM if data.startswith(b"\xff\x4f") else JP2_FILE)

@@ -76,7 +76,7 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
 
     Raises ImageRefused.
     """
-    file = open_image(path)
+    file = open_image(path, config.voi, config.for_processing)
     shape = (file.header.rows, file.header.columns)
     level = min(file.levels, max(0, int(np.ceil(np.log2(max(shape) / OVERVIEW)))))
     stored = file.stored(level)

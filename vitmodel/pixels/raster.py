@@ -10,12 +10,10 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from vitmodel.pixels.codecs import jpeg_header
+from vitmodel.pixels.decoding import MAX_PIXELS, jpeg_header
 from vitmodel.pixels.image import Header
 from vitmodel.pixels.verdict import ImageRefused, Remark
 
-MAX_PIXELS = 100_000_000
-"""As for DICOM: more than any mammogram."""
 HEAD_BYTES = 1 << 20
 """Enough for the size to be found in; a JPEG's may stand behind a colour profile and a thumbnail."""
 CHANNEL_TOLERANCE = 2

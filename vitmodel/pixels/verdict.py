@@ -25,7 +25,6 @@ WARNED = {
     "unknown_modality": "the modality is not stated as mammography (MG)",
     "inverted": "the picture's polarity was wrong (bright background) and has been inverted",
     "assumed_values": "tags were missing or contradictory and a stated assumption replaced them",
-    "many_windows": "several VOI windows are stored; the first was used",
     "lossy": "the pixels went through lossy compression",
     "doubtful_crop": "the breast box is unusual in size, shape or position",
     "doubtful_side": "the chest wall cannot be told from the pixels",

@@ -104,8 +104,8 @@ class Display:
         return (stored >= self.padding[0]) & (stored <= self.padding[1])
 
 
-def read_display(tags: Tags, signed: bool, allocated: int, raw: bool) -> Display:
-    """The chain that the header describes. Several VOIs: the first LUT, else the first valid window. Doubts become remarks.
+def read_display(tags: Tags, signed: bool, allocated: int, raw: bool, wanted: int) -> Display:
+    """The chain that the header describes. Several VOIs: the `wanted`th LUT, else window, from 1. Doubts become remarks.
 
     `raw`: FOR PROCESSING data, whose VOI tags mean nothing; shown as the inverted logarithm of the exposure.
     """
@@ -119,7 +119,7 @@ def read_display(tags: Tags, signed: bool, allocated: int, raw: bool) -> Display
         sign = tags.integer("PixelIntensityRelationshipSign")  # +1: more exposure, larger value (PS3.3 C.8.11.3.1.2)
         modality = Rescale() if logarithmic else log_exposure
         return Display(modality, None, None, sign != -1, padding, "for processing: " + ("range" if logarithmic else "log, range"))
-    voi, name = read_voi(tags, signed)
+    voi, name = read_voi(tags, signed, wanted)
     presentation = next((read_lut(item, False) for item in tags.items("PresentationLUTSequence")), None)
     return Display(read_modality(tags, signed), voi, presentation, inverse, padding, name)
 
@@ -136,21 +136,21 @@ def read_modality(tags: Tags, signed: bool) -> Lut | Rescale:
     return Rescale(slope or 1.0, intercept or 0.0)
 
 
-def read_voi(tags: Tags, signed: bool) -> tuple[Lut | Window | None, str]:
-    """The first VOI LUT, else the first valid window, else none, with its name for the table."""
-    items = tags.items("VOILUTSequence")
-    luts = [(item, lut) for item in items if (lut := read_lut(item, signed)) is not None]
+def read_voi(tags: Tags, signed: bool, wanted: int) -> tuple[Lut | Window | None, str]:
+    """The VOI LUT, else the valid window, that is the `wanted`th (from 1) of its kind, else none; with its name for the table."""
+    luts = [(item, lut) for item in tags.items("VOILUTSequence") if (lut := read_lut(item, signed)) is not None]
     windows = read_windows(tags)
-    if luts:
-        if len(luts) > 1:
-            tags.doubt(f"{len(luts)} VOI LUTs and {len(windows)} windows are stored; the first LUT is used", "many_windows")
-        return luts[0][1], f"lut 1/{len(luts)} {luts[0][0].text('LUTExplanation')}".strip()
-    if not windows:
+    count = len(luts) or len(windows)
+    if not count:
         return None, "range"
-    if len(set(windows)) > 1:
-        tags.doubt(f"{len(windows)} windows are stored; the first is used", "many_windows")
-    first = windows[0]
-    return first, f"{first.function.lower()} {first.center:g}/{first.width:g} 1/{len(windows)}"
+    if wanted > count:
+        tags.doubt(f"VOI {wanted} is wanted but {count} are stored; the first is used")
+        wanted = 1
+    if luts:
+        item, lut = luts[wanted - 1]
+        return lut, f"lut {wanted}/{count} {item.text('LUTExplanation')}".strip()
+    window = windows[wanted - 1]
+    return window, f"{window.function.lower()} {window.center:g}/{window.width:g} {wanted}/{count}"
 
 
 def read_windows(tags: Tags) -> list[Window]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-from vitmodel.pixels import codecs, openjpeg
-from vitmodel.pixels.codecs import DECODERS, Decoder, Layout
+from vitmodel.pixels import decoding, openjpeg
+from vitmodel.pixels.decoding import DECODERS, Decoder, Layout
 from vitmodel.pixels.verdict import ImageRefused
 
 ROWS, COLUMNS = 23, 30
@@ -28,7 +28,7 @@ FRAMES = [
     for row in GOLDEN
 ]
 NAMES = [f"{row['name']}, {row['stored']} of {row['allocated']} bits, {'signed' if row['signed'] else 'unsigned'}" for row in GOLDEN]
-GDCM = Decoder("gdcm", codecs.pydicom_decoder("gdcm"))
+GDCM = Decoder("gdcm", decoding.pydicom_decoder("gdcm"))
 OPENJPH = Decoder("openjph", lambda frame, layout, level: imagecodecs.htj2k_decode(frame, skipres=level), reduces=True)
 PEERS: dict[str, Decoder] = dict.fromkeys(uid.JPEGTransferSyntaxes, GDCM)
 PEERS |= dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), OPENJPH)
@@ -37,7 +37,7 @@ ROUNDING = 2
 
 
 def stored(decoder: Decoder, frame: bytes, layout: Layout, level: int = 0) -> np.ndarray:
-    return codecs.interpret(codecs.decode_with(decoder, frame, layout, level), layout)[0]
+    return decoding.interpret(decoding.decode_with(decoder, frame, layout, level), layout)[0]
 
 
 @pytest.mark.parametrize(("layout", "frame", "golden"), FRAMES, ids=NAMES)
@@ -64,7 +64,7 @@ def test_golden_table_covers_every_syntax() -> None:
 def test_short_frames_are_refused_not_filled_up(layout: Layout, frame: bytes, golden: str) -> None:
     for part in (0.0, 0.2, 0.6, 0.95):
         with pytest.raises(ImageRefused):
-            codecs.decode(frame[: int(part * len(frame))], layout)
+            decoding.decode(frame[: int(part * len(frame))], layout)
 
 
 def blob(rows: int, columns: int) -> np.ndarray:
@@ -83,12 +83,12 @@ def jpeg2000(image: np.ndarray, resolutions: int) -> bytes:
 def test_reduced_sample_k_lies_on_pixel_k_times_2_to_the_level(syntax: str, rows: int, columns: int) -> None:
     image, layout = blob(rows, columns), Layout(syntax, rows, columns)
     frame = jpeg2000(image, 4) if syntax == uid.JPEG2000Lossless else bytes(imagecodecs.htj2k_encode(image, reversible=True, resolutions=4))
-    levels = codecs.reducible(frame, layout)
+    levels = decoding.reducible(frame, layout)
     assert levels >= 3
     for level in range(1, levels + 1):
         step, inside = 2**level, np.s_[2:-2, 2:-2]  # the wavelet mirrors the image at its border
         for decoder in DECODERS[syntax]:
-            reduced = codecs.decode_with(decoder, frame, layout, level)
+            reduced = decoding.decode_with(decoder, frame, layout, level)
             np.testing.assert_allclose(reduced[inside].astype(int), image[::step, ::step][inside], atol=2, err_msg=decoder.name)
 
 
@@ -97,8 +97,8 @@ def test_grid_offset_undoes_the_shift() -> None:
     image = blob(256, 192)
     frame = jpeg2000(image, 6)
     level, layout = 2, Layout(uid.JPEG2000Lossless, 256, 192)
-    reduced, _ = codecs.decode(frame, layout, level)
-    offset = codecs.grid_offset(level)
+    reduced, _ = decoding.decode(frame, layout, level)
+    offset = decoding.grid_offset(level)
     matrix = np.array([[1, 0, offset], [0, 1, offset]])  # from a pixel of the areas' grid to one of the reduced grid
     moved = cv2.warpAffine(reduced.astype(np.float32), matrix, (48, 64), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     areas = cv2.resize(image.astype(np.float32), (48, 64), interpolation=cv2.INTER_AREA)
@@ -115,7 +115,7 @@ def test_asking_for_more_levels_than_there_are_fails() -> None:
     image = blob(64, 64)
     frame = jpeg2000(image, 3)
     layout = Layout(uid.JPEG2000Lossless, 64, 64)
-    assert codecs.reducible(frame, layout) == 2
+    assert decoding.reducible(frame, layout) == 2
     with pytest.raises(ValueError, match="header"):
         openjpeg.decode(frame, 5)
 
@@ -123,11 +123,11 @@ def test_asking_for_more_levels_than_there_are_fails() -> None:
 @pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless])
 def test_a_codestream_that_contradicts_the_header_is_refused_before_decoding(syntax: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layout, frame, _ = next(entry for entry in FRAMES if entry[0].syntax == syntax and entry[0].stored == 12)
-    monkeypatch.setitem(codecs.DECODERS, syntax, (Decoder("never", lambda *_: pytest.fail("decoded")),))
+    monkeypatch.setitem(decoding.DECODERS, syntax, (Decoder("never", lambda *_: pytest.fail("decoded")),))
     size = frame.index(ROWS.to_bytes(2 if syntax != uid.JPEG2000Lossless else 4))
     huge = frame[:size] + b"\xff" * 2 + frame[size + 2 :]
     with pytest.raises(ImageRefused, match="Rows x Columns") as caught:
-        codecs.decode(huge, layout)
+        decoding.decode(huge, layout)
     assert caught.value.code == "bad_header"
 
 
@@ -144,7 +144,7 @@ def test_a_codestream_that_contradicts_the_header_is_refused_before_decoding(syn
 )
 def test_unused_high_bits(values: list[int], signed: bool, overlay: bool, expected: list[int], assumed: bool) -> None:
     layout = Layout(uid.ExplicitVRLittleEndian, 1, 2, 16, 12, signed, overlay_bits=overlay)
-    pixels, sentence = codecs.interpret(np.array([values], np.uint16), layout)
+    pixels, sentence = decoding.interpret(np.array([values], np.uint16), layout)
     assert pixels.tolist() == [expected]
     assert pixels.dtype == layout.dtype
     assert bool(sentence) == assumed

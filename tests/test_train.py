@@ -1,0 +1,173 @@
+"""Training: resumed = undisturbed, splits by patient, curves under the same names everywhere, and what must be refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vitmodel.cli import main
+from vitmodel.config import TrainConfig
+from vitmodel.data.dataset import CropDataset, Draw, Shuffled
+from vitmodel.data.manifest import read_manifest, write_manifest
+from vitmodel.learner import WATCHED
+from vitmodel.model.package import load_package
+from vitmodel.train import train
+
+ARGUMENTS = [
+    *("--model", "vit_tiny", "--epochs", "3", "--batch-size", "16", "--val", "0.25", "--test", "0.25"),
+    *("--workers", "0", "--drop-path", "0.2", "--wandb", "off"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three epochs, logged to Weights & Biases offline."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", str(crops / "manifest.csv"), str(folder), *ARGUMENTS[:-1], "offline"]) == 0
+    return folder
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(crops: Path, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = ["train", str(crops / "manifest.csv"), str(folder), *ARGUMENTS]
+    killed = subprocess.Popen([sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while killed.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert main([*command, "--resume"]) == 0
+    resumed, undisturbed = load_file(folder / "package" / "model.safetensors"), load_file(run / "package" / "model.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in undisturbed.items())
+    assert load_package(folder / "package")[1]["history"] == load_package(run / "package")[1]["history"]
+
+
+def test_the_run_holds_what_a_person_looks_for(run: Path) -> None:
+    assert list((run / "tensorboard").glob("events.*"))
+    assert list((run / "wandb").glob("offline-run-*"))
+    assert (run / "train.yaml").read_text().startswith("# vitmodel train --config ")
+    package = load_package(run / "package")[1]
+    figures = {f"{stage}/{name}" for stage in ("train", "val") for name in ["loss", *WATCHED, "tp", "fp", "fn", "tn"]}
+    assert set(package["history"]) == figures | {"learning_rate"}
+    assert all([epoch for epoch, _ in points] == [0, 1, 2] for points in package["history"].values())
+    assert package["decision"]["threshold"] > 0
+    assert "not a medical device" in (run / "package" / "MODEL_CARD.md").read_text()
+
+
+def test_no_patient_is_in_two_splits(run: Path) -> None:
+    manifest = read_manifest(run / "manifest.csv")
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    assert (manifest.groupby("patient_id")["split"].nunique() == 1).all()
+
+
+def test_the_package_names_no_patient(run: Path) -> None:
+    text = (run / "package" / "config.json").read_text() + (run / "package" / "MODEL_CARD.md").read_text()
+    for name in read_manifest(run / "manifest.csv")[["patient_id", "image_id"]].to_numpy().ravel():
+        assert f'"{name}"' not in text
+
+
+def test_a_previous_best_is_a_start(crops: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(tmp_path / "next"), *ARGUMENTS, "--epochs", "1", "--weights", str(run / "package")]
+    assert main(["train", str(crops / "manifest.csv"), *arguments]) == 0
+    assert "loaded" in capsys.readouterr().out
+
+
+def test_a_used_folder_is_refused_without_resume_and_with_other_settings(
+    run: Path, crops: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", str(crops / "manifest.csv"), str(run), *ARGUMENTS[:-1], "offline"]
+    assert main(command) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*command, "--resume", "--lr", "0.1"]) == 2
+    assert "lr: 0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda table: table.assign(cancer=0.0), "patients"),
+        (lambda table: table.assign(cancer=float("nan")), "cancer"),
+        (lambda table: table.assign(preprocessing=float("nan")), "vitmodel etl"),
+        (lambda table: table.assign(preprocessing=[table["preprocessing"][0].replace("64", "32"), *table["preprocessing"][1:]]), "ways"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(
+    change, named: str, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_manifest(crops / "manifest.csv")
+    if named == "ways":
+        table["preprocessing"] = table["preprocessing"].str.replace("64x32", "32x16")
+    write_manifest(change(table), tmp_path / "manifest.csv")
+    assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *ARGUMENTS]) == 2
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "run" / "package").exists()
+
+
+def test_a_missing_crop_is_named(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_manifest(crops / "manifest.csv")
+    usable = table["path"] != ""
+    table.loc[usable, "path"] = table.loc[usable, "path"].str.replace("images", "gone")
+    write_manifest(table, tmp_path / "manifest.csv")
+    assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *ARGUMENTS]) == 1
+    assert "gone" in capsys.readouterr().err
+
+
+def test_balanced_draws_show_both_classes_equally_often() -> None:
+    labels = [1.0] * 3 + [0.0] * 37
+    sampler = Shuffled(labels, seed=1, balance=True)
+    draws, next_epoch = [draw.row for draw in sampler], [draw.row for draw in sampler]
+    assert len(draws) == 40
+    assert sum(labels[row] for row in draws) == 20
+    assert max(draws.count(row) for row in range(3)) - min(draws.count(row) for row in range(3)) <= 1
+    assert draws != next_epoch == [draw.row for draw in Shuffled(labels, seed=1, balance=True, epoch=1)]
+
+
+def test_unbalanced_draws_show_every_image_once() -> None:
+    assert sorted(draw.row for draw in Shuffled([0.0, 1.0] * 10, seed=0, balance=False)) == list(range(20))
+
+
+def test_a_draw_gives_the_same_tensor_whenever_it_is_made(crops: Path) -> None:
+    config = TrainConfig(manifest=Path(), run=Path())
+    usable = read_manifest(crops / "manifest.csv").query("status != 'refused'")
+    dataset = CropDataset(usable["path"].tolist(), usable["cancer"].tolist(), config.augment)
+    first, other, again = dataset[Draw(3, 7)], dataset[Draw(3, 8)], dataset[Draw(3, 7)]
+    assert torch.equal(first.image, again.image)
+    assert not torch.equal(first.image, other.image)
+    assert first.image.shape == (1, 64, 32)
+
+
+def test_a_resolved_configuration_trains_the_same_model_again(run: Path, crops: Path, tmp_path: Path) -> None:
+    train(replace(load_config(run), run=tmp_path / "again", wandb="off"))
+    first, again = (load_file(folder / "package" / "model.safetensors") for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def load_config(run: Path) -> TrainConfig:
+    from vitmodel.cli import parse
+
+    return parse("train", ["--config", str(run / "train.yaml")])
+
+
+def test_the_curves_reach_tensorboard_under_the_same_names(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    history = load_package(run / "package")[1]["history"]
+    assert set(history) <= set(events.Tags()["scalars"])
+    assert "val/confusion_matrix" in events.Tags()["images"]
+    assert [event.value for event in events.Scalars("val/loss")] == pytest.approx([value for _, value in history["val/loss"]])
+
+
+def test_splits_and_labels_stay_with_the_manifest(run: Path, crops: Path) -> None:
+    kept = read_manifest(run / "manifest.csv").set_index("image_id")["cancer"]
+    pd.testing.assert_series_equal(kept, read_manifest(crops / "manifest.csv").set_index("image_id")["cancer"].loc[kept.index])
