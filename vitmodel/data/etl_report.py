@@ -17,7 +17,7 @@ import pandas as pd
 from pydicom.uid import UID
 
 from vitmodel import __version__
-from vitmodel.data.contact_sheet import contact_sheet, in_turns
+from vitmodel.data.contact_sheet import codes_of, contact_sheet, in_turns
 from vitmodel.data.manifest import breast_ids, duplicates, usable
 from vitmodel.pixels.verdict import REFUSED, WARNED
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, write_atomic
@@ -59,7 +59,7 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
         refusals=in_turns(refused, REFUSALS),
         groups={"site": by_verdict(manifest, "site_id"), "machine": by_verdict(manifest, "machine_id")},
         sides=sides(used),
-        cards=[(group, list(cards)) for group, cards in itertools.groupby(cards, key=lambda card: card.row.group)],
+        cards=[(group, list(members)) for group, members in itertools.groupby(cards, key=lambda card: card.row.group)],
         histograms=box_histograms(used),
         properties={title: shares(values) for title, values in properties(used).items()} if len(used) else {},
         preprocessing=[settings(text) for text in manifest["preprocessing"].dropna().unique()],
@@ -90,7 +90,8 @@ def by_verdict(manifest: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def reasons(manifest: pd.DataFrame) -> pd.DataFrame:
     """Per reason: its code (the index), verdict, meaning, number of images, and three of their ids. Refusals first, then by frequency."""
-    codes = manifest["reason"].str.split(";").explode().dropna()
+    codes = codes_of(manifest)
+    codes = codes[codes != ""]
     found = manifest["image_id"].loc[codes.index].groupby(codes.to_numpy(), sort=False)
     table = pd.DataFrame({"images": found.size(), "examples": found.agg(lambda ids: ", ".join(ids.head(3)))})
     table["verdict"] = ["refused" if code in REFUSED else "warned" for code in table.index]
