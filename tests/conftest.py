@@ -35,3 +35,22 @@ def crops(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crops")
     assert etl(ETLConfig(source=release, out=folder, size=Size(64, 32))) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def flags() -> list[str]:
+    """A training short enough for a test; the last value is that of --wandb."""
+    return [
+        *("--model", "vit_tiny", "--epochs", "3", "--batch-size", "16", "--val", "0.25", "--test", "0.25"),
+        *("--workers", "0", "--drop-path", "0.2", "--wandb", "off"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def run(crops: Path, flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three epochs, logged to Weights & Biases offline. Read only."""
+    from vitmodel.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", str(crops / "manifest.csv"), str(folder), *flags[:-1], "offline"]) == 0
+    return folder

@@ -23,23 +23,10 @@ from vitmodel.learner import WATCHED
 from vitmodel.model.package import load_package
 from vitmodel.train import train
 
-ARGUMENTS = [
-    *("--model", "vit_tiny", "--epochs", "3", "--batch-size", "16", "--val", "0.25", "--test", "0.25"),
-    *("--workers", "0", "--drop-path", "0.2", "--wandb", "off"),
-]
 
-
-@pytest.fixture(scope="module")
-def run(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of three epochs, logged to Weights & Biases offline."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", str(crops / "manifest.csv"), str(folder), *ARGUMENTS[:-1], "offline"]) == 0
-    return folder
-
-
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(crops: Path, run: Path, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(crops: Path, run: Path, tmp_path: Path, flags: list[str]) -> None:
     folder = tmp_path / "run"
-    command = ["train", str(crops / "manifest.csv"), str(folder), *ARGUMENTS]
+    command = ["train", str(crops / "manifest.csv"), str(folder), *flags]
     killed = subprocess.Popen([sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while killed.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.01)
@@ -75,16 +62,16 @@ def test_the_package_names_no_patient(run: Path) -> None:
         assert f'"{name}"' not in text
 
 
-def test_a_previous_best_is_a_start(crops: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(tmp_path / "next"), *ARGUMENTS, "--epochs", "1", "--weights", str(run / "package")]
+def test_a_previous_best_is_a_start(crops: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    arguments = [str(tmp_path / "next"), *flags, "--epochs", "1", "--weights", str(run / "package")]
     assert main(["train", str(crops / "manifest.csv"), *arguments]) == 0
     assert "loaded" in capsys.readouterr().out
 
 
 def test_a_used_folder_is_refused_without_resume_and_with_other_settings(
-    run: Path, crops: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, crops: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
-    command = ["train", str(crops / "manifest.csv"), str(run), *ARGUMENTS[:-1], "offline"]
+    command = ["train", str(crops / "manifest.csv"), str(run), *flags[:-1], "offline"]
     assert main(command) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*command, "--resume", "--lr", "0.1"]) == 2
@@ -101,21 +88,21 @@ def test_a_used_folder_is_refused_without_resume_and_with_other_settings(
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(
-    change, named: str, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change, named: str, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     table = read_manifest(crops / "manifest.csv")
     write_manifest(change(table), tmp_path / "manifest.csv")
-    assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *ARGUMENTS]) == 2
+    assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *flags]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "run" / "package").exists()
 
 
-def test_a_missing_crop_is_named(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_crop_is_named(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     table = read_manifest(crops / "manifest.csv")
     usable = table["path"] != ""
     table.loc[usable, "path"] = table.loc[usable, "path"].str.replace("images", "gone")
     write_manifest(table, tmp_path / "manifest.csv")
-    assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *ARGUMENTS]) == 1
+    assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *flags]) == 1
     assert "gone" in capsys.readouterr().err
 
 

@@ -25,7 +25,7 @@ from vitmodel.measure.figures import confusion, to_pixels
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
 from vitmodel.model.vit import ViT
-from vitmodel.utils import atomic_path, seed_from
+from vitmodel.utils import atomic_path, progress, seed_from
 
 WATCHED = {
     "accuracy": "accuracy",
@@ -133,3 +133,21 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
+
+
+class Progress(L.Callback):
+    """One bar over the whole training: steps done, time left, and the last validation's figures. It also speaks to a log file."""
+
+    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        total = int(trainer.estimated_stepping_batches)
+        self.bar: Any = progress(None, "train", total=total, unit="step", initial=trainer.global_step)
+
+    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *_: Any) -> None:
+        self.bar.update()
+
+    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
+        shown = {name: f"{float(trainer.callback_metrics[f'val/{name}']):.3f}" for name in ("loss", "auroc", "macro_f1")}
+        self.bar.set_postfix({"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"} | shown)
+
+    def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
+        self.bar.close()

@@ -33,7 +33,7 @@ from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.splits import assign_splits
-from vitmodel.learner import AtomicCheckpoints, Learner
+from vitmodel.learner import AtomicCheckpoints, Learner, Progress
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import Sample
 from vitmodel.measure.threshold import choose_threshold
@@ -137,7 +137,7 @@ def build_trainer(config: TrainConfig) -> tuple[L.Trainer, ModelCheckpoint]:
     """Lightning's trainer and the callback that knows the best checkpoint."""
     figure = {"auroc": "val/auroc", "f1": "val/macro_f1"}[config.monitor]
     best = ModelCheckpoint(config.run / "checkpoints", "best", monitor=figure, mode="max", save_last=True, enable_version_counter=False)
-    callbacks: list[Callback] = [best, LearningRateMonitor("step")]
+    callbacks: list[Callback] = [best, LearningRateMonitor("step"), Progress()]
     if config.patience:
         callbacks.append(EarlyStopping(figure, mode="max", patience=config.patience))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -154,6 +154,7 @@ def build_trainer(config: TrainConfig) -> tuple[L.Trainer, ModelCheckpoint]:
         use_distributed_sampler=False,
         log_every_n_steps=1,
         enable_model_summary=False,
+        enable_progress_bar=False,
     )
     return trainer, best
 

@@ -11,7 +11,10 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -92,8 +95,13 @@ def seed_from(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "image") -> Iterable[T]:
-    """`items` behind a progress bar on standard error that shows what is done, what is left and how long it takes."""
+def progress(items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "image", initial: int = 0) -> tqdm[T]:
+    """`items` behind a progress bar on standard error that shows what is done, what is left and how long it takes.
+
+    Without `items` the bar is for `update` calls. A log file gets a line now and then, a terminal a moving bar.
+    """
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, total=total, unit=unit, file=sys.stderr, dynamic_ncols=True, mininterval=0.5)
+    interval = 0.5 if sys.stderr.isatty() else 10
+    bar: tqdm[T] = tqdm(items, desc=what, total=total, unit=unit, initial=initial, file=sys.stderr, dynamic_ncols=True, mininterval=interval)
+    return bar

@@ -84,7 +84,7 @@ def source_thumbnail(path: Path, box: Box, preprocessing: Preprocessing) -> np.n
     grey = file.grey(_shrink(file.stored(level)))
     picture = cv2.cvtColor(np.rint(grey * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
     scale_y, scale_x = picture.shape[0] / rows, picture.shape[1] / columns
-    left, top, right, bottom = (round(edge * scale) for edge, scale in zip(box, (scale_y, scale_y) * 2, strict=True))
+    left, top, right, bottom = (round(edge * scale) for edge, scale in zip(box, (scale_x, scale_y) * 2, strict=True))
     for inset in (0, 1):  # two pixels thick, and inside the box: at the chest wall its edge is the picture's
         cv2.rectangle(picture, (left + inset, top + inset), (right - 1 - inset, bottom - 1 - inset), BOX_COLOUR)
     return picture

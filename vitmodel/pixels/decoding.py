@@ -199,7 +199,9 @@ def decode_with(decoder: Decoder, frame: bytes, layout: Layout, level: int = 0) 
         raise ValueError(f"{pixels.shape} pixels, not {expected}")
     patterns = pixels.astype(layout.patterns, copy=False)
     precision = layout.allocated if DECODERS[layout.syntax] in (NATIVE, RLE) else codestream(frame, layout).precision
-    return patterns & ((1 << precision) - 1) if precision < layout.allocated else patterns
+    if precision == layout.allocated:
+        return patterns
+    return np.bitwise_and(patterns, (1 << precision) - 1, out=patterns if patterns.flags.writeable else None)
 
 
 def interpret(patterns: np.ndarray, layout: Layout) -> tuple[np.ndarray, str]:

@@ -82,7 +82,7 @@ class DicomFile:
     @functools.cached_property
     def levels(self) -> int:
         """Resolution levels to leave out: JPEG 2000's, or 0."""
-        return 0 if self._bright_padding else decoding.reducible(self._frame, self.layout)
+        return 0 if self._bright_padding else decoding.reducible(self.frame, self.layout)
 
     def stored(self, level: int = 0) -> np.ndarray:
         """The stored values, H W, int or uint of 8 or 16 bits, at `level`'s grid (see `decoding.grid_offset`). Raises ImageRefused.
@@ -91,9 +91,9 @@ class DicomFile:
         """
         if not 0 <= level <= (self.levels if level else 0):
             raise ValueError(f"level {level} is not between 0 and {self.levels}")
-        patterns, self.decoder = decoding.decode(self._frame, self.layout, level)
+        patterns, self.decoder = decoding.decode(self.frame, self.layout, level)
         values, assumed = decoding.interpret(patterns, self.layout)
-        if assumed:
+        if assumed and level == 0:  # at a lower level the wavelet's low pass overshoots, which says nothing about BitsStored
             self._remark(assumed)
         if self._bright_padding:
             air = self._domain[self._chain(self._domain).argmin()]
@@ -124,7 +124,7 @@ class DicomFile:
         """`display`; without a VOI, over the image's own range at full size, as viewers do, so that every part shows alike."""
         if self.display.voi is not None:
             return self.display
-        pixels, _ = decoding.interpret(decoding.decode(self._frame, self.layout)[0], self.layout)
+        pixels, _ = decoding.interpret(decoding.decode(self.frame, self.layout)[0], self.layout)
         pixels = pixels[~self.display.pads(pixels)]
         return self.display.over(pixels.min(), pixels.max()) if pixels.size else self.display.over(0, 1)
 
@@ -140,7 +140,7 @@ class DicomFile:
         return padding is not None and bool(self._chain(np.array(padding)).max() > DARK)
 
     @functools.cached_property
-    def _frame(self) -> bytes:
+    def frame(self) -> bytes:
         """The frame's bytes as they lie in the file."""
         dataset = read_dataset(self.path, pixels=True)
         data = next(iter(Tags(dataset, []).values("PixelData")), None)
