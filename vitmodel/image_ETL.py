@@ -19,6 +19,7 @@ import pandas as pd
 
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.cropping import Record, Source, crop_source
+from vitmodel.data.etl_report import write_etl_report
 from vitmodel.data.journal import Journal, exclusive
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.data.parallel import parallel_map
@@ -54,6 +55,7 @@ def etl(config: ETLConfig) -> int:
             journal.close()
         manifest = join(release, tasks, journal)
         write_manifest(manifest, config.out / "manifest.csv")
+        write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
     return summarise(manifest, config.out)
 
 
@@ -117,5 +119,5 @@ def summarise(manifest: pd.DataFrame, out: Path) -> int:
     reasons = manifest["reason"].dropna().str.split(";").explode().value_counts()
     for reason, count in reasons.items():
         print(f"  {count:6d} {reason}")
-    print(f"manifest: {out / 'manifest.csv'}")
+    print(f"manifest: {out / 'manifest.csv'}\nreport:   {out / 'etl_report.html'}")
     return 0 if (manifest["status"] != "refused").any() else 1

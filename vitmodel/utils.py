@@ -66,6 +66,17 @@ def write_atomic(path: Path | str, content: str | bytes) -> None:
         temporary.write_bytes(data)
 
 
+def render_page(template: str, **values: Any) -> str:
+    """The HTML page that a template of this package makes of `values`, such as data/etl_report.html.j2; it extends page.html.j2."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(warning=NOT_A_MEDICAL_DEVICE, **values)
+
+
 def to_json(value: Any) -> str:
     """`value` as indented JSON; NaN and infinities, which JSON lacks, become null."""
 
@@ -103,5 +114,6 @@ def progress(items: Iterable[T] | None, what: str, total: int | None = None, uni
     from tqdm import tqdm
 
     interval = 0.5 if sys.stderr.isatty() else 10
-    bar: tqdm[T] = tqdm(items, desc=what, total=total, unit=unit, initial=initial, file=sys.stderr, dynamic_ncols=True, mininterval=interval)
+    shown = {"desc": what, "total": total, "unit": unit, "initial": initial, "dynamic_ncols": True, "mininterval": interval}
+    bar: tqdm[T] = tqdm(items, file=sys.stderr, **shown)
     return bar

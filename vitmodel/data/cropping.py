@@ -53,7 +53,7 @@ def describe(prepared: Prepared) -> Record:
     spacing = header.spacing or (None, None)
     return {
         "status": "warned" if prepared.remarks else "ok",
-        "reason": ";".join(remark.code for remark in prepared.remarks) or None,
+        "reason": ";".join(dict.fromkeys(remark.code for remark in prepared.remarks)) or None,
         "remark": "; ".join(remark.sentence for remark in prepared.remarks) or None,
         **dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), geometry.box, strict=True)),
         "source_height": header.rows,

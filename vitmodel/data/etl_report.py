@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from pydicom.uid import UID
@@ -20,7 +19,7 @@ from vitmodel import __version__
 from vitmodel.data.contact_sheet import codes_of, contact_sheet, in_turns
 from vitmodel.data.manifest import breast_ids, duplicates, usable
 from vitmodel.pixels.verdict import REFUSED, WARNED
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, write_atomic
+from vitmodel.utils import UsageError, render_page, write_atomic
 
 VERDICTS = ("ok", "warned", "refused")
 CARDS = 48
@@ -41,14 +40,10 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
         raise UsageError("status: empty in the manifest; its images have not been through `vitmodel etl`")
     used, refused = usable(manifest), manifest[manifest["status"] == "refused"]
     cards = contact_sheet(in_turns(used, CARDS), jobs)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("data/etl_report.html.j2").render(
+    page = render_page(
+        "data/etl_report.html.j2",
         title="ETL report",
         subtitle=f"{', '.join(shares(manifest['dataset']).index)} · vitmodel {__version__}",
-        warning=NOT_A_MEDICAL_DEVICE,
         manifest=manifest,
         used=used,
         verdicts={verdict: int((manifest["status"] == verdict).sum()) for verdict in VERDICTS},

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jinja2
 from matplotlib.figure import Figure
 
 from vitmodel.measure import figures
 from vitmodel.measure.metrics import METRICS, Metrics
 from vitmodel.measure.sample import Sample
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
+from vitmodel.utils import render_page, write_atomic
 
 LIMITS = (
     "The metrics hold for patients, machines and readers like those of this data set, at its prevalence; another site needs its own.",
@@ -65,15 +64,14 @@ class Report:
 
 def write_report(path: Path | str, report: Report) -> None:
     """Write `report` to `path` as HTML with its style and figures inside, or leave what was there. Raises VitmodelError."""
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))  # fmt: skip
-    page = template.render(
+    page = render_page(
+        "measure/report.html.j2",
+        title=report.title,
+        subtitle=report.created,
         report=report,
         groups=METRICS,
         figures=_pictures(report.plotted),
         history={name: _inline(figures.history(name, splits)) for name, splits in report.history.items()},
-        warning=NOT_A_MEDICAL_DEVICE,
         undefined=math.isnan,
         number=_number,
     )
