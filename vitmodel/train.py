@@ -136,8 +136,9 @@ def load_batches(rows: pd.DataFrame, config: TrainConfig, augment: AugmentConfig
 def build_trainer(config: TrainConfig) -> tuple[L.Trainer, ModelCheckpoint]:
     """Lightning's trainer and the callback that knows the best checkpoint."""
     figure = {"auroc": "val/auroc", "f1": "val/macro_f1"}[config.monitor]
-    best = ModelCheckpoint(config.run / "checkpoints", "best", monitor=figure, mode="max", save_last=True, enable_version_counter=False)
-    callbacks: list[Callback] = [best, LearningRateMonitor("step"), Progress()]
+    best = ModelCheckpoint(config.run / "checkpoints", "best", monitor=figure, mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(config.run / "checkpoints", "last", enable_version_counter=False)  # after `best`, whose state it holds
+    callbacks: list[Callback] = [best, last, LearningRateMonitor("step"), Progress()]
     if config.patience:
         callbacks.append(EarlyStopping(figure, mode="max", patience=config.patience))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -72,22 +72,22 @@ class LinearStem(nn.Module):
 class ConvStem(nn.Module):
     """Images to tokens by 3x3 convolutions that halve the image until a pixel is a patch, then a 1x1 one.
 
-    Norms run over the channels of each pixel, not over the batch or the image as the paper's batch norm does: a token then depends on
-    its neighbourhood alone, not on what it is batched or packed with nor on how much air surrounds the breast.
+    Without norms, unlike the paper's batch norm: a token then depends on its neighbourhood alone, not on what it is batched or packed
+    with nor on how much air surrounds the breast, and keeps the contrast that tells a lesion from noise (a norm over each pixel's
+    channels loses it, and the model did not learn).
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         halvings = config.patch.bit_length() - 1
         widths = [config.channels] + [config.dim // 2**i for i in reversed(range(halvings))]
-        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1, bias=False) for pair in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(width, config.eps) for width in widths[1:])
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in itertools.pairwise(widths))
         self.proj = nn.Conv2d(config.dim, config.dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images  # B C H W
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(norm(conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))  # B D/2^i H/2^j W/2^j
+        for conv in self.convs:
+            x = F.relu(conv(x))  # B D/2^i H/2^j W/2^j
         return self.proj(x).flatten(2).transpose(1, 2)  # B N D
 
 
@@ -210,6 +210,9 @@ class ViT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")  # keeps the variance through ReLUs
                 nn.init.zeros_(module.bias)
         for token in (self.cls_token, self.reg_token, self.pos_embed, getattr(self.attn_pool, "latent", None)):
             if token is not None:
