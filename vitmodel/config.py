@@ -168,7 +168,7 @@ class TrainConfig:
     """Preset of width, depth and heads, patch 16."""
     weights: Path | None = None
     """Start from these weights: a timm, Hugging Face or Google file, a checkpoint, or a model package (a previous best)."""
-    pool: Literal["cls", "mean", "attention"] = "cls"
+    pool: Literal["cls", "mean", "attention"] = "mean"
     """What the head reads: the class token, the mean of all tokens, or an attention over them."""
     stem: Literal["linear", "conv"] = "linear"
     """Patch embedding: one linear map per patch, or early convolutions."""

@@ -15,25 +15,26 @@ import sys
 from vitmodel.config import DemoConfig
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError
 
-RECIPE = """
-synth    {out}/release --patients 120 --size 768x624 --difficulty 0.1 --positives 0.5
-etl      {out}/release {out}/crops --size 256x128
-train    {out}/crops/manifest.csv {out}/run --model vit_tiny --stem conv --pool mean --epochs 20 --wandb offline
+STEPS = """
+synth    {out}/release --patients 160 --size 512x416 --difficulty 0.1 --positives 0.5
+etl      {out}/release {out}/crops --size 128x64
+train    {out}/crops/manifest.csv {out}/run --model vit_tiny --epochs 40 --batch-size 16 --lr 5e-4 --drop-path 0 \
+         --patience 0 --val 0.2 --test 0.25
 evaluate {out}/run/package {out}/run/manifest.csv {out}/report
 predict  {out}/run/package {out}/release/test.csv {out}/scores
 """
 
 
 def demo(config: DemoConfig) -> None:
-    """Run RECIPE and say where its results lie. Raises VitmodelError with the step that failed."""
+    """Run STEPS and say where its results lie. Raises VitmodelError with the step that failed."""
     from vitmodel.cli import main  # here, because the command line knows this stage
 
     if config.out.exists():
         if any(config.out.iterdir()) and not (config.out / "release").is_dir():
             raise UsageError(f"{config.out} holds something else than an earlier demo; choose another folder with --out")
         shutil.rmtree(config.out)
-    for line in RECIPE.format(out=config.out).strip().splitlines():
-        verb, *arguments = line.split()
+    for line in STEPS.strip().splitlines():
+        verb, *arguments = (word.format(out=config.out) for word in line.split())
         print(f"\n$ vitmodel {verb} {' '.join(arguments)}", flush=True)
         if status := main([verb, *arguments]):
             raise VitmodelError(f"`vitmodel {verb}` ended with status {status}")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -114,6 +114,5 @@ def progress(items: Iterable[T] | None, what: str, total: int | None = None, uni
     from tqdm import tqdm
 
     interval = 0.5 if sys.stderr.isatty() else 10
-    shown = {"desc": what, "total": total, "unit": unit, "initial": initial, "dynamic_ncols": True, "mininterval": interval}
-    bar: tqdm[T] = tqdm(items, file=sys.stderr, **shown)
-    return bar
+    shown: dict[str, Any] = {"desc": what, "total": total, "unit": unit, "initial": initial, "dynamic_ncols": True, "mininterval": interval}
+    return cast("tqdm[T]", tqdm(items, file=sys.stderr, **shown))

@@ -53,13 +53,22 @@ class Layout:
 ROWS = Layout()
 
 
+def standardising(conv: nn.Conv2d) -> nn.Conv2d:
+    """A freshly drawn layer that takes crops as if they were standardised: they have mean and deviation of about a quarter."""
+    with torch.no_grad():
+        conv.weight.mul_(4)
+        if conv.bias is not None:
+            conv.bias.sub_(conv.weight.sum((1, 2, 3)) / 4)
+    return conv
+
+
 class LinearStem(nn.Module):
     """Patches to tokens by one matrix; `proj` holds it as the convolution that timm stores."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        self.proj = nn.Conv2d(config.channels, config.dim, config.patch, config.patch)
+        self.proj = standardising(nn.Conv2d(config.channels, config.dim, config.patch, config.patch))
 
     def project(self, patches: Tensor) -> Tensor:
         """B N C·P·P -> B N D, each patch for itself: those that nobody needs can be left out before."""
@@ -81,7 +90,11 @@ class ConvStem(nn.Module):
         super().__init__()
         halvings = config.patch.bit_length() - 1
         widths = [config.channels] + [config.dim // 2**i for i in reversed(range(halvings))]
-        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in itertools.pairwise(widths))
+        convs = [nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in itertools.pairwise(widths)]
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # keeps the variance through the ReLUs
+        standardising(convs[0])
+        self.convs = nn.ModuleList(convs)
         self.proj = nn.Conv2d(config.dim, config.dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -206,13 +219,10 @@ class ViT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normals of deviation 0.02 for matrices and tokens, 0 for biases; convolutions keep PyTorch's init."""
+        """Truncated normals of deviation 0.02 for matrices and tokens, 0 for biases; the stems draw their own."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")  # keeps the variance through ReLUs
                 nn.init.zeros_(module.bias)
         for token in (self.cls_token, self.reg_token, self.pos_embed, getattr(self.attn_pool, "latent", None)):
             if token is not None:
