@@ -8,7 +8,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -40,23 +39,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     Raises `VitmodelError` naming `path` where the disk is full or the place cannot be written.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the same name each time, so that a killed run's is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}")
-        os.close(handle)
-        temporary = Path(name)
         yield temporary
-        temporary.chmod(0o644)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise VitmodelError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:

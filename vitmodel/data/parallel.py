@@ -43,11 +43,14 @@ def parallel_map(
 def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
     """joblib's dask backend on the cluster at `scheduler`, or on `jobs` local worker processes where that is empty."""
     try:
+        import dask
         from distributed import Client, LocalCluster
     except ImportError:
         raise UsageError("backend: dask needs the extra `cluster`: pip install 'vitmodel[cluster]'") from None
     with contextlib.ExitStack() as stack:
         if not scheduler:
+            # distributed would leave OMP_NUM_THREADS=1 in this process's environment, and what it starts later would compute otherwise
+            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
             scheduler = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)).scheduler_address
         try:
             stack.enter_context(Client(scheduler, timeout=10))
