@@ -10,6 +10,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 
 import logging
 import math
+import netrc
 import os
 import uuid
 import warnings
@@ -74,7 +75,11 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
     if frame.empty:
         raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
     fractions = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
-    return assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
+    frame = assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
+    for name in ("train", "val"):
+        if frame.loc[frame["split"] == name, LABEL].nunique() < 2:
+            raise UsageError(f"{config.manifest}: split {name} needs images with and without {LABEL}; mend or empty the column `split`")
+    return frame
 
 
 def common_preprocessing(frame: pd.DataFrame, manifest: Path) -> Preprocessing:
@@ -164,11 +169,20 @@ def build_loggers(config: TrainConfig) -> list[Logger]:
     """TensorBoard always, Weights & Biases unless it is off; both get the same names."""
     loggers: list[Logger] = [TensorBoardLogger(config.run, name="", version="tensorboard")]
     if config.wandb != "off":
-        offline = config.wandb == "offline" or (config.wandb == "auto" and not os.environ.get("WANDB_API_KEY"))
+        offline = config.wandb == "offline" or (config.wandb == "auto" and not has_wandb_key())
         identifier = (config.run / "run_id").read_text().strip()
         os.environ.setdefault("WANDB_SILENT", "true")
         loggers.append(WandbLogger(project="vitmodel", name=config.run.name, id=identifier, save_dir=config.run, offline=offline))
     return loggers
+
+
+def has_wandb_key() -> bool:
+    """Whether an API key is set in the environment or was stored by `wandb login`."""
+    try:
+        stored = netrc.netrc().authenticators("api.wandb.ai")
+    except (OSError, netrc.NetrcParseError):
+        stored = None
+    return bool(os.environ.get("WANDB_API_KEY") or stored)
 
 
 def finish(
