@@ -114,7 +114,7 @@ class ETLConfig(Preprocessing):
     jobs: int = 0
     """Parallel workers; 0 = one per core."""
     backend: Literal["threads", "processes", "dask"] = "threads"
-    """What a worker is."""
+    """What a worker is. A file that kills or hangs its decoder costs a process no more than that file."""
     scheduler: str = ""
     """Address of the dask scheduler, such as tcp://host:8786; empty = a local cluster. Only with backend dask."""
 

@@ -18,7 +18,7 @@ import cv2
 import pandas as pd
 
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
-from vitmodel.data.cropping import Record, Source, crop_source
+from vitmodel.data.cropping import Record, Source, crop_source, refused
 from vitmodel.data.etl_report import write_etl_report
 from vitmodel.data.journal import Journal, exclusive
 from vitmodel.data.manifest import as_manifest, write_manifest
@@ -48,7 +48,8 @@ def etl(config: ETLConfig) -> int:
             print(f"{len(tasks) - len(todo)} of {len(tasks)} images are done already")
         work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
         try:
-            results = parallel_map(work, todo, "etl", config.jobs, config.backend, config.scheduler)
+            lost = functools.partial(refuse_lost, preprocessing=config.preprocessing)
+            results = parallel_map(work, todo, "etl", config.jobs, config.backend, config.scheduler, lost=lost)
             for task, record in zip(todo, results, strict=True):
                 journal.append(task.image_id, {"fingerprint": task.fingerprint, "record": record})
         finally:
@@ -102,6 +103,12 @@ def crop_to_png(task: Task, preprocessing: Preprocessing) -> Record:
     else:
         write_atomic(task.target, cv2.imencode(".png", cropped.crop)[1].tobytes())
     return cropped.record
+
+
+def refuse_lost(task: Task, sentence: str, preprocessing: Preprocessing) -> Record:
+    """The record of an image whose worker process died or hung."""
+    task.target.unlink(missing_ok=True)
+    return refused(task.source, preprocessing, "failed", sentence)
 
 
 def join(release: pd.DataFrame, tasks: list[Task], journal: Journal) -> pd.DataFrame:

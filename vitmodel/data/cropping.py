@@ -34,17 +34,27 @@ class Cropped:
 
 def crop_source(source: Source, preprocessing: Preprocessing) -> Cropped:
     """Crop one image; a refusal is a record too, and so is a failure that no rule foresaw, so that one file never ends a run."""
-    common: Record = {"source_path": str(source.path), "preprocessing": preprocessing.to_json()}
     try:
         prepared = preprocess(source.path, preprocessing, source.laterality)
         digest = sha256_file(source.path)
     except ImageRefused as refusal:
-        return Cropped(common | {"status": "refused", "reason": refusal.code, "remark": refusal.sentence})
+        return Cropped(refused(source, preprocessing, refusal.code, refusal.sentence))
     except VitmodelError:
         raise
     except Exception as error:  # noqa: BLE001 (the bulkhead between one file and the run: the error becomes the file's verdict)
-        return Cropped(common | {"status": "refused", "reason": "failed", "remark": f"{type(error).__name__}: {error}"})
-    return Cropped(common | {"source_sha256": digest} | describe(prepared), prepared.crop, prepared.geometry)
+        return Cropped(refused(source, preprocessing, "failed", f"{type(error).__name__}: {error}"))
+    record = identify(source, preprocessing) | {"source_sha256": digest} | describe(prepared)
+    return Cropped(record, prepared.crop, prepared.geometry)
+
+
+def identify(source: Source, preprocessing: Preprocessing) -> Record:
+    """The columns that every image has, refused or not."""
+    return {"source_path": str(source.path), "preprocessing": preprocessing.to_json()}
+
+
+def refused(source: Source, preprocessing: Preprocessing, code: str, sentence: str) -> Record:
+    """The provenance columns of an image that is not used: a code of `verdict.REFUSED` and what happened."""
+    return identify(source, preprocessing) | {"status": "refused", "reason": code, "remark": sentence}
 
 
 def describe(prepared: Prepared) -> Record:

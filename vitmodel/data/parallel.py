@@ -9,10 +9,15 @@ from typing import Any, TypeVar
 
 import joblib
 
-from vitmodel.utils import UsageError, progress
+from vitmodel.data.workers import own_process
+from vitmodel.utils import UsageError, VitmodelError, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def _no_result(item: object, sentence: str) -> Any:
+    raise VitmodelError(f"a worker process was lost: {sentence}")
 
 
 def parallel_map(
@@ -23,17 +28,25 @@ def parallel_map(
     backend: str = "threads",
     scheduler: str = "",
     unit: str = "image",
+    lost: Callable[[Item, str], Result] = _no_result,
 ) -> Iterator[Result]:
     """Yield function(item) for each item, in order, while `jobs` workers (0 = one per core) go ahead by a bounded number of items.
 
-    `backend` is threads, processes (loky) or dask (the cluster at `scheduler`, or a local one). Raises UsageError where dask is
-    not installed or its scheduler does not answer.
+    `backend` is threads, processes or dask (the cluster at `scheduler`, or a local one). Of processes, one that dies or hangs costs
+    its item only: `lost` makes a result of the item and a sentence on what happened. Raises UsageError where dask is not installed
+    or its scheduler does not answer.
     """
     jobs = jobs or os.cpu_count() or 1
     if not items:
         return
-    with _cluster(jobs, scheduler) if backend == "dask" else contextlib.nullcontext():
-        options: dict[str, Any] = {} if backend == "dask" else {"backend": {"threads": "threading", "processes": "loky"}[backend]}
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if backend == "dask":
+            stack.enter_context(_cluster(jobs, scheduler))
+        else:
+            options["backend"] = "threading"
+        if backend == "processes":
+            function = stack.enter_context(own_process(function, lost))
         tasks = (joblib.delayed(function)(item) for item in items)
         results = joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1, **options)(tasks)
         yield from progress(results, what, total=len(items), unit=unit)

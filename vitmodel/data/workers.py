@@ -1,0 +1,119 @@
+"""Worker processes that may die or hang: it costs the item that they were at, and nothing else. Knows nothing of what they work on.
+
+The pools of the standard library and of joblib break when a worker dies, and do not tell which item killed it. Here each thread
+that maps has a process of its own, so the two need no pool: the death or the silence of a process is its thread's item's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TIME_LIMIT = 300.0
+"""Seconds for one item: a hundred million pixels take the slowest codec 20 s of an idle core."""
+
+
+@contextlib.contextmanager
+def own_process(
+    function: Callable[[Item], Result], lost: Callable[[Item, str], Result], time_limit: float = TIME_LIMIT
+) -> Iterator[Callable[[Item], Result]]:
+    """`function` run in processes, one for each thread that calls it; what it raises is raised there.
+
+    Where the process dies, or needs more than `time_limit` seconds, the result is lost(item, what happened), and the next item gets a
+    new process.
+    """
+    here, lock = threading.local(), threading.Lock()
+    workers: set[_Worker] | None = set()
+
+    def call(item: Item) -> Result:
+        if not hasattr(here, "worker"):
+            with lock:
+                if workers is None:
+                    raise RuntimeError("the run has ended")
+                here.worker = _Worker(function)
+                workers.add(here.worker)
+        try:
+            return here.worker.call(item, time_limit)
+        except _Lost as loss:
+            with lock:
+                if workers is None:  # the end of the run killed it, not the item
+                    raise
+                workers.discard(here.worker)
+            del here.worker
+            return lost(item, str(loss))
+
+    try:
+        yield call
+    finally:
+        with lock:
+            ending, workers = workers or set(), None
+        for worker in ending:
+            worker.end()
+
+
+class _Lost(Exception):  # noqa: N818 (a verdict on an item, not an error of the program)
+    """The process died of an item, or did not end with it in time."""
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        self.pipe, far_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(far_end, function), daemon=True)
+        self.process.start()
+        far_end.close()
+
+    def call(self, item: Any, time_limit: float) -> Any:
+        """The result for one item. Raises what the function raises, and _Lost."""
+        try:
+            self.pipe.send(item)
+            if not self.pipe.poll(time_limit):
+                self.end()
+                raise _Lost(f"it took more than {time_limit:g} s and was ended")
+            error, result = self.pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            raise _Lost(f"its process died of {signal.Signals(-code).name if code < 0 else f'exit {code}'}") from None
+        if error is not None:
+            raise error
+        return result
+
+    def end(self) -> None:
+        """Kill the process, whatever it is at; a thread that waits for it sees the end of the pipe."""
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    """The worker's life: an item in, its result or exception out, until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            item = pipe.recv()
+            answer: tuple[Exception | None, Any]
+            try:
+                answer = None, function(item)
+            except Exception as error:  # noqa: BLE001 - it is raised anew in the parent
+                answer = error, None
+            pipe.send(answer)
+
+
+def _die_with_parent() -> None:
+    """A killed run leaves nobody behind who would write into a folder that another run holds by then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
