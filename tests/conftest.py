@@ -41,7 +41,7 @@ def crops(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags() -> list[str]:
     """A training short enough for a test; the last value is that of --wandb."""
     return [
-        *("--model", "vit_tiny", "--epochs", "3", "--batch-size", "16", "--val", "0.25", "--test", "0.25"),
+        *("--model", "vit_tiny", "--epochs", "3", "--tokens", "96", "--val", "0.25", "--test", "0.25"),
         *("--workers", "0", "--drop-path", "0.2", "--wandb", "off"),
     ]
 

@@ -26,7 +26,7 @@ def predictor(run: Path) -> Predictor:
 
 def test_batched_is_one_by_one(run: Path, predictor: Predictor, crops: Path) -> None:
     table = read_manifest(crops / "manifest.csv").head(12)
-    alone = Predictor(replace(predictor.config, batch_size=1))
+    alone = Predictor(replace(predictor.config, tokens=9))
     np.testing.assert_allclose(predictor.score_images(table)["score"], alone.score_images(table)["score"], atol=1e-6)
 
 

@@ -68,7 +68,7 @@ def parser_for(name: str) -> ArgumentParser:
 def normalise(arguments: Sequence[str], cls: type) -> list[str]:
     """Spell every argument as jsonargparse does, `--name=value`.
 
-    `--batch-size 8` becomes `--batch_size=8`, `--resume` `--resume=true`, `--no-resume` `--resume=false`, and a bare argument
+    `--drop-path 0` becomes `--drop_path=0`, `--resume` `--resume=true`, `--no-resume` `--resume=false`, and a bare argument
     the value of the next positional field.
     """
     booleans = {field.name for field in fields(cls) if field.type == "bool"}

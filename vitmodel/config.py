@@ -71,6 +71,9 @@ class Preprocessing:
 
     size: Size = Size(1024, 512)
     """Height x width of the crop in pixels; the breast keeps its aspect and is padded with air."""
+    mm_per_pixel: float | None = None
+    """Crop at this scale instead, as large as each breast is; images of unknown pixel spacing are refused. SIZE is then what the
+    model's positions are learned for."""
     bits: Literal[8, 16] = 8
     """Bits per pixel of the crop."""
     voi: int = 1
@@ -82,6 +85,8 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
+        scale_is_sane = self.mm_per_pixel is None or 0.02 <= self.mm_per_pixel <= 2
+        require(scale_is_sane, "mm_per_pixel", "must lie between 0.02 and 2 (a mammogram has 0.05 to 0.1)")
         require(self.voi >= 1, "voi", "is counted from 1")
 
     def to_json(self) -> str:
@@ -176,14 +181,16 @@ class TrainConfig:
     """Stochastic depth: rate at the last block."""
     epochs: int = 30
     """Passes over the training set."""
-    batch_size: int = 32
-    """Images per step."""
+    tokens: int = 16384
+    """Tokens (patches that are looked at) per step, at most; 13 or so crops of 1024x512. It bounds the memory."""
+    packed: bool = True
+    """Leave out patches that show air alone; the package remembers it."""
     lr: float = 3e-4
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW on weight matrices."""
     warmup: float = 0.1
-    """Fraction of all steps over which the learning rate rises; then it falls as a cosine to 1 %."""
+    """Fraction of the training over which the learning rate rises; then it falls as a cosine to 1 %."""
     balance: bool = True
     """Draw cancers and negatives equally often."""
     augment: AugmentConfig = AugmentConfig()
@@ -210,7 +217,7 @@ class TrainConfig:
     """Go on from RUN's last checkpoint, to the same weights as a run that was not interrupted."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "tokens"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("patience", "workers", "weight_decay"):
             require(getattr(self, name) >= 0, name, "must not be negative")
@@ -229,13 +236,13 @@ class PredictorConfig:
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
-    batch_size: int = 16
-    """Images per forward pass."""
+    tokens: int = 16384
+    """Tokens (patches that are looked at) per forward pass, at most. It bounds the memory; a larger image is refused."""
     jobs: int = 0
     """Threads that decode images; 0 = one per core."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", "must be at least 1")
+        require(self.tokens >= 1, "tokens", "must be at least 1")
         require(self.jobs >= 0, "jobs", "must not be negative")
 
 

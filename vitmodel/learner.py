@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -20,10 +20,11 @@ from scipy.special import expit
 from torch import Tensor
 
 from vitmodel.config import TrainConfig
-from vitmodel.data.dataset import Example
 from vitmodel.measure.figures import confusion, to_pixels
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
+from vitmodel.model import packing
+from vitmodel.model.packing import Pack
 from vitmodel.model.vit import ViT
 from vitmodel.utils import atomic_path, progress, seed_from
 
@@ -37,34 +38,48 @@ WATCHED = {
 }
 
 
+class Batch(NamedTuple):
+    """What one step sees."""
+
+    pack: Pack
+    label: Tensor  # B, 0 or 1
+    row: Tensor  # B, the images' places in their table, for a pack has an order of its own
+
+
 class Learner(L.LightningModule):
     """Binary cross entropy on one logit per image; metrics over whole epochs at the threshold 0.5."""
 
-    def __init__(self, model: ViT, config: TrainConfig, history: dict[str, list[tuple[int, float]]]) -> None:
-        """`history` receives every logged figure as (epoch, value); it survives a resumption with the checkpoint."""
+    def __init__(self, model: ViT, config: TrainConfig, images: int, history: dict[str, list[tuple[int, float]]]) -> None:
+        """`images` are drawn in an epoch; `history` receives every logged figure as (epoch, value) and survives a resumption."""
         super().__init__()
         self.model = model
         self.config = config
+        self.images = images
+        self.drawn = 0  # since the start of the training
         self.history = history
         self.seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"train": [], "val": []}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch: B 1 H W -> B."""
-        return self.model(images).squeeze(-1)
+    def forward(self, pack: Pack) -> Tensor:
+        """Logits of a pack's B images: B."""
+        return packing.forward(self.model, pack).squeeze(-1)
 
-    def training_step(self, batch: Example, _: int) -> Tensor:
+    def training_step(self, batch: Batch, _: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Example, _: int) -> None:
+    def validation_step(self, batch: Batch, _: int) -> None:
         self._step(batch, "val")
 
-    def _step(self, batch: Example, stage: str) -> Tensor:
-        logits = self(batch.image).float()  # B
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        logits = self(batch.pack).float()  # B
         losses = F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
         self.seen[stage].append((logits.detach(), batch.label, losses.detach()))
         return losses.mean()
 
-    def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
+    def on_train_epoch_start(self) -> None:
+        self.drawn = self.current_epoch * self.images
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.drawn += len(batch.pack)
         # A step's randomness depends on its number alone, so that a resumed run repeats what was interrupted.
         torch.manual_seed(seed_from("step", self.config.seed, self.global_step))
 
@@ -107,16 +122,14 @@ class Learner(L.LightningModule):
         self.history.update({name: [tuple(point) for point in points] for name, points in checkpoint["history"].items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, decay on matrices only; the rate rises over the first steps, then falls as a cosine to 1 %."""
+        """AdamW, decay on matrices only; the rate rises from 1 % over the first images, then falls as a cosine back to it."""
         config = self.config
-        steps = int(self.trainer.estimated_stepping_batches)
-        rising = max(1, round(config.warmup * steps))
 
-        def rate(step: int) -> float:
-            if step < rising:
-                return (step + 1) / rising
-            done = (step - rising) / max(1, steps - rising)
-            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        def rate(_: int) -> float:  # by images, for the number of steps is not known before packs are filled
+            done = self.drawn / (config.epochs * self.images)
+            if done < config.warmup:
+                return max(0.01, done / config.warmup)
+            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
 
         decays: dict[bool, list[Tensor]] = {True: [], False: []}
         for name, parameter in self.named_parameters():
@@ -136,14 +149,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Progress(L.Callback):
-    """One bar over the whole training: steps done, time left, and the last validation's figures. It also speaks to a log file."""
+    """One bar over the whole training: images done, time left, and the last validation's figures. It also speaks to a log file."""
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches)
-        self.bar: Any = progress(None, "train", total=total, unit="step", initial=trainer.global_step)
+        assert isinstance(learner, Learner)
+        initial = learner.images * trainer.current_epoch
+        self.bar: Any = progress(None, "train", total=learner.images * learner.config.epochs, initial=initial)
 
-    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, *_: Any) -> None:
-        self.bar.update()
+    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.bar.update(len(batch.pack))
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         shown = {name: f"{float(trainer.callback_metrics[f'val/{name}']):.3f}" for name in ("loss", "auroc", "macro_f1")}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +20,8 @@ from vitmodel.data.parallel import parallel_map
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
 from vitmodel.model.package import load_package
-from vitmodel.utils import atomic_path
+from vitmodel.model.packing import Pack, check_budget, fill, forward, join, pack
+from vitmodel.utils import UsageError, atomic_path
 
 IDS = ["image_id", "patient_id", "laterality", "view"]
 
@@ -39,6 +38,20 @@ class Row(NamedTuple):
     preprocessing: str | None
 
 
+class Loaded(NamedTuple):
+    """One image on its way to its score: the verdict on it and, unless it was refused, its crop and that crop's patches."""
+
+    cropped: Cropped
+    pack: Pack | None = None
+
+
+class Single(NamedTuple):
+    """One image on its way into a pack with others, and its place among all."""
+
+    position: int
+    pack: Pack
+
+
 class Predictor:
     """A model package at work.
 
@@ -51,6 +64,7 @@ class Predictor:
         self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
         self.calibration = calibration.from_dict(self.package["calibration"])
         self.threshold: float = self.package["decision"]["threshold"]
+        self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
         self.aggregation: str = self.package["decision"]["aggregate"]
         self.device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu")
         self.model.eval().to(self.device)
@@ -58,32 +72,47 @@ class Predictor:
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
         """One row per row of the manifest `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark.
 
-        A refused image has NaN for score, probability and decision: it is never scored. Memory is bounded: crops live for a batch.
+        A refused image has NaN for score, probability and decision: it is never scored. Memory is bounded: crops live for a pack.
         """
         rows = [Row(*values) for values in table[list(Row._fields)].astype(object).where(table.notna(), None).itertuples(index=False)]
-        load = functools.partial(load_crop, preprocessing=self.preprocessing)
-        crops = parallel_map(load, rows, "score", self.config.jobs)
         records: list[Record] = []
-        logits: list[float] = []
-        for batch in iter(lambda: list(itertools.islice(crops, self.config.batch_size)), []):
-            records.extend(crop.record for crop in batch)
-            logits.extend(self.logits([crop.crop for crop in batch]))
+
+        def packs() -> Iterator[Pack | None]:
+            for loaded in parallel_map(self.load, rows, "score", self.config.jobs):
+                records.append(loaded.cropped.record)
+                yield loaded.pack
+
+        logits = self.logits(packs(), len(rows))
         scores = table[IDS].assign(score=expit(logits), probability=np.nan, decision=np.nan)
         scored = np.isfinite(logits)
-        scores.loc[scored, "probability"] = self.calibration.apply(np.array(logits)[scored])
+        scores.loc[scored, "probability"] = self.calibration.apply(logits[scored])
         scores["decision"] = decide(scores["probability"], self.threshold)
         for column in ("status", "reason", "remark"):
             scores[column] = [record[column] for record in records]
         return scores
 
-    def logits(self, crops: list[np.ndarray | None]) -> Iterator[float]:
-        """The network's output for crops (H W, uint8 or uint16) in order; NaN for None."""
-        usable = [to_tensor(crop) for crop in crops if crop is not None]
-        if usable:
+    def load(self, row: Row) -> Loaded:
+        """A manifest row's crop, cut into patches. One that the network cannot look at is refused like any other: it never ends a run."""
+        cropped = load_crop(row, self.preprocessing)
+        if cropped.crop is None:
+            return Loaded(cropped)
+        model = self.model.config
+        try:
+            single = pack([to_tensor(cropped.crop)], model.patch, ["the crop"], air=not self.packed)
+            check_budget("the crop", single.lengths(model.prefix)[0], self.config.tokens)
+        except UsageError as error:
+            return Loaded(Cropped({"status": "refused", "reason": "unfit", "remark": str(error)}))
+        return Loaded(cropped, single)
+
+    def logits(self, packs: Iterable[Pack | None], count: int) -> np.ndarray:
+        """The network's output for `count` packs of one image each, in their order; NaN for None."""
+        found = np.full(count, np.nan)
+        singles = (Single(position, single) for position, single in enumerate(packs) if single is not None)
+        for group in fill(singles, self.config.tokens, self.model.config.prefix):
             with torch.inference_mode():
-                found = iter(self.model(torch.stack(usable).to(self.device)).squeeze(-1).float().cpu().tolist())
-        for crop in crops:
-            yield np.nan if crop is None else next(found)
+                logits = forward(self.model, join([single.pack for single in group]).to(self.device))
+            found[[single.position for single in group]] = logits.squeeze(-1).float().cpu().numpy()
+        return found
 
     def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
         """One row per breast from the rows of `score_images`, in order of first appearance; refused images are counted, not averaged in."""

@@ -8,16 +8,18 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 
     sys.exit(main(["train", *sys.argv[1:]]))
 
+import functools
 import logging
 import math
 import netrc
 import os
 import uuid
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -25,21 +27,22 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from vitmodel import __version__
 from vitmodel.config import AugmentConfig, Preprocessing, TrainConfig, to_yaml
-from vitmodel.data.dataset import CropDataset, Example, InOrder, Shuffled
+from vitmodel.data.dataset import CropDataset, Draw, Example, InOrder, Shuffled, crop_size
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.splits import assign_splits
-from vitmodel.learner import AtomicCheckpoints, Learner, Progress
+from vitmodel.learner import AtomicCheckpoints, Batch, Learner, Progress
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import Sample
 from vitmodel.measure.threshold import choose_threshold
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.package import save_package
+from vitmodel.model.packing import Pack, check_budget, fill, join, pack
 from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, write_atomic
@@ -51,15 +54,16 @@ def train(config: TrainConfig) -> None:
     """Train on the split `train`, choose the epoch, calibrate and set the threshold on `val`, leave `test` alone; write RUN/package."""
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
+    check_sizes(frame, config)
     with exclusive(config.run):
         checkpoint = start_or_resume(config)
         write_manifest(frame, config.run / "manifest.csv")
         L.seed_everything(config.seed, verbose=False)
         model = build_model(config, preprocessing, frame)
-        learner = Learner(model, config, history={})
-        trainer, best = build_trainer(config)
         rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
         train_loader, val_loader = training_batches(rows["train"], config, checkpoint), plain_batches(rows["val"], config)
+        learner = Learner(model, config, images=len(rows["train"]), history={})
+        trainer, best = build_trainer(config)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
             trainer.fit(learner, train_loader, val_loader, ckpt_path=checkpoint, weights_only=True)
@@ -88,6 +92,14 @@ def common_preprocessing(frame: pd.DataFrame, manifest: Path) -> Preprocessing:
     if len(kinds) > 1:
         raise UsageError(f"{manifest}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all")
     return Preprocessing.from_json(kinds[0])
+
+
+def check_sizes(frame: pd.DataFrame, config: TrainConfig) -> None:
+    """Raises UsageError naming a crop that exceeds the budget of tokens if all of it is tissue: better now than in the tenth epoch."""
+    patch, prefix = PRESETS[config.model].patch, PRESETS[config.model].prefix
+    for path in frame["path"]:
+        height, width = crop_size(path)
+        check_budget(path, prefix + math.ceil(height / patch) * math.ceil(width / patch), config.tokens)
 
 
 def start_or_resume(config: TrainConfig) -> Path | None:
@@ -119,23 +131,44 @@ def build_model(config: TrainConfig, preprocessing: Preprocessing, frame: pd.Dat
     return model
 
 
-def training_batches(rows: pd.DataFrame, config: TrainConfig, checkpoint: Path | None) -> DataLoader[Example]:
+class Single(NamedTuple):
+    """One image on its way into a pack."""
+
+    pack: Pack
+    label: torch.Tensor
+    row: int
+
+
+class Batches:
+    """Crops, each drawn, loaded and cut into patches by the workers, then packed in the order of the draws. Each iteration is an epoch."""
+
+    def __init__(self, rows: pd.DataFrame, sampler: Sampler[Draw], augment: AugmentConfig | None, config: TrainConfig) -> None:
+        dataset = CropDataset(rows["path"].tolist(), rows[LABEL].tolist(), augment)
+        cut = functools.partial(to_single, paths=dataset.paths, patch=PRESETS[config.model].patch, air=not config.packed)
+        options: dict[str, Any] = {"num_workers": config.workers, "persistent_workers": config.workers > 0}
+        self.singles = DataLoader(dataset, batch_size=None, sampler=sampler, collate_fn=cut, **options)
+        self.config = config
+
+    def __iter__(self) -> Iterator[Batch]:
+        groups = fill(self.singles, self.config.tokens, PRESETS[self.config.model].prefix)
+        for packs, labels, rows in (zip(*group, strict=True) for group in groups):
+            yield Batch(join(packs), torch.stack(labels), torch.tensor(rows))
+
+
+def to_single(example: Example, paths: list[str], patch: int, air: bool) -> Single:
+    """The image cut into patches, those of air left out unless `air`."""
+    return Single(pack([example.image], patch, [paths[example.row]], air), example.label, example.row)
+
+
+def training_batches(rows: pd.DataFrame, config: TrainConfig, checkpoint: Path | None) -> Batches:
     """Augmented crops in the order of the epoch that comes next."""
     epoch = torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint else 0
-    sampler = Shuffled(rows[LABEL].tolist(), config.seed, config.balance, epoch)
-    return load_batches(rows, config, config.augment, sampler=sampler, drop_last=True)
+    return Batches(rows, Shuffled(rows[LABEL].tolist(), config.seed, config.balance, epoch), config.augment, config)
 
 
-def plain_batches(rows: pd.DataFrame, config: TrainConfig) -> DataLoader[Example]:
-    """Every crop once, in order."""
-    return load_batches(rows, config, None, sampler=InOrder(len(rows)))
-
-
-def load_batches(rows: pd.DataFrame, config: TrainConfig, augment: AugmentConfig | None, **options: Any) -> DataLoader[Example]:
-    """Batches of the rows' crops."""
-    dataset = CropDataset(rows["path"].tolist(), rows[LABEL].tolist(), augment)
-    options |= {"num_workers": config.workers, "persistent_workers": config.workers > 0}
-    return DataLoader(dataset, batch_size=min(config.batch_size, len(rows)), **options)
+def plain_batches(rows: pd.DataFrame, config: TrainConfig) -> Batches:
+    """Every crop once, as it is."""
+    return Batches(rows, InOrder(len(rows)), None, config)
 
 
 def build_trainer(config: TrainConfig) -> tuple[L.Trainer, ModelCheckpoint]:
@@ -190,7 +223,7 @@ def finish(
     learner: Learner,
     best: ModelCheckpoint,
     frame: pd.DataFrame,
-    val: DataLoader[Example],
+    val: Batches,
     preprocessing: Preprocessing,
 ) -> None:
     """Write the package of the best epoch, calibrated on the validation patients."""
@@ -205,6 +238,7 @@ def finish(
     contents = {
         "label": LABEL,
         "preprocessing": preprocessing.to_json(),
+        "packed": config.packed,
         "calibration": fitted.to_dict(),
         "decision": {"level": "breast", "aggregate": "mean", "objective": "f1", "threshold": threshold},
         "data": fingerprint(frame, LABEL),
@@ -218,11 +252,12 @@ def finish(
     print(f"best {reached}\npackage: {package}")
 
 
-def validation_logits(learner: Learner, loader: DataLoader[Example]) -> np.ndarray:
-    """Logits of the loader's images, in order."""
+def validation_logits(learner: Learner, batches: Batches) -> np.ndarray:
+    """Logits of the images in the order of their table."""
     learner.eval().cpu()
     with torch.inference_mode():
-        return torch.cat([learner(batch.image).float() for batch in loader]).numpy()
+        logits, rows = zip(*((learner(batch.pack).float(), batch.row) for batch in batches), strict=True)
+    return torch.cat(logits)[torch.cat(rows).argsort()].numpy()
 
 
 def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> str:

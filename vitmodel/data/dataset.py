@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from vitmodel.config import AugmentConfig
+from vitmodel.config import AugmentConfig, Size
 from vitmodel.data.transforms import Augmentation
 from vitmodel.utils import VitmodelError, seed_from
 
@@ -24,10 +25,11 @@ class Draw(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One image or, collated, a batch of them."""
+    """One image, loaded."""
 
     image: torch.Tensor  # 1 H W in [0, 1], 0 = air
     label: torch.Tensor  # 0, 1 or NaN = unknown
+    row: int
 
 
 def read_crop(path: Path | str) -> np.ndarray:
@@ -36,6 +38,16 @@ def read_crop(path: Path | str) -> np.ndarray:
     if crop is None or crop.ndim != 2 or crop.dtype not in (np.uint8, np.uint16):
         raise VitmodelError(f"{path} is missing or no 8- or 16-bit grey PNG; run `vitmodel etl` again, it makes what is missing")
     return crop
+
+
+def crop_size(path: Path | str) -> Size:
+    """Height and width of a crop, read from the first 24 bytes of the PNG alone. Raises VitmodelError naming the file."""
+    try:
+        with Path(path).open("rb") as file:
+            width, height = struct.unpack(">16x2I", file.read(24))
+    except (OSError, struct.error) as error:
+        raise VitmodelError(f"{path} is missing or no PNG ({error}); run `vitmodel etl` again, it makes what is missing") from error
+    return Size(height, width)
 
 
 def to_tensor(crop: np.ndarray) -> torch.Tensor:
@@ -59,7 +71,7 @@ class CropDataset(Dataset[Example]):
         if self.augment is not None:
             augmentation = Augmentation.sample(self.augment, np.random.default_rng(draw.seed))
             image = torch.from_numpy(augmentation.apply(image[0].numpy()))[None]
-        return Example(image, torch.tensor(self.labels[draw.row]))
+        return Example(image, torch.tensor(self.labels[draw.row]), draw.row)
 
 
 class InOrder(Sampler[Draw]):
@@ -79,7 +91,8 @@ class Shuffled(Sampler[Draw]):
     """As many draws an epoch as there are images: each image once, or, balanced, cancers and negatives equally often.
 
     The draws depend on seed and epoch alone, so a run that resumes at `epoch` sees the batches of one that was never interrupted. Each
-    iteration is the next epoch. (Lightning's `set_epoch` comes too late for the first epoch after a resumption.)
+    iteration is the next epoch, from its first draw on: a loader with workers makes two iterators and uses one. (Lightning's `set_epoch`
+    comes too late for the first epoch after a resumption.)
     """
 
     def __init__(self, labels: Sequence[float], seed: int, balance: bool, epoch: int = 0) -> None:
@@ -95,7 +108,8 @@ class Shuffled(Sampler[Draw]):
         epoch, self.epoch = self.epoch, self.epoch + 1
         rng = np.random.default_rng(seed_from("order", self.seed, epoch))
         order = self._balanced(rng) if self.balance else rng.permutation(len(self))
-        return (Draw(int(row), seed_from("draw", self.seed, epoch, position)) for position, row in enumerate(order))
+        for position, row in enumerate(order):
+            yield Draw(int(row), seed_from("draw", self.seed, epoch, position))
 
     def _balanced(self, rng: np.random.Generator) -> np.ndarray:
         """Half the draws from each class; within a class every image comes as often as any other, give or take one."""

@@ -1,7 +1,8 @@
 """From an image file to a model's input: decode, find the breast, crop, orient, resize. Knows no table, no label, no network.
 
 The one road from a file to a crop, so that training and prediction cannot differ. A crop has the chest wall at the left, the breast
-as large as the canvas allows at its own aspect, brighter = denser; 0 is air and nothing else, so the breast's mask is `crop > 0`.
+as large as the canvas allows at its own aspect (or, with `mm_per_pixel`, a canvas as large as the breast), brighter = denser; 0 is air
+and nothing else, so the breast's mask is `crop > 0`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import numpy as np
 from vitmodel.config import Preprocessing, Size
 from vitmodel.pixels.crop import Breast, find_breast
 from vitmodel.pixels.image import Header, ImageFile, open_image
-from vitmodel.pixels.verdict import Remark
+from vitmodel.pixels.verdict import ImageRefused, Remark
 
 OVERVIEW = 512  # longest side in pixels of the view in which the breast is looked for
 SPARE = 1.15  # a level must show the box this much larger than the canvas: nearer to 1, 43 dB against a full decode, so at least 46
+SMALLEST = 16  # pixels along a side of a canvas: one patch of a ViT
+LIKELY_MM = 20, 500  # length of a breast's box along the chest wall; the largest detectors and films measure 300 mm
 FINER = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # from a canvas of twice the size to the canvas
 
 
@@ -84,7 +87,8 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
     overview = _grey_overview(file, stored)
     breast = find_breast(overview)
 
-    geometry = Geometry(_source_box(breast, overview.shape, shape), flipped=breast.chest_wall == "right", canvas=config.size)
+    box = _source_box(breast, overview.shape, shape)
+    geometry = Geometry(box, flipped=breast.chest_wall == "right", canvas=_canvas(box, file.header, config))
     wanted = 0 if config.exact else min(file.levels, max(0, int(np.floor(-np.log2(SPARE * geometry.scale)))))
     if wanted != level:
         stored = file.stored(wanted)
@@ -112,6 +116,20 @@ def _source_box(breast: Breast, view: tuple[int, ...], source: tuple[int, int]) 
     scale_y, scale_x = source[0] / view[0], source[1] / view[1]
     x0, y0, x1, y1 = breast.box
     return int(x0 * scale_x), int(y0 * scale_y), int(np.ceil(x1 * scale_x)), int(np.ceil(y1 * scale_y))
+
+
+def _canvas(box: tuple[int, int, int, int], header: Header, config: Preprocessing) -> Size:
+    """The size that was asked for or, where a scale was, that of the box; whoever cuts it into patches pads it. Raises ImageRefused."""
+    if config.mm_per_pixel is None:
+        return config.size
+    if header.spacing is None:
+        raise ImageRefused("no_spacing", "the file states no pixel spacing, which a scale in mm needs")
+    (row, column), (x0, y0, x1, y1) = header.spacing, box
+    height = row * (y1 - y0)
+    if not (0.99 < row / column < 1.01 and LIKELY_MM[0] <= height <= LIKELY_MM[1]):
+        raise ImageRefused("no_spacing", f"pixels of {row:g} x {column:g} mm are not square or make a breast of {height:.0f} mm")
+    scale = row / config.mm_per_pixel
+    return Size(max(SMALLEST, round((y1 - y0) * scale)), max(SMALLEST, round((x1 - x0) * scale)))
 
 
 def _resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:

@@ -19,6 +19,8 @@ REFUSED = {
     "blank": "all pixels have nearly the same value",
     "failed": "the program failed on this file in a way that no rule foresaw; please report it",
     "no_breast": "no region of the image looks like a breast",
+    "no_spacing": "the distance of the pixels in millimetres, which --mm-per-pixel needs, is unknown or impossible",
+    "unfit": "the crop shows air alone, is smaller than a patch, or has more patches than --tokens allows",
 }
 WARNED = {
     "laterality_mismatch": "the side seen in the pixels contradicts the stated laterality",
