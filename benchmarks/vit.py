@@ -1,0 +1,388 @@
+"""How fast the ViT is, dense and packed, beside its peers, and what leaving out air is worth on real crops. Prints tables.
+
+PYTHONPATH=/folder/with/timm python benchmarks/vit.py [--quick] [--growth PNG] [--json FILE]
+
+Every way is timed in turn, A B A B, and ratios are medians over the rounds, since the machine may be shared. With one thread the clock is
+the process' own CPU time, else the wall's. timm, transformers, ONNX Runtime and OpenVINO take part where they can be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import multiprocessing
+import statistics
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitmodel.config import Preprocessing, Size
+from vitmodel.data.dataset import to_tensor
+from vitmodel.model.architecture import PRESETS, ViTConfig
+from vitmodel.model.packing import Pack, forward, pack
+from vitmodel.model.vit import ViT
+from vitmodel.pixels.preprocessing import preprocess
+from vitmodel.utils import atomic_path, progress, to_json, write_atomic
+
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+Way = Callable[[], Any]
+
+
+class Anything(types.ModuleType):
+    """A module that has whatever one asks for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything(name)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    def __mro_entries__(self, _: Any) -> tuple[type, ...]:
+        return (object,)
+
+
+class TorchvisionStub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """timm imports torchvision, of which its ViT uses nothing."""
+
+    def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return Anything(spec.name)
+
+    def exec_module(self, _: types.ModuleType) -> None:
+        pass
+
+
+def has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def ours(preset: str, size: Size) -> ViT:
+    torch.manual_seed(0)
+    return ViT(replace(PRESETS[preset], image_size=size, pool="cls"))
+
+
+def timm_like(model: ViT) -> Any:
+    """timm's model with the same weights."""
+    finder = TorchvisionStub()
+    sys.meta_path.insert(0, finder)
+    from timm.models.vision_transformer import VisionTransformer
+
+    sys.meta_path.remove(finder)
+    config = model.config
+    peer = VisionTransformer(
+        img_size=config.image_size, in_chans=1, num_classes=1, embed_dim=config.dim, depth=config.depth, num_heads=config.heads
+    )
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, config.dim), state["pos_embed"].flatten(1, 2)], dim=1)
+    peer.load_state_dict(state)
+    probe = torch.rand(1, 1, *config.image_size)
+    with torch.inference_mode():
+        assert torch.allclose(peer.eval()(probe), model.eval()(probe), atol=1e-5)
+    return peer
+
+
+def transformers_like(config: ViTConfig, attention: str) -> Any:
+    import transformers
+
+    settings: Any = transformers.ViTConfig(  # type: ignore[call-arg]
+        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=config.hidden,
+        image_size=tuple(config.image_size), patch_size=config.patch, num_channels=1, num_labels=1)  # fmt: skip
+    settings._attn_implementation = attention
+    return transformers.ViTForImageClassification(settings).eval()
+
+
+def exported(model: ViT, images: Tensor, threads: int) -> dict[str, Way]:
+    """Runtimes that take ONNX."""
+    ways: dict[str, Way] = {}
+    if not (has("onnxscript") and has("onnxruntime")):
+        return ways
+    import onnxruntime
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(model, (images,), input_names=["images"], verbose=False)
+    assert program is not None
+    program.save(file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file.getvalue(), options)
+    ways["ONNX Runtime"] = lambda: session.run(None, {"images": images.numpy()})
+    if has("openvino"):
+        import openvino
+
+        hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        compiled = openvino.compile_model(openvino.Core().read_model(file.getvalue()), "CPU", hints)
+        ways["OpenVINO"] = lambda: compiled(images.numpy())
+    return ways
+
+
+def measure(ways: dict[str, Way], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each way in each round; the ways take turns, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            start = clock()
+            way()
+            seconds[name].append(clock() - start)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def table(title: str, seconds: dict[str, list[float]], reference: str, ideal: dict[str, float] | None = None) -> dict[str, Any]:
+    """Print and return the medians, and how many times faster than the reference each way is."""
+    print(f"\n{title}")
+    result = {}
+    for name, values in seconds.items():
+        ratio = statistics.median(base / value for base, value in zip(seconds[reference], values, strict=True))
+        best = (ideal or {}).get(name)
+        suffix = f"   ideal by operations {best:.2f}x, reached {ratio / best:.2f} of it" if best else ""
+        print(f"  {name:22} {1e3 * statistics.median(values):9.1f} ms   {ratio:5.2f}x {reference}{suffix}")
+        result[name] = {"seconds": statistics.median(values), f"times {reference}": ratio, "ideal": best}
+    return {title: result}
+
+
+def step_of(model: torch.nn.Module, logits: Way) -> Way:
+    """One training step, AdamW included."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits().float().square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def quiet(way: Way) -> Way:
+    """Without gradients."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            way()
+
+    return run
+
+
+def dense(preset: str, size: Size, batch: int, rounds: int, threads: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """Forward pass and training step beside the peers."""
+    model, images = ours(preset, size), torch.rand(batch, 1, *size)
+    models: dict[str, Any] = {"ours": model}
+    if has("timm"):
+        models = {"timm": timm_like(model)} | models
+    forwards = {name: quiet(partial(each, images)) for name, each in models.items()}
+    if has("transformers"):
+        for kind in ("eager", "sdpa"):
+            peer = transformers_like(model.config, kind)
+            forwards[f"transformers {kind}"] = quiet(partial(peer, images))
+    forwards |= exported(model.eval(), images, threads)
+    reference = next(iter(models))
+    title = f"{preset}, {batch} images of {size}, dense"
+    results = table(f"{title}, forward", measure(forwards, rounds, clock), reference)
+    steps = {name: step_of(each.train(), partial(each, images)) for name, each in models.items()}
+    return results | table(f"{title}, training step", measure(steps, max(2, rounds // 2), clock), reference)
+
+
+def operations(config: ViTConfig, tokens: int) -> float:
+    """Multiplications and additions of one image in the blocks: matrices grow with its tokens, attention with their square."""
+    return config.depth * (tokens * (8 * config.dim**2 + 4 * config.dim * config.hidden) + 4 * tokens**2 * config.dim)
+
+
+def ideal(config: ViTConfig, images: Pack) -> float:
+    """How many times fewer operations the kept patches need than all."""
+    every = sum(operations(config, config.prefix + h * w) for h, w in images.grids)
+    return every / sum(operations(config, length) for length in images.lengths(config.prefix))
+
+
+def crops(source: str, size: Size, count: int) -> list[Tensor]:
+    """Some real crops, spread over the release."""
+    files = sorted(path for path in (DATA / source).rglob("*") if path.suffix in (".dcm", ".jpg", ".png"))
+    return [to_tensor(preprocess(path, Preprocessing(size=size)).crop) for path in files[:: len(files) // count][:count]]
+
+
+def packed(preset: str, source: str, size: Size, count: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """The masks of real crops: dense against packed, in time and in memory."""
+    model, batch = ours(preset, size), crops(source, size, count)
+    some, images = pack(batch, model.config.patch), torch.stack(batch)
+    least = ideal(model.config, some)
+    kept = sum(some.lengths(0)) / sum(h * w for h, w in some.grids)
+    logits: dict[str, tuple[torch.nn.Module, Way]] = {"ours dense": (model, lambda: model(images))}
+    if has("timm"):
+        peer = timm_like(model)
+        logits = {"timm": (peer, lambda: peer(images))} | logits
+    logits["ours packed"] = (model, lambda: forward(model, some))
+    reference = next(iter(logits))
+    title = f"{preset}, {count} crops of {source} at {size}, {kept:.0%} of the patches kept"
+    model.eval()
+    forwards = {name: quiet(way) for name, (_, way) in logits.items()}
+    results = table(f"{title}, forward", measure(forwards, rounds, clock), reference, {"ours packed": least})
+    steps = {name: step_of(each.train(), way) for name, (each, way) in logits.items()}
+    results |= table(f"{title}, training step", measure(steps, max(2, rounds // 2), clock), reference, {"ours packed": least})
+    gc.collect()
+    results[f"{title}, memory"] = peaks = {name: peak_memory(preset, source, size, count, name) for name in logits}
+    print("  peak memory of a training step: " + ", ".join(f"{name} {value:.2f} GB" for name, value in peaks.items()))
+    return results
+
+
+def peak_memory(preset: str, source: str, size: Size, count: int, way: str) -> float:
+    """Gigabytes by which one forward and backward pass grow a fresh process that holds model and images."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_one_step, args=(sender, preset, source, size, count, way))
+    process.start()
+    grown = receiver.recv()
+    process.join()
+    return grown
+
+
+def _one_step(sender: Any, preset: str, source: str, size: Size, count: int, way: str) -> None:
+    torch.set_num_threads(1)
+    model, batch = ours(preset, size), crops(source, size, count)
+    peer = timm_like(model) if way == "timm" else model
+    some, images = pack(batch, model.config.patch), torch.stack(batch)
+    before = _highest_memory()
+    (forward(model, some) if way == "ours packed" else peer(images)).square().mean().backward()
+    sender.send(_highest_memory() - before)
+
+
+def _highest_memory() -> float:
+    """The most gigabytes that this process ever held (Linux). Unlike `getrusage`, it does not begin with the parent's."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def growth(file: Path, clock: Callable[[], float], largest: int) -> dict[str, Any]:
+    """Seconds of one forward pass of ViT-S against the image's area, on one crop's mask; dense up to a quarter of the largest area."""
+    from matplotlib.figure import Figure
+
+    seconds: dict[str, dict[str, float]] = {"dense": {}, "packed": {}}
+    for height in progress([512, 1024, 2048, 3072, 4096], "growth"):
+        size = Size(height, height * 13 // 16 // 16 * 16)
+        if height > largest:
+            break
+        model, batch = ours("vit_small", size).eval(), crops("rsna_dicom", size, 1)
+        some = pack(batch, 16)
+        ways = {"packed": quiet(partial(forward, model, some))}
+        if height <= 2048:
+            ways["dense"] = quiet(partial(model, torch.stack(batch)))
+        for name, way in ways.items():
+            start = clock()
+            way()
+            seconds[name][str(size)] = clock() - start
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in seconds.items():
+        sizes = [Size.parse(size) for size in points]
+        axes.loglog([size.height * size.width / 1e6 for size in sizes], list(points.values()), "o-", label=name)
+    axes.set(xlabel="image area, megapixels", ylabel="seconds of a forward pass", title="ViT-S/16, one mammogram")
+    axes.legend()
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    for name, points in seconds.items():
+        print(f"growth, {name}: " + ", ".join(f"{size} {value:.2f} s" for size, value in points.items()))
+    return {"growth": seconds}
+
+
+def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
+    """16 bits on a CUDA device: ours dense and packed and timm, the dense ones compiled; tokens/s and share of the measured matrix rate."""
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def cast(way: Way) -> Way:
+        def run() -> Any:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                return way()
+
+        return run
+
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    rate = 2 * 8192**3 / statistics.median(measure({"matmul": lambda: a @ a}, 10, clock)["matmul"])
+    model, batch = ours(preset, size), crops("rsna_dicom", size, 8) * (count // 8)
+    peer = timm_like(model).cuda() if has("timm") else None
+    model = model.cuda()
+    some, images = pack(batch, model.config.patch).to("cuda"), torch.stack(batch).cuda()
+    fast: Any = torch.compile(model)
+    ways: dict[str, tuple[torch.nn.Module, Way]] = {"ours dense": (model, lambda: fast(images))}
+    if peer is not None:
+        timm: Any = torch.compile(peer)
+        ways = {"timm": (peer, lambda: timm(images))} | ways
+    ways["ours packed"] = (model, lambda: forward(model, some))
+    config, least = model.config, ideal(model.config, some)
+    full = pack(batch, config.patch, air=True)
+    results: dict[str, Any] = {"matrix rate, TFLOP/s": rate / 1e12}
+    title = f"CUDA bf16, {preset}, {len(batch)} crops at {size}"
+    for kind, factor, prepare in (("forward", 1, lambda _, way: quiet(way)), ("training step", 3, step_of)):
+        seconds = measure({name: prepare(each, cast(way)) for name, (each, way) in ways.items()}, rounds, clock)
+        results |= table(f"{title}, {kind}", seconds, next(iter(ways)), {"ours packed": least})
+        for name, values in seconds.items():
+            lengths = (some if name == "ours packed" else full).lengths(config.prefix)
+            median = statistics.median(values)
+            share = factor * sum(operations(config, length) for length in lengths) / median / rate
+            print(f"  {name:22} {sum(lengths) / median:12.0f} tokens/s   {share:.0%} of the matrix rate")
+    return results
+
+
+def parts(arguments: argparse.Namespace, clock: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """The measurements that were asked for."""
+    small, tall = Size(224, 224), Size(1024, 512)
+    quick, threads = arguments.quick, arguments.threads
+    yield dense("vit_small", small, 4, 5 if quick else 9, threads, clock)
+    if not quick:
+        yield dense("vit_small", tall, 1, 5, threads, clock)
+        yield dense("vit_base", small, 4, 5, threads, clock)
+        yield dense("vit_base", tall, 1, 3, threads, clock)
+    if DATA.is_dir():
+        yield packed("vit_small", "rsna_dicom", tall, 1 if quick else 4, 3 if quick else 4, clock)
+        if not quick:
+            yield packed("vit_small", "rsna_640", tall, 4, 4, clock)
+            yield packed("vit_small", "rsna_dicom", Size(2048, 1024), 1, 2, clock)
+        if arguments.growth:
+            yield growth(arguments.growth, clock, arguments.growth_to)
+    else:
+        print(f"\nreal crops are not at hand ({DATA} is absent): nothing packed was measured")
+    if torch.cuda.is_available() and DATA.is_dir():
+        yield cuda("vit_small", tall, 32, 9)
+        yield cuda("vit_base", tall, 32, 9)
+    else:
+        print("\nno CUDA device here: 16-bit speed was not measured")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three minutes instead of half an hour")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch and the runtimes")
+    parser.add_argument("--growth", type=Path, help="also plot the time against the image's area into this PNG")
+    parser.add_argument("--growth-to", type=int, default=4096, help="height of the largest image of that plot")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for module in ("timm", "transformers", "onnxruntime", "openvino"):
+        if not has(module):
+            print(f"{module} cannot be imported and takes no part")
+    results: dict[str, Any] = {"torch": torch.__version__, "threads": arguments.threads}
+    for part in parts(arguments, time.process_time if arguments.threads == 1 else time.perf_counter):
+        results |= part
+    if arguments.json:
+        write_atomic(arguments.json, to_json(results))
+
+
+if __name__ == "__main__":
+    main()
