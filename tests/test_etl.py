@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import multiprocessing
 import os
-import signal
+import random
+import resource
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -86,18 +89,50 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
     assert len(done) == 1 + len(read_manifest(tmp_path / "manifest.csv"))
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(release: Path, crops: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vitmodel.cli", "etl", str(release), str(tmp_path), "--size", "64x32", "--jobs", "1"]
-    for _ in range(2):
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        enough = len(list(tmp_path.rglob("*.png"))) + 5
-        while run.poll() is None and len(list(tmp_path.rglob("*.png"))) < enough:
-            time.sleep(0.005)
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-    assert not (tmp_path / "manifest.csv").exists()
-    subprocess.run(command, check=True, capture_output=True)
-    assert contents(tmp_path) == contents(crops)
+@pytest.mark.parametrize(("backend", "kills"), [("threads", 20), ("processes", 4)])
+def test_killed_at_random_moments_the_run_ends_with_the_same_bytes(
+    backend: str, kills: int, release: Path, crops: Path, tmp_path: Path
+) -> None:
+    """SIGKILL leaves no time to tidy up."""
+    config = ETLConfig(source=release, out=tmp_path / "out", size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vitmodel.image_ETL", "vitmodel.pixels.dicom", "vitmodel.data.etl_report"])
+    journal, chance, left = config.out / "journal.jsonl", random.Random(0), [0]
+    for _ in range(kills):
+        run = context.Process(target=etl, args=(config,))
+        run.start()
+        enough = left[-1] + chance.randint(kills < 20, 50 // kills)
+        while run.is_alive() and (not journal.exists() or journal.read_bytes().count(b"\n") < enough):
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.01))
+        run.kill()
+        run.join()
+        left.append(journal.read_bytes().count(b"\n"))
+    assert len(set(left)) > 2, "the kills missed the work"
+    assert left == sorted(left), "work was lost"
+    assert etl(config) == 0
+    assert contents(config.out) == contents(crops)
+    assert not list(config.out.rglob("*.tmp*")), "a killed run's halves"
+
+
+def crash_on_some(task: Task, preprocessing: Preprocessing) -> dict:
+    if int(task.image_id) % 23 == 0:
+        os.abort()
+    return image_ETL.crop_to_png(task, preprocessing)
+
+
+def test_a_decoder_that_crashes_costs_its_file_only(release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend="processes", jobs=2)
+    original = image_ETL.parallel_map
+    monkeypatch.setattr(image_ETL, "parallel_map", lambda work, *rest, **options: original(
+        functools.partial(crash_on_some, preprocessing=config.preprocessing), *rest, **options))  # fmt: skip
+    assert etl(config) == 0
+    manifest, whole = read_manifest(tmp_path / "manifest.csv"), read_manifest(crops / "manifest.csv")
+    hit = manifest["image_id"].astype(int) % 23 == 0
+    assert hit.any()
+    assert (manifest["reason"][hit] == "failed").all()
+    assert manifest["remark"][hit].str.contains("SIGABRT").all()
+    assert manifest["source_sha256"][~hit].equals(whole["source_sha256"][~hit])
 
 
 def test_two_runs_into_one_folder_are_refused(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +151,8 @@ def test_a_torn_journal_line_does_not_count(tmp_path: Path) -> None:
     assert set(journal.entries) == {"a"}
     journal.append("c", {"n": 3})
     journal.close()
+    assert set(Journal(path).entries) == {"a", "c"}
+    path.write_bytes(path.read_bytes() + bytes(30) + b"\n")  # what a power cut can leave
     assert set(Journal(path).entries) == {"a", "c"}
 
 
@@ -137,6 +174,46 @@ def test_a_full_disk_ends_with_a_message_and_loses_nothing(release: Path, tmp_pa
         assert main(command) == 0
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("full", [".png", "manifest.csv", "etl_report.html", "etl.yaml"])
+def test_a_disk_that_fills_up_at_any_file_ends_with_a_message(
+    full: str, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fsync(file: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{file}")).name
+        if name.replace(".tmp", "").endswith(full) and (full != ".png" or len(list(tmp_path.rglob("*.png"))) > 9):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        assert main(command) == 1
+    message = capsys.readouterr().err
+    assert "No space left" in message
+    assert full in message
+    assert "Traceback" not in message
+    assert not list(tmp_path.rglob("*.tmp*"))
+    assert main(command) == 0
+    assert contents(tmp_path) == contents(crops)
+
+
+def test_a_journal_that_cannot_grow_ends_with_a_message(
+    release: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel's limit on the size of a file stands in for a disk that is full when a line is half written."""
+    command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+    try:
+        assert main(command) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = capsys.readouterr().err
+    assert "journal.jsonl" in message
+    assert "run the same command again" in message
+    assert main(command) == 0
+    assert contents(tmp_path) == contents(crops)
 
 
 def test_an_output_that_cannot_be_written_ends_with_a_message(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

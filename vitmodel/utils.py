@@ -44,7 +44,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a killed process loses nothing, but a power cut may keep the new name and lose the bytes
         temporary.replace(path)
     except OSError as error:
         raise VitmodelError(f"cannot write {path}: {error.strerror or error}") from error

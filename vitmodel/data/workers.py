@@ -100,7 +100,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """The worker's life: an item in, its result or exception out, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
             item = pipe.recv()
             answer: tuple[Exception | None, Any]
