@@ -89,7 +89,7 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
     assert len(done) == 1 + len(read_manifest(tmp_path / "manifest.csv"))
 
 
-@pytest.mark.parametrize(("backend", "kills"), [("threads", 20), ("processes", 4)])
+@pytest.mark.parametrize(("backend", "kills"), [("threads", 20), ("processes", 3)])
 def test_killed_at_random_moments_the_run_ends_with_the_same_bytes(
     backend: str, kills: int, release: Path, crops: Path, tmp_path: Path
 ) -> None:
@@ -97,18 +97,18 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bytes(
     config = ETLConfig(source=release, out=tmp_path / "out", size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vitmodel.image_ETL", "vitmodel.pixels.dicom", "vitmodel.data.etl_report"])
-    journal, chance, left = config.out / "journal.jsonl", random.Random(0), [0]
+    chance, left = random.Random(0), [0]
     for _ in range(kills):
         run = context.Process(target=etl, args=(config,))
         run.start()
         enough = left[-1] + chance.randint(kills < 20, 50 // kills)
-        while run.is_alive() and (not journal.exists() or journal.read_bytes().count(b"\n") < enough):
+        while run.is_alive() and len(list(config.out.rglob("[!.]*.png"))) < enough:
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.01))
         run.kill()
         run.join()
-        left.append(journal.read_bytes().count(b"\n"))
-    assert len(set(left)) > 2, "the kills missed the work"
+        left.append(len(list(config.out.rglob("[!.]*.png"))))
+    assert len(set(left)) > min(kills, 4) - 1, "the kills missed the work"
     assert left == sorted(left), "work was lost"
     assert etl(config) == 0
     assert contents(config.out) == contents(crops)
