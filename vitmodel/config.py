@@ -120,6 +120,8 @@ class ETLConfig(Preprocessing):
     """Parallel workers; 0 = one per core."""
     backend: Literal["threads", "processes", "dask"] = "threads"
     """What a worker is. A file that kills or hangs its decoder costs a process no more than that file."""
+    transcode: Literal["none", "htj2k"] = "none"
+    """Also keep a lossless HTJ2K copy of each DICOM below OUT/htj2k; its manifest.csv is a source that later runs read much faster."""
     scheduler: str = ""
     """Address of the dask scheduler, such as tcp://host:8786; empty = a local cluster. Only with backend dask."""
 

@@ -24,6 +24,8 @@ from vitmodel.data.journal import Journal, exclusive
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.releases import read_release
+from vitmodel.pixels.transcoding import transcode
+from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import write_atomic
 
 
@@ -34,6 +36,16 @@ class Task(NamedTuple):
     source: Source
     target: Path
     fingerprint: str
+    copy: Path | None
+    """Where its transcoded copy goes, if copies are wanted."""
+
+
+class Outcome(NamedTuple):
+    """What became of a task."""
+
+    record: Record
+    copied: bool | None = None
+    """Whether there is a transcoded copy; None = none was wanted."""
 
 
 def etl(config: ETLConfig) -> int:
@@ -50,12 +62,14 @@ def etl(config: ETLConfig) -> int:
         try:
             lost = functools.partial(refuse_lost, preprocessing=config.preprocessing)
             results = parallel_map(work, todo, "etl", config.jobs, config.backend, config.scheduler, lost=lost)
-            for task, record in zip(todo, results, strict=True):
-                journal.append(task.image_id, {"fingerprint": task.fingerprint, "record": record})
+            for task, outcome in zip(todo, results, strict=True):
+                journal.append(task.image_id, {"fingerprint": task.fingerprint, **outcome._asdict()})
         finally:
             journal.close()
         manifest = join(release, tasks, journal)
         write_manifest(manifest, config.out / "manifest.csv")
+        if config.transcode != "none":
+            write_manifest(list_copies(release, tasks, journal), config.out / config.transcode / "manifest.csv")
         write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
     return summarise(manifest, config.out)
 
@@ -63,11 +77,13 @@ def etl(config: ETLConfig) -> int:
 def plan(release: pd.DataFrame, config: ETLConfig) -> list[Task]:
     """A task per row of the release."""
     preprocessing = config.preprocessing.to_json()
+    copies = None if config.transcode == "none" else config.out / config.transcode
     tasks = []
     for row in release[["image_id", "patient_id", "laterality", "path"]].itertuples(index=False):
         source = Source(Path(row.path), row.laterality)
-        target = config.out / "images" / file_name(row.patient_id) / f"{file_name(row.image_id)}.png"
-        tasks.append(Task(row.image_id, source, target, f"{state(source.path)} {row.laterality} {preprocessing}"))
+        folder, name = file_name(row.patient_id), file_name(row.image_id)
+        target, copy = config.out / "images" / folder / f"{name}.png", copies and copies / folder / f"{name}.dcm"
+        tasks.append(Task(row.image_id, source, target, f"{state(source.path)} {row.laterality} {preprocessing}", copy))
     return tasks
 
 
@@ -87,14 +103,16 @@ def file_name(identifier: str) -> str:
 
 
 def is_done(task: Task, journal: Journal) -> bool:
-    """Whether the journal holds this very task and its crop, if it has one, is still there."""
+    """Whether the journal holds this very task and its crop and copy, if it has them, are still there."""
     entry = journal.entries.get(task.image_id)
     if entry is None or entry["fingerprint"] != task.fingerprint:
+        return False
+    if task.copy is not None and (entry["copied"] is None or (entry["copied"] and not task.copy.exists())):
         return False
     return entry["record"]["status"] == "refused" or task.target.exists()
 
 
-def crop_to_png(task: Task, preprocessing: Preprocessing) -> Record:
+def crop_to_png(task: Task, preprocessing: Preprocessing) -> Outcome:
     """Crop one image and write it, whole or not at all; the record says what became of it. Raises VitmodelError on a full disk."""
     cv2.setNumThreads(1)  # images are the unit of parallel work
     cropped = crop_source(task.source, preprocessing)
@@ -102,13 +120,25 @@ def crop_to_png(task: Task, preprocessing: Preprocessing) -> Record:
         task.target.unlink(missing_ok=True)  # of an earlier run, when the source was still good
     else:
         write_atomic(task.target, cv2.imencode(".png", cropped.crop)[1].tobytes())
-    return cropped.record
+    copied = None if task.copy is None else cropped.crop is not None and write_copy(task.source.path, task.copy)
+    return Outcome(cropped.record, copied)
 
 
-def refuse_lost(task: Task, sentence: str, preprocessing: Preprocessing) -> Record:
-    """The record of an image whose worker process died or hung."""
+def write_copy(source: Path, copy: Path) -> bool:
+    """Keep a lossless HTJ2K copy of a DICOM file; False where the file needs none or can have none, and is read itself instead."""
+    try:
+        content = transcode(source)
+    except ImageRefused:
+        content = None
+    if content is not None:
+        write_atomic(copy, content)
+    return content is not None
+
+
+def refuse_lost(task: Task, sentence: str, preprocessing: Preprocessing) -> Outcome:
+    """The outcome of an image whose worker process died or hung."""
     task.target.unlink(missing_ok=True)
-    return refused(task.source, preprocessing, "failed", sentence)
+    return Outcome(refused(task.source, preprocessing, "failed", sentence), None if task.copy is None else False)
 
 
 def join(release: pd.DataFrame, tasks: list[Task], journal: Journal) -> pd.DataFrame:
@@ -117,6 +147,12 @@ def join(release: pd.DataFrame, tasks: list[Task], journal: Journal) -> pd.DataF
     targets = [str(task.target.absolute()) for task in tasks]
     paths = pd.Series(targets, index=release.index).where(records["status"] != "refused", "")
     return as_manifest(release.assign(**records, path=paths), "the cropped release")
+
+
+def list_copies(release: pd.DataFrame, tasks: list[Task], journal: Journal) -> pd.DataFrame:
+    """The release's table with the copies' paths in place of the originals', where there is a copy."""
+    paths = [str(task.copy.absolute()) if task.copy and journal.entries[task.image_id]["copied"] else "" for task in tasks]
+    return release.assign(path=pd.Series(paths, index=release.index).where(lambda path: path != "", release["path"]))
 
 
 def summarise(manifest: pd.DataFrame, out: Path) -> int:
