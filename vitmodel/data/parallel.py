@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import joblib
 
-from vitmodel.data.workers import own_process
+from vitmodel.data.workers import TIME_LIMIT, own_process
 from vitmodel.utils import UsageError, VitmodelError, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PATIENCE = 2 * TIME_LIMIT
+"""Seconds that a cluster may take for the item that comes next."""
 
 
 def _no_result(item: object, sentence: str) -> Any:
@@ -43,6 +47,7 @@ def parallel_map(
         options: dict[str, Any] = {}
         if backend == "dask":
             stack.enter_context(_cluster(jobs, scheduler))
+            options["timeout"] = PATIENCE
         else:
             options["backend"] = "threading"
         if backend == "processes":
@@ -70,4 +75,10 @@ def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
         except OSError as error:
             raise UsageError(f"scheduler: no dask scheduler answers at {scheduler}: {error}") from None
         stack.enter_context(joblib.parallel_config(backend="dask"))
-        yield
+        try:
+            yield
+        except multiprocessing.TimeoutError as error:  # dask has given up on the item, which joblib's dask backend does not tell
+            remedy = "run the same command again or, if that ends alike, with --backend processes, which refuses the file that does it"
+            raise VitmodelError(
+                f"the cluster gave no result for {PATIENCE:g} s: its workers are gone, or died of one file; {remedy}"
+            ) from error
