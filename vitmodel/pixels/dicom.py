@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import mmap
 import re
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import Dataset, dcmread, uid
@@ -26,6 +28,11 @@ warnings.filterwarnings("ignore", module=r"pydicom\.")
 
 SKIP_LARGER = 1 << 20
 """Bytes; larger values, such as private copies of the raw data, are never read with the header."""
+MAX_HEADER = 64 << 20
+"""Bytes of all values that are read with the header; most files have less than one million."""
+READ_COST = 256
+"""Bytes of that for each read, so that values without length run out as well."""
+DEFLATED, EXPLICIT = uid.DeflatedExplicitVRLittleEndian.encode(), uid.ExplicitVRLittleEndian.encode().ljust(22, b"\0")
 DARK = 0.05
 """Padding up to this grey bleeds no visible rim into an average; a sigmoid's foot lies near 0.01."""
 
@@ -69,7 +76,7 @@ class DicomFile:
     def __init__(self, path: Path | str, voi: int = 1, for_processing: ForProcessing = "refuse") -> None:
         self.path = Path(path)
         remarks: list[Remark] = []
-        dataset = read_dataset(self.path, pixels=False)
+        dataset = read_dataset(self.path)
         tags = Tags(dataset, remarks)
         try:
             syntax, sop_class = identify(dataset, tags)
@@ -155,14 +162,14 @@ class DicomFile:
     @functools.cached_property
     def frame(self) -> bytes:
         """The frame's bytes as they lie in the file."""
-        dataset = read_dataset(self.path, pixels=True)
+        expected = self.layout.rows * self.layout.columns * self.layout.allocated // 8
+        dataset = read_dataset(self.path, 2 * expected)  # a codec that does not compress still needs little more
         data = next(iter(Tags(dataset, []).values("PixelData")), None)
         if not isinstance(data, bytes) or not data:
             if announces_pixels(self.path):
                 raise ImageRefused("unreadable", "the file is cut short within its pixel data")
             raise ImageRefused("no_pixels", "the file has no pixel data, or ends before it")
         if not uid.UID(self.layout.syntax).is_encapsulated:
-            expected = self.layout.rows * self.layout.columns * self.layout.allocated // 8
             if len(data) < expected:
                 raise ImageRefused("unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels")
             if self.layout.syntax == uid.ExplicitVRBigEndian and self.layout.allocated == 8 and dataset["PixelData"].VR == "OW":
@@ -190,23 +197,71 @@ def read_seal(tags: Tags) -> bytes:
     return meta.get("PrivateInformation", b"") if meta.get("PrivateInformationCreatorUID") == SEAL_CREATOR else b""
 
 
-def read_dataset(path: Path, pixels: bool) -> Dataset:
-    """The file's header without its pixels, or its pixels without its header. Raises ImageRefused."""
+def read_dataset(path: Path, pixels: int = 0) -> Dataset:
+    """The file's header without its pixels or, of at most `pixels` bytes, its pixels without its header. Raises ImageRefused."""
+    options: dict[str, Any] = {"specific_tags": ["PixelData"]} if pixels else {"stop_before_pixels": True, "defer_size": SKIP_LARGER}
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             start = file.read(132)
             if start[128:] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):  # files of old begin with their first group
                 raise ImageRefused("not_an_image")
             file.seek(0)
-            if pixels:
-                return dcmread(file, force=True, specific_tags=["PixelData"])
-            return dcmread(file, force=True, stop_before_pixels=True, defer_size=SKIP_LARGER)
+            limited = LimitedFile(file, MAX_HEADER + pixels)
+            try:
+                return dcmread(limited, force=True, **options)
+            except Deflated:
+                dataset = dcmread(LimitedFile(inflated(limited), MAX_HEADER + pixels), force=True, **options)
+                dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+                return dataset
     except ImageRefused:
         raise
     except FileNotFoundError:
         raise ImageRefused("missing_file", f"{path} does not exist") from None
     except Exception as error:  # what pydicom raises on damaged bytes has no common type
         raise ImageRefused("unreadable", f"the file cannot be parsed as DICOM: {error}") from error
+
+
+class Deflated(Exception):  # noqa: N818 (a turn on the way, not an error)
+    """The file's data set is deflated from here on."""
+
+
+class LimitedFile(io.BufferedReader):
+    """A file of which only so many bytes can be read, whatever lengths it states: what would be more is refused, not stored.
+
+    Every read also costs `READ_COST` bytes, so that no number of small values keeps a reader busy. To read what is left without
+    saying how much is what pydicom does before it inflates the whole of it; that raises Deflated instead.
+    """
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        super().__init__(file)  # type: ignore[arg-type] # any file in binary mode will do
+        self.left = limit
+
+    @property
+    def name(self) -> str:
+        """None that anybody needs; bytes in memory have none either, and pydicom asks."""
+        return ""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next `size` bytes. Raises ImageRefused and Deflated."""
+        if size is None or size < 0:
+            raise Deflated
+        data = super().read(min(size, max(self.left, 0) + 1))
+        self.left -= len(data) + READ_COST
+        if self.left < 0:
+            raise ImageRefused("too_large", "the file holds larger or more values than any mammogram")
+        return data
+
+
+def inflated(file: LimitedFile) -> BinaryIO:
+    """The file with what follows from its position on inflated, and its transfer syntax renamed. Raises ImageRefused and zlib.error."""
+    at, limit = file.tell(), MAX_HEADER + 2 * decoding.MAX_PIXELS
+    file.raw.seek(0, io.SEEK_SET)
+    head = file.raw.read(at).replace(DEFLATED, EXPLICIT)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    body = stream.decompress(file.raw.read(limit), limit)
+    if stream.unconsumed_tail:
+        raise ImageRefused("too_large", "the file inflates to more than any mammogram")
+    return io.BytesIO(head + body)
 
 
 def announces_pixels(path: Path) -> bool:

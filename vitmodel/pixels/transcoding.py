@@ -34,7 +34,7 @@ def transcode(path: Path | str) -> bytes | None:
     frame += b"\0" * (len(frame) % 2)  # fragments have an even length (PS3.5 A.4), and the seal is on what will be read
     if not np.array_equal(imagecodecs.htj2k_decode(frame), values):
         raise ImageRefused("undecodable", "an HTJ2K copy would have other pixels")
-    return with_frame(read_dataset(Path(path), pixels=False), frame)
+    return with_frame(read_dataset(Path(path)), frame)
 
 
 def with_frame(dataset: Dataset, frame: bytes) -> bytes:

@@ -10,7 +10,7 @@ REFUSED = {
     "not_an_image": "the file is neither DICOM nor a PNG, JPEG or TIFF image",
     "no_pixels": "the DICOM object has no pixel data",
     "bad_header": "tags that decoding needs are missing or contradict each other",
-    "too_large": "the header announces more pixels than any mammogram has",
+    "too_large": "the file announces more pixels, or larger values, than any mammogram has",
     "undecodable": "no decoder can read the compressed pixels",
     "not_mammography": "the modality or SOP class is not that of a projection X-ray image of the breast",
     "colour": "the image is in colour or has a palette",

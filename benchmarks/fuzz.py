@@ -1,0 +1,509 @@
+"""Hostile files on the road from a file to a crop: bombs made by hand, and mutants of good files. Prints what became of them.
+
+Every file is tried in a process of its own kind that may die (`vitmodel.data.workers`), with limits on time and address space, and
+ends as a crop, as a refusal with its reason, or as `died` or `hung`, which this command exists to find: it then exits with 1. A
+mutant follows from its seed file's name and its number, so that any one can be made again.
+
+python benchmarks/fuzz.py [--mutants 5000] [--jobs 2] [--json FILE] [--again NAME NUMBER FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import io
+import json
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import imagecodecs
+import numpy as np
+from pydicom import Dataset, FileMetaDataset, uid
+from pydicom.encaps import encapsulate
+
+from vitmodel.config import Preprocessing, Size
+from vitmodel.data.cropping import Source, crop_source
+from vitmodel.data.workers import own_process
+from vitmodel.pixels.phantom import Breast, render
+from vitmodel.utils import progress, to_json, write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+GOLDEN = ROOT / "tests" / "golden" / "decoders.json"
+TIME_LIMIT = 60.0
+ADDRESS_SPACE = 4 << 30
+"""Bytes beyond what the process has mapped when it starts."""
+GIGA = 2_000_000_000
+REAL = 0.15
+"""Share of the mutants that are made of real files, which are a hundred times larger."""
+
+
+class Outcome(NamedTuple):
+    """What became of one file; `verdict` is ok, warned, a code of `verdict.REFUSED`, died or hung."""
+
+    name: str
+    verdict: str
+    remark: str
+    seconds: float
+    megabytes: float
+    """The peak of the process's resident memory above what it held before the file."""
+
+
+def dicom(pixels: bytes | None = None, rows: int = 128, columns: int = 104, syntax: str = uid.ExplicitVRLittleEndian, **tags: Any) -> bytes:
+    """A mammogram of 12 of 16 bits with window, VOI LUT and padding; `pixels` None is a phantom's."""
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.PatientID = "1.2.840.10008.5.1.4.1.1.1.2", "1.2.3", "1"
+    ds.Modality, ds.ImageLaterality, ds.ViewPosition, ds.PresentationIntentType = "MG", "L", "CC", "FOR PRESENTATION"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.PixelRepresentation, ds.PixelPaddingValue = 16, 12, 0, 0
+    ds.WindowCenter, ds.WindowWidth, ds.ImagerPixelSpacing = [2048, 1000], [4096, 500], [0.1, 0.1]
+    item = Dataset()
+    item.LUTDescriptor = [64, 0, 12]
+    item.add_new("LUTData", "OW", np.linspace(0, 4095, 64).astype("<u2").tobytes())
+    ds.VOILUTSequence = [item]
+    for keyword, value in tags.items():
+        setattr(ds, keyword, value)
+    ds.HighBit = ds.BitsStored - 1
+    ds.PixelData = (phantom() >> 4).tobytes() if pixels is None else pixels
+    ds["PixelData"].VR = "OW"
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    file = io.BytesIO()
+    ds.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+@functools.cache
+def phantom() -> np.ndarray:
+    """128 x 104, 16 bits."""
+    return np.rint(render(Breast(seed=1), "CC", Size(128, 104)).image * 65535).astype(np.uint16)
+
+
+@functools.cache
+def small_seeds() -> dict[str, bytes]:
+    """Good files of a few kilobytes by name: every transfer syntax of the golden table, and every kind of picture."""
+    seeds = {
+        "native": dicom(),
+        "deflated": dicom(syntax=uid.DeflatedExplicitVRLittleEndian),
+        "implicit": dicom(syntax=uid.ImplicitVRLittleEndian),
+    }
+    coders: dict[str, tuple[str, Callable[[np.ndarray], bytes]]] = {
+        "jpeg 2000": (uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True)),
+        "htj2k": (uid.HTJ2KLossless, lambda image: imagecodecs.htj2k_encode(image, reversible=True)),
+        "jpeg-ls": (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
+        "jpeg lossless": (uid.JPEGLosslessSV1, lambda image: imagecodecs.ljpeg_encode(image, bitspersample=16)),
+    }  # fmt: skip
+    for name, (syntax, encode) in coders.items():
+        tags = {"BitsStored": 16} if name == "jpeg lossless" else {}
+        seeds[name] = dicom(encapsulate([bytes(encode(phantom() >> (0 if tags else 4)))]), syntax=syntax, **tags)
+    for row in json.loads(GOLDEN.read_text()):
+        frame = base64.b64decode(row["frame"])
+        tags = {"BitsAllocated": row["allocated"], "BitsStored": row["stored"], "PixelRepresentation": int(row["signed"])}
+        data = encapsulate([frame]) if uid.UID(row["syntax"]).is_encapsulated else frame
+        if row["syntax"] != uid.ExplicitVRBigEndian:
+            seeds[f"golden {row['name']} {row['stored']}"] = dicom(data, 23, 30, row["syntax"], **tags)
+    pictures = {
+        "png": (phantom(), []),
+        "png 8 bits": ((phantom() >> 8).astype(np.uint8), []),
+        "jpg": ((phantom() >> 8).astype(np.uint8), []),
+        "jpg progressive": ((phantom() >> 8).astype(np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        "tif": (phantom(), [cv2.IMWRITE_TIFF_COMPRESSION, 1]),
+        "tif lzw": (phantom(), [cv2.IMWRITE_TIFF_COMPRESSION, 5]),
+        "tif deflate": (phantom(), [cv2.IMWRITE_TIFF_COMPRESSION, 8]),
+    }
+    return seeds | {name: cv2.imencode(f".{name[:3]}", *arguments)[1].tobytes() for name, arguments in pictures.items()}
+
+
+def real_seeds() -> dict[str, Path]:
+    """The real files at hand, by name."""
+    files = [*DATA.glob("rsna_dicom/**/*.dcm"), *DATA.glob("dicom_edge/**/*.dcm"), *sorted(DATA.glob("mias_512/images/*.png"))[:5]]
+    return {path.name: path for path in files}
+
+
+def mutant(name: str, number: int) -> bytes:
+    """The seed file `name` with random damage: bytes, numbers and spans changed, most of it where the headers are."""
+    seeds = small_seeds()
+    data = bytearray(seeds[name] if name in seeds else real_seeds()[name].read_bytes())
+    chance = random.Random(f"{name} {number}")
+    pixels = max(data.find(b"\xe0\x7f\x10\0"), 0)
+    for _ in range(chance.choice((1, 1, 2, 5, 30))):
+        begin, end = chance.choice(((0, len(data)), (0, 2000), (pixels, pixels + 300)))
+        at = min(chance.randrange(begin, max(end, begin + 1)), len(data) - 1)
+        size = chance.choice((1, 2, 4, 16, 100, 2000))
+        match chance.randrange(8):
+            case 0 | 1 | 2:
+                data[at] = chance.randrange(256)
+            case 3:
+                data[at] ^= 1 << chance.randrange(8)
+            case 4:
+                data[at : at + size] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * min(size, 4)
+            case 5:
+                del data[at : at + size]
+            case 6:
+                data[at:at] = data[chance.randrange(len(data)) :][:size]
+            case 7:
+                data[at:at] = chance.randbytes(size)
+        if len(data) < 8:
+            break
+    return bytes(data[: chance.randrange(len(data))] if chance.random() < 0.1 else data)
+
+
+def try_file(name: str, path: Path) -> Outcome:
+    """Crop one file and measure it."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, start = peak(), time.perf_counter()
+    record = crop_source(Source(path, "L"), Preprocessing(size=Size(64, 32))).record
+    verdict = record["reason"] if record["status"] == "refused" else record["status"]
+    return Outcome(name, str(verdict), str(record["remark"] or ""), time.perf_counter() - start, peak() - before)
+
+
+def peak() -> float:
+    """The most memory that this process has held, in MB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def try_mutant(case: tuple[str, int]) -> Outcome:
+    """Make a mutant and try it, within the address space that a worker may have."""
+    limit_memory()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(mutant(*case))
+        file.flush()
+        return try_file(f"{case[0]} #{case[1]}", Path(file.name))
+
+
+def try_bomb(name: str) -> Outcome:
+    """Write a bomb and try it."""
+    limit_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bomb"
+        for make in BOMBS:
+            if label(make) == name:
+                with path.open("wb") as file:
+                    file.truncate(sum(part if isinstance(part, int) else 0 for part in (parts := list(make()))))
+                    for part in parts:  # a number is so many zeros, which take no room on the disk
+                        file.seek(part, io.SEEK_CUR) if isinstance(part, int) else file.write(part)
+                    file.truncate()
+        return try_file(name, path)
+
+
+@functools.cache
+def limit_memory() -> None:
+    """Once in a process: refuse it more memory than `ADDRESS_SPACE`."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, mapped + ADDRESS_SPACE))
+
+
+# Bombs: each yields the parts of a file.
+Parts = Iterator[bytes | int]
+
+
+def label(make: Callable[[], Parts]) -> str:
+    return (make.__doc__ or "").strip().rstrip(".")
+
+
+def split(before: bytes = b"\x28\0\x02\0US") -> tuple[bytes, bytes]:
+    """A good file, cut where a private tag would stand."""
+    data = dicom()
+    at = data.index(before)
+    return data[:at], data[at:]
+
+
+def private(length: int, kind: bytes = b"OB") -> bytes:
+    """The header of a private element."""
+    return b"\x09\0\x10\x10" + kind + b"\0\0" + struct.pack("<I", length)
+
+
+END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\0\0\0\0"
+ENDLESS = 0xFFFFFFFF
+
+
+def private_tag() -> Parts:
+    """a private tag of 2 GB."""
+    head, tail = split()
+    yield from (head, private(GIGA), GIGA, tail)
+
+
+def endless_private_tag() -> Parts:
+    """a private tag of 2 GB without a stated length."""
+    head, tail = split()
+    yield from (head, private(ENDLESS), GIGA, END_OF_SEQUENCE, tail)
+
+
+def endless_unknown_tag() -> Parts:
+    """2 GB of zeros where a sequence of items is expected."""
+    head, tail = split()
+    yield from (head, private(ENDLESS, b"UN"), GIGA, END_OF_SEQUENCE, tail)
+
+
+def character_set() -> Parts:
+    """a character set of 2 GB."""
+    head, tail = split(b"\x08\0\x16\0UI")
+    yield from (head, b"\x08\0\x05\0UN\0\0" + struct.pack("<I", GIGA), GIGA, tail)
+
+
+def many_values() -> Parts:
+    """2,000 private tags of 1 MB."""
+    head, tail = split()
+    yield head
+    for _ in range(2000):
+        yield from (private(1_000_000), 1_000_000)
+    yield tail
+
+
+def deep_sequences() -> Parts:
+    """sequences 200,000 deep."""
+    head, tail = split()
+    yield from (head, (b"\x09\0\x10\x10SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff") * 200_000, tail)
+
+
+def many_items() -> Parts:
+    """a sequence of 3,000,000 items."""
+    head, tail = split()
+    yield from (head, private(ENDLESS, b"SQ"), b"\xfe\xff\0\xe0\0\0\0\0" * 3_000_000, END_OF_SEQUENCE, tail)
+
+
+def too_many_pixels() -> Parts:
+    """65,535 x 65,535 pixels, the most that DICOM can say."""
+    yield dicom(bytes(100), 65535, 65535)
+
+
+def long_pixel_data() -> Parts:
+    """4 GB of pixels where 27 kB are stated."""
+    yield from (dicom().partition(b"\xe0\x7f\x10\0OW")[0], b"\xe0\x7f\x10\0OW\0\0", struct.pack("<I", 2 * GIGA), 2 * GIGA)
+
+
+def long_fragment() -> Parts:
+    """a compressed fragment of 2 GB."""
+    head = dicom(encapsulate([b"\xff\xd8\xff\xd9"]), syntax=uid.JPEGLosslessSV1).partition(b"\xe0\x7f\x10\0")[0]
+    yield from (
+        head,
+        b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\0\0\0\0\xfe\xff\0\xe0",
+        struct.pack("<I", GIGA),
+        GIGA,
+        END_OF_SEQUENCE,
+    )
+
+
+def many_fragments() -> Parts:
+    """2,000,000 empty fragments."""
+    head = dicom(encapsulate([b"\xff\xd8\xff\xd9"]), syntax=uid.JPEGLosslessSV1).partition(b"\xe0\x7f\x10\0")[0]
+    yield from (head, b"\xe0\x7f\x10\0OB\0\0\xff\xff\xff\xff", b"\xfe\xff\0\xe0\0\0\0\0" * 2_000_000, END_OF_SEQUENCE)
+
+
+def deflated_private_tag() -> Parts:
+    """3 MB that inflate to 3 GB."""
+    head, tail = split()
+    start = head.index(b"\x08\0\x16\0UI")
+    good = dicom(syntax=uid.DeflatedExplicitVRLittleEndian)
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    yield good[: 144 + struct.unpack_from("<I", good, 140)[0]]
+    yield coder.compress(head[start:] + private(3_000_000_000))
+    for _ in range(3000):
+        yield coder.compress(bytes(1_000_000))
+    yield coder.compress(tail) + coder.flush()
+
+
+BLANK = 10_000
+"""Rows and columns of the largest image that is not refused by its size alone."""
+
+
+def compressed(syntax: str, encode: Callable[[np.ndarray], Any], dtype: str = "u2") -> bytes:
+    """An empty image of the largest size."""
+    frame = bytes(encode(np.zeros((BLANK, BLANK), dtype)))
+    return dicom(
+        encapsulate([frame]), BLANK, BLANK, syntax, BitsAllocated=8 * np.dtype(dtype).itemsize, BitsStored=8 * np.dtype(dtype).itemsize
+    )
+
+
+def blank_jpeg_2000() -> Parts:
+    """JPEG 2000: 100,000,000 pixels in a few kB."""
+    yield compressed(uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True))
+
+
+def blank_jpeg_2000_without_levels() -> Parts:
+    """JPEG 2000: the same in one resolution level."""
+    yield compressed(
+        uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True, resolutions=1)
+    )
+
+
+def blank_htj2k() -> Parts:
+    """HTJ2K: 100,000,000 pixels in a few kB."""
+    yield compressed(uid.HTJ2KLossless, lambda image: imagecodecs.htj2k_encode(image, reversible=True))
+
+
+def blank_jpeg_ls() -> Parts:
+    """JPEG-LS: 100,000,000 pixels in a few kB."""
+    yield compressed(uid.JPEGLSLossless, imagecodecs.jpegls_encode)
+
+
+def blank_jpeg_lossless() -> Parts:
+    """JPEG lossless: 100,000,000 pixels in 12 MB."""
+    yield compressed(uid.JPEGLosslessSV1, lambda image: imagecodecs.ljpeg_encode(image, bitspersample=16))
+
+
+def blank_jpeg() -> Parts:
+    """JPEG: 100,000,000 pixels."""
+    yield compressed(uid.JPEGBaseline8Bit, imagecodecs.jpeg8_encode, "u1")
+
+
+def rle_bomb() -> Parts:
+    """RLE: 8 MB that unpack to 1 GB where 27 kB are stated."""
+    run = b"\x81\0" * (4 << 20)
+    frame = struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + 2 * run
+    yield dicom(encapsulate([frame]), syntax=uid.RLELossless)
+
+
+def rle_bomb_of_the_largest_size() -> Parts:
+    """RLE: 100,000,000 pixels in 3 MB."""
+    run = b"\x81\0" * (-(-BLANK * BLANK // 128))
+    yield dicom(encapsulate([struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + 2 * run]), BLANK, BLANK, uid.RLELossless)
+
+
+def progressive_scans(rows: int, columns: int, scans: int) -> bytes:
+    """A progressive JPEG whose `scans` after the first say nothing, at length (a known attack on libjpeg)."""
+    data = cv2.imencode(".jpg", np.zeros((rows, columns), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + b"\xff\xd9"
+
+
+def progressive_jpeg() -> Parts:
+    """a progressive JPEG picture of 25,000,000 pixels in 2,000 scans."""
+    yield progressive_scans(5000, 5000, 2000)
+
+
+def progressive_jpeg_in_dicom() -> Parts:
+    """the same in DICOM."""
+    yield dicom(encapsulate([progressive_scans(5000, 5000, 2000)]), 5000, 5000, uid.JPEGBaseline8Bit, BitsAllocated=8, BitsStored=8)
+
+
+def png(rows: int, columns: int, colour: int, bits: int, data: bytes, *extra: tuple[bytes, bytes]) -> bytes:
+    """A PNG of its chunks."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", columns, rows, bits, colour, 0, 0, 0)), *extra, (b"IDAT", data), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def huge_png() -> Parts:
+    """PNG: a header of 100,000 x 100,000."""
+    yield png(100_000, 100_000, 0, 16, zlib.compress(bytes(100)))
+
+
+def blank_png() -> Parts:
+    """PNG: 100,000,000 pixels of 16 bits in 200 kB."""
+    yield png(BLANK, BLANK, 0, 16, zlib.compress(bytes(BLANK * (2 * BLANK + 1)), 9))
+
+
+def blank_colour_png() -> Parts:
+    """PNG: 100,000,000 pixels of 4 x 16 bits in 800 kB."""
+    yield png(BLANK, BLANK, 6, 16, zlib.compress(bytes(BLANK * (8 * BLANK + 1)), 9))
+
+
+def text_png() -> Parts:
+    """PNG: texts and a profile that unpack to 1 GB each."""
+    text = zlib.compress(bytes(1_000_000_000), 9)
+    yield png(128, 128, 0, 8, zlib.compress(bytes(128 * 129)), (b"iCCP", b"a\0\0" + text), (b"zTXt", b"a\0\0" + text))
+
+
+def long_png() -> Parts:
+    """PNG: a text chunk of 2 GB."""
+    good = png(128, 128, 0, 8, zlib.compress(bytes(128 * 129)))
+    yield from (good[:33], struct.pack(">I", GIGA) + b"tEXt", GIGA, b"\0\0\0\0", good[33:])
+
+
+def tiff(fields: list[tuple[int, int, int, int]], loop: bool = False) -> bytes:
+    """A little-endian TIFF directory of (tag, type, count, value); a `loop` names itself as the next one."""
+    directory = b"".join(struct.pack("<HHII", *field) for field in fields)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + directory + struct.pack("<I", 8 if loop else 0) + bytes(1000)
+
+
+def blank_tiff() -> Parts:
+    """TIFF: 100,000,000 pixels of 16 bits without data."""
+    yield tiff([(256, 4, 1, BLANK), (257, 4, 1, BLANK), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, BLANK), (279, 4, 1, 100)])  # fmt: skip # noqa: E501
+
+
+def many_samples_tiff() -> Parts:
+    """TIFF: 60,000 samples a pixel."""
+    yield tiff([(256, 4, 1, 5000), (257, 4, 1, 5000), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 60000), (278, 4, 1, 5000), (279, 4, 1, 100)])  # fmt: skip # noqa: E501
+
+
+def circular_tiff() -> Parts:
+    """TIFF: a directory that follows itself."""
+    yield tiff([(256, 4, 1, 20), (257, 4, 1, 20), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, 20), (279, 4, 1, 400)], loop=True)  # fmt: skip # noqa: E501
+
+
+BOMBS: tuple[Callable[[], Parts], ...] = (
+    private_tag, endless_private_tag, endless_unknown_tag, character_set, many_values, deep_sequences, many_items, too_many_pixels,
+    long_pixel_data, long_fragment, many_fragments, deflated_private_tag, blank_jpeg_2000, blank_jpeg_2000_without_levels, blank_htj2k,
+    blank_jpeg_ls, blank_jpeg_lossless, blank_jpeg, rle_bomb, rle_bomb_of_the_largest_size, progressive_jpeg, progressive_jpeg_in_dicom,
+    huge_png, blank_png, blank_colour_png, text_png, long_png, blank_tiff, many_samples_tiff, circular_tiff,
+)  # fmt: skip
+
+
+def cases(count: int) -> Iterator[tuple[str, int]]:
+    """Names and numbers of mutants: every seed file in turn."""
+    small, real, chance = list(small_seeds()), list(real_seeds()), random.Random(0)
+    for number in range(count):
+        names = real if real and chance.random() < REAL else small
+        yield names[number % len(names)], number
+
+
+def lost(case: Any, sentence: str) -> Outcome:
+    """The outcome of a file whose process died or hung."""
+    name = case if isinstance(case, str) else f"{case[0]} #{case[1]}"
+    return Outcome(name, "died" if "died" in sentence else "hung", sentence, float("nan"), float("nan"))
+
+
+def attempt(function: Callable[[Any], Outcome], items: list[Any], jobs: int, what: str) -> list[Outcome]:
+    """The outcomes, in order."""
+    with own_process(function, lost, TIME_LIMIT) as call, ThreadPoolExecutor(jobs) as pool:
+        return list(progress(pool.map(call, items), what, total=len(items), unit="file"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutants", type=int, default=5000)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--again", nargs=3, metavar=("NAME", "NUMBER", "FILE"), help="only write this mutant to FILE")
+    arguments = parser.parse_args()
+    if arguments.again:
+        Path(arguments.again[2]).write_bytes(mutant(arguments.again[0], int(arguments.again[1])))
+        return 0
+    bombs = attempt(try_bomb, [label(make) for make in BOMBS], 1, "bombs")
+    print(f"{'bomb':66} {'s':>6} {'MB':>6}  verdict")
+    for name, verdict, _, seconds, megabytes in bombs:
+        print(f"{name:66} {seconds:6.2f} {megabytes:6.0f}  {verdict}")
+    mutants = attempt(try_mutant, list(cases(arguments.mutants)), arguments.jobs, "mutants")
+    verdicts = Counter(outcome.verdict for outcome in mutants)
+    print(f"\n{len(mutants)} mutants: " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()))
+    slowest = sorted(mutants, key=lambda outcome: -outcome.seconds)[:5]
+    largest = sorted(mutants, key=lambda outcome: -outcome.megabytes)[:5]
+    for title, worst in (("slowest", slowest), ("largest", largest)):
+        for outcome in worst:
+            print(f"{title}: {outcome.seconds:6.2f} s {outcome.megabytes:6.0f} MB  {outcome.verdict:14} {outcome.name}")
+    bad = [outcome for outcome in bombs + mutants if outcome.verdict in ("died", "hung", "failed")]
+    for outcome in bad:
+        print(f"{outcome.verdict}: {outcome.name}: {outcome.remark}")
+    if arguments.json:
+        numbers = {"bombs": [outcome._asdict() for outcome in bombs], "mutants": len(mutants), "verdicts": verdicts}
+        worst_of = {"slowest": [each._asdict() for each in slowest], "largest": [each._asdict() for each in largest]}
+        write_atomic(arguments.json, to_json(numbers | worst_of | {"bad": [each._asdict() for each in bad]}))
+    return int(any(outcome.verdict != "failed" for outcome in bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
