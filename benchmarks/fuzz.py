@@ -22,7 +22,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +57,7 @@ class Outcome(NamedTuple):
     verdict: str
     remark: str
     seconds: float
+    """Of processor time, which the machine's other work does not lengthen."""
     megabytes: float
     """The peak of the process's resident memory above what it held before the file."""
 
@@ -99,8 +100,9 @@ def small_seeds() -> dict[str, bytes]:
         "deflated": dicom(syntax=uid.DeflatedExplicitVRLittleEndian),
         "implicit": dicom(syntax=uid.ImplicitVRLittleEndian),
     }
+    options = {"codecformat": "j2k", "bitspersample": 12, "reversible": True}
     coders: dict[str, tuple[str, Callable[[np.ndarray], bytes]]] = {
-        "jpeg 2000": (uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True)),
+        "jpeg 2000": (uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, **options)),
         "htj2k": (uid.HTJ2KLossless, lambda image: imagecodecs.htj2k_encode(image, reversible=True)),
         "jpeg-ls": (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
         "jpeg lossless": (uid.JPEGLosslessSV1, lambda image: imagecodecs.ljpeg_encode(image, bitspersample=16)),
@@ -163,10 +165,10 @@ def mutant(name: str, number: int) -> bytes:
 def try_file(name: str, path: Path) -> Outcome:
     """Crop one file and measure it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     record = crop_source(Source(path, "L"), Preprocessing(size=Size(64, 32))).record
     verdict = record["reason"] if record["status"] == "refused" else record["status"]
-    return Outcome(name, str(verdict), str(record["remark"] or ""), time.perf_counter() - start, peak() - before)
+    return Outcome(name, str(verdict), str(record["remark"] or ""), time.process_time() - start, peak() - before)
 
 
 def peak() -> float:
@@ -184,19 +186,23 @@ def try_mutant(case: tuple[str, int]) -> Outcome:
         return try_file(f"{case[0]} #{case[1]}", Path(file.name))
 
 
-def try_bomb(name: str) -> Outcome:
-    """Write a bomb and try it."""
+def try_bomb(case: tuple[str, Path]) -> Outcome:
+    """Try a bomb that lies in a file."""
     limit_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bomb"
-        for make in BOMBS:
-            if label(make) == name:
-                with path.open("wb") as file:
-                    file.truncate(sum(part if isinstance(part, int) else 0 for part in (parts := list(make()))))
-                    for part in parts:  # a number is so many zeros, which take no room on the disk
-                        file.seek(part, io.SEEK_CUR) if isinstance(part, int) else file.write(part)
-                    file.truncate()
-        return try_file(name, path)
+    return try_file(*case)
+
+
+def write_bombs(folder: Path, leave_out: Collection[str] = ()) -> Iterator[tuple[str, Path]]:
+    """Each bomb's name and file; without those of the formats to `leave_out`."""
+    for number, make in enumerate(BOMBS):
+        name, path = (make.__doc__ or "").strip().rstrip("."), folder / str(number)
+        if name.partition(":")[0] in leave_out:
+            continue
+        with path.open("wb") as file:
+            for part in make():  # a number is so many zeros, which take no room on the disk
+                file.seek(part, io.SEEK_CUR) if isinstance(part, int) else file.write(part)
+            file.truncate()
+        yield name, path
 
 
 @functools.cache
@@ -208,10 +214,6 @@ def limit_memory() -> None:
 
 # Bombs: each yields the parts of a file.
 Parts = Iterator[bytes | int]
-
-
-def label(make: Callable[[], Parts]) -> str:
-    return (make.__doc__ or "").strip().rstrip(".")
 
 
 def split(before: bytes = b"\x28\0\x02\0US") -> tuple[bytes, bytes]:
@@ -409,7 +411,7 @@ def blank_png() -> Parts:
 
 def blank_colour_png() -> Parts:
     """PNG: 100,000,000 pixels of 4 x 16 bits in 800 kB."""
-    yield png(BLANK, BLANK, 6, 16, zlib.compress(bytes(BLANK * (8 * BLANK + 1)), 9))
+    yield png(BLANK, BLANK, 6, 16, zlib.compress(bytes(BLANK * (8 * BLANK + 1)), 1))
 
 
 def text_png() -> Parts:
@@ -461,16 +463,21 @@ def cases(count: int) -> Iterator[tuple[str, int]]:
         yield names[number % len(names)], number
 
 
-def lost(case: Any, sentence: str) -> Outcome:
+def lost(case: tuple[str, Any], sentence: str) -> Outcome:
     """The outcome of a file whose process died or hung."""
-    name = case if isinstance(case, str) else f"{case[0]} #{case[1]}"
-    return Outcome(name, "died" if "died" in sentence else "hung", sentence, float("nan"), float("nan"))
+    return Outcome(
+        case[0] if isinstance(case[1], Path) else f"{case[0]} #{case[1]}",
+        "died" if "died" in sentence else "hung",
+        sentence,
+        float("nan"),
+        float("nan"),
+    )
 
 
-def attempt(function: Callable[[Any], Outcome], items: list[Any], jobs: int, what: str) -> list[Outcome]:
+def attempt(function: Callable[[Any], Outcome], items: Iterable[Any], jobs: int) -> Iterator[Outcome]:
     """The outcomes, in order."""
     with own_process(function, lost, TIME_LIMIT) as call, ThreadPoolExecutor(jobs) as pool:
-        return list(progress(pool.map(call, items), what, total=len(items), unit="file"))
+        yield from pool.map(call, items)
 
 
 def main() -> int:
@@ -483,11 +490,14 @@ def main() -> int:
     if arguments.again:
         Path(arguments.again[2]).write_bytes(mutant(arguments.again[0], int(arguments.again[1])))
         return 0
-    bombs = attempt(try_bomb, [label(make) for make in BOMBS], 1, "bombs")
     print(f"{'bomb':66} {'s':>6} {'MB':>6}  verdict")
-    for name, verdict, _, seconds, megabytes in bombs:
-        print(f"{name:66} {seconds:6.2f} {megabytes:6.0f}  {verdict}")
-    mutants = attempt(try_mutant, list(cases(arguments.mutants)), arguments.jobs, "mutants")
+    bombs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for outcome in attempt(try_bomb, write_bombs(Path(folder)), 1):
+            bombs.append(outcome)
+            print(f"{outcome.name:66} {outcome.seconds:6.2f} {outcome.megabytes:6.0f}  {outcome.verdict}", flush=True)
+    tried = attempt(try_mutant, cases(arguments.mutants), arguments.jobs)
+    mutants = list(progress(tried, "mutants", total=arguments.mutants, unit="file"))
     verdicts = Counter(outcome.verdict for outcome in mutants)
     print(f"\n{len(mutants)} mutants: " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common()))
     slowest = sorted(mutants, key=lambda outcome: -outcome.seconds)[:5]

@@ -31,6 +31,7 @@ NAMES = [f"{row['name']}, {row['stored']} of {row['allocated']} bits, {'signed' 
 GDCM = Decoder("gdcm", decoding.pydicom_decoder("gdcm"))
 OPENJPH = Decoder("openjph", lambda frame, layout, level: imagecodecs.htj2k_decode(frame, skipres=level), reduces=True)
 PEERS: dict[str, Decoder] = dict.fromkeys(uid.JPEGTransferSyntaxes, GDCM)
+PEERS[uid.RLELossless] = Decoder("pydicom", decoding.pydicom_decoder("pydicom"))
 PEERS |= dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), OPENJPH)
 ROUNDING = 2
 """Of 65535: OpenJPH and OpenJPEG round the irreversible wavelet of lossy HTJ2K differently."""

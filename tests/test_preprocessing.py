@@ -37,7 +37,8 @@ def test_a_crop_pixel_shows_the_source_pixel_that_the_geometry_names(
     geometry = Geometry((x0, y0, x0 + width, y0 + height), flipped, Size(canvas_height, canvas_width))
     rows, columns = np.mgrid[0:220, 0:220].astype(np.float32)
     top, content_height, content_width = geometry.content
-    inner = np.s_[top + 2 : top + content_height - 2, 2 : content_width - 2]  # the kernel looks past the box at its rim
+    rim = 2 + int(geometry.scale / 2)  # there the kernel looks past the box
+    inner = np.s_[top + rim : top + content_height - rim, rim : content_width - rim]
     shown_x, shown_y = _resample(columns, geometry, 0)[inner], _resample(rows, geometry, 0)[inner]
     canvas_y, canvas_x = np.mgrid[0:canvas_height, 0:canvas_width][(slice(None), *inner)]
     matrix = geometry.to_source()

@@ -1,8 +1,9 @@
 """Where the breast lies in a low-resolution view of a mammogram, and at which side its chest wall is. Knows no file and no laterality.
 
 Air is the lowest peak of the histogram; the breast is the largest connected component above it (markers, scratches and frames are
-others), without the arm above and the belly below, which begin where its outline turns concave. Lengths are fractions of the view,
-so that views of any size give the same breast.
+others), without the arm above and the belly below, which begin where its outline turns concave: a breast ends at its inframammary
+fold, as radiologists' boxes do, while a fold of skin within the outline stays. Lengths are fractions of the view, so that views of
+any size give the same breast.
 """
 
 from __future__ import annotations

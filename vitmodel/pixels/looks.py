@@ -23,7 +23,7 @@ class Look:
     noise: float = 0.0
     """Electronic noise, standard deviation on the 0 to 1 scale."""
     air: float = 0.0
-    """Grey of the air."""
+    """Grey of the air, a black level that lifts every pixel."""
     marker: Literal["text", "lead", "none"] = "text"
     marker_row: float = 0.1
     """Marker's height on the picture, as a fraction."""
@@ -41,7 +41,7 @@ def dress(view: View, look: Look, text: str, seed: int, chest_wall: str) -> np.n
     image = _contrast(view.image, look)
     if look.noise:
         image += look.noise * rng.standard_normal(image.shape, np.float32)
-    image = np.where(view.mask, np.maximum(image, look.air), np.float32(look.air))
+    image = look.air + (1 - look.air) * np.where(view.mask, np.clip(image, 0, 1), 0)  # a black level lifts all, and hides no skin
     canvas = np.zeros((height, width), np.uint8)  # drawn with the chest wall at the left, letters excepted
     if border := round(look.collimation_mm / view.spacing):
         canvas[:, -border:] = canvas[:border, width * 9 // 10 :] = canvas[-border:, width * 9 // 10 :] = 60

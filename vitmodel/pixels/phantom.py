@@ -49,13 +49,22 @@ class Breast:
 
 @dataclass(frozen=True)
 class View:
-    """A projection: `image` float32 H W in [0, 1], brighter = denser; `mask` bool H W, the true breast; one pixel box
+    """A projection: `image` float32 H W in [0, 1], brighter = denser; `mask` bool H W, all tissue; one pixel box
     (x0, y0, x1, y1), ends excluded, for each lesion; `spacing` mm per pixel."""
 
     image: np.ndarray
     mask: np.ndarray
     boxes: tuple[Box, ...]
     spacing: float
+
+    @property
+    def breast(self) -> np.ndarray:
+        """`mask` as far as the inframammary fold, the narrowest row below the nipple: the belly under it is no breast."""
+        width = self.mask.sum(1)
+        nipple = int(width.argmax())
+        breast = self.mask.copy()
+        breast[nipple + int(width[nipple:].argmin()) :] = False
+        return breast
 
     def mirrored(self) -> View:
         """The same view with left and right exchanged."""

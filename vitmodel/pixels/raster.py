@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,8 @@ from vitmodel.pixels.verdict import ImageRefused, Remark
 
 HEAD_BYTES = 1 << 20
 """Enough for the size to be found in; a JPEG's may stand behind a colour profile and a thumbnail."""
+PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+"""By colour type; a palette becomes three."""
 CHANNEL_TOLERANCE = 2
 """By how many of 255 grey levels the channels of a grey JPEG may differ after its colour transform."""
 
@@ -30,17 +33,20 @@ class RasterFile:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
-                rows, columns, bits = read_size(file)
+                rows, columns, bits, samples = read_size(file)
                 file.seek(0)
                 head = file.read(2)
-                file.seek(max(0, self.path.stat().st_size - 4096))
+                size = file.seek(0, io.SEEK_END)
+                file.seek(max(0, size - 4096))
                 tail = file.read()
         except FileNotFoundError:
             raise ImageRefused("missing_file", f"{path} does not exist") from None
         except OSError as error:
             raise ImageRefused("unreadable", f"{path} cannot be read: {error.strerror}") from None
-        if rows * columns > MAX_PIXELS:
-            raise ImageRefused("too_large", f"the picture is {rows} x {columns}")
+        if rows * columns * samples > MAX_PIXELS:
+            raise ImageRefused("too_large", f"the picture is {rows} x {columns} with {samples} values a pixel")
+        if size > HEAD_BYTES + 4 * rows * columns * samples:  # twice what it needs without any compression
+            raise ImageRefused("too_large", f"the file has {size} bytes, many times those of its {rows} x {columns} picture")
         if {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}.get(head, b"") not in tail:
             raise ImageRefused("unreadable", "the picture is cut short: its end marker is missing")
         remarks = (Remark("lossy", "the picture is a JPEG"),) if head == b"\xff\xd8" else ()
@@ -85,22 +91,22 @@ def single_channel(pixels: np.ndarray) -> np.ndarray:
     return green
 
 
-def read_size(file: BinaryIO) -> tuple[int, int, int]:
-    """Rows, columns and bits of a channel from a file's header. Raises ImageRefused."""
+def read_size(file: BinaryIO) -> tuple[int, int, int, int]:
+    """Rows, columns, bits of a channel and channels from a file's header. Raises ImageRefused."""
     head = file.read(HEAD_BYTES)
     try:
         if head.startswith(b"\x89PNG"):
-            width, height, bits = struct.unpack_from(">IIB", head, 16)
-            return height, width, max(bits, 8)
+            width, height, bits, colour = struct.unpack_from(">IIBB", head, 16)
+            return height, width, max(bits, 8), PNG_CHANNELS[colour]
         if head.startswith(b"\xff\xd8"):
-            frame = jpeg_header(head)
-            return frame.rows, frame.columns, frame.precision
+            frame = jpeg_header(head + file.read(4 * MAX_PIXELS))
+            return frame.rows, frame.columns, frame.precision, frame.components
         return tiff_size(file)
     except (ValueError, IndexError, KeyError, struct.error):
         raise ImageRefused("unreadable", "the picture's header cannot be read") from None
 
 
-def tiff_size(file: BinaryIO) -> tuple[int, int, int]:
+def tiff_size(file: BinaryIO) -> tuple[int, int, int, int]:
     """The same of a TIFF's first directory (TIFF 6.0, section 2). Raises KeyError and struct.error."""
     file.seek(0)
     order = "<" if file.read(4).startswith(b"II") else ">"
@@ -112,4 +118,4 @@ def tiff_size(file: BinaryIO) -> tuple[int, int, int]:
         value = file.read(4)
         if number == 1:
             (fields[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), value)
-    return fields[257], fields[256], max(fields.get(258, 8), 8)
+    return fields[257], fields[256], max(fields.get(258, 8), 8), fields.get(277, 1)
