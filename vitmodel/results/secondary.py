@@ -14,7 +14,7 @@ from pydicom.uid import RLELossless
 
 from vitmodel.results.evidence import MAKER, Software
 
-LARGEST = 2**8 - 1  # 254 steps between lowest and highest: more than the eye or a few hundred patches can use
+LARGEST = 255  # of 16 bits, for which the standard asks: steps enough for a few hundred patches, and a file ten times smaller
 MAP_SERIES, CAPTURE_SERIES = 9101, 9102  # numbers that no acquisition uses
 
 
@@ -43,14 +43,14 @@ def secondary_capture(page: np.ndarray, source: Dataset, software: Software, sid
 
 
 def parametric_map(values: np.ndarray, unit: str, source: Dataset, software: Software, side: str) -> Dataset:
-    """The heat map `values` (H W float, NaN outside the breast) on the pixels of the image `source`, in 8 bits (PS3.3 A.75).
+    """The heat map `values` (H W float, NaN outside the breast) on the pixels of the image `source`, in 254 steps (PS3.3 A.75).
 
     Stored 0 is outside the breast and maps to no value. The object must lie in a plane, and a projection lies in none: it gets a frame of
     reference of its own, the detector, in millimetres where the source states its spacing, else in pixels.
     """
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     step = (high - low) / (LARGEST - 1) or 1.0
-    stored = np.where(np.isnan(values), 0, 1 + np.rint((np.nan_to_num(values) - low) / step)).astype(np.uint8)
+    stored = np.where(np.isnan(values), 0, 1 + np.rint((np.nan_to_num(values) - low) / step)).astype(np.uint16)
     mapping = RealWorldValueMapping(
         lut_label="saliency", lut_explanation=unit[:64], unit=codes.UCUM.NoUnits, quantity_definition=codes.DCM.Saliency,
         value_range=(1, LARGEST), slope=step, intercept=low - step,

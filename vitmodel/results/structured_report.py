@@ -1,4 +1,4 @@
-"""The scores of one study as a Comprehensive SR after TID 1500: per breast the probability, per suspicious image the region. Knows no model."""
+"""The scores of one study as a Comprehensive SR after TID 1500: a probability per breast, a region per suspicious image. Knows no model."""
 
 from __future__ import annotations
 
