@@ -108,7 +108,7 @@ def occlusion(model: ViT, image: Pack) -> Tensor:
     (pixels,) = image.images
     side = image.patch * max(1, round(pixels.shape[1] / WINDOWS / image.patch))
     with torch.no_grad():
-        found = captum.Occlusion(_logits(model, image)).attribute(
+        found = captum.Occlusion(logits_of(model, image)).attribute(
             pixels[None],
             sliding_window_shapes=(pixels.shape[0], side, min(side, pixels.shape[2])),
             strides=(pixels.shape[0], side // 2, side // 2),
@@ -123,7 +123,7 @@ def integrated(model: ViT, image: Pack) -> Tensor:
     captum = _captum()
     (pixels,) = image.images
     with torch.enable_grad():
-        found = captum.IntegratedGradients(_logits(model, image)).attribute(
+        found = captum.IntegratedGradients(logits_of(model, image)).attribute(
             pixels[None], baselines=smoothed(pixels, image.patch)[None], n_steps=STEPS, internal_batch_size=TOGETHER
         )
     return _per_patch(image, found.detach()) * pixels.shape[0] * image.patch**2
@@ -162,7 +162,7 @@ def _inputs(model: ViT, image: Pack) -> tuple[list[Tensor], Tensor]:
     return inputs, tokens
 
 
-def _logits(model: ViT, image: Pack) -> Callable[[Tensor], Tensor]:
+def logits_of(model: ViT, image: Pack) -> Callable[[Tensor], Tensor]:
     """The model as a function of pixels (B C H W -> B) that looks at the patches of `image` whatever the pixels are."""
 
     def of(pixels: Tensor) -> Tensor:
