@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -69,10 +70,12 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
     """Spell every argument as jsonargparse does, `--name=value`.
 
     `--drop-path 0` becomes `--drop_path=0`, `--resume` `--resume=true`, `--no-resume` `--resume=false`, and a bare argument
-    the value of the next positional field.
+    the value of the next positional field. A field that is a list takes all bare arguments that the others leave, or grows by each
+    of its flags.
     """
     booleans = {field.name for field in fields(cls) if field.type == "bool"}
-    places = iter(positionals(cls))
+    lists = {field.name for field in fields(cls) if str(field.type).startswith("list")}
+    bare: list[str] = []
     result: list[str] = []
     rest = list(arguments)
     while rest:
@@ -80,12 +83,11 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("-") or flag == "-":
-            place = next(places, None)
-            if place is None:
-                raise UsageError(f"unexpected argument {argument!r}")
-            result.append(f"--{place}={argument}")
+            bare.append(argument)
         elif flag == "-h" or name in ("help", "print_config"):
             result.append(argument)
+        elif name in lists and (equals or rest):
+            result.append(f"--{name}+={value if equals else rest.pop(0)}")
         elif equals:
             result.append(f"--{name}={value}")
         elif name in booleans:
@@ -95,6 +97,14 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
         else:
             result.extend([f"--{name}", *rest[:1]])
             rest = rest[1:]
+    places = positionals(cls)
+    surplus = max(0, len(bare) - len(places))
+    for place in places:
+        taken = 1 + surplus if place in lists else 1
+        value, bare = bare[:taken], bare[taken:]
+        result += [f"--{place}={json.dumps(value) if place in lists else value[0]}"] if value else []
+    if bare:
+        raise UsageError(f"unexpected argument {bare[0]!r}")
     return result
 
 

@@ -66,9 +66,7 @@ def rollout(model: ViT, image: Pack) -> Tensor:
     """
     with torch.no_grad():
         inputs, last = _inputs(model, image)
-        relevance = torch.zeros_like(last[..., 0])  # 1 T
-        readers = slice(0, 1) if model.config.pool == "cls" else slice(model.config.prefix, None)
-        relevance[:, readers] = 1 / relevance[:, readers].shape[1]
+        relevance = _readers(model, last)  # 1 T
         watched = Watched()
         for block, tokens in zip(reversed(model.blocks), reversed(inputs), strict=True):
             block(tokens, watched)
@@ -79,19 +77,17 @@ def rollout(model: ViT, image: Pack) -> Tensor:
 def gradient(model: ViT, image: Pack) -> Tensor:
     """Attention weighted by its gradient (Chefer et al. 2021, arXiv 2103.15679, rules 5 and 6): R = R + mean over heads of (dA * A)+ R.
 
-    A pool that averages is attention, too, with the same weight on each token, and so is treated alike: a token starts with its weight
-    times the weight's gradient, where that is positive. A class token starts with 1. As a row of R is all that is needed, the rule runs
-    from the last block to the first, one block's attention held at a time.
+    Of R only the rows of the tokens that the head reads are needed, so the rule runs from the last block to the first, and one block's
+    attention is held at a time. (To weight those rows by gradient times token as well, as if the pool were attention, was wrong: the
+    norm after the mean makes tokens speak against each other, and on phantoms the map pointed away from the lesion.)
     """
     with torch.no_grad():
         inputs, last = _inputs(model, image)
+        relevance = _readers(model, last)  # 1 T
     with torch.enable_grad():
         last.requires_grad_()
         logit = model.head(model.pool(model.norm(last)))[:, 0].sum()
         (slope,) = torch.autograd.grad(logit, last)  # 1 T D
-        relevance = (slope * last).sum(-1).clamp(min=0)  # 1 T
-        if model.config.pool == "cls":
-            relevance = F.one_hot(torch.zeros(1, dtype=torch.long, device=last.device), last.shape[1]).to(last.dtype)
         watched = Watched()
         for block, tokens in zip(reversed(model.blocks), reversed(inputs), strict=True):
             tokens = tokens.requires_grad_()
@@ -99,7 +95,7 @@ def gradient(model: ViT, image: Pack) -> Tensor:
             slope, by_weight = torch.autograd.grad(out, (tokens, watched.weights), slope)
             spoken = (by_weight * watched.weights.detach()).clamp(min=0)  # 1 A T T
             relevance = relevance + torch.einsum("bt,bats->bs", relevance, spoken) / spoken.shape[1]
-    return _relative(model, image, relevance.detach())
+    return _relative(model, image, relevance)
 
 
 def occlusion(model: ViT, image: Pack) -> Tensor:
@@ -160,6 +156,14 @@ def _inputs(model: ViT, image: Pack) -> tuple[list[Tensor], Tensor]:
         inputs.append(tokens)
         tokens = block(tokens, ROWS)
     return inputs, tokens
+
+
+def _readers(model: ViT, tokens: Tensor) -> Tensor:
+    """The share of each token (1 T D) in what the head reads: the class token, or all patches alike; 1 T."""
+    share = torch.zeros_like(tokens[..., 0])
+    readers = slice(0, 1) if model.config.pool == "cls" else slice(model.config.prefix, None)
+    share[:, readers] = 1 / share[:, readers].shape[1]
+    return share
 
 
 def logits_of(model: ViT, image: Pack) -> Callable[[Tensor], Tensor]:
