@@ -101,8 +101,8 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
     surplus = max(0, len(bare) - len(places))
     for place in places:
         taken = 1 + surplus if place in lists else 1
-        value, bare = bare[:taken], bare[taken:]
-        result += [f"--{place}={json.dumps(value) if place in lists else value[0]}"] if value else []
+        values, bare = bare[:taken], bare[taken:]
+        result += [f"--{place}={json.dumps(values) if place in lists else values[0]}"] if values else []
     if bare:
         raise UsageError(f"unexpected argument {bare[0]!r}")
     return result

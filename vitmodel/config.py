@@ -289,10 +289,10 @@ class PredictConfig(PredictorConfig):
     """Also write each table as Parquet."""
     jsonl: bool = False
     """Also write each table as JSON lines."""
-    explain: Literal["none", "rollout", "gradient", "occlusion", "integrated"] = "none"
-    """Heat map of each image, as OUT/overlays/IMAGE.png: attention rollout, gradient-weighted attention, occlusion, integrated gradients."""
+    explain: Literal["rollout", "gradient", "occlusion", "integrated"] | None = None
+    """Heat map of each image in OUT/overlays: attention rollout, gradient-weighted attention, occlusion or integrated gradients."""
     dicom: bool = False
-    """DICOM results of DICOM images in OUT/dicom: a structured report per study and, with a heat map, overlay and parametric map per image."""
+    """DICOM results of DICOM images in OUT/dicom: a structured report per study; with a heat map, also its overlay and parametric map."""
     deidentify: str = ""
     """Take the patient's identity out of the DICOM results by dicognito. The value is its secret seed: images that are anonymised with
     the same seed fit the results. The tables keep the ids, as a key. Empty = keep the identity."""

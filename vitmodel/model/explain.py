@@ -35,6 +35,9 @@ UNITS: dict[Method, str] = {
     "integrated": "share of the logit",
 }
 
+SCALES: dict[Method, tuple[float, float]] = {"rollout": (1, 4), "gradient": (1, 4), "occlusion": (0, 1), "integrated": (0, 1)}
+"""In these units: what is not worth a colour, and what at least deserves the strongest, so that a map of little stays pale."""
+
 WINDOWS = 16  # as many windows as this fit below one another: on a crop of a whole breast about 1 cm each, the size of a lesion
 STEPS = 24  # points on the way from the smoothed breast to the breast, integrated by Gauss-Legendre
 TOGETHER = 4  # images per pass while occluding and integrating
@@ -78,8 +81,9 @@ def gradient(model: ViT, image: Pack) -> Tensor:
     """Attention weighted by its gradient (Chefer et al. 2021, arXiv 2103.15679, rules 5 and 6): R = R + mean over heads of (dA * A)+ R.
 
     Of R only the rows of the tokens that the head reads are needed, so the rule runs from the last block to the first, and one block's
-    attention is held at a time. (To weight those rows by gradient times token as well, as if the pool were attention, was wrong: the
-    norm after the mean makes tokens speak against each other, and on phantoms the map pointed away from the lesion.)
+    attention is held at a time. What each token has from being read itself is no attention and left out. (To weight those rows by
+    gradient times token, as if a mean were attention, was wrong: the norm after it makes tokens speak against each other, and on
+    phantoms the map pointed away from the lesion.)
     """
     with torch.no_grad():
         inputs, last = _inputs(model, image)
@@ -95,7 +99,7 @@ def gradient(model: ViT, image: Pack) -> Tensor:
             slope, by_weight = torch.autograd.grad(out, (tokens, watched.weights), slope)
             spoken = (by_weight * watched.weights.detach()).clamp(min=0)  # 1 A T T
             relevance = relevance + torch.einsum("bt,bats->bs", relevance, spoken) / spoken.shape[1]
-    return _relative(model, image, relevance)
+    return _relative(model, image, relevance - _readers(model, last))
 
 
 def occlusion(model: ViT, image: Pack) -> Tensor:

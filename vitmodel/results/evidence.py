@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
+from pydicom.valuerep import DA, TM
 
 from vitmodel.pixels.dicom import read_dataset
 from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import UsageError
+
+# highdicom warns of person names of one part, and prints them; no name belongs into a log.
+warnings.filterwarnings("ignore", module=r"highdicom\.")
 
 Deidentify = Callable[[Dataset], None]
 
@@ -54,7 +59,7 @@ def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dat
     header.SOPInstanceUID = name
     header.SOPClassUID = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
     for keyword in MAY_BE_EMPTY:
-        if keyword not in header:
+        if not _is_valid(header, keyword):
             header.add_new(keyword, dictionary_VR(keyword), "")
     header.setdefault("Modality", "MG")
     if not header.get("StudyInstanceUID"):
@@ -64,6 +69,15 @@ def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dat
     if deidentify is not None:
         deidentify(header)
     return header
+
+
+def _is_valid(header: Dataset, keyword: str) -> bool:
+    """Whether the attribute is there and, where it is a date or time, is one: 00000000 is not."""
+    value, kind = header.get(keyword), {"DA": DA, "TM": TM}.get(dictionary_VR(keyword))
+    try:
+        return value is not None and (kind is None or value == "" or kind(value) is not None)
+    except ValueError:
+        return False
 
 
 def deidentifier(seed: str) -> Deidentify:
