@@ -6,8 +6,8 @@ RELEASE is what `vitmodel synth` wrote, MANIFEST that of the run which trained P
 
 - Pointing game (Zhang et al. 2016, arXiv 1608.00507): how often the highest patch's middle lies in a lesion's box, on images with cancer.
   Beside it the middle of the breast, and a random place in it (its exact chance).
-- Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421): mean probability while patches are smoothed away, or put back into a smoothed
-  breast, the most important first; as difference to random orders of the same image, in the direction that speaks for the map.
+- Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421): mean probability while patches are smoothed away, or put back into a
+  smoothed breast, the most important first; as difference to random orders of the same image, above 0 where it speaks for the map.
 - Sanity (Adebayo et al. 2018, arXiv 1810.03292): Spearman correlation with the map of the same model with random weights; 0 is right.
 
 Intervals (95 %) are of 2,000 resamplings of patients.

@@ -50,6 +50,11 @@ def positionals(cls: type) -> list[str]:
     return [field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING]
 
 
+def lists(cls: type) -> set[str]:
+    """The fields that hold several values."""
+    return {field.name for field in fields(cls) if str(field.type).startswith("list")}
+
+
 def parser_for(name: str) -> ArgumentParser:
     """The parser of a verb: every field of its dataclass is a flag and a YAML key."""
     import jsonargparse
@@ -59,7 +64,8 @@ def parser_for(name: str) -> ArgumentParser:
     if get_registered_type(config.Size) is None:
         register_type(config.Size, str, config.Size.parse)
     cls = getattr(config, VERBS[name].config)
-    usage = " ".join([f"vitmodel {name}", *map(str.upper, positionals(cls)), "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
+    places = [place.upper() + " ..." * (place in lists(cls)) for place in positionals(cls)]
+    usage = " ".join([f"vitmodel {name}", *places, "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
     parser = jsonargparse.ArgumentParser(prog=f"vitmodel {name}", usage=usage, description=cls.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML recipe; flags after it override its keys.")
     parser.add_class_arguments(cls)
@@ -74,7 +80,6 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
     of its flags.
     """
     booleans = {field.name for field in fields(cls) if field.type == "bool"}
-    lists = {field.name for field in fields(cls) if str(field.type).startswith("list")}
     bare: list[str] = []
     result: list[str] = []
     rest = list(arguments)
@@ -86,7 +91,7 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
             bare.append(argument)
         elif flag == "-h" or name in ("help", "print_config"):
             result.append(argument)
-        elif name in lists and (equals or rest):
+        elif name in lists(cls) and (equals or rest):
             result.append(f"--{name}+={value if equals else rest.pop(0)}")
         elif equals:
             result.append(f"--{name}={value}")
@@ -100,9 +105,9 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
     places = positionals(cls)
     surplus = max(0, len(bare) - len(places))
     for place in places:
-        taken = 1 + surplus if place in lists else 1
+        taken = 1 + surplus if place in lists(cls) else 1
         values, bare = bare[:taken], bare[taken:]
-        result += [f"--{place}={json.dumps(values) if place in lists else values[0]}"] if values else []
+        result += [f"--{place}={json.dumps(values) if place in lists(cls) else values[0]}"] if values else []
     if bare:
         raise UsageError(f"unexpected argument {bare[0]!r}")
     return result

@@ -326,6 +326,8 @@ def to_yaml(verb: str, config: Any, path: Path) -> str:
     def plain(value: Any) -> Any:
         if is_dataclass(value):
             return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
         return str(value) if isinstance(value, Path | Size) else value
 
     return f"# vitmodel {verb} --config {path}\n" + yaml.safe_dump(plain(config), sort_keys=False)

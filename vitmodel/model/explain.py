@@ -31,8 +31,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 UNITS: dict[Method, str] = {
     "rollout": "attention, times the mean of the breast",
     "gradient": "attention that speaks for cancer, times the mean of the breast",
-    "occlusion": "fall of the logit when covered",
-    "integrated": "share of the logit",
+    "occlusion": "log-odds of cancer lost when covered",
+    "integrated": "log-odds of cancer added by each patch",
 }
 
 SCALES: dict[Method, tuple[float, float]] = {"rollout": (1, 4), "gradient": (1, 4), "occlusion": (0, 1), "integrated": (0, 1)}

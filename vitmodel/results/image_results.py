@@ -56,7 +56,7 @@ class ResultWriter:
         words = "at or above" if image.probability >= self.threshold else "below"
         caption = Caption(
             title=f"{image.side} {image.view}".strip() or "side and view unknown",
-            score=f"Probability of cancer {image.probability:.1%}, {words} the threshold of {self.threshold:.1%}",
+            score=f"Probability of cancer by this image alone {image.probability:.1%}, {words} the threshold of {self.threshold:.1%}",
             unit=unit, low=low, high=max(high, float(np.nanmax(heat.values))),
         )  # fmt: skip
         page = draw_overlay(picture, heat, caption, breast_only=self.deidentify is not None)
