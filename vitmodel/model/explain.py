@@ -87,7 +87,8 @@ def gradient(model: ViT, image: Pack) -> Tensor:
     """
     with torch.no_grad():
         inputs, last = _inputs(model, image)
-        relevance = _readers(model, last)  # 1 T
+        read = _readers(model, last)  # 1 T
+        gained = torch.zeros_like(read)  # apart from `read`, beside which it would be lost in rounding
     with torch.enable_grad():
         last.requires_grad_()
         logit = model.head(model.pool(model.norm(last)))[:, 0].sum()
@@ -98,8 +99,8 @@ def gradient(model: ViT, image: Pack) -> Tensor:
             out = block(tokens, watched)
             slope, by_weight = torch.autograd.grad(out, (tokens, watched.weights), slope)
             spoken = (by_weight * watched.weights.detach()).clamp(min=0)  # 1 A T T
-            relevance = relevance + torch.einsum("bt,bats->bs", relevance, spoken) / spoken.shape[1]
-    return _relative(model, image, relevance - _readers(model, last))
+            gained = gained + torch.einsum("bt,bats->bs", read + gained, spoken) / spoken.shape[1]
+    return _relative(model, image, gained)
 
 
 def occlusion(model: ViT, image: Pack) -> Tensor:

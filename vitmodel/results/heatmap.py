@@ -32,18 +32,17 @@ class HeatMap:
         """
         nearest = distance_transform_edt(np.isnan(self.values), return_distances=False, return_indices=True)
         filled = self.values[tuple(nearest)].astype(np.float32)
-        found = self._warp(filled, self.patch, scale, cv2.INTER_CUBIC, cv2.BORDER_REPLICATE)
-        breast = self._warp(self.tissue.astype(np.float32), 1, scale, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT) > 0.5
-        bounded = np.clip(found, np.nanmin(self.values), np.nanmax(self.values))  # a cubic curve overshoots
-        return np.where(breast, bounded, np.float32(np.nan))
+        found = self._warp(filled, self.patch, scale, cv2.BORDER_REPLICATE)
+        breast = self._warp(self.tissue.astype(np.float32), 1, scale, cv2.BORDER_CONSTANT) > 0.5
+        return np.where(breast, found, np.float32(np.nan))
 
-    def _warp(self, grid: np.ndarray, side: int, scale: float, kernel: int, border: int) -> np.ndarray:
+    def _warp(self, grid: np.ndarray, side: int, scale: float, border: int) -> np.ndarray:
         """Cells of `side` crop pixels each, to the source image shrunk by `scale`; pixel centres at whole numbers everywhere."""
         to_crop = _zoom(side)
         to_source = np.vstack([self.geometry.to_source(), [0, 0, 1]])
         matrix = (_zoom(scale) @ to_source @ to_crop)[:2]
         rows, columns = (max(1, round(length * scale)) for length in self.source)
-        return cv2.warpAffine(grid, matrix, (columns, rows), flags=kernel, borderMode=border)
+        return cv2.warpAffine(grid, matrix, (columns, rows), flags=cv2.INTER_LINEAR, borderMode=border)
 
     def peak(self) -> tuple[float, float]:
         """Where in the source the map is highest, x and y in pixels: the middle of the highest patch's tissue."""
