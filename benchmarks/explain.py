@@ -60,6 +60,10 @@ class Case:
         """Whether a place in the source lies in a lesion's box."""
         return float(any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in self.boxes))
 
+    def chance(self) -> float:
+        """How often a random place of the breast lies in a lesion's box."""
+        return float(np.mean([self.hit(x, y) for x, y in self.places().T]))
+
     def places(self) -> np.ndarray:
         """Every pixel of the breast, in the source: 2 K."""
         rows, columns = np.nonzero(self.tissue)
@@ -148,13 +152,13 @@ def main() -> None:
     cases = read_cases(arguments.release, arguments.manifest, preprocessing, model.config.patch, air, arguments.images)
     patients = [case.patient for case in cases]
     results: dict[str, dict[str, Interval]] = {
-        "random place": {"pointing": interval([np.mean([case.hit(x, y) for x, y in case.places().T]) for case in cases], patients)},
+        "random place": {"pointing": interval([case.chance() for case in cases], patients)},
         "middle of the breast": {"pointing": interval([case.hit(*case.places().mean(axis=1)) for case in cases], patients)},
     }
     chance = chances(model, cases)
-    for name in METHODS:
-        figures = judge(model, random_model, cases, chance, name)
-        results[name] = {figure: interval(values, patients) for figure, values in figures.items()}
+    for method in METHODS:
+        figures = judge(model, random_model, cases, chance, method)
+        results[method] = {figure: interval(values, patients) for figure, values in figures.items()}
     print(f"{len(cases)} images with cancer of {len(set(patients))} test patients, {arguments.package}")
     figures_shown = ["pointing", "deletion", "insertion", "sanity", "seconds"]
     print(f"{'':22}" + "".join(f"{figure:>26}" for figure in figures_shown))
