@@ -51,7 +51,7 @@ def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dat
 
     Raises ImageRefused where the file is no DICOM object, or has no SOP Instance UID that a result could refer to.
     """
-    header = read_dataset(Path(path), pixels=False)
+    header = read_dataset(Path(path))
     meta = header.file_meta if hasattr(header, "file_meta") else Dataset()
     name = header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID")
     if not name:
