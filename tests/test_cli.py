@@ -30,11 +30,18 @@ def test_a_flag_reaches_its_field() -> None:
     )
 
 
+def test_a_list_takes_the_bare_arguments_that_the_others_leave_and_grows_by_its_flag() -> None:
+    settings = cli.parse("predict", ["package", "a.dcm", "--ensemble", "second", "-", "b c", "out", "--ensemble=third", "--flip"])
+    assert settings == config.PredictConfig(
+        package=Path("package"), source=["a.dcm", "-", "b c"], out=Path("out"), ensemble=[Path("second"), Path("third")], flip=True
+    )
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_resolved_configuration_is_a_recipe(verb: str, tmp_path: Path) -> None:
     """All flags are YAML keys: what a stage saves gives the same configuration again."""
     cls = getattr(config, cli.VERBS[verb].config)
-    settings = cls(**dict.fromkeys(cli.positionals(cls), Path("there")))
+    settings = cls(**{name: ["here", "there"] if name in cli.lists(cls) else Path("there") for name in cli.positionals(cls)})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(verb, settings, recipe))
     assert cli.parse(verb, ["--config", str(recipe)]) == settings

@@ -20,6 +20,7 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "data": {"pixels"},
     "learner": {"data", "model", "measure"},
     "predictor": {"data", "model", "measure", "pixels"},
+    "results": {"pixels"},
     "config": set(),
     "utils": set(),
     "cli": set(),

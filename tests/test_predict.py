@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from pydicom import dcmread
+from pydicom.fileset import FileSet
+from scipy.special import logit
 
 from vitmodel.cli import main
 from vitmodel.config import PredictorConfig
@@ -17,6 +23,7 @@ from vitmodel.data.fingerprint import count_seen
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.releases import read_release
 from vitmodel.predictor import Predictor
+from vitmodel.utils import UsageError, sha256_file
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +85,170 @@ def test_refused_inputs_show_in_the_exit_status(run: Path, release: Path, tmp_pa
     assert main(["predict", str(run / "package"), str(release), str(tmp_path)]) == 1
     assert "refused: image" in capsys.readouterr().err
     assert len(pd.read_csv(tmp_path / "scores.csv")) == len(pd.read_csv(release / "train.csv"))
+
+
+def score(run: Path, out: Path, *arguments: str | Path) -> tuple[int, pd.DataFrame]:
+    """The exit status of `vitmodel predict`, and its table of images by their files' names."""
+    status = main(["predict", str(run / "package"), *map(str, arguments[:1]), str(out), *map(str, arguments[1:])])
+    return status, pd.read_csv(out / "scores.csv", dtype={"image_id": str, "patient_id": str})
+
+
+@pytest.fixture(scope="module")
+def files(release: Path) -> list[Path]:
+    """All images of two patients."""
+    folders = sorted({path.parent for path in (release / "train_images").rglob("*.dcm")})
+    return [path for folder in folders[-2:] for path in sorted(folder.glob("*.dcm"))]
+
+
+def test_any_mix_of_inputs_has_one_row_each(
+    run: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file, a folder, a zip, a DICOMDIR, names on standard input, and what is missing, empty, damaged or named twice."""
+    one, in_folder, in_zip, in_set, listed, *_ = files
+    (tmp_path / "folder" / "empty").mkdir(parents=True)
+    shutil.copy(in_folder, tmp_path / "folder")
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.write(in_zip, "deep/inside.dcm")
+    (tmp_path / "broken.zip").write_bytes((tmp_path / "archive.zip").read_bytes()[:-40])
+    disc = FileSet()
+    disc.add(in_set)
+    disc.write(tmp_path / "disc")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{listed}\n\n{one}\n{tmp_path / 'nosuch.dcm'}\n"))
+    sources = [one, tmp_path / "folder", tmp_path / "archive.zip", tmp_path / "disc" / "DICOMDIR", "-", tmp_path / "broken.zip",
+               tmp_path / "folder" / "empty"]  # fmt: skip
+    assert main(["predict", str(run / "package"), *map(str, sources), str(tmp_path / "out")]) == 1
+    table = pd.read_csv(tmp_path / "out" / "scores.csv", dtype=str)
+    assert len(table) == 8
+    scored = table[table["status"] != "refused"]
+    assert set(scored["image_id"]) == {str(dcmread(path).SOPInstanceUID) for path in (one, in_folder, in_zip, in_set, listed)}
+    refused = table[table["status"] == "refused"].set_index("reason")["remark"]
+    assert "nosuch.dcm" in refused["missing_file"]
+    assert sorted(refused.index) == ["missing_file", "not_an_image", "not_an_image"]
+    alone = Predictor(PredictorConfig(package=run / "package", jobs=1)).score_images(read_release(one)).iloc[0]
+    assert scored.set_index("image_id").loc[alone["image_id"], "probability"] == str(alone["probability"])
+    assert not (tmp_path / "out" / ".unpacked").exists()
+    assert "3 refused" in capsys.readouterr().out
+
+
+def test_nothing_usable_gives_rows_and_a_failure(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.dcm").write_text("no image")
+    status, table = score(run, tmp_path / "out", tmp_path / "text.dcm")
+    assert status == 1
+    assert table["reason"].tolist() == ["not_an_image"]
+    assert table["probability"].isna().all()
+    assert "no input could be scored" in capsys.readouterr().err
+
+
+def test_a_killed_run_resumes_to_the_same_tables(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for path in files:
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / path.parent.name)
+    _, whole = score(run, out, folder)
+    journal = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "journal.jsonl").write_bytes(b"".join(journal[:3]) + journal[3][:50])  # killed while it wrote the fourth
+    capsys.readouterr()
+    _, resumed = score(run, out, folder, "--resume")
+    assert f"3 of {len(files)} images are scored already" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(resumed, whole)
+    changed = next(folder.rglob("*.dcm"))
+    changed.write_bytes(b"damaged")
+    _, again = score(run, out, folder, "--resume")
+    assert f"{len(files) - 1} of {len(files)} images are scored already" in capsys.readouterr().out
+    assert (again["status"] == "refused").sum() == 1
+    score(run, out, folder, "--resume", "--flip")  # another question: nothing is kept
+    assert "scored already" not in capsys.readouterr().out
+
+
+def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_path: Path) -> None:
+    table = read_manifest(crops / "manifest.csv").head(6)
+    shutil.copytree(run / "package", tmp_path / "other")
+    document = json.loads((tmp_path / "other" / "config.json").read_text())
+    document["calibration"]["intercept"] = document["calibration"].get("intercept", 0.0) + 1
+    document["decision"]["threshold"] = 0.9
+    (tmp_path / "other" / "config.json").write_text(json.dumps(document))
+    single = [Predictor(PredictorConfig(package=package, jobs=1)) for package in (run / "package", tmp_path / "other")]
+    both = Predictor(PredictorConfig(package=run / "package", ensemble=[tmp_path / "other"], jobs=1))
+    apart = [each.score_images(table)["probability"].to_numpy() for each in single]
+    assert np.nanmax(np.abs(apart[0] - apart[1])) > 0.01
+    np.testing.assert_allclose(both.score_images(table)["probability"], np.mean(apart, axis=0))
+    assert both.threshold == pytest.approx((single[0].threshold + 0.9) / 2)
+    document["preprocessing"] = document["preprocessing"].replace("64x32", "128x64")
+    (tmp_path / "other" / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="preprocessing"):
+        Predictor(both.config)
+
+
+def test_with_flip_averaging_an_image_and_its_flip_score_alike(predictor: Predictor, crops: Path, tmp_path: Path) -> None:
+    table = usable(read_manifest(crops / "manifest.csv")).head(4)
+    upside_down = table.assign(path=[str(tmp_path / f"{name}.png") for name in table["image_id"]])
+    for old, new in zip(table["path"], upside_down["path"], strict=True):
+        cv2.imwrite(new, cv2.imread(old, cv2.IMREAD_UNCHANGED)[::-1])
+    flip = Predictor(replace(predictor.config, flip=True))
+    plain = [predictor.score_images(each)["score"].to_numpy() for each in (table, upside_down)]
+    averaged = [flip.score_images(each)["score"].to_numpy() for each in (table, upside_down)]
+    assert np.abs(plain[0] - plain[1]).max() > 1e-4
+    np.testing.assert_allclose(averaged[0], averaged[1], atol=1e-6)
+    np.testing.assert_allclose(logit(averaged[0]), (logit(plain[0]) + logit(plain[1])) / 2, atol=1e-5)
+
+
+def test_a_copy_in_a_breast_counts_once_and_one_view_is_said(predictor: Predictor, crops: Path) -> None:
+    table = usable(read_manifest(crops / "manifest.csv"))
+    breast = table[breast_ids(table) == breast_ids(table).iloc[0]].head(2)
+    copied = pd.concat([breast, breast.head(1).assign(image_id="copy")], ignore_index=True)
+    images = predictor.score_images(copied)
+    assert images["reason"].fillna("").str.contains("duplicate").tolist() == [False, False, True]
+    (scored,) = predictor.score_breasts(images).itertuples()
+    (expected,) = predictor.score_breasts(predictor.score_images(breast)).itertuples()
+    assert scored.probability == expected.probability
+    assert (expected.status, scored.status) == ("ok", "warned")
+    (half,) = predictor.score_breasts(predictor.score_images(breast.head(1))).itertuples()
+    assert (half.status, half.reason) == ("warned", "one_view")
+
+
+def test_a_patient_is_her_worse_breast(predictor: Predictor, crops: Path) -> None:
+    breasts = predictor.score_breasts(predictor.score_images(read_manifest(crops / "manifest.csv")))
+    patients = predictor.score_patients(breasts)
+    assert patients["patient_id"].tolist() == list(dict.fromkeys(breasts["patient_id"]))
+    np.testing.assert_allclose(patients["probability"], breasts.groupby("patient_id", sort=False)["probability"].max())
+
+
+def test_tables_come_in_every_format_alike(run: Path, files: list[Path], tmp_path: Path) -> None:
+    _, images = score(run, tmp_path, files[0].parent, "--parquet", "--jsonl")
+    for name in ("scores", "breast_scores", "patient_scores"):
+        table = pd.read_csv(tmp_path / f"{name}.csv")
+        assert pd.read_parquet(tmp_path / f"{name}.parquet").columns.tolist() == table.columns.tolist()
+        lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        assert [line["probability"] for line in lines] == pytest.approx(table["probability"].tolist())
+    assert len(images) == len(list(files[0].parent.iterdir()))
+
+
+def test_heat_maps_and_reports_of_a_folder(run: Path, files: list[Path], tmp_path: Path) -> None:
+    before = {path: sha256_file(path) for path in files}
+    status, images = score(run, tmp_path, files[0].parent, "--explain", "gradient", "--dicom")
+    assert status == 0
+    assert {path.stem for path in (tmp_path / "overlays").iterdir()} == set(images["image_id"])
+    results = [dcmread(path) for path in (tmp_path / "dicom").iterdir()]
+    assert sorted(result.Modality for result in results).count("SR") == 1
+    assert len(results) == 1 + 2 * len(images)
+    assert {path: sha256_file(path) for path in files} == before
+
+
+@pytest.mark.parametrize(("key", "named"), [("calibration", "calibration"), ("preprocessing", "newer")])
+def test_a_package_of_another_version_is_named(
+    key: str, named: str, run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "package", tmp_path / "package")
+    document = json.loads((tmp_path / "package" / "config.json").read_text())
+    if key == "preprocessing":  # a field that this version does not know
+        document[key] = document[key].replace("{", '{"sharpen": 2, ')
+    else:
+        del document[key]
+    (tmp_path / "package" / "config.json").write_text(json.dumps(document))
+    assert main(["predict", str(tmp_path / "package"), str(files[0]), str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert str(tmp_path / "package" / "config.json") in message
+    assert named in message
 
 
 def test_evaluation_measures_the_test_patients_at_three_levels(run: Path, tmp_path: Path) -> None:
@@ -146,6 +317,21 @@ def test_info_tells_what_a_package_and_a_manifest_hold(run: Path, capsys: pytest
     assert main(["info", str(run / "manifest.csv")]) == 0
     assert f"{len(usable(read_manifest(run / 'manifest.csv')))} images" in capsys.readouterr().out
     assert main(["info", str(run)]) == 2
+
+
+def test_kaggles_test_images_become_a_valid_submission(run: Path, shared_data: Path, tmp_path: Path) -> None:
+    """With Kaggle's own test.csv: all its ids in its order, also where one view of a breast is not at hand."""
+    shutil.copy(shared_data / "metadata" / "rsna" / "test.csv", tmp_path)
+    (tmp_path / "test_images").mkdir()
+    (tmp_path / "test_images" / "10008").symlink_to(shared_data / "rsna_dicom" / "dicom" / "10008")
+    status, images = score(run, tmp_path / "out", tmp_path / "test.csv")
+    assert status == int((images["status"] == "refused").any())
+    assert images["image_id"].tolist() == pd.read_csv(tmp_path / "test.csv", dtype=str)["image_id"].tolist()
+    submission = pd.read_csv(tmp_path / "out" / "submission.csv")
+    wanted = pd.read_csv(shared_data / "metadata" / "rsna" / "sample_submission.csv")
+    assert submission.columns.tolist() == wanted.columns.tolist()
+    assert submission["prediction_id"].tolist() == wanted["prediction_id"].tolist()
+    assert submission["cancer"].between(0, 1).all()
 
 
 def test_real_files_of_the_challenge_are_all_scored(run: Path, shared_data: Path, tmp_path: Path) -> None:

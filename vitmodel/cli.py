@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -49,6 +50,11 @@ def positionals(cls: type) -> list[str]:
     return [field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING]
 
 
+def lists(cls: type) -> set[str]:
+    """The fields that hold several values."""
+    return {field.name for field in fields(cls) if str(field.type).startswith("list")}
+
+
 def parser_for(name: str) -> ArgumentParser:
     """The parser of a verb: every field of its dataclass is a flag and a YAML key."""
     import jsonargparse
@@ -58,7 +64,8 @@ def parser_for(name: str) -> ArgumentParser:
     if get_registered_type(config.Size) is None:
         register_type(config.Size, str, config.Size.parse)
     cls = getattr(config, VERBS[name].config)
-    usage = " ".join([f"vitmodel {name}", *map(str.upper, positionals(cls)), "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
+    places = [place.upper() + " ..." * (place in lists(cls)) for place in positionals(cls)]
+    usage = " ".join([f"vitmodel {name}", *places, "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
     parser = jsonargparse.ArgumentParser(prog=f"vitmodel {name}", usage=usage, description=cls.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML recipe; flags after it override its keys.")
     parser.add_class_arguments(cls)
@@ -69,10 +76,11 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
     """Spell every argument as jsonargparse does, `--name=value`.
 
     `--drop-path 0` becomes `--drop_path=0`, `--resume` `--resume=true`, `--no-resume` `--resume=false`, and a bare argument
-    the value of the next positional field.
+    the value of the next positional field. A field that is a list takes all bare arguments that the others leave, or grows by each
+    of its flags.
     """
     booleans = {field.name for field in fields(cls) if field.type == "bool"}
-    places = iter(positionals(cls))
+    bare: list[str] = []
     result: list[str] = []
     rest = list(arguments)
     while rest:
@@ -80,12 +88,11 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("-") or flag == "-":
-            place = next(places, None)
-            if place is None:
-                raise UsageError(f"unexpected argument {argument!r}")
-            result.append(f"--{place}={argument}")
+            bare.append(argument)
         elif flag == "-h" or name in ("help", "print_config"):
             result.append(argument)
+        elif name in lists(cls) and (equals or rest):
+            result.append(f"--{name}+={value if equals else rest.pop(0)}")
         elif equals:
             result.append(f"--{name}={value}")
         elif name in booleans:
@@ -95,6 +102,14 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
         else:
             result.extend([f"--{name}", *rest[:1]])
             rest = rest[1:]
+    places = positionals(cls)
+    surplus = max(0, len(bare) - len(places))
+    for place in places:
+        taken = 1 + surplus if place in lists(cls) else 1
+        values, bare = bare[:taken], bare[taken:]
+        result += [f"--{place}={json.dumps(values) if place in lists(cls) else values[0]}"] if values else []
+    if bare:
+        raise UsageError(f"unexpected argument {bare[0]!r}")
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -242,6 +242,10 @@ class PredictorConfig:
     """Tokens (patches that are looked at) per forward pass, at most. It bounds the memory; a larger image is refused."""
     jobs: int = 0
     """Threads that decode images; 0 = one per core."""
+    ensemble: list[Path] = field(default_factory=list)
+    """Further packages, trained alike, such as those of other folds; give the flag once for each. Scores are the mean."""
+    flip: bool = False
+    """Average over each image and the same upside down: twice the time in the network."""
 
     def __post_init__(self) -> None:
         require(self.tokens >= 1, "tokens", "must be at least 1")
@@ -270,14 +274,33 @@ class EvaluateConfig(PredictorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(PredictorConfig):
-    """Score mammograms with a model package: scores.csv per image and breast_scores.csv per breast."""
+    """Score mammograms with a model package: one row per image, breast and patient; heat maps and DICOM results by flag."""
 
-    source: Path
-    """Release folder, folder of images, one file, or a manifest."""
+    source: list[str]
+    """What to score, one or more of: image, folder, zip, DICOMDIR, release folder or table, manifest; - reads such names from standard
+    input, one a line."""
     out: Path
     """Folder for the score tables."""
     dataset: str = "auto"
-    """Which release SOURCE is; auto = decided from its files."""
+    """Which release a folder or table of SOURCE is; auto = decided from its files."""
+    resume: bool = False
+    """Keep what an earlier run into OUT has scored with the same package and flags; score the rest."""
+    parquet: bool = False
+    """Also write each table as Parquet."""
+    jsonl: bool = False
+    """Also write each table as JSON lines."""
+    explain: Literal["rollout", "gradient", "occlusion", "integrated"] | None = None
+    """Heat map of each image in OUT/overlays: attention rollout, gradient-weighted attention, occlusion or integrated gradients."""
+    dicom: bool = False
+    """DICOM results of DICOM images in OUT/dicom: a structured report per study; with a heat map, also its overlay and parametric map."""
+    deidentify: str = ""
+    """Take the patient's identity out of the DICOM results by dicognito. The value is its secret seed: images that are anonymised with
+    the same seed fit the results. The tables keep the ids, as a key. Empty = keep the identity."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.source), "source", "names nothing to score")
+        require(not self.deidentify or self.dicom, "deidentify", "concerns DICOM results; add --dicom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +326,8 @@ def to_yaml(verb: str, config: Any, path: Path) -> str:
     def plain(value: Any) -> Any:
         if is_dataclass(value):
             return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
         return str(value) if isinstance(value, Path | Size) else value
 
     return f"# vitmodel {verb} --config {path}\n" + yaml.safe_dump(plain(config), sort_keys=False)

@@ -19,7 +19,8 @@ from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.report import Level, Report, write_report
 from vitmodel.measure.sample import Sample
-from vitmodel.predictor import Predictor, write_scores
+from vitmodel.predictor import Predictor
+from vitmodel.results.tables import write_scores
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, sha256_file, to_json, write_atomic
 
 
@@ -35,7 +36,8 @@ def evaluate(config: EvaluateConfig) -> None:
     seen = count_seen(table, predictor.package["data"])
     if seen:
         print(f"{seen} of {len(table)} images were seen in training or validation: these figures flatter the model")
-    write_scores(images, predictor.score_breasts(images), config.out)
+    breasts = predictor.score_breasts(images)
+    write_scores(images, breasts, predictor.score_patients(breasts), config.out)
     facts = {"package": str(config.package), "manifest": str(config.manifest), "split": split, "seen_images": seen}
     write_atomic(config.out / "metrics.json", to_json(facts | {level.name: level.metrics.to_dict() for level in levels}))
     write_report(config.out / "report.html", compose_report(config, predictor, levels, images, split, seen))

@@ -9,8 +9,6 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
     sys.exit(main(["etl", *sys.argv[1:]]))
 
 import functools
-import hashlib
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +18,11 @@ import pandas as pd
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.cropping import Record, Source, crop_source, refused
 from vitmodel.data.etl_report import write_etl_report
-from vitmodel.data.journal import Journal, exclusive
+from vitmodel.data.journal import Journal, exclusive, state
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.releases import read_release
+from vitmodel.data.source import file_name
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import write_atomic
@@ -85,21 +84,6 @@ def plan(release: pd.DataFrame, config: ETLConfig) -> list[Task]:
         target, copy = config.out / "images" / folder / f"{name}.png", copies and copies / folder / f"{name}.dcm"
         tasks.append(Task(row.image_id, source, target, f"{state(source.path)} {row.laterality} {preprocessing}", copy))
     return tasks
-
-
-def state(path: Path) -> str:
-    """A file's size and time of change, or that it is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def file_name(identifier: str) -> str:
-    """An id as a file name: itself, or, where it has characters that a path must not, cleaned and told apart by a hash."""
-    clean = re.sub(r"[^\w.-]", "_", identifier).lstrip(".")
-    return clean if clean == identifier else f"{clean}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
 
 
 def is_done(task: Task, journal: Journal) -> bool:

@@ -1,10 +1,13 @@
-"""Model package + images -> scores: the only road from pixels to a score. Knows no label; evaluate, predict and serve all call it."""
+"""Model packages + images -> scores and heat maps: the only road from pixels to a score, for every stage. Knows no label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,18 +15,23 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
-from vitmodel.config import PredictorConfig, Preprocessing
+from vitmodel.config import PredictorConfig, Preprocessing, Size
 from vitmodel.data.cropping import Cropped, Record, Source, crop_source
 from vitmodel.data.dataset import read_crop, to_tensor
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.parallel import parallel_map
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
-from vitmodel.model.package import load_package
-from vitmodel.model.packing import Pack, check_budget, fill, forward, join, pack
-from vitmodel.utils import UsageError, atomic_path
+from vitmodel.model.explain import Method, explain
+from vitmodel.model.package import CONFIG, TENSORS, load_package
+from vitmodel.model.packing import Pack, check_budget, forward, join, pack
+from vitmodel.model.vit import ViT
+from vitmodel.pixels.preprocessing import Geometry
+from vitmodel.pixels.verdict import WARNED
+from vitmodel.utils import UsageError, VitmodelError, sha256_file
 
 IDS = ["image_id", "patient_id", "laterality", "view"]
+TOGETHER = 16  # images per forward pass, at most: no later image delays an earlier one for long
 
 
 class Row(NamedTuple):
@@ -31,11 +39,24 @@ class Row(NamedTuple):
 
     path: str
     source_path: str | None
+    source_sha256: str | None
     laterality: str
     status: str | None
     reason: str | None
     remark: str | None
     preprocessing: str | None
+    box_x0: float | None
+    box_y0: float | None
+    box_x1: float | None
+    box_y1: float | None
+    flipped: float | None
+    source_height: float | None
+    source_width: float | None
+
+    @property
+    def source(self) -> Path:
+        """The image as it came, not its crop."""
+        return Path(self.source_path or self.path)
 
 
 class Loaded(NamedTuple):
@@ -43,93 +64,222 @@ class Loaded(NamedTuple):
 
     cropped: Cropped
     pack: Pack | None = None
+    """The image and, where it is averaged with that, the same upside down."""
+    seconds: float = 0
 
 
-class Single(NamedTuple):
-    """One image on its way into a pack with others, and its place among all."""
+class Scored(NamedTuple):
+    """One image and what each package says of it."""
 
-    position: int
-    pack: Pack
+    loaded: Loaded
+    logits: np.ndarray
+    """M, one per package; NaN = refused."""
+
+
+@dataclass
+class Timings:
+    """Seconds spent so far; the threads' add up, so that with several of them more may pass than by the clock."""
+
+    decoding: float = 0
+    """In all threads that read, decode and crop."""
+    waiting: float = 0
+    """For a crop, in the thread that runs the network."""
+    network: float = 0
+    explaining: float = 0
+    writing: float = 0
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Add what the block takes to the field `name`."""
+        start = time.perf_counter()
+        yield
+        setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+
+    def per_image(self, images: int) -> str:
+        """Where the time went, in milliseconds per image."""
+        return ", ".join(f"{field.name} {1e3 * getattr(self, field.name) / max(1, images):.0f} ms" for field in fields(self))
+
+
+class Member:
+    """One package of those that score together. Raises VitmodelError naming the package where it cannot be used."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.folder = folder
+        self.model, self.package = load_package(folder)
+        self.model.eval().to(device)
+        try:
+            self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
+            self.calibration = calibration.from_dict(self.package["calibration"])
+            self.threshold: float = self.package["decision"]["threshold"]
+            self.aggregation: str = self.package["decision"]["aggregate"]
+            self.label: str = self.package["label"]
+        except KeyError as error:
+            raise VitmodelError(f"{folder / CONFIG}: {error} is missing; use the vitmodel that wrote it, or train anew") from error
+        except UsageError as error:
+            raise VitmodelError(f"{folder / CONFIG}: {error}; a newer vitmodel wrote it, install that") from error
+        self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """What the members must share, because each image is decoded, cropped and cut into patches once."""
+        return {
+            "label": self.label,
+            "preprocessing": self.preprocessing,
+            "packed": self.packed,
+            "patch": self.model.config.patch,
+            "registers": self.model.config.registers,
+            "aggregate": self.aggregation,
+        }
 
 
 class Predictor:
-    """A model package at work.
+    """A model package at work, or several whose scores are averaged: mean logit of an image and its flip, calibrated by each package, then
+    the mean of their probabilities, against the mean of their thresholds.
 
-    Raises VitmodelError naming the package where it cannot be loaded.
+    Raises VitmodelError naming the package that cannot be loaded, UsageError where they do not fit each other.
     """
 
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
-        self.model, self.package = load_package(config.package)
-        self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
-        self.calibration = calibration.from_dict(self.package["calibration"])
-        self.threshold: float = self.package["decision"]["threshold"]
-        self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
-        self.aggregation: str = self.package["decision"]["aggregate"]
         self.device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu")
-        self.model.eval().to(self.device)
+        self.members = [Member(folder, self.device) for folder in (config.package, *config.ensemble)]
+        first = self.members[0]
+        for other in self.members[1:]:
+            if differing := [name for name, value in first.views.items() if other.views[name] != value]:
+                raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
+        self.model: ViT = first.model
+        self.package = first.package
+        self.preprocessing, self.packed, self.aggregation = first.preprocessing, first.packed, first.aggregation
+        self.threshold = float(np.mean([member.threshold for member in self.members]))
+        self.timings = Timings()
+
+    def fingerprint(self) -> str:
+        """What decides a score beside the image: the packages' files and the flip."""
+        files = [sha256_file(member.folder / name)[:16] for member in self.members for name in (TENSORS, CONFIG)]
+        return " ".join([*files, f"flip={self.config.flip}"])
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
-        """One row per row of the manifest `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark.
+        """`tabulate` for the rows of the manifest `table`."""
+        scored = list(self.stream(rows_of(table)))
+        return self.tabulate(table, [each.loaded.cropped.record for each in scored], [each.logits for each in scored])
 
-        A refused image has NaN for score, probability and decision: it is never scored. Memory is bounded: crops live for a pack.
+    def stream(self, rows: Sequence[Row]) -> Iterator[Scored]:
+        """Each row's verdict and logits, in order, as soon as they are known; threads decode while the network runs.
+
+        Memory is bounded: of some `TOGETHER` images at a time.
         """
-        rows = [Row(*values) for values in table[list(Row._fields)].astype(object).where(table.notna(), None).itertuples(index=False)]
-        records: list[Record] = []
-
-        def packs() -> Iterator[Pack | None]:
-            for loaded in parallel_map(self.load, rows, "score", self.config.jobs):
-                records.append(loaded.cropped.record)
-                yield loaded.pack
-
-        logits = self.logits(packs(), len(rows))
-        scores = table[IDS].assign(score=expit(logits), probability=np.nan, decision=np.nan)
-        scored = np.isfinite(logits)
-        scores.loc[scored, "probability"] = self.calibration.apply(logits[scored])
-        scores["decision"] = decide(scores["probability"], self.threshold)
-        for column in ("status", "reason", "remark"):
-            scores[column] = [record[column] for record in records]
-        return scores
+        groups = self.group(parallel_map(self.load, rows, "score", self.config.jobs))
+        while True:
+            with self.timings.of("waiting"):
+                group = next(groups, None)
+            if group is None:
+                return
+            with self.timings.of("network"):
+                found = iter(self.logits([each.pack for each in group if each.pack is not None]))
+            for each in group:
+                self.timings.decoding += each.seconds
+                yield Scored(each, np.full(len(self.members), np.nan) if each.pack is None else next(found))
 
     def load(self, row: Row) -> Loaded:
         """A manifest row's crop, cut into patches. One that the network cannot look at is refused like any other: it never ends a run."""
+        start = time.perf_counter()
         cropped = load_crop(row, self.preprocessing)
         if cropped.crop is None:
-            return Loaded(cropped)
-        model = self.model.config
+            return Loaded(cropped, None, time.perf_counter() - start)
+        model, image = self.model.config, to_tensor(cropped.crop)
+        images = [image, image.flip(-2)] if self.config.flip else [image]
         try:
-            single = pack([to_tensor(cropped.crop)], model.patch, ["the crop"], air=not self.packed)
-            check_budget("the crop", single.lengths(model.prefix)[0], self.config.tokens)
+            found = pack(images, model.patch, ["the crop"] * len(images), air=not self.packed)
+            check_budget("the crop", max(found.lengths(model.prefix)), self.config.tokens)
         except UsageError as error:
-            return Loaded(Cropped({"status": "refused", "reason": "unfit", "remark": str(error)}))
-        return Loaded(cropped, single)
+            return Loaded(Cropped(cropped.record | {"status": "refused", "reason": "unfit", "remark": str(error)}))
+        return Loaded(cropped, found, time.perf_counter() - start)
 
-    def logits(self, packs: Iterable[Pack | None], count: int) -> np.ndarray:
-        """The network's output for `count` packs of one image each, in their order; NaN for None."""
-        found = np.full(count, np.nan)
-        singles = (Single(position, single) for position, single in enumerate(packs) if single is not None)
-        for group in fill(singles, self.config.tokens, self.model.config.prefix):
-            with torch.inference_mode():
-                logits = forward(self.model, join([single.pack for single in group]).to(self.device))
-            found[[single.position for single in group]] = logits.squeeze(-1).float().cpu().numpy()
-        return found
+    def group(self, images: Iterable[Loaded]) -> Iterator[list[Loaded]]:
+        """Consecutive images that go through the network together: `TOGETHER` of them and `tokens` tokens, at most."""
+        group: list[Loaded] = []
+        length = 0
+        for image in images:
+            more = sum(image.pack.lengths(self.model.config.prefix)) if image.pack else 0
+            if group and (len(group) == TOGETHER or length + more > self.config.tokens):
+                yield group
+                group, length = [], 0
+            group.append(image)
+            length += more
+        if group:
+            yield group
+
+    def logits(self, packs: Sequence[Pack]) -> np.ndarray:
+        """What each package says of each image (or of it and its flip, averaged): I M for I packs and M packages."""
+        if not packs:
+            return np.empty((0, len(self.members)))
+        together = join(packs).to(self.device)
+        with torch.inference_mode():
+            found = [forward(member.model, together)[:, 0].float().cpu().numpy() for member in self.members]
+        return np.stack(found, axis=1).reshape(len(packs), -1, len(self.members)).mean(axis=1, dtype=np.float64)
+
+    def tabulate(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray]) -> pd.DataFrame:
+        """One row per row of `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark, source_sha256.
+
+        A refused image has NaN for score, probability and decision: it is never scored. A file that stands twice in a breast is marked.
+        """
+        each = np.reshape(np.asarray(logits, dtype=float), (len(table), len(self.members)))  # N M
+        scored = np.isfinite(each).all(axis=1)
+        scores = table[IDS].assign(score=np.nan, probability=np.nan)
+        scores.loc[scored, "score"] = expit(each[scored]).mean(axis=1)
+        scores.loc[scored, "probability"] = self.probability(each[scored])
+        scores["decision"] = decide(scores["probability"], self.threshold)
+        for column in ("status", "reason", "remark", "source_sha256"):
+            scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
+        return mark_duplicates(scores)
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """The mean over packages of what each one's calibration makes of its logits: N M -> N."""
+        return np.mean([member.calibration.apply(each) for member, each in zip(self.members, logits.T, strict=True)], axis=0)
+
+    def explain(self, loaded: Loaded, method: Method) -> np.ndarray:
+        """How much each patch of the crop speaks for the score, the mean over packages: h w, NaN = air; units as in `model.explain`."""
+        assert loaded.pack is not None
+        image = next(iter(loaded.pack)).to(self.device)
+        with self.timings.of("explaining"):
+            return np.mean([explain(member.model, image, method).float().cpu().numpy() for member in self.members], axis=0)
 
     def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
-        """One row per breast from the rows of `score_images`, in order of first appearance; refused images are counted, not averaged in."""
+        """One row per breast from the rows of `score_images`, in order of first appearance; refused images are counted, not averaged in.
+
+        So are copies of an image. A breast that was seen from one side only is marked.
+        """
         images = images.assign(prediction_id=breast_ids(images))
         groups = images.groupby("prediction_id", sort=False)
         breasts = groups[["patient_id", "laterality"]].first()
-        scored = images[images["probability"].notna()]
+        used = images[images["probability"].notna() & ~is_duplicate(images)]
         for column in ("score", "probability"):
-            ids, values = aggregate(scored[column], scored["prediction_id"], self.aggregation) if len(scored) else ([], [])
+            ids, values = aggregate(used[column], used["prediction_id"], self.aggregation) if len(used) else ([], [])
             breasts[column] = pd.Series(values, index=ids, dtype=float)
         breasts["decision"] = decide(breasts["probability"], self.threshold)
         breasts["n_images"] = groups.size()
+        views = used.groupby("prediction_id")["view"]
+        breasts["views"] = views.agg(lambda names: ";".join(sorted(set(names) - {""})))
+        alone = (views.size() == 1) | ((views.nunique() == 1) & (views.first() != ""))  # of images without a view, two may be two views
+        one_view = alone.reindex(breasts.index, fill_value=False)
+        codes = groups["reason"].agg(lambda reasons: ";".join(reasons.dropna()))
+        codes = (codes + ";" + one_view.map({True: "one_view", False: ""})).str.strip(";")
         usable = groups["probability"].count()
-        doubtful = (usable < breasts["n_images"]) | (groups["reason"].count() > 0)
+        doubtful = (usable < breasts["n_images"]) | (codes != "")
         breasts["status"] = np.select([usable == 0, doubtful], ["refused", "warned"], "ok")
-        breasts["reason"] = groups["reason"].agg(lambda codes: ";".join(dict.fromkeys(";".join(codes.dropna()).split(";"))) or None)
+        breasts["reason"] = codes.map(lambda text: ";".join(dict.fromkeys(text.split(";"))) or None)
         return breasts.reset_index()
+
+    def score_patients(self, breasts: pd.DataFrame) -> pd.DataFrame:
+        """One row per patient from the rows of `score_breasts`: the worse breast; one without a score is counted, not taken for healthy."""
+        groups = breasts.groupby("patient_id", sort=False)
+        patients = groups[["score", "probability"]].max()
+        patients["decision"] = decide(patients["probability"], self.threshold)
+        patients["n_breasts"] = groups.size()
+        usable = groups["probability"].count()
+        doubtful = (usable < patients["n_breasts"]) | (groups["reason"].count() > 0)
+        patients["status"] = np.select([usable == 0, doubtful], ["refused", "warned"], "ok")
+        return patients.reset_index()
 
 
 def decide(probability: pd.Series, threshold: float) -> pd.Series:
@@ -137,19 +287,41 @@ def decide(probability: pd.Series, threshold: float) -> pd.Series:
     return (probability >= threshold).astype(float).where(probability.notna())
 
 
+def is_duplicate(images: pd.DataFrame) -> pd.Series:
+    """Which rows of `tabulate` are copies of an earlier image of the same breast."""
+    return images["reason"].fillna("").str.split(";").map(lambda codes: "duplicate" in codes)
+
+
+def mark_duplicates(images: pd.DataFrame) -> pd.DataFrame:
+    """Doubt every image whose file has the same bytes as an earlier one of the same breast: it would count twice."""
+    usable = (images["status"] != "refused") & images["source_sha256"].notna()
+    keys = images.assign(breast=breast_ids(images)).loc[usable, ["breast", "source_sha256"]]
+    copies = keys.index[keys.duplicated()]
+    for column, text, between in (("reason", "duplicate", ";"), ("remark", WARNED["duplicate"], "; ")):
+        images.loc[copies, column] = [f"{old}{between}{text}" if isinstance(old, str) else text for old in images.loc[copies, column]]
+    images.loc[copies, "status"] = "warned"
+    return images
+
+
+def rows_of(table: pd.DataFrame) -> list[Row]:
+    """The rows of a manifest; what is not known is None."""
+    return [Row(*values) for values in table[list(Row._fields)].astype(object).where(table.notna(), None).itertuples(index=False)]
+
+
 def load_crop(row: Row, preprocessing: Preprocessing) -> Cropped:
-    """The crop of a manifest row: the one that ETL made in just this way, or a new one from the source."""
+    """The crop of a manifest row: the one that ETL made in just this way, or a new one from the source.
+
+    A row that is refused before any crop was made stays so.
+    """
     cv2.setNumThreads(1)
-    if row.preprocessing == preprocessing.to_json() and row.status == "refused":
-        return Cropped({"status": "refused", "reason": row.reason, "remark": row.remark})
-    if row.preprocessing == preprocessing.to_json():
-        return Cropped({"status": row.status, "reason": row.reason, "remark": row.remark}, read_crop(row.path))
-    return crop_source(Source(Path(row.source_path or row.path), row.laterality), preprocessing)
-
-
-def write_scores(images: pd.DataFrame, breasts: pd.DataFrame, out: Path) -> None:
-    """The three tables. submission.csv is Kaggle's: breasts in the order of the source; a refused breast has an empty cell there."""
-    submission = breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"})
-    for name, table in (("scores.csv", images), ("breast_scores.csv", breasts), ("submission.csv", submission)):
-        with atomic_path(out / name) as temporary:
-            table.to_csv(temporary, index=False)
+    known: Record = {"status": row.status, "reason": row.reason, "remark": row.remark, "source_sha256": row.source_sha256}
+    if row.status == "refused" and row.preprocessing in (None, preprocessing.to_json()):
+        return Cropped(known)
+    if row.preprocessing != preprocessing.to_json():
+        return crop_source(Source(row.source, row.laterality), preprocessing)
+    crop = read_crop(row.path)
+    geometry = None
+    if row.box_x0 is not None and row.box_y0 is not None and row.box_x1 is not None and row.box_y1 is not None:
+        box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
+        geometry = Geometry(box, bool(row.flipped), Size(*crop.shape))
+    return Cropped(known | {"source_height": row.source_height, "source_width": row.source_width}, crop, geometry)

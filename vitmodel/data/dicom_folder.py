@@ -38,11 +38,16 @@ def read(source: Path) -> pd.DataFrame:
     unread = sorted(path.name for path in source.glob("*.csv")) if source.is_dir() else []
     if unread:
         logger.warning("%s: read without labels, for its tables are none that an adapter knows: %s", source, ", ".join(unread))
+    return read_files(files, source)
+
+
+def read_files(files: list[str], root: Path) -> pd.DataFrame:
+    """One row per file, also where it is no image or not there; ids that several files share get the file's path below `root`."""
     sorted_by_patient = len({os.path.dirname(file) for file in files}) > 1
     rows = [_row(file, sorted_by_patient) for file in progress(files, "headers", unit="file")]
     frame = pd.DataFrame(rows).assign(dataset="dicom_folder")
-    frame["image_id"] = distinct(frame.image_id, frame.path, source)
-    return as_manifest(frame, str(source))
+    frame["image_id"] = distinct(frame.image_id, frame.path, root)
+    return as_manifest(frame, str(root))
 
 
 def _row(file: str, sorted_by_patient: bool) -> dict[str, Any]:

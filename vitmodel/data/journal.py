@@ -28,6 +28,15 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+def state(path: Path) -> str:
+    """A file's size and time of change, or that it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 class Journal:
     """An append-only file of finished entries by key; a line that a kill cut short or a power cut spoilt does not count.
 

@@ -1,11 +1,13 @@
-"""An ordered parallel map with progress over joblib: threads, processes, or a dask cluster. Knows nothing of what it maps."""
+"""An ordered parallel map with progress: threads, processes, or a dask cluster. Knows nothing of what it maps."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import joblib
@@ -44,17 +46,32 @@ def parallel_map(
     if not items:
         return
     with contextlib.ExitStack() as stack:
-        options: dict[str, Any] = {}
+        results: Iterable[Result]
         if backend == "dask":
             stack.enter_context(_cluster(jobs, scheduler))
-            options["timeout"] = PATIENCE
+            tasks = (joblib.delayed(function)(item) for item in items)
+            options: dict[str, Any] = {"return_as": "generator", "pre_dispatch": "2*n_jobs", "batch_size": 1, "timeout": PATIENCE}
+            results = joblib.Parallel(n_jobs=jobs, **options)(tasks)
         else:
-            options["backend"] = "threading"
-        if backend == "processes":
-            function = stack.enter_context(own_process(function, lost))
-        tasks = (joblib.delayed(function)(item) for item in items)
-        results = joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1, **options)(tasks)
+            if backend == "processes":
+                function = stack.enter_context(own_process(function, lost))
+            results = stack.enter_context(contextlib.closing(_in_threads(function, items, jobs)))
         yield from progress(results, what, total=len(items), unit=unit)
+
+
+def _in_threads(function: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Generator[Result, None, None]:
+    """The results in order. At most 2 `jobs` items are under way or wait to be taken: joblib's generator would hold all that are done."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        ahead: deque[Future[Result]] = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) == 2 * jobs:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

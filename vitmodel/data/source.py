@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -98,3 +99,9 @@ def distinct(names: pd.Series, paths: pd.Series, root: Path) -> pd.Series:
 def side(values: pd.Series) -> pd.Series:
     """Left, LEFT, l ... as L; right likewise as R; what is empty stays so."""
     return values.str.strip().str.upper().str[:1]
+
+
+def file_name(identifier: str) -> str:
+    """An id as a file name: itself, or, where it has characters that a path must not, cleaned and told apart by a hash."""
+    clean = re.sub(r"[^\w.-]", "_", identifier).lstrip(".")
+    return clean if clean == identifier else f"{clean}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"

@@ -86,7 +86,9 @@ def load_package(folder: Path | str) -> tuple[ViT, dict[str, Any]]:
     except (ValueError, AttributeError, KeyError) as error:
         raise VitmodelError(f"{folder / CONFIG}: broken ({error!r}); copy the package again or train anew") from error
     if version != FORMAT_VERSION:
-        raise VitmodelError(f"{folder / CONFIG}: format_version {version}, we read {FORMAT_VERSION}; use the vitmodel that wrote it")
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "a newer vitmodel wrote it, install that" if newer else "use the vitmodel that wrote it, or train anew"
+        raise VitmodelError(f"{folder / CONFIG}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}")
     try:
         config = ViTConfig.from_dict(architecture)
         with torch.device("meta"):

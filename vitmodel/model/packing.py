@@ -20,6 +20,7 @@ The convolutional stem sees neighbours: it runs over each whole image, and its t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -32,12 +33,6 @@ from torch import Tensor
 from vitmodel.model.architecture import grid_of
 from vitmodel.model.vit import Layout, LinearStem, ViT, patchify
 from vitmodel.utils import UsageError
-
-varlen_attn: Callable[..., Any] | None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before PyTorch 2.10
-    varlen_attn = None
 
 T = TypeVar("T", bound="HasPack")
 
@@ -116,6 +111,16 @@ def join(packs: Sequence[Pack]) -> Pack:
     return Pack(names, images, kept, packs[0].patch)
 
 
+@functools.cache
+def varlen_attention() -> Callable[..., Any] | None:
+    """PyTorch's flash kernel for sequences of many lengths; None before 2.10. Imported when needed: it takes a third of a cold start."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
 class Segments(Layout):
     """Many images in one row of tokens: 1 T D, T = the sum of `lengths`."""
 
@@ -125,10 +130,10 @@ class Segments(Layout):
         self.bounds = F.pad(self.counts.cumsum(0), (1, 0)).int()  # where each image begins, and the last one's end
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if varlen_attn is not None and q.is_cuda and q.element_size() == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0):
+        if q.is_cuda and q.element_size() == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0) and (flash := varlen_attention()):
             flat = (x[0].transpose(0, 1) for x in (q, k, v))  # T A D/A
             longest = max(self.lengths)
-            return varlen_attn(*flat, self.bounds, self.bounds, longest, longest).transpose(0, 1)[None]
+            return flash(*flat, self.bounds, self.bounds, longest, longest).transpose(0, 1)[None]
         each = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([F.scaled_dot_product_attention(*qkv) for qkv in each], dim=2)
 

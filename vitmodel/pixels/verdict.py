@@ -30,6 +30,8 @@ WARNED = {
     "lossy": "the pixels went through lossy compression",
     "doubtful_crop": "the breast box is unusual in size, shape or position",
     "doubtful_side": "the chest wall cannot be told from the pixels",
+    "duplicate": "the same file stands twice in this breast; it counts once",
+    "one_view": "the breast was seen in one view only",
     "low_resolution": "the picture is smaller than the requested size and was enlarged",
 }
 

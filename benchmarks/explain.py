@@ -1,0 +1,172 @@
+"""Do the heat maps point at what the model sees? Asked on phantoms, whose lesions are known. Prints a table.
+
+python benchmarks/explain.py PACKAGE RELEASE MANIFEST [--images N] [--json FILE]
+
+RELEASE is what `vitmodel synth` wrote, MANIFEST that of the run which trained PACKAGE (RUN/manifest.csv); its test patients are used.
+
+- Pointing game (Zhang et al. 2016, arXiv 1608.00507): how often the highest patch's middle lies in a lesion's box, on images with cancer.
+  Beside it the middle of the breast, and a random place in it (its exact chance).
+- Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421): mean probability while patches are smoothed away, or put back into a
+  smoothed breast, the most important first; as difference to random orders of the same image, above 0 where it speaks for the map.
+- Sanity (Adebayo et al. 2018, arXiv 1810.03292): Spearman correlation with the map of the same model with random weights; 0 is right.
+
+Intervals (95 %) are of 2,000 resamplings of patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from vitmodel.config import Preprocessing
+from vitmodel.data.cropping import Source, crop_source
+from vitmodel.data.dataset import to_tensor
+from vitmodel.data.manifest import read_manifest
+from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
+from vitmodel.model.explain import METHODS, Method, explain, logits_of, smoothed
+from vitmodel.model.package import load_package
+from vitmodel.model.packing import Pack, pack
+from vitmodel.model.vit import ViT
+from vitmodel.pixels.preprocessing import Geometry
+from vitmodel.results.heatmap import HeatMap
+from vitmodel.utils import progress, to_json, write_atomic
+
+FRACTIONS = np.linspace(0, 1, 11)
+ORDERS = 3  # random ones per image
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One image with cancer: what the model sees of it and where the lesions are."""
+
+    patient: str
+    image: Pack
+    tissue: np.ndarray
+    geometry: Geometry
+    source: tuple[int, int]
+    boxes: list[tuple[float, ...]]
+
+    def heat(self, values: np.ndarray) -> HeatMap:
+        return HeatMap(values=values, tissue=self.tissue, geometry=self.geometry, patch=self.image.patch, source=self.source)
+
+    def hit(self, x: float, y: float) -> float:
+        """Whether a place in the source lies in a lesion's box."""
+        return float(any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in self.boxes))
+
+    def chance(self) -> float:
+        """How often a random place of the breast lies in a lesion's box."""
+        return float(np.mean([self.hit(x, y) for x, y in self.places().T]))
+
+    def places(self) -> np.ndarray:
+        """Every pixel of the breast, in the source: 2 K."""
+        rows, columns = np.nonzero(self.tissue)
+        return self.geometry.to_source() @ np.stack([columns, rows, np.ones_like(rows)])
+
+
+def read_cases(release: Path, manifest: Path, preprocessing: Preprocessing, patch: int, air: bool, most: int) -> list[Case]:
+    lesions = pd.read_csv(release / "lesions.csv", dtype={"image_id": str}).query("cancer == 1")
+    table = read_manifest(manifest).query("split == 'test'")
+    table = table[table.image_id.isin(lesions.image_id) & (table.status != "refused")]
+    cases = []
+    for row in table.head(most).itertuples():
+        cropped = crop_source(Source(Path(str(row.source_path))), preprocessing)
+        assert cropped.crop is not None
+        assert cropped.geometry is not None
+        boxes = lesions.loc[lesions.image_id == row.image_id, ["x0", "y0", "x1", "y1"]]
+        image = pack([to_tensor(cropped.crop)], patch, air=air)
+        source = (int(row.source_height), int(row.source_width))
+        boxes_of = [tuple(box) for box in boxes.itertuples(index=False)]
+        cases.append(Case(str(row.patient_id), image, cropped.crop > 0, cropped.geometry, source, boxes_of))
+    return cases
+
+
+def curves(model: ViT, case: Case, importance: np.ndarray) -> tuple[float, float]:
+    """Mean probability while the kept patches are taken away, and while they are put back, the most important first."""
+    (pixels,), (kept,), patch = case.image.images, case.image.kept, case.image.patch
+    order = kept[torch.as_tensor(np.argsort(-importance, kind="stable"))]
+    smooth, width = smoothed(pixels, patch), pixels.shape[2] // patch
+    taken = []
+    for fraction in FRACTIONS:
+        mask = torch.zeros(pixels.shape[1] // patch * width)
+        mask[order[: round(fraction * len(order))]] = 1
+        taken.append(mask.unflatten(0, (-1, width)).repeat_interleave(patch, 0).repeat_interleave(patch, 1)[None])
+    first = torch.stack(taken)
+    with torch.no_grad():
+        of = logits_of(model, case.image)
+        return tuple(of(pixels * (1 - mask) + smooth * mask).sigmoid().mean().item() for mask in (first, 1 - first))  # type: ignore[return-value]
+
+
+def interval(values: list[float], patients: list[str]) -> Interval:
+    array = np.array(values)
+    replicates = resample(lambda weight: [np.average(array, weights=weight)], patients, replicates=2000, seed=0)
+    (low,), (high,) = percentile_limits(replicates)
+    return Interval(float(array.mean()), float(low), float(high))
+
+
+def chances(model: ViT, cases: list[Case]) -> list[np.ndarray]:
+    """Of each case, deletion and insertion in random orders."""
+    rng = np.random.default_rng(0)
+    return [
+        np.mean([curves(model, case, rng.random(len(case.image.kept[0]))) for _ in range(ORDERS)], axis=0)
+        for case in progress(cases, "random orders")
+    ]
+
+
+def judge(model: ViT, random_model: ViT, cases: list[Case], chance: list[np.ndarray], method: Method) -> dict[str, list[float]]:
+    """The figures of one way to explain, one number per case."""
+    found: dict[str, list[float]] = {"pointing": [], "deletion": [], "insertion": [], "sanity": [], "seconds": []}
+    for case, (deletion, insertion) in zip(progress(cases, method), chance, strict=True):
+        start = time.perf_counter()
+        values = explain(model, case.image, method).numpy()
+        found["seconds"].append(time.perf_counter() - start)
+        found["pointing"].append(case.hit(*case.heat(values).peak()))
+        kept = case.image.kept[0].numpy()
+        with_map = curves(model, case, values.flatten()[kept])
+        found["deletion"].append(deletion - with_map[0])
+        found["insertion"].append(with_map[1] - insertion)
+        blind = explain(random_model, case.image, method).numpy()
+        found["sanity"].append(spearmanr(values.flatten()[kept], blind.flatten()[kept]).statistic)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", type=Path)
+    parser.add_argument("release", type=Path)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--images", type=int, default=1000, help="at most this many images with cancer")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    model, package = load_package(arguments.package)
+    torch.manual_seed(0)
+    random_model = ViT(model.config).eval()
+    air = not package.get("packed", False)
+    preprocessing = Preprocessing.from_json(package["preprocessing"])
+    cases = read_cases(arguments.release, arguments.manifest, preprocessing, model.config.patch, air, arguments.images)
+    patients = [case.patient for case in cases]
+    results: dict[str, dict[str, Interval]] = {
+        "random place": {"pointing": interval([case.chance() for case in cases], patients)},
+        "middle of the breast": {"pointing": interval([case.hit(*case.places().mean(axis=1)) for case in cases], patients)},
+    }
+    chance = chances(model, cases)
+    for method in METHODS:
+        figures = judge(model, random_model, cases, chance, method)
+        results[method] = {figure: interval(values, patients) for figure, values in figures.items()}
+    print(f"{len(cases)} images with cancer of {len(set(patients))} test patients, {arguments.package}")
+    figures_shown = ["pointing", "deletion", "insertion", "sanity", "seconds"]
+    print(f"{'':22}" + "".join(f"{figure:>26}" for figure in figures_shown))
+    for name, numbers in results.items():
+        print(f"{name:22}" + "".join(f"{numbers.get(figure, '')!s:>26}" for figure in figures_shown))
+    if arguments.json:
+        write_atomic(arguments.json, to_json({name: {k: vars(v) for k, v in numbers.items()} for name, numbers in results.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What prediction costs beside its parts: end to end against decoding and network alone, cold start, memory over many files.
+
+python benchmarks/predict.py PACKAGE FOLDER [--files 1000] [--rounds 3] [--json FILE]
+
+FOLDER's images are repeated, by symbolic links, until there are as many as wanted. End to end is `vitmodel predict` from the files'
+names to the written tables, within a warm process; decoding alone and the network alone do the same work one after the other, with all
+cores each. Rounds alternate and ratios are medians, since the machine may be shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitmodel.config import PredictConfig, PredictorConfig
+from vitmodel.data.inputs import read_inputs
+from vitmodel.data.parallel import parallel_map
+from vitmodel.data.source import image_files
+from vitmodel.predict import predict
+from vitmodel.predictor import Predictor, Row, Scored, rows_of
+from vitmodel.utils import to_json, write_atomic
+
+
+def repeat(folder: Path, files: int, into: Path) -> Path:
+    """A folder of `files` links to the images of `folder`, in turn."""
+    into.mkdir()
+    images = image_files(folder)
+    for number in range(files):
+        source = images[number % len(images)]
+        (into / f"{number:05d}{Path(source).suffix}").symlink_to(source)
+    return into
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def parts(package: Path, folder: Path, scratch: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of decoding alone, network alone and end to end, and the ratio of the last to the sum of the others."""
+    found: dict[str, list[float]] = {"decoding alone": [], "network alone": [], "end to end": [], "ratio": []}
+    for number in range(rounds):
+        predictor = Predictor(PredictorConfig(package=package))
+        rows = rows_of(read_inputs([str(folder)], "auto", scratch))
+        decoding = seconds(lambda: list(parallel_map(predictor.load, rows, "decode")))  # noqa: B023 (called at once)
+        groups = list(predictor.group(parallel_map(predictor.load, rows, "again")))
+        network = seconds(lambda: [predictor.logits([e.pack for e in g if e.pack is not None]) for g in groups])  # noqa: B023
+        config = PredictConfig(package=package, source=[str(folder)], out=scratch / f"round{number}")
+        whole = seconds(lambda: predict(config))  # noqa: B023
+        for name, value in zip(found, (decoding, network, whole, whole / (decoding + network)), strict=True):
+            found[name].append(value)
+    return {"images": len(rows)} | {name: statistics.median(values) for name, values in found.items()}
+
+
+def cold_start(package: Path, image: str, scratch: Path, rounds: int) -> list[float]:
+    """Seconds of the whole command for one image, in fresh processes."""
+    command = [sys.executable, "-m", "vitmodel.cli", "predict", str(package), image]
+    times = []
+    for number in range(rounds):
+        out = str(scratch / f"cold{number}")
+        times.append(seconds(lambda: subprocess.run([*command, out], check=True, capture_output=True)))  # noqa: B023
+    return times
+
+
+def memory(package: Path, folder: Path, scratch: Path) -> dict[str, float]:
+    """Megabytes that the process holds after some of the files, and what each further hundred adds, by a line through the second half."""
+    held: list[float] = []
+
+    class Watched(Predictor):
+        def stream(self, rows: Sequence[Row]) -> Iterator[Scored]:
+            for scored in super().stream(rows):
+                held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+                yield scored
+
+    predictor = Watched(PredictorConfig(package=package))
+    predictor.score_images(read_inputs([str(folder)], "auto", scratch))
+    half = len(held) // 2
+    slope = np.polyfit(np.arange(half, len(held)), held[half:], 1)[0]
+    marks = {f"MB after {n} files": held[n - 1] for n in (len(held) // 10, half, len(held))}
+    return {**marks, "MB per further 100 files": float(100 * slope)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--files", type=int, default=1000, help="for the memory; a tenth of them for the times")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["times", "cold", "memory"], help="one part alone")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if arguments.only in (None, "times"):
+            few = repeat(arguments.folder, max(1, arguments.files // 10), scratch / "few")
+            results["times"] = parts(arguments.package, few, scratch, arguments.rounds)
+        if arguments.only in (None, "cold"):
+            times = cold_start(arguments.package, image_files(arguments.folder)[0], scratch, arguments.rounds)
+            results["cold start"] = {"seconds, median": statistics.median(times), "seconds, best": min(times)}
+        if arguments.only in (None, "memory"):
+            results["memory"] = memory(arguments.package, repeat(arguments.folder, arguments.files, scratch / "many"), scratch)
+    for title, numbers in results.items():
+        print(title)
+        for name, value in numbers.items():
+            print(f"  {name:28} {value:.3f}" if isinstance(value, float) else f"  {name:28} {value}")
+    if arguments.json:
+        write_atomic(arguments.json, to_json(results))
+
+
+if __name__ == "__main__":
+    main()

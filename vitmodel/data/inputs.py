@@ -1,0 +1,124 @@
+"""Whatever a user names to be scored, as one table: files, folders, releases, manifests, zips, DICOMDIRs, lists. Opens no pixels.
+
+Every input has a row: what cannot be read stays as a refused one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
+from vitmodel.data import dicom_folder
+from vitmodel.data.manifest import as_manifest, merge
+from vitmodel.data.releases import read_release
+from vitmodel.data.source import distinct
+from vitmodel.utils import VitmodelError, seed_from
+
+logger = logging.getLogger(__name__)
+
+
+class InputRefused(Exception):  # noqa: N818 (a verdict, as in pixels/verdict.py)
+    """An input that gives no image: a code of `verdict.REFUSED` and a sentence that names the cause."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(code, sentence)
+        self.code, self.sentence = code, sentence
+
+
+def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataFrame:
+    """One manifest of all `sources`; `-` stands for the names on standard input. A zip is unpacked below `scratch`.
+
+    A file that is named twice has one row; ids that several files or releases use are told apart. An input that gives no image is a row
+    whose status is refused and whose preprocessing is empty. Raises UsageError for a table at fault, VitmodelError where the disk is full.
+    """
+    files: list[str] = []
+    tables: list[pd.DataFrame] = []
+    refused: list[dict[str, str]] = []
+    for name in _names(sources):
+        try:
+            if os.path.isdir(name) or name.lower().endswith(".csv"):
+                tables.append(_release(Path(name), dataset))
+            elif zipfile.is_zipfile(name):
+                tables.append(_release(_unpack(Path(name), scratch), dataset))
+            elif os.path.basename(name) == "DICOMDIR" and os.path.exists(name):
+                files += _listed(Path(name))
+            else:
+                files.append(os.path.abspath(name))
+        except InputRefused as refusal:
+            row = {"image_id": name, "patient_id": name, "laterality": "", "view": "", "path": os.path.abspath(name)}
+            refused.append(row | {"status": "refused", "reason": refusal.code, "remark": refusal.sentence})
+    if files:
+        tables.append(dicom_folder.read_files(list(dict.fromkeys(files)), Path("/")))
+    if refused:
+        tables.append(as_manifest(pd.DataFrame(refused).drop_duplicates("path").assign(dataset="input"), "the inputs"))
+    return tables[0] if len(tables) == 1 else _join(tables)
+
+
+def _names(sources: Sequence[str]) -> Iterator[str]:
+    for source in sources:
+        if source == "-":
+            yield from filter(None, (line.strip() for line in sys.stdin))
+        else:
+            yield source
+
+
+def _release(source: Path, dataset: str) -> pd.DataFrame:
+    """Raises InputRefused where nothing there is an image."""
+    if not source.exists():
+        raise InputRefused("missing_file", f"{source} does not exist")
+    if source.is_dir() and not dicom_folder.detect(source) and not any(source.glob("*.csv")):
+        raise InputRefused("not_an_image", f"{source} holds no image; looked for {dicom_folder.LOOKS_FOR}")
+    return read_release(source, dataset)
+
+
+def _unpack(archive: Path, scratch: Path) -> Path:
+    """The folder into which the zip was unpacked. Raises InputRefused where it is damaged or encrypted, VitmodelError on a full disk."""
+    folder = scratch / f"{archive.stem}-{seed_from(archive.absolute()):016x}"
+    try:
+        with zipfile.ZipFile(archive) as content:
+            scratch.mkdir(parents=True, exist_ok=True)
+            needed, free = sum(entry.file_size for entry in content.infolist()), shutil.disk_usage(scratch).free
+            if needed > free:
+                raise VitmodelError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, {scratch} has {free / 1e9:.1f} GB; free some space")
+            content.extractall(folder)  # it takes no entry outside the folder
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
+        raise InputRefused("unreadable", f"{archive} cannot be unpacked: {error}") from None
+    except OSError as error:
+        raise VitmodelError(f"cannot unpack {archive} into {scratch}: {error.strerror or error}") from error
+    return folder
+
+
+def _listed(dicomdir: Path) -> list[str]:
+    """The image files that a DICOMDIR lists (PS3.10 section 8, PS3.3 F.5), whether they are there or not. Raises InputRefused."""
+    try:
+        records = dcmread(dicomdir).DirectoryRecordSequence
+        names = [record.ReferencedFileID for record in records if record.DirectoryRecordType == "IMAGE"]
+    except (InvalidDicomError, AttributeError, OSError, ValueError) as error:
+        raise InputRefused("unreadable", f"{dicomdir} cannot be read as a DICOMDIR: {error}") from None
+    if not names:
+        raise InputRefused("no_pixels", f"{dicomdir} lists no image")
+    folder = os.path.abspath(dicomdir.parent)
+    return [os.path.join(folder, *([name] if isinstance(name, str) else name)) for name in names]
+
+
+def _join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All rows; where a file stands in several tables, its first row."""
+    table = pd.concat([part.astype(object) for part in tables], ignore_index=True)
+    again = (table.path != "") & table.path.duplicated()
+    if again.any():
+        logger.warning("%d files were named more than once; each is scored once", again.sum())
+    table = table[~again]
+    parts = []
+    for _, part in table.groupby("dataset", sort=False, dropna=False):
+        parts.append(part.assign(image_id=distinct(part.image_id, part.path, Path("/"))))
+    return merge(parts)

@@ -1,0 +1,201 @@
+"""Which patches of an image speak for its score: four ways to ask one model. Knows no file, no source pixel and no colour.
+
+| method     | answers                                                     | unit of a patch's value           | cost                  |
+|------------|-------------------------------------------------------------|-----------------------------------|-----------------------|
+| rollout    | where attention flows from, whatever the answer             | times the image's mean            | a forward pass        |
+| gradient   | where attention flows from and speaks for cancer            | times the image's mean            | forward and backward  |
+| occlusion  | how far the logit falls where a window is smoothed away     | logits per window                 | a pass per window     |
+| integrated | how far each patch lifts the logit above a smoothed breast  | logits; they sum to the whole     | `STEPS` of both       |
+
+Attention says where the network looks, not why; the last two ask the function itself. None of them is a segmentation of a lesion.
+`benchmarks/explain.py` measures all four on phantoms whose lesions are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitmodel.model import packing
+from vitmodel.model.packing import Pack
+from vitmodel.model.vit import ROWS, Layout, ViT
+from vitmodel.utils import UsageError
+
+Method = Literal["rollout", "gradient", "occlusion", "integrated"]
+METHODS: tuple[Method, ...] = get_args(Method)
+UNITS: dict[Method, str] = {
+    "rollout": "attention, times the mean of the breast",
+    "gradient": "attention that speaks for cancer, times the mean of the breast",
+    "occlusion": "log-odds of cancer lost when covered",
+    "integrated": "log-odds of cancer added by each patch",
+}
+
+SCALES: dict[Method, tuple[float, float]] = {"rollout": (1, 4), "gradient": (1, 4), "occlusion": (0, 1), "integrated": (0, 1)}
+"""In these units: what is not worth a colour, and what at least deserves the strongest, so that a map of little stays pale."""
+
+WINDOWS = 16  # as many windows as this fit below one another: on a crop of a whole breast about 1 cm each, the size of a lesion
+STEPS = 24  # points on the way from the smoothed breast to the breast, integrated by Gauss-Legendre
+TOGETHER = 4  # images per pass while occluding and integrating
+
+
+def explain(model: ViT, image: Pack, method: Method) -> Tensor:
+    """How much each patch of the one image in `image` speaks for the model's first logit: h w, NaN = air, units as above.
+
+    `rollout` and `gradient` are never negative; below 0 the other two speak against. The model's weights and their gradients stay
+    untouched. Raises UsageError where captum, which two methods need, is not installed.
+    """
+    return METHOD[method](model, image)
+
+
+class Watched(Layout):
+    """Attention within one image, written out and kept: A T T after each call."""
+
+    weights: Tensor
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)  # 1 A T T
+        return self.weights @ v
+
+
+def rollout(model: ViT, image: Pack) -> Tensor:
+    """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): heads averaged, half of each token stays where it is.
+
+    The attention that the head reads is followed from the last block to the first, so that one block's is held at a time.
+    """
+    with torch.no_grad():
+        inputs, last = _inputs(model, image)
+        relevance = _readers(model, last)  # 1 T
+        watched = Watched()
+        for block, tokens in zip(reversed(model.blocks), reversed(inputs), strict=True):
+            block(tokens, watched)
+            relevance = (relevance + torch.einsum("bt,bats->bs", relevance, watched.weights) / watched.weights.shape[1]) / 2
+    return _relative(model, image, relevance)
+
+
+def gradient(model: ViT, image: Pack) -> Tensor:
+    """Attention weighted by its gradient (Chefer et al. 2021, arXiv 2103.15679, rules 5 and 6): R = R + mean over heads of (dA * A)+ R.
+
+    Of R only the rows of the tokens that the head reads are needed, so the rule runs from the last block to the first, and one block's
+    attention is held at a time. What each token has from being read itself is no attention and left out. (To weight those rows by
+    gradient times token, as if a mean were attention, was wrong: the norm after it makes tokens speak against each other, and on
+    phantoms the map pointed away from the lesion.)
+    """
+    with torch.no_grad():
+        inputs, last = _inputs(model, image)
+        read = _readers(model, last)  # 1 T
+        gained = torch.zeros_like(read)  # apart from `read`, beside which it would be lost in rounding
+    with torch.enable_grad():
+        last.requires_grad_()
+        logit = model.head(model.pool(model.norm(last)))[:, 0].sum()
+        (slope,) = torch.autograd.grad(logit, last)  # 1 T D
+        watched = Watched()
+        for block, tokens in zip(reversed(model.blocks), reversed(inputs), strict=True):
+            tokens = tokens.requires_grad_()
+            out = block(tokens, watched)
+            slope, by_weight = torch.autograd.grad(out, (tokens, watched.weights), slope)
+            spoken = (by_weight * watched.weights.detach()).clamp(min=0)  # 1 A T T
+            gained = gained + torch.einsum("bt,bats->bs", read + gained, spoken) / spoken.shape[1]
+    return _relative(model, image, gained)
+
+
+def occlusion(model: ViT, image: Pack) -> Tensor:
+    """Windows smoothed away one after another, half a window apart (Zeiler and Fergus 2014, arXiv 1311.2901), by captum."""
+    captum = _captum()
+    (pixels,) = image.images
+    side = image.patch * max(1, round(pixels.shape[1] / WINDOWS / image.patch))
+    with torch.no_grad():
+        found = captum.Occlusion(logits_of(model, image)).attribute(
+            pixels[None],
+            sliding_window_shapes=(pixels.shape[0], side, min(side, pixels.shape[2])),
+            strides=(pixels.shape[0], side // 2, side // 2),
+            baselines=smoothed(pixels, image.patch)[None],
+            perturbations_per_eval=TOGETHER,
+        )
+    return _per_patch(image, found)
+
+
+def integrated(model: ViT, image: Pack) -> Tensor:
+    """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) from the smoothed breast to the breast, by captum, per patch."""
+    captum = _captum()
+    (pixels,) = image.images
+    with torch.enable_grad():
+        found = captum.IntegratedGradients(logits_of(model, image)).attribute(
+            pixels[None], baselines=smoothed(pixels, image.patch)[None], n_steps=STEPS, internal_batch_size=TOGETHER
+        )
+    return _per_patch(image, found.detach()) * pixels.shape[0] * image.patch**2
+
+
+METHOD: dict[Method, Callable[[ViT, Pack], Tensor]] = {
+    "rollout": rollout,
+    "gradient": gradient,
+    "occlusion": occlusion,
+    "integrated": integrated,
+}
+
+
+def smoothed(pixels: Tensor, patch: int) -> Tensor:
+    """The breast without anything lesion-sized: each pixel (C H W) the mean of the tissue about it, air still air.
+
+    What is compared with it is tissue, not a black hole that no mammogram has, and it has the same patches.
+    """
+    tissue = (pixels > 0).to(pixels.dtype)
+    side = 2 * max(patch, round(pixels.shape[1] / WINDOWS)) + 1
+
+    def blur(x: Tensor) -> Tensor:
+        for _ in range(2):  # two boxes are nearly a Gaussian
+            x = F.avg_pool2d(x[None], side, stride=1, padding=side // 2)[0]
+        return x
+
+    return tissue * blur(pixels) / blur(tissue).clamp(min=1e-6)
+
+
+def _inputs(model: ViT, image: Pack) -> tuple[list[Tensor], Tensor]:
+    """What each block takes and what the last one gives: 1 T D each."""
+    tokens, inputs = packing.embed(model, image), []
+    for block in model.blocks:
+        inputs.append(tokens)
+        tokens = block(tokens, ROWS)
+    return inputs, tokens
+
+
+def _readers(model: ViT, tokens: Tensor) -> Tensor:
+    """The share of each token (1 T D) in what the head reads: the class token, or all patches alike; 1 T."""
+    share = torch.zeros_like(tokens[..., 0])
+    readers = slice(0, 1) if model.config.pool == "cls" else slice(model.config.prefix, None)
+    share[:, readers] = 1 / share[:, readers].shape[1]
+    return share
+
+
+def logits_of(model: ViT, image: Pack) -> Callable[[Tensor], Tensor]:
+    """The model as a function of pixels (B C H W -> B) that looks at the patches of `image` whatever the pixels are."""
+
+    def of(pixels: Tensor) -> Tensor:
+        alike = dataclasses.replace(image, names=image.names * len(pixels), images=tuple(pixels), kept=image.kept * len(pixels))
+        return packing.forward(model, alike)[:, 0]
+
+    return of
+
+
+def _relative(model: ViT, image: Pack, relevance: Tensor) -> Tensor:
+    """Relevance of all tokens (1 T) as multiples of the kept patches' mean: h w; all 0 where nothing speaks."""
+    patches = relevance[0, model.config.prefix :]
+    return image.on_grid([patches / patches.mean().clamp(min=torch.finfo(patches.dtype).tiny)])[0]
+
+
+def _per_patch(image: Pack, found: Tensor) -> Tensor:
+    """Pixel values (1 C H W) as the mean of each kept patch: h w, NaN = air."""
+    means = F.avg_pool2d(found.mean(dim=1), image.patch)[0]
+    return image.on_grid([means.flatten()[image.kept[0]]])[0]
+
+
+def _captum() -> Any:
+    try:
+        from captum import attr
+    except ImportError:
+        raise UsageError("explain: this method needs the extra `explain`: pip install 'vitmodel[explain]'") from None
+    return attr

@@ -1,0 +1,92 @@
+"""What a result carries over from its source: patient, study and references, with new UIDs of its own. Never writes to a source."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
+from pydicom.valuerep import DA, TM
+
+from vitmodel.pixels.dicom import read_dataset
+from vitmodel.pixels.verdict import ImageRefused
+from vitmodel.utils import UsageError
+
+# highdicom warns of person names of one part, and prints them; no name belongs into a log.
+warnings.filterwarnings("ignore", module=r"highdicom\.")
+
+Deidentify = Callable[[Dataset], None]
+
+MAKER = "vitmodel"
+MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName"),
+)  # type 2 of patient and study (PS3.3 C.7.1.1, C.7.2.1): must be there, may be empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class Software:
+    """What computed a result."""
+
+    version: str
+    """Of vitmodel."""
+    model: str
+    """The model's architecture."""
+    serial: str
+    """The first digits of its weights' SHA-256."""
+    parameters: tuple[str, ...] = ()
+    """What else decided the result, one `name: value` each."""
+
+    def uid(self, kind: str, *sources: str) -> UID:
+        """A new UID that follows from kind, software and the UIDs of its sources: the same result is known by the same name anywhere."""
+        return generate_uid(entropy_srcs=[MAKER, kind, self.version, self.model, self.serial, *self.parameters, *sources])
+
+
+def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dataset:
+    """The header of a source image as results refer to it; what the standard demands and the file lacks is empty or derived.
+
+    Raises ImageRefused where the file is no DICOM object, or has no SOP Instance UID that a result could refer to.
+    """
+    header = read_dataset(Path(path))
+    meta = header.file_meta if hasattr(header, "file_meta") else Dataset()
+    name = header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID")
+    if not name:
+        raise ImageRefused("bad_header", "the file has no SOP Instance UID, so that no DICOM result can refer to it")
+    header.SOPInstanceUID = name
+    header.SOPClassUID = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
+    for keyword in MAY_BE_EMPTY:
+        if not _is_valid(header, keyword):
+            header.add_new(keyword, dictionary_VR(keyword), "")
+    header.setdefault("Modality", "MG")
+    if not header.get("StudyInstanceUID"):
+        header.StudyInstanceUID = generate_uid(entropy_srcs=[MAKER, "study", str(header.PatientID) or name])
+    if not header.get("SeriesInstanceUID"):
+        header.SeriesInstanceUID = generate_uid(entropy_srcs=[MAKER, "series", str(header.StudyInstanceUID)])
+    if deidentify is not None:
+        deidentify(header)
+    return header
+
+
+def _is_valid(header: Dataset, keyword: str) -> bool:
+    """Whether the attribute is there and, where it is a date or time, is one: 00000000 is not."""
+    value, kind = header.get(keyword), {"DA": DA, "TM": TM}.get(dictionary_VR(keyword))
+    try:
+        return value is not None and (kind is None or value == "" or kind(value) is not None)
+    except ValueError:
+        return False
+
+
+def deidentifier(seed: str) -> Deidentify:
+    """dicognito with a secret `seed`: whoever anonymises the sources with the same seed gets the same new names and UIDs.
+
+    Raises UsageError where dicognito is not installed.
+    """
+    try:
+        from dicognito.anonymizer import Anonymizer
+    except ImportError:
+        raise UsageError("deidentify: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
+    return Anonymizer(seed=seed).anonymize

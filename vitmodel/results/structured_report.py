@@ -1,0 +1,124 @@
+"""The scores of one study as a Comprehensive SR after TID 1500: a probability per breast, a region per suspicious image. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from highdicom.sr import (
+    AlgorithmIdentification,
+    ComprehensiveSR,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    ImageRegion,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    PlanarROIMeasurementsAndQualitativeEvaluations,
+    SourceImageForMeasurementGroup,
+    SourceImageForRegion,
+    TrackingIdentifier,
+)
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+
+from vitmodel.results.evidence import MAKER, Software
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
+
+SERIES = 9103  # a number that no acquisition uses
+SIDES = {"L": codes.SCT.Left, "R": codes.SCT.Right}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageFinding:
+    """What is reported of one image."""
+
+    source: Dataset
+    """Its header."""
+    probability: float
+    region: np.ndarray | None = None
+    """K x 2 (x, y) in its pixels: the outline that the heat map shows; None = nothing to point at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreastFinding:
+    """What is reported of one breast."""
+
+    side: str
+    """L, R or '' = unknown."""
+    probability: float
+    suspicious: bool
+    """Whether the probability reaches the threshold."""
+    images: Sequence[ImageFinding]
+
+
+def structured_report(breasts: Sequence[BreastFinding], software: Software) -> Dataset:
+    """One document for the breasts of one study, with its images as evidence (PS3.16 TID 1500, 1501, 1410).
+
+    A region is reported of suspicious breasts alone: in the others the map points at what speaks most for cancer, and nothing does.
+    """
+    evidence = [image.source for breast in breasts for image in breast.images]
+    study = evidence[0].StudyInstanceUID
+    algorithm = AlgorithmIdentification(name=f"{MAKER} {software.model}", version=software.version, parameters=list(software.parameters))
+    device = DeviceObserverIdentifyingAttributes(
+        uid=software.uid("device"), name=MAKER, manufacturer_name=MAKER, model_name=software.model, serial_number=software.serial
+    )
+    observer = ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    content = MeasurementReport(
+        observation_context=ObservationContext(observer_device_context=observer),
+        procedure_reported=codes.SCT.Mammography,
+        imaging_measurements=[group for breast in breasts for group in _groups(breast, software, algorithm)],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    report = ComprehensiveSR(
+        evidence=evidence,
+        content=content,
+        series_instance_uid=software.uid("reports of a study", study),
+        series_number=SERIES,
+        sop_instance_uid=software.uid("report", *(source.SOPInstanceUID for source in evidence)),
+        instance_number=1,
+        manufacturer=MAKER,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+    )
+    report.SeriesDescription = "Cancer probability per breast, research only"
+    report.CompletionFlagDescription = NOT_A_MEDICAL_DEVICE[:64]
+    report.ManufacturerModelName, report.SoftwareVersions = software.model, software.version
+    return report
+
+
+def _groups(
+    breast: BreastFinding, software: Software, algorithm: AlgorithmIdentification
+) -> Iterator[MeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations]:
+    """The breast's measurement group, then one per region."""
+    site = [FindingSite(anatomic_location=codes.SCT.Breast, laterality=SIDES.get(breast.side))]
+    names = [image.source.SOPInstanceUID for image in breast.images]
+    yield MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(software.uid("breast", *names), f"Breast {breast.side}".strip()),
+        algorithm_id=algorithm,
+        finding_sites=site,
+        measurements=[_probability(breast.probability)],
+        source_images=[SourceImageForMeasurementGroup.from_source_image(image.source) for image in breast.images],
+    )
+    for image in breast.images if breast.suspicious else ():
+        if image.region is not None:
+            yield PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=TrackingIdentifier(software.uid("region", image.source.SOPInstanceUID), "Highest saliency"),
+                referenced_region=ImageRegion(
+                    graphic_type="POLYLINE",
+                    graphic_data=np.vstack([image.region, image.region[:1]]),
+                    source_image=SourceImageForRegion.from_source_image(image.source),
+                ),
+                finding_type=codes.DCM.Saliency,
+                algorithm_id=algorithm,
+                finding_sites=site,
+                measurements=[_probability(image.probability)],
+            )
+
+
+def _probability(value: float) -> Measurement:
+    return Measurement(name=codes.DCM.ProbabilityOfCancer, value=round(100 * value, 4), unit=codes.UCUM.Percent)
