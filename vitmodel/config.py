@@ -152,13 +152,25 @@ class AugmentConfig:
     """Largest relative change of contrast."""
     noise: float = 0.01
     """Largest standard deviation of Gaussian noise on tissue, in units of the grey range."""
+    elastic: float = 0.0
+    """Largest elastic displacement as a fraction of the width."""
+    window: float = 0.0
+    """Largest shift of the grey that becomes black, and of the one that becomes white, in units of the grey range."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur in pixels."""
+    holes: int = 0
+    """Largest number of square holes, filled with the mean of the tissue."""
+    hole: float = 0.15
+    """Side of a hole as a fraction of the width."""
 
     def __post_init__(self) -> None:
         require(0 <= self.flip <= 1, "augment.flip", "is a probability between 0 and 1")
-        for name in ("rotate", "scale", "shift", "gamma", "contrast", "noise"):
+        for name in ("rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window", "blur", "holes"):
             require(getattr(self, name) >= 0, f"augment.{name}", "must not be negative")
         require(self.scale < 1, "augment.scale", "must be below 1")
         require(self.contrast < 1, "augment.contrast", "must be below 1")
+        require(self.window < 0.5, "augment.window", "must be below 0.5")
+        require(0 < self.hole <= 1, "augment.hole", "must lie above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
