@@ -28,10 +28,10 @@ def info(config: InfoConfig) -> None:
 
 def describe_package(folder: Path) -> str:
     """Architecture, preprocessing, decision, data and versions, then the model card."""
-    from vitmodel.model.package import load_package
+    from vitmodel.model.package import load_members
 
-    model, package = load_package(folder)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    models, package = load_members(folder)
+    count = sum(parameter.numel() for model in models for parameter in model.parameters())
     shown = {key: package[key] for key in ("label", "preprocessing", "calibration", "decision", "versions")}
     shown["data"] = package["data"]["splits"]
     return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{(folder / 'MODEL_CARD.md').read_text()}"

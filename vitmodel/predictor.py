@@ -19,7 +19,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.data.parallel import parallel_map
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
-from vitmodel.model.package import load_package
+from vitmodel.model.package import load_members
 from vitmodel.model.packing import Pack, check_budget, fill, forward, join, pack
 from vitmodel.utils import UsageError, atomic_path
 
@@ -60,14 +60,16 @@ class Predictor:
 
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
-        self.model, self.package = load_package(config.package)
+        self.models, self.package = load_members(config.package)
+        self.model = self.models[0]  # of an ensemble, the one whose shape stands for all
         self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
         self.calibration = calibration.from_dict(self.package["calibration"])
         self.threshold: float = self.package["decision"]["threshold"]
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
         self.aggregation: str = self.package["decision"]["aggregate"]
         self.device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu")
-        self.model.eval().to(self.device)
+        for model in self.models:
+            model.to(self.device)
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
         """One row per row of the manifest `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark.
@@ -105,13 +107,14 @@ class Predictor:
         return Loaded(cropped, single)
 
     def logits(self, packs: Iterable[Pack | None], count: int) -> np.ndarray:
-        """The network's output for `count` packs of one image each, in their order; NaN for None."""
+        """The network's output (of an ensemble, the mean) for `count` packs of one image each, in their order; NaN for None."""
         found = np.full(count, np.nan)
         singles = (Single(position, single) for position, single in enumerate(packs) if single is not None)
         for group in fill(singles, self.config.tokens, self.model.config.prefix):
             with torch.inference_mode():
-                logits = forward(self.model, join([single.pack for single in group]).to(self.device))
-            found[[single.position for single in group]] = logits.squeeze(-1).float().cpu().numpy()
+                packed = join([single.pack for single in group]).to(self.device)
+                logits = torch.stack([forward(model, packed).squeeze(-1).float() for model in self.models]).mean(dim=0)
+            found[[single.position for single in group]] = logits.cpu().numpy()
         return found
 
     def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ FLOOR = 0.01  # of the peak learning rate: where it starts from and ends
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer that a ViT's parameter belongs to: 0 for stem, tokens and positions, 1 to `depth` for the blocks, depth + 1 for the rest."""
+    """The layer of a ViT's parameter: 0 for stem, tokens and positions, 1 to `depth` for the blocks, depth + 1 for the rest."""
     if block := re.match(r"blocks\.(\d+)\.", name):
         return int(block[1]) + 1
     return 0 if name.startswith(("patch_embed", "cls_token", "reg_token", "pos_embed")) else depth + 1
