@@ -23,7 +23,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from scipy.special import expit
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -311,7 +310,9 @@ def collect(name: str, budget: Budget) -> Scores | None:
     rows, logits = (np.concatenate([each[key] for each in found.values()]) for key in ("rows", "logits"))
     films = np.mean([each["films"] for each in found.values()], axis=0)
     first = next(iter(found.values()))
-    return Scores(rows.astype(int), logits, list(found), films, first["parameters"], float(np.mean([each["cpu_s"] for each in found.values()])))
+    return Scores(
+        rows.astype(int), logits, list(found), films, first["parameters"], float(np.mean([each["cpu_s"] for each in found.values()]))
+    )
 
 
 def to_breasts(data: Data, scores: Scores) -> tuple[Sample, np.ndarray]:
@@ -398,19 +399,19 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
         cv2.setNumThreads(arguments.threads)
-    budget = Budget(arguments.images, arguments.pretraining, arguments.size, arguments.model, torch.device(arguments.device), arguments.work)
+    budget = Budget(
+        arguments.images, arguments.pretraining, arguments.size, arguments.model, torch.device(arguments.device), arguments.work
+    )
     budget.work.mkdir(parents=True, exist_ok=True)
-    settings = to_json({"dataset": arguments.dataset, "images": budget.images, "pretraining": budget.pretraining, "size": str(budget.size), "model": budget.model})  # fmt: skip
+    settings = to_json({key: getattr(arguments, key) for key in ("dataset", "images", "pretraining", "size", "model")})
     mark = budget.work / "settings.json"
     if mark.exists() and mark.read_text() != settings:
         parser.error(f"{mark} has other settings; name another folder")
     write_atomic(mark, settings)
     data, films = load(arguments.dataset, budget), load("mias_512", budget)
     data.table = assign_folds(data.table, FOLDS, seed=0)
-    write_atomic(
-        budget.work / "augmented.png",
-        cv2.imencode(".png", tile([ours(crop.astype(np.float32) / 255, np.random.default_rng(n)) for n, crop in enumerate(data.crops[:32])]))[1].tobytes(),
-    )  # fmt: skip
+    augmented = [ours(crop.astype(np.float32) / 255, np.random.default_rng(number)) for number, crop in enumerate(data.crops[:32])]
+    write_atomic(budget.work / "augmented.png", cv2.imencode(".png", tile(augmented))[1].tobytes())
     if not arguments.table:
         for fold in arguments.folds:
             for name in arguments.variants:
@@ -418,7 +419,8 @@ def main() -> None:
     lines = report(data, films, budget)
     show(lines)
     if arguments.json:
-        write_atomic(arguments.json, to_json({"settings": json.loads(settings), "rows": [{k: vars(v) if isinstance(v, Interval) else v for k, v in line.items()} for line in lines]}))  # fmt: skip
+        rows = [{key: vars(value) if isinstance(value, Interval) else value for key, value in line.items()} for line in lines]
+        write_atomic(arguments.json, to_json({"settings": json.loads(settings), "rows": rows}))
 
 
 if __name__ == "__main__":

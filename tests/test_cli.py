@@ -19,12 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_flag_reaches_its_field() -> None:
-    settings = cli.parse("train", ["m.csv", "--drop-path", "0.5", "run", "--no-balance", "--augment.flip=0", "--resume"])
+    settings = cli.parse(
+        "train", ["m.csv", "--drop-path", "0.5", "run", "--no-packed", "--auxiliary=[density,age]", "--augment.flip=0", "--resume"]
+    )
     assert settings == TrainConfig(
         manifest=Path("m.csv"),
         run=Path("run"),
         drop_path=0.5,
-        balance=False,
+        packed=False,
+        auxiliary=("density", "age"),
         resume=True,
         augment=config.AugmentConfig(flip=0),
     )

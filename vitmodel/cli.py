@@ -27,6 +27,7 @@ class Verb(NamedTuple):
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.data.synthetic", "write_release"),
     "etl": Verb("ETLConfig", "vitmodel.image_ETL", "etl"),
+    "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain"),
     "train": Verb("TrainConfig", "vitmodel.train", "train"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate"),
     "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from vitmodel.config import InfoConfig
 from vitmodel.utils import UsageError
@@ -32,8 +33,10 @@ def describe_package(folder: Path) -> str:
 
     models, package = load_members(folder)
     count = sum(parameter.numel() for model in models for parameter in model.parameters())
-    shown = {key: package[key] for key in ("label", "preprocessing", "calibration", "decision", "versions")}
-    shown["data"] = package["data"]["splits"]
+    shown: dict[str, Any] = {
+        key: package[key] for key in ("label", "preprocessing", "calibration", "decision", "versions") if key in package
+    }
+    shown["data"] = package.get("data", {}).get("splits", {})
     return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{(folder / 'MODEL_CARD.md').read_text()}"
 
 

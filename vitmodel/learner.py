@@ -15,11 +15,12 @@ from scipy.special import expit
 from torch import Tensor
 
 from vitmodel.batches import Batch, processes
-from vitmodel.config import TrainConfig
+from vitmodel.config import PretrainConfig, TrainConfig
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
 from vitmodel.model import packing
 from vitmodel.model.losses import AuxiliaryHeads, make_loss
+from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.optimisation import parameter_groups, warmup_cosine
 from vitmodel.model.packing import Pack
 from vitmodel.model.vit import ViT
@@ -172,3 +173,25 @@ class Learner(Course):
         each: list[Any] = [None] * processes()
         dist.all_gather_object(each, mine)
         return [np.concatenate(columns) for columns in zip(*each, strict=True)]
+
+
+class Painter(Course):
+    """Masked autoencoding: the mean squared error of what was hidden and painted."""
+
+    def __init__(self, model: MaskedAutoencoder, config: PretrainConfig, images: int, history: History) -> None:
+        super().__init__(config, images, history)
+        self.model = model
+        self.errors: list[Tensor] = []
+
+    def training_step(self, batch: Batch, _: int) -> Tensor | None:
+        losses = self.model(batch.pack)  # B
+        self.errors.append(losses.detach())
+        return self.mean_over_processes(losses, batch)
+
+    def on_train_epoch_end(self) -> None:
+        errors = torch.cat(self.errors)
+        self.errors.clear()
+        total = torch.stack([errors.nansum(), errors.isfinite().sum()])
+        if processes() > 1:
+            dist.all_reduce(total)
+        self.record({"train/loss": float(total[0] / total[1]), "learning_rate": self.trainer.optimizers[0].param_groups[-1]["lr"]})

@@ -62,6 +62,8 @@ class Predictor:
         self.config = config
         self.models, self.package = load_members(config.package)
         self.model = self.models[0]  # of an ensemble, the one whose shape stands for all
+        if "calibration" not in self.package:
+            raise UsageError(f"{config.package}: holds pretrained weights that give no score; train on labels with `--weights` first")
         self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
         self.calibration = calibration.from_dict(self.package["calibration"])
         self.threshold: float = self.package["decision"]["threshold"]

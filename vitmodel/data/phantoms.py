@@ -61,7 +61,7 @@ def crop_phantom(view: View, size: Size) -> np.ndarray:
 class PhantomDataset(Dataset[Example]):
     """`count` phantoms by `Draw`: the row says which label, half of them 1; the seed says which phantom: no two epochs share one."""
 
-    def __init__(self, count: int, size: Size, difficulty: float, augment: AugmentConfig) -> None:
+    def __init__(self, count: int, size: Size, difficulty: float, augment: AugmentConfig | None) -> None:
         self.paths = [f"phantom {number}" for number in range(count)]
         self.labels = torch.arange(count) % 2.0
         self.size = size
@@ -74,7 +74,8 @@ class PhantomDataset(Dataset[Example]):
     def __getitem__(self, draw: Draw) -> Example:
         cv2.setNumThreads(1)
         drawn_at = Size(round(self.size.height * 1.5), self.size.height)  # 240 x 160 mm, of which the breast fills some two thirds
-        view = draw_phantom(draw.seed, bool(self.labels[draw.row]), self.difficulty, drawn_at)
-        crop = to_tensor(crop_phantom(view, self.size))[0].numpy()
-        image = Augmentation.sample(self.augment, np.random.default_rng(draw.seed)).apply(crop)
+        view = draw_phantom(seed_from(draw.seed, draw.row), bool(self.labels[draw.row]), self.difficulty, drawn_at)
+        image = to_tensor(crop_phantom(view, self.size))[0].numpy()
+        if self.augment is not None:
+            image = Augmentation.sample(self.augment, np.random.default_rng(draw.seed)).apply(image)
         return Example(torch.from_numpy(image)[None], self.labels[draw.row], torch.empty(0), draw.row)
