@@ -169,7 +169,9 @@ def batches(data: Data, images: int, way: str, change: Callable[[np.ndarray, np.
         yield torch.from_numpy(np.stack(crops))[:, None], np.array([draw.row for draw in group])
 
 
-def optimise(model: nn.Module, stream: Any, loss_of: Callable[[Tensor, np.ndarray], Tensor], images: int, variant: Variant, budget: Budget, what: str) -> AveragedModel:  # fmt: skip
+def optimise(
+    model: nn.Module, stream: Any, loss_of: Callable[[Tensor, np.ndarray], Tensor], images: int, variant: Variant, budget: Budget, what: str
+) -> AveragedModel:
     """Train; the exponential moving average of the weights (the last weights for the original recipe)."""
     model.to(budget.device).train()
     if variant.original:

@@ -22,6 +22,7 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "learner": {"batches", "data", "model", "measure"},
     "monitoring": {"batches", "learner", "data", "measure"},
     "trainer": {"batches", "learner", "monitoring"},
+    "fitting": {"batches", "data", "learner", "model", "monitoring", "trainer"},
     "predictor": {"data", "model", "measure", "pixels"},
     "config": set(),
     "utils": set(),

@@ -95,11 +95,11 @@ def finding(config: PretrainConfig, model: ViT, checkpoint: Path | None) -> Task
     return learner, Batches(images, order, config), Batches(watched, InOrder(len(watched)), config)
 
 
-def write_package(config: PretrainConfig, model: ViT, learner: Course, frame: pd.DataFrame | None, preprocessing: Preprocessing) -> None:
+def write_package(config: PretrainConfig, model: ViT, learner: Course, frame: pd.DataFrame | None, made: Preprocessing) -> None:
     """A package without calibration or threshold: training may start from it, but it gives no score."""
     recipe = to_yaml("pretrain", config, config.run / "pretrain.yaml")
     contents: dict[str, Any] = {
-        "preprocessing": preprocessing.to_json(),
+        "preprocessing": made.to_json(),
         "packed": config.packed,
         "history": learner.history,
         "training": recipe,
