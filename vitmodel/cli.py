@@ -29,6 +29,7 @@ VERBS = {
     "etl": Verb("ETLConfig", "vitmodel.image_ETL", "etl"),
     "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain"),
     "train": Verb("TrainConfig", "vitmodel.train", "train"),
+    "tune": Verb("TuneConfig", "vitmodel.tune", "tune"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate"),
     "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
     "demo": Verb("DemoConfig", "vitmodel.demo", "demo"),

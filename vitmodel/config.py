@@ -295,6 +295,19 @@ class TrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneConfig(TrainConfig):
+    """Search for a good recipe: many short trainings, bad ones stopped early; the flags of `train` are what all of them share."""
+
+    trials: int = 30
+    """Trainings in all; with RESUME, those that RUN has already count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.trials >= 1, "trials", "must be at least 1")
+        require(self.folds == 0, "folds", "are not for tuning, which chooses on the validation split")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
     """Teach a Vision Transformer without labels, or on phantoms, and write a package for `vitmodel train --weights`."""
 

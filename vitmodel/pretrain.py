@@ -108,8 +108,16 @@ def write_package(config: PretrainConfig, model: ViT, learner: Course, frame: pd
     if frame is not None:
         contents["data"] = fingerprint(frame.assign(split="pretrain"), "cancer")
     task = "masked autoencoding of unlabelled crops" if frame is not None else "finding cancers in phantoms"
-    figures = ", ".join(f"{name} {points[-1][1]:.4f}" for name, points in learner.history.items() if name in ("train/loss", "val/auroc"))
-    card = f"# {config.model}: weights to start from\n\n**{NOT_A_MEDICAL_DEVICE}**\n\nPretrained by {task} ({figures}). It gives no score: use\n"
-    card += f"it with `vitmodel train MANIFEST RUN --weights`.\n\n```yaml\n{recipe}```\n"
+    watched = [name for name in ("train/loss", "val/auroc") if name in learner.history]
+    figures = ", ".join(f"{name} {learner.history[name][-1][1]:.4f}" for name in watched)
+    card = f"""# {config.model}: weights to start from
+
+**{NOT_A_MEDICAL_DEVICE}**
+
+Pretrained by {task} ({figures}). It gives no score: use it with `vitmodel train MANIFEST RUN --weights`.
+
+```yaml
+{recipe}```
+"""
     save_package(config.run / "package", model, contents, card)
     print(f"{figures}\npackage: {config.run / 'package'}")

@@ -61,7 +61,7 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None
         write_atomic(recipe, text)
         write_atomic(run / "system.json", to_json(system()))
         if not (run / "run_id").exists():
-            write_atomic(run / "run_id", uuid.uuid4().hex + "\n")
+            write_atomic(run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n")  # a sweep names its runs
     return checkpoint if checkpoint.exists() else None
 
 
