@@ -257,7 +257,7 @@ def fit(variant: Variant, train: Data, fold: int, budget: Budget, what: str) -> 
         assert isinstance(model, ViT)
         features = model.pool(model.encode(model.embed(crops)))
         extra = heads(features, targets[rows].to(crops.device))
-        return bce()(model.head(features).squeeze(-1).float(), wanted).mean() + 0.1 * torch.stack(list(extra.values())).sum()
+        return bce()(model.head(features).squeeze(-1).float(), wanted).mean() + 0.1 * extra.sum(dim=1).mean()
 
     way, change = ("natural", random_resized_crop) if variant.original else ("balanced", ours)
     return optimise(whole, batches(train, budget.images, way, change, fold), loss, budget.images, variant, budget, what)

@@ -14,7 +14,17 @@ from vitmodel.data.transforms import Augmentation
 OFF = AugmentConfig(flip=0, rotate=0, scale=0, shift=0, gamma=0, contrast=0, noise=0)
 ALL = AugmentConfig(elastic=0.08, window=0.1, blur=1.0, holes=3)
 SINGLE = [
-    *({"flip": 1.0}, {"rotate": 20.0}, {"scale": 0.2}, {"shift": 0.1}, {"gamma": 0.4}, {"contrast": 0.3}, {"noise": 0.02}),
+    *(
+        {"flip": 1.0},
+        {"mirror": 1.0},
+        {"area": 0.3},
+        {"rotate": 20.0},
+        {"scale": 0.2},
+        {"shift": 0.1},
+        {"gamma": 0.4},
+        {"contrast": 0.3},
+        {"noise": 0.02},
+    ),
     *({"elastic": 0.08}, {"window": 0.1}, {"blur": 1.5}, {"holes": 4}),
 ]
 

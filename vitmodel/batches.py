@@ -33,6 +33,8 @@ class Batch(NamedTuple):
     label: Tensor  # B, 0 or 1
     targets: Tensor  # B A, auxiliary targets; NaN = unknown
     row: Tensor  # B, the images' places in their table, for a pack has an order of its own
+    spare: bool = False
+    """A repetition that only keeps this process in step with others that have one batch more: it counts for nothing."""
 
 
 class Single(NamedTuple):
@@ -79,9 +81,9 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         config = self.config
         images = max(1, config.batch_size // processes())
-        for group in in_step(fill(self._readable(), config.tokens, PRESETS[config.model].prefix, images)):
+        for group, spare in in_step(fill(self._readable(), config.tokens, PRESETS[config.model].prefix, images)):
             packs, labels, targets, rows = zip(*group, strict=True)
-            yield Batch(join(packs), torch.stack(labels), torch.stack(targets), torch.tensor(rows))
+            yield Batch(join(packs), torch.stack(labels), torch.stack(targets), torch.tensor(rows), spare)
 
     def _readable(self) -> Iterator[Single]:
         for single in self.singles:
@@ -126,18 +128,24 @@ class Share(Sampler[Draw]):
         return islice(self.sampler, rank, None, processes())
 
 
-def in_step(groups: Iterable[list[Single]]) -> Iterator[list[Single]]:
-    """The groups for as long as each process has one: a process that took one step more would wait for the others for ever."""
+def in_step(groups: Iterable[list[Single]]) -> Iterator[tuple[list[Single], bool]]:
+    """The groups for as long as any process has one; a process that has none left repeats its last, marked True as spare.
+
+    A process that took one step more or less than the others would wait for them for ever. Raises VitmodelError where there are fewer
+    images than processes.
+    """
     if processes() == 1:
-        yield from groups
+        yield from ((group, False) for group in groups)
         return
     talk = dist.new_group(backend="gloo")
-    each = iter(groups)
+    each, last = iter(groups), None
     while True:
         group = next(each, None)
         going_on = torch.tensor(group is not None, dtype=torch.int)
-        dist.all_reduce(going_on, dist.ReduceOp.MIN, group=talk)
+        dist.all_reduce(going_on, dist.ReduceOp.MAX, group=talk)
         if not going_on:
             return
-        assert group is not None
-        yield group
+        last = group or last
+        if last is None:
+            raise VitmodelError(f"fewer images than the {processes()} processes that share them; use fewer --devices")
+        yield last, group is None

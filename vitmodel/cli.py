@@ -32,6 +32,7 @@ VERBS = {
     "tune": Verb("TuneConfig", "vitmodel.tune", "tune"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate"),
     "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
+    "versions": Verb("VersionsConfig", "vitmodel.versions", "versions"),
     "demo": Verb("DemoConfig", "vitmodel.demo", "demo"),
     "info": Verb("InfoConfig", "vitmodel.info", "info"),
 }

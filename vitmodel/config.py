@@ -140,6 +140,10 @@ class AugmentConfig:
 
     flip: float = 0.5
     """Probability of turning the crop upside down."""
+    mirror: float = 0.0
+    """Probability of mirroring it left to right; a crop has its chest wall at the left, so this is for whole images."""
+    area: float = 1.0
+    """Smallest share of the image to cut out, at an aspect of 3/4 to 4/3 of its own, and enlarge to the whole; 1 = cut nothing."""
     rotate: float = 10.0
     """Largest rotation in degrees."""
     scale: float = 0.1
@@ -164,7 +168,9 @@ class AugmentConfig:
     """Side of a hole as a fraction of the width."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.flip <= 1, "augment.flip", "is a probability between 0 and 1")
+        for name in ("flip", "mirror"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name}", "is a probability between 0 and 1")
+        require(0 < self.area <= 1, "augment.area", "must lie above 0, at most 1")
         for name in ("rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window", "blur", "holes"):
             require(getattr(self, name) >= 0, f"augment.{name}", "must not be negative")
         require(self.scale < 1, "augment.scale", "must be below 1")
@@ -195,10 +201,12 @@ class TrainingConfig:
     """Leave out patches that show air alone; the package remembers it."""
     accumulate: int = 1
     """Steps whose gradients are averaged before the weights change."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or gradient descent with a momentum of 0.9."""
     lr: float = 3e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of AdamW on weight matrices."""
+    """Weight decay on weight matrices; decoupled in AdamW."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each layer to the one below it; 1 = all learn alike."""
     warmup: float = 0.1
@@ -329,6 +337,31 @@ class PretrainConfig(TrainingConfig):
         require(0 < self.ratio < 1, "ratio", "must lie between 0 and 1")
         require(self.phantoms >= 2, "phantoms", "must be at least 2")
         require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionsConfig:
+    """Train the original recipe's three versions and ours on one patient-wise split; write a table and a picture of their curves."""
+
+    source: Path
+    """Release folder, folder of images, or a manifest with labels."""
+    out: Path
+    """Folder for crops, whole images, one run per version, versions.md and versions.png."""
+    recipes: Path = Path("configs/versions")
+    """Folder with backbone.yaml, v2.yaml and v3.yaml, recipes of `vitmodel train`."""
+    ours: Path = Path("configs/rsna.yaml")
+    """Recipe to compare them with, trained on the crops."""
+    weights: Path | None = None
+    """Weights that the backbone, and ours, start from; none = from scratch."""
+    size: Size = Size(224, 224)
+    """Height x width in pixels of the original's images, whole or cropped."""
+    our_size: Size = Size(1024, 512)
+    """Height x width in pixels of our crops."""
+    jobs: int = 0
+    """Parallel workers that read images; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require(self.jobs >= 0, "jobs", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,8 @@ class Course(L.LightningModule):
 
     def mean_over_processes(self, losses: Tensor, batch: Batch) -> Tensor | None:
         """The loss whose gradient, averaged over the processes, is that of the mean over all their images; None where it is not finite."""
-        total = torch.tensor([float(len(losses)), float(not losses.isfinite().all())], device=losses.device)
+        losses = losses * 0 if batch.spare else losses
+        total = torch.tensor([0.0 if batch.spare else len(losses), not losses.isfinite().all()], device=losses.device)
         if processes() > 1:
             dist.all_reduce(total)
         self.drawn += int(total[0])
@@ -84,14 +85,16 @@ class Course(L.LightningModule):
         self.history.update({name: [tuple(point) for point in points] for name, points in checkpoint["history"].items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, decay on matrices only; the rate rises over the first images, then falls as a cosine (`model.optimisation`)."""
+        """Decay on matrices only; the rate rises over the first images, then falls as a cosine (`model.optimisation`)."""
         config = self.config
 
         def rate(_: int) -> float:  # by images, for the number of steps is not known before packs are filled
             return warmup_cosine(self.drawn / (config.epochs * self.images), config.warmup)
 
         groups = parameter_groups(self, config.lr, config.weight_decay, config.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -126,9 +129,11 @@ class Learner(Course):
         features = self.features(batch.pack)  # B D
         losses = self._losses("train", batch, self.model.head(features))
         if self.heads is not None:
-            extra = self.heads(features, batch.targets)
-            self.log_dict({f"train/auxiliary/{name}": value.detach() for name, value in extra.items()})
-            losses = losses + self.config.auxiliary_weight * torch.stack(list(extra.values())).sum()
+            extra = self.heads(features, batch.targets)  # B A
+            known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
+            means = dict(zip(self.config.auxiliary, extra.detach().sum(dim=0) / known, strict=True))
+            self.log_dict({f"train/auxiliary/{name}": value for name, value in means.items()})
+            losses = losses + self.config.auxiliary_weight * extra.sum(dim=1)
         return self.mean_over_processes(losses, batch)
 
     def validation_step(self, batch: Batch, _: int) -> None:
@@ -137,7 +142,8 @@ class Learner(Course):
     def _losses(self, stage: str, batch: Batch, logits: Tensor) -> Tensor:
         logits = logits.squeeze(-1).float()  # B
         losses = self.loss(logits, batch.label)
-        self.seen[stage].append((logits.detach(), batch.label, losses.detach(), batch.row))
+        if not batch.spare:
+            self.seen[stage].append((logits.detach(), batch.label, losses.detach(), batch.row))
         return losses
 
     def on_train_epoch_end(self) -> None:
@@ -185,7 +191,7 @@ class Painter(Course):
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         losses = self.model(batch.pack)  # B
-        self.errors.append(losses.detach())
+        self.errors.append(losses.detach()[: 0 if batch.spare else None])
         return self.mean_over_processes(losses, batch)
 
     def on_train_epoch_end(self) -> None:

@@ -65,6 +65,7 @@ def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preproce
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     fitted = train_on(config, config.run, rows["train"], rows["val"], preprocessing, checkpoint)
     if fitted is not None:
+        write_table(rows["val"], fitted.logits, config.run / "validation.csv")
         write_package(config, [fitted.model], rows["val"], fitted.logits, frame, preprocessing, fitted.history, f"best {fitted.reached}")
 
 
@@ -85,13 +86,18 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
         members.append(fitted.model)
         logits[held_out] = fitted.logits
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}
-    ids = ["image_id", "patient_id", "laterality", "view", "fold", LABEL]
-    with atomic_path(config.run / "out_of_fold.csv") as temporary:
-        folded[ids].assign(score=expit(logits)).to_csv(temporary, index=False)
+    write_table(folded, logits, config.run / "out_of_fold.csv")
     found = folded[np.isfinite(logits)]
     breasts = Sample(found[LABEL], expit(logits[np.isfinite(logits)]), found["patient_id"]).aggregate(breast_ids(found), "mean")
     reached = f"out-of-fold AUROC per breast {measure(breasts, 0.5).intervals['auroc']}"
     write_package(config, members, folded, logits, frame, preprocessing, history, reached)
+
+
+def write_table(rows: pd.DataFrame, logits: np.ndarray, path: Path) -> None:
+    """What the models say of images that they did not learn from: raw scores, before any calibration; empty = unreadable."""
+    columns = ["image_id", "patient_id", "laterality", "view", "fold", LABEL]
+    with atomic_path(path) as temporary:
+        rows[columns].assign(score=expit(logits)).to_csv(temporary, index=False)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:

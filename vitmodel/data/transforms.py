@@ -34,6 +34,8 @@ class Augmentation:
     blur: float = 0.0  # standard deviation in pixels
     holes: int = 0
     hole: float = 0.0  # side of a hole as a fraction of the width
+    mirror: bool = False
+    part: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # y, x, height, width of what is cut out, as fractions
 
     @classmethod
     def sample(cls, config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
@@ -43,6 +45,10 @@ class Augmentation:
         seed = int(rng.integers(2**63))
         elastic, blur, holes = rng.random(3)
         low, high = rng.uniform(-1, 1, 2)
+        mirror, area, place_y, place_x = rng.random(4)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        share = config.area + (1 - config.area) * area
+        height, width = (1.0, 1.0) if config.area == 1 else (min(1, np.sqrt(share / aspect)), min(1, np.sqrt(share * aspect)))
         return cls(
             flip=bool(flip < config.flip),
             angle=config.rotate * angle,
@@ -57,13 +63,17 @@ class Augmentation:
             blur=config.blur * blur,
             holes=int(holes * (config.holes + 1)),
             hole=config.hole,
+            mirror=bool(mirror < config.mirror),
+            part=(float((1 - height) * place_y), float((1 - width) * place_x), float(height), float(width)),
         )
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """`image` (H W float32 in [0, 1], 0 = air) changed; air stays 0, tissue stays in (0, 1]."""
         if self.flip:
             image = image[::-1]
-        image = self._move(np.ascontiguousarray(image))
+        if self.mirror:
+            image = image[:, ::-1]
+        image = self._move(self._cut(np.ascontiguousarray(image)))
         tissue = image > 0
         if not tissue.any():
             return image
@@ -79,6 +89,16 @@ class Augmentation:
         result = np.zeros_like(image)
         result[tissue] = np.clip(values, DARKEST, 1)
         return self._perforated(result, tissue, rng)
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
+        """A part of the image in the place of the whole."""
+        if self.part == (0.0, 0.0, 1.0, 1.0):
+            return image
+        rows, columns = image.shape
+        y, x, height, width = self.part
+        top, left = round(y * rows), round(x * columns)
+        part = image[top : top + max(1, round(height * rows)), left : left + max(1, round(width * columns))]
+        return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
 
     def _move(self, image: np.ndarray) -> np.ndarray:
         """Rotate and scale about the middle of the chest wall, shift, and pull at an elastic web; one interpolation."""

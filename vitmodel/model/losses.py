@@ -147,10 +147,10 @@ class AuxiliaryHeads(nn.Module):
         self.targets = [TARGETS[name] for name in names]
         self.heads = nn.ModuleDict({target.name: nn.Linear(dim, target.outputs) for target in self.targets})
 
-    def forward(self, features: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Mean loss of each target over the images that know it, 0 where none does: B D, B A -> A losses by name."""
-        losses = {}
-        for column, target in enumerate(self.targets):
-            each = target.loss(self.heads[target.name](features).float(), targets[:, column])
-            losses[target.name] = each.sum() / (~targets[:, column].isnan()).sum().clamp(min=1)
-        return losses
+    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each image for each target, 0 where it is unknown: B D, B A -> B A.
+
+        Their mean is over all images, so that a target that few images know pulls no harder than those few.
+        """
+        outputs = [(target, self.heads[target.name](features).float()) for target in self.targets]
+        return torch.stack([target.loss(output, targets[:, column]) for column, (target, output) in enumerate(outputs)], dim=1)
