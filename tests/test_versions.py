@@ -25,7 +25,7 @@ def test_the_chain_of_versions(release: Path, tmp_path: Path, capsys) -> None:
     main(["versions", str(release), str(out), *arguments])
     text = (out / "versions.md").read_text()
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][1:] == ["backbone", "v2", "v3", "ours"]
-    assert capsys.readouterr().out.count("loaded") == 2  # v2 and v3 go on; the backbone and ours start from scratch
+    assert capsys.readouterr().out.count("--weights") == 2  # v2 and v3 go on; the backbone and ours start from scratch
     splits = [read_manifest(out / name / "manifest.csv").dropna(subset=["split"]) for name in ("backbone", "v3", "ours")]
     parts = [table.drop_duplicates("patient_id").set_index("patient_id")["split"].to_dict() for table in splits]
     assert parts[0] == parts[1] == parts[2]

@@ -62,7 +62,8 @@ class Course(L.LightningModule):
     def mean_over_processes(self, losses: Tensor, batch: Batch) -> Tensor | None:
         """The loss whose gradient, averaged over the processes, is that of the mean over all their images; None where it is not finite."""
         losses = losses * 0 if batch.spare else losses
-        total = torch.tensor([0.0 if batch.spare else len(losses), not losses.isfinite().all()], device=losses.device)
+        counted, broken = 0 if batch.spare else len(losses), not losses.isfinite().all()
+        total = torch.tensor([counted, broken], dtype=torch.float32, device=losses.device)
         if processes() > 1:
             dist.all_reduce(total)
         self.drawn += int(total[0])
