@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import Shuffled
 from vitmodel.learner import Learner
 from vitmodel.model.package import load_members, load_package
+from vitmodel.trainer import AtomicCheckpoints
+from vitmodel.utils import VitmodelError
 
 SHORT = [
     *("--model", "vit_micro", "--epochs", "2", "--batch-size", "8", "--val", "0.25", "--test", "0.25"),
@@ -181,6 +184,21 @@ def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path) -> None:
         histories.append(load_package(run / "package")[1]["history"])
     for name in ("train/loss", "val/loss", "train/tp", "val/auroc", "learning_rate"):
         assert np.array(histories[0][name]) == pytest.approx(np.array(histories[1][name]), abs=2e-4), name
+
+
+def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"epoch": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(VitmodelError, match=r"last\.ckpt.*--resume"):
+            AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("positives", [1, 3, 12])

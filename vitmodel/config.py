@@ -299,6 +299,7 @@ class TrainConfig(TrainingConfig):
             require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         require(not self.ema or self.strategy == "ddp", "ema", "needs --strategy ddp, where each device holds the whole model")
         require(self.folds == 0 or self.folds >= 2, "folds", "is 0 (none) or at least 2")
+        require(self.folds == 0 or self.devices * self.nodes == 1, "folds", "are trained one after another by one process: use --devices 1")
         require(self.val > 0, "val", "must be above 0: the best epoch, calibration and threshold need patients that were not trained on")
         require(self.val + self.test < 1, "val", "and test together must leave patients for training")
 

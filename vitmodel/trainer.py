@@ -26,7 +26,7 @@ from vitmodel.batches import Batches
 from vitmodel.config import TrainingConfig, to_yaml
 from vitmodel.learner import Course
 from vitmodel.monitoring import BadSteps, Meter, Progress
-from vitmodel.utils import UsageError, atomic_path, to_json, write_atomic
+from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -41,7 +41,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                reason = "no space is left" if "write" in str(error) else str(error)
+                raise VitmodelError(
+                    f"cannot write {path}: {reason}; the previous checkpoint is whole, so --resume goes on from it"
+                ) from error
 
 
 def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None:
