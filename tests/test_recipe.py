@@ -103,8 +103,9 @@ def test_a_batch_that_is_not_finite_is_skipped_and_named(
     monkeypatch.setattr(Learner, "_losses", poisoned)
     command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT]
     assert main([*command, "--nonfinite", "3"]) == 0
-    named = {tuple(step["images"]) for step in json.loads((tmp_path / "run" / "nonfinite.json").read_text())}
-    assert named == spoiled
+    named = {tuple(step["image_ids"]) for step in json.loads((tmp_path / "run" / "nonfinite.json").read_text())}
+    assert named == {tuple(Path(name).stem for name in names) for names in spoiled}
+    assert {name for names in named for name in names} <= set(read_manifest(crops / "manifest.csv")["image_id"])
     assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
     spoiled.clear()
     shutil.rmtree(tmp_path / "run")

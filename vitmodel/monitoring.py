@@ -107,7 +107,9 @@ class BadSteps(L.Callback):
         self.warned = count
         logger.warning("step %d: loss or gradient is not finite; skipped (%d of at most %d)", trainer.global_step, count, self.most)
         if trainer.is_global_zero:
-            write_atomic(self.path, json.dumps([{"images": list(names)} for names in learner.nonfinite], indent=1) + "\n")
+            write_atomic(
+                self.path, json.dumps([{"image_ids": [Path(name).stem for name in names]} for names in learner.nonfinite], indent=1) + "\n"
+            )
         if count >= self.most:
             raise VitmodelError(
                 f"{count} steps had a loss or gradient that is not finite (--nonfinite); their images are in {self.path}. "
