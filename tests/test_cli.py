@@ -19,12 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_flag_reaches_its_field() -> None:
-    settings = cli.parse("train", ["m.csv", "--drop-path", "0.5", "run", "--no-balance", "--augment.flip=0", "--resume"])
+    settings = cli.parse(
+        "train", ["m.csv", "--drop-path", "0.5", "run", "--no-packed", "--auxiliary=[density,age]", "--augment.flip=0", "--resume"]
+    )
     assert settings == TrainConfig(
         manifest=Path("m.csv"),
         run=Path("run"),
         drop_path=0.5,
-        balance=False,
+        packed=False,
+        auxiliary=("density", "age"),
         resume=True,
         augment=config.AugmentConfig(flip=0),
     )
@@ -47,7 +50,9 @@ def test_every_resolved_configuration_is_a_recipe(verb: str, tmp_path: Path) -> 
     assert cli.parse(verb, ["--config", str(recipe)]) == settings
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "recipe", sorted(set((ROOT / "configs").rglob("*.yaml")) - {ROOT / "configs" / "sweep.yaml"}), ids=lambda path: path.name
+)
 def test_every_shipped_recipe_parses_by_the_command_in_its_head(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     head, *_ = recipe.read_text().splitlines()

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
-STAGES = {"image_ETL", "train", "evaluate", "predict", "serve", "demo", "info"}
+STAGES = {"image_ETL", "train", "pretrain", "tune", "versions", "evaluate", "predict", "serve", "demo", "info"}
 GROUND = {"config", "utils"}
 MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "pixels": set(),
     "model": set(),
     "measure": set(),
     "data": {"pixels"},
-    "learner": {"data", "model", "measure"},
+    "batches": {"data", "model"},
+    "learner": {"batches", "data", "model", "measure"},
+    "monitoring": {"batches", "learner", "data", "measure"},
+    "trainer": {"batches", "learner", "monitoring"},
+    "fitting": {"batches", "data", "learner", "model", "monitoring", "trainer"},
     "predictor": {"data", "model", "measure", "pixels"},
     "results": {"pixels"},
     "config": set(),

@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vitmodel.batches import Batches
 from vitmodel.cli import main
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Preprocessing, Size, TrainConfig
-from vitmodel.data.dataset import Shuffled, crop_size
+from vitmodel.data.dataset import CropDataset, crop_size
 from vitmodel.data.manifest import read_manifest, usable
+from vitmodel.data.samplers import Shuffled
 from vitmodel.image_ETL import etl
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.packing import Pack, Segments, attention, attention_maps, fill, forward, pack
@@ -29,7 +31,6 @@ from vitmodel.model.vit import ROWS, ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.predictor import Predictor
-from vitmodel.train import Batches
 from vitmodel.utils import UsageError
 
 SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3)
@@ -220,8 +221,9 @@ def test_batches_depend_on_seed_and_epoch_alone(crops: Path) -> None:
     config = TrainConfig(manifest=Path(), run=Path(), tokens=30, workers=0)
 
     def epoch(number: int, workers: int, before: int) -> list[tuple[list[int], Tensor]]:
-        sampler = Shuffled(rows["cancer"].tolist(), seed=0, balance=True, epoch=number - before)
-        batches = Batches(rows, sampler, AugmentConfig(), replace(config, workers=workers))
+        sampler = Shuffled(rows["cancer"].tolist(), 0, "balanced", epoch=number - before)
+        images = CropDataset(rows["path"].tolist(), rows["cancer"].tolist(), AugmentConfig())
+        batches = Batches(images, sampler, replace(config, workers=workers))
         for _ in range(before):
             assert sum(len(batch.pack) for batch in batches) == len(rows)
         return [(batch.row.tolist(), torch.cat([image.flatten() for image in batch.pack.images])) for batch in batches]

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from vitmodel.cli import main
 from vitmodel.config import TrainConfig
-from vitmodel.data.dataset import CropDataset, Draw, Shuffled
+from vitmodel.data.dataset import CropDataset
 from vitmodel.data.manifest import read_manifest, write_manifest
+from vitmodel.data.samplers import Draw, Shuffled
 from vitmodel.learner import WATCHED
 from vitmodel.model.package import load_package
 from vitmodel.train import train
@@ -108,16 +109,16 @@ def test_a_missing_crop_is_named(crops: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_balanced_draws_show_both_classes_equally_often() -> None:
     labels = [1.0] * 3 + [0.0] * 37
-    sampler = Shuffled(labels, seed=1, balance=True)
+    sampler = Shuffled(labels, 1, "balanced")
     draws, next_epoch = [draw.row for draw in sampler], [draw.row for draw in sampler]
     assert len(draws) == 40
     assert sum(labels[row] for row in draws) == 20
     assert max(draws.count(row) for row in range(3)) - min(draws.count(row) for row in range(3)) <= 1
-    assert draws != next_epoch == [draw.row for draw in Shuffled(labels, seed=1, balance=True, epoch=1)]
+    assert draws != next_epoch == [draw.row for draw in Shuffled(labels, 1, "balanced", epoch=1)]
 
 
 def test_unbalanced_draws_show_every_image_once() -> None:
-    assert sorted(draw.row for draw in Shuffled([0.0, 1.0] * 10, seed=0, balance=False)) == list(range(20))
+    assert sorted(draw.row for draw in Shuffled([0.0, 1.0] * 10, 0, "natural")) == list(range(20))
 
 
 def test_a_draw_gives_the_same_tensor_whenever_it_is_made(crops: Path) -> None:

@@ -28,9 +28,12 @@ class Verb(NamedTuple):
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.data.synthetic", "write_release"),
     "etl": Verb("ETLConfig", "vitmodel.image_ETL", "etl"),
+    "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain"),
     "train": Verb("TrainConfig", "vitmodel.train", "train"),
+    "tune": Verb("TuneConfig", "vitmodel.tune", "tune"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate"),
     "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
+    "versions": Verb("VersionsConfig", "vitmodel.versions", "versions"),
     "demo": Verb("DemoConfig", "vitmodel.demo", "demo"),
     "info": Verb("InfoConfig", "vitmodel.info", "info"),
 }

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from vitmodel.config import InfoConfig
 from vitmodel.utils import UsageError
@@ -28,12 +29,14 @@ def info(config: InfoConfig) -> None:
 
 def describe_package(folder: Path) -> str:
     """Architecture, preprocessing, decision, data and versions, then the model card."""
-    from vitmodel.model.package import load_package
+    from vitmodel.model.package import load_members
 
-    model, package = load_package(folder)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    shown = {key: package[key] for key in ("label", "preprocessing", "calibration", "decision", "versions")}
-    shown["data"] = package["data"]["splits"]
+    models, package = load_members(folder)
+    count = sum(parameter.numel() for model in models for parameter in model.parameters())
+    shown: dict[str, Any] = {
+        key: package[key] for key in ("label", "preprocessing", "calibration", "decision", "versions") if key in package
+    }
+    shown["data"] = package.get("data", {}).get("splits", {})
     return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{(folder / 'MODEL_CARD.md').read_text()}"
 
 

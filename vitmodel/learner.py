@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from matplotlib.figure import Figure
 from scipy.special import expit
 from torch import Tensor
 
-from vitmodel.config import TrainConfig
-from vitmodel.measure.figures import confusion, to_pixels
+from vitmodel.batches import Batch, processes
+from vitmodel.config import PretrainConfig, TrainConfig
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
 from vitmodel.model import packing
+from vitmodel.model.losses import AuxiliaryHeads, make_loss
+from vitmodel.model.mae import MaskedAutoencoder
+from vitmodel.model.optimisation import parameter_groups, warmup_cosine
 from vitmodel.model.packing import Pack
 from vitmodel.model.vit import ViT
-from vitmodel.utils import atomic_path, progress, seed_from
+from vitmodel.utils import seed_from
 
 WATCHED = {
     "accuracy": "accuracy",
@@ -36,83 +34,49 @@ WATCHED = {
     "auroc": "auroc",
     "pf1": "pf1",
 }
+History = dict[str, list[tuple[int, float]]]
+Seen = tuple[Tensor, Tensor, Tensor, Tensor]  # logit, label, loss, row of each image: B, B, B, B
 
 
-class Batch(NamedTuple):
-    """What one step sees."""
+class Course(L.LightningModule):
+    """What every training shares: randomness by step, the learning rate by images drawn, steps that are not finite skipped."""
 
-    pack: Pack
-    label: Tensor  # B, 0 or 1
-    row: Tensor  # B, the images' places in their table, for a pack has an order of its own
-
-
-class Learner(L.LightningModule):
-    """Binary cross entropy on one logit per image; metrics over whole epochs at the threshold 0.5."""
-
-    def __init__(self, model: ViT, config: TrainConfig, images: int, history: dict[str, list[tuple[int, float]]]) -> None:
+    def __init__(self, config: Any, images: int, history: History) -> None:
         """`images` are drawn in an epoch; `history` receives every logged figure as (epoch, value) and survives a resumption."""
         super().__init__()
-        self.model = model
         self.config = config
         self.images = images
         self.drawn = 0  # since the start of the training
         self.history = history
-        self.seen: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"train": [], "val": []}
-
-    def forward(self, pack: Pack) -> Tensor:
-        """Logits of a pack's B images: B."""
-        return packing.forward(self.model, pack).squeeze(-1)
-
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        self._step(batch, "val")
-
-    def _step(self, batch: Batch, stage: str) -> Tensor:
-        logits = self(batch.pack).float()  # B
-        losses = F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
-        self.seen[stage].append((logits.detach(), batch.label, losses.detach()))
-        return losses.mean()
+        self.nonfinite: list[tuple[str, ...]] = []
+        """The images' names of each step that was skipped."""
 
     def on_train_epoch_start(self) -> None:
         self.drawn = self.current_epoch * self.images
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.drawn += len(batch.pack)
         # A step's randomness depends on its number alone, so that a resumed run repeats what was interrupted.
-        torch.manual_seed(seed_from("step", self.config.seed, self.global_step))
+        rank = (self.global_rank,) if self.global_rank else ()
+        torch.manual_seed(seed_from("step", self.config.seed, self.current_epoch, batch_idx, *rank))
 
-    def on_train_epoch_end(self) -> None:
-        self._report("train")
+    def mean_over_processes(self, losses: Tensor, batch: Batch) -> Tensor | None:
+        """The loss whose gradient, averaged over the processes, is that of the mean over all their images; None where it is not finite."""
+        losses = losses * 0 if batch.spare else losses
+        counted, broken = 0 if batch.spare else len(losses), not losses.isfinite().all()
+        total = torch.tensor([counted, broken], dtype=torch.float32, device=losses.device)
+        if processes() > 1:
+            dist.all_reduce(total)
+        self.drawn += int(total[0])
+        if total[1]:
+            self.nonfinite.append(batch.pack.names)
+            return None  # Lightning skips the step
+        return losses.sum() * processes() / total[0]
 
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def _report(self, stage: str) -> None:
-        """Log an epoch's figures under the same names everywhere: <stage>/<figure>."""
-        logits, labels, losses = (torch.cat(column).cpu().numpy() for column in zip(*self.seen[stage], strict=True))
-        self.seen[stage].clear()
-        ranking = Ranking(Sample(labels, expit(logits), np.arange(len(labels))), threshold=0.5)
-        weights = np.ones(len(labels))
-        values, counts = ranking.values(weights), ranking.confusion(ranking.curve(weights))
-        figures = {"loss": float(losses.mean())} | {name: values[metric] for name, metric in WATCHED.items()} | asdict(counts)
-        figures = {f"{stage}/{name}": float(value) for name, value in figures.items()}
-        if stage == "train":
-            figures["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict(figures)
-        if stage == "val":
-            self._show("val/confusion_matrix", confusion(counts, threshold=0.5))
+    def record(self, figures: Mapping[str, float]) -> None:
+        """Log an epoch's figures to every logger, and keep them."""
+        self.log_dict(dict(figures))  # the same in every process
         for name, value in figures.items():
             self.history.setdefault(name, []).append((self.current_epoch, value))
-
-    def _show(self, name: str, figure: Figure) -> None:
-        """Send a picture to every logger that takes one."""
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, to_pixels(figure), self.current_epoch, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                logger.log_image(name, [to_pixels(figure)])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history
@@ -122,46 +86,119 @@ class Learner(L.LightningModule):
         self.history.update({name: [tuple(point) for point in points] for name, points in checkpoint["history"].items()})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, decay on matrices only; the rate rises from 1 % over the first images, then falls as a cosine back to it."""
+        """Decay on matrices only; the rate rises over the first images, then falls as a cosine (`model.optimisation`)."""
         config = self.config
 
         def rate(_: int) -> float:  # by images, for the number of steps is not known before packs are filled
-            done = self.drawn / (config.epochs * self.images)
-            if done < config.warmup:
-                return max(0.01, done / config.warmup)
-            return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
+            return warmup_cosine(self.drawn / (config.epochs * self.images), config.warmup)
 
-        decays: dict[bool, list[Tensor]] = {True: [], False: []}
-        for name, parameter in self.named_parameters():
-            decays[name.endswith(".weight") and parameter.ndim > 1].append(parameter)
-        groups = [{"params": decays[True], "weight_decay": config.weight_decay}, {"params": decays[False], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        groups = parameter_groups(self, config.lr, config.weight_decay, config.layer_decay)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that replace the previous one only when they are whole, and that never unpickle code when read."""
+class Learner(Course):
+    """One logit per image and, while it learns, auxiliary heads; metrics over whole epochs at the threshold 0.5."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+    def __init__(self, model: ViT, config: TrainConfig, images: int, history: History) -> None:
+        super().__init__(config, images, history)
+        self.model = model
+        self.heads = AuxiliaryHeads(model.config.dim, config.auxiliary) if config.auxiliary else None
+        self.loss = make_loss(config.loss, config.smoothing)
+        self.seen: dict[str, list[Seen]] = {"train": [], "val": []}
+        self.watched: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        """Scores, labels and rows of the last epoch by stage, for pictures."""
+
+    def features(self, pack: Pack) -> Tensor:
+        """What the heads read: B D. While the body is frozen it neither learns nor is it disturbed."""
+        if not (self.training and self.current_epoch < self.config.freeze):
+            return packing.features(self.model, pack)
+        with torch.no_grad():
+            self.model.eval()
+            features = packing.features(self.model, pack)
+            self.model.train()
+        return features
+
+    def forward(self, pack: Pack) -> Tensor:
+        """Logits of a pack's B images: B."""
+        return self.model.head(self.features(pack)).squeeze(-1)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor | None:
+        features = self.features(batch.pack)  # B D
+        losses = self._losses("train", batch, self.model.head(features))
+        if self.heads is not None:
+            extra = self.heads(features, batch.targets)  # B A
+            known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
+            means = dict(zip(self.config.auxiliary, extra.detach().sum(dim=0) / known, strict=True))
+            self.log_dict({f"train/auxiliary/{name}": value for name, value in means.items()})
+            losses = losses + self.config.auxiliary_weight * extra.sum(dim=1)
+        return self.mean_over_processes(losses, batch)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self._losses("val", batch, self.model.head(self.features(batch.pack)))
+
+    def _losses(self, stage: str, batch: Batch, logits: Tensor) -> Tensor:
+        logits = logits.squeeze(-1).float()  # B
+        losses = self.loss(logits, batch.label)
+        if not batch.spare:
+            self.seen[stage].append((logits.detach(), batch.label, losses.detach(), batch.row))
+        return losses
+
+    def on_train_epoch_end(self) -> None:
+        self._report("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def _report(self, stage: str) -> None:
+        """Record an epoch's figures under the same names everywhere: <stage>/<figure>."""
+        logits, labels, losses, rows = self._gathered(stage)
+        finite = np.isfinite(logits)
+        logits, labels, losses, rows = logits[finite], labels[finite], losses[finite], rows[finite]
+        if not len(logits):
+            return
+        scores = expit(logits)
+        self.watched[stage] = (scores, labels, rows)
+        ranking = Ranking(Sample(labels, scores, np.arange(len(labels))), threshold=0.5)
+        weights = np.ones(len(labels))
+        values, counts = ranking.values(weights), ranking.confusion(ranking.curve(weights))
+        figures = {"loss": float(losses.mean())} | {name: values[metric] for name, metric in WATCHED.items()} | asdict(counts)
+        figures = {f"{stage}/{name}": float(value) for name, value in figures.items()}
+        if stage == "train":
+            figures["learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        self.record(figures)
+
+    def _gathered(self, stage: str) -> list[np.ndarray]:
+        """The epoch's logits, labels, losses and rows, from all processes."""
+        mine = [torch.cat(column).cpu().numpy() for column in zip(*self.seen[stage], strict=True)] or [np.empty(0)] * 4
+        self.seen[stage].clear()
+        if processes() == 1:
+            return mine
+        each: list[Any] = [None] * processes()
+        dist.all_gather_object(each, mine)
+        return [np.concatenate(columns) for columns in zip(*each, strict=True)]
 
 
-class Progress(L.Callback):
-    """One bar over the whole training: images done, time left, and the last validation's figures. It also speaks to a log file."""
+class Painter(Course):
+    """Masked autoencoding: the mean squared error of what was hidden and painted."""
 
-    def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        assert isinstance(learner, Learner)
-        initial = learner.images * trainer.current_epoch
-        self.bar: Any = progress(None, "train", total=learner.images * learner.config.epochs, initial=initial)
+    def __init__(self, model: MaskedAutoencoder, config: PretrainConfig, images: int, history: History) -> None:
+        super().__init__(config, images, history)
+        self.model = model
+        self.errors: list[Tensor] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.bar.update(len(batch.pack))
+    def training_step(self, batch: Batch, _: int) -> Tensor | None:
+        losses = self.model(batch.pack)  # B
+        self.errors.append(losses.detach()[: 0 if batch.spare else None])
+        return self.mean_over_processes(losses, batch)
 
-    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        shown = {name: f"{float(trainer.callback_metrics[f'val/{name}']):.3f}" for name in ("loss", "auroc", "macro_f1")}
-        self.bar.set_postfix({"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"} | shown)
-
-    def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
-        self.bar.close()
+    def on_train_epoch_end(self) -> None:
+        errors = torch.cat(self.errors)
+        self.errors.clear()
+        total = torch.stack([errors.nansum(), errors.isfinite().sum()])
+        if processes() > 1:
+            dist.all_reduce(total)
+        self.record({"train/loss": float(total[0] / total[1]), "learning_rate": self.trainer.optimizers[0].param_groups[-1]["lr"]})

@@ -23,7 +23,7 @@ from vitmodel.data.parallel import parallel_map
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
 from vitmodel.model.explain import Method, explain
-from vitmodel.model.package import CONFIG, TENSORS, load_package
+from vitmodel.model.package import CONFIG, TENSORS, load_members
 from vitmodel.model.packing import Pack, check_budget, forward, join, pack
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import Geometry
@@ -101,12 +101,18 @@ class Timings:
 
 
 class Member:
-    """One package of those that score together. Raises VitmodelError naming the package where it cannot be used."""
+    """One package of those that score together; it may itself hold the models of several folds, which share a calibration.
+
+    Raises VitmodelError naming the package where it cannot be used, UsageError where it was only pretrained.
+    """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
-        self.model, self.package = load_package(folder)
-        self.model.eval().to(device)
+        self.models, self.package = load_members(folder)
+        if "calibration" not in self.package:
+            raise UsageError(f"{folder}: holds pretrained weights that give no score; train on labels with `--weights` first")
+        for model in self.models:
+            model.to(device)
         try:
             self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
             self.calibration = calibration.from_dict(self.package["calibration"])
@@ -119,6 +125,10 @@ class Member:
             raise VitmodelError(f"{folder / CONFIG}: {error}; a newer vitmodel wrote it, install that") from error
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
 
+    def logits(self, images: Pack) -> np.ndarray:
+        """What the package says of each of the pack's B images, the mean over its folds: B."""
+        return np.mean([forward(model, images)[:, 0].float().cpu().numpy() for model in self.models], axis=0)
+
     @property
     def views(self) -> dict[str, Any]:
         """What the members must share, because each image is decoded, cropped and cut into patches once."""
@@ -126,8 +136,8 @@ class Member:
             "label": self.label,
             "preprocessing": self.preprocessing,
             "packed": self.packed,
-            "patch": self.model.config.patch,
-            "registers": self.model.config.registers,
+            "patch": self.models[0].config.patch,
+            "registers": self.models[0].config.registers,
             "aggregate": self.aggregation,
         }
 
@@ -147,7 +157,7 @@ class Predictor:
         for other in self.members[1:]:
             if differing := [name for name, value in first.views.items() if other.views[name] != value]:
                 raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
-        self.model: ViT = first.model
+        self.model: ViT = first.models[0]
         self.package = first.package
         self.preprocessing, self.packed, self.aggregation = first.preprocessing, first.packed, first.aggregation
         self.threshold = float(np.mean([member.threshold for member in self.members]))
@@ -215,7 +225,7 @@ class Predictor:
             return np.empty((0, len(self.members)))
         together = join(packs).to(self.device)
         with torch.inference_mode():
-            found = [forward(member.model, together)[:, 0].float().cpu().numpy() for member in self.members]
+            found = [member.logits(together) for member in self.members]
         return np.stack(found, axis=1).reshape(len(packs), -1, len(self.members)).mean(axis=1, dtype=np.float64)
 
     def tabulate(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray]) -> pd.DataFrame:
@@ -238,11 +248,12 @@ class Predictor:
         return np.mean([member.calibration.apply(each) for member, each in zip(self.members, logits.T, strict=True)], axis=0)
 
     def explain(self, loaded: Loaded, method: Method) -> np.ndarray:
-        """How much each patch of the crop speaks for the score, the mean over packages: h w, NaN = air; units as in `model.explain`."""
+        """How much each patch of the crop speaks for the score, the mean over all models: h w, NaN = air; units as in `model.explain`."""
         assert loaded.pack is not None
         image = next(iter(loaded.pack)).to(self.device)
         with self.timings.of("explaining"):
-            return np.mean([explain(member.model, image, method).float().cpu().numpy() for member in self.members], axis=0)
+            models = [model for member in self.members for model in member.models]
+            return np.mean([explain(model, image, method).float().cpu().numpy() for model in models], axis=0)
 
     def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
         """One row per breast from the rows of `score_images`, in order of first appearance; refused images are counted, not averaged in.

@@ -100,6 +100,7 @@ class ViTConfig:
 
 
 PRESETS = {
+    "vit_micro": ViTConfig(dim=128, depth=4, heads=4),
     "vit_tiny": ViTConfig(dim=192, depth=12, heads=3),
     "vit_small": ViTConfig(dim=384, depth=12, heads=6),
     "vit_base": ViTConfig(dim=768, depth=12, heads=12),

@@ -1,7 +1,9 @@
 """Model packages: a folder with all that is needed to use a trained model, written whole or not at all, read without running code.
 
 model.safetensors holds the tensors; config.json the format's version, the architecture and what the caller adds (preprocessing, label,
-threshold, calibration, data fingerprint, versions); MODEL_CARD.md is for people. Knows nothing of what the caller's values mean.
+threshold, calibration, data fingerprint, versions); MODEL_CARD.md is for people. A package may hold several models of one architecture, an
+ensemble: then config.json has their number, `members`, and tensors are called 0.NAME, 1.NAME ... Knows nothing of what the caller's values
+mean.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +27,31 @@ FORMAT_VERSION = 1
 TENSORS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
 
 
-def save_package(folder: Path | str, model: ViT, config: dict[str, Any], card: str) -> None:
-    """Write a package of `model` with the caller's `config` and model card, in place of the one in `folder` if there is one.
+def save_package(folder: Path | str, models: ViT | Sequence[ViT], config: dict[str, Any], card: str) -> None:
+    """Write a package of a model, or of an ensemble, with the caller's `config` and model card, in place of one in `folder`.
 
     Raises UsageError where `folder` holds anything but a package, VitmodelError where it cannot be written; what was there then stays.
     """
     folder = Path(folder).absolute()
-    if reserved := {"format_version", "architecture"} & config.keys():
+    models = [models] if isinstance(models, ViT) else models
+    if reserved := {"format_version", "architecture", "members"} & config.keys():
         raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself")
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(FILES)):
         raise UsageError(f"{folder}: exists and is no model package; name another folder")
-    document = {"format_version": FORMAT_VERSION, "architecture": model.config.to_dict(), **config}
+    ensemble = {"members": len(models)} if len(models) > 1 else {}
+    document = {"format_version": FORMAT_VERSION, "architecture": models[0].config.to_dict(), **ensemble, **config}
+    tensors = {
+        f"{number}.{name}" if ensemble else name: tensor.detach().cpu().contiguous()
+        for number, model in enumerate(models)
+        for name, tensor in model.state_dict().items()
+    }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as scratch:
             fresh = Path(scratch) / "package"
             fresh.mkdir()
             with atomic_path(fresh / TENSORS) as temporary:
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+                save_file(tensors, temporary)
             write_atomic(fresh / CONFIG, to_json(document))
             write_atomic(fresh / CARD, card)
             _replace(fresh, folder)
@@ -72,8 +82,17 @@ def _replace(fresh: Path, folder: Path) -> None:
 def load_package(folder: Path | str) -> tuple[ViT, dict[str, Any]]:
     """The model of a package, in evaluation mode, and the config that its writer added.
 
-    Raises UsageError where `folder` is no package, VitmodelError naming the file where it is broken or of another version.
+    Raises UsageError where `folder` is no package or holds an ensemble, VitmodelError naming the file where it is broken or of another
+    version.
     """
+    models, config = load_members(folder)
+    if len(models) > 1:
+        raise UsageError(f"{folder}: holds an ensemble of {len(models)} models; name a package of one")
+    return models[0], config
+
+
+def load_members(folder: Path | str) -> tuple[list[ViT], dict[str, Any]]:
+    """The models of a package, one unless it is an ensemble, and the config that its writer added. Raises as `load_package` does."""
     folder = Path(folder).absolute()
     if not folder.exists() and _previous(folder).exists():  # its replacement was killed between two renames
         folder = _previous(folder)
@@ -91,12 +110,19 @@ def load_package(folder: Path | str) -> tuple[ViT, dict[str, Any]]:
         raise VitmodelError(f"{folder / CONFIG}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}")
     try:
         config = ViTConfig.from_dict(architecture)
-        with torch.device("meta"):
-            model = ViT(config)
-        model.load_state_dict(load_file(folder / TENSORS), assign=True)
+        tensors = load_file(folder / TENSORS)
+        members = document.pop("members", 1)
+        models = []
+        for number in range(members):
+            with torch.device("meta"):
+                model = ViT(config)
+            prefix = f"{number}." if members > 1 else ""
+            mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            model.load_state_dict(mine, assign=True)
+            models.append(model.eval())
     except UsageError as error:
         raise VitmodelError(f"{folder / CONFIG}: {error}; use the vitmodel that wrote it") from error
     except (SafetensorError, RuntimeError) as error:
         first_lines = " ".join(str(error).split("\n\t")[:2])  # torch lists every tensor
         raise VitmodelError(f"{folder / TENSORS}: broken or not of this {CONFIG} ({first_lines}); copy the package again") from error
-    return model.eval(), document
+    return models, document

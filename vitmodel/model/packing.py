@@ -159,10 +159,15 @@ def embed(model: ViT, pack: Pack) -> Tensor:
 
 def forward(model: ViT, pack: Pack) -> Tensor:
     """Logits of each image, as if it were alone: I K for I images."""
+    return model.head(features(model, pack))
+
+
+def features(model: ViT, pack: Pack) -> Tensor:
+    """What the head reads of each image, as if it were alone: I D for I images."""
     lengths = pack.lengths(model.config.prefix)
     tokens = embed(model, pack)
     tokens = model.encode(tokens, Segments(lengths, tokens.device))
-    return model.head(torch.cat([model.pool(image) for image in tokens.split(lengths, dim=1)]))
+    return torch.cat([model.pool(image) for image in tokens.split(lengths, dim=1)])
 
 
 def attention(model: ViT, pack: Pack, block: int = -1) -> list[Tensor]:
@@ -204,8 +209,8 @@ def check_budget(name: str, length: int, tokens: int) -> None:
         raise UsageError(f"tokens: {name} has {length} tokens, more than --tokens {tokens} allows; raise it")
 
 
-def fill(items: Iterable[T], tokens: int, prefix: int) -> Iterator[list[T]]:
-    """Group a stream into at most `tokens` tokens each, with `prefix` of them before each image's patches.
+def fill(items: Iterable[T], tokens: int, prefix: int, images: int | None = None) -> Iterator[list[T]]:
+    """Group a stream into at most `tokens` tokens each, with `prefix` of them before each image's patches, and at most `images` images.
 
     Best fit among 8 open groups: an item goes where it leaves the least room; where it fits nowhere, the fullest group is done. So lengths
     need not be known in advance, little memory is held, and the groups depend on the order of the stream alone, never on workers.
@@ -224,4 +229,7 @@ def fill(items: Iterable[T], tokens: int, prefix: int) -> Iterator[list[T]]:
         group = max(fitting, key=attrgetter("tokens"), default=groups[-1])
         group.tokens += length
         group.items.append(item)
+        if len(group.items) == images:
+            groups.remove(group)
+            yield group.items
     yield from (group.items for group in groups)

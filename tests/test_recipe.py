@@ -1,0 +1,239 @@
+"""What a recipe may ask for: each option does what it says, all of them resume to the bit, and what goes wrong in mid-epoch is named."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.special import logit
+
+from vitmodel.cli import main
+from vitmodel.data.manifest import read_manifest, write_manifest
+from vitmodel.data.samplers import Shuffled
+from vitmodel.learner import Learner
+from vitmodel.model.package import load_members, load_package
+from vitmodel.trainer import AtomicCheckpoints
+from vitmodel.utils import VitmodelError
+
+SHORT = [
+    *("--model", "vit_micro", "--epochs", "2", "--batch-size", "8", "--val", "0.25", "--test", "0.25"),
+    *("--workers", "0", "--wandb", "off", "--drop-path", "0"),
+]
+EVERYTHING = [
+    *("--ema", "0.9", "--layer-decay", "0.7", "--auxiliary", "[density,age,birads]", "--accumulate", "2", "--sampling", "positive"),
+    *("--loss", "pf1", "--smoothing", "0.1", "--freeze", "1", "--stem", "conv", "--drop-path", "0.2", "--epochs", "3", "--seed", "3"),
+]
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "package" / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def short(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs. Read only."""
+    run = tmp_path_factory.mktemp("recipe") / "run"
+    assert main(["train", str(crops / "manifest.csv"), str(run), *SHORT]) == 0
+    return run
+
+
+def test_a_run_with_every_option_resumes_to_the_bit(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted in the middle of the second epoch, with weights averaged, gradients accumulated and a body that was frozen before."""
+    command = ["train", str(crops / "manifest.csv")]
+    assert main([*command, str(tmp_path / "undisturbed"), *SHORT, *EVERYTHING]) == 0
+    step = Learner.training_step
+
+    def interrupted(self: Learner, batch, number: int):
+        if self.current_epoch == 1 and number == 1:
+            raise RuntimeError("power cut")
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Learner, "training_step", interrupted)
+    with pytest.raises(RuntimeError, match="power cut"):
+        main([*command, str(tmp_path / "resumed"), *SHORT, *EVERYTHING])
+    monkeypatch.undo()
+    assert main([*command, str(tmp_path / "resumed"), *SHORT, *EVERYTHING, "--resume"]) == 0
+    assert same(tensors(tmp_path / "resumed"), tensors(tmp_path / "undisturbed"))
+    histories = [load_package(tmp_path / name / "package")[1]["history"] for name in ("resumed", "undisturbed")]
+    assert histories[0] == histories[1]
+
+
+def test_a_linear_probe_moves_the_head_alone(crops: Path, short: Path, tmp_path: Path) -> None:
+    arguments = [*SHORT, "--weights", str(short / "package"), "--freeze", "2", "--lr", "0.01"]
+    assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *arguments]) == 0
+    before, after = tensors(short), tensors(tmp_path / "run")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_the_average_is_validated_and_packaged(crops: Path, short: Path, tmp_path: Path) -> None:
+    """With a decay of almost 1 the average stays where the first step left it, so the package is nearly the start; without, it is not."""
+    assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--ema", "0.999999"]) == 0
+    history = load_package(tmp_path / "run" / "package")[1]["history"]
+    losses = [value for _, value in history["val/loss"]]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert not same(tensors(tmp_path / "run"), tensors(short))
+
+
+def test_a_batch_that_is_not_finite_is_skipped_and_named(
+    crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses, spoiled = Learner._losses, set()
+
+    def poisoned(self: Learner, stage: str, batch, logits: torch.Tensor) -> torch.Tensor:
+        values = losses(self, stage, batch, logits)
+        if stage == "train" and self.current_epoch == 0 and len(spoiled) < 2:
+            spoiled.add(batch.pack.names)
+            return values * torch.nan
+        return values
+
+    monkeypatch.setattr(Learner, "_losses", poisoned)
+    command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT]
+    assert main([*command, "--nonfinite", "3"]) == 0
+    named = {tuple(step["image_ids"]) for step in json.loads((tmp_path / "run" / "nonfinite.json").read_text())}
+    assert named == {tuple(Path(name).stem for name in names) for names in spoiled}
+    assert {name for names in named for name in names} <= set(read_manifest(crops / "manifest.csv")["image_id"])
+    assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
+    spoiled.clear()
+    shutil.rmtree(tmp_path / "run")
+    assert main([*command, "--nonfinite", "2"]) == 1
+    assert "nonfinite.json" in capsys.readouterr().err
+
+
+def test_crops_that_cannot_be_read_are_named_counted_and_too_many_refused(
+    crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_manifest(crops / "manifest.csv").query("status != 'refused'")
+    spoiled = table[table["cancer"] == 0].iloc[[0, 5]]
+    copies = {}
+    for row in spoiled.itertuples():
+        copy = tmp_path / Path(row.path).name
+        copy.write_bytes(Path(row.path).read_bytes()[:60])  # the size can be read, the pixels cannot
+        copies[row.path] = str(copy)
+    write_manifest(table.assign(path=table["path"].replace(copies)), tmp_path / "manifest.csv")
+    command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--sampling", "natural", "--test", "0"]
+    assert main(command) == 0
+    assert all(copy in caplog.text for copy in copies.values())
+    assert "2 of at most" in caplog.text or caplog.text.count("1 of at most") == 2  # in two loaders, or both in one
+    shutil.rmtree(tmp_path / "run")
+    assert main([*command, "--unreadable", "0"]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(crops: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", str(crops / "manifest.csv"), str(run), *SHORT, "--folds", "2", "--epochs", "1"]
+    assert main(command) == 0
+    found = pd.read_csv(run / "out_of_fold.csv", dtype={"patient_id": str, "image_id": str})
+    folds = pd.read_csv(run / "splits.csv", dtype={"patient_id": str}).set_index("patient_id")["fold"]
+    assert (found.groupby("patient_id")["fold"].nunique() == 1).all()
+    assert (found["fold"] == found["patient_id"].map(folds)).all()
+    assert found.groupby("fold")["cancer"].nunique().eq(2).all()
+    members, package = load_members(run / "package")
+    assert len(members) == 2
+    assert package["calibration"]
+    assert main(["predict", str(run / "package"), str(run / "manifest.csv"), str(tmp_path / "scores")]) == 0
+    scores = pd.read_csv(tmp_path / "scores" / "scores.csv", dtype={"image_id": str}).set_index("image_id")["score"]
+    for number, member in enumerate(members):
+        from vitmodel.data.dataset import read_crop, to_tensor
+        from vitmodel.model.packing import forward, pack
+
+        row = read_manifest(run / "manifest.csv").set_index("image_id").loc[found[found["fold"] == number].iloc[0]["image_id"]]
+        images = pack([to_tensor(read_crop(row.path))], 16)
+        with torch.inference_mode():
+            mine, all_of_them = forward(member, images).item(), [forward(each, images).item() for each in members]
+        alone = found.set_index("image_id")["score"][row.name]
+        assert logit(alone) == pytest.approx(mine, abs=1e-4)
+        assert logit(scores[row.name]) == pytest.approx(np.mean(all_of_them), abs=1e-4)
+    assert main([*command, "--resume"]) == 0  # finished folds are not trained again
+
+
+def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_manifest(crops / "manifest.csv").query("status != 'refused'")
+    sick = set(table[table["cancer"] == 1]["patient_id"])
+    folds = pd.DataFrame({"patient_id": table["patient_id"].unique()})
+    folds.assign(fold=folds["patient_id"].isin(sick).astype(int)).to_csv(tmp_path / "folds.csv", index=False)
+    command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--folds", "2", "--splits", str(tmp_path / "folds.csv")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "folds.csv" in error
+    assert "fold 0" in error
+
+
+def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path) -> None:
+    """DDP over gloo, the same global batch: the loss curves agree to rounding."""
+    histories = []
+    for devices in ("1", "2"):
+        run = tmp_path / devices
+        arguments = [*SHORT, "--batch-size", "8", "--device", "cpu", "--devices", devices, "--auxiliary", "[age]", "--patience", "0"]
+        command = [sys.executable, "-m", "vitmodel.cli", "train", str(crops / "manifest.csv"), str(run), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr[-2000:]
+        histories.append(load_package(run / "package")[1]["history"])
+    for name in ("train/loss", "val/loss", "train/tp", "val/auroc", "learning_rate"):
+        assert np.array(histories[0][name]) == pytest.approx(np.array(histories[1][name]), abs=2e-4), name
+
+
+def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"epoch": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(VitmodelError, match=r"last\.ckpt.*--resume"):
+            AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("positives", [1, 3, 12])
+def test_each_batch_holds_a_positive_though_they_are_rare(positives: int) -> None:
+    labels = [1.0] * positives + [0.0] * (160 - positives)
+    sampler = Shuffled(labels, 0, "positive", batch=16)
+    for _ in range(3):
+        rows = [draw.row for draw in sampler]
+        assert len(rows) == 160
+        assert all(any(labels[row] for row in rows[start : start + 16]) for start in range(0, 160, 16))
+        assert len(set(rows)) >= 160 - 10, "at most one draw a batch is not the natural one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--precision", "fp16", "--device", "cpu"], "fp16"),
+        (["--devices", "3"], "batch_size"),
+        (["--auxiliary", "[biopsy]"], "biopsy"),
+        (["--wandb", "online"], "WANDB_API_KEY"),
+        (["--strategy", "fsdp", "--device", "cpu"], "fsdp"),
+        (["--weights", "WRONG"], "WRONG"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    arguments: list[str], named: str, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    table = read_manifest(crops / "manifest.csv")
+    write_manifest(table.assign(biopsy=np.nan), tmp_path / "manifest.csv")
+    try:
+        status = main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, *arguments])
+    except SystemExit as stop:  # the parser's own way out
+        status = stop.code
+    assert status == 2
+    assert named in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""The search goes on where it was killed, stops bad trials, and its best recipe is a recipe; the sweep file's flags are flags."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from vitmodel.cli import main, parse
+
+optuna = pytest.importorskip("optuna")
+
+SHORT = [
+    "--model",
+    "vit_micro",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "16",
+    "--val",
+    "0.25",
+    "--test",
+    "0.25",
+    "--workers",
+    "0",
+    "--wandb",
+    "off",
+]
+
+
+def test_a_search_goes_on_and_its_best_recipe_trains(crops: Path, tmp_path: Path) -> None:
+    run = tmp_path / "study"
+    command = ["tune", str(crops / "manifest.csv"), str(run), *SHORT]
+    assert main([*command, "--trials", "1"]) == 0
+    study = optuna.load_study(study_name="vitmodel", storage=f"sqlite:///{run / 'study.db'}")
+    killed = study.ask()  # as a kill leaves it
+    killed.suggest_float("lr", 1e-4, 3e-3, log=True)
+    assert main([*command, "--trials", "2", "--resume"]) == 0
+    trials = pd.read_csv(run / "trials.csv")
+    assert list(trials["state"].value_counts().loc[["COMPLETE", "FAIL"]]) == [2, 1]
+    again = trials[trials["state"] == "COMPLETE"].iloc[-1]
+    assert again["params_lr"] == pytest.approx(killed.params["lr"]), "what was killed is tried again"
+    assert "| lr |" in (run / "report.md").read_text()
+    best = parse("train", ["--config", str(run / "best.yaml")])
+    assert best.lr == pytest.approx(trials.loc[trials["value"].idxmax(), "params_lr"])
+
+
+def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    from vitmodel.tune import Pruner
+
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer.callback_metrics["val/auroc"] = 0.4
+    with pytest.raises(optuna.TrialPruned):
+        Pruner(study.ask(), "val/auroc").on_validation_end(trainer, None)
+
+
+def test_the_sweep_file_runs_a_training(tmp_path: Path) -> None:
+    """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
+    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())
+    values = {name: options["values"][0] if "values" in options else options["max"] for name, options in sweep["parameters"].items()}
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    command = [part for each in sweep["command"] for part in (flags if each == "${args}" else [each])]
+    stand_in = tmp_path / "vitmodel"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WANDB_RUN_ID": "abc"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    verb, *arguments = done.stdout.splitlines()
+    assert verb == "train"
+    settings = parse("train", arguments)
+    assert str(settings.run) == "runs/abc"
+    for name, value in values.items():
+        found = settings
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert found == value
+    assert sweep["metric"]["name"] == "val/auroc"

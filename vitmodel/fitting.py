@@ -1,0 +1,156 @@
+"""One training, from a table to a model: what the stages that train have in common. Knows no package and no command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+
+from vitmodel.batches import Batches
+from vitmodel.config import Preprocessing, TrainConfig, TrainingConfig
+from vitmodel.data.dataset import CropDataset, crop_size
+from vitmodel.data.manifest import read_manifest, usable
+from vitmodel.data.samplers import InOrder, Shuffled
+from vitmodel.data.splits import assign_folds, assign_splits, read_splits
+from vitmodel.learner import History, Learner
+from vitmodel.model.architecture import PRESETS
+from vitmodel.model.losses import TARGETS, prior_bias
+from vitmodel.model.packing import check_budget
+from vitmodel.model.vit import ViT
+from vitmodel.model.weights import fit_weights, load_weights
+from vitmodel.monitoring import Pictures
+from vitmodel.trainer import LAST, build_trainer, fit, next_epoch
+from vitmodel.utils import UsageError
+
+LABEL = "cancer"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model and what it says of images that it did not learn from."""
+
+    model: ViT
+    logits: np.ndarray
+    """By row of the table that it was validated on; NaN = unreadable."""
+    history: History
+    reached: str
+    """The figure that chose its epoch."""
+
+
+def labelled_crops(config: TrainConfig) -> pd.DataFrame:
+    """The manifest's usable rows with a known label and a split or fold. Raises UsageError where there is nothing to train on."""
+    frame = read_manifest(config.manifest)
+    if frame["preprocessing"].isna().all():
+        raise UsageError(f"{config.manifest}: its images are not cropped; run `vitmodel etl` on it first")
+    frame = usable(frame).dropna(subset=[LABEL])
+    if frame.empty:
+        raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
+    for name in config.auxiliary:
+        if TARGETS[name].encode(frame[name].tolist()).isnan().all():
+            raise UsageError(f"{config.manifest}: column {name} is unknown in all rows; leave it out of --auxiliary")
+    column, where = ("fold" if config.folds else "split"), config.splits or config.manifest
+    if config.splits is not None:
+        frame = read_splits(frame, config.splits, column)
+    elif config.folds:
+        frame = assign_folds(frame, config.folds, config.seed)
+    if not config.folds:
+        fractions = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
+        frame = assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
+    for part in range(config.folds) or ("train", "val"):
+        if frame.loc[frame[column] == part, LABEL].nunique() < 2:
+            raise UsageError(f"{where}: {column} {part} needs images with and without {LABEL}; mend or empty the column `{column}`")
+    return frame
+
+
+def common_preprocessing(frame: pd.DataFrame, manifest: Path) -> Preprocessing:
+    """The preprocessing that all crops went through. Raises UsageError where they differ."""
+    kinds = sorted(frame["preprocessing"].unique())
+    if len(kinds) > 1:
+        raise UsageError(f"{manifest}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all")
+    return Preprocessing.from_json(kinds[0])
+
+
+def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
+    """Raises UsageError naming a crop that exceeds the budget of tokens if all of it is tissue: better now than in the tenth epoch."""
+    patch, prefix = PRESETS[config.model].patch, PRESETS[config.model].prefix
+    for path in frame["path"]:
+        height, width = crop_size(path)
+        check_budget(path, prefix + math.ceil(height / patch) * math.ceil(width / patch), config.tokens)
+
+
+def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.DataFrame) -> ViT:
+    """The preset at the crops' size, with the given weights; the head's bias starts at the prior that the sampler shows."""
+    architecture = replace(
+        PRESETS[config.model], image_size=preprocessing.size, pool=config.pool, stem=config.stem, drop_path=config.drop_path
+    )
+    model = ViT(architecture)
+    torch.nn.init.constant_(model.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
+    if config.weights is not None:
+        print(fit_weights(model, load_weights(config.weights)))
+    return model
+
+
+def images_of(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset:
+    """The rows' crops with labels and auxiliary targets."""
+    targets = [TARGETS[name].encode(rows[name].tolist()) for name in config.auxiliary]
+    return CropDataset(
+        rows["path"].tolist(), rows[LABEL].tolist(), config.augment if augment else None, torch.stack(targets, dim=1) if targets else None
+    )
+
+
+def train_on(
+    config: TrainConfig,
+    run: Path,
+    train: pd.DataFrame,
+    val: pd.DataFrame,
+    preprocessing: Preprocessing,
+    checkpoint: Path | None,
+    watchers: Sequence[Callback] = (),
+) -> Fitted | None:
+    """Train a model on `train` and watch it on `val`; None in all processes but the first."""
+    L.seed_everything(config.seed, verbose=False)
+    learner = Learner(build_model(config, preprocessing, train), config, images=len(train), history={})
+    train_images, val_images = images_of(train, config, augment=True), images_of(val, config, augment=False)
+    order = Shuffled(train[LABEL].tolist(), config.seed, config.sampling, config.batch_size, next_epoch(checkpoint))
+    batches, val_batches = Batches(train_images, order, config), Batches(val_images, InOrder(len(val)), config)
+    best, callbacks = choosers(config, run)
+    trainer = build_trainer(config, run, [*callbacks, *watchers, Pictures(val_images.paths, val["patient_id"].tolist())])
+    fit(trainer, learner, batches, val_batches, checkpoint)
+    first = trainer.is_global_zero
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if not first:
+        return None
+    chosen, reached = (best.best_model_path, f"{best.monitor} {best.best_model_score:.4f}") if best else (run / LAST, "last epoch")
+    learner.load_state_dict(torch.load(chosen, weights_only=True)["state_dict"])
+    return Fitted(learner.model, validation_logits(learner, val_batches, len(val)), learner.history, reached)
+
+
+def choosers(config: TrainConfig, run: Path) -> tuple[ModelCheckpoint | None, list[Callback]]:
+    """What keeps weights: an average of them, the best epoch's (unless folds take the last), the last epoch's; and when to stop."""
+    figure = {"auroc": "val/auroc", "f1": "val/macro_f1"}[config.monitor]
+    best = ModelCheckpoint(run / "checkpoints", "best", monitor=figure, mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(run / LAST.parent, LAST.stem, enable_version_counter=False)  # after `best`, whose state it holds
+    average: list[Callback] = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
+    if config.folds:
+        return None, [*average, last]
+    stop: list[Callback] = [EarlyStopping(figure, mode="max", patience=config.patience)] if config.patience else []
+    return best, [*average, best, last, *stop]
+
+
+def validation_logits(learner: Learner, batches: Batches, count: int) -> np.ndarray:
+    """Logits of the images in the order of their table; NaN = unreadable."""
+    learner.eval().cpu()
+    logits = np.full(count, np.nan)
+    with torch.inference_mode():
+        for batch in batches:
+            logits[batch.row.numpy()] = learner(batch.pack).float().numpy()
+    return logits

@@ -1,0 +1,123 @@
+"""Stage: unlabelled crops, or phantoms made on the fly -> a package that training can start from. Knows no label of a patient."""
+
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
+
+    sys.exit(main(["pretrain", *sys.argv[1:]]))
+
+import contextlib
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vitmodel.batches import Batches
+from vitmodel.config import Preprocessing, PretrainConfig, TrainConfig, TrainingConfig, to_yaml
+from vitmodel.data.dataset import CropDataset
+from vitmodel.data.fingerprint import fingerprint
+from vitmodel.data.journal import exclusive
+from vitmodel.data.manifest import read_manifest, usable
+from vitmodel.data.phantoms import PhantomDataset
+from vitmodel.data.samplers import InOrder, Shuffled
+from vitmodel.learner import Course, Learner, Painter
+from vitmodel.model.architecture import PRESETS
+from vitmodel.model.mae import MaskedAutoencoder
+from vitmodel.model.package import save_package
+from vitmodel.model.vit import ViT
+from vitmodel.trainer import LAST, build_trainer, fit, is_first, next_epoch, start_or_resume, system
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError
+
+HELD_OUT = 0.1  # phantoms per epoch to watch the model on, as a share of those it learns from
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Write RUN/package with the weights of the last epoch. Raises UsageError where the manifest has nothing to learn from."""
+    frame = crops(config.manifest) if config.manifest else None
+    preprocessing = commonest(frame) if frame is not None else Preprocessing(size=config.size)
+    with exclusive(config.run) if is_first() else contextlib.nullcontext():
+        checkpoint = start_or_resume("pretrain", config, config.run)
+        L.seed_everything(config.seed, verbose=False)
+        architecture = replace(
+            PRESETS[config.model], image_size=preprocessing.size, pool=config.pool, stem=config.stem, drop_path=config.drop_path
+        )
+        model = ViT(architecture)
+        learner, train, val = finding(config, model, checkpoint) if frame is None else painting(config, model, frame, checkpoint)
+        last = ModelCheckpoint(config.run / LAST.parent, LAST.stem, enable_version_counter=False)
+        trainer = build_trainer(config, config.run, [last])
+        fit(trainer, learner, train, val, checkpoint)
+        if trainer.is_global_zero:
+            learner.load_state_dict(torch.load(config.run / LAST, weights_only=True)["state_dict"])
+            write_package(config, model, learner, frame, preprocessing)
+
+
+def crops(manifest: Path) -> pd.DataFrame:
+    """The manifest's usable crops; where it has splits, those of `train` alone: what is held out is not looked at, label or no label."""
+    frame = read_manifest(manifest)
+    if frame["preprocessing"].isna().all():
+        raise UsageError(f"{manifest}: its images are not cropped; run `vitmodel etl` on it first")
+    frame = usable(frame)
+    if frame["split"].notna().any():
+        frame = frame[frame["split"] == "train"]
+    if frame.empty:
+        raise UsageError(f"{manifest}: no row is usable (where there are splits: of the split train)")
+    return frame.reset_index(drop=True)
+
+
+def commonest(frame: pd.DataFrame) -> Preprocessing:
+    """The preprocessing of most crops: nothing but the size matters here, and the model takes any."""
+    return Preprocessing.from_json(frame["preprocessing"].mode()[0])
+
+
+Task = tuple[Course, Batches, Batches | None]  # what learns, what from, and what it is watched on
+
+
+def painting(config: PretrainConfig, model: ViT, frame: pd.DataFrame, checkpoint: Path | None) -> Task:
+    """Masked autoencoding of crops."""
+    images = CropDataset(frame["path"].tolist(), [float("nan")] * len(frame), config.augment)
+    order = Shuffled(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
+    return Painter(MaskedAutoencoder(model, config.ratio), config, len(images), history={}), Batches(images, order, config), None
+
+
+def finding(config: PretrainConfig, model: ViT, checkpoint: Path | None) -> Task:
+    """Cancers in phantoms, no two of them alike."""
+    images = PhantomDataset(config.phantoms, config.size, config.difficulty, config.augment)
+    watched = PhantomDataset(max(2, round(HELD_OUT * config.phantoms)), config.size, config.difficulty, None)
+    order = Shuffled(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
+    shared = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
+    learner = Learner(model, TrainConfig(manifest=config.run, run=config.run, **shared), len(images), history={})
+    return learner, Batches(images, order, config), Batches(watched, InOrder(len(watched)), config)
+
+
+def write_package(config: PretrainConfig, model: ViT, learner: Course, frame: pd.DataFrame | None, made: Preprocessing) -> None:
+    """A package without calibration or threshold: training may start from it, but it gives no score."""
+    recipe = to_yaml("pretrain", config, config.run / "pretrain.yaml")
+    contents: dict[str, Any] = {
+        "preprocessing": made.to_json(),
+        "packed": config.packed,
+        "history": learner.history,
+        "training": recipe,
+        "versions": system()["versions"],
+    }
+    if frame is not None:
+        contents["data"] = fingerprint(frame.assign(split="pretrain"), "cancer")
+    task = "masked autoencoding of unlabelled crops" if frame is not None else "finding cancers in phantoms"
+    watched = [name for name in ("train/loss", "val/auroc") if name in learner.history]
+    figures = ", ".join(f"{name} {learner.history[name][-1][1]:.4f}" for name in watched)
+    card = f"""# {config.model}: weights to start from
+
+**{NOT_A_MEDICAL_DEVICE}**
+
+Pretrained by {task} ({figures}). It gives no score: use it with `vitmodel train MANIFEST RUN --weights`.
+
+```yaml
+{recipe}```
+"""
+    save_package(config.run / "package", model, contents, card)
+    print(f"{figures}\npackage: {config.run / 'package'}")

@@ -1,0 +1,178 @@
+"""Lightning's trainer as every training here uses it: devices, precision, checkpoints, loggers. Knows no model and no data."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import platform
+import uuid
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero
+
+from vitmodel import __version__
+from vitmodel.batches import Batches
+from vitmodel.config import TrainingConfig, to_yaml
+from vitmodel.learner import Course
+from vitmodel.monitoring import BadSteps, Meter, Progress
+from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
+
+LAST = Path("checkpoints") / "last.ckpt"
+
+
+def is_first() -> bool:
+    """Whether this is the one process, or the first of several, by the environment that their starter set: the one that writes files."""
+    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace the previous one only when they are whole, and that never unpickle code when read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        with atomic_path(path) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                reason = "no space is left" if "write" in str(error) else str(error)
+                raise VitmodelError(
+                    f"cannot write {path}: {reason}; the previous checkpoint is whole, so --resume goes on from it"
+                ) from error
+
+
+def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None:
+    """Claim `run` for this configuration; the checkpoint to go on from, if any. Raises UsageError where it holds another run.
+
+    Of several processes the first one claims it for all.
+    """
+    recipe, checkpoint = run / f"{verb}.yaml", run / LAST
+    if is_first():
+        text = to_yaml(verb, replace(config, resume=False), recipe)
+        if recipe.exists():
+            if not config.resume:
+                raise UsageError(f"{run} holds a run already; go on with --resume or choose another folder")
+            changed = [new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new]
+            if changed:
+                raise UsageError(f"{recipe} was started with other settings than: {', '.join(changed)}; resume with the same ones")
+        write_atomic(recipe, text)
+        write_atomic(run / "system.json", to_json(system()))
+        if not (run / "run_id").exists():
+            write_atomic(run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n")  # a sweep names its runs
+    return checkpoint if checkpoint.exists() else None
+
+
+def next_epoch(checkpoint: Path | None) -> int:
+    """The epoch that comes after a checkpoint."""
+    return torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint else 0
+
+
+def system() -> dict[str, Any]:
+    """The machine and the versions that a run depends on."""
+    cuda = torch.cuda.is_available()
+    packages = ("torch", "lightning", "numpy", "opencv-python-headless", "pydicom")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if cuda else [],
+        "versions": {"vitmodel": __version__} | {name: version(name) for name in packages},
+    }
+
+
+def device_of(config: TrainingConfig) -> Literal["cpu", "cuda"]:
+    """Where to train. Raises UsageError where there is no GPU but one is asked for."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device: no CUDA device is at hand; use --device cpu")
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """The arithmetic that the device is best at, unless one is asked for. Raises UsageError for fp16 on a CPU, which has no scaler."""
+    cuda = device_of(config) == "cuda"
+    wanted = config.precision
+    if wanted == "auto":
+        wanted = ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if cuda else "fp32"
+    if wanted == "fp16" and not cuda:
+        raise UsageError("precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
+    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]  # type: ignore[return-value]
+
+
+def strategy_of(config: TrainingConfig) -> Strategy | str:
+    """How several processes share the work."""
+    if config.devices * config.nodes == 1:
+        return "auto"
+    if config.strategy == "fsdp":
+        return "fsdp"
+    return "ddp_find_unused_parameters_true" if getattr(config, "freeze", 0) or getattr(config, "auxiliary", ()) else "ddp"
+
+
+def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) -> L.Trainer:
+    """The trainer with our loggers, checkpoints and monitors, and `callbacks` before them."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    loggers = build_loggers(config, run)
+    monitors = [
+        BadSteps(run / "nonfinite.json", config.nonfinite),
+        Meter(),
+        *([LearningRateMonitor("step")] if loggers else []),
+        Progress(),
+    ]
+    return L.Trainer(
+        accelerator=device_of(config),
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=strategy_of(config),
+        precision=precision_of(config),
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate,
+        logger=loggers,
+        callbacks=[*callbacks, *monitors],
+        plugins=[AtomicCheckpoints()] if config.strategy == "ddp" else [],
+        gradient_clip_val=config.clip or None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
+def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None, checkpoint: Path | None) -> None:
+    """Train, from `checkpoint` on if there is one."""
+    if learner.config.compile:
+        for block in learner.model.blocks:  # type: ignore[union-attr]
+            block.compile(dynamic=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
+        trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)
+
+
+def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
+    """TensorBoard always, Weights & Biases unless it is off; both get the same names, and the settings."""
+    loggers: list[Logger] = [TensorBoardLogger(run, name="", version="tensorboard")]
+    if config.wandb == "online" and not has_wandb_key():
+        raise UsageError("wandb: no API key is set; set WANDB_API_KEY, run `wandb login`, or use --wandb offline")
+    if config.wandb != "off":
+        offline = config.wandb == "offline" or (config.wandb == "auto" and not has_wandb_key())
+        identifier = (run / "run_id").read_text().strip() if is_first() else None
+        os.environ.setdefault("WANDB_SILENT", "true")
+        loggers.append(WandbLogger(project="vitmodel", name=run.name, id=identifier, save_dir=run, offline=offline))
+    return loggers
+
+
+def has_wandb_key() -> bool:
+    """Whether an API key is set in the environment or was stored by `wandb login`."""
+    try:
+        stored = netrc.netrc().authenticators("api.wandb.ai")
+    except (OSError, netrc.NetrcParseError):
+        stored = None
+    return bool(os.environ.get("WANDB_API_KEY") or stored)

@@ -1,0 +1,125 @@
+"""Stage: the original recipe's three versions and ours, trained on one patient-wise split, side by side. Knows verbs and figures."""
+
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
+
+    sys.exit(main(["versions", *sys.argv[1:]]))
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from vitmodel.config import Preprocessing, Size, VersionsConfig
+from vitmodel.data.manifest import read_manifest, read_table, usable, write_manifest
+from vitmodel.data.parallel import parallel_map
+from vitmodel.data.splits import SHARES, assign_splits
+from vitmodel.measure.metrics import Metrics, measure
+from vitmodel.measure.sample import Sample
+from vitmodel.model.package import load_package
+from vitmodel.pixels.image import open_image
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, write_atomic
+
+FIGURES = {"macro F1": "macro_f1", "recall": "sensitivity", "precision": "precision", "AUROC": "auroc"}
+CURVES = ("loss", "macro_f1", "auroc")
+
+
+def versions(config: VersionsConfig) -> None:
+    """Write OUT/versions.md and versions.png. Running it again goes on where it was. Raises VitmodelError with the step that failed."""
+    crops, ours, whole = (config.out / name / "manifest.csv" for name in ("crops", "our_crops", "whole"))
+    run(["etl", str(config.source), str(crops.parent), "--size", str(config.size), "--jobs", str(config.jobs)])
+    run(["etl", str(config.source), str(ours.parent), "--size", str(config.our_size), "--jobs", str(config.jobs)])
+    split(crops, ours)
+    if not whole.exists():
+        write_whole_images(read_manifest(crops), config)
+    start = ["--weights", str(config.weights)] if config.weights else []
+    steps = {
+        "backbone": [str(whole), "--config", str(config.recipes / "backbone.yaml"), *start],
+        "v2": [str(whole), "--config", str(config.recipes / "v2.yaml"), "--weights", str(config.out / "backbone" / "package")],
+        "v3": [str(crops), "--config", str(config.recipes / "v3.yaml"), "--weights", str(config.out / "v2" / "package")],
+        "ours": [str(ours), "--config", str(config.ours), *start],
+    }
+    for name, arguments in steps.items():
+        if not (config.out / name / "package").exists():
+            run(["train", *arguments, "--run", str(config.out / name), "--resume"])
+    found = {name: result(config.out / name) for name in steps}
+    text = table(found)
+    write_atomic(config.out / "versions.md", text)
+    write_picture({name: load_package(config.out / name / "package")[1]["history"] for name in steps}, config.out / "versions.png")
+    print(f"{text}\n{config.out / 'versions.png'}\n{NOT_A_MEDICAL_DEVICE}")
+
+
+def run(arguments: list[str]) -> None:
+    """Run a verb. Raises VitmodelError where it fails; images that ETL refuses are no failure."""
+    from vitmodel.cli import main  # here, because the command line knows this stage
+
+    print(f"\n$ vitmodel {' '.join(arguments)}", flush=True)
+    if main(arguments):
+        raise VitmodelError(f"`vitmodel {' '.join(arguments)}` failed")
+
+
+def split(*manifests: Path) -> None:
+    """Give all manifests the same splits by patient, those of the first one."""
+    first = assign_splits(read_manifest(manifests[0]), SHARES)
+    parts = first.dropna(subset=["split"]).drop_duplicates("patient_id").set_index("patient_id")["split"]
+    for manifest in manifests:
+        table = read_manifest(manifest)
+        write_manifest(table.assign(split=table["patient_id"].map(parts)), manifest)
+
+
+def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
+    """The images of `table` as they are, burned-in markers and all, squashed to SIZE as the original recipe did."""
+    folder = config.out / "whole"
+    rows = usable(table)
+    paths = [str(folder / "images" / f"{name}.png") for name in rows["image_id"]]
+    made = parallel_map(lambda pair: squash(*pair, config.size), list(zip(rows["source_path"], paths, strict=True)), "whole", config.jobs)
+    assert sum(1 for _ in made) == len(rows)
+    written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
+    write_manifest(written, folder / "manifest.csv")
+
+
+def squash(source: str, path: str, size: Size) -> None:
+    """Write one whole image as an 8-bit PNG."""
+    file = open_image(Path(source))
+    grey = cv2.resize(file.grey(file.stored()), (size.width, size.height), interpolation=cv2.INTER_AREA)
+    write_atomic(path, cv2.imencode(".png", np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8))[1].tobytes())
+
+
+def result(folder: Path) -> Metrics:
+    """What a run reached on its validation images at the threshold 0.5, with intervals over patients."""
+    scores = read_table(folder / "validation.csv", ["patient_id", "cancer", "score"]).dropna(subset=["score"])
+    sample = Sample(scores["cancer"].astype(float), scores["score"].astype(float), scores["patient_id"].to_numpy())
+    return measure(sample, threshold=0.5)
+
+
+def table(found: dict[str, Metrics]) -> str:
+    """Markdown: a row per version."""
+    rows = [
+        f"| {name} | {' | '.join(str(metrics.intervals[key]) for key in FIGURES.values())} | {metrics.patients} |"
+        for name, metrics in found.items()
+    ]
+    head = f"| version | {' | '.join(FIGURES)} | patients |\n|---|{'---|' * (len(FIGURES) + 1)}"
+    return (
+        "# Versions\n\nPer image on the validation patients, who also chose each version's epoch; 95 % intervals by resampling patients;\n"
+        "called at 0.5.\n\n" + "\n".join([head, *rows]) + f"\n\n{NOT_A_MEDICAL_DEVICE}\n"
+    )
+
+
+def write_picture(histories: dict[str, dict[str, Any]], path: Path) -> None:
+    """The validation curves of all versions, one panel per figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(CURVES), 3.2), layout="constrained", dpi=120)
+    for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        for version, history in histories.items():
+            epochs, values = zip(*history[f"val/{name}"], strict=True)
+            axes.plot(np.array(epochs) + 1, values, marker=".", label=version)
+        axes.set(title=f"validation {name}", xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path)
