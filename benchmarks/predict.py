@@ -25,9 +25,10 @@ import numpy as np
 from vitmodel.config import PredictConfig, PredictorConfig
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.parallel import parallel_map
+from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.source import image_files
 from vitmodel.predict import predict
-from vitmodel.predictor import Predictor, Row, Scored, rows_of
+from vitmodel.predictor import Predictor, Scored
 from vitmodel.utils import to_json, write_atomic
 
 

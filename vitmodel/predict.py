@@ -21,9 +21,10 @@ from vitmodel.config import PredictConfig
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.journal import Journal, exclusive, state
 from vitmodel.data.manifest import breast_ids
+from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.source import file_name
 from vitmodel.model.explain import SCALES, UNITS, Method
-from vitmodel.predictor import Predictor, Row, Scored, rows_of
+from vitmodel.predictor import Predictor, Scored
 from vitmodel.results.evidence import Software
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import Image, ResultWriter

@@ -9,54 +9,28 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
 
-from vitmodel.config import PredictorConfig, Preprocessing, Size
-from vitmodel.data.cropping import Cropped, Record, Source, crop_source
-from vitmodel.data.dataset import read_crop, to_tensor
+from vitmodel.config import PredictorConfig, Preprocessing
+from vitmodel.data.cropping import Cropped, Record
+from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.parallel import parallel_map
+from vitmodel.data.rows import Row, load_crop, rows_of
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
 from vitmodel.model.explain import Method, explain
 from vitmodel.model.package import CONFIG, TENSORS, load_members
 from vitmodel.model.packing import Pack, check_budget, forward, join, pack
 from vitmodel.model.vit import ViT
-from vitmodel.pixels.preprocessing import Geometry
 from vitmodel.pixels.verdict import WARNED
 from vitmodel.utils import UsageError, VitmodelError, sha256_file
 
 IDS = ["image_id", "patient_id", "laterality", "view"]
 TOGETHER = 16  # images per forward pass, at most: no later image delays an earlier one for long
-
-
-class Row(NamedTuple):
-    """What the manifest says of an image, as far as scoring needs it."""
-
-    path: str
-    source_path: str | None
-    source_sha256: str | None
-    laterality: str
-    status: str | None
-    reason: str | None
-    remark: str | None
-    preprocessing: str | None
-    box_x0: float | None
-    box_y0: float | None
-    box_x1: float | None
-    box_y1: float | None
-    flipped: float | None
-    source_height: float | None
-    source_width: float | None
-
-    @property
-    def source(self) -> Path:
-        """The image as it came, not its crop."""
-        return Path(self.source_path or self.path)
 
 
 class Loaded(NamedTuple):
@@ -312,27 +286,3 @@ def mark_duplicates(images: pd.DataFrame) -> pd.DataFrame:
         images.loc[copies, column] = [f"{old}{between}{text}" if isinstance(old, str) else text for old in images.loc[copies, column]]
     images.loc[copies, "status"] = "warned"
     return images
-
-
-def rows_of(table: pd.DataFrame) -> list[Row]:
-    """The rows of a manifest; what is not known is None."""
-    return [Row(*values) for values in table[list(Row._fields)].astype(object).where(table.notna(), None).itertuples(index=False)]
-
-
-def load_crop(row: Row, preprocessing: Preprocessing) -> Cropped:
-    """The crop of a manifest row: the one that ETL made in just this way, or a new one from the source.
-
-    A row that is refused before any crop was made stays so.
-    """
-    cv2.setNumThreads(1)
-    known: Record = {"status": row.status, "reason": row.reason, "remark": row.remark, "source_sha256": row.source_sha256}
-    if row.status == "refused" and row.preprocessing in (None, preprocessing.to_json()):
-        return Cropped(known)
-    if row.preprocessing != preprocessing.to_json():
-        return crop_source(Source(row.source, row.laterality), preprocessing)
-    crop = read_crop(row.path)
-    geometry = None
-    if row.box_x0 is not None and row.box_y0 is not None and row.box_x1 is not None and row.box_y1 is not None:
-        box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
-        geometry = Geometry(box, bool(row.flipped), Size(*crop.shape))
-    return Cropped(known | {"source_height": row.source_height, "source_width": row.source_width}, crop, geometry)
