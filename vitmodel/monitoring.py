@@ -54,6 +54,9 @@ class Progress(L.Callback):
             shown = {name: f"{float(value):.3f}" for name, value in known.items() if value is not None}
             self.bar.set_postfix({"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"} | shown)
 
+    def on_exception(self, trainer: L.Trainer, learner: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, learner, "fit")
+
     def teardown(self, trainer: L.Trainer, learner: L.LightningModule, stage: str) -> None:
         if getattr(self, "bar", None) is not None:
             self.bar.close()
