@@ -42,7 +42,7 @@ from vitmodel.utils import progress, to_json, write_atomic
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 GOLDEN = ROOT / "tests" / "golden" / "decoders.json"
-TIME_LIMIT = 60.0
+TIME_LIMIT = 120.0
 ADDRESS_SPACE = 4 << 30
 """Bytes beyond what the process has mapped when it starts."""
 GIGA = 2_000_000_000

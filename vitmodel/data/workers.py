@@ -7,6 +7,7 @@ that maps has a process of its own, so the two need no pool: the death or the si
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -78,8 +79,8 @@ class _Worker:
         """The result for one item. Raises what the function raises, and _Lost."""
         try:
             self.pipe.send(item)
-            if not self.pipe.poll(time_limit):
-                self.end()
+            if not any(self.pipe.poll(1) for _ in range(math.ceil(time_limit))):  # by the second: a run that was stopped for an hour
+                self.end()  # must not take its workers, which were stopped as well, for hung
                 raise _Lost(f"it took more than {time_limit:g} s and was ended")
             error, result = self.pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
