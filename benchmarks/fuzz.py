@@ -312,10 +312,20 @@ def deflated_private_tag() -> Parts:
     good = dicom(syntax=uid.DeflatedExplicitVRLittleEndian)
     coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     yield good[: 144 + struct.unpack_from("<I", good, 140)[0]]
-    yield coder.compress(head[start:] + private(3_000_000_000))
-    for _ in range(3000):
-        yield coder.compress(bytes(1_000_000))
+    yield coder.compress(head[start:] + private(3 << 30)) + coder.flush(zlib.Z_FULL_FLUSH) + deflated_zeros(3 << 30)
     yield coder.compress(tail) + coder.flush()
+
+
+def deflated_zeros(count: int) -> bytes:
+    """So many zeros (whole MiB), deflated at once: what follows a full flush can be repeated."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return (coder.compress(bytes(1 << 20)) + coder.flush(zlib.Z_FULL_FLUSH)) * (count >> 20)
+
+
+def zlib_zeros(count: int) -> bytes:
+    """At least so many zeros as a zlib stream."""
+    count = -(-count >> 20) << 20
+    return b"\x78\xda" + deflated_zeros(count) + b"\x03\0" + struct.pack(">I", count % 65521 << 16 | 1)
 
 
 BLANK = 10_000
@@ -340,6 +350,45 @@ def blank_jpeg_2000_without_levels() -> Parts:
     yield compressed(
         uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True, resolutions=1)
     )
+
+
+def jpeg_2000_of_blocks(change: Callable[[bytearray], None]) -> bytes:
+    """An empty JPEG 2000 image of the largest size, its coding style (COD) changed."""
+    frame = bytes(imagecodecs.jpeg2k_encode(np.zeros((BLANK, BLANK), "u2"), codecformat="j2k", reversible=True))
+    at = frame.index(b"\xff\x52")
+    end = at + 2 + int.from_bytes(frame[at + 2 : at + 4])
+    style = bytearray(frame[at:end])
+    change(style)
+    style[2:4] = (len(style) - 2).to_bytes(2)
+    return dicom(encapsulate([frame[:at] + style + frame[end:]]), BLANK, BLANK, uid.JPEG2000Lossless, BitsStored=16)
+
+
+def jpeg_2000_precincts() -> Parts:
+    """JPEG 2000: 100,000,000 pixels in precincts of 2 x 2."""
+
+    def change(style: bytearray) -> None:
+        style[4] |= 1
+        style += bytes([0x11]) * (style[9] + 1)
+
+    yield jpeg_2000_of_blocks(change)
+
+
+def jpeg_2000_blocks() -> Parts:
+    """JPEG 2000: 100,000,000 pixels in code blocks of 4 x 4."""
+
+    def change(style: bytearray) -> None:
+        style[10] = style[11] = 0
+
+    yield jpeg_2000_of_blocks(change)
+
+
+def jpeg_2000_layers() -> Parts:
+    """JPEG 2000: 100,000,000 pixels in 65,535 quality layers."""
+
+    def change(style: bytearray) -> None:
+        style[6:8] = b"\xff\xff"
+
+    yield jpeg_2000_of_blocks(change)
 
 
 def blank_htj2k() -> Parts:
@@ -406,17 +455,17 @@ def huge_png() -> Parts:
 
 def blank_png() -> Parts:
     """PNG: 100,000,000 pixels of 16 bits in 200 kB."""
-    yield png(BLANK, BLANK, 0, 16, zlib.compress(bytes(BLANK * (2 * BLANK + 1)), 9))
+    yield png(BLANK, BLANK, 0, 16, zlib_zeros(BLANK * (2 * BLANK + 1)))
 
 
 def blank_colour_png() -> Parts:
     """PNG: 100,000,000 pixels of 4 x 16 bits in 800 kB."""
-    yield png(BLANK, BLANK, 6, 16, zlib.compress(bytes(BLANK * (8 * BLANK + 1)), 1))
+    yield png(BLANK, BLANK, 6, 16, zlib_zeros(BLANK * (8 * BLANK + 1)))
 
 
 def text_png() -> Parts:
     """PNG: texts and a profile that unpack to 1 GB each."""
-    text = zlib.compress(bytes(1_000_000_000), 9)
+    text = zlib_zeros(1 << 30)
     yield png(128, 128, 0, 8, zlib.compress(bytes(128 * 129)), (b"iCCP", b"a\0\0" + text), (b"zTXt", b"a\0\0" + text))
 
 
@@ -449,9 +498,10 @@ def circular_tiff() -> Parts:
 
 BOMBS: tuple[Callable[[], Parts], ...] = (
     private_tag, endless_private_tag, endless_unknown_tag, character_set, many_values, deep_sequences, many_items, too_many_pixels,
-    long_pixel_data, long_fragment, many_fragments, deflated_private_tag, blank_jpeg_2000, blank_jpeg_2000_without_levels, blank_htj2k,
-    blank_jpeg_ls, blank_jpeg_lossless, blank_jpeg, rle_bomb, rle_bomb_of_the_largest_size, progressive_jpeg, progressive_jpeg_in_dicom,
-    huge_png, blank_png, blank_colour_png, text_png, long_png, blank_tiff, many_samples_tiff, circular_tiff,
+    long_pixel_data, long_fragment, many_fragments, deflated_private_tag, blank_jpeg_2000, blank_jpeg_2000_without_levels,
+    jpeg_2000_precincts, jpeg_2000_blocks, jpeg_2000_layers, blank_htj2k, blank_jpeg_ls, blank_jpeg_lossless, blank_jpeg, rle_bomb,
+    rle_bomb_of_the_largest_size, progressive_jpeg, progressive_jpeg_in_dicom, huge_png, blank_png, blank_colour_png, text_png, long_png,
+    blank_tiff, many_samples_tiff, circular_tiff,
 )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ MAX_PIXELS = 100_000_000
 """More than any mammogram: film of 24 x 30 cm scanned at 30 um has 80 million."""
 MAX_HEADER = 1 << 20
 """Bytes in which a codestream's main header must lie."""
+MAX_BLOCKS = 500_000
+"""Of JPEG 2000: precincts and code blocks cost OpenJPEG up to 1.4 kB each, and the header alone can ask for 25 million of them."""
 MAX_SCANS = 32
 """Of a JPEG: progressive ones have a dozen; each costs a pass over the whole image, though it may say nothing in a few bytes."""
 
@@ -78,6 +80,8 @@ class Codestream(NamedTuple):
     signed: bool = False
     levels: int = 0
     """Resolution levels that a decoder may leave out."""
+    blocks: int = 0
+    """Pieces of JPEG 2000, see `count_blocks`."""
 
 
 class Decoder(NamedTuple):
@@ -251,6 +255,8 @@ def codestream(frame: bytes, layout: Layout) -> Codestream:
         raise ImageRefused("bad_header", f"{said}, the compressed pixels {stream.rows} x {stream.columns}")
     if stream.precision > layout.allocated:
         raise ImageRefused("bad_header", f"BitsAllocated is {layout.allocated}, the compressed pixels have {stream.precision} bits")
+    if stream.blocks > MAX_BLOCKS:
+        raise ImageRefused("too_large", f"the compressed pixels are cut into more than {MAX_BLOCKS} blocks")
     return stream
 
 
@@ -287,8 +293,22 @@ def jpeg2000_header(frame: bytes) -> Codestream:
             depth, components = payload[36], int.from_bytes(payload[34:36])
             stream = Codestream(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, depth > 0x7F)
             moved = bool(x0 or y0)
-        elif marker == 0x52 and stream is not None:  # an image that does not start at 0 has another grid: no levels
-            return stream._replace(levels=0 if moved else payload[5])
+        elif marker == 0x52 and stream is not None:
+            # an image that does not start at 0 has another grid: no levels
+            return stream._replace(levels=0 if moved else payload[5], blocks=count_blocks(stream, payload))
         elif marker == 0x90:
             break
     raise ValueError("no SIZ or COD segment")
+
+
+def count_blocks(stream: Codestream, cod: bytes) -> int:
+    """About how many precincts or code blocks the COD segment `cod` cuts the image into, at all of its resolution levels."""
+    levels, sizes = cod[5], cod[10:] if cod[0] & 1 else b""
+    count = 0
+    for level in range(levels + 1):  # 0 = the smallest image
+        width, height = (min(cod[at] + 2, 15) for at in (6, 7))  # exponents of 2
+        if sizes:
+            width, height = min(width, sizes[level] & 15), min(height, sizes[level] >> 4)
+        pixels = (stream.rows >> (levels - level)) * (stream.columns >> (levels - level))
+        count += pixels >> (width + height)
+    return count
