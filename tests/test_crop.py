@@ -94,6 +94,19 @@ def test_objects_in_the_air_do_not_move_the_box() -> None:
         assert shift(plain, find_breast(dirty)) <= 8
 
 
+@pytest.mark.parametrize("grey", [0.05, 1.0])
+def test_a_skin_fold_across_the_breast_does_not_cut_it(grey: float) -> None:
+    """A fold shows as a bright line, the air caught under it as a dark one."""
+    image, mask = phantom("MLO")
+    plain = find_breast(image)
+    inside = image.copy()
+    for row in (150, 400):
+        cv2.line(inside, (0, row), (plain.box.x1, row - 40), grey, 3)
+    folded = np.where(mask, inside, image)
+    assert shift(plain, find_breast(folded)) <= 3
+    assert lost(find_breast(folded), mask) <= 0.005
+
+
 def test_borders_of_film_padding_and_collimation_are_left_out() -> None:
     image, _ = phantom()
     plain = find_breast(image)

@@ -249,6 +249,44 @@ def test_raw_detector_data_is_refused_or_log_inverted(tmp_path: Path) -> None:
     np.testing.assert_allclose(show(path, for_processing="log"), 1 - np.log(pixels / 10) / np.log(400), atol=1e-6)
 
 
+def test_one_of_several_vois_is_chosen_and_recorded(tmp_path: Path) -> None:
+    windows = write(tmp_path / "a.dcm", WindowCenter=[2000, 100], WindowWidth=[1500, 7])
+    second = DicomFile(windows, voi=2)
+    assert DicomFile(windows).header.voi == "linear 2000/1500 1/2"
+    assert second.header.voi == "linear 100/7 2/2"
+    np.testing.assert_array_equal(second.grey(second.stored()), show(write(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7)))
+    luts = [lut(0, CURVE, 16, LUTExplanation="NORMAL"), lut(0, CURVE[::-1], 16, LUTExplanation="HARDER")]
+    assert DicomFile(write(tmp_path / "c.dcm", VOILUTSequence=luts), voi=2).header.voi == "lut 2/2 HARDER"
+    absent = DicomFile(windows, voi=3)
+    assert absent.header.voi == "linear 2000/1500 1/2"
+    assert [remark.code for remark in absent.header.remarks] == ["assumed_values"]
+
+
+def test_overlays_are_no_tissue(tmp_path: Path) -> None:
+    """An overlay plane of its own is left alone; one in the pixels' unused high bits (retired in 2004) is masked out."""
+    overlay = {"OverlayRows": 40, "OverlayColumns": 52, "OverlayType": "G", "OverlayOrigin": [1, 1]}
+
+    def plane(path: Path, inside: bool) -> Path:
+        ds = dcmread(path)
+        for keyword, value in overlay.items():
+            ds.add_new(0x60000000 + {"OverlayRows": 0x10, "OverlayColumns": 0x11, "OverlayType": 0x40, "OverlayOrigin": 0x50}[keyword],
+                       {"OverlayType": "CS", "OverlayOrigin": "SS"}.get(keyword, "US"), value)  # fmt: skip
+        ds.add_new(0x60000100, "US", 16 if inside else 1)
+        ds.add_new(0x60000102, "US", 15 if inside else 0)
+        if not inside:
+            ds.add_new(0x60003000, "OW", b"\xff" * 260)
+        ds.save_as(path)
+        return path
+
+    pixels = ramp()
+    np.testing.assert_array_equal(DicomFile(plane(write(tmp_path / "a.dcm", pixels), inside=False)).stored(), pixels)
+    drawn = pixels.copy()
+    drawn[3:9, 4:30] |= 0x8000
+    file = DicomFile(plane(write(tmp_path / "b.dcm", drawn), inside=True))
+    np.testing.assert_array_equal(file.stored(), pixels)
+    assert file.header.remarks == ()
+
+
 def test_presentation_lut_and_8_bit_lut_in_words(tmp_path: Path) -> None:
     square = lut(0, [round(65535 * (index / 255) ** 2) for index in range(256)], 16)
     path = write(tmp_path / "a.dcm", ramp(0, 255, "u1"), WindowCenter=128, WindowWidth=256, PresentationLUTSequence=[square])
