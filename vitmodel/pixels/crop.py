@@ -132,8 +132,8 @@ def _air_limit(tone: np.ndarray) -> int | None:
     """
     otsu = int(cv2.threshold(np.ascontiguousarray(tone), 0, 255, cv2.THRESH_OTSU)[0])
     counts = np.bincount(tone.ravel(), minlength=256).astype(float)
-    counts = np.convolve(np.pad(counts, 6, mode="edge"), np.full(13, 1 / 13), mode="valid")  # 8-bit sources leave gaps
     darkest = np.searchsorted(np.cumsum(counts), 0.02 * tone.size)  # scratches and the film's holes are darker than air
+    counts = np.convolve(np.pad(counts, 6, mode="edge"), np.full(13, 1 / 13), mode="valid")  # 8-bit sources leave gaps
     peaks = counts == cv2.dilate(counts[:, None], np.ones((25, 1), np.uint8))[:, 0]
     peak = int(darkest + np.argmax(peaks[darkest:]))
     start = max(peak, int(255 * AIR_TOP**0.5))
