@@ -83,7 +83,7 @@ class Member:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         self.models, self.package = load_members(folder)
-        if "calibration" not in self.package:
+        if "label" not in self.package:
             raise UsageError(f"{folder}: holds pretrained weights that give no score; train on labels with `--weights` first")
         for model in self.models:
             model.to(device)
