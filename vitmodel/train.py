@@ -134,6 +134,7 @@ def write_package(
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system()["versions"],
+        "code_sha256": system()["code_sha256"],
     }
     save_package(config.run / "package", models, contents, model_card(config, contents, reached))
     print(f"{reached}\npackage: {config.run / 'package'}")

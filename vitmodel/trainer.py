@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import netrc
 import os
@@ -77,14 +78,16 @@ def next_epoch(checkpoint: Path | None) -> int:
 
 
 def system() -> dict[str, Any]:
-    """The machine and the versions that a run depends on."""
+    """The machine, the versions and, as one hash, the code that a run depends on."""
     cuda = torch.cuda.is_available()
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
     packages = ("torch", "lightning", "numpy", "opencv-python-headless", "pydicom")
     return {
         "python": platform.python_version(),
         "machine": platform.platform(),
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if cuda else [],
+        "code_sha256": code.hexdigest(),
         "versions": {"vitmodel": __version__} | {name: version(name) for name in packages},
     }
 
