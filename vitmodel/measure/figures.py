@@ -183,18 +183,18 @@ def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, floa
 
 
 def _curve(sample: Sample) -> Curve:
-    return Ranking(sample, threshold=1.0).curve(np.ones(len(sample.scores)))
+    return Ranking(sample, threshold=1.0).curve()
 
 
 def _band(axes: Axes, sample: Sample, grid: np.ndarray, at_grid: Callable[[Curve], np.ndarray]) -> None:
     """The pointwise 95 % band of a curve read off at `grid`, over patients drawn with replacement."""
     ranking = Ranking(sample, threshold=1.0)
 
-    def read(weights: np.ndarray) -> np.ndarray:
-        curve = ranking.curve(weights)
-        return at_grid(curve) if curve.positives and curve.negatives else np.full(len(grid), np.nan)
+    def read(sums: np.ndarray) -> np.ndarray:  # F B -> len(grid) B
+        curves = [ranking.curve(replicate) for replicate in sums.T]
+        return np.stack([at_grid(c) if c.positives and c.negatives else np.full(len(grid), np.nan) for c in curves], axis=1)
 
-    low, high = percentile_limits(resample(read, ranking.patients, BAND_REPLICATES, seed=0))
+    low, high = percentile_limits(resample(ranking.rows, read, ranking.patients, BAND_REPLICATES, seed=0))
     axes.fill_between(grid, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
 
 
