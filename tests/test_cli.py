@@ -40,6 +40,16 @@ def test_a_list_takes_the_bare_arguments_that_the_others_leave_and_grows_by_its_
     )
 
 
+def test_a_place_whose_flag_is_given_takes_no_bare_argument() -> None:
+    for line in (
+        ["a.csv", "run/package", "m.csv"],
+        ["a.csv", "run/package", "--manifest", "m.csv"],
+        ["--manifest=m.csv", "a.csv", "run/package"],
+    ):
+        settings = cli.parse("compare", line)
+        assert (settings.models, settings.manifest) == ([Path("a.csv"), Path("run/package")], Path("m.csv"))
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_resolved_configuration_is_a_recipe(verb: str, tmp_path: Path) -> None:
     """All flags are YAML keys: what a stage saves gives the same configuration again."""

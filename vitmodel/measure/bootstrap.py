@@ -26,7 +26,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        limits = "no interval" if np.isnan(self.low) else f"{self.low:.3f} to {self.high:.3f}"
+        return f"{self.value:.3f} ({limits})"
 
 
 def resample(

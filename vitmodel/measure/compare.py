@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
 from vitmodel.measure.bootstrap import Interval, indicator, percentile_limits, resample
@@ -26,7 +27,7 @@ class Comparison:
     """DeLong's two-sided test of no difference of the AUROCs."""
 
 
-def compare(first: Sample, second: Sample, thresholds: tuple[Floats, Floats], replicates: int = 2000, seed: int = 0) -> Comparison:
+def compare(first: Sample, second: Sample, thresholds: tuple[ArrayLike, ArrayLike], replicates: int = 2000, seed: int = 0) -> Comparison:
     """Two models' scores of the same units in the same order, each judged at its own threshold (one, or N). Raises UsageError."""
     _refuse_other_units([first, second])
     values, replicated = [], []

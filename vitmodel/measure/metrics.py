@@ -250,9 +250,9 @@ def measure(sample: Sample, threshold: ArrayLike, replicates: int = 2000, seed: 
     replacement.
 
     With a `prevalence`, positives and negatives are weighted so that they stand in that proportion, in every replicate; the scores
-    must suit it (`calibration.to_prevalence`). With fewer than two patients the intervals are NaN. An interval that touches a
-    value's bound (AUROC 1) is too narrow: no draw from the patients at hand can hold the error that they do not show. Raises
-    UsageError where no label is known.
+    must suit it (`calibration.to_prevalence`). With fewer than two patients, or where all draws give one value, the limits are NaN.
+    An interval that touches a value's bound (AUROC 1) is too narrow: no draw from the patients at hand can hold the error that they
+    do not show. Raises UsageError where no label is known.
     """
     known = np.isfinite(sample.labels)
     if not known.any():
@@ -269,6 +269,7 @@ def measure(sample: Sample, threshold: ArrayLike, replicates: int = 2000, seed: 
     if patients > 1:
         replicated = resample(rows, lambda sums: list(statistic(sums).values()), ranking.patients, replicates, seed)
         low, high = percentile_limits(replicated)
+        low, high = (np.where(low < high, limit, np.nan) for limit in (low, high))  # no sample of patients gives certainty
     limits = zip(values.items(), low, high, strict=True)
     labels = ranking.labels
     return Metrics(
