@@ -24,7 +24,7 @@ from vitmodel.data.splits import choose_rows
 from vitmodel.evaluation import PLOTTED, Evaluation, describe
 from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
-from vitmodel.model.explain import SCALES, Method
+from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD
 from vitmodel.predictor import Predictor, Row, is_duplicate, rows_of
 from vitmodel.results.overlay import blend
@@ -137,6 +137,7 @@ def compose_report(
         undivided=undivided,
         audit=evaluation.audit(whole) if config.audit else None,
         errors=list(confident_errors(predictor, evaluation)),
+        heat=UNITS[METHOD],
     )
 
 

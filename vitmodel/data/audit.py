@@ -40,7 +40,7 @@ def crop_digests(table: pd.DataFrame) -> pd.Series:
 
 def id_features(table: pd.DataFrame) -> pd.DataFrame:
     """Ids as numbers (or, where they are not, their rank), and the order of the rows: nothing that a patient's breast decides."""
-    features = {"row": np.arange(len(table))}
+    features = {"order of the rows": np.arange(len(table))}
     for column in ("patient_id", "image_id"):
         numbers = pd.to_numeric(table[column], errors="coerce")
         features[column] = (table[column].rank(method="dense") if numbers.isna().any() else numbers).to_numpy()
@@ -50,7 +50,7 @@ def id_features(table: pd.DataFrame) -> pd.DataFrame:
 def metadata_features(table: pd.DataFrame) -> pd.DataFrame:
     """Age, implant, how the image was taken, and how many images its breast has; no target and no pixel."""
     breasts = breast_ids(table)
-    return table[list(ACQUISITION)].assign(images=breasts.map(breasts.value_counts()))
+    return table[list(ACQUISITION)].assign(**{"images of the breast": breasts.map(breasts.value_counts())})
 
 
 BASELINES = {"Ids alone": id_features, "Metadata alone": metadata_features}

@@ -130,6 +130,8 @@ class Report:
     """Why an attribute makes no subgroups, in words."""
     audit: Audit | None = None
     errors: Sequence[Case] = ()
+    heat: str = ""
+    """What the colours of the errors' heat maps stand for; empty = there are none."""
     limits: Sequence[str] = LIMITS
 
     def to_dict(self) -> dict[str, Any]:
