@@ -225,7 +225,7 @@ def pretrain(variant: Variant, train: Data, fold: int, budget: Budget) -> dict[s
 
             average = optimise(model, batches(seen, budget.pretraining, "natural", ours, 0), loss, budget.pretraining, free, budget, name)
             auroc = Ranking(Sample(pool.labels[held], expit(score(average, pool.crops[held], budget)), np.arange(held.sum())), 0.5)
-            print(f"phantoms: AUROC on {held.sum()} held out {auroc.values(np.ones(held.sum()))['auroc']:.3f}")
+            print(f"phantoms: AUROC on {held.sum()} held out {auroc.values()['auroc']:.3f}")
             state = average.module.state_dict()
         else:
             painter = MaskedAutoencoder(model)

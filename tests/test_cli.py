@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -40,11 +40,22 @@ def test_a_list_takes_the_bare_arguments_that_the_others_leave_and_grows_by_its_
     )
 
 
+def test_a_place_whose_flag_is_given_takes_no_bare_argument() -> None:
+    for line in (
+        ["a.csv", "run/package", "m.csv"],
+        ["a.csv", "run/package", "--manifest", "m.csv"],
+        ["--manifest=m.csv", "a.csv", "run/package"],
+    ):
+        settings = cli.parse("compare", line)
+        assert (settings.models, settings.manifest) == ([Path("a.csv"), Path("run/package")], Path("m.csv"))
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_resolved_configuration_is_a_recipe(verb: str, tmp_path: Path) -> None:
     """All flags are YAML keys: what a stage saves gives the same configuration again."""
     cls = getattr(config, cli.VERBS[verb].config)
-    settings = cls(**{name: ["here", "there"] if name in cli.lists(cls) else Path("there") for name in cli.positionals(cls)})
+    values = {"list[str]": ["here", "there"], "list[Path]": [Path("here"), Path("there")]}
+    settings = cls(**{each.name: values.get(str(each.type), Path("there")) for each in fields(cls) if each.name in cli.positionals(cls)})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(verb, settings, recipe))
     assert cli.parse(verb, ["--config", str(recipe)]) == settings

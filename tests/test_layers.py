@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
-STAGES = {"image_ETL", "train", "pretrain", "tune", "versions", "evaluate", "predict", "serve", "demo", "info"}
+STAGES = {"image_ETL", "train", "pretrain", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "serve", "demo", "info"}
 GROUND = {"config", "utils"}
 MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "pixels": set(),
@@ -25,6 +25,7 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "fitting": {"batches", "data", "learner", "model", "monitoring", "trainer"},
     "predictor": {"data", "model", "measure", "pixels"},
     "results": {"pixels"},
+    "evaluation": {"data", "measure"},
     "config": set(),
     "utils": set(),
     "cli": set(),

@@ -14,9 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from vitmodel.measure.bootstrap import percentile_limits, resample
 from vitmodel.measure.calibration import to_logit
 from vitmodel.measure.curve import MAX_FPR
-from vitmodel.measure.metrics import ECE_BINS, METRICS, Ranking, measure, pf1
+from vitmodel.measure.metrics import ECE_BINS, KNOTS, METRICS, Ranking, measure, pf1
 from vitmodel.measure.sample import Sample, aggregate
-from vitmodel.measure.threshold import choose_threshold
 from vitmodel.utils import UsageError
 
 
@@ -37,7 +36,7 @@ def test_agrees_with_scikit_learn_and_torchmetrics_under_any_weights(seed: int) 
     times = np.random.default_rng(seed).integers(0, 4, size=len(labels))
     times[:2] = 1  # both classes stay
     ours = Ranking(Sample(labels, scores, np.arange(len(labels))), threshold)
-    ours_values = ours.values(times[np.argsort(-scores, kind="stable")].astype(float))
+    ours_values = ours.values(ours.rows @ times[np.argsort(-scores, kind="stable")].astype(float))
     y, p = np.repeat(labels, times), np.repeat(scores, times)  # a weight of k is k equal rows
     called = p >= threshold
     tensors = torch.from_numpy(p), torch.from_numpy(y).long()
@@ -74,6 +73,34 @@ def test_agrees_with_scikit_learn_and_torchmetrics_under_any_weights(seed: int) 
     # At the maximum of the likelihood the corrected scores have the mean of the labels.
     corrected = 1 / (1 + np.exp(-to_logit(p) - ours_values["calibration_intercept"]))
     assert corrected.mean() == pytest.approx(y.mean(), abs=1e-6)
+
+
+def test_calibration_of_more_scores_than_knots_is_scikit_learns() -> None:
+    """Beyond KNOTS scores the likelihood is summed over knots; that must not be seen."""
+    sample = clinic(1000, seed=2)
+    assert len(np.unique(sample.scores)) > KNOTS
+    ranking = Ranking(sample, 0.5)
+    times = np.random.default_rng(0).integers(0, 4, size=4000)
+    found = ranking.values(ranking.rows @ times.astype(float))
+    y, z = np.repeat(ranking.labels, times), np.repeat(to_logit(ranking.scores), times)
+    peers = LogisticRegression(C=np.inf, tol=1e-10).fit(z[:, None], y)
+    assert found["calibration_slope"] == pytest.approx(peers.coef_[0, 0], rel=1e-3)
+    assert (1 / (1 + np.exp(-z - found["calibration_intercept"]))).mean() == pytest.approx(y.mean(), abs=1e-4)
+
+
+def test_another_prevalence_is_more_rows_of_a_class() -> None:
+    """Weighting the classes to 2 % positive gives what copies of the negatives give."""
+    sample = clinic(60, seed=1)
+    positives, negatives = int(sample.labels.sum()), int((1 - sample.labels).sum())
+    times = np.where(sample.labels == 1, negatives, 49 * positives)  # so that 1 row of 50 is positive
+    copied = measure(Sample(*(np.repeat(each, times) for each in (sample.labels, sample.scores, sample.patients))), 0.5, 2)
+    weighted = measure(sample, 0.5, replicates=200, prevalence=0.02)
+    for name, interval in weighted.intervals.items():
+        assert interval.value == pytest.approx(copied.intervals[name].value, rel=1e-6), name
+        assert interval.low <= interval.value <= interval.high or name == "ece"
+    as_is = measure(sample, 0.5, replicates=200)
+    assert weighted.intervals["auroc"].low == pytest.approx(as_is.intervals["auroc"].low)  # the order is what it was
+    assert weighted.intervals["precision"].high < as_is.intervals["precision"].low
 
 
 def test_confusion_matrix_is_scikit_learns() -> None:
@@ -190,7 +217,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     for seed in range(60):
         sample = clinic(60, seed)
         ranking = Ranking(sample, 0.5)
-        low, high = percentile_limits(resample(lambda w, r=ranking: [r.curve(w).auroc()], ranking.patients, 200, seed))
+        low, high = percentile_limits(resample(ranking.rows, lambda sums, r=ranking: [r.curve(sums).auroc()], ranking.patients, 200, seed))
         covered += low[0] <= truth <= high[0]
     assert covered >= 51  # of 60: about 56 are expected, fewer than 51 in less than 1 run of 100
 
@@ -203,28 +230,3 @@ def test_an_interval_needs_two_patients_and_most_replicates() -> None:
     rare = measure(Sample([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], list("abcd")), threshold=0.5, replicates=200).intervals["auroc"]
     assert rare.value == 1  # a third of the replicates hold no positive
     assert np.isnan(rare.low)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_the_best_threshold_is_that_of_a_full_search(seed: int) -> None:
-    labels, scores = fuzzed(seed)
-    for objective, score in {
-        "f1": peer.f1_score,
-        "macro_f1": lambda y, called: peer.f1_score(y, called, average="macro"),
-        "youden": lambda y, called: peer.balanced_accuracy_score(y, called),
-    }.items():
-        best = max(score(labels, scores >= threshold) for threshold in np.unique(scores))
-        threshold = choose_threshold(labels, scores, objective)
-        assert score(labels, scores >= threshold) == pytest.approx(best)
-        assert 0 <= threshold <= 1
-
-
-def test_a_threshold_stands_clear_of_the_scores_beside_it() -> None:
-    assert choose_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.8]) == pytest.approx(0.4)
-    close = np.nextafter(0.5, 0)
-    assert choose_threshold([0, 1], [close, 0.5]) == 0.5
-    for labels, message in [([0, 0], "both classes"), ([np.nan, 1], "both classes")]:
-        with pytest.raises(UsageError, match=message):
-            choose_threshold(labels, [0.1, 0.2])
-    with pytest.raises(UsageError, match="g1"):
-        choose_threshold([0, 1], [0.1, 0.2], "g1")

@@ -268,6 +268,42 @@ def test_evaluation_measures_the_test_patients_at_three_levels(run: Path, tmp_pa
     assert f"{found['breast']['intervals']['auroc']['value']:.3f}" in report
 
 
+def test_an_evaluation_says_what_it_could_not_measure(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No positive, an unknown label, crops of another kind: said aloud, and everything else is reported."""
+    table = read_manifest(run / "manifest.csv").query("split == 'test'").copy()
+    table["cancer"] = table["cancer"].where(table["cancer"] == 0)
+    first = table.index[0]
+    table["preprocessing"] = table["preprocessing"].mask(table.index == first, "{}")
+    write_manifest(table, tmp_path / "manifest.csv")
+    package = tmp_path / "package"
+    shutil.copytree(run / "package", package)
+    command = [str(package), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--replicates", "100", "--prevalence", "0.02"]
+    assert main(["evaluate", *command]) == 0
+    printed = capsys.readouterr().out
+    assert "has cancer: ranking, sensitivity and pF1 are not defined" in printed
+    assert f"1 of {len(table)} crops were not made as the model's" in printed
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["breast"]["unknown"] > 0 == found["breast"]["positives"]
+    assert found["breast"]["intervals"]["auroc"]["value"] is None
+    assert found["breast"]["intervals"]["specificity"]["value"] is not None
+    assert found["elsewhere"] is None
+    assert found["cross_fitted"] == []
+
+
+def test_the_model_card_holds_the_latest_evaluation_once(run: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(run / "package", package)
+    for replicates in ("100", "101"):
+        main(["evaluate", str(package), str(run / "manifest.csv"), str(tmp_path / "out"), "--replicates", replicates, "--no-audit"])
+    card = (package / "MODEL_CARD.md").read_text()
+    assert card.startswith((run / "package" / "MODEL_CARD.md").read_text().partition("\n## Evaluation")[0].rstrip())
+    assert card.count("## Evaluation") == 1
+    assert "--replicates 101" in card
+    assert "--replicates 100 " not in card
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert f"{found['breast']['intervals']['auroc']['value']:.3f}" in card
+
+
 def test_measuring_on_seen_images_is_said_aloud(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(run / "package"), str(run / "manifest.csv"), str(tmp_path), "--split", "train", "--replicates", "100"]
     assert main(["evaluate", *arguments]) == 0
@@ -297,12 +333,26 @@ def test_what_cannot_be_measured_is_refused(
     assert named in capsys.readouterr().err
 
 
+def rewrite(package: Path, old: str, new: str) -> None:
+    text = (package / "config.json").read_text()
+    assert old in text
+    (package / "config.json").write_text(text.replace(old, new, 1))
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
         (lambda package: shutil.rmtree(package), "package"),
         (lambda package: (package / "model.safetensors").write_bytes(b"torn"), "model.safetensors"),
-        (lambda package: (package / "config.json").write_text((package / "config.json").read_text().replace(": 1,", ": 99,", 1)), "99"),
+        (
+            lambda package: rewrite(package, '"format_version": 1,', '"format_version": 99,'),
+            "99, this vitmodel reads 1; a newer vitmodel wrote it",
+        ),
+        (
+            lambda package: rewrite(package, '"format_version": 1,', '"format_version": 0,'),
+            "0, this vitmodel reads 1; use the vitmodel that wrote it",
+        ),
+        (lambda package: rewrite(package, '"decision": {', '"verdict": {'), "'decision' is missing; use the vitmodel that wrote"),
     ],
 )
 def test_a_spoiled_package_is_named(spoil, named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,7 @@ def made_up(labels_known: bool = True) -> Report:
         created="2025-01-01 12:00 UTC",
         levels=levels,
         plotted=levels[1],
+        label="cancer",
         method={"Threshold": "best F1 on the validation split"},
         model={"SHA-256": "9f86d081"},
         data={"SHA-256": "60303ae2"},
@@ -88,7 +89,7 @@ def test_it_is_one_file_that_asks_the_network_for_nothing(page: str) -> None:
 
 def test_every_picture_is_a_drawing(page: str) -> None:
     pictures = Page(page).images
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     assert all(ElementTree.fromstring(picture).tag.endswith("svg") for picture in pictures)
     assert not any(re.search(rb'(href|src)="(?!#)', picture) for picture in pictures)
 

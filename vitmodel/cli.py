@@ -32,6 +32,8 @@ VERBS = {
     "train": Verb("TrainConfig", "vitmodel.train", "train"),
     "tune": Verb("TuneConfig", "vitmodel.tune", "tune"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate"),
+    "compare": Verb("CompareConfig", "vitmodel.compare", "compare_models"),
+    "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out"),
     "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
     "versions": Verb("VersionsConfig", "vitmodel.versions", "versions"),
     "demo": Verb("DemoConfig", "vitmodel.demo", "demo"),
@@ -105,7 +107,7 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
         else:
             result.extend([f"--{name}", *rest[:1]])
             rest = rest[1:]
-    places = positionals(cls)
+    places = [place for place in positionals(cls) if f"--{place}" not in {word.partition("=")[0] for word in result}]
     surplus = max(0, len(bare) - len(places))
     for place in places:
         taken = 1 + surplus if place in lists(cls) else 1

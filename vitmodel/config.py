@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -392,7 +392,10 @@ class PredictorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(PredictorConfig):
-    """Measure a model package on a manifest: metrics.json and report.html, per image, breast and patient, with 95 % intervals."""
+    """Measure a model package on a manifest: metrics.json and report.html, per image, breast and patient, with 95 % intervals.
+
+    Its results also go into the package's MODEL_CARD.md.
+    """
 
     manifest: Path
     """manifest.csv with labels."""
@@ -403,11 +406,78 @@ class EvaluateConfig(PredictorConfig):
     replicates: int = 2000
     """Bootstrap replicates of patients for the intervals."""
     seed: int = 0
-    """Seed of the bootstrap."""
+    """Seed of the bootstrap and of the folds."""
+    aggregate: Literal["package", "mean", "max", "noisy_or"] = "package"
+    """A breast's probability from its images'; package = as the package decides, for which its threshold was chosen."""
+    patient_aggregate: Literal["max", "mean", "noisy_or"] = "max"
+    """A patient's probability from her breasts'."""
+    sensitivity: float = 0.9
+    """Sensitivity that one of the cross-fitted thresholds is chosen for."""
+    prevalence: float | None = None
+    """Report the figures at this fraction of positives too, such as 0.021 in screening; None = only as measured."""
+    audit: bool = True
+    """Look for leaks: patients and pixels in two splits, and what ids or metadata alone tell."""
+    card: bool = True
+    """Write the results into the package's MODEL_CARD.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
+        require(0 < self.sensitivity <= 1, "sensitivity", "must be above 0, at most 1")
+        require(self.prevalence is None or 0 < self.prevalence < 1, "prevalence", "must lie between 0 and 1, exclusive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare models on the same units: paired 95 % intervals of every difference, and DeLong's test of the AUROC.
+
+    Each model is a package or a score file: scores.csv, breast_scores.csv or a submission.
+    """
+
+    models: list[Path]
+    """Model packages or score files; all are compared with the first."""
+    manifest: Path
+    """manifest.csv with labels."""
+    out: Path | None = None
+    """Folder for comparison.json; none = print only."""
+    split: str = "auto"
+    """Rows to compare on: a value of the column `split`, or all; auto = test where the manifest has one, else all."""
+    label: str = "cancer"
+    """Column of the manifest that holds the truth."""
+    level: Literal["image", "breast", "patient"] = "breast"
+    """What is compared."""
+    aggregate: Literal["mean", "max", "noisy_or"] = "mean"
+    """A unit's score from its images'."""
+    replicates: int = 2000
+    """Bootstrap replicates of patients for the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap and of the folds."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where packages run."""
+    tokens: int = 16384
+    """Tokens (patches that are looked at) per forward pass of a package, at most."""
+    jobs: int = 0
+    """Threads that decode images; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require(len(self.models) >= 2, "models", "must be at least two packages or score files")
+        require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOutConfig:
+    """Train without each site (machine, data set) in turn and measure on it: OUT/<by>-<value>/ and OUT/summary.json."""
+
+    manifest: Path
+    """manifest.csv as `vitmodel etl` wrote it; its splits are not used."""
+    out: Path
+    """Folder for a manifest, a run and a report of each."""
+    by: Literal["site_id", "machine_id", "dataset"] = "machine_id"
+    """Column whose values are left out one after the other. All images of a patient who has one are left out."""
+    train: str = ""
+    """Flags of `vitmodel train`, such as '--model vit_tiny --epochs 5'."""
+    evaluate: str = ""
+    """Flags of `vitmodel evaluate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -455,6 +525,23 @@ class InfoConfig:
 
     target: Path
     """Model package folder or manifest.csv."""
+
+
+def to_command(verb: str, config: Any) -> str:
+    """The command line that gives `config`: what has no default by its place, and every flag that differs from its default."""
+    import shlex
+
+    words, flags = ["vitmodel", verb], []
+    for each in fields(config):
+        value, flag = getattr(config, each.name), "--" + each.name.replace("_", "-")
+        values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        if each.default is MISSING and each.default_factory is MISSING:
+            words += values
+        elif isinstance(value, bool) and value != each.default:
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value != each.default:
+            flags += [word for item in values for word in (flag, item)]
+    return shlex.join(words + flags)
 
 
 def to_yaml(verb: str, config: Any, path: Path) -> str:

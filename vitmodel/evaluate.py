@@ -9,110 +9,206 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
     sys.exit(main(["evaluate", *sys.argv[1:]]))
 
 import datetime
+from collections.abc import Iterator
 
+import cv2
+import numpy as np
 import pandas as pd
 
 from vitmodel import __version__
-from vitmodel.config import EvaluateConfig
+from vitmodel.config import EvaluateConfig, to_command
+from vitmodel.data.dataset import to_tensor
 from vitmodel.data.fingerprint import count_seen
 from vitmodel.data.manifest import breast_ids, read_manifest
-from vitmodel.measure.metrics import measure
-from vitmodel.measure.report import Level, Report, write_report
-from vitmodel.measure.sample import Sample
-from vitmodel.predictor import Predictor
+from vitmodel.data.splits import choose_rows
+from vitmodel.evaluation import PLOTTED, Evaluation, describe
+from vitmodel.measure.card import evaluated
+from vitmodel.measure.report import Case, Report, write_report
+from vitmodel.model.explain import SCALES, UNITS, Method
+from vitmodel.model.package import CARD
+from vitmodel.predictor import Predictor, Row, is_duplicate, rows_of
+from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, sha256_file, to_json, write_atomic
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
+
+METHOD: Method = "gradient"
+"""Of the heat maps: attention that speaks for the label, a forward and a backward pass each."""
+ERRORS = 24
+"""How many of the most confident errors the report shows."""
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Score the chosen rows, measure them against their labels, write metrics.json, report.html and the score tables."""
-    table, split = choose_rows(read_manifest(config.manifest), config)
+    """Score the chosen rows, measure them against their labels, write metrics.json, report.html, the score tables and the model card."""
+    whole = read_manifest(config.manifest)
+    table, split = choose_rows(whole, config.split, str(config.manifest))
     predictor = Predictor(config)
-    label = predictor.package["label"]
-    if table[label].isna().all():
-        raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
+    check(table, predictor, config, split)
     images = predictor.score_images(table)
-    levels = measure_levels(images, table[label], predictor, config)
-    seen = count_seen(table, predictor.package["data"])
-    if seen:
-        print(f"{seen} of {len(table)} images were seen in training or validation: these figures flatter the model")
+    scored = images["probability"].notna() & ~is_duplicate(images)
+    if not scored.any():
+        raise UsageError(f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons")
     breasts = predictor.score_breasts(images)
     write_scores(images, breasts, predictor.score_patients(breasts), config.out)
-    facts = {"package": str(config.package), "manifest": str(config.manifest), "split": split, "seen_images": seen}
-    write_atomic(config.out / "metrics.json", to_json(facts | {level.name: level.metrics.to_dict() for level in levels}))
-    write_report(config.out / "report.html", compose_report(config, predictor, levels, images, split, seen))
-    for level in levels:
+    evaluation = Evaluation(
+        table=table[scored],
+        probability=images.loc[scored, "probability"].to_numpy(),
+        label=predictor.package["label"],
+        aggregate=predictor.aggregation if config.aggregate == "package" else config.aggregate,
+        patient_aggregate=config.patient_aggregate,
+        threshold=predictor.threshold,
+        replicates=config.replicates,
+        seed=config.seed,
+    )
+    report = compose_report(config, predictor, evaluation, whole, table, images, split)
+    facts = {"package": str(config.package), "manifest": str(config.manifest), "split": split, "seen_images": seen_images(table, predictor)}
+    write_atomic(config.out / "metrics.json", to_json(facts | report.to_dict()))
+    write_report(config.out / "report.html", report)
+    for level in report.levels:
         print(f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive")
+    for found in report.audit.baselines if report.audit else ():
+        print(f"{found.name}, AUROC per {report.plotted.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}")
+    if config.card:
+        write_card(config, report)
     print(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
-def choose_rows(table: pd.DataFrame, config: EvaluateConfig) -> tuple[pd.DataFrame, str]:
-    """The rows to measure on, and the name of that choice. Raises UsageError where there are none."""
-    split = config.split
-    if split == "auto":
-        split = "test" if (table["split"] == "test").any() else "all"
-    chosen = table if split == "all" else table[table["split"] == split]
-    if chosen.empty:
-        known = ", ".join(sorted(table["split"].dropna().unique())) or "none"
-        raise UsageError(f"split: {config.manifest} has no rows with split {split!r}; it has {known}")
-    return chosen, split
+def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str) -> None:
+    """Say aloud what flatters the figures or costs time. Raises UsageError where there is nothing to measure against."""
+    label = predictor.package["label"]
+    if label not in table or table[label].isna().all():
+        raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
+    if not (table[label] == 1).any():
+        print(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
+    if seen := seen_images(table, predictor):
+        print(f"{seen} of {len(table)} images were seen in training or validation: these figures flatter the model")
+    other = (table["preprocessing"].notna() & (table["preprocessing"] != predictor.package["preprocessing"])).sum()
+    if other:
+        print(f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources")
 
 
-def measure_levels(images: pd.DataFrame, labels: pd.Series, predictor: Predictor, config: EvaluateConfig) -> list[Level]:
-    """Metrics per image, breast (as the package aggregates) and patient (the worse breast), on calibrated probabilities."""
-    scored = images["probability"].notna()
-    if not scored.any():
-        raise UsageError(f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons")
-    rows = images[scored]
-    image = Sample(labels[scored].to_numpy(), rows["probability"].to_numpy(), rows["patient_id"].to_numpy())
-    breast = image.aggregate(breast_ids(rows), predictor.aggregation)
-    samples = {"image": image, "breast": breast, "patient": breast.aggregate(breast.patients, "max")}
-    units = {"image": len(images), "breast": breast_ids(images).nunique(), "patient": images["patient_id"].nunique()}
-    return [
-        Level(name, sample, measure(sample, predictor.threshold, config.replicates, config.seed), refused=units[name] - len(sample.labels))
-        for name, sample in samples.items()
-    ]
+def seen_images(table: pd.DataFrame, predictor: Predictor) -> int:
+    return count_seen(table, predictor.package["data"])
 
 
 def compose_report(
-    config: EvaluateConfig, predictor: Predictor, levels: list[Level], images: pd.DataFrame, split: str, seen: int
+    config: EvaluateConfig,
+    predictor: Predictor,
+    evaluation: Evaluation,
+    whole: pd.DataFrame,
+    table: pd.DataFrame,
+    images: pd.DataFrame,
+    split: str,
 ) -> Report:
-    """All that the report shows beside the figures."""
+    """All that the report shows: what was measured, and how it came about."""
     package = predictor.package
+    once = table[~is_duplicate(images)]
+    units = {"image": len(once), "breast": breast_ids(once).nunique(), "patient": once["patient_id"].nunique()}
+    levels = evaluation.levels(units)
+    plotted = next(level for level in levels if level.name == PLOTTED)
+    groups, undivided = evaluation.subgroups()
+    at_home = evaluation.elsewhere(package["calibration"]["prevalence"], config.prevalence) if config.prevalence else None
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    history: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for name, points in package["history"].items():
-        stage, _, figure = name.rpartition("/")
-        if figure in ("loss", "auroc", "macro_f1", "pf1"):
-            history.setdefault(figure, {})[stage] = points
-    architecture = predictor.model.config
     return Report(
-        title=f"Breast cancer scores of {config.package}",
-        command=f"vitmodel evaluate {config.package} {config.manifest} {config.out} --split {config.split} "
-        f"--replicates {config.replicates} --seed {config.seed}",
+        title=f"{evaluation.label.capitalize()} scores of {config.package}",
+        command=to_command("evaluate", config),
         created=f"{now}, vitmodel {__version__}",
         levels=levels,
-        plotted=next(level for level in levels if level.name == "breast"),
-        method={
-            "Rows": f"split {split}, {len(images)} images",
-            "Images that the model has seen": f"{seen} (these figures flatter the model)" if seen else "none",
-            "Breast": f"{predictor.aggregation} of its images",
-            "Patient": "the breast with the higher probability",
-            "Calibration": f"{package['calibration']['method']}, fitted on the validation patients",
-            "Threshold": f"{predictor.threshold:.4f}, best {package['decision']['objective']} per breast on the validation patients",
-            "Intervals": f"{config.replicates} bootstrap replicates over patients, seed {config.seed}",
+        plotted=plotted,
+        label=evaluation.label,
+        method=describe_method(config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units)
+        | {
+            "Rows": f"split {split}, {len(table)} images",
+            "Images that the model has seen": f"{seen} (these figures flatter the model)"
+            if (seen := seen_images(table, predictor))
+            else "none",
         },
-        model={
-            "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
-            "Weights (SHA-256)": sha256_file(config.package / "model.safetensors"),
-            "Preprocessing": package["preprocessing"],
-            "Trained on": "; ".join(
-                f"{name}: {counts['patients']} patients, {counts['images']} images, {counts['positive_images']} positive"
-                for name, counts in package["data"]["splits"].items()
-            ),
-            "Training data (SHA-256)": package["data"]["sha256"],
+        model=describe_model(config, predictor),
+        data={
+            "Manifest": str(config.manifest),
+            "Manifest (SHA-256)": sha256_file(config.manifest),
+            "Measured rows": ", ".join(f"{name} {count}" for name, count in table["dataset"].fillna("unnamed").value_counts().items()),
         },
-        data={"Manifest": str(config.manifest), "Manifest (SHA-256)": sha256_file(config.manifest)},
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
-        history=history,
+        history=training_curves(package["history"]),
+        thresholds=evaluation.thresholds(config.sensitivity),
+        recalibrated=evaluation.recalibrated(),
+        elsewhere=(config.prevalence, at_home) if config.prevalence and at_home else None,
+        subgroups=groups,
+        undivided=undivided,
+        audit=evaluation.audit(whole) if config.audit else None,
+        errors=list(confident_errors(predictor, evaluation)),
+        heat=UNITS[METHOD],
     )
+
+
+def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float) -> dict[str, str]:
+    """How scores became probabilities and decisions."""
+    fitted, decision = predictor.package["calibration"], predictor.package["decision"]
+    corrected = f"; corrected to {100 * config.prevalence:.1f} % in a table of its own" if config.prevalence else "; not corrected"
+    return {
+        "Breast": f"{evaluation.aggregate} of its images' probabilities",
+        "Patient": f"{evaluation.patient_aggregate} of her breasts' probabilities",
+        "Calibration": f"{fitted['method']}, fitted on the validation patients",
+        "Prevalence": f"{100 * fitted['prevalence']:.1f} % of the images that calibration was fitted on, {100 * observed:.1f} % of the "
+        f"breasts measured here{corrected}",
+        "Threshold": f"{predictor.threshold:.4f}, best {decision['objective']} per {decision['level']} on the validation patients",
+        "Intervals": f"{config.replicates} bootstrap replicates over patients, seed {config.seed}",
+    }
+
+
+def describe_model(config: EvaluateConfig, predictor: Predictor) -> dict[str, object]:
+    """What the package is and what it was made from."""
+    package, architecture = predictor.package, predictor.model.config
+    return {
+        "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
+        "Weights (SHA-256)": sha256_file(config.package / "model.safetensors"),
+        "Preprocessing": package["preprocessing"],
+        "Trained on": "; ".join(
+            f"{name}: {counts['patients']} patients, {counts['images']} images, {counts['positive_images']} positive"
+            for name, counts in package["data"]["splits"].items()
+        ),
+        "Training data (SHA-256)": package["data"]["sha256"],
+        "Versions at training": ", ".join(f"{name} {version}" for name, version in package["versions"].items()),
+    }
+
+
+def training_curves(history: dict[str, list[tuple[int, float]]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Figure -> split (and fold) -> points, of the figures that say how training went; a package of folds names them split/figure/fold."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, points in history.items():
+        split, *figure = name.split("/")
+        if figure and figure[0] in ("loss", "auroc", "macro_f1", "pf1"):
+            curves.setdefault(figure[0], {})[" ".join([split, *figure[1:]])] = points
+    return curves
+
+
+def confident_errors(predictor: Predictor, evaluation: Evaluation) -> Iterator[Case]:
+    """The images whose score is farthest from their label: the crops that the model looked at, plain and with their heat maps."""
+    wrong = evaluation.errors(ERRORS)
+    rows = evaluation.table.iloc[wrong]
+    for row, probability, place in zip(rows.itertuples(), evaluation.probability[wrong], rows_of(rows), strict=True):
+        kind = f"{evaluation.label} missed" if probability < evaluation.threshold else f"no {evaluation.label}, but called"
+        age = np.nan if np.isnan(row.age) else f"age {row.age:.0f}"
+        density = np.nan if pd.isna(row.density) else f"density {row.density}"
+        shown = describe([f"{row.laterality} {row.view}".strip(), age, density])
+        yield Case(f"{kind.capitalize()}, score {probability:.3f}; {shown}; image {row.image_id}", *picture(predictor, place))
+
+
+def picture(predictor: Predictor, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """A crop (H W uint8) and the same below its heat map (H W 3 uint8)."""
+    loaded = predictor.load(row)
+    assert loaded.cropped.crop is not None  # it has a score
+    crop = (255 * to_tensor(loaded.cropped.crop)[0].numpy()).astype(np.uint8)
+    low, high = SCALES[METHOD]
+    share = np.clip((np.nan_to_num(predictor.explain(loaded, METHOD), nan=low) - low) / (high - low), 0, 1).astype(np.float32)
+    share = cv2.resize(share, crop.shape[::-1], interpolation=cv2.INTER_LINEAR) * (crop > 0)
+    return crop, blend(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB), share)
+
+
+def write_card(config: EvaluateConfig, report: Report) -> None:
+    """Put the results into the package's model card; a package that cannot be changed stays as it is, and that is said."""
+    card = config.package / CARD
+    try:
+        write_atomic(card, evaluated(card.read_text(encoding="utf-8") if card.is_file() else "", report))
+    except VitmodelError as error:
+        print(f"the model card stays as it was: {error}")

@@ -163,8 +163,7 @@ class Learner(Course):
         scores = expit(logits)
         self.watched[stage] = (scores, labels, rows)
         ranking = Ranking(Sample(labels, scores, np.arange(len(labels))), threshold=0.5)
-        weights = np.ones(len(labels))
-        values, counts = ranking.values(weights), ranking.confusion(ranking.curve(weights))
+        values, counts = ranking.values(), ranking.confusion()
         figures = {"loss": float(losses.mean())} | {name: values[metric] for name, metric in WATCHED.items()} | asdict(counts)
         figures = {f"{stage}/{name}": float(value) for name, value in figures.items()}
         if stage == "train":

@@ -84,6 +84,31 @@ def _rounds(patients: Iterable[str], shares: Mapping[Any, float]) -> list[tuple[
     return dealt
 
 
+def leave_out(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """`table` with the split `test` for every patient who has an image with `value` in `column`, and `train` for all others.
+
+    `assign_splits` then takes a `val` out of `train`. Raises UsageError where the table has no such value.
+    """
+    held = table.patient_id.isin(table.loc[table[column] == value, "patient_id"])
+    if not held.any():
+        raise UsageError(f"column {column}: no row has the value {value!r}")
+    return table.assign(split=held.map({True: "test", False: "train"}).astype(object))
+
+
+def choose_rows(table: pd.DataFrame, split: str, name: str) -> tuple[pd.DataFrame, str]:
+    """The rows of a split and its name; `auto` = test where the table has it, else `all`. `name` stands in the message.
+
+    Raises UsageError where there are none.
+    """
+    if split == "auto":
+        split = "test" if (table["split"] == "test").any() else "all"
+    chosen = table if split == "all" else table[table["split"] == split]
+    if chosen.empty:
+        known = ", ".join(sorted(table["split"].dropna().unique())) or "none"
+        raise UsageError(f"split: {name} has no rows with split {split!r}; it has {known}")
+    return chosen, split
+
+
 def write_splits(table: pd.DataFrame, path: Path | str, column: str = "split") -> None:
     """Write patient_id and `column` (split or fold), one row per patient, as a CSV file that a person may edit."""
     parts = table[["patient_id", column]].dropna().drop_duplicates().sort_values("patient_id")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
 from vitmodel.measure.sample import Floats
@@ -23,39 +23,32 @@ def to_logit(probability: ArrayLike) -> Floats:
 
 
 def logistic_regression(
-    design: Floats, targets: Floats, weights: Floats, offset: Floats | float = 0.0, start: Floats | None = None, tolerance: float = 1e-10
+    design: Floats, hits: Floats, weights: Floats, offset: Floats | float = 0.0, start: Floats | None = None, tolerance: float = 1e-10
 ) -> Floats:
-    """The coefficients (K) that maximise the likelihood of `targets` (N, in [0, 1]) under sigmoid(coefficients @ design + offset).
+    """The coefficients (K) that maximise the likelihood of targets (N, in [0, 1]) under sigmoid(coefficients @ design + offset).
 
-    `design` is K N, `weights` N, `start` K. Newton's method; it stops when the next step is shorter than sqrt(tolerance)
-    standard errors. Where directions of the design are redundant, the shortest solution. The maximum must exist:
-    see `overlap`.
+    `design` is K N, `weights` N, `offset` N, `start` K; of the targets only `hits` = design @ (weights * targets) (K) matter. With
+    `weights` N B and `hits` K B, the coefficients K B of B weightings. Newton's method; it stops when the next step is shorter than
+    sqrt(tolerance) standard errors. Where directions of the design are redundant, the shortest solution. The maximum must exist: of two
+    classes none that a cut separates, ties at the cut allowed (Albert and Anderson, Biometrika 71 (1984) 1-10).
     """
-    coefficients = np.zeros(len(design)) if start is None else start
-    step, slope = np.zeros(len(design)), np.inf
+    single, weights, hits = weights.ndim == 1, weights.reshape(len(weights), -1), hits.reshape(len(hits), -1)
+    offset = np.broadcast_to(offset, design.shape[1])[:, None]
+    coefficients = np.zeros_like(hits) if start is None else np.tile(start[:, None], hits.shape[1])
+    step, slope = np.zeros_like(hits), np.full(hits.shape[1], np.inf)
     for _ in range(100):
-        probability = expit(coefficients @ design + offset)
-        gradient = design @ (weights * (targets - probability))
-        if abs(gradient @ step) > slope:  # the step overshot: the likelihood is concave, half of it does better
-            step, slope = step / 2, slope / 2
-            coefficients = coefficients - step
-            continue
-        hessian = (design * (weights * probability * (1 - probability))) @ design.T
-        step = np.linalg.lstsq(hessian, gradient)[0]
-        slope = gradient @ step
-        coefficients = coefficients + step
-        if slope < tolerance:
+        expected = weights * expit(design.T @ coefficients + offset)  # N B
+        gradient = hits - design @ expected
+        overshot = np.abs((gradient * step).sum(axis=0)) > slope  # the likelihood is concave: half of that step does better
+        variance = expected - expected**2 / np.where(weights > 0, weights, 1)
+        hessian = np.einsum("in,jn,nb->bij", design, design, variance, optimize=True)
+        newton = np.einsum("bij,jb->ib", np.linalg.pinv(hessian, hermitian=True), gradient)
+        coefficients = coefficients + np.where(overshot, -step / 2, newton)
+        step = np.where(overshot, step / 2, newton)
+        slope = np.where(overshot, slope / 2, (gradient * newton).sum(axis=0))
+        if (slope < tolerance).all():
             break
-    return coefficients
-
-
-def overlap(values: Floats, positive: NDArray[np.bool_]) -> bool:
-    """Whether a logistic regression of two classes on `values` (N) has a finite maximum.
-
-    Source: Albert and Anderson, Biometrika 71 (1984) 1-10: it has one unless a cut separates the classes, ties at the cut allowed.
-    """
-    ones, zeros = values[positive], values[~positive]
-    return bool(ones.size and zeros.size and zeros.max() > ones.min() and ones.max() > zeros.min())
+    return coefficients[:, 0] if single else coefficients
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Temperature(Calibration):
 
     @classmethod
     def _fit(cls, labels: Floats, logits: Floats) -> Self:
-        slope = logistic_regression(logits[None], platt_targets(labels), np.ones_like(labels))[0]
+        slope = logistic_regression(logits[None], logits[None] @ platt_targets(labels), np.ones_like(labels))[0]
         return cls(prevalence=float(labels.mean()), temperature=float(1 / max(slope, MIN_SLOPE)))
 
     def apply(self, logits: ArrayLike) -> Floats:
@@ -124,9 +117,10 @@ class Platt(Calibration):
     @classmethod
     def _fit(cls, labels: Floats, logits: Floats) -> Self:
         ones, targets = np.ones_like(logits), platt_targets(labels)
-        slope, intercept = logistic_regression(np.stack([logits, ones]), targets, ones)
+        design = np.stack([logits, ones])
+        slope, intercept = logistic_regression(design, design @ targets, ones)
         if slope < MIN_SLOPE:
-            slope, intercept = MIN_SLOPE, logistic_regression(ones[None], targets, ones, offset=MIN_SLOPE * logits)[0]
+            slope, intercept = MIN_SLOPE, logistic_regression(ones[None], ones[None] @ targets, ones, offset=MIN_SLOPE * logits)[0]
         return cls(prevalence=float(labels.mean()), slope=float(slope), intercept=float(intercept))
 
     def apply(self, logits: ArrayLike) -> Floats:

@@ -16,7 +16,8 @@ MAX_FPR = 0.2
 class Curve:
     """Positives and negatives called at every score where the curve can bend, from the highest down (T each).
 
-    `tp` and `fp` start with a 0 where nothing is called, for which `thresholds` is infinite; tied scores are called together.
+    `tp` and `fp` start with a 0 where nothing is called, for which `thresholds` is infinite; tied scores are called together. Both
+    may be T B, for B weightings of the rows; then every number below is B numbers. NaN or infinite where a class has no weight.
     """
 
     thresholds: Floats
@@ -24,12 +25,12 @@ class Curve:
     fp: Floats
 
     @property
-    def positives(self) -> float:
-        return float(self.tp[-1])
+    def positives(self) -> Floats:
+        return np.asarray(self.tp[-1])
 
     @property
-    def negatives(self) -> float:
-        return float(self.fp[-1])
+    def negatives(self) -> Floats:
+        return np.asarray(self.fp[-1])
 
     @property
     def tpr(self) -> Floats:
@@ -45,30 +46,32 @@ class Curve:
         called = self.tp + self.fp
         return np.divide(self.tp, called, out=np.ones_like(called), where=called > 0)
 
-    def auroc(self) -> float:
-        return float(np.trapezoid(self.tp, self.fp)) / (self.positives * self.negatives)
+    def auroc(self) -> Floats:
+        return np.asarray(np.trapezoid(self.tp, self.fp, axis=0)) / (self.positives * self.negatives)
 
-    def partial_auroc(self) -> float:
+    def partial_auroc(self) -> Floats:
         """The area for false-positive rates up to `MAX_FPR`, rescaled so that chance gives 0.5 and perfection 1.
 
         Source: McClish, Medical Decision Making 9 (1989) 190-195.
         """
-        end = int(np.searchsorted(self.fpr, MAX_FPR, side="right"))
-        fpr = np.append(self.fpr[:end], MAX_FPR)
-        area = np.trapezoid(np.append(self.tpr[:end], np.interp(MAX_FPR, self.fpr, self.tpr)), fpr)
+        end = MAX_FPR * self.negatives
+        width = np.diff(self.fp, axis=0)
+        inside = np.clip(end - self.fp[:-1], 0, width)  # the part of each step that lies before the end
+        rise = np.divide(np.diff(self.tp, axis=0) * inside, width, out=np.zeros_like(width), where=width > 0)
+        area = (inside * (self.tp[:-1] + rise / 2)).sum(axis=0) / (self.positives * self.negatives)
         chance = MAX_FPR**2 / 2
-        return float(0.5 * (1 + (area - chance) / (MAX_FPR - chance)))
+        return 0.5 * (1 + (area - chance) / (MAX_FPR - chance))
 
-    def auprc(self) -> float:
+    def auprc(self) -> Floats:
         """Average precision: the precision at each gain in recall, with no interpolation between."""
-        return float(np.diff(self.tp) @ self.precision[1:]) / self.positives
+        return (np.diff(self.tp, axis=0) * self.precision[1:]).sum(axis=0) / self.positives
 
-    def sensitivity_at(self, specificity: float) -> float:
+    def sensitivity_at(self, specificity: float) -> Floats:
         """The highest sensitivity of an observed threshold with at least this specificity."""
         allowed = self.negatives * (1 - specificity) + 1e-9  # counts are whole, so this only forgives rounding
-        return float(self.tp[np.searchsorted(self.fp, allowed, side="right") - 1]) / self.positives
+        return np.max(self.tp, axis=0, initial=0, where=self.fp <= allowed) / self.positives
 
-    def specificity_at(self, sensitivity: float) -> float:
+    def specificity_at(self, sensitivity: float) -> Floats:
         """The highest specificity of an observed threshold with at least this sensitivity."""
         needed = self.positives * sensitivity - 1e-9
-        return 1 - float(self.fp[np.searchsorted(self.tp, needed)]) / self.negatives
+        return 1 - np.min(self.fp, axis=0, initial=np.inf, where=self.tp >= needed) / self.negatives

@@ -117,7 +117,7 @@ def precision_recall(axes: Axes, sample: Sample, metrics: Metrics) -> None:
 
 
 @_figure()
-def reliability(axes: Axes, sample: Sample, metrics: Metrics) -> None:
+def reliability(axes: Axes, sample: Sample, metrics: Metrics, label: str) -> None:
     """The fraction of positives in bins of equally many scores (up to ten, of ten or more), with Wilson's 95 % intervals.
 
     Both axes end where the bins do: at screening prevalence that is far below 1.
@@ -134,15 +134,15 @@ def reliability(axes: Axes, sample: Sample, metrics: Metrics) -> None:
         score, observed, yerr=[observed - low, high - observed], fmt="o-", ms=3.5, color=BLUE, elinewidth=0.8, lw=1,
         label=f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−"),
     )  # fmt: skip
-    axes.set(xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel="Observed fraction with cancer", aspect="equal")
+    axes.set(xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=f"Observed fraction with {label}", aspect="equal")
 
 
 @_figure(height=2.9)
-def histogram(axes: Axes, sample: Sample, metrics: Metrics) -> None:
+def histogram(axes: Axes, sample: Sample, metrics: Metrics, label: str) -> None:
     """The scores of each class, as fractions of that class, and the threshold."""
     edges = np.linspace(0, max(sample.scores.max(), metrics.threshold, 1e-3), 31)
-    for label, name, colour, style in ((0, "No cancer", BLUE, "-"), (1, "Cancer", ORANGE, (0, (3, 1)))):
-        scores = sample.scores[sample.labels == label]
+    for truth, name, colour, style in ((0, f"No {label}", BLUE, "-"), (1, label.capitalize(), ORANGE, (0, (3, 1)))):
+        scores = sample.scores[sample.labels == truth]
         if len(scores):
             fractions = np.histogram(scores, edges)[0] / len(scores)
             axes.stairs(fractions, edges, fill=True, color=colour, alpha=0.2)
@@ -152,7 +152,7 @@ def histogram(axes: Axes, sample: Sample, metrics: Metrics) -> None:
 
 
 @_figure(height=2.9)
-def confusion(axes: Axes, counts: Confusion, threshold: float) -> None:
+def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = "cancer") -> None:
     """Counts of decisions, shaded and with percentages by the true class."""
     table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
     fraction = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -165,10 +165,64 @@ def confusion(axes: Axes, counts: Confusion, threshold: float) -> None:
             column + 0.5, row + 0.5, f"\n{100 * fraction[row, column]:.1f} % of row", ha="center", va="center", fontsize=7.5, color=colour
         )
     axes.set(xlabel=f"Called at threshold {threshold:.3f}", ylabel="Truth")
-    axes.set_xticks([0.5, 1.5], ["No cancer", "Cancer"])
-    axes.set_yticks([0.5, 1.5], ["No cancer", "Cancer"], rotation=90, va="center")
+    axes.set_xticks([0.5, 1.5], [f"No {label}", label.capitalize()])
+    axes.set_yticks([0.5, 1.5], [f"No {label}", label.capitalize()], rotation=90, va="center")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def net_benefit(sample: Sample) -> dict[str, list[float]]:
+    """Of acting at each threshold probability: tp / n - fp / n * odds of the threshold; for the model, and for acting on everyone.
+
+    Up to where fewer than 1 unit in 200 is called. Source: Vickers and Elkin, Medical Decision Making 26 (2006) 565-574.
+    """
+    end = min(0.95, max(0.05, float(np.quantile(sample.scores, 0.995))))
+    thresholds = np.linspace(0.005, end, 100)
+    called = sample.scores >= thresholds[:, None]
+    odds = thresholds / (1 - thresholds)
+    model = (called * (sample.labels - odds[:, None] * (1 - sample.labels))).mean(axis=1)
+    everyone = sample.labels.mean() - odds * (1 - sample.labels.mean())
+    return {"threshold": thresholds.tolist(), "model": model.tolist(), "everyone": everyone.tolist()}
+
+
+@_figure(height=2.9)
+def decision_curve(axes: Axes, sample: Sample) -> None:
+    """Net benefit over the threshold probability, beside acting on everyone and on no one."""
+    found = net_benefit(sample)
+    axes.axhline(0, color="#222222", lw=0.9, label="No one")
+    axes.plot(found["threshold"], found["everyone"], color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=3, label="Everyone")
+    axes.plot(found["threshold"], found["model"], color=BLUE, label="By the score")
+    top = max(*found["model"], sample.labels.mean())
+    axes.set(ylim=(-0.25 * top, 1.08 * top), xlim=(0, None), xlabel="Threshold probability", ylabel="Net benefit (per unit)")
+
+
+def forest(groups: Sequence[tuple[str, str, Metrics]], overall: Metrics) -> Figure:
+    """The AUROC of each subgroup (attribute, value, metrics) with its interval and counts, under the headings of the attributes."""
+    lines: list[tuple[str, Metrics | None]] = [("All", overall)]
+    for number, (attribute, value, metrics) in enumerate(groups):
+        if not number or groups[number - 1][0] != attribute:
+            lines.append((attribute, None))
+        lines.append((f"{value}  ({metrics.positives:,} of {metrics.units:,})", metrics))
+    with _style():
+        figure = Figure(figsize=(5.2, 0.6 + 0.175 * len(lines)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(0.5, color=GREY, lw=0.8, ls=(0, (4, 3)))
+        axes.axvline(overall.intervals["auroc"].value, color=BLUE, lw=0.8, ls=":")
+        for row, (_, measured) in enumerate(lines):
+            if measured:
+                auroc = measured.intervals["auroc"]
+                axes.plot([auroc.low, auroc.high], [row, row], color=BLUE, lw=1.2)
+                axes.plot(auroc.value, row, "D" if row == 0 else "s", ms=4 if row == 0 else 3.2, color=ORANGE if row == 0 else BLUE)
+                axes.text(1.02, row, str(auroc), va="center", fontsize=7, transform=axes.get_yaxis_transform())
+        axes.set_yticks(range(len(lines)), [name for name, _ in lines])
+        for tick, (_, measured) in zip(axes.get_yticklabels(), lines, strict=True):
+            tick.set_fontweight("normal" if measured else "bold")
+        values = [m.intervals["auroc"] for _, m in lines if m]
+        least = min(0.45, *(np.nanmin([v.low, v.value]) for v in values))
+        axes.set(xlim=(max(0, least - 0.02), 1.01), ylim=(len(lines) - 0.4, -0.6), xlabel="AUROC with 95 % interval (positive of all)")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    return figure
 
 
 @_figure(height=2.6)
@@ -183,18 +237,18 @@ def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, floa
 
 
 def _curve(sample: Sample) -> Curve:
-    return Ranking(sample, threshold=1.0).curve(np.ones(len(sample.scores)))
+    return Ranking(sample, threshold=1.0).curve()
 
 
 def _band(axes: Axes, sample: Sample, grid: np.ndarray, at_grid: Callable[[Curve], np.ndarray]) -> None:
     """The pointwise 95 % band of a curve read off at `grid`, over patients drawn with replacement."""
     ranking = Ranking(sample, threshold=1.0)
 
-    def read(weights: np.ndarray) -> np.ndarray:
-        curve = ranking.curve(weights)
-        return at_grid(curve) if curve.positives and curve.negatives else np.full(len(grid), np.nan)
+    def read(sums: np.ndarray) -> np.ndarray:  # F B -> len(grid) B
+        curves = [ranking.curve(replicate) for replicate in sums.T]
+        return np.stack([at_grid(c) if c.positives and c.negatives else np.full(len(grid), np.nan) for c in curves], axis=1)
 
-    low, high = percentile_limits(resample(read, ranking.patients, BAND_REPLICATES, seed=0))
+    low, high = percentile_limits(resample(ranking.rows, read, ranking.patients, BAND_REPLICATES, seed=0))
     axes.fill_between(grid, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from vitmodel.measure import figures
+from vitmodel.measure.bootstrap import Interval
+from vitmodel.measure.compare import Comparison
 from vitmodel.measure.metrics import METRICS, Metrics
 from vitmodel.measure.sample import Sample
 from vitmodel.utils import render_page, write_atomic
@@ -21,6 +27,7 @@ LIMITS = (
     "and are too narrow where a value sits at its bound or positives are few.",
     "A label is what was known when the data were released: a cancer found later, or never, counts as a negative.",
     "Units with an unknown label and refused images are left out of every metric and counted above; leaving them out may favour the model.",
+    "Many subgroups are looked at and nothing is corrected for that: of 20 intervals one is expected to miss.",
 )
 
 
@@ -37,6 +44,58 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Group:
+    """A subgroup, measured at the plotted level; `metrics` is None where none of its units has a known label."""
+
+    attribute: str
+    value: str
+    metrics: Metrics | None
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Decisions at thresholds that were chosen on other patients of the same data."""
+
+    purpose: str
+    thresholds: tuple[float, float]
+    """The lowest and the highest of the folds'."""
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What scores without an image reach, and how the model stands against them (model - baseline)."""
+
+    name: str
+    metrics: Metrics
+    model: Comparison
+    telling: str
+    """The feature that it leans on most."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in search of leaks."""
+
+    links: Mapping[str, int]
+    """Patients, source files and crops that stand in more than one split -> how many."""
+    examples: Sequence[str]
+    """Some of them, in words."""
+    baselines: Sequence[Baseline]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image whose score was far from its label."""
+
+    caption: str
+    crop: np.ndarray
+    """H W, uint8 or uint16."""
+    overlay: np.ndarray | None = None
+    """The crop with its heat map, H W 3 uint8."""
+
+
+@dataclass(frozen=True)
 class Report:
     """All that `write_report` shows; the stage that evaluates fills it in."""
 
@@ -49,6 +108,8 @@ class Report:
     """At least one; they become the columns of the tables."""
     plotted: Level
     """The one of them that the headline and the curves show."""
+    label: str
+    """What a positive unit has, such as: cancer."""
     method: Mapping[str, object]
     """How scores came about: split, aggregation, calibration, where the threshold was chosen, bootstrap replicates and seed."""
     model: Mapping[str, object]
@@ -59,7 +120,42 @@ class Report:
     """Reason -> number of images refused for it."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
     """Metric -> split (train, val) -> (epoch, value); empty where the package has no training history."""
+    thresholds: Sequence[CrossFitted] = ()
+    recalibrated: Mapping[str, Metrics] = field(default_factory=dict)
+    """Method -> the plotted level after calibration on other patients of the same data."""
+    elsewhere: tuple[float, Metrics] | None = None
+    """Another prevalence, and the plotted level's metrics at it."""
+    subgroups: Sequence[Group] = ()
+    undivided: Sequence[str] = ()
+    """Why an attribute makes no subgroups, in words."""
+    audit: Audit | None = None
+    errors: Sequence[Case] = ()
+    heat: str = ""
+    """What the colours of the errors' heat maps stand for; empty = there are none."""
     limits: Sequence[str] = LIMITS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every number of the report, for JSON."""
+        sample = self.plotted.sample.known()
+        return {
+            "command": self.command,
+            "created": self.created,
+            "label": self.label,
+            **{level.name: level.metrics.to_dict() | {"refused": level.refused} for level in self.levels},
+            "method": dict(self.method),
+            "model": dict(self.model),
+            "data": dict(self.data),
+            "refusals": dict(self.refusals),
+            "cross_fitted": [vars(each) | {"metrics": each.metrics.to_dict()} for each in self.thresholds],
+            "recalibrated": {method: metrics.to_dict() for method, metrics in self.recalibrated.items()},
+            "elsewhere": self.elsewhere and {"prevalence": self.elsewhere[0], "metrics": self.elsewhere[1].to_dict()},
+            "subgroups": [vars(each) | {"metrics": each.metrics and each.metrics.to_dict()} for each in self.subgroups],
+            "undivided": list(self.undivided),
+            "audit": self.audit and asdict(self.audit),
+            "net_benefit": figures.net_benefit(sample) if self.plotted.metrics.positives else None,
+            "history": self.history,
+            "limits": list(self.limits),
+        }
 
 
 def write_report(path: Path | str, report: Report) -> None:
@@ -70,7 +166,14 @@ def write_report(path: Path | str, report: Report) -> None:
         subtitle=report.created,
         report=report,
         groups=METRICS,
-        figures=_pictures(report.plotted),
+        figures=_pictures(report.plotted, report.label),
+        decisions=_decisions(report),
+        calibrations=_calibrations(report),
+        mixed=_mixed(report),
+        subgroups={group.attribute: _subgroups(report, group.attribute) for group in report.subgroups},
+        leaks=_leaks(report),
+        forest=[_inline(figure) for figure in _forests(report)],
+        errors=[(case.caption, [_picture(image) for image in (case.crop, case.overlay) if image is not None]) for case in report.errors],
         history={name: _inline(figures.history(name, splits)) for name, splits in report.history.items()},
         undefined=math.isnan,
         number=_number,
@@ -78,7 +181,73 @@ def write_report(path: Path | str, report: Report) -> None:
     write_atomic(path, page)
 
 
-def _pictures(level: Level) -> list[tuple[str, str]]:
+Row = tuple[str | Interval, ...]
+"""A table's line: its heading and its cells."""
+
+
+def _decisions(report: Report) -> list[Row]:
+    names = ("sensitivity", "specificity", "precision", "f1", "recall_rate")
+    own = report.plotted.metrics
+    rows: list[Row] = [("The package’s own", _number(own.threshold), *(own.intervals[name] for name in names))]
+    for each in report.thresholds:
+        least, most = map(_number, each.thresholds)
+        rows.append((each.purpose, least if least == most else f"{least} to {most}", *(each.metrics.intervals[name] for name in names)))
+    return rows
+
+
+def _calibrations(report: Report) -> list[Row]:
+    names = ("brier", "log_loss", "ece", "calibration_slope", "calibration_intercept")
+    found = {"As the package gives them": report.plotted.metrics} | {k.capitalize(): v for k, v in report.recalibrated.items()}
+    return [(title, *(metrics.intervals[name] for name in names)) for title, metrics in found.items()]
+
+
+def _mixed(report: Report) -> list[Row]:
+    """What depends on the prevalence, and the two that do not."""
+    if report.elsewhere is None:
+        return []
+    here, there = report.plotted.metrics, report.elsewhere[1]
+    names = ("auprc", "sensitivity", "specificity", "precision", "npv", "f1", "recall_rate", "pf1", "brier", "ece")
+    titles = {name: title for group in METRICS.values() for name, title in group.items()}
+    rows: list[Row] = [("Threshold", _number(here.threshold), _number(there.threshold))]
+    return rows + [(titles[name], here.intervals[name], there.intervals[name]) for name in names]
+
+
+def _subgroups(report: Report, attribute: str) -> list[Row]:
+    rows: list[Row] = []
+    for group in report.subgroups:
+        if group.attribute == attribute and group.metrics:
+            values = (group.metrics.intervals[name] for name in ("auroc", "sensitivity", "specificity"))
+            rows.append((group.value, f"{group.metrics.positives:,} of {group.metrics.units:,}", *values))
+        elif group.attribute == attribute:
+            rows.append((group.value, "no known label", "–", "–", "–"))
+    return rows
+
+
+def _leaks(report: Report) -> list[Row]:
+    rows: list[Row] = [("This model", report.plotted.metrics.intervals["auroc"], "", "", "")]
+    for each in report.audit.baselines if report.audit else ():
+        p = "< 0.001" if each.model.p_value < 0.001 else _number(each.model.p_value)
+        rows.append((each.name, each.metrics.intervals["auroc"], each.model.differences["auroc"], p, each.telling))
+    return rows
+
+
+def _forests(report: Report) -> list[Figure]:
+    """The subgroups that hold both classes."""
+    groups = [group for group in report.subgroups if group.metrics and not math.isnan(group.metrics.intervals["auroc"].value)]
+    return [figures.forest([(g.attribute, g.value, g.metrics) for g in groups if g.metrics], report.plotted.metrics)] if groups else []
+
+
+def _picture(image: np.ndarray) -> str:
+    """An image's address that holds the image, as PNG; 16 bits become 8."""
+    file = io.BytesIO()
+    if image.ndim == 2:
+        imsave(file, image, cmap="gray", vmin=0, vmax=np.iinfo(image.dtype).max, format="png")
+    else:
+        imsave(file, image, format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _pictures(level: Level, label: str) -> list[tuple[str, str]]:
     """Caption and picture of each figure; the curves need both classes."""
     sample, metrics = level.sample.known(), level.metrics
     pictures = []
@@ -86,11 +255,12 @@ def _pictures(level: Level) -> list[tuple[str, str]]:
         pictures += [
             ("Receiver operating characteristic; the dot is the threshold, with 95 % intervals.", figures.roc(sample, metrics)),
             ("Precision and recall; the dot is the threshold, with 95 % intervals.", figures.precision_recall(sample, metrics)),
-            ("Reliability in bins of equally many scores, with Wilson’s 95 % intervals.", figures.reliability(sample, metrics)),
+            ("Reliability in bins of equally many scores, with Wilson’s 95 % intervals.", figures.reliability(sample, metrics, label)),
+            ("Decision curve: net benefit of acting on the score, on everyone, on no one.", figures.decision_curve(sample)),
         ]
     pictures += [
-        ("Scores by class, each as a fraction of its class.", figures.histogram(sample, metrics)),
-        ("Confusion matrix at the threshold.", figures.confusion(metrics.confusion, metrics.threshold)),
+        ("Scores by class, each as a fraction of its class.", figures.histogram(sample, metrics, label)),
+        ("Confusion matrix at the threshold.", figures.confusion(metrics.confusion, metrics.threshold, label)),
     ]
     return [(caption, _inline(figure)) for caption, figure in pictures]
 

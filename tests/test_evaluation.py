@@ -1,0 +1,217 @@
+"""Subgroups add up, leaks are found, other models are compared on the same units, and what cannot be measured is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vitmodel.cli import main
+from vitmodel.config import CompareConfig, EvaluateConfig, to_command
+from vitmodel.data.audit import baseline, links
+from vitmodel.data.manifest import as_manifest, breast_ids, read_manifest, write_manifest
+from vitmodel.data.splits import leave_out
+from vitmodel.data.subgroups import subgroups
+from vitmodel.evaluation import Evaluation
+
+
+def screening(patients: int = 120, seed: int = 0) -> pd.DataFrame:
+    """A manifest of two views of both breasts of each patient; ids say nothing."""
+    rng = np.random.default_rng(seed)
+    sick = rng.random((patients, 2)) < 0.25
+    names = rng.permutation(patients)
+    rows = [
+        {
+            "image_id": f"{names[patient]}{side}{view}", "patient_id": str(names[patient]), "laterality": side, "view": view,
+            "path": f"{names[patient]}{side}{view}.png", "cancer": int(sick[patient, int(side == "R")]), "age": 45 + patient % 40,
+            "invasive": int(sick[patient, int(side == "R")] and patient % 2), "machine_id": str(patient % 3), "site_id": "1",
+            "difficult_negative_case": int(not sick[patient, int(side == "R")] and patient % 5 == 0), "density": "ABCD"[patient % 4],
+        }
+        for patient in range(patients) for side in "LR" for view in ("CC", "MLO")
+    ]  # fmt: skip
+    return as_manifest(pd.DataFrame(rows), "the test's table")
+
+
+def evaluation(table: pd.DataFrame, seed: int = 0) -> Evaluation:
+    rng = np.random.default_rng(seed)
+    probability = 1 / (1 + np.exp(-rng.normal(1.2 * table["cancer"].fillna(0) - 1)))
+    judged = {"aggregate": "mean", "patient_aggregate": "max", "threshold": 0.5, "replicates": 100, "seed": 0}
+    return Evaluation(table=table, probability=np.asarray(probability), label="cancer", **judged)
+
+
+def test_the_subgroups_of_an_attribute_add_up_to_all() -> None:
+    table = screening()
+    table.loc[:7, "machine_id"] = np.nan
+    found, silent = subgroups(table, "cancer")
+    for attribute in {group.attribute for group in found} - {"Positives, against all negatives", "Negatives, against all positives"}:
+        assert sum(group.rows.astype(int) for group in found if group.attribute == attribute).tolist() == [1] * len(table)
+    assert [g.value for g in found if g.attribute == "Machine"] == ["0", "1", "2", "unknown"]
+    assert [g.value for g in found if g.attribute == "Age"] == ["40 to 49", "50 to 59", "60 to 69", "70 and above"]
+    assert {"Site: 1 throughout", "BI-RADS: unknown throughout"} <= set(silent)
+
+
+def test_invasive_cancers_stand_against_all_negatives() -> None:
+    table = screening()
+    groups = {(g.attribute, g.value): g.rows for g in subgroups(table, "cancer")[0]}
+    invasive = groups["Positives, against all negatives", "invasive"]
+    np.testing.assert_array_equal(invasive, (table["cancer"] == 0) | (table["invasive"] == 1))
+    hard = groups["Negatives, against all positives", "difficult to tell"]
+    np.testing.assert_array_equal(hard, (table["cancer"] == 1) | (table["difficult_negative_case"] == 1))
+
+
+def test_a_subgroup_without_a_label_or_with_one_class_is_reported_not_fatal() -> None:
+    table = screening()
+    table.loc[table["machine_id"] == "1", "cancer"] = np.nan
+    table.loc[table["machine_id"] == "2", "cancer"] = 0
+    groups = {(g.attribute, g.value): g.metrics for g in evaluation(table).subgroups()[0]}
+    assert groups["Machine", "1"] is None
+    assert np.isnan(groups["Machine", "2"].intervals["auroc"].value)
+    assert groups["Machine", "0"].intervals["auroc"].value > 0.5
+
+
+def test_views_are_scored_by_their_own_images() -> None:
+    table = screening()
+    groups = {(g.attribute, g.value): g.metrics for g in evaluation(table).subgroups()[0]}
+    assert groups["View", "CC"].units == breast_ids(table).nunique()
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "noisy_or"])
+def test_a_breast_is_aggregated_by_the_name_that_is_given(how: str) -> None:
+    table = screening(3)
+    judged = replace(evaluation(table), aggregate=how)
+    pairs = judged.probability.reshape(-1, 2)  # views of a breast lie side by side
+    expected = {"mean": pairs.mean(axis=1), "max": pairs.max(axis=1), "noisy_or": 1 - (1 - pairs).prod(axis=1)}[how]
+    order = np.argsort(breast_ids(table)[::2].to_numpy())
+    np.testing.assert_allclose(judged.sample("breast").scores, expected[order])
+
+
+def test_errors_are_the_most_confident_ones_of_both_kinds() -> None:
+    judged = evaluation(screening())
+    rows = judged.errors(24)
+    truth, p = judged.table["cancer"].to_numpy()[rows], judged.probability[rows]
+    assert len(rows) == len(set(rows)) == 24
+    assert ((p >= 0.5) != (truth == 1)).all()
+    assert (truth == 1).sum() == 12
+    missed = judged.probability[(judged.table["cancer"] == 1) & (judged.probability < 0.5)]
+    assert p[truth == 1].tolist() == sorted(missed)[:12]
+
+
+def test_a_leak_by_metadata_or_by_id_is_found_and_a_clean_table_is_not_accused() -> None:
+    clean = screening()
+    for name in ("Ids alone", "Metadata alone"):
+        assert not np.isnan(baseline(clean, "cancer", name)[0]).any()
+    audited = evaluation(clean).audit(clean)
+    assert all(found.metrics.intervals["auroc"].value < 0.65 for found in audited.baselines)
+    assert audited.links == {"patients": 0, "source files": 0, "crops of the same pixels": 0}
+    by_machine = clean.assign(machine_id=np.where(clean["cancer"] == 1, "9", clean["machine_id"]))
+    found = {each.name: each.metrics.intervals["auroc"].value for each in evaluation(by_machine).audit(by_machine).baselines}
+    assert baseline(by_machine, "cancer", "Metadata alone")[1] == "machine_id"
+    assert found["Metadata alone"] > 0.9 > found["Ids alone"]
+    ordered = clean.sort_values("cancer", kind="stable").reset_index(drop=True)
+    found = {each.name: each.metrics.intervals["auroc"].value for each in evaluation(ordered).audit(ordered).baselines}
+    assert found["Ids alone"] > 0.9
+
+
+def test_patients_files_and_pixels_in_two_splits_are_found(tmp_path: Path) -> None:
+    table = screening(6).assign(status="ok", preprocessing="{}", split=np.where(np.arange(24) < 12, "train", "test"))
+    for row, name in enumerate(table["path"]):
+        (tmp_path / name).write_bytes(b"the same pixels" if row in (0, 23) else str(row).encode() * 7)
+    table["path"] = [str(tmp_path / name) for name in table["path"]]
+    table["source_sha256"] = [f"{row:064x}" for row in range(23)] + [f"{1:064x}"]
+    table.loc[4:7, "split"] = ["train", "train", "test", "test"]
+    found = links(table)
+    assert found["kind"].tolist() == ["patient_id", "source_sha256", "crop"]
+    assert found["parts"].eq("test, train").all()
+
+
+def test_whoever_was_on_the_left_out_machine_is_left_out_whole() -> None:
+    table = screening(9)
+    table.loc[0, "machine_id"] = "1"  # of a patient of machine 0
+    split = leave_out(table, "machine_id", "1")["split"]
+    held = table.loc[table["machine_id"] == "1", "patient_id"].unique()
+    assert len(held) == 4
+    assert (split == "test").equals(table["patient_id"].isin(held))
+    assert set(split) == {"test", "train"}
+
+
+def test_the_command_in_a_report_is_the_one_that_ran() -> None:
+    config = EvaluateConfig(package=Path("a b"), manifest=Path("m.csv"), out=Path("o"), audit=False, prevalence=0.021)
+    assert to_command("evaluate", config) == "vitmodel evaluate 'a b' m.csv o --prevalence 0.021 --no-audit"
+    both = CompareConfig(models=[Path("a"), Path("b")], manifest=Path("m.csv"))
+    assert to_command("compare", both) == "vitmodel compare a b m.csv"
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """A folder with a manifest, a good and a poor model's scores per image, and a submission."""
+    table = screening().assign(status="ok")
+    write_manifest(table, tmp_path / "manifest.csv")
+    rng = np.random.default_rng(1)
+    for name, gain in (("good", 2.5), ("poor", 0.3)):
+        values = 1 / (1 + np.exp(-rng.normal(gain * table["cancer"] - 1)))
+        pd.DataFrame({"image_id": table["image_id"], "probability": values}).to_csv(tmp_path / f"{name}.csv", index=False)
+    breasts = pd.DataFrame({"prediction_id": breast_ids(table), "cancer": values}).groupby("prediction_id").mean()
+    breasts.to_csv(tmp_path / "submission.csv")
+    return tmp_path
+
+
+def test_score_files_are_compared_on_the_units_that_all_have(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = pd.read_csv(scored / "good.csv").astype({"image_id": str})
+    lost = good["image_id"].str.contains("0L")
+    good.assign(probability=good["probability"].mask(lost)).to_csv(scored / "good.csv", index=False)
+    files = [str(scored / name) for name in ("poor.csv", "good.csv", "submission.csv")]
+    assert main(["compare", *files, "--manifest", str(scored / "manifest.csv"), "--out", str(scored / "out"), "--replicates", "100"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{240 - lost.sum() // 2} of 240 labelled breast units are scored by all" in printed
+    found = json.loads((scored / "out" / "comparison.json").read_text())
+    better, same = (found["differences"][file] for file in files[1:])
+    assert better["delong"]["low"] > 0.1
+    assert better["p_value"] < 0.001
+    assert better["differences"]["auroc"]["low"] > 0.1
+    assert same["delong"]["value"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image_id,probability\n1,0.5\n2,1.7\n", "row 2: '1.7' lies outside"),
+        ("image_id,probability\n1,0.5\n2,high\n", "row 2: 'high' is not a number"),
+        ("image_id,probability\n1,0.5\n1,0.6\n", "row 2: .* second score"),
+        ("image,p\n1,0.5\n", "a score file has image_id"),
+    ],
+)
+def test_a_score_file_that_cannot_be_is_named(content: str, message: str, scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (scored / "bad.csv").write_text(content)
+    assert main(["compare", str(scored / "good.csv"), str(scored / "bad.csv"), "--manifest", str(scored / "manifest.csv")]) == 2
+    printed = capsys.readouterr().err
+    assert "bad.csv" in printed
+    assert re.search(message, printed)
+
+
+def test_each_machine_is_left_out_once_and_finished_ones_are_kept(
+    crops: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_manifest(crops / "manifest.csv")
+    patients = sorted(table["patient_id"].unique())
+    sick = table.groupby("patient_id")["cancer"].max()
+    ranked = sorted(patients, key=lambda patient: (sick[patient], patient))
+    table["site_id"] = table["patient_id"].map({patient: str(place % 2) for place, patient in enumerate(ranked)})
+    write_manifest(table, tmp_path / "manifest.csv")
+    short = " ".join(["1" if before == "--epochs" else flag for before, flag in zip(["", *flags], flags, strict=False)])
+    command = ["leave-out", str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--by", "site_id", "--train", short]
+    command += ["--evaluate", "--replicates 100 --no-audit"]
+    assert main(command) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
+    assert set(summary) == {"0", "1"}
+    for value in "01":
+        used = read_manifest(tmp_path / "out" / f"site_id-{value}" / "run" / "manifest.csv")
+        assert set(used.loc[used["split"] == "test", "site_id"]) == {value}
+        assert value not in set(used.loc[used["split"] != "test", "site_id"])
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "$ vitmodel train" not in capsys.readouterr().out

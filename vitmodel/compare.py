@@ -1,0 +1,125 @@
+"""Stage: packages or score files + manifest -> how they differ on the same units, with paired intervals. Knows no network."""
+
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
+
+    sys.exit(main(["compare", *sys.argv[1:]]))
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vitmodel.config import CompareConfig, PredictorConfig, to_command
+from vitmodel.data.manifest import breast_ids, read_manifest, read_table
+from vitmodel.data.splits import choose_rows
+from vitmodel.measure.bootstrap import Interval
+from vitmodel.measure.compare import Comparison, compare
+from vitmodel.measure.crossfit import cross_fitted_thresholds
+from vitmodel.measure.metrics import METRICS, Metrics, measure
+from vitmodel.measure.sample import Sample
+from vitmodel.predictor import Predictor
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
+
+SCORES = ("probability", "cancer", "score")
+"""The columns that may hold a file's scores; the first that it has. `cancer` is that of Kaggle's submissions."""
+SHOWN = ("auroc", "partial_auroc", "auprc", "pf1", "f1", "sensitivity", "specificity", "brier", "ece", "calibration_slope")
+
+
+def compare_models(config: CompareConfig) -> None:
+    """Print the figures of each model and its differences from the first, on the units that all of them scored; write them to OUT."""
+    table, split = choose_rows(read_manifest(config.manifest), config.split, str(config.manifest))
+    if config.label not in table or table[config.label].isna().all():
+        raise UsageError(f"{config.manifest}: column {config.label} is empty on the {len(table)} rows to compare on ({split})")
+    units = labelled_units(table, config)
+    scores = pd.DataFrame({position: unit_scores(model, table, config) for position, model in enumerate(config.models)})
+    together = units.join(scores, how="left").dropna()
+    print(f"{len(together)} of {len(units)} labelled {config.level} units are scored by all; split {split}")
+    if together.empty:
+        raise UsageError(f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of each of them")
+    samples = [Sample(together["label"], together[position], together["patient_id"]) for position in range(len(config.models))]
+    thresholds = [cross_fitted_thresholds(sample, "f1", seed=config.seed) for sample in samples]
+    figures = [measure(sample, cut, config.replicates, config.seed) for sample, cut in zip(samples, thresholds, strict=True)]
+    against = [
+        compare(samples[0], sample, (thresholds[0], cut), config.replicates, config.seed)
+        for sample, cut in zip(samples[1:], thresholds[1:], strict=True)
+    ]
+    show(config, figures, against)
+    if config.out:
+        models = {str(model): metrics.to_dict() for model, metrics in zip(config.models, figures, strict=True)}
+        differences = {str(model): asdict(found) for model, found in zip(config.models[1:], against, strict=True)}
+        facts = {"command": to_command("compare", config), "split": split, "level": config.level, "first": str(config.models[0])}
+        write_atomic(config.out / "comparison.json", to_json(facts | {"models": models, "differences": differences}))
+        print(f"comparison: {config.out / 'comparison.json'}")
+    print(NOT_A_MEDICAL_DEVICE)
+
+
+def unit_ids(table: pd.DataFrame, level: str) -> pd.Series:
+    return {"image": table["image_id"], "breast": breast_ids(table), "patient": table["patient_id"]}[level]
+
+
+def labelled_units(table: pd.DataFrame, config: CompareConfig) -> pd.DataFrame:
+    """The label and the patient of each unit with a known label, by its id."""
+    groups = table.assign(label=table[config.label]).groupby(unit_ids(table, config.level).rename("unit"))
+    return groups.agg(label=("label", "max"), patient_id=("patient_id", "first")).dropna()
+
+
+def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> pd.Series:
+    """The model's score of each unit that it scored, by the unit's id. Raises UsageError naming the file."""
+    if model.is_dir():
+        settings = PredictorConfig(package=model, device=config.device, tokens=config.tokens, jobs=config.jobs)
+        images = Predictor(settings).score_images(table).set_index("image_id")["probability"]
+    else:
+        scored, key = read_scores(model)
+        if key == "prediction_id":
+            if config.level != "breast":
+                raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per {config.level}")
+            return scored
+        images = scored
+    rows = table[table["image_id"].isin(images.dropna().index)]
+    if rows.empty:
+        return pd.Series(dtype=float)
+    values = pd.Series(images.loc[rows["image_id"]].to_numpy(), index=unit_ids(rows, config.level).to_numpy())
+    sample = Sample(np.zeros(len(rows)), values, rows["patient_id"].to_numpy()).aggregate(values.index, config.aggregate)
+    return pd.Series(sample.scores, index=np.unique(values.index))
+
+
+def read_scores(path: Path) -> tuple[pd.Series, str]:
+    """The scores of a file by image_id or prediction_id, and which of the two; NaN = refused. Raises UsageError naming file and row."""
+    table = read_table(path)
+    key = next((name for name in ("image_id", "prediction_id") if name in table), None)
+    column = next((name for name in SCORES if name in table), None)
+    if key is None or column is None:
+        raise UsageError(f"{path}: a score file has image_id or prediction_id, and {', '.join(SCORES[:-1])} or {SCORES[-1]}")
+    values = pd.to_numeric(table[column], errors="coerce")
+    for bad, problem in (
+        (values.isna() & table[column].notna(), "is not a number"),
+        ((values < 0) | (values > 1), "lies outside [0, 1]"),
+        (table[key].duplicated(), f"is a second score of the same {key}"),
+    ):
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise UsageError(f"{path}: column {column}, row {row + 1}: {table[column].iloc[row]!r} {problem}")
+    return pd.Series(values.to_numpy(), index=table[key].to_numpy()), key
+
+
+def show(config: CompareConfig, figures: list[Metrics], against: list[Comparison]) -> None:
+    """The table on standard output."""
+    titles = {name: title for group in METRICS.values() for name, title in group.items()}
+    first = figures[0]
+    print(
+        f"{first.positives} of {first.units} positive, {first.patients} patients; decisions at cross-fitted thresholds for the largest F1"
+    )
+    for position, (model, metrics) in enumerate(zip(config.models, figures, strict=True)):
+        print(f"\n{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[position % 26]}  {model}")
+        for name in SHOWN:
+            difference = f"   difference from A {against[position - 1].differences[name]}" if position else ""
+            print(f"  {titles[name]:52} {metrics.intervals[name]}{difference}")
+        if position:
+            delong: Interval = against[position - 1].delong
+            print(f"  {'DeLong, AUROC':52} {'':24}   difference from A {delong}, p = {against[position - 1].p_value:.3g}")
+    print()

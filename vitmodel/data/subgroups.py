@@ -1,0 +1,87 @@
+"""Which images make up which subgroup: by site, machine, view, side, age, density, implant and what was found. Knows no score.
+
+A target that only one class can have (`invasive`: cancers; `difficult_negative_case`: negatives) would make a subgroup of one class, in
+which nothing can be ranked: its subgroups are those units against all of the other class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+AGES = (0, 40, 50, 60, 70, 200)
+BANDS = ("below 40", "40 to 49", "50 to 59", "60 to 69", "70 and above")
+
+
+class Subgroup(NamedTuple):
+    """The images of one value of one attribute; `rows` (N) says which rows of the table they are."""
+
+    attribute: str
+    value: str
+    rows: np.ndarray
+
+
+def yes_or_no(values: pd.Series) -> pd.Series:
+    return values.map({1.0: "yes", 0.0: "no"})
+
+
+def age_band(values: pd.Series) -> pd.Series:
+    return pd.cut(values, AGES, right=False, labels=BANDS).astype(object)
+
+
+def as_text(values: pd.Series) -> pd.Series:
+    return values.replace("", np.nan)
+
+
+ATTRIBUTES: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
+    "Data set": ("dataset", as_text),
+    "Site": ("site_id", as_text),
+    "Machine": ("machine_id", as_text),
+    "View": ("view", as_text),
+    "Side": ("laterality", as_text),
+    "Age": ("age", age_band),
+    "Density": ("density", as_text),
+    "Implant": ("implant", yes_or_no),
+    "BI-RADS": ("birads", lambda values: values.map("{:.0f}".format, na_action="ignore")),
+}
+AGAINST: dict[str, tuple[str, int, dict[float, str]]] = {
+    "Positives, against all negatives": ("invasive", 1, {1.0: "invasive", 0.0: "not invasive"}),
+    "Negatives, against all positives": ("difficult_negative_case", 0, {1.0: "difficult to tell", 0.0: "other"}),
+}
+"""Attribute -> column, the class that is divided by it, and the names of its values."""
+
+
+def subgroups(table: pd.DataFrame, label: str) -> tuple[list[Subgroup], list[str]]:
+    """The subgroups of a manifest's rows, and a sentence for each attribute that divides them into none.
+
+    Rows whose value is unknown make a subgroup of their own, so that an attribute's counts add up.
+    """
+    found: list[Subgroup] = []
+    silent: list[str] = []
+    for attribute, (column, name) in ATTRIBUTES.items():
+        values = name(table[column]).astype(object).fillna("unknown")
+        if values.nunique() == 1:
+            silent.append(f"{attribute}: {values.iloc[0]} throughout")
+            continue
+        found += [Subgroup(attribute, value, (values == value).to_numpy()) for value in in_order(values)]
+    for attribute, (column, divided, names) in AGAINST.items():
+        values = table[column].map(names).where(table[label] == divided)
+        if values.isna().all():
+            silent.append(f"{attribute} ({column}): unknown throughout")
+            continue
+        others = (table[label] == 1 - divided).to_numpy()
+        found += [Subgroup(attribute, value, (values == value).to_numpy() | others) for value in names.values() if (values == value).any()]
+    return found, silent
+
+
+def in_order(values: pd.Series) -> list[str]:
+    """The distinct values, numbers by size and text by the alphabet, `unknown` last."""
+
+    def place(value: str) -> tuple[bool, float, str]:
+        return value == "unknown", float(value) if value.replace(".", "", 1).isdecimal() else np.inf, value
+
+    ages = [band for band in BANDS if (values == band).any()]
+    return ages + sorted(set(values) - set(ages), key=place)

@@ -1,0 +1,84 @@
+"""Stage: train without one site or machine, measure on it, in turn: a model where it has never been. Knows no step's inside."""
+
+if __name__ == "__main__":  # run as a file: the command line runs this stage under its own name, with the checkout on the path
+    import sys
+
+    sys.path[0] = __file__.rsplit("/", 2)[0]
+    from vitmodel.cli import main
+
+    sys.exit(main(["leave-out", *sys.argv[1:]]))
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitmodel.config import LeaveOutConfig
+from vitmodel.data.manifest import read_manifest, usable, write_manifest
+from vitmodel.data.splits import leave_out
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, to_json, write_atomic
+
+LABEL = "cancer"
+FEWEST = 2
+"""Patients of each class that a value needs, to be measured on."""
+
+
+def leave_each_out(config: LeaveOutConfig) -> None:
+    """Run `vitmodel train` and `vitmodel evaluate` once for each value; what was finished earlier is kept. Writes OUT/summary.json."""
+    table = read_manifest(config.manifest)
+    values = measurable(table, config)
+    found: dict[str, Any] = {}
+    for value in values:
+        folder = config.out / f"{config.by}-{''.join(letter if letter.isalnum() or letter in '-._' else '_' for letter in value)}"
+        metrics = folder / "report" / "metrics.json"
+        if not metrics.exists():
+            run(table, value, folder, config)
+        breast = json.loads(metrics.read_text())["breast"]
+        found[value] = {name: breast[name] for name in ("units", "positives", "patients")} | {"auroc": breast["intervals"]["auroc"]}
+    write_atomic(config.out / "summary.json", to_json({"by": config.by, "train": config.train, "left_out": found}))
+    print(f"\nAUROC per breast on a {config.by} that training never saw")
+    for value, row in found.items():
+        limits = "{value:.3f} ({low:.3f} to {high:.3f})" if row["auroc"]["low"] is not None else "{value:.3f}"
+        print(f"  {value:<12} {limits.format(**row['auroc'])}, {row['positives']} of {row['units']} positive")
+    print(f"summary: {config.out / 'summary.json'}\n{NOT_A_MEDICAL_DEVICE}")
+
+
+def measurable(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
+    """The values to leave out, one after the other. Raises UsageError where fewer than two are known."""
+    known = usable(table).dropna(subset=[LABEL, config.by])
+    values = sorted(known[config.by].unique())
+    if len(values) < 2:
+        raise UsageError(f"{config.manifest}: column {config.by} has {len(values)} known values; leaving one out needs two")
+    counts = known.groupby([config.by, LABEL])["patient_id"].nunique().unstack(fill_value=0).reindex(columns=[0.0, 1.0], fill_value=0)
+    chosen = [value for value in values if counts.loc[value].min() >= FEWEST]
+    for value in values:
+        if value not in chosen:
+            print(f"{config.by} {value} is not left out alone: it has fewer than {FEWEST} patients with {LABEL}, or without")
+    if not chosen:
+        raise UsageError(f"{config.manifest}: no {config.by} has {FEWEST} patients with {LABEL} and as many without")
+    return chosen
+
+
+def run(table: pd.DataFrame, value: str, folder: Path, config: LeaveOutConfig) -> None:
+    """One training and one evaluation, by the commands that a user would type. Raises VitmodelError with the step that failed."""
+    from vitmodel.cli import main  # here, because the command line knows this stage
+
+    manifest = folder / "manifest.csv"
+    write_manifest(leave_out(table, config.by, value), manifest)
+    resume = ["--resume"] if (folder / "run" / "train.yaml").exists() else []
+    steps = (
+        ["train", str(manifest), str(folder / "run"), *shlex.split(config.train), *resume],
+        [
+            "evaluate",
+            str(folder / "run" / "package"),
+            str(folder / "run" / "manifest.csv"),
+            str(folder / "report"),
+            *shlex.split(config.evaluate),
+        ],
+    )
+    for step in steps:
+        print(f"\n$ vitmodel {shlex.join(step)}", flush=True)
+        if status := main(step):
+            raise VitmodelError(f"`vitmodel {step[0]}` without {config.by} {value} ended with status {status}")
