@@ -113,6 +113,22 @@ def test_a_batch_that_is_not_finite_is_skipped_and_named(
     assert "nonfinite.json" in capsys.readouterr().err
 
 
+def test_a_gradient_that_is_not_finite_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is finite, its gradient is not: the step is skipped and the weights, their average too, stay finite."""
+    losses = Learner._losses
+
+    def steep(self: Learner, stage: str, batch, logits: torch.Tensor) -> torch.Tensor:
+        values = losses(self, stage, batch, logits)
+        if stage == "train" and self.current_epoch == 0 and not self.nonfinite:
+            return values + torch.sqrt(values.detach() * 0 + values * 0)  # 0, with an infinite slope times 0
+        return values
+
+    monkeypatch.setattr(Learner, "_losses", steep)
+    assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--ema", "0.9"]) == 0
+    assert len(json.loads((tmp_path / "run" / "nonfinite.json").read_text())) == 1
+    assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
+
+
 def test_crops_that_cannot_be_read_are_named_counted_and_too_many_refused(
     crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
