@@ -19,7 +19,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_voi_lut
 from pydicom.sr.codedict import Code, codes
 
-from vitmodel.pixels.dicom import VIEW_CODES, DicomFile
+from vitmodel.pixels.dicom import DicomFile
+from vitmodel.pixels.dicom_header import VIEW_CODES
 from vitmodel.pixels.image import open_image
 from vitmodel.pixels.raster import RasterFile
 from vitmodel.pixels.verdict import ImageRefused

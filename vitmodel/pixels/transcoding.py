@@ -12,7 +12,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate
 
 from vitmodel.pixels import decoding
-from vitmodel.pixels.dicom import SEAL_CREATOR, DicomFile, read_dataset, seal
+from vitmodel.pixels.dicom import SEAL_CREATOR, DicomFile, seal
+from vitmodel.pixels.dicom_reading import read_dataset
 from vitmodel.pixels.verdict import ImageRefused
 
 

@@ -12,7 +12,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
 from pydicom.valuerep import DA, TM
 
-from vitmodel.pixels.dicom import read_dataset
+from vitmodel.pixels.dicom_reading import read_dataset
 from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import UsageError
 
