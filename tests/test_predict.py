@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import weakref
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from vitmodel.config import PredictorConfig
 from vitmodel.data.fingerprint import count_seen
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.releases import read_release
-from vitmodel.predictor import Predictor
+from vitmodel.data.rows import Row
+from vitmodel.predictor import TOGETHER, Loaded, Predictor
 from vitmodel.utils import UsageError, sha256_file
 
 
@@ -44,6 +46,24 @@ def test_a_crop_of_etl_and_its_source_get_the_same_score(predictor: Predictor, r
     pd.testing.assert_frame_equal(predictor.score_images(cropped), predictor.score_images(sources))
     other = cropped.assign(preprocessing=cropped["preprocessing"].str.replace("64x32", "128x64"), path="unread")
     pd.testing.assert_frame_equal(predictor.score_images(cropped), predictor.score_images(other))
+
+
+def test_crops_do_not_pile_up(predictor: Predictor, crops: Path) -> None:
+    """So that memory does not grow with the number of images: two groups of them and what the threads hold, at most."""
+    begun: list[weakref.ref[np.ndarray]] = []
+    held: list[int] = []
+
+    class Watched(Predictor):
+        def load(self, row: Row) -> Loaded:
+            loaded = super().load(row)
+            begun.extend([weakref.ref(loaded.cropped.crop)] if loaded.cropped.crop is not None else [])
+            held.append(sum(crop() is not None for crop in begun))
+            return loaded
+
+    Watched(predictor.config).score_images(read_manifest(crops / "manifest.csv"))
+    most = 2 * TOGETHER + 4
+    assert len(begun) > most
+    assert max(held) <= most
 
 
 def test_a_refused_image_is_never_scored(predictor: Predictor, crops: Path) -> None:

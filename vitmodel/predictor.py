@@ -144,8 +144,8 @@ class Predictor:
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
         """`tabulate` for the rows of the manifest `table`."""
-        scored = list(self.stream(rows_of(table)))
-        return self.tabulate(table, [each.loaded.cropped.record for each in scored], [each.logits for each in scored])
+        known = [(each.loaded.cropped.record, each.logits) for each in self.stream(rows_of(table))]  # and no crop
+        return self.tabulate(table, [record for record, _ in known], [logits for _, logits in known])
 
     def stream(self, rows: Sequence[Row]) -> Iterator[Scored]:
         """Each row's verdict and logits, in order, as soon as they are known; threads decode while the network runs.
