@@ -1,26 +1,28 @@
-"""How fast the ViT is, dense and packed, beside its peers, and what leaving out air is worth on real crops. Prints tables.
+"""How fast the ViT is, dense and packed, beside its peers, and what leaving out air and bits is worth on real crops. Prints tables.
 
-PYTHONPATH=/folder/with/timm python benchmarks/vit.py [--quick] [--growth PNG] [--json FILE]
+PYTHONPATH=/folder/with/timm python benchmarks/vit.py [PART ...] [--json FILE]
 
 Every way is timed in turn, A B A B, and ratios are medians over the rounds, since the machine may be shared. With one thread the clock is
-the process' own CPU time, else the wall's. timm, transformers, ONNX Runtime and OpenVINO take part where they can be imported.
+the process' own CPU time, else the wall's. timm, transformers, ONNX Runtime and OpenVINO take part where they can be imported. A part
+that is run alone adds its numbers to those that FILE holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import io
+import json
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 import types
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,7 @@ from vitmodel.config import Preprocessing, Size
 from vitmodel.data.dataset import to_tensor
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.packing import Pack, forward, pack
+from vitmodel.model.runtime import export_onnx, load_onnx, quantize
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.utils import atomic_path, progress, to_json, write_atomic
@@ -108,29 +111,20 @@ def transformers_like(config: ViTConfig, attention: str) -> Any:
     return transformers.ViTForImageClassification(settings).eval()
 
 
-def exported(model: ViT, images: Tensor, threads: int) -> dict[str, Way]:
-    """Runtimes that take ONNX."""
-    ways: dict[str, Way] = {}
+def exported(model: ViT, images: Pack, calibration: Pack | None = None) -> dict[str, Way]:
+    """The runtimes that take ONNX, in 32 bits and, where there are crops to calibrate on, in 8."""
     if not (has("onnxscript") and has("onnxruntime")):
-        return ways
-    import onnxruntime
-
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(model, (images,), input_names=["images"], verbose=False)
-    assert program is not None
-    program.save(file)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(file.getvalue(), options)
-    ways["ONNX Runtime"] = lambda: session.run(None, {"images": images.numpy()})
-    if has("openvino"):
-        import openvino
-
-        hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        compiled = openvino.compile_model(openvino.Core().read_model(file.getvalue()), "CPU", hints)
-        ways["OpenVINO"] = lambda: compiled(images.numpy())
+        return {}
+    ways: dict[str, Way] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"fp32": Path(folder) / "fp32.onnx"}
+        export_onnx(model, paths["fp32"], "")
+        if calibration is not None:
+            paths["int8"] = Path(folder) / "int8.onnx"
+            quantize(paths["fp32"], paths["int8"], list(calibration), "")
+        for runtime, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
+            if has(runtime.replace("onnx", "onnxruntime")):
+                ways |= {f"{name} {bits}": partial(load_onnx(path, runtime, ""), images) for bits, path in paths.items()}
     return ways
 
 
@@ -158,9 +152,9 @@ def table(title: str, seconds: dict[str, list[float]], reference: str, ideal: di
     return {title: result}
 
 
-def step_of(model: torch.nn.Module, logits: Way) -> Way:
+def step_of(model: torch.nn.Module, logits: Way, fused: bool = True) -> Way:
     """One training step, AdamW included."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -180,7 +174,7 @@ def quiet(way: Way) -> Way:
     return run
 
 
-def dense(preset: str, size: Size, batch: int, rounds: int, threads: int, clock: Callable[[], float]) -> dict[str, Any]:
+def dense(preset: str, size: Size, batch: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """Forward pass and training step beside the peers."""
     model, images = ours(preset, size), torch.rand(batch, 1, *size)
     models: dict[str, Any] = {"ours": model}
@@ -191,7 +185,7 @@ def dense(preset: str, size: Size, batch: int, rounds: int, threads: int, clock:
         for kind in ("eager", "sdpa"):
             peer = transformers_like(model.config, kind)
             forwards[f"transformers {kind}"] = quiet(partial(peer, images))
-    forwards |= exported(model.eval(), images, threads)
+    forwards |= exported(model.eval(), pack(list(images), model.config.patch, air=True))
     reference = next(iter(models))
     title = f"{preset}, {batch} images of {size}, dense"
     results = table(f"{title}, forward", measure(forwards, rounds, clock), reference)
@@ -210,6 +204,7 @@ def ideal(config: ViTConfig, images: Pack) -> float:
     return every / sum(operations(config, length) for length in images.lengths(config.prefix))
 
 
+@functools.cache
 def crops(source: str, size: Size, count: int) -> list[Tensor]:
     """Some real crops, spread over the release."""
     files = sorted(path for path in (DATA / source).rglob("*") if path.suffix in (".dcm", ".jpg", ".png"))
@@ -267,15 +262,13 @@ def _highest_memory() -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def growth(file: Path, clock: Callable[[], float], largest: int) -> dict[str, Any]:
+def growth(file: Path, clock: Callable[[], float]) -> dict[str, Any]:
     """Seconds of one forward pass of ViT-S against the image's area, on one crop's mask; dense up to a quarter of the largest area."""
     from matplotlib.figure import Figure
 
     seconds: dict[str, dict[str, float]] = {"dense": {}, "packed": {}}
     for height in progress([512, 1024, 2048, 3072, 4096], "growth"):
         size = Size(height, height * 13 // 16 // 16 * 16)
-        if height > largest:
-            break
         model, batch = ours("vit_small", size).eval(), crops("rsna_dicom", size, 1)
         some = pack(batch, 16)
         ways = {"packed": quiet(partial(forward, model, some))}
@@ -340,37 +333,78 @@ def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
     return results
 
 
-def parts(arguments: argparse.Namespace, clock: Callable[[], float]) -> Iterator[dict[str, Any]]:
-    """The measurements that were asked for."""
-    small, tall = Size(224, 224), Size(1024, 512)
-    quick, threads = arguments.quick, arguments.threads
-    yield dense("vit_small", small, 4, 5 if quick else 9, threads, clock)
-    if not quick:
-        yield dense("vit_small", tall, 1, 5, threads, clock)
-        yield dense("vit_base", small, 4, 5, threads, clock)
-        yield dense("vit_base", tall, 1, 3, threads, clock)
-    if DATA.is_dir():
-        yield packed("vit_small", "rsna_dicom", tall, 1 if quick else 4, 3 if quick else 4, clock)
-        if not quick:
-            yield packed("vit_small", "rsna_640", tall, 4, 4, clock)
-            yield packed("vit_small", "rsna_dicom", Size(2048, 1024), 1, 2, clock)
-        if arguments.growth:
-            yield growth(arguments.growth, clock, arguments.growth_to)
-    else:
-        print(f"\nreal crops are not at hand ({DATA} is absent): nothing packed was measured")
-    if torch.cuda.is_available() and DATA.is_dir():
-        yield cuda("vit_small", tall, 32, 9)
-        yield cuda("vit_base", tall, 32, 9)
-    else:
-        print("\nno CUDA device here: 16-bit speed was not measured")
+def runtimes(preset: str, size: Size, count: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """From crops to logits by every runtime, packed, in 32 and in 8 bits, against dense timm; the crops that calibrate are others."""
+    model, batch = ours(preset, size).eval(), crops("rsna_dicom", size, 8)
+    images, others = pack(batch[:count], model.config.patch), pack(batch[count:], model.config.patch)
+    ways: dict[str, Way] = {"torch": lambda: forward(model, pack(batch[:count], model.config.patch))}
+    if has("timm"):
+        ways = {"timm": partial(timm_like(model), torch.stack(batch[:count]))} | ways
+    ways |= exported(model, images, others)
+    with torch.inference_mode():
+        exact = forward(model, images)
+    for name, way in ways.items():
+        if name.endswith(("fp32", "int8")):
+            print(f"  {name}: logits differ by {(way() - exact).abs().max():.1e} at most")
+    seconds = measure({name: quiet(way) for name, way in ways.items()}, rounds, clock)
+    return table(f"{preset}, {count} crops at {size}, packed (timm dense), forward", seconds, next(iter(ways)))
+
+
+def options(preset: str, size: Size, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """What fused AdamW, checkpointing and bf16 are worth in a training step of one packed crop."""
+    model = ours(preset, size).train()
+    some = pack(crops("rsna_dicom", size, 1), model.config.patch)
+
+    def logits(checkpoint: bool = False, bf16: bool = False) -> Tensor:
+        model.checkpoint = checkpoint
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            return forward(model, some)
+
+    steps = {
+        "fp32, fused AdamW": step_of(model, logits),
+        "AdamW not fused": step_of(model, logits, fused=False),
+        "checkpointing": step_of(model, partial(logits, checkpoint=True)),
+        "bf16": step_of(model, partial(logits, bf16=True)),
+    }
+    return table(f"{preset}, one crop at {size}, packed, training step", measure(steps, rounds, clock), "fp32, fused AdamW")
+
+
+def part(name: str, arguments: argparse.Namespace, clock: Callable[[], float]) -> dict[str, Any]:
+    """One of PARTS."""
+    small, tall, large = Size(224, 224), Size(1024, 512), Size(2048, 1024)
+    if name.startswith("dense"):
+        preset = "vit_small" if "small" in name else "vit_base"
+        return dense(preset, small, 4, 7, clock) if "224" in name else dense(preset, tall, 1, 3, clock)
+    if not DATA.is_dir():
+        print(f"\n{name}: real crops are not at hand, {DATA} is absent")
+        return {}
+    if name == "packed-1024":
+        return packed("vit_small", "rsna_dicom", tall, 2, 3, clock)
+    if name == "packed-2048":
+        return packed("vit_small", "rsna_dicom", large, 1, 3, clock)
+    if name == "runtimes":
+        return runtimes("vit_small", tall, 4, 5, clock)
+    if name == "options":
+        return options("vit_small", tall, 5, clock)
+    if name == "growth":
+        return growth(arguments.plot, clock)
+    if not torch.cuda.is_available():
+        print("\ncuda: no CUDA device here, 16-bit speed was not measured")
+        return {}
+    return cuda("vit_small", tall, 32, 9) | cuda("vit_base", tall, 32, 9)
+
+
+PARTS = [
+    *("dense-small-224", "dense-base-224", "dense-small-1024", "dense-base-1024"),
+    *("packed-1024", "packed-2048", "options", "runtimes", "growth", "cuda"),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three minutes instead of half an hour")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=f"what to measure: {', '.join(PARTS)}; default: all")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch and the runtimes")
-    parser.add_argument("--growth", type=Path, help="also plot the time against the image's area into this PNG")
-    parser.add_argument("--growth-to", type=int, default=4096, help="height of the largest image of that plot")
+    parser.add_argument("--plot", type=Path, default=Path("vit_growth.png"), help="where the part growth draws time against area")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -378,10 +412,12 @@ def main() -> None:
         if not has(module):
             print(f"{module} cannot be imported and takes no part")
     results: dict[str, Any] = {"torch": torch.__version__, "threads": arguments.threads}
-    for part in parts(arguments, time.process_time if arguments.threads == 1 else time.perf_counter):
-        results |= part
-    if arguments.json:
-        write_atomic(arguments.json, to_json(results))
+    if arguments.json and arguments.json.exists():
+        results = json.loads(arguments.json.read_text()) | results
+    for name in arguments.parts or PARTS:
+        results |= part(name, arguments, time.process_time if arguments.threads == 1 else time.perf_counter)
+        if arguments.json:
+            write_atomic(arguments.json, to_json(results))
 
 
 if __name__ == "__main__":

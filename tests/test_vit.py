@@ -295,21 +295,6 @@ def test_compiled_equals_eager() -> None:
     assert difference(compiled, model(images)) <= 1e-5
 
 
-@torch.no_grad()
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_export_equals_eager_for_any_batch(tmp_path: Path) -> None:
-    for module in ("onnx", "onnxscript"):
-        pytest.importorskip(module, reason="ONNX export needs the extra `export`")
-    runtime = pytest.importorskip("onnxruntime", reason="ONNX export needs the extra `export`")
-    model = build(replace(SMALL, pool="attention", registers=2))
-    example = (torch.rand(2, 1, 48, 32),)
-    batch = {"images": {0: torch.export.Dim("batch")}}
-    torch.onnx.export(model, example, tmp_path / "vit.onnx", input_names=["images"], dynamic_shapes=batch, verbose=False)
-    images = torch.rand(5, 1, 48, 32)
-    (logits,) = runtime.InferenceSession(tmp_path / "vit.onnx").run(None, {"images": images.numpy()})
-    assert difference(torch.from_numpy(logits), model(images)) <= 1e-4
-
-
 @pytest.mark.parametrize(
     ("shape", "message"),
     [((1, 1, 8, 32), "smaller than a patch"), ((1, 1, 50, 32), "48x32"), ((1, 3, 48, 32), "B x 1 x H x W"), ((1, 48, 32), "B x 1 x H x W")],

@@ -36,6 +36,7 @@ VERBS = {
     "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out"),
     "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
     "versions": Verb("VersionsConfig", "vitmodel.versions", "versions"),
+    "export": Verb("ExportConfig", "vitmodel.export", "export"),
     "demo": Verb("DemoConfig", "vitmodel.demo", "demo"),
     "info": Verb("InfoConfig", "vitmodel.info", "info"),
 }

@@ -384,10 +384,16 @@ class PredictorConfig:
     """Further packages, trained alike, such as those of other folds; give the flag once for each. Scores are the mean."""
     flip: bool = False
     """Average over each image and the same upside down: twice the time in the network."""
+    runtime: Literal["torch", "onnx", "openvino"] = "torch"
+    """What runs the network; onnx and openvino take PACKAGE/model.PRECISION.onnx, which `vitmodel export` writes, and run on the CPU."""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """Arithmetic of the network's matrices; int8 needs runtime onnx or openvino."""
 
     def __post_init__(self) -> None:
         require(self.tokens >= 1, "tokens", "must be at least 1")
         require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.precision == "fp32" or self.runtime != "torch", "precision", "int8 needs --runtime onnx or --runtime openvino")
+        require(self.device != "cuda" or self.runtime == "torch", "device", "cuda needs --runtime torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -509,6 +515,25 @@ class PredictConfig(PredictorConfig):
         super().__post_init__()
         require(bool(self.source), "source", "names nothing to score")
         require(not self.deidentify or self.dicom, "deidentify", "concerns DICOM results; add --dicom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model package's network as an ONNX file: images and the numbers of the patches to look at -> logits, any batch."""
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    out: Path
+    """File to write; `--runtime onnx` and `openvino` look for PACKAGE/model.fp32.onnx or PACKAGE/model.int8.onnx."""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """Arithmetic of the matrices."""
+    calibration: Path | None = None
+    """Manifest of crops that show which values occur, such as RUN/manifest.csv; needed for int8. Its split `test` is left out."""
+    images: int = 64
+    """Number of these crops to look at."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 1, "images", "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from vitmodel.measure.sample import aggregate
 from vitmodel.model.explain import Method, explain
 from vitmodel.model.package import CONFIG, TENSORS, load_members
 from vitmodel.model.packing import Pack, check_budget, forward, join, pack
+from vitmodel.model.runtime import load_onnx
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.verdict import WARNED
 from vitmodel.utils import UsageError, VitmodelError, sha256_file
@@ -80,7 +82,7 @@ class Member:
     Raises VitmodelError naming the package where it cannot be used, UsageError where it was only pretrained.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, config: PredictorConfig, device: torch.device) -> None:
         self.folder = folder
         self.models, self.package = load_members(folder)
         if "label" not in self.package:
@@ -98,10 +100,14 @@ class Member:
         except UsageError as error:
             raise VitmodelError(f"{folder / CONFIG}: {error}; a newer vitmodel wrote it, install that") from error
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
+        self.networks: list[Callable[[Pack], torch.Tensor]] = [functools.partial(forward, model) for model in self.models]
+        self.onnx = None if config.runtime == "torch" else folder / f"model.{config.precision}.onnx"
+        if self.onnx:
+            self.networks = [load_onnx(self.onnx, config.runtime, sha256_file(folder / TENSORS))]
 
     def logits(self, images: Pack) -> np.ndarray:
         """What the package says of each of the pack's B images, the mean over its folds: B."""
-        return np.mean([forward(model, images)[:, 0].float().cpu().numpy() for model in self.models], axis=0)
+        return np.mean([network(images)[:, 0].float().cpu().numpy() for network in self.networks], axis=0)
 
     @property
     def views(self) -> dict[str, Any]:
@@ -125,8 +131,9 @@ class Predictor:
 
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
-        self.device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu")
-        self.members = [Member(folder, self.device) for folder in (config.package, *config.ensemble)]
+        on_cuda = config.device == "cuda" or (config.device == "auto" and config.runtime == "torch" and torch.cuda.is_available())
+        self.device = torch.device("cuda" if on_cuda else "cpu")
+        self.members = [Member(folder, config, self.device) for folder in (config.package, *config.ensemble)]
         first = self.members[0]
         for other in self.members[1:]:
             if differing := [name for name, value in first.views.items() if other.views[name] != value]:
@@ -138,9 +145,9 @@ class Predictor:
         self.timings = Timings()
 
     def fingerprint(self) -> str:
-        """What decides a score beside the image: the packages' files and the flip."""
-        files = [sha256_file(member.folder / name)[:16] for member in self.members for name in (TENSORS, CONFIG)]
-        return " ".join([*files, f"flip={self.config.flip}"])
+        """What decides a score beside the image: the packages' files, the flip and the runtime."""
+        paths = [path for member in self.members for path in (member.folder / TENSORS, member.folder / CONFIG, member.onnx) if path]
+        return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.config.flip}", self.config.runtime])
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
         """`tabulate` for the rows of the manifest `table`."""

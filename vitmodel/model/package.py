@@ -25,6 +25,7 @@ from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, writ
 
 FORMAT_VERSION = 1
 TENSORS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
+ONNX = ("model.fp32.onnx", "model.int8.onnx")  # made of a package later on; gone when it is replaced
 
 
 def save_package(folder: Path | str, models: ViT | Sequence[ViT], config: dict[str, Any], card: str) -> None:
@@ -36,7 +37,7 @@ def save_package(folder: Path | str, models: ViT | Sequence[ViT], config: dict[s
     models = [models] if isinstance(models, ViT) else models
     if reserved := {"format_version", "architecture", "members"} & config.keys():
         raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself")
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(FILES)):
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, *ONNX}):
         raise UsageError(f"{folder}: exists and is no model package; name another folder")
     ensemble = {"members": len(models)} if len(models) > 1 else {}
     document = {"format_version": FORMAT_VERSION, "architecture": models[0].config.to_dict(), **ensemble, **config}

@@ -1,0 +1,122 @@
+"""Exported is what the package computes, in every runtime, for any batch and any patches kept; eight bits stay near; misuse is named."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vitmodel.cli import main
+from vitmodel.config import PredictorConfig, Size
+from vitmodel.data.manifest import read_manifest, usable
+from vitmodel.model.architecture import ViTConfig
+from vitmodel.model.packing import forward, pack
+from vitmodel.model.runtime import export_onnx, load_onnx
+from vitmodel.model.vit import ViT
+from vitmodel.predictor import Predictor
+
+for module in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(module, reason="ONNX needs the extra `export`")
+
+VARIANTS: list[dict[str, Any]] = [{"pool": "cls"}, {"pool": "attention", "registers": 2, "stem": "conv"}]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_a_graph_gives_the_logits_of_the_pack_for_any_batch(options: dict[str, Any], tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(image_size=Size(64, 48), dim=32, depth=2, heads=2, **options)).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    images = torch.rand(3, 1, 64, 48)
+    images[1:, :, 32:] = 0
+    some = pack(list(images), 16)
+    export_onnx(model, tmp_path / "vit.onnx", "weights")
+    expected = forward(model, some)
+    for runtime in ("onnx", "openvino"):
+        assert (load_onnx(tmp_path / "vit.onnx", runtime, "weights")(some) - expected).abs().max() <= 1e-4
+    inputs = {"images": images.numpy(), "kept": np.arange(12)[None].repeat(3, axis=0)}
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "vit.onnx").run(None, inputs)
+    assert np.abs(logits - model(images).numpy()).max() <= 1e-4 < np.abs(logits[1:] - expected[1:].numpy()).max()
+
+
+@pytest.fixture(scope="module")
+def package(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with its two ONNX files; beside it, what the export said."""
+    folder = tmp_path_factory.mktemp("exported") / "package"
+    shutil.copytree(run / "package", folder)
+    assert main(["export", str(folder), str(folder / "model.fp32.onnx")]) == 0
+    eight = ["--precision", "int8", "--calibration", str(run / "manifest.csv"), "--images", "1000"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["export", str(folder), str(folder / "model.int8.onnx"), *eight]) == 0
+    (folder.parent / "said.txt").write_text(said.getvalue())
+    return folder
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_every_runtime_gives_the_same_scores(runtime: Any, package: Path, crops: Path) -> None:
+    table = read_manifest(crops / "manifest.csv")
+    config = PredictorConfig(package=package, jobs=1)
+    torch_scores = Predictor(config).score_images(table)
+    exact, rough = (Predictor(replace(config, runtime=runtime, precision=bits)).score_images(table) for bits in ("fp32", "int8"))  # type: ignore[arg-type]
+    np.testing.assert_allclose(exact["score"], torch_scores["score"], atol=1e-5)
+    np.testing.assert_allclose(rough["score"], torch_scores["score"], atol=0.03)
+    assert not np.allclose(rough["score"].dropna(), torch_scores["score"].dropna(), atol=1e-6)
+    pd.testing.assert_frame_equal(exact[["status", "reason", "remark"]], torch_scores[["status", "reason", "remark"]])
+
+
+def test_calibration_leaves_the_test_patients_out(run: Path, package: Path) -> None:
+    (looked_at,) = re.findall(r"on (\d+) images", (package.parent / "said.txt").read_text())
+    assert int(looked_at) == (usable(read_manifest(run / "manifest.csv"))["split"] != "test").sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--runtime", "openvino", "--precision", "int8"], "model.int8.onnx: is missing; `vitmodel export"),
+        (["--precision", "int8"], "--runtime onnx or --runtime openvino"),
+        (["--runtime", "onnx", "--device", "cuda"], "cuda needs --runtime torch"),
+    ],
+)
+def test_a_runtime_that_cannot_be_is_refused(
+    options: list[str], named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(run / "package"), str(crops / "manifest.csv"), str(tmp_path / "out"), *options]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status", "named"),
+    [
+        (lambda package: (package / "model.fp32.onnx").write_bytes(b"torn"), 1, "cannot load it"),
+        (lambda package: (package / "model.safetensors").write_bytes((package / "other").read_bytes()), 2, "other weights"),
+    ],
+)
+def test_a_file_that_does_not_belong_is_refused(
+    spoil: Any, status: int, named: str, package: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "package"
+    shutil.copytree(package, copy)
+    tensors = load_file(copy / "model.safetensors")
+    save_file(tensors | {"head.bias": tensors["head.bias"] + 1}, copy / "other")
+    spoil(copy)
+    assert main(["predict", str(copy), str(crops / "manifest.csv"), str(tmp_path / "out"), "--runtime", "onnx"]) == status
+    assert named in capsys.readouterr().err
+
+
+def test_int8_needs_crops_to_calibrate_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run / "package"), str(tmp_path / "vit.onnx"), "--precision", "int8"]) == 2
+    assert "calibration:" in capsys.readouterr().err
