@@ -1,4 +1,4 @@
-"""A transcoded copy shows what its original shows, a damaged one is noticed, and ETL from copies gives the crops of the originals."""
+"""A transcoded copy shows what its original shows, and ETL from copies gives the crops of the originals."""
 
 from __future__ import annotations
 
@@ -54,22 +54,6 @@ def test_what_needs_no_copy_or_cannot_have_one(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"\x89PNG")
     with pytest.raises(ImageRefused):
         transcode(tmp_path / "c.png")
-
-
-def test_only_an_undamaged_copy_is_read_by_the_decoder_that_damage_would_crash(tmp_path: Path) -> None:
-    copy = copy_of(write(tmp_path / "a.dcm"))
-    file = DicomFile(copy)
-    file.stored()
-    assert file.decoder == "openjph"
-    content = bytearray(copy.read_bytes())
-    content[content.rindex(b"\xff\x93") + 40] ^= 0x55  # within the entropy-coded data
-    copy.write_bytes(content)
-    damaged = DicomFile(copy)
-    try:
-        damaged.stored()
-    except ImageRefused:
-        return
-    assert damaged.decoder != "openjph"
 
 
 def test_etl_from_copies_gives_the_crops_of_the_originals(release: Path, tmp_path: Path) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, uid
+from pydicom import uid
 from pydicom.encaps import get_frame
 
 from vitmodel.pixels import decoding
@@ -20,9 +19,6 @@ from vitmodel.pixels.voi import Display, ForProcessing, read_display
 
 DARK = 0.05
 """Padding up to this grey bleeds no visible rim into an average; a sigmoid's foot lies near 0.01."""
-
-SEAL_CREATOR = uid.UID("2.25.190149356847874761884123222944553639490")
-"""Whose Private Information a file's meta header holds: this program's."""
 
 
 class DicomFile:
@@ -43,7 +39,6 @@ class DicomFile:
             self.layout = read_layout(tags, syntax)
             self.display = read_display(tags, self.layout.signed, self.layout.allocated, raw, voi)
             self.header = read_header(tags, self.layout, self.display.name, remarks)
-            self._seal = read_seal(tags)
         except ImageRefused:
             raise
         except Exception as error:  # what pydicom raises on damaged bytes has no common type
@@ -62,7 +57,7 @@ class DicomFile:
         """
         if not 0 <= level <= (self.levels if level else 0):
             raise ValueError(f"level {level} is not between 0 and {self.levels}")
-        patterns, self.decoder = self._decode(level)
+        patterns, self.decoder = decoding.decode(self.frame, self.layout, level)
         values, assumed = decoding.interpret(patterns, self.layout)
         if assumed and level == 0:  # at a lower level the wavelet's low pass overshoots, which says nothing about BitsStored
             self._remark(assumed)
@@ -95,7 +90,7 @@ class DicomFile:
         """`display`; without a VOI, over the image's own range at full size, as viewers do, so that every part shows alike."""
         if self.display.voi is not None:
             return self.display
-        pixels, _ = decoding.interpret(self._decode()[0], self.layout)
+        pixels, _ = decoding.interpret(decoding.decode(self.frame, self.layout)[0], self.layout)
         pixels = pixels[~self.display.pads(pixels)]
         return self.display.over(pixels.min(), pixels.max()) if pixels.size else self.display.over(0, 1)
 
@@ -109,14 +104,6 @@ class DicomFile:
         """Whether padding would show bright, were it not blanked."""
         padding = self.display.padding
         return padding is not None and bool(self._chain(np.array(padding)).max() > DARK)
-
-    def _decode(self, level: int = 0) -> tuple[np.ndarray, str]:
-        return decoding.decode(self.frame, self.layout, level, self._is_sealed)
-
-    @functools.cached_property
-    def _is_sealed(self) -> bool:
-        """Whether the file carries our seal and its frame is unchanged since."""
-        return self._seal != b"" and self._seal == seal(self.frame)
 
     @functools.cached_property
     def frame(self) -> bytes:
@@ -143,14 +130,3 @@ class DicomFile:
         remark = Remark("assumed_values", sentence)
         if remark not in self.header.remarks:
             self.header = dataclasses.replace(self.header, remarks=(*self.header.remarks, remark))
-
-
-def seal(frame: bytes) -> bytes:
-    """What our copies hold as Private Information (PS3.10 table 7.1-1): the checksum of their frame, which tells later damage."""
-    return zlib.crc32(frame).to_bytes(4)
-
-
-def read_seal(tags: Tags) -> bytes:
-    """The seal of a copy of ours, b"" of any other file."""
-    meta = getattr(tags.dataset, "file_meta", Dataset())
-    return meta.get("PrivateInformation", b"") if meta.get("PrivateInformationCreatorUID") == SEAL_CREATOR else b""

@@ -11,8 +11,8 @@ from pydicom import Dataset, dcmwrite, uid
 from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate
 
-from vitmodel.pixels import decoding
-from vitmodel.pixels.dicom import SEAL_CREATOR, DicomFile, seal
+from vitmodel.pixels import decoding, openjpeg
+from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.dicom_reading import read_dataset
 from vitmodel.pixels.verdict import ImageRefused
 
@@ -21,8 +21,8 @@ def transcode(path: Path | str) -> bytes | None:
     """The DICOM file at `path` with its pixels as HTJ2K Lossless (transfer syntax .201, ITU-T T.814); same values, same UIDs.
 
     None where a copy gains nothing (HTJ2K already) or could lose something (big endian, whose binary tables nobody can swap for sure).
-    The copy is decoded again before it is returned, and sealed (`dicom.seal`). It leaves out what is never read: values of a megabyte
-    and more, such as private copies of the raw data. Raises ImageRefused.
+    The copy is decoded again before it is returned. It leaves out what is never read: values of a megabyte and more, such as private
+    copies of the raw data. Raises ImageRefused.
     """
     original = DicomFile(path, for_processing="log")
     layout = original.layout
@@ -32,20 +32,18 @@ def transcode(path: Path | str) -> bytes | None:
     if layout.signed:  # the codestream must say so too, or no level of it could be averaged
         values = decoding.interpret(values, layout)[0]
     frame = bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(values), reversible=True))
-    frame += b"\0" * (len(frame) % 2)  # fragments have an even length (PS3.5 A.4), and the seal is on what will be read
-    if not np.array_equal(imagecodecs.htj2k_decode(frame), values):
+    if not np.array_equal(openjpeg.decode(frame), values):
         raise ImageRefused("undecodable", "an HTJ2K copy would have other pixels")
     return with_frame(read_dataset(Path(path)), frame)
 
 
 def with_frame(dataset: Dataset, frame: bytes) -> bytes:
-    """The DICOM file of `dataset` with `frame` as its pixels, sealed."""
+    """The DICOM file of `dataset` with `frame` as its pixels."""
     for tag in [tag for tag in dataset.keys() if is_deferred(dataset, tag)]:  # noqa: SIM118 (iterating over it would read the values)
         del dataset[tag]
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].VR = "OB"
     dataset.file_meta.TransferSyntaxUID = uid.HTJ2KLossless
-    dataset.file_meta.PrivateInformationCreatorUID, dataset.file_meta.PrivateInformation = SEAL_CREATOR, seal(frame)
     copy = io.BytesIO()
     dcmwrite(copy, dataset, implicit_vr=False, little_endian=True, enforce_file_format=True)
     return copy.getvalue()
