@@ -157,6 +157,9 @@ def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
         trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):  # or the next training of this process, such as another fold, would go on in its run
+            logger.experiment.finish()
 
 
 def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
