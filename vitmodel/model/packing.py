@@ -4,13 +4,14 @@ Half of a mammogram is air, 0 in a crop. After NaViT (Dehghani et al. 2023, arXi
 one after another, each image behind its own prefix tokens and with the positions of its own grid. A token attends to its own image alone,
 so that a packed image gives what it gives alone: block-diagonal attention, without a mask of the whole pack.
 
-The way to attend is chosen by device; seconds of one core for 4 real crops of 1024x512 (60 % tissue), ViT-S, against dense with all air:
+The way to attend is chosen by device. On one core, PyTorch 2.13, ViT-S, 2 real crops of 1024x512 with 59 % of their patches kept, beside
+dense timm (`benchmarks/vit.py packed-1024`; fewer operations alone would make it 2.08 times as fast):
 
-| CPU, PyTorch 2.13                                | forward | with backward |
-|--------------------------------------------------|---------|---------------|
-| dense batch                                      | 9.1     | 32.1          |
-| packed, SDPA on the slice of each image (chosen) | 4.1     | 13.2          |
-| one image after another                          | 4.1     | 13.3          |
+| CPU                                              | forward | training step | memory of a step |
+|--------------------------------------------------|---------|---------------|------------------|
+| timm, dense                                      | 1.00x   | 1.00x         | 1.32 GB          |
+| dense                                            | 0.97x   | 1.00x         | 1.41 GB          |
+| packed, SDPA on the slice of each image (chosen) | 2.08x   | 2.16x         | 0.85 GB          |
 
 - CPU, and CUDA in 32 bits: SDPA on each image's slice; no copy is made of queries, keys and values.
 - CUDA from compute capability 8 on, in 16 bits: `torch.nn.attention.varlen`, one flash kernel for all images; it has no other home.
