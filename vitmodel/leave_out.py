@@ -17,6 +17,7 @@ import pandas as pd
 
 from vitmodel.config import LeaveOutConfig
 from vitmodel.data.manifest import read_manifest, usable, write_manifest
+from vitmodel.data.source import file_name
 from vitmodel.data.splits import leave_out
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, to_json, write_atomic
 
@@ -31,7 +32,7 @@ def leave_each_out(config: LeaveOutConfig) -> None:
     values = measurable(table, config)
     found: dict[str, Any] = {}
     for value in values:
-        folder = config.out / f"{config.by}-{''.join(letter if letter.isalnum() or letter in '-._' else '_' for letter in value)}"
+        folder = config.out / file_name(f"{config.by}-{value}")
         metrics = folder / "report" / "metrics.json"
         if not metrics.exists():
             run(table, value, folder, config)
