@@ -20,13 +20,14 @@ from vitmodel.config import EvaluateConfig, to_command
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.fingerprint import count_seen
 from vitmodel.data.manifest import breast_ids, read_manifest
+from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.splits import choose_rows
 from vitmodel.evaluation import PLOTTED, Evaluation, describe
 from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.model.explain import SCALES, UNITS, Method
-from vitmodel.model.package import CARD
-from vitmodel.predictor import Predictor, Row, is_duplicate, rows_of
+from vitmodel.model.package import CARD, TENSORS
+from vitmodel.predictor import Predictor, is_duplicate
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
@@ -42,7 +43,8 @@ def evaluate(config: EvaluateConfig) -> None:
     whole = read_manifest(config.manifest)
     table, split = choose_rows(whole, config.split, str(config.manifest))
     predictor = Predictor(config)
-    check(table, predictor, config, split)
+    seen = count_seen(table, predictor.package["data"])
+    check(table, predictor, config, split, seen)
     images = predictor.score_images(table)
     scored = images["probability"].notna() & ~is_duplicate(images)
     if not scored.any():
@@ -59,8 +61,8 @@ def evaluate(config: EvaluateConfig) -> None:
         replicates=config.replicates,
         seed=config.seed,
     )
-    report = compose_report(config, predictor, evaluation, whole, table, images, split)
-    facts = {"package": str(config.package), "manifest": str(config.manifest), "split": split, "seen_images": seen_images(table, predictor)}
+    report = compose_report(config, predictor, evaluation, whole, table, images, split, seen)
+    facts = {"package": str(config.package), "manifest": str(config.manifest), "split": split, "seen_images": seen}
     write_atomic(config.out / "metrics.json", to_json(facts | report.to_dict()))
     write_report(config.out / "report.html", report)
     for level in report.levels:
@@ -72,22 +74,18 @@ def evaluate(config: EvaluateConfig) -> None:
     print(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
-def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str) -> None:
+def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str, seen: int) -> None:
     """Say aloud what flatters the figures or costs time. Raises UsageError where there is nothing to measure against."""
     label = predictor.package["label"]
     if label not in table or table[label].isna().all():
         raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
     if not (table[label] == 1).any():
         print(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
-    if seen := seen_images(table, predictor):
+    if seen:
         print(f"{seen} of {len(table)} images were seen in training or validation: these figures flatter the model")
     other = (table["preprocessing"].notna() & (table["preprocessing"] != predictor.package["preprocessing"])).sum()
     if other:
         print(f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources")
-
-
-def seen_images(table: pd.DataFrame, predictor: Predictor) -> int:
-    return count_seen(table, predictor.package["data"])
 
 
 def compose_report(
@@ -98,6 +96,7 @@ def compose_report(
     table: pd.DataFrame,
     images: pd.DataFrame,
     split: str,
+    seen: int,
 ) -> Report:
     """All that the report shows: what was measured, and how it came about."""
     package = predictor.package
@@ -118,9 +117,7 @@ def compose_report(
         method=describe_method(config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units)
         | {
             "Rows": f"split {split}, {len(table)} images",
-            "Images that the model has seen": f"{seen} (these figures flatter the model)"
-            if (seen := seen_images(table, predictor))
-            else "none",
+            "Images that the model has seen": f"{seen} (these figures flatter the model)" if seen else "none",
         },
         model=describe_model(config, predictor),
         data={
@@ -161,7 +158,7 @@ def describe_model(config: EvaluateConfig, predictor: Predictor) -> dict[str, ob
     package, architecture = predictor.package, predictor.model.config
     return {
         "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
-        "Weights (SHA-256)": sha256_file(config.package / "model.safetensors"),
+        "Weights (SHA-256)": sha256_file(config.package / TENSORS),
         "Preprocessing": package["preprocessing"],
         "Trained on": "; ".join(
             f"{name}: {counts['patients']} patients, {counts['images']} images, {counts['positive_images']} positive"
