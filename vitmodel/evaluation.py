@@ -41,9 +41,8 @@ class Evaluation:
     replicates: int
     seed: int
 
-    def sample(self, level: str, rows: np.ndarray | None = None, scores: Floats | None = None) -> Sample:
+    def sample(self, level: str, rows: np.ndarray | slice = slice(None), scores: Floats | None = None) -> Sample:
         """The units of a level, of all images or of those in `rows` (N), by their probability or by other `scores` (N)."""
-        rows = np.ones(len(self.table), dtype=bool) if rows is None else rows
         table, scores = self.table[rows], (self.probability if scores is None else scores)[rows]
         images = Sample(table[self.label].to_numpy(), scores, table["patient_id"].to_numpy())
         if level == "image":
