@@ -124,6 +124,7 @@ def write_package(
     fitted = calibration.fit("platt", rows[LABEL], logits)
     breasts = Sample(rows[LABEL].to_numpy(), fitted.apply(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), "mean")
     threshold = choose_threshold(breasts.labels, breasts.scores, "f1")
+    here = system()
     contents = {
         "label": LABEL,
         "preprocessing": preprocessing.to_json(),
@@ -133,8 +134,8 @@ def write_package(
         "data": fingerprint(frame, LABEL),
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
-        "versions": system()["versions"],
-        "code_sha256": system()["code_sha256"],
+        "versions": here["versions"],
+        "code_sha256": here["code_sha256"],
     }
     save_package(config.run / "package", models, contents, model_card(config, contents, reached))
     print(f"{reached}\npackage: {config.run / 'package'}")
