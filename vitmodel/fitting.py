@@ -15,13 +15,13 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from vitmodel.batches import Batches
-from vitmodel.config import Preprocessing, TrainConfig, TrainingConfig
+from vitmodel.config import Preprocessing, Size, TrainConfig, TrainingConfig
 from vitmodel.data.dataset import CropDataset, crop_size
 from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.learner import History, Learner
-from vitmodel.model.architecture import PRESETS
+from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.losses import TARGETS, prior_bias
 from vitmodel.model.packing import check_budget
 from vitmodel.model.vit import ViT
@@ -31,6 +31,8 @@ from vitmodel.trainer import LAST, build_trainer, fit, next_epoch
 from vitmodel.utils import UsageError
 
 LABEL = "cancer"
+MONITORED = {"auroc": "val/auroc", "f1": "val/macro_f1"}
+"""The logged figure that each choice of `monitor` means."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,17 @@ class Fitted:
     """The figure that chose its epoch."""
 
 
+def read_crops(manifest: Path) -> pd.DataFrame:
+    """The manifest's usable rows. Raises UsageError where its images are not cropped."""
+    frame = read_manifest(manifest)
+    if frame["preprocessing"].isna().all():
+        raise UsageError(f"{manifest}: its images are not cropped; run `vitmodel etl` on it first")
+    return usable(frame)
+
+
 def labelled_crops(config: TrainConfig) -> pd.DataFrame:
     """The manifest's usable rows with a known label and a split or fold. Raises UsageError where there is nothing to train on."""
-    frame = read_manifest(config.manifest)
-    if frame["preprocessing"].isna().all():
-        raise UsageError(f"{config.manifest}: its images are not cropped; run `vitmodel etl` on it first")
-    frame = usable(frame).dropna(subset=[LABEL])
+    frame = read_crops(config.manifest).dropna(subset=[LABEL])
     if frame.empty:
         raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
     for name in config.auxiliary:
@@ -86,12 +93,14 @@ def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
         check_budget(path, prefix + math.ceil(height / patch) * math.ceil(width / patch), config.tokens)
 
 
+def architecture_of(config: TrainingConfig, size: Size) -> ViTConfig:
+    """The preset with the recipe's changes, for crops of `size`."""
+    return replace(PRESETS[config.model], image_size=size, pool=config.pool, stem=config.stem, drop_path=config.drop_path)
+
+
 def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.DataFrame) -> ViT:
     """The preset at the crops' size, with the given weights; the head's bias starts at the prior that the sampler shows."""
-    architecture = replace(
-        PRESETS[config.model], image_size=preprocessing.size, pool=config.pool, stem=config.stem, drop_path=config.drop_path
-    )
-    model = ViT(architecture)
+    model = ViT(architecture_of(config, preprocessing.size))
     torch.nn.init.constant_(model.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
     if config.weights is not None:
         print(fit_weights(model, load_weights(config.weights)))
@@ -136,7 +145,7 @@ def train_on(
 
 def choosers(config: TrainConfig, run: Path) -> tuple[ModelCheckpoint | None, list[Callback]]:
     """What keeps weights: an average of them, the best epoch's (unless folds take the last), the last epoch's; and when to stop."""
-    figure = {"auroc": "val/auroc", "f1": "val/macro_f1"}[config.monitor]
+    figure = MONITORED[config.monitor]
     best = ModelCheckpoint(run / "checkpoints", "best", monitor=figure, mode="max", enable_version_counter=False)
     last = ModelCheckpoint(run / LAST.parent, LAST.stem, enable_version_counter=False)  # after `best`, whose state it holds
     average: list[Callback] = [EMAWeightAveraging(decay=config.ema)] if config.ema else []

@@ -9,7 +9,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
     sys.exit(main(["pretrain", *sys.argv[1:]]))
 
 import contextlib
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from vitmodel.config import Preprocessing, PretrainConfig, TrainConfig, Training
 from vitmodel.data.dataset import CropDataset
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
-from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.phantoms import PhantomDataset
 from vitmodel.data.samplers import InOrder, Shuffled
+from vitmodel.fitting import architecture_of, read_crops
 from vitmodel.learner import Course, Learner, Painter
-from vitmodel.model.architecture import PRESETS
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.package import save_package
 from vitmodel.model.vit import ViT
@@ -44,10 +43,7 @@ def pretrain(config: PretrainConfig) -> None:
     with exclusive(config.run) if is_first() else contextlib.nullcontext():
         checkpoint = start_or_resume("pretrain", config, config.run)
         L.seed_everything(config.seed, verbose=False)
-        architecture = replace(
-            PRESETS[config.model], image_size=preprocessing.size, pool=config.pool, stem=config.stem, drop_path=config.drop_path
-        )
-        model = ViT(architecture)
+        model = ViT(architecture_of(config, preprocessing.size))
         learner, train, val = finding(config, model, checkpoint) if frame is None else painting(config, model, frame, checkpoint)
         last = ModelCheckpoint(config.run / LAST.parent, LAST.stem, enable_version_counter=False)
         trainer = build_trainer(config, config.run, [last])
@@ -59,10 +55,7 @@ def pretrain(config: PretrainConfig) -> None:
 
 def crops(manifest: Path) -> pd.DataFrame:
     """The manifest's usable crops; where it has splits, those of `train` alone: what is held out is not looked at, label or no label."""
-    frame = read_manifest(manifest)
-    if frame["preprocessing"].isna().all():
-        raise UsageError(f"{manifest}: its images are not cropped; run `vitmodel etl` on it first")
-    frame = usable(frame)
+    frame = read_crops(manifest)
     if frame["split"].notna().any():
         frame = frame[frame["split"] == "train"]
     if frame.empty:
