@@ -130,7 +130,7 @@ def test_a_stage_runs_as_a_file_from_an_uninstalled_checkout(stage: str, tmp_pat
     """The copy's own configuration answers, not the installed package's."""
     checkout = tmp_path / "checkout" / "vitmodel"
     shutil.copytree(ROOT / "vitmodel", checkout, ignore=shutil.ignore_patterns("__pycache__"))
-    ours = (checkout / "config.py").read_text()
-    (checkout / "config.py").write_text(re.sub(r"class (\w+Config)(.*):\n    \"\"\"", r'class \1\2:\n    """The copy. ', ours))
+    for path in (checkout / "config").glob("*.py"):
+        path.write_text(re.sub(r"class (\w+Config)(.*):\n    \"\"\"", r'class \1\2:\n    """The copy. ', path.read_text()))
     done = subprocess.run([sys.executable, checkout / f"{stage}.py", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "The copy." in done.stdout

@@ -1,0 +1,30 @@
+"""One frozen dataclass per stage; a field is a flag and a YAML key, its docstring the --help text. Knows no stage."""
+
+from vitmodel.config.base import Size, require, to_command, to_yaml
+from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
+from vitmodel.config.scoring import CompareConfig, DemoConfig, EvaluateConfig, ExportConfig, InfoConfig, PredictConfig, PredictorConfig
+from vitmodel.config.training import AugmentConfig, LeaveOutConfig, PretrainConfig, TrainConfig, TrainingConfig, TuneConfig, VersionsConfig
+
+__all__ = [
+    "AugmentConfig",
+    "CompareConfig",
+    "DemoConfig",
+    "ETLConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "InfoConfig",
+    "LeaveOutConfig",
+    "PredictConfig",
+    "PredictorConfig",
+    "Preprocessing",
+    "PretrainConfig",
+    "Size",
+    "SynthConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "TuneConfig",
+    "VersionsConfig",
+    "require",
+    "to_command",
+    "to_yaml",
+]

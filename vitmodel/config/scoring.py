@@ -1,0 +1,177 @@
+"""Everything that scores: prediction, evaluation, comparison, export; the demo and info."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vitmodel.config.base import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """How a model package is run; shared by evaluate, predict and serve."""
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    tokens: int = 16384
+    """Tokens (patches that are looked at) per forward pass, at most. It bounds the memory; a larger image is refused."""
+    jobs: int = 0
+    """Threads that decode images; 0 = one per core."""
+    ensemble: list[Path] = field(default_factory=list)
+    """Further packages, trained alike, such as those of other folds; give the flag once for each. Scores are the mean."""
+    flip: bool = False
+    """Average over each image and the same upside down: twice the time in the network."""
+    runtime: Literal["torch", "onnx", "openvino"] = "torch"
+    """What runs the network; onnx and openvino take PACKAGE/model.PRECISION.onnx, which `vitmodel export` writes, and run on the CPU."""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """Arithmetic of the network's matrices; int8 needs runtime onnx or openvino."""
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 1, "tokens", "must be at least 1")
+        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.precision == "fp32" or self.runtime != "torch", "precision", "int8 needs --runtime onnx or --runtime openvino")
+        require(self.device != "cuda" or self.runtime == "torch", "device", "cuda needs --runtime torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(PredictorConfig):
+    """Measure a model package on a manifest: metrics.json and report.html, per image, breast and patient, with 95 % intervals.
+
+    Its results also go into the package's MODEL_CARD.md.
+    """
+
+    manifest: Path
+    """manifest.csv with labels."""
+    out: Path
+    """Folder for metrics.json, report.html and the scores."""
+    split: str = "auto"
+    """Rows to measure on: a value of the column `split`, or all; auto = test where the manifest has one, else all."""
+    replicates: int = 2000
+    """Bootstrap replicates of patients for the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap and of the folds."""
+    aggregate: Literal["package", "mean", "max", "noisy_or"] = "package"
+    """A breast's probability from its images'; package = as the package decides, for which its threshold was chosen."""
+    patient_aggregate: Literal["max", "mean", "noisy_or"] = "max"
+    """A patient's probability from her breasts'."""
+    sensitivity: float = 0.9
+    """Sensitivity that one of the cross-fitted thresholds is chosen for."""
+    prevalence: float | None = None
+    """Report the figures at this fraction of positives too, such as 0.021 in screening; None = only as measured."""
+    audit: bool = True
+    """Look for leaks: patients and pixels in two splits, and what ids or metadata alone tell."""
+    card: bool = True
+    """Write the results into the package's MODEL_CARD.md."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
+        require(0 < self.sensitivity <= 1, "sensitivity", "must be above 0, at most 1")
+        require(self.prevalence is None or 0 < self.prevalence < 1, "prevalence", "must lie between 0 and 1, exclusive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare models on the same units: paired 95 % intervals of every difference, and DeLong's test of the AUROC.
+
+    Each model is a package or a score file: scores.csv, breast_scores.csv or a submission.
+    """
+
+    models: list[Path]
+    """Model packages or score files; all are compared with the first."""
+    manifest: Path
+    """manifest.csv with labels."""
+    out: Path | None = None
+    """Folder for comparison.json; none = print only."""
+    split: str = "auto"
+    """Rows to compare on: a value of the column `split`, or all; auto = test where the manifest has one, else all."""
+    label: str = "cancer"
+    """Column of the manifest that holds the truth."""
+    level: Literal["image", "breast", "patient"] = "breast"
+    """What is compared."""
+    aggregate: Literal["mean", "max", "noisy_or"] = "mean"
+    """A unit's score from its images'."""
+    replicates: int = 2000
+    """Bootstrap replicates of patients for the intervals."""
+    seed: int = 0
+    """Seed of the bootstrap and of the folds."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where packages run."""
+    tokens: int = 16384
+    """Tokens (patches that are looked at) per forward pass of a package, at most."""
+    jobs: int = 0
+    """Threads that decode images; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require(len(self.models) >= 2, "models", "must be at least two packages or score files")
+        require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(PredictorConfig):
+    """Score mammograms with a model package: one row per image, breast and patient; heat maps and DICOM results by flag."""
+
+    source: list[str]
+    """What to score, one or more of: image, folder, zip, DICOMDIR, release folder or table, manifest; - reads such names from standard
+    input, one a line."""
+    out: Path
+    """Folder for the score tables."""
+    dataset: str = "auto"
+    """Which release a folder or table of SOURCE is; auto = decided from its files."""
+    resume: bool = False
+    """Keep what an earlier run into OUT has scored with the same package and flags; score the rest."""
+    parquet: bool = False
+    """Also write each table as Parquet."""
+    jsonl: bool = False
+    """Also write each table as JSON lines."""
+    explain: Literal["rollout", "gradient", "occlusion", "integrated"] | None = None
+    """Heat map of each image in OUT/overlays: attention rollout, gradient-weighted attention, occlusion or integrated gradients."""
+    dicom: bool = False
+    """DICOM results of DICOM images in OUT/dicom: a structured report per study; with a heat map, also its overlay and parametric map."""
+    deidentify: str = ""
+    """Take the patient's identity out of the DICOM results by dicognito. The value is its secret seed: images that are anonymised with
+    the same seed fit the results. The tables keep the ids, as a key. Empty = keep the identity."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.source), "source", "names nothing to score")
+        require(not self.deidentify or self.dicom, "deidentify", "concerns DICOM results; add --dicom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model package's network as an ONNX file: images and the numbers of the patches to look at -> logits, any batch."""
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    out: Path
+    """File to write; `--runtime onnx` and `openvino` look for PACKAGE/model.fp32.onnx or PACKAGE/model.int8.onnx."""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """Arithmetic of the matrices."""
+    calibration: Path | None = None
+    """Manifest of crops that show which values occur, such as RUN/manifest.csv; needed for int8. Its split `test` is left out."""
+    images: int = 64
+    """Number of these crops to look at."""
+
+    def __post_init__(self) -> None:
+        require(self.images >= 1, "images", "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole road on synthetic mammograms: synth, etl, train, evaluate, predict."""
+
+    out: Path = Path("demo")
+    """Folder for everything that the demo writes; an earlier demo there is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Print what a model package or a manifest holds."""
+
+    target: Path
+    """Model package folder or manifest.csv."""

@@ -1,0 +1,257 @@
+"""Everything that learns: augmentation, training, search, pretraining, the versions, leaving a site out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vitmodel.config.base import Size, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training crops that leave a mammogram a mammogram; 0 switches one off."""
+
+    flip: float = 0.5
+    """Probability of turning the crop upside down."""
+    mirror: float = 0.0
+    """Probability of mirroring it left to right; a crop has its chest wall at the left, so this is for whole images."""
+    area: float = 1.0
+    """Smallest share of the image to cut out, at an aspect of 3/4 to 4/3 of its own, and enlarge to the whole; 1 = cut nothing."""
+    rotate: float = 10.0
+    """Largest rotation in degrees."""
+    scale: float = 0.1
+    """Largest relative change of size."""
+    shift: float = 0.04
+    """Largest shift as a fraction of height and width."""
+    gamma: float = 0.2
+    """Largest change of the logarithm of gamma."""
+    contrast: float = 0.15
+    """Largest relative change of contrast."""
+    noise: float = 0.01
+    """Largest standard deviation of Gaussian noise on tissue, in units of the grey range."""
+    elastic: float = 0.0
+    """Largest elastic displacement as a fraction of the width."""
+    window: float = 0.0
+    """Largest shift of the grey that becomes black, and of the one that becomes white, in units of the grey range."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur in pixels."""
+    holes: int = 0
+    """Largest number of square holes, filled with the mean of the tissue."""
+    hole: float = 0.15
+    """Side of a hole as a fraction of the width."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "mirror"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name}", "is a probability between 0 and 1")
+        require(0 < self.area <= 1, "augment.area", "must lie above 0, at most 1")
+        for name in ("rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window", "blur", "holes"):
+            require(getattr(self, name) >= 0, f"augment.{name}", "must not be negative")
+        require(self.scale < 1, "augment.scale", "must be below 1")
+        require(self.contrast < 1, "augment.contrast", "must be below 1")
+        require(self.window < 0.5, "augment.window", "must be below 0.5")
+        require(0 < self.hole <= 1, "augment.hole", "must lie above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training has in common: the network and how its weights are changed."""
+
+    model: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large"] = "vit_small"
+    """Preset of width, depth and heads, patch 16."""
+    pool: Literal["cls", "mean", "attention"] = "mean"
+    """What the head reads: the class token, the mean of all tokens, or an attention over them."""
+    stem: Literal["linear", "conv"] = "linear"
+    """Patch embedding: one linear map per patch, or early convolutions."""
+    drop_path: float = 0.1
+    """Stochastic depth: rate at the last block."""
+    epochs: int = 30
+    """Passes over the training set."""
+    batch_size: int = 32
+    """Images per step, at most; over all devices."""
+    tokens: int = 16384
+    """Tokens (patches that are looked at) per step and device, at most; 13 or so crops of 1024x512. It bounds the memory."""
+    packed: bool = True
+    """Leave out patches that show air alone; the package remembers it."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged before the weights change."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or gradient descent with a momentum of 0.9."""
+    lr: float = 3e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Weight decay on weight matrices; decoupled in AdamW."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one below it; 1 = all learn alike."""
+    warmup: float = 0.1
+    """Fraction of the training over which the learning rate rises; then it falls as a cosine to 1 %."""
+    clip: float = 1.0
+    """Largest norm of the gradient; a longer one is shortened to it. 0 = no limit."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of training crops."""
+    seed: int = 0
+    """Splits, initial weights, order and augmentation follow from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    devices: int = 1
+    """How many of them, on this machine; one process each."""
+    nodes: int = 1
+    """Machines, each with that many devices; start the same command on each with torchrun or SLURM."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several devices hold: a copy of the model each, or (CUDA only) a shard of it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto = bf16 where the GPU has it, else fp16; fp32 on a CPU."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: slower to start, faster on a GPU."""
+    workers: int = 2
+    """Processes that load crops; 0 = none beside the training process."""
+    unreadable: int = 10
+    """Stop when more crops than this cannot be read; until then they are named and left out."""
+    nonfinite: int = 10
+    """Stop after this many steps whose loss or gradient is not finite; until then they are named and left out."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Weights & Biases; auto = online where an API key is set, else offline."""
+    resume: bool = False
+    """Go on from RUN's last checkpoint, to the same weights as a run that was not interrupted."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "tokens", "accumulate", "devices", "nodes"):
+            require(getattr(self, name) >= 1, name, "must be at least 1")
+        for name in ("workers", "weight_decay", "clip", "unreadable", "nonfinite"):
+            require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("warmup", "drop_path"):
+            require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
+        require(0 < self.layer_decay <= 1, "layer_decay", "must be above 0 and at most 1")
+        require(self.lr > 0, "lr", "must be above 0")
+        processes = self.devices * self.nodes
+        require(self.batch_size % processes == 0, "batch_size", f"must be a multiple of the {processes} processes that share it")
+        require(self.strategy == "ddp" or self.device != "cpu", "strategy", "fsdp needs --device cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingConfig):
+    """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package."""
+
+    manifest: Path
+    """manifest.csv as `vitmodel etl` wrote it."""
+    run: Path
+    """Run folder to write; the model package is RUN/package."""
+    weights: Path | None = None
+    """Start from these weights: a timm, Hugging Face or Google file, a checkpoint, or a model package (a previous best)."""
+    freeze: int = 0
+    """Epochs at the start in which the head alone learns, on features of the weights; as many as EPOCHS = a linear probe."""
+    loss: Literal["bce", "focal", "pf1"] = "bce"
+    """Binary cross entropy, focal loss (gamma 2), or the mean of BCE and 1 - probabilistic F1."""
+    smoothing: float = 0.0
+    """Positives are taught as 1 - SMOOTHING; negatives as 0."""
+    auxiliary: tuple[Literal["birads", "density", "invasive", "biopsy", "difficult_negative_case", "view", "age"], ...] = ()
+    """Columns that the features must tell, too, where they are known, such as [density,age]; the package has no heads for them."""
+    auxiliary_weight: float = 0.1
+    """Weight of each such loss beside the main one."""
+    sampling: Literal["natural", "positive", "balanced"] = "balanced"
+    """What an epoch shows: each image once; the same with a cancer in every batch; or cancers and negatives equally often."""
+    ema: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then validated and packaged, such as 0.999; 0 = none."""
+    val: float = 0.15
+    """Fraction of patients for validation: early stopping, calibration and threshold."""
+    test: float = 0.15
+    """Fraction of patients held out for `vitmodel evaluate`."""
+    folds: int = 0
+    """Cross-validation: train this many models, each on all folds but one, and package them as an ensemble; VAL and TEST are not used."""
+    splits: Path | None = None
+    """CSV file of patient_id and split (or, with FOLDS, fold), such as an edited RUN/splits.csv, in place of drawn ones."""
+    monitor: Literal["auroc", "f1"] = "auroc"
+    """Validation figure that picks the best epoch: image-level AUROC or macro F1. With FOLDS the last epoch is taken."""
+    patience: int = 10
+    """Stop after this many epochs without a better figure; 0 = never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("patience", "freeze", "auxiliary_weight"):
+            require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("val", "test", "smoothing", "ema"):
+            require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
+        require(not self.ema or self.strategy == "ddp", "ema", "needs --strategy ddp, where each device holds the whole model")
+        require(self.folds == 0 or self.folds >= 2, "folds", "is 0 (none) or at least 2")
+        require(self.folds == 0 or self.devices * self.nodes == 1, "folds", "are trained one after another by one process: use --devices 1")
+        require(self.val > 0, "val", "must be above 0: the best epoch, calibration and threshold need patients that were not trained on")
+        require(self.val + self.test < 1, "val", "and test together must leave patients for training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(TrainConfig):
+    """Search for a good recipe: many short trainings, bad ones stopped early; the flags of `train` are what all of them share."""
+
+    trials: int = 30
+    """Trainings in all; with RESUME, those that RUN has already count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.trials >= 1, "trials", "must be at least 1")
+        require(self.folds == 0, "folds", "are not for tuning, which chooses on the validation split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """Teach a Vision Transformer without labels, or on phantoms, and write a package for `vitmodel train --weights`."""
+
+    run: Path
+    """Run folder to write; the package is RUN/package."""
+    manifest: Path | None = None
+    """Unlabelled crops to learn from, by masked autoencoding; without one the model learns to find cancers in phantoms made on the fly."""
+    ratio: float = 0.75
+    """Masked autoencoding: share of the tissue's patches to hide."""
+    size: Size = Size(1024, 512)
+    """Phantoms: height x width of the crop in pixels."""
+    phantoms: int = 5000
+    """Phantoms: number per epoch, no two alike."""
+    difficulty: float = 0.5
+    """Phantoms: 0 = large, bright lesions; else anything from that to small, faint ones (1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.ratio < 1, "ratio", "must lie between 0 and 1")
+        require(self.phantoms >= 2, "phantoms", "must be at least 2")
+        require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionsConfig:
+    """Train the original recipe's three versions and ours on one patient-wise split; write a table and a picture of their curves."""
+
+    source: Path
+    """Release folder, folder of images, or a manifest with labels."""
+    out: Path
+    """Folder for crops, whole images, one run per version, versions.md and versions.png."""
+    recipes: Path = Path("configs/versions")
+    """Folder with backbone.yaml, v2.yaml and v3.yaml, recipes of `vitmodel train`."""
+    ours: Path = Path("configs/rsna.yaml")
+    """Recipe to compare them with, trained on the crops."""
+    weights: Path | None = None
+    """Weights that the backbone, and ours, start from; none = from scratch."""
+    size: Size = Size(224, 224)
+    """Height x width in pixels of the original's images, whole or cropped."""
+    our_size: Size = Size(1024, 512)
+    """Height x width in pixels of our crops."""
+    jobs: int = 0
+    """Parallel workers that read images; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require(self.jobs >= 0, "jobs", "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOutConfig:
+    """Train without each site (machine, data set) in turn and measure on it: OUT/<by>-<value>/ and OUT/summary.json."""
+
+    manifest: Path
+    """manifest.csv as `vitmodel etl` wrote it; its splits are not used."""
+    out: Path
+    """Folder for a manifest, a run and a report of each."""
+    by: Literal["site_id", "machine_id", "dataset"] = "machine_id"
+    """Column whose values are left out one after the other. All images of a patient who has one are left out."""
+    train: str = ""
+    """Flags of `vitmodel train`, such as '--model vit_tiny --epochs 5'."""
+    evaluate: str = ""
+    """Flags of `vitmodel evaluate`."""
