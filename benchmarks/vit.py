@@ -18,10 +18,8 @@ import importlib.util
 import json
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -30,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision_stub import torchvision_stub
 
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.dataset import to_tensor
@@ -44,34 +43,6 @@ DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 Way = Callable[[], Any]
 
 
-class Anything(types.ModuleType):
-    """A module that has whatever one asks for."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Anything(name)
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        return self
-
-    def __mro_entries__(self, _: Any) -> tuple[type, ...]:
-        return (object,)
-
-
-class TorchvisionStub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """timm imports torchvision, of which its ViT uses nothing."""
-
-    def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return Anything(spec.name)
-
-    def exec_module(self, _: types.ModuleType) -> None:
-        pass
-
-
 def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -83,11 +54,9 @@ def ours(preset: str, size: Size) -> ViT:
 
 def timm_like(model: ViT) -> Any:
     """timm's model with the same weights."""
-    finder = TorchvisionStub()
-    sys.meta_path.insert(0, finder)
-    from timm.models.vision_transformer import VisionTransformer
+    with torchvision_stub():
+        from timm.models.vision_transformer import VisionTransformer
 
-    sys.meta_path.remove(finder)
     config = model.config
     peer = VisionTransformer(
         img_size=config.image_size, in_chans=1, num_classes=1, embed_dim=config.dim, depth=config.depth, num_heads=config.heads

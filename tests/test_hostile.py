@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import fuzz
 
-ROOT = Path(__file__).resolve().parents[1]
 SECONDS, MEGABYTES = 10, 1000
 """Of processor time and of memory beyond the process's own, for one file; the slowest and the largest bomb need less than half."""
-
-
-@pytest.fixture(scope="module")
-def fuzz() -> ModuleType:
-    """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "benchmarks" / "fuzz.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 LARGE = {"JPEG", "JPEG 2000", "HTJ2K", "JPEG-LS", "JPEG lossless"}
 """Bombs of a hundred million pixels that take long to make."""
 
 
-def test_bombs_are_defused(fuzz: ModuleType, tmp_path: Path) -> None:
+def test_bombs_are_defused(tmp_path: Path) -> None:
     for name, path in fuzz.write_bombs(tmp_path, leave_out=LARGE):
         outcome = fuzz.try_file(name, path)
         path.unlink()
@@ -40,7 +22,7 @@ def test_bombs_are_defused(fuzz: ModuleType, tmp_path: Path) -> None:
         assert outcome.megabytes < MEGABYTES, outcome
 
 
-def test_mutants_end_in_a_verdict(fuzz: ModuleType, tmp_path: Path) -> None:
+def test_mutants_end_in_a_verdict(tmp_path: Path) -> None:
     """Five mutants of each small file; what kills or hangs a decoder would end or stop this test."""
     path, verdicts = tmp_path / "mutant", set()
     for name in fuzz.small_seeds():
