@@ -21,6 +21,7 @@ from scipy.special import logit
 from vitmodel.cli import main
 from vitmodel.config import PredictorConfig
 from vitmodel.data.fingerprint import count_seen
+from vitmodel.data.inputs import read_inputs
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.releases import read_release
 from vitmodel.data.rows import Row
@@ -151,6 +152,19 @@ def test_any_mix_of_inputs_has_one_row_each(
     assert float(scored.set_index("image_id").loc[alone["image_id"], "probability"]) == pytest.approx(alone["probability"], abs=1e-6)
     assert not (tmp_path / "out" / ".unpacked").exists()
     assert "3 refused" in capsys.readouterr().out
+
+
+def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path], tmp_path: Path) -> None:
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.write(files[0], "inside.dcm")
+    raw = bytearray(archive.read_bytes())
+    raw[raw.rindex(b"PK\1\2") + 8] |= 1  # the flag of the central directory (APPNOTE 4.4.4)
+    archive.write_bytes(raw)
+    table = read_inputs([str(archive)], "auto", tmp_path / "scratch")
+    assert (table["status"].tolist(), table["reason"].tolist()) == (["refused"], ["unreadable"])
+    assert "encrypted" in table["remark"].iloc[0]
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_nothing_usable_gives_rows_and_a_failure(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

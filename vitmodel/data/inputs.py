@@ -86,12 +86,14 @@ def _unpack(archive: Path, scratch: Path) -> Path:
     folder = scratch / f"{archive.stem}-{seed_from(archive.absolute()):016x}"
     try:
         with zipfile.ZipFile(archive) as content:
+            if any(entry.flag_bits & 1 for entry in content.infolist()):
+                raise InputRefused("unreadable", f"{archive} is encrypted; unpack it and name the folder")
             scratch.mkdir(parents=True, exist_ok=True)
             needed, free = sum(entry.file_size for entry in content.infolist()), shutil.disk_usage(scratch).free
             if needed > free:
                 raise VitmodelError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, {scratch} has {free / 1e9:.1f} GB; free some space")
             content.extractall(folder)  # it takes no entry outside the folder
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise InputRefused("unreadable", f"{archive} cannot be unpacked: {error}") from None
     except OSError as error:
         raise VitmodelError(f"cannot unpack {archive} into {scratch}: {error.strerror or error}") from error
