@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -138,10 +139,14 @@ def ours(path: Path, preprocessing: Preprocessing) -> bytes:
 
 
 def seconds(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """The median time of each function; they take turns, so that a change of the machine's pace meets all of them."""
+    """The median time of each function; they take turns, so that a change of the machine's pace meets all of them.
+
+    Each runs twice in a turn and the second run counts: the first one pays for the memory that another has given back.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            function()
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
@@ -231,6 +236,17 @@ def copies(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
 PARTS = {"speed": speed, "levels": levels, "writer": writer, "copies": copies}
 
 
+def measure_parts(parts: str, measure: Callable[[str], pd.DataFrame], known: dict[str, Any], target: Path | None) -> None:
+    """Measure each part, print its table and write all to `target`, with what is known besides."""
+    tables = dict(known)
+    for part in parts.split(","):
+        table = measure(part)
+        print(f"\n{part}\n{table.to_string(index=False, float_format='%.3f')}", flush=True)
+        tables[part] = table.to_dict("records")
+    if target:
+        write_atomic(target, to_json(tables))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="times that each is measured; the median counts")
@@ -241,7 +257,6 @@ def main() -> None:
     options = parser.parse_args()
     cv2.setNumThreads(1)
     allocator = "tuned" if os.environ.get("MALLOC_MMAP_THRESHOLD_") else "as it is"
-    tables: dict[str, Any] = {"allocator": allocator}
     print(f"glibc's allocator: {allocator}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.samples or Path(temporary)
@@ -249,13 +264,8 @@ def main() -> None:
         if not kept.exists():
             write_samples(folder).to_csv(kept, index=False)
         samples = pd.read_csv(kept).assign(path=lambda table: table.path.map(Path))
-        samples = samples[samples["sample"].str.contains(options.only)]
-        for part in options.parts.split(","):
-            table = PARTS[part](samples, options.repeats)
-            print(f"\n{PARTS[part].__doc__}\n{table.to_string(index=False, float_format='%.3f')}", flush=True)
-            tables[part] = table.to_dict("records")
-    if options.json:
-        write_atomic(options.json, to_json(tables))
+        samples = samples[samples["sample"].map(lambda name: re.search(options.only, name) is not None)]
+        measure_parts(options.parts, lambda part: PARTS[part](samples, options.repeats), {"allocator": allocator}, options.json)
 
 
 if __name__ == "__main__":

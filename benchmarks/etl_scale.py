@@ -17,16 +17,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import cv2
 import pandas as pd
-from etl import SYNTAXES, write_samples
+from etl import SYNTAXES, measure_parts, write_samples
 
 from vitmodel.config import ETLConfig, Size, SynthConfig
 from vitmodel.data.synthetic import write_release
 from vitmodel.image_ETL import etl
-from vitmodel.utils import to_json, write_atomic
 
 IMAGES = 12
 """In one timed run of the workers."""
@@ -135,14 +133,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the tables here")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    tables: dict[str, Any] = {}
-    for part in options.parts.split(","):
+
+    def measure(part: str) -> pd.DataFrame:
         with tempfile.TemporaryDirectory() as folder:
-            table = PARTS[part](options.samples if part == "workers" and options.samples else Path(folder), options.rows)
-        print(f"\n{PARTS[part].__doc__}\n{table.to_string(index=False, float_format='%.3f')}", flush=True)
-        tables[part] = table.to_dict("records")
-    if options.json:
-        write_atomic(options.json, to_json(tables))
+            return PARTS[part](options.samples if part == "workers" and options.samples else Path(folder), options.rows)
+
+    measure_parts(options.parts, measure, {}, options.json)
 
 
 if __name__ == "__main__":
