@@ -183,7 +183,8 @@ class Predictor:
             found = pack(images, model.patch, ["the crop"] * len(images), air=not self.packed)
             check_budget("the crop", max(found.lengths(model.prefix)), self.config.tokens)
         except UsageError as error:
-            return Loaded(Cropped(cropped.record | {"status": "refused", "reason": "unfit", "remark": str(error)}))
+            refused = cropped.record | {"status": "refused", "reason": "unfit", "remark": str(error)}
+            return Loaded(Cropped(refused), None, time.perf_counter() - start)
         return Loaded(cropped, found, time.perf_counter() - start)
 
     def group(self, images: Iterable[Loaded]) -> Iterator[list[Loaded]]:
