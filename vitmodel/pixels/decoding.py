@@ -5,7 +5,7 @@ that this package does not use, to the same pixels.
 
 Why no others: on frames damaged at random gdcm aborts the process (JPEG), OpenJPH crashes or hangs (HTJ2K) and imagecodecs
 returns its half-filled images, imagecodecs' own decoder crashes (RLE); pydicom unpacks runs far beyond the stated size (RLE).
-Those used here survived 8,000 mutants each. OpenJPH, two to three times as fast as OpenJPEG, writes our HTJ2K copies and reads nothing.
+Those used here survived 8,000 mutants each. OpenJPH, two to four times as fast as OpenJPEG, writes our HTJ2K copies and reads nothing.
 
 Known disagreements:
 - Damage in the middle of a JPEG stream: libjpeg fills what is missing with grey, without an error that Python can see. A stream
