@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vitmodel.config import Preprocessing, Size
 from vitmodel.pixels.phantom import Breast, View, render
-from vitmodel.pixels.preprocessing import Geometry, Prepared, _resample, preprocess
+from vitmodel.pixels.preprocessing import Geometry, Prepared, preprocess, resample
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_crop_pixel_shows_the_source_pixel_that_the_geometry_names(
     top, content_height, content_width = geometry.content
     rim = 2 + int(geometry.scale / 2)  # there the kernel looks past the box
     inner = np.s_[top + rim : top + content_height - rim, rim : content_width - rim]
-    shown_x, shown_y = _resample(columns, geometry, 0)[inner], _resample(rows, geometry, 0)[inner]
+    shown_x, shown_y = resample(columns, geometry, 0)[inner], resample(rows, geometry, 0)[inner]
     canvas_y, canvas_x = np.mgrid[0:canvas_height, 0:canvas_width][(slice(None), *inner)]
     matrix = geometry.to_source()
     np.testing.assert_allclose(shown_x, matrix[0, 0] * canvas_x + matrix[0, 2], atol=0.1)

@@ -19,7 +19,7 @@ from vitmodel.data.transforms import Augmentation
 from vitmodel.pixels.lesions import BENIGN_KINDS, CANCER_KINDS, ViewName, draw_lesion
 from vitmodel.pixels.looks import Look, dress
 from vitmodel.pixels.phantom import DENSITIES, Breast, View, render
-from vitmodel.pixels.preprocessing import Geometry
+from vitmodel.pixels.preprocessing import Geometry, quantise, resample
 from vitmodel.utils import seed_from
 
 DENSITY_SHARES = (0.11, 0.43, 0.41, 0.05)  # of A to D, as in `vitmodel synth`
@@ -48,14 +48,8 @@ def crop_phantom(view: View, size: Size) -> np.ndarray:
     rows, columns = np.nonzero(view.mask)
     box = (0, int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
     geometry = Geometry(box, flipped=False, canvas=size)
-    top, height, width = geometry.content
-    inside = np.s_[box[1] : box[3], box[0] : box[2]]
-    kernel = cv2.INTER_AREA if geometry.scale < 1 else cv2.INTER_LINEAR
-    grey = cv2.resize(view.image[inside], (width, height), interpolation=kernel)
-    mask = cv2.resize(view.mask[inside].astype(np.float32), (width, height), interpolation=kernel) > 0.5
-    crop = np.zeros(size, np.uint8)
-    crop[top : top + height, :width] = np.where(mask, np.maximum(np.rint(grey * 255), 1), 0)
-    return crop
+    mask = resample(view.mask.astype(np.float32), geometry, level=0) > 0.5
+    return quantise(resample(view.image, geometry, level=0), mask, bits=8)
 
 
 class PhantomDataset(Dataset[Example]):

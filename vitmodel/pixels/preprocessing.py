@@ -92,12 +92,11 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
     wanted = 0 if config.exact else min(file.levels, max(0, int(np.floor(-np.log2(SPARE * geometry.scale)))))
     if wanted != level:
         stored = file.stored(wanted)
-    grey = file.grey(_resample(stored, geometry, wanted))
+    grey = file.grey(resample(stored, geometry, wanted))
     if breast.inverted:
         grey = 1 - grey
     mask = _resample_mask(breast.mask, geometry, shape)
-    largest = 2**config.bits - 1
-    crop = np.where(mask, np.maximum(np.rint(grey * largest), 1), 0).astype(np.uint8 if config.bits == 8 else np.uint16)
+    crop = quantise(grey, mask, config.bits)
     remarks = (*file.header.remarks, *breast.remarks, *_doubts(geometry, breast, laterality))
     return Prepared(crop, geometry, file.header, breast, file.decoder, wanted, remarks)
 
@@ -132,7 +131,12 @@ def _canvas(box: tuple[int, int, int, int], header: Header, config: Preprocessin
     return Size(max(SMALLEST, round((y1 - y0) * scale)), max(SMALLEST, round((x1 - x0) * scale)))
 
 
-def _resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:
+def quantise(grey: np.ndarray, mask: np.ndarray, bits: int) -> np.ndarray:
+    """Greys in [0, 1] (H W) as whole numbers of 8 or 16 bits: at least 1 within `mask` (H W), 0 without."""
+    return np.where(mask, np.maximum(np.rint(grey * (2**bits - 1)), 1), 0).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:
     """The box of `stored` (H W at `level`) on the canvas, mirrored where the geometry says so; still in stored values."""
     canvas = geometry.canvas
     top, height, width = geometry.content
