@@ -30,11 +30,10 @@ def hide(pack: Pack, ratio: float) -> Hidden:
     Hidden patches are blanked in the image, too: a convolutional stem must not see them from next door.
     """
     images, kept, hidden = [], [], []
-    for image, numbers in zip(pack.images, pack.kept, strict=True):
+    for image, numbers, (h, w) in zip(pack.images, pack.kept, pack.grids, strict=True):
         count = min(max(1, round(ratio * len(numbers))), max(1, len(numbers) - 1))
         order = numbers[torch.randperm(len(numbers), device=numbers.device)]
         gone, shown = order[:count].sort().values, order[count:].sort().values
-        h, w = image.shape[-2] // pack.patch, image.shape[-1] // pack.patch
         mask = torch.ones(h * w, dtype=image.dtype, device=image.device)
         mask[gone] = 0
         images.append(image * mask.view(h, 1, w, 1).expand(h, pack.patch, w, pack.patch).reshape(image.shape[-2:]))
