@@ -18,6 +18,7 @@ import pandas as pd
 from vitmodel.config import Preprocessing, Size, VersionsConfig
 from vitmodel.data.manifest import read_manifest, read_table, usable, write_manifest
 from vitmodel.data.parallel import parallel_map
+from vitmodel.data.source import file_name
 from vitmodel.data.splits import SHARES, assign_splits
 from vitmodel.measure.metrics import Metrics, measure
 from vitmodel.measure.sample import Sample
@@ -76,9 +77,8 @@ def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
     """The images of `table` as they are, burned-in markers and all, squashed to SIZE as the original recipe did."""
     folder = config.out / "whole"
     rows = usable(table)
-    paths = [str(folder / "images" / f"{name}.png") for name in rows["image_id"]]
-    made = parallel_map(lambda pair: squash(*pair, config.size), list(zip(rows["source_path"], paths, strict=True)), "whole", config.jobs)
-    assert sum(1 for _ in made) == len(rows)
+    paths = [str(folder / "images" / f"{file_name(name)}.png") for name in rows["image_id"]]
+    list(parallel_map(lambda pair: squash(*pair, config.size), list(zip(rows["source_path"], paths, strict=True)), "whole", config.jobs))
     written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
     write_manifest(written, folder / "manifest.csv")
 
@@ -86,8 +86,8 @@ def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
 def squash(source: str, path: str, size: Size) -> None:
     """Write one whole image as an 8-bit PNG."""
     file = open_image(Path(source))
-    grey = cv2.resize(file.grey(file.stored()), (size.width, size.height), interpolation=cv2.INTER_AREA)
-    write_atomic(path, cv2.imencode(".png", np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8))[1].tobytes())
+    grey = file.grey(cv2.resize(file.stored(), (size.width, size.height), interpolation=cv2.INTER_AREA))
+    write_atomic(path, cv2.imencode(".png", np.rint(grey * 255).astype(np.uint8))[1].tobytes())
 
 
 def result(folder: Path) -> Metrics:
