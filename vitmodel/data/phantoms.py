@@ -7,6 +7,8 @@ but their shape (docs/LOG.md).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import torch
@@ -30,17 +32,27 @@ def draw_phantom(seed: int, cancer: bool, difficulty: float, size: Size) -> View
     rng = np.random.default_rng(seed_from("phantom", seed))
     kinds = [BENIGN_KINDS[rng.integers(3)]]
     kinds.append(CANCER_KINDS[rng.integers(2)] if cancer else BENIGN_KINDS[rng.integers(3)])
-    breast = Breast(
-        seed,
-        density=DENSITIES[rng.choice(4, p=DENSITY_SHARES)],
-        depth_mm=rng.uniform(65, 110),
-        thickness_mm=rng.uniform(40, 62),
-        lesions=tuple(draw_lesion(kind, difficulty * rng.random(), seed_from(seed, place)) for place, kind in enumerate(kinds)),
-    )
+    body = draw_body(rng)
+    lesions = tuple(draw_lesion(kind, difficulty * rng.random(), seed_from(seed, place)) for place, kind in enumerate(kinds))
     names: tuple[ViewName, ...] = ("CC", "MLO")
-    view = render(breast, names[rng.integers(2)], size)
-    look = Look(rng.uniform(0.35, 0.6), rng.uniform(0.9, 1.7), rng.uniform(0, 0.012), marker="none")
-    return View(dress(view, look, "", seed, "L"), view.mask, view.boxes, view.spacing)
+    view = render(replace(body, seed=seed, lesions=lesions), names[rng.integers(2)], size)
+    return shown(view, draw_look(rng), seed)
+
+
+def draw_body(rng: np.random.Generator) -> Breast:
+    """A breast of a random density, depth and thickness, without a lesion."""
+    density = DENSITIES[rng.choice(4, p=DENSITY_SHARES)]
+    return Breast(0, density=density, depth_mm=rng.uniform(65, 110), thickness_mm=rng.uniform(40, 62))
+
+
+def draw_look(rng: np.random.Generator) -> Look:
+    """How one of many machines shows a breast; without a marker, which a crop leaves out."""
+    return Look(rng.uniform(0.35, 0.6), rng.uniform(0.9, 1.7), rng.uniform(0, 0.012), marker="none")
+
+
+def shown(view: View, look: Look, seed: int) -> View:
+    """The view as a machine of that look shows it."""
+    return replace(view, image=dress(view, look, "", seed, "L"))
 
 
 def crop_phantom(view: View, size: Size) -> np.ndarray:
