@@ -18,11 +18,10 @@ from vitmodel.measure.calibration import (
     from_dict,
     logistic_regression,
     platt_targets,
-    to_logit,
     to_prevalence,
 )
 from vitmodel.measure.metrics import measure
-from vitmodel.measure.sample import Sample
+from vitmodel.measure.sample import Sample, to_logit
 from vitmodel.utils import UsageError
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 
 from vitmodel.cli import main
 from vitmodel.config import CompareConfig, EvaluateConfig, to_command
@@ -80,12 +81,13 @@ def test_views_are_scored_by_their_own_images() -> None:
     assert groups["View", "CC"].units == breast_ids(table).nunique()
 
 
-@pytest.mark.parametrize("how", ["mean", "max", "noisy_or"])
+@pytest.mark.parametrize("how", ["mean", "mean_logit", "max", "noisy_or"])
 def test_a_breast_is_aggregated_by_the_name_that_is_given(how: str) -> None:
     table = screening(3)
     judged = replace(evaluation(table), aggregate=how)
     pairs = judged.probability.reshape(-1, 2)  # views of a breast lie side by side
-    expected = {"mean": pairs.mean(axis=1), "max": pairs.max(axis=1), "noisy_or": 1 - (1 - pairs).prod(axis=1)}[how]
+    pooled = expit(logit(pairs).mean(axis=1))
+    expected = {"mean": pairs.mean(axis=1), "mean_logit": pooled, "max": pairs.max(axis=1), "noisy_or": 1 - (1 - pairs).prod(axis=1)}[how]
     order = np.argsort(breast_ids(table)[::2].to_numpy())
     np.testing.assert_allclose(judged.sample("breast").scores, expected[order])
 

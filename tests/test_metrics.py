@@ -12,10 +12,9 @@ import torchmetrics.functional.classification as torch_peer
 from sklearn.linear_model import LogisticRegression
 
 from vitmodel.measure.bootstrap import percentile_limits, resample
-from vitmodel.measure.calibration import to_logit
 from vitmodel.measure.curve import MAX_FPR
 from vitmodel.measure.metrics import ECE_BINS, KNOTS, METRICS, Ranking, measure, pf1
-from vitmodel.measure.sample import Sample, aggregate
+from vitmodel.measure.sample import Sample, aggregate, to_logit
 from vitmodel.utils import UsageError
 
 

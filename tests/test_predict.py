@@ -19,12 +19,14 @@ from pydicom.fileset import FileSet
 from scipy.special import logit
 
 from vitmodel.cli import main
-from vitmodel.config import PredictorConfig
+from vitmodel.config import PredictorConfig, TrainConfig
 from vitmodel.data.fingerprint import count_seen
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.releases import read_release
 from vitmodel.data.rows import Row
+from vitmodel.fitting import labelled_crops
+from vitmodel.measure.calibration import Platt
 from vitmodel.predictor import TOGETHER, Loaded, Predictor
 from vitmodel.utils import UsageError, sha256_file
 
@@ -76,12 +78,12 @@ def test_a_refused_image_is_never_scored(predictor: Predictor, crops: Path) -> N
     assert images.loc[refused, ["reason", "remark"]].notna().all(axis=None)
 
 
-def test_a_breast_is_the_mean_of_its_usable_images(predictor: Predictor, crops: Path) -> None:
+def test_a_breast_is_the_mean_logit_of_its_usable_images(predictor: Predictor, crops: Path) -> None:
     images = predictor.score_images(read_manifest(crops / "manifest.csv"))
     breasts = predictor.score_breasts(images)
     assert breasts["prediction_id"].tolist() == list(dict.fromkeys(breast_ids(images)))
-    expected = images.groupby(breast_ids(images), sort=False)["probability"].mean()  # skips NaN
-    np.testing.assert_allclose(breasts["probability"], expected)
+    expected = logit(images["probability"]).groupby(breast_ids(images), sort=False).mean()  # skips NaN
+    np.testing.assert_allclose(logit(breasts["probability"]), expected)
     assert (breasts["n_images"].to_numpy() == images.groupby(breast_ids(images), sort=False).size().to_numpy()).all()
 
 
@@ -241,6 +243,57 @@ def test_a_copy_in_a_breast_counts_once_and_one_view_is_said(predictor: Predicto
     assert (expected.status, scored.status) == ("ok", "warned")
     (half,) = predictor.score_breasts(predictor.score_images(breast.head(1))).itertuples()
     assert (half.status, half.reason) == ("warned", "one_view")
+
+
+def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: Path, predictor: Predictor) -> None:
+    """By hand from what training wrote of the validation images, which the package scores as training did."""
+    known = pd.read_csv(run / "validation.csv", dtype={"patient_id": str})
+    known["logit"] = logit(known["score"])
+    breasts = known.groupby(["patient_id", "laterality"], sort=False).agg({"cancer": "max", "logit": "mean"})
+    fitted = Platt.fit(breasts["cancer"], breasts["logit"])
+    table = read_manifest(run / "manifest.csv").query("split == 'val'")
+    scored = predictor.score_breasts(predictor.score_images(table)).set_index(["patient_id", "laterality"]).loc[breasts.index]
+    np.testing.assert_allclose(scored["probability"], fitted.apply(breasts["logit"]), rtol=1e-4)
+    assert predictor.package["calibration"]["prevalence"] == breasts["cancer"].mean()
+
+
+def test_a_package_that_was_calibrated_image_by_image_is_read_as_it_was(run: Path, crops: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "package", tmp_path / "package")
+    document = json.loads((tmp_path / "package" / "config.json").read_text())
+    del document["calibration"]["level"]
+    document["decision"]["aggregate"] = "mean"
+    (tmp_path / "package" / "config.json").write_text(json.dumps(document))
+    predictor = Predictor(PredictorConfig(package=tmp_path / "package", jobs=1))
+    images = predictor.score_images(read_manifest(crops / "manifest.csv"))
+    assert predictor.calibrated == "image"
+    expected = images["probability"].groupby(breast_ids(images), sort=False).mean()
+    np.testing.assert_allclose(predictor.score_breasts(images)["probability"], expected)
+
+
+def test_a_copy_counts_in_no_training_evaluation_or_comparison(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    table = read_manifest(run / "manifest.csv")
+    copied = table[table["split"] == "test"].head(1).assign(image_id="copy")
+    for column in ("path", "source_path"):
+        copied[column] = str(shutil.copy(copied[column].item(), tmp_path / f"copied_{column}"))
+    write_manifest(pd.concat([table, copied], ignore_index=True), tmp_path / "manifest.csv")
+    found = []
+    for name, manifest in (("with", tmp_path / "manifest.csv"), ("without", run / "manifest.csv")):
+        command = [str(run / "package"), str(manifest), str(tmp_path / name), "--replicates", "100", "--no-audit", "--no-card"]
+        assert main(["evaluate", *command]) == 0
+        found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    assert [each["method"]["Left out"][0] for each in found] == ["1", "0"]
+    assert all(found[0][level] == found[1][level] for level in ("image", "breast", "patient"))
+    capsys.readouterr()
+    models = [str(run / "package")] * 2
+    assert main(["compare", *models, "--manifest", str(tmp_path / "manifest.csv"), "--replicates", "100", "--split", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert "copies of another image of their breast: 1" in printed
+    assert "difference from A 0.000 (0.000 to 0.000)" in printed
+    rows = labelled_crops(TrainConfig(manifest=tmp_path / "manifest.csv", run=tmp_path / "run"))
+    assert set(rows["image_id"]) == set(table["image_id"])
+    assert "copies of another image of their breast: 1" in caplog.text
 
 
 def test_a_patient_is_her_worse_breast(predictor: Predictor, crops: Path) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import CompareConfig, PredictorConfig, to_command
-from vitmodel.data.manifest import breast_ids, read_manifest, read_table
+from vitmodel.data.manifest import breast_ids, read_manifest, read_table, repeated
 from vitmodel.data.splits import choose_rows
 from vitmodel.measure.bootstrap import Interval
 from vitmodel.measure.compare import Comparison, compare
 from vitmodel.measure.crossfit import cross_fitted_thresholds
 from vitmodel.measure.metrics import METRICS, Metrics, measure
-from vitmodel.measure.sample import Sample
+from vitmodel.measure.sample import Sample, aggregate
 from vitmodel.predictor import Predictor
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
 
@@ -35,6 +35,10 @@ def compare_models(config: CompareConfig) -> None:
     table, split = choose_rows(read_manifest(config.manifest), config.split, str(config.manifest))
     if config.label not in table or table[config.label].isna().all():
         raise UsageError(f"{config.manifest}: column {config.label} is empty on the {len(table)} rows to compare on ({split})")
+    copies = repeated(table)
+    if copies.any():
+        print(f"left out, byte for byte copies of another image of their breast: {copies.sum()}")
+        table = table[~copies]
     units = labelled_units(table, config)
     scores = pd.DataFrame({position: unit_scores(model, table, config) for position, model in enumerate(config.models)})
     together = units.join(scores, how="left").dropna()
@@ -71,21 +75,28 @@ def labelled_units(table: pd.DataFrame, config: CompareConfig) -> pd.DataFrame:
 def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> pd.Series:
     """The model's score of each unit that it scored, by the unit's id. Raises UsageError naming the file."""
     if model.is_dir():
-        settings = PredictorConfig(package=model, device=config.device, tokens=config.tokens, jobs=config.jobs)
-        images = Predictor(settings).score_images(table).set_index("image_id")["probability"]
-    else:
-        scored, key = read_scores(model)
-        if key == "prediction_id":
-            if config.level != "breast":
-                raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per {config.level}")
-            return scored
-        images = scored
-    rows = table[table["image_id"].isin(images.dropna().index)]
+        return package_scores(model, table, config)
+    scored, key = read_scores(model)
+    if key == "prediction_id":
+        if config.level != "breast":
+            raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per {config.level}")
+        return scored
+    rows = table[table["image_id"].isin(scored.dropna().index)]
     if rows.empty:
         return pd.Series(dtype=float)
-    values = pd.Series(images.loc[rows["image_id"]].to_numpy(), index=unit_ids(rows, config.level).to_numpy())
-    sample = Sample(np.zeros(len(rows)), values, rows["patient_id"].to_numpy()).aggregate(values.index, config.aggregate)
-    return pd.Series(sample.scores, index=np.unique(values.index))
+    ids, values = aggregate(scored.loc[rows["image_id"]], unit_ids(rows, config.level), config.aggregate)
+    return pd.Series(values, index=ids)
+
+
+def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> pd.Series:
+    """The package's probability of each unit, as `vitmodel predict` gives it."""
+    predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, jobs=config.jobs))
+    units = predictor.score_images(table)
+    if config.level != "image":
+        units = predictor.score_breasts(units)
+    if config.level == "patient":
+        units = predictor.score_patients(units)
+    return units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])["probability"]
 
 
 def read_scores(path: Path) -> tuple[pd.Series, str]:

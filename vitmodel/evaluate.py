@@ -22,7 +22,7 @@ from vitmodel.data.fingerprint import count_seen
 from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.splits import choose_rows
-from vitmodel.evaluation import PLOTTED, Evaluation, describe
+from vitmodel.evaluation import PLOTTED, WORDS, Evaluation, describe
 from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.model.explain import SCALES, UNITS, Method
@@ -117,6 +117,7 @@ def compose_report(
         method=describe_method(config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units)
         | {
             "Rows": f"split {split}, {len(table)} images",
+            "Left out": f"{len(table) - len(once)} byte for byte copies of another image of their breast",
             "Images that the model has seen": f"{seen} (these figures flatter the model)" if seen else "none",
         },
         model=describe_model(config, predictor),
@@ -142,12 +143,14 @@ def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Ev
     """How scores became probabilities and decisions."""
     fitted, decision = predictor.package["calibration"], predictor.package["decision"]
     corrected = f"; corrected to {100 * config.prevalence:.1f} % in a table of its own" if config.prevalence else "; not corrected"
+    own = evaluation.aggregate == predictor.aggregation
+    caution = "" if own else f"; threshold and calibration are those of the package's {WORDS[predictor.aggregation]}"
     return {
-        "Breast": f"{evaluation.aggregate} of its images' probabilities",
-        "Patient": f"{evaluation.patient_aggregate} of her breasts' probabilities",
-        "Calibration": f"{fitted['method']}, fitted on the validation patients",
-        "Prevalence": f"{100 * fitted['prevalence']:.1f} % of the images that calibration was fitted on, {100 * observed:.1f} % of the "
-        f"breasts measured here{corrected}",
+        "Breast": f"{WORDS[evaluation.aggregate]} of its images' probabilities{caution}",
+        "Patient": f"{WORDS[evaluation.patient_aggregate]} of her breasts' probabilities",
+        "Calibration": f"{fitted['method'].capitalize()}, fitted per {predictor.calibrated} on the validation patients",
+        "Prevalence": f"{100 * fitted['prevalence']:.1f} % of the {predictor.calibrated}s that calibration was fitted on, "
+        f"{100 * observed:.1f} % of the breasts measured here{corrected}",
         "Threshold": f"{predictor.threshold:.4f}, best {decision['objective']} per {decision['level']} on the validation patients",
         "Intervals": f"{config.replicates} bootstrap replicates over patients, seed {config.seed}",
     }

@@ -21,6 +21,8 @@ from vitmodel.utils import UsageError
 
 LEVELS = ("image", "breast", "patient")
 PLOTTED = "breast"
+WORDS = {"mean": "mean", "mean_logit": "mean log-odds", "max": "largest", "noisy_or": "noisy-or"}
+"""How each way to aggregate is called."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from vitmodel.batches import Batches
 from vitmodel.config import Preprocessing, Size, TrainConfig, TrainingConfig
 from vitmodel.data.dataset import CropDataset, crop_size
-from vitmodel.data.manifest import read_manifest, usable
+from vitmodel.data.manifest import breast_ids, read_manifest, repeated, usable
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.learner import History, Learner
@@ -29,6 +30,8 @@ from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.monitoring import Pictures
 from vitmodel.trainer import LAST, build_trainer, fit, next_epoch
 from vitmodel.utils import UsageError
+
+logger = logging.getLogger(__name__)
 
 LABEL = "cancer"
 MONITORED = {"auroc": "val/auroc", "f1": "val/macro_f1"}
@@ -56,8 +59,15 @@ def read_crops(manifest: Path) -> pd.DataFrame:
 
 
 def labelled_crops(config: TrainConfig) -> pd.DataFrame:
-    """The manifest's usable rows with a known label and a split or fold. Raises UsageError where there is nothing to train on."""
+    """The manifest's usable rows with a known label and a split or fold, copies of an image left out.
+
+    Raises UsageError where there is nothing to train on.
+    """
     frame = read_crops(config.manifest).dropna(subset=[LABEL])
+    copies = repeated(frame)
+    if copies.any():
+        logger.warning("left out, byte for byte copies of another image of their breast: %d", copies.sum())
+    frame = frame[~copies]
     if frame.empty:
         raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
     for name in config.auxiliary:
@@ -72,8 +82,9 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
         fractions = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
         frame = assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
     for part in range(config.folds) or ("train", "val"):
-        if frame.loc[frame[column] == part, LABEL].nunique() < 2:
-            raise UsageError(f"{where}: {column} {part} needs images with and without {LABEL}; mend or empty the column `{column}`")
+        rows = frame[frame[column] == part]
+        if rows[LABEL].groupby(breast_ids(rows)).max().nunique() < 2:  # calibration and threshold are per breast
+            raise UsageError(f"{where}: {column} {part} needs breasts with and without {LABEL}; mend or empty the column `{column}`")
     return frame
 
 

@@ -18,7 +18,7 @@ from scipy.special import expit
 from vitmodel.config import PredictorConfig, Preprocessing
 from vitmodel.data.cropping import Cropped, Record
 from vitmodel.data.dataset import to_tensor
-from vitmodel.data.manifest import breast_ids
+from vitmodel.data.manifest import breast_ids, repeated
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.rows import Row, load_crop, rows_of
 from vitmodel.measure import calibration
@@ -91,7 +91,9 @@ class Member:
             model.to(device)
         try:
             self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
-            self.calibration = calibration.from_dict(self.package["calibration"])
+            fitted = dict(self.package["calibration"])
+            self.calibrated: str = fitted.pop("level", "image")  # a package without the word was calibrated image by image
+            self.calibration = calibration.from_dict(fitted)
             self.threshold: float = self.package["decision"]["threshold"]
             self.aggregation: str = self.package["decision"]["aggregate"]
             self.label: str = self.package["label"]
@@ -140,7 +142,8 @@ class Predictor:
                 raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
         self.model: ViT = first.models[0]
         self.package = first.package
-        self.preprocessing, self.packed, self.aggregation = first.preprocessing, first.packed, first.aggregation
+        self.preprocessing, self.packed = first.preprocessing, first.packed
+        self.calibrated, self.aggregation = first.calibrated, first.aggregation
         self.threshold = float(np.mean([member.threshold for member in self.members]))
         self.timings = Timings()
 
@@ -286,10 +289,8 @@ def is_duplicate(images: pd.DataFrame) -> pd.Series:
 
 
 def mark_duplicates(images: pd.DataFrame) -> pd.DataFrame:
-    """Doubt every image whose file has the same bytes as an earlier one of the same breast: it would count twice."""
-    usable = (images["status"] != "refused") & images["source_sha256"].notna()
-    keys = images.assign(breast=breast_ids(images)).loc[usable, ["breast", "source_sha256"]]
-    copies = keys.index[keys.duplicated()]
+    """Doubt every image whose file repeats an earlier one of the same breast."""
+    copies = images.index[repeated(images)]
     for column, text, between in (("reason", "duplicate", ";"), ("remark", WARNED["duplicate"], "; ")):
         images.loc[copies, column] = [f"{old}{between}{text}" if isinstance(old, str) else text for old in images.loc[copies, column]]
     images.loc[copies, "status"] = "warned"

@@ -30,13 +30,15 @@ from vitmodel.fitting import LABEL, check_sizes, common_preprocessing, images_of
 from vitmodel.learner import History
 from vitmodel.measure import calibration
 from vitmodel.measure.metrics import measure
-from vitmodel.measure.sample import Sample
+from vitmodel.measure.sample import Sample, to_logit
 from vitmodel.measure.threshold import choose_threshold
 from vitmodel.model.package import save_package
 from vitmodel.model.vit import ViT
 from vitmodel.trainer import is_first, start_or_resume, system
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path, write_atomic
 
+AGGREGATE = "mean_logit"
+"""How a breast's images make its score: what is fitted to breasts then holds for the mean of their logits."""
 SHOWN = 32  # augmented crops in the picture of a recipe
 
 
@@ -66,7 +68,8 @@ def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preproce
     fitted = train_on(config, config.run, rows["train"], rows["val"], preprocessing, checkpoint)
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.run / "validation.csv")
-        write_package(config, [fitted.model], rows["val"], fitted.logits, frame, preprocessing, fitted.history, f"best {fitted.reached}")
+        breasts = breasts_of(rows["val"], fitted.logits)
+        write_package(config, [fitted.model], breasts, frame, preprocessing, fitted.history, f"best {fitted.reached}")
 
 
 def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing) -> None:
@@ -87,10 +90,15 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
         logits[held_out] = fitted.logits
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}
     write_table(folded, logits, config.run / "out_of_fold.csv")
-    found = folded[np.isfinite(logits)]
-    breasts = Sample(found[LABEL], expit(logits[np.isfinite(logits)]), found["patient_id"]).aggregate(breast_ids(found), "mean")
+    breasts = breasts_of(folded, logits)
     reached = f"out-of-fold AUROC per breast {measure(breasts, 0.5).intervals['auroc']}"
-    write_package(config, members, folded, logits, frame, preprocessing, history, reached)
+    write_package(config, members, breasts, frame, preprocessing, history, reached)
+
+
+def breasts_of(rows: pd.DataFrame, logits: np.ndarray) -> Sample:
+    """The rows' breasts, scored by the mean logit of their images; those that could not be read (NaN) are left out."""
+    rows, logits = rows[np.isfinite(logits)], logits[np.isfinite(logits)]
+    return Sample(rows[LABEL].to_numpy(), expit(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), AGGREGATE)
 
 
 def write_table(rows: pd.DataFrame, logits: np.ndarray, path: Path) -> None:
@@ -112,25 +120,23 @@ def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:
 def write_package(
     config: TrainConfig,
     models: Sequence[ViT],
-    rows: pd.DataFrame,
-    logits: np.ndarray,
+    breasts: Sample,
     frame: pd.DataFrame,
     preprocessing: Preprocessing,
     history: History,
     reached: str,
 ) -> None:
-    """Write the package, calibrated and with the threshold chosen on `rows`, of which `logits` come from models that did not learn them."""
-    rows, logits = rows[np.isfinite(logits)], logits[np.isfinite(logits)]
-    fitted = calibration.fit("platt", rows[LABEL], logits)
-    breasts = Sample(rows[LABEL].to_numpy(), fitted.apply(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), "mean")
-    threshold = choose_threshold(breasts.labels, breasts.scores, "f1")
+    """Write the package, calibrated and with its threshold chosen on `breasts`: raw scores by models that did not learn from them."""
+    logits = to_logit(breasts.scores)
+    fitted = calibration.fit("platt", breasts.labels, logits)
+    threshold = choose_threshold(breasts.labels, fitted.apply(logits), "f1")
     here = system()
     contents = {
         "label": LABEL,
         "preprocessing": preprocessing.to_json(),
         "packed": config.packed,
-        "calibration": fitted.to_dict(),
-        "decision": {"level": "breast", "aggregate": "mean", "objective": "f1", "threshold": threshold},
+        "calibration": fitted.to_dict() | {"level": "breast"},
+        "decision": {"level": "breast", "aggregate": AGGREGATE, "objective": "f1", "threshold": threshold},
         "data": fingerprint(frame, LABEL),
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
@@ -158,9 +164,9 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
 
 **{NOT_A_MEDICAL_DEVICE}**
 
-{kind} that give one logit per cropped mammogram; the breast's probability is the mean over its images, calibrated on
-{where} ({contents["calibration"]["method"]}). Decision threshold {contents["decision"]["threshold"]:.4f}, chosen for the best
-{contents["decision"]["objective"]} on the same patients.
+{kind} that give one logit per cropped mammogram; the breast's probability is that of its images' mean logit, calibrated
+({contents["calibration"]["method"]}) on the breasts of {where}. Decision threshold
+{contents["decision"]["threshold"]:.4f}, chosen for the best {contents["decision"]["objective"]} on the same patients.
 
 | split | patients | images | cancer images |
 |---|---|---|---|

@@ -54,7 +54,7 @@ class EvaluateConfig(PredictorConfig):
     """Bootstrap replicates of patients for the intervals."""
     seed: int = 0
     """Seed of the bootstrap and of the folds."""
-    aggregate: Literal["package", "mean", "max", "noisy_or"] = "package"
+    aggregate: Literal["package", "mean", "mean_logit", "max", "noisy_or"] = "package"
     """A breast's probability from its images'; package = as the package decides, for which its threshold was chosen."""
     patient_aggregate: Literal["max", "mean", "noisy_or"] = "max"
     """A patient's probability from her breasts'."""
@@ -93,8 +93,8 @@ class CompareConfig:
     """Column of the manifest that holds the truth."""
     level: Literal["image", "breast", "patient"] = "breast"
     """What is compared."""
-    aggregate: Literal["mean", "max", "noisy_or"] = "mean"
-    """A unit's score from its images'."""
+    aggregate: Literal["mean", "mean_logit", "max", "noisy_or"] = "mean"
+    """A unit's score from its images' in a score file; a package has its own way."""
     replicates: int = 2000
     """Bootstrap replicates of patients for the intervals."""
     seed: int = 0

@@ -193,6 +193,13 @@ def breast_ids(table: pd.DataFrame) -> pd.Series:
     return (table.patient_id + "_" + table.laterality).str.removesuffix("_")
 
 
+def repeated(table: pd.DataFrame) -> pd.Series:
+    """Which rows hold the same file, byte for byte, as an earlier usable row of the same breast, where it would count twice."""
+    known = usable(table).dropna(subset=["source_sha256"])
+    files = pd.DataFrame({"breast": breast_ids(known), "file": known.source_sha256})
+    return files.duplicated().reindex(table.index, fill_value=False)
+
+
 def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Several releases as one table; an image or patient id that two of them use is told apart by its dataset's name in front.
 

@@ -8,18 +8,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from vitmodel.measure.sample import Floats
 from vitmodel.utils import UsageError
 
 MIN_SLOPE = 1e-3
 """Stands for 'the logits say nothing' where the data ask for a falling curve: a calibration never turns the ranking round."""
-
-
-def to_logit(probability: ArrayLike) -> Floats:
-    """log(p / (1 - p)), with p kept 1e-7 away from 0 and 1 so that the result is finite; |logit| <= 16.2."""
-    return np.asarray(logit(np.clip(np.asarray(probability, dtype=np.float64), 1e-7, 1 - 1e-7)))
 
 
 def logistic_regression(

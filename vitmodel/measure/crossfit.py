@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from vitmodel.measure import calibration
 from vitmodel.measure.bootstrap import indicator
-from vitmodel.measure.calibration import to_logit
-from vitmodel.measure.sample import Floats, Sample
+from vitmodel.measure.sample import Floats, Sample, to_logit
 from vitmodel.measure.threshold import choose_threshold
 from vitmodel.utils import UsageError
 

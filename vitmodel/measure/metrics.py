@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from vitmodel.measure.bootstrap import Interval, indicator, percentile_limits, resample
-from vitmodel.measure.calibration import logistic_regression, to_logit
+from vitmodel.measure.calibration import logistic_regression
 from vitmodel.measure.curve import MAX_FPR, Curve
-from vitmodel.measure.sample import Floats, Sample, refuse_rows
+from vitmodel.measure.sample import Floats, Sample, refuse_rows, to_logit
 from vitmodel.utils import UsageError
 
 ECE_BINS = 15

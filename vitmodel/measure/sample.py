@@ -8,14 +8,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 
 from vitmodel.utils import UsageError
 
 Floats = NDArray[np.float64]
 
+
+def to_logit(probability: ArrayLike) -> Floats:
+    """log(p / (1 - p)), with p kept 1e-7 away from 0 and 1 so that the result is finite; |logit| <= 16.2."""
+    return np.asarray(logit(np.clip(np.asarray(probability, dtype=np.float64), 1e-7, 1 - 1e-7)))
+
+
+def _mean(values: Floats, starts: NDArray[np.intp]) -> Floats:
+    return np.add.reduceat(values, starts) / np.diff(starts, append=len(values))
+
+
 # Scores of a group's members in order, and where each group starts -> one score per group.
 AGGREGATES: dict[str, Callable[[Floats, NDArray[np.intp]], Floats]] = {
-    "mean": lambda scores, starts: np.add.reduceat(scores, starts) / np.diff(starts, append=len(scores)),
+    "mean": _mean,
+    "mean_logit": lambda scores, starts: np.asarray(expit(_mean(to_logit(scores), starts))),
     "max": lambda scores, starts: np.maximum.reduceat(scores, starts),
     "noisy_or": lambda scores, starts: 1 - np.multiply.reduceat(1 - scores, starts),
 }
@@ -24,7 +36,8 @@ AGGREGATES: dict[str, Callable[[Floats, NDArray[np.intp]], Floats]] = {
 def aggregate(scores: ArrayLike, groups: ArrayLike, how: str) -> tuple[NDArray[Any], Floats]:
     """The group ids, sorted (G), and one score for each (G), from scores (N) and the group of each (N).
 
-    `how` is `mean`, `max` or `noisy_or` (1 - the product of 1 - score: one finding is enough). Raises UsageError.
+    `how` is `mean`, `mean_logit` (the mean of log-odds, so that a linear calibration of logits may come before or after it), `max` or
+    `noisy_or` (1 - the product of 1 - score: one finding is enough). Raises UsageError.
     """
     if how not in AGGREGATES:
         raise UsageError(f"aggregate: {how!r} is unknown; known are {', '.join(AGGREGATES)}")
