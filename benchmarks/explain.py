@@ -31,9 +31,9 @@ from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import read_manifest
 from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
 from vitmodel.model.explain import METHODS, Method, explain, logits_of, smoothed
+from vitmodel.model.network import Network
 from vitmodel.model.package import load_package
 from vitmodel.model.packing import Pack, pack
-from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import Geometry
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.utils import progress, to_json, write_atomic
@@ -87,7 +87,7 @@ def read_cases(release: Path, manifest: Path, preprocessing: Preprocessing, patc
     return cases
 
 
-def curves(model: ViT, case: Case, importance: np.ndarray) -> tuple[float, float]:
+def curves(model: Network, case: Case, importance: np.ndarray) -> tuple[float, float]:
     """Mean probability while the kept patches are taken away, and while they are put back, the most important first."""
     (pixels,), (kept,), patch = case.image.images, case.image.kept, case.image.patch
     order = kept[torch.as_tensor(np.argsort(-importance, kind="stable"))]
@@ -110,7 +110,7 @@ def interval(values: list[float], patients: list[str]) -> Interval:
     return Interval(float(array.mean()), float(low), float(high))
 
 
-def chances(model: ViT, cases: list[Case]) -> list[np.ndarray]:
+def chances(model: Network, cases: list[Case]) -> list[np.ndarray]:
     """Of each case, deletion and insertion in random orders."""
     rng = np.random.default_rng(0)
     return [
@@ -119,7 +119,7 @@ def chances(model: ViT, cases: list[Case]) -> list[np.ndarray]:
     ]
 
 
-def judge(model: ViT, random_model: ViT, cases: list[Case], chance: list[np.ndarray], method: Method) -> dict[str, list[float]]:
+def judge(model: Network, random_model: Network, cases: list[Case], chance: list[np.ndarray], method: Method) -> dict[str, list[float]]:
     """The figures of one way to explain, one number per case."""
     found: dict[str, list[float]] = {"pointing": [], "deletion": [], "insertion": [], "sanity": [], "seconds": []}
     for case, (deletion, insertion) in zip(progress(cases, method), chance, strict=True):
@@ -146,10 +146,10 @@ def main() -> None:
     arguments = parser.parse_args()
     model, package = load_package(arguments.package)
     torch.manual_seed(0)
-    random_model = ViT(model.config).eval()
+    random_model = Network(model.config).eval()
     air = not package.get("packed", False)
     preprocessing = Preprocessing.from_json(package["preprocessing"])
-    cases = read_cases(arguments.release, arguments.manifest, preprocessing, model.config.patch, air, arguments.images)
+    cases = read_cases(arguments.release, arguments.manifest, preprocessing, model.config.vit.patch, air, arguments.images)
     patients = [case.patient for case in cases]
     results: dict[str, dict[str, Interval]] = {
         "random place": {"pointing": interval([case.chance() for case in cases], patients)},

@@ -11,20 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitmodel.config import Size
 from vitmodel.model import explain as explaining
-from vitmodel.model.architecture import ViTConfig
+from vitmodel.model.architecture import NetworkConfig, ViTConfig
 from vitmodel.model.explain import METHODS, STEPS, WINDOWS, Watched, explain, smoothed
-from vitmodel.model.packing import Pack, embed, forward, pack
-from vitmodel.model.vit import ViT
+from vitmodel.model.network import Network
+from vitmodel.model.packing import Pack, embed, pack
 from vitmodel.utils import UsageError
 
 Pool = Literal["cls", "mean", "attention"]
 POOLS: tuple[Pool, ...] = ("cls", "mean", "attention")
 
 
-def draw(pool: Pool = "mean", stem: Literal["linear", "conv"] = "linear") -> tuple[ViT, Pack]:
+def draw(pool: Pool = "mean", stem: Literal["linear", "conv"] = "linear") -> tuple[Network, Pack]:
     torch.manual_seed(0)
-    model = ViT(ViTConfig(image_size=(64, 32), patch=8, dim=24, depth=3, heads=2, pool=pool, stem=stem, registers=1)).eval()  # type: ignore[arg-type]
+    vit = ViTConfig(image_size=Size(64, 32), patch=8, dim=24, depth=3, heads=2, pool=pool, stem=stem, registers=1)
+    model = Network(NetworkConfig(vit=vit)).eval()
     for parameter in model.parameters():  # as large as after training: of tiny weights all attention is alike
         parameter.data.mul_(3)
     image = torch.rand(1, 64, 32)
@@ -32,14 +34,15 @@ def draw(pool: Pool = "mean", stem: Literal["linear", "conv"] = "linear") -> tup
     return model, pack([image], 8)
 
 
-def full_attention(model: ViT, image: Pack, slope: bool) -> list[Tensor]:
+def full_attention(model: Network, image: Pack, slope: bool) -> list[Tensor]:
     """Each block's attention, heads averaged, after weighting it by its own gradient where `slope`: T T."""
-    tokens, layouts = embed(model, image), []
-    for block in model.blocks:
+    trunk = model.trunk
+    tokens, layouts = embed(trunk, image), []
+    for block in trunk.blocks:
         layouts.append(Watched())
         tokens = block(tokens, layouts[-1])
         layouts[-1].weights.retain_grad()
-    model.head(model.pool(model.norm(tokens))).sum().backward()
+    trunk.head(trunk.pool(trunk.norm(tokens))).sum().backward()
     maps = [layout.weights for layout in layouts]
     return [(each.grad * each).clamp(min=0)[0].mean(0).detach() if slope else each[0].mean(0).detach() for each in maps]  # type: ignore[operator]
 
@@ -75,11 +78,11 @@ def test_occlusion_is_the_mean_fall_of_the_windows_that_cover_a_patch() -> None:
     other = smoothed(pixels, 8)
     total, times = torch.zeros(64, 32), torch.zeros(64, 32)
     with torch.no_grad():
-        whole = forward(model, image).item()
+        whole = model(image).images.item()
         for top, left in product(range(0, 64 - side + 1, side // 2), range(0, 32 - side + 1, side // 2)):
             covered = pixels.clone()
             covered[:, top : top + side, left : left + side] = other[:, top : top + side, left : left + side]
-            total[top : top + side, left : left + side] += whole - forward(model, pack([covered], 8)).item()
+            total[top : top + side, left : left + side] += whole - model(pack([covered], 8)).images.item()
             times[top : top + side, left : left + side] += 1
     expected = (total / times).unflatten(1, (4, 8)).unflatten(0, (8, 8)).mean((1, 3))
     found = explain(model, image, "occlusion")
@@ -90,7 +93,7 @@ def test_integrated_gradients_add_up_to_what_the_image_adds_to_the_logit() -> No
     model, image = draw()
     assert STEPS >= 16
     with torch.no_grad():
-        gained = forward(model, image) - forward(model, pack([smoothed(image.images[0], 8)], 8))
+        gained = model(image).images - model(pack([smoothed(image.images[0], 8)], 8)).images
     assert abs(gained.item()) > 1e-3
     assert explain(model, image, "integrated").nansum().item() == pytest.approx(gained.item(), rel=0.01)
 

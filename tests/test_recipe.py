@@ -165,12 +165,12 @@ def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(cr
     scores = pd.read_csv(tmp_path / "scores" / "scores.csv", dtype={"image_id": str}).set_index("image_id")["score"]
     for number, member in enumerate(members):
         from vitmodel.data.dataset import read_crop, to_tensor
-        from vitmodel.model.packing import forward, pack
+        from vitmodel.model.packing import pack
 
         row = read_manifest(run / "manifest.csv").set_index("image_id").loc[found[found["fold"] == number].iloc[0]["image_id"]]
         images = pack([to_tensor(read_crop(row.path))], 16)
         with torch.inference_mode():
-            mine, all_of_them = forward(member, images).item(), [forward(each, images).item() for each in members]
+            mine, all_of_them = member(images).images.item(), [each(images).images.item() for each in members]
         alone = found.set_index("image_id")["score"][row.name]
         assert logit(alone) == pytest.approx(mine, abs=1e-4)
         assert logit(scores[row.name]) == pytest.approx(np.mean(all_of_them), abs=1e-4)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vitmodel.config import Size
 from vitmodel.model import package
-from vitmodel.model.architecture import PRESETS, ViTConfig
+from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
+from vitmodel.model.network import Network
 from vitmodel.model.package import load_package, save_package
 from vitmodel.model.vit import ViT, resize_positions
 from vitmodel.model.weights import HALF, IMAGENET, Normalisation, fit_weights, load_weights
@@ -250,11 +251,12 @@ def test_a_file_without_class_token_leaves_it_fresh(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["package", "Lightning checkpoint"])
 def test_our_own_weights_load_without_folding(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    trained = ViT(replace(CONFIG, image_size=Size(128, 32), stem="conv"))  # 8x2 positions, as many as a square of 4x4
+    network = Network(NetworkConfig(vit=replace(CONFIG, image_size=Size(128, 32), stem="conv")))
+    trained = network.trunk  # 8x2 positions, as many as a square of 4x4
     if kind == "package":
-        save_package(path := tmp_path / "package", trained, {}, "card")
+        save_package(path := tmp_path / "package", network, {}, "card")
     else:
-        state = {f"model.{name}": tensor for name, tensor in trained.state_dict().items()} | {"loss.weight": torch.ones(1)}
+        state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()} | {"loss.weight": torch.ones(1)}
         torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0", "epoch": 3, "callbacks": {}}, path := tmp_path / "last.ckpt")
     model = ViT(trained.config)
     report = fit_weights(model, load_weights(path))
@@ -324,14 +326,14 @@ def test_files_that_are_no_weights_are_refused_by_name(name: str, error: type[Vi
         load_weights(tmp_path / name)
 
 
-def same(one: ViT, other: ViT) -> bool:
+def same(one: Network, other: Network) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return one.config == other.config and all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_package_returns_what_was_put_in(tmp_path: Path) -> None:
     for number, options in enumerate(({"stem": "conv"}, {"pool": "attention", "registers": 2, "layer_scale": 0.1}, {"pool": "mean"})):
-        model = ViT(replace(CONFIG, image_size=Size(64, 32), **options))  # type: ignore[arg-type]
+        model = Network(NetworkConfig(vit=replace(CONFIG, image_size=Size(64, 32), **options)))  # type: ignore[arg-type]
         extra = {"threshold": 0.25, "preprocessing": {"size": "64x32"}, "auroc": float("nan"), "number": number}
         save_package(tmp_path / "package", model, extra, "# Card")
         loaded, config = load_package(tmp_path / "package")
@@ -344,7 +346,7 @@ def test_a_package_returns_what_was_put_in(tmp_path: Path) -> None:
 
 
 def test_a_failed_or_killed_replacement_leaves_the_old_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = ViT(CONFIG), ViT(CONFIG)
+    old, new = Network(NetworkConfig(vit=CONFIG)), Network(NetworkConfig(vit=CONFIG))
     folder = tmp_path / "package"
     save_package(folder, old, {"is": "old"}, "card")
     rename = Path.rename
@@ -375,13 +377,13 @@ def test_a_failed_or_killed_replacement_leaves_the_old_package(tmp_path: Path, m
 def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("do not lose me")
     with pytest.raises(UsageError, match="no model package"):
-        save_package(tmp_path, ViT(CONFIG), {}, "card")
+        save_package(tmp_path, Network(NetworkConfig(vit=CONFIG)), {}, "card")
     assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
 
 
 def test_packages_that_cannot_be_used_are_refused_by_file(tmp_path: Path) -> None:
     folder = tmp_path / "package"
-    save_package(folder, ViT(CONFIG), {}, "card")
+    save_package(folder, Network(NetworkConfig(vit=CONFIG)), {}, "card")
     tensors, text = (folder / package.TENSORS).read_bytes(), (folder / package.CONFIG).read_text()
     document = json.loads(text)
 

@@ -158,7 +158,7 @@ def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Ev
 
 def describe_model(config: EvaluateConfig, predictor: Predictor) -> dict[str, object]:
     """What the package is and what it was made from."""
-    package, architecture = predictor.package, predictor.model.config
+    package, architecture = predictor.package, predictor.model.config.vit
     return {
         "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
         "Weights (SHA-256)": sha256_file(config.package / TENSORS),

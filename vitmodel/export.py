@@ -33,18 +33,21 @@ def export(config: ExportConfig) -> None:
         raise UsageError(f"{config.package}: its crops have many sizes (mm_per_pixel), an ONNX file has one; run it by --runtime torch")
     if len(predictor.members[0].models) > 1:
         raise UsageError(f"{config.package}: holds the models of several folds, an ONNX file has one; export the package of a fold")
+    network, model = predictor.model, predictor.model.trunk
+    if network.sources or network.exam:
+        raise UsageError(f"{config.package}: has sources or the fusion of exams, an ONNX file holds a ViT alone; run it by --runtime torch")
     weights = sha256_file(config.package / TENSORS)
     if config.precision == "fp32":
-        export_onnx(predictor.model, config.out, weights)
+        export_onnx(model, config.out, weights)
         crops = noise(predictor)
     else:
         crops = calibration_crops(predictor, config)
         with tempfile.TemporaryDirectory() as scratch:
-            export_onnx(predictor.model, Path(scratch) / "model.fp32.onnx", weights)
+            export_onnx(model, Path(scratch) / "model.fp32.onnx", weights)
             quantize(Path(scratch) / "model.fp32.onnx", config.out, crops, weights)
-    network = load_onnx(config.out, "onnx", weights)
+    exported = load_onnx(config.out, "onnx", weights)
     with torch.inference_mode():
-        difference = torch.cat([network(each) - forward(predictor.model, each) for each in crops]).abs()
+        difference = torch.cat([exported(each) - forward(model, each) for each in crops]).abs()
     print(f"{config.out}: on {len(crops)} images its logits differ by {difference.mean():.1e} on average, {difference.max():.1e} at most")
     if config.precision == "fp32" and not difference.max() <= TOLERANCE:
         raise VitmodelError(f"{config.out}: its logits differ by more than {TOLERANCE} from the package's; do not use it")
@@ -52,7 +55,7 @@ def export(config: ExportConfig) -> None:
 
 def noise(predictor: Predictor) -> list[Pack]:
     """Images of noise, the lower half of each air."""
-    model = predictor.model.config
+    model = predictor.model.config.vit
     images = torch.rand(4, model.channels, *model.image_size, generator=torch.Generator().manual_seed(0))
     images[:, :, model.image_size.height // 2 :] = 0
     return [pack([image], model.patch, air=not predictor.packed) for image in images]

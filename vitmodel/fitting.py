@@ -22,10 +22,10 @@ from vitmodel.data.manifest import breast_ids, read_manifest, repeated, usable
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.learner import History, Learner
-from vitmodel.model.architecture import PRESETS, ViTConfig
+from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
 from vitmodel.model.losses import TARGETS, prior_bias
+from vitmodel.model.network import Network
 from vitmodel.model.packing import check_budget
-from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.monitoring import Pictures
 from vitmodel.trainer import LAST, build_trainer, fit, next_epoch
@@ -42,7 +42,7 @@ MONITORED = {"auroc": "val/auroc", "f1": "val/macro_f1"}
 class Fitted:
     """A trained model and what it says of images that it did not learn from."""
 
-    model: ViT
+    model: Network
     logits: np.ndarray
     """By row of the table that it was validated on; NaN = unreadable."""
     history: History
@@ -109,12 +109,12 @@ def architecture_of(config: TrainingConfig, size: Size) -> ViTConfig:
     return replace(PRESETS[config.model], image_size=size, pool=config.pool, stem=config.stem, drop_path=config.drop_path)
 
 
-def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.DataFrame) -> ViT:
+def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.DataFrame) -> Network:
     """The preset at the crops' size, with the given weights; the head's bias starts at the prior that the sampler shows."""
-    model = ViT(architecture_of(config, preprocessing.size))
-    torch.nn.init.constant_(model.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
+    model = Network(NetworkConfig(vit=architecture_of(config, preprocessing.size)))
+    torch.nn.init.constant_(model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
     if config.weights is not None:
-        print(fit_weights(model, load_weights(config.weights)))
+        print(fit_weights(model.trunk, load_weights(config.weights)))
     return model
 
 

@@ -18,12 +18,11 @@ from vitmodel.batches import Batch, processes
 from vitmodel.config import PretrainConfig, TrainConfig
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
-from vitmodel.model import packing
 from vitmodel.model.losses import AuxiliaryHeads, make_loss
 from vitmodel.model.mae import MaskedAutoencoder
+from vitmodel.model.network import Network
 from vitmodel.model.optimisation import parameter_groups, warmup_cosine
 from vitmodel.model.packing import Pack
-from vitmodel.model.vit import ViT
 from vitmodel.utils import seed_from
 
 WATCHED = {
@@ -103,10 +102,10 @@ class Course(L.LightningModule):
 class Learner(Course):
     """One logit per image and, while it learns, auxiliary heads; metrics over whole epochs at the threshold 0.5."""
 
-    def __init__(self, model: ViT, config: TrainConfig, images: int, history: History) -> None:
+    def __init__(self, model: Network, config: TrainConfig, images: int, history: History) -> None:
         super().__init__(config, images, history)
         self.model = model
-        self.heads = AuxiliaryHeads(model.config.dim, config.auxiliary) if config.auxiliary else None
+        self.heads = AuxiliaryHeads(model.config.vit.dim, config.auxiliary) if config.auxiliary else None
         self.loss = make_loss(config.loss, config.smoothing)
         self.seen: dict[str, list[Seen]] = {"train": [], "val": []}
         self.watched: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -115,20 +114,20 @@ class Learner(Course):
     def features(self, pack: Pack) -> Tensor:
         """What the heads read: B D. While the body is frozen it neither learns nor is it disturbed."""
         if not (self.training and self.current_epoch < self.config.freeze):
-            return packing.features(self.model, pack)
+            return self.model.features(pack)
         with torch.no_grad():
             self.model.eval()
-            features = packing.features(self.model, pack)
+            features = self.model.features(pack)
             self.model.train()
         return features
 
     def forward(self, pack: Pack) -> Tensor:
         """Logits of a pack's B images: B."""
-        return self.model.head(self.features(pack)).squeeze(-1)
+        return self.model.trunk.head(self.features(pack)).squeeze(-1)
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         features = self.features(batch.pack)  # B D
-        losses = self._losses("train", batch, self.model.head(features))
+        losses = self._losses("train", batch, self.model.trunk.head(features))
         if self.heads is not None:
             extra = self.heads(features, batch.targets)  # B A
             known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
@@ -138,7 +137,7 @@ class Learner(Course):
         return self.mean_over_processes(losses, batch)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._losses("val", batch, self.model.head(self.features(batch.pack)))
+        self._losses("val", batch, self.model.trunk.head(self.features(batch.pack)))
 
     def _losses(self, stage: str, batch: Batch, logits: Tensor) -> Tensor:
         logits = logits.squeeze(-1).float()  # B

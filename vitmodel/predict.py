@@ -102,7 +102,7 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
         values=predictor.explain(scored.loaded, method),
         tissue=cropped.crop > 0,
         geometry=cropped.geometry,
-        patch=predictor.model.config.patch,
+        patch=predictor.model.config.vit.patch,
         source=(int(known["source_height"]), int(known["source_width"])),
     )
     image = Image(
@@ -137,7 +137,7 @@ def report(
 
 def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
     """The writer of this run's results, which name model and version."""
-    architecture = predictor.model.config
+    architecture = predictor.model.config.vit
     software = Software(
         version=__version__,
         model=f"ViT {architecture.depth} x {architecture.dim}, patch {architecture.patch}",

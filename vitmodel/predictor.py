@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,10 +23,10 @@ from vitmodel.data.rows import Row, load_crop, rows_of
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
 from vitmodel.model.explain import Method, explain
+from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS, load_members
-from vitmodel.model.packing import Pack, check_budget, forward, join, pack
+from vitmodel.model.packing import Pack, check_budget, join, pack
 from vitmodel.model.runtime import load_onnx
-from vitmodel.model.vit import ViT
 from vitmodel.pixels.verdict import WARNED
 from vitmodel.utils import UsageError, VitmodelError, sha256_file
 
@@ -102,7 +101,7 @@ class Member:
         except UsageError as error:
             raise VitmodelError(f"{folder / CONFIG}: {error}; a newer vitmodel wrote it, install that") from error
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
-        self.networks: list[Callable[[Pack], torch.Tensor]] = [functools.partial(forward, model) for model in self.models]
+        self.networks: list[Callable[[Pack], torch.Tensor]] = [model.images for model in self.models]
         self.onnx = None if config.runtime == "torch" else folder / f"model.{config.precision}.onnx"
         if self.onnx:
             self.networks = [load_onnx(self.onnx, config.runtime, sha256_file(folder / TENSORS))]
@@ -118,8 +117,8 @@ class Member:
             "label": self.label,
             "preprocessing": self.preprocessing,
             "packed": self.packed,
-            "patch": self.models[0].config.patch,
-            "registers": self.models[0].config.registers,
+            "patch": self.models[0].config.vit.patch,
+            "registers": self.models[0].config.vit.registers,
             "aggregate": self.aggregation,
         }
 
@@ -140,7 +139,7 @@ class Predictor:
         for other in self.members[1:]:
             if differing := [name for name, value in first.views.items() if other.views[name] != value]:
                 raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
-        self.model: ViT = first.models[0]
+        self.model: Network = first.models[0]
         self.package = first.package
         self.preprocessing, self.packed = first.preprocessing, first.packed
         self.calibrated, self.aggregation = first.calibrated, first.aggregation
@@ -180,7 +179,7 @@ class Predictor:
         cropped = load_crop(row, self.preprocessing)
         if cropped.crop is None:
             return Loaded(cropped, None, time.perf_counter() - start)
-        model, image = self.model.config, to_tensor(cropped.crop)
+        model, image = self.model.config.vit, to_tensor(cropped.crop)
         images = [image, image.flip(-2)] if self.config.flip else [image]
         try:
             found = pack(images, model.patch, ["the crop"] * len(images), air=not self.packed)
@@ -195,7 +194,7 @@ class Predictor:
         group: list[Loaded] = []
         length = 0
         for image in images:
-            more = sum(image.pack.lengths(self.model.config.prefix)) if image.pack else 0
+            more = sum(image.pack.lengths(self.model.config.vit.prefix)) if image.pack else 0
             if group and (len(group) == TOGETHER or length + more > self.config.tokens):
                 yield group
                 group, length = [], 0

@@ -27,9 +27,10 @@ from vitmodel.data.phantoms import PhantomDataset
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.fitting import architecture_of, read_crops
 from vitmodel.learner import Course, Learner, Painter
+from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.mae import MaskedAutoencoder
+from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
-from vitmodel.model.vit import ViT
 from vitmodel.trainer import LAST, build_trainer, fit, is_first, next_epoch, start_or_resume, system
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError
 
@@ -43,7 +44,7 @@ def pretrain(config: PretrainConfig) -> None:
     with exclusive(config.run) if is_first() else contextlib.nullcontext():
         checkpoint = start_or_resume("pretrain", config, config.run)
         L.seed_everything(config.seed, verbose=False)
-        model = ViT(architecture_of(config, preprocessing.size))
+        model = Network(NetworkConfig(vit=architecture_of(config, preprocessing.size)))
         learner, train, val = finding(config, model, checkpoint) if frame is None else painting(config, model, frame, checkpoint)
         last = ModelCheckpoint(config.run / LAST.parent, LAST.stem, enable_version_counter=False)
         trainer = build_trainer(config, config.run, [last])
@@ -71,14 +72,14 @@ def commonest(frame: pd.DataFrame) -> Preprocessing:
 Task = tuple[Course, Batches, Batches | None]  # what learns, what from, and what it is watched on
 
 
-def painting(config: PretrainConfig, model: ViT, frame: pd.DataFrame, checkpoint: Path | None) -> Task:
+def painting(config: PretrainConfig, model: Network, frame: pd.DataFrame, checkpoint: Path | None) -> Task:
     """Masked autoencoding of crops."""
     images = CropDataset(frame["path"].tolist(), [float("nan")] * len(frame), config.augment)
     order = Shuffled(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
-    return Painter(MaskedAutoencoder(model, config.ratio), config, len(images), history={}), Batches(images, order, config), None
+    return Painter(MaskedAutoencoder(model.trunk, config.ratio), config, len(images), history={}), Batches(images, order, config), None
 
 
-def finding(config: PretrainConfig, model: ViT, checkpoint: Path | None) -> Task:
+def finding(config: PretrainConfig, model: Network, checkpoint: Path | None) -> Task:
     """Cancers in phantoms, no two of them alike."""
     images = PhantomDataset(config.phantoms, config.size, config.difficulty, config.augment)
     watched = PhantomDataset(max(2, round(HELD_OUT * config.phantoms)), config.size, config.difficulty, None)
@@ -88,7 +89,7 @@ def finding(config: PretrainConfig, model: ViT, checkpoint: Path | None) -> Task
     return learner, Batches(images, order, config), Batches(watched, InOrder(len(watched)), config)
 
 
-def write_package(config: PretrainConfig, model: ViT, learner: Course, frame: pd.DataFrame | None, made: Preprocessing) -> None:
+def write_package(config: PretrainConfig, model: Network, learner: Course, frame: pd.DataFrame | None, made: Preprocessing) -> None:
     """A package without calibration or threshold: training may start from it, but it gives no score."""
     recipe = to_yaml("pretrain", config, config.run / "pretrain.yaml")
     contents: dict[str, Any] = {

@@ -32,8 +32,8 @@ from vitmodel.measure import calibration
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample, to_logit
 from vitmodel.measure.threshold import choose_threshold
+from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
-from vitmodel.model.vit import ViT
 from vitmodel.trainer import is_first, start_or_resume, system
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path, write_atomic
 
@@ -74,7 +74,7 @@ def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preproce
 
 def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing) -> None:
     """A model for each fold, left out in its training and in the choice of its epoch (the last); then the ensemble of all."""
-    members: list[ViT] = []
+    members: list[Network] = []
     history: History = {}
     frame = frame.assign(split=np.where(frame["fold"].notna(), "train", "test"))
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
@@ -119,7 +119,7 @@ def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:
 
 def write_package(
     config: TrainConfig,
-    models: Sequence[ViT],
+    models: Sequence[Network],
     breasts: Sample,
     frame: pd.DataFrame,
     preprocessing: Preprocessing,

@@ -152,7 +152,7 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
 def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None, checkpoint: Path | None) -> None:
     """Train, from `checkpoint` on if there is one."""
     if learner.config.compile:
-        for block in learner.model.blocks:  # type: ignore[union-attr]
+        for block in learner.model.trunk.blocks:  # type: ignore[union-attr]
             block.compile(dynamic=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle

@@ -1,4 +1,4 @@
-"""What a Vision Transformer is made of: its config, four presets and how patches fill an image. Knows no torch."""
+"""What a network is made of: the Vision Transformer's config and presets, and what may stand around it. Knows no torch."""
 
 from __future__ import annotations
 
@@ -106,3 +106,84 @@ PRESETS = {
     "vit_base": ViTConfig(dim=768, depth=12, heads=12),
     "vit_large": ViTConfig(dim=1024, depth=24, heads=16),
 }
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The values of a column that a network knows apart."""
+
+    column: str
+    values: tuple[str, ...]
+    """Value number i has the index i + 1; 0 is for everything else."""
+
+    def index(self, value: object) -> int:
+        """The index of a value, 5.0 and "5" alike; 0 where it is unknown or not among those known apart."""
+        text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        return self.values.index(text) + 1 if text in self.values else 0
+
+    def __len__(self) -> int:
+        return len(self.values) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcesConfig:
+    """Which sources of images (machines, views ...) have a part of the trunk of their own, and how large it is."""
+
+    columns: tuple[Vocabulary, ...]
+    rank: int = 8
+    """Width of each adapter's waist."""
+    every: int = 2
+    """Before every how many blocks there is one, counted back from the last."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.columns), "sources", "names no column")
+        for name in ("rank", "every"):
+            require(getattr(self, name) >= 1, f"sources.{name}", "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamConfig:
+    """How the images of an exam are integrated."""
+
+    views: Vocabulary
+    """The projections that are told apart."""
+    depth: int = 2
+    """Blocks of the fusion transformer."""
+    asymmetry: bool = True
+    """Whether a breast's logit also attends to the images of the other breast."""
+
+    def __post_init__(self) -> None:
+        require(self.depth >= 1, "exam.depth", "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """All that is needed to build a `Network`: the trunk, and what may stand around it."""
+
+    vit: ViTConfig
+    sources: SourcesConfig | None = None
+    exam: ExamConfig | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without extras those of the ViT alone, so that older packages are read and written as ever."""
+        extras = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        return self.vit.to_dict() | {name: asdict(config) for name, config in extras.items() if config is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
+        """A config from `to_dict`'s values. Raises UsageError for an unknown, missing or impossible one."""
+        values = dict(values)
+        sources, exam = values.pop("sources", None), values.pop("exam", None)
+        vit = ViTConfig.from_dict(values)
+        try:
+            return cls(
+                vit=vit,
+                sources=sources and SourcesConfig(**sources | {"columns": tuple(map(_vocabulary, sources["columns"]))}),
+                exam=exam and ExamConfig(**exam | {"views": _vocabulary(exam["views"])}),
+            )
+        except (TypeError, KeyError) as error:
+            raise UsageError(f"architecture: {error}") from error
+
+
+def _vocabulary(values: dict[str, Any]) -> Vocabulary:
+    return Vocabulary(values["column"], tuple(values["values"]))

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitmodel.model import packing
+from vitmodel.model.network import Network
 from vitmodel.model.packing import Pack
-from vitmodel.model.vit import ROWS, Layout, ViT
+from vitmodel.model.vit import ROWS, Layout
 from vitmodel.utils import UsageError
 
 Method = Literal["rollout", "gradient", "occlusion", "integrated"]
@@ -43,8 +44,8 @@ STEPS = 24  # points on the way from the smoothed breast to the breast, integrat
 TOGETHER = 4  # images per pass while occluding and integrating
 
 
-def explain(model: ViT, image: Pack, method: Method) -> Tensor:
-    """How much each patch of the one image in `image` speaks for the model's first logit: h w, NaN = air, units as above.
+def explain(model: Network, image: Pack, method: Method) -> Tensor:
+    """How much each patch of the one image in `image` speaks for the first logit of the image itself: h w, NaN = air, units as above.
 
     `rollout` and `gradient` are never negative; below 0 the other two speak against. The model's weights and their gradients stay
     untouched. Raises UsageError where captum, which two methods need, is not installed.
@@ -53,16 +54,19 @@ def explain(model: ViT, image: Pack, method: Method) -> Tensor:
 
 
 class Watched(Layout):
-    """Attention within one image, written out and kept: A T T after each call."""
+    """Attention within one image, written out and kept: A T T after each call. What else its `layout` does is done."""
 
     weights: Tensor
+
+    def __init__(self, layout: Layout = ROWS) -> None:
+        self.enter = layout.enter  # type: ignore[method-assign]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)  # 1 A T T
         return self.weights @ v
 
 
-def rollout(model: ViT, image: Pack) -> Tensor:
+def rollout(model: Network, image: Pack) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): heads averaged, half of each token stays where it is.
 
     The attention that the head reads is followed from the last block to the first, so that one block's is held at a time.
@@ -70,14 +74,14 @@ def rollout(model: ViT, image: Pack) -> Tensor:
     with torch.no_grad():
         inputs, last = _inputs(model, image)
         relevance = _readers(model, last)  # 1 T
-        watched = Watched()
-        for block, tokens in zip(reversed(model.blocks), reversed(inputs), strict=True):
-            block(tokens, watched)
+        watched = Watched(model.layout(image))
+        for number, tokens in reversed(list(enumerate(inputs))):
+            _step(model, number, tokens, watched)
             relevance = (relevance + torch.einsum("bt,bats->bs", relevance, watched.weights) / watched.weights.shape[1]) / 2
     return _relative(model, image, relevance)
 
 
-def gradient(model: ViT, image: Pack) -> Tensor:
+def gradient(model: Network, image: Pack) -> Tensor:
     """Attention weighted by its gradient (Chefer et al. 2021, arXiv 2103.15679, rules 5 and 6): R = R + mean over heads of (dA * A)+ R.
 
     Of R only the rows of the tokens that the head reads are needed, so the rule runs from the last block to the first, and one block's
@@ -91,19 +95,20 @@ def gradient(model: ViT, image: Pack) -> Tensor:
         gained = torch.zeros_like(read)  # apart from `read`, beside which it would be lost in rounding
     with torch.enable_grad():
         last.requires_grad_()
-        logit = model.head(model.pool(model.norm(last)))[:, 0].sum()
+        trunk = model.trunk
+        logit = trunk.head(trunk.pool(trunk.norm(last)))[:, 0].sum()
         (slope,) = torch.autograd.grad(logit, last)  # 1 T D
-        watched = Watched()
-        for block, tokens in zip(reversed(model.blocks), reversed(inputs), strict=True):
+        watched = Watched(model.layout(image))
+        for number, tokens in reversed(list(enumerate(inputs))):
             tokens = tokens.requires_grad_()
-            out = block(tokens, watched)
+            out = _step(model, number, tokens, watched)
             slope, by_weight = torch.autograd.grad(out, (tokens, watched.weights), slope)
             spoken = (by_weight * watched.weights.detach()).clamp(min=0)  # 1 A T T
             gained = gained + torch.einsum("bt,bats->bs", read + gained, spoken) / spoken.shape[1]
     return _relative(model, image, gained)
 
 
-def occlusion(model: ViT, image: Pack) -> Tensor:
+def occlusion(model: Network, image: Pack) -> Tensor:
     """Windows smoothed away one after another, half a window apart (Zeiler and Fergus 2014, arXiv 1311.2901), by captum."""
     captum = _captum()
     (pixels,) = image.images
@@ -119,7 +124,7 @@ def occlusion(model: ViT, image: Pack) -> Tensor:
     return _per_patch(image, found)
 
 
-def integrated(model: ViT, image: Pack) -> Tensor:
+def integrated(model: Network, image: Pack) -> Tensor:
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) from the smoothed breast to the breast, by captum, per patch."""
     captum = _captum()
     (pixels,) = image.images
@@ -130,7 +135,7 @@ def integrated(model: ViT, image: Pack) -> Tensor:
     return _per_patch(image, found.detach()) * pixels.shape[0] * image.patch**2
 
 
-METHOD: dict[Method, Callable[[ViT, Pack], Tensor]] = {
+METHOD: dict[Method, Callable[[Network, Pack], Tensor]] = {
     "rollout": rollout,
     "gradient": gradient,
     "occlusion": occlusion,
@@ -154,36 +159,43 @@ def smoothed(pixels: Tensor, patch: int) -> Tensor:
     return tissue * blur(pixels) / blur(tissue).clamp(min=1e-6)
 
 
-def _inputs(model: ViT, image: Pack) -> tuple[list[Tensor], Tensor]:
+def _inputs(model: Network, image: Pack) -> tuple[list[Tensor], Tensor]:
     """What each block takes and what the last one gives: 1 T D each."""
-    tokens, inputs = packing.embed(model, image), []
-    for block in model.blocks:
+    tokens, inputs, layout = packing.embed(model.trunk, image), [], model.layout(image)
+    for number in range(len(model.trunk.blocks)):
         inputs.append(tokens)
-        tokens = block(tokens, ROWS)
+        tokens = _step(model, number, tokens, layout)
     return inputs, tokens
 
 
-def _readers(model: ViT, tokens: Tensor) -> Tensor:
+def _step(model: Network, number: int, tokens: Tensor, layout: Layout) -> Tensor:
+    """From what block `number` takes to what the next one takes: 1 T D -> 1 T D."""
+    return model.trunk.blocks[number](layout.enter(number, tokens), layout)
+
+
+def _readers(model: Network, tokens: Tensor) -> Tensor:
     """The share of each token (1 T D) in what the head reads: the class token, or all patches alike; 1 T."""
     share = torch.zeros_like(tokens[..., 0])
-    readers = slice(0, 1) if model.config.pool == "cls" else slice(model.config.prefix, None)
+    readers = slice(0, 1) if model.config.vit.pool == "cls" else slice(model.config.vit.prefix, None)
     share[:, readers] = 1 / share[:, readers].shape[1]
     return share
 
 
-def logits_of(model: ViT, image: Pack) -> Callable[[Tensor], Tensor]:
+def logits_of(model: Network, image: Pack) -> Callable[[Tensor], Tensor]:
     """The model as a function of pixels (B C H W -> B) that looks at the patches of `image` whatever the pixels are."""
 
     def of(pixels: Tensor) -> Tensor:
-        alike = dataclasses.replace(image, names=image.names * len(pixels), images=tuple(pixels), kept=image.kept * len(pixels))
-        return packing.forward(model, alike)[:, 0]
+        alike = dataclasses.replace(
+            image, names=image.names * len(pixels), images=tuple(pixels), kept=image.kept * len(pixels), about=image.about * len(pixels)
+        )
+        return model.images(alike)[:, 0]
 
     return of
 
 
-def _relative(model: ViT, image: Pack, relevance: Tensor) -> Tensor:
+def _relative(model: Network, image: Pack, relevance: Tensor) -> Tensor:
     """Relevance of all tokens (1 T) as multiples of the kept patches' mean: h w; all 0 where nothing speaks."""
-    patches = relevance[0, model.config.prefix :]
+    patches = relevance[0, model.config.vit.prefix :]
     return image.on_grid([patches / patches.mean().clamp(min=torch.finfo(patches.dtype).tiny)])[0]
 
 

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vitmodel.model.architecture import ViTConfig
-from vitmodel.model.vit import ViT
+from vitmodel.model.architecture import NetworkConfig
+from vitmodel.model.network import Network
 from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
 
 FORMAT_VERSION = 1
@@ -28,13 +28,13 @@ TENSORS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "MODEL_CARD
 ONNX = ("model.fp32.onnx", "model.int8.onnx")  # made of a package later on; gone when it is replaced
 
 
-def save_package(folder: Path | str, models: ViT | Sequence[ViT], config: dict[str, Any], card: str) -> None:
+def save_package(folder: Path | str, models: Network | Sequence[Network], config: dict[str, Any], card: str) -> None:
     """Write a package of a model, or of an ensemble, with the caller's `config` and model card, in place of one in `folder`.
 
     Raises UsageError where `folder` holds anything but a package, VitmodelError where it cannot be written; what was there then stays.
     """
     folder = Path(folder).absolute()
-    models = [models] if isinstance(models, ViT) else models
+    models = [models] if isinstance(models, Network) else models
     if reserved := {"format_version", "architecture", "members"} & config.keys():
         raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself")
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, *ONNX}):
@@ -44,7 +44,7 @@ def save_package(folder: Path | str, models: ViT | Sequence[ViT], config: dict[s
     tensors = {
         f"{number}.{name}" if ensemble else name: tensor.detach().cpu().contiguous()
         for number, model in enumerate(models)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in model.tensors().items()
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def _replace(fresh: Path, folder: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def load_package(folder: Path | str) -> tuple[ViT, dict[str, Any]]:
+def load_package(folder: Path | str) -> tuple[Network, dict[str, Any]]:
     """The model of a package, in evaluation mode, and the config that its writer added.
 
     Raises UsageError where `folder` is no package or holds an ensemble, VitmodelError naming the file where it is broken or of another
@@ -92,7 +92,7 @@ def load_package(folder: Path | str) -> tuple[ViT, dict[str, Any]]:
     return models[0], config
 
 
-def load_members(folder: Path | str) -> tuple[list[ViT], dict[str, Any]]:
+def load_members(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
     """The models of a package, one unless it is an ensemble, and the config that its writer added. Raises as `load_package` does."""
     folder = Path(folder).absolute()
     if not folder.exists() and _previous(folder).exists():  # its replacement was killed between two renames
@@ -110,16 +110,16 @@ def load_members(folder: Path | str) -> tuple[list[ViT], dict[str, Any]]:
         remedy = "a newer vitmodel wrote it, install that" if newer else "use the vitmodel that wrote it, or train anew"
         raise VitmodelError(f"{folder / CONFIG}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}")
     try:
-        config = ViTConfig.from_dict(architecture)
+        config = NetworkConfig.from_dict(architecture)
         tensors = load_file(folder / TENSORS)
         members = document.pop("members", 1)
         models = []
         for number in range(members):
             with torch.device("meta"):
-                model = ViT(config)
+                model = Network(config)
             prefix = f"{number}." if members > 1 else ""
             mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            model.load_state_dict(mine, assign=True)
+            model.take(mine)
             models.append(model.eval())
     except UsageError as error:
         raise VitmodelError(f"{folder / CONFIG}: {error}; use the vitmodel that wrote it") from error

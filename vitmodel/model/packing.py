@@ -22,8 +22,9 @@ The convolutional stem sees neighbours: it runs over each whole image, and its t
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -41,6 +42,30 @@ OPEN = 8  # groups that `fill` keeps open: wastes 1 % of a budget that holds 13 
 
 
 @dataclass(frozen=True)
+class About:
+    """What is known of an image beside its pixels."""
+
+    mm_per_pixel: float = math.nan
+    """Side of a pixel in mm; NaN = unknown."""
+    sources: tuple[int, ...] = ()
+    """What it comes from: an index into each vocabulary of the network's sources; 0 = unknown, or too seldom to be learned apart."""
+    view: int = 0
+    """Projection: an index into the network's views; 0 = unknown or seldom."""
+    breast: int = -1
+    """The same number for all images of a breast; -1 = a breast of its own."""
+    exam: int = -1
+    """The same number for all breasts of an exam; -1 = an exam of its own."""
+
+
+def grouped(numbers: Iterable[int]) -> list[list[int]]:
+    """The places of each number, in order of first appearance; each -1 is a group by itself."""
+    found: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers):
+        found.setdefault(number if number >= 0 else -1 - place, []).append(place)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
 class Pack:
     """Images of any sizes and, of each, the patches to look at."""
 
@@ -52,13 +77,20 @@ class Pack:
     """Numbers of the patches that are kept, counted row by row; N of them each."""
     patch: int
     """Side of a patch in pixels."""
+    about: tuple[About, ...] = ()
+    """What is known of each image; none given = nothing known."""
+
+    def __post_init__(self) -> None:
+        if not self.about:
+            object.__setattr__(self, "about", (About(),) * len(self.images))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __iter__(self) -> Iterator[Pack]:
         """Each image as a pack of its own."""
-        return (Pack((name,), (image,), (kept,), self.patch) for name, image, kept in zip(self.names, self.images, self.kept, strict=True))
+        each = zip(self.names, self.images, self.kept, self.about, strict=True)
+        return (Pack((name,), (image,), (kept,), self.patch, (about,)) for name, image, kept, about in each)
 
     @property
     def grids(self) -> list[tuple[int, int]]:
@@ -72,7 +104,7 @@ class Pack:
     def to(self, device: torch.device | str) -> Pack:
         """The same pack in another memory."""
         images, kept = (tuple(tensor.to(device, non_blocking=True) for tensor in tensors) for tensors in (self.images, self.kept))
-        return Pack(self.names, images, kept, self.patch)
+        return replace(self, images=images, kept=kept)
 
     def on_grid(self, values: Iterable[Tensor]) -> list[Tensor]:
         """One value (or vector) per kept patch of each image back in its place: N ... -> h w ..., NaN where a patch was left out."""
@@ -84,7 +116,7 @@ class Pack:
         return placed
 
 
-def pack(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = None, air: bool = False) -> Pack:
+def pack(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = None, air: bool = False, about: Sequence[About] = ()) -> Pack:
     """Pack images (C H W each, 0 = air), padded with air to whole patches; patches of air alone are left out unless `air`.
 
     Raises UsageError, with the image's name, for one that is smaller than a patch, shows air alone, or has NaN or infinite pixels.
@@ -103,13 +135,22 @@ def pack(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = Non
             raise UsageError(f"{name}: shows air alone, all pixels are 0; leave it out")
         padded.append(image)
         kept.append(torch.arange(len(tissue)) if air else tissue.nonzero().squeeze(1))
-    return Pack(tuple(names), tuple(padded), tuple(kept), patch)
+    return Pack(tuple(names), tuple(padded), tuple(kept), patch, tuple(about))
 
 
 def join(packs: Sequence[Pack]) -> Pack:
-    """Several packs as one."""
+    """Several packs as one; breasts and exams of different packs stay apart, whatever their numbers."""
+
+    def apart(number: int, place: int) -> int:
+        return number if number < 0 else number * len(packs) + place
+
     names, images, kept = (sum(parts, ()) for parts in zip(*((each.names, each.images, each.kept) for each in packs), strict=True))
-    return Pack(names, images, kept, packs[0].patch)
+    about = tuple(
+        replace(known, breast=apart(known.breast, place), exam=apart(known.exam, place))
+        for place, each in enumerate(packs)
+        for known in each.about
+    )
+    return Pack(names, images, kept, packs[0].patch, about)
 
 
 @functools.cache
@@ -163,11 +204,11 @@ def forward(model: ViT, pack: Pack) -> Tensor:
     return model.head(features(model, pack))
 
 
-def features(model: ViT, pack: Pack) -> Tensor:
-    """What the head reads of each image, as if it were alone: I D for I images."""
+def features(model: ViT, pack: Pack, layout: Segments | None = None) -> Tensor:
+    """What the head reads of each image, as if it were alone: I D for I images. `layout` may change what the blocks are given."""
     lengths = pack.lengths(model.config.prefix)
     tokens = embed(model, pack)
-    tokens = model.encode(tokens, Segments(lengths, tokens.device))
+    tokens = model.encode(tokens, layout or Segments(lengths, tokens.device))
     return torch.cat([model.pool(image) for image in tokens.split(lengths, dim=1)])
 
 
@@ -219,7 +260,7 @@ def fill(items: Iterable[T], tokens: int, prefix: int, images: int | None = None
     """
     groups: list[Group[T]] = []  # those still open
     for item in items:
-        (length,) = item.pack.lengths(prefix)
+        length = sum(item.pack.lengths(prefix))
         check_budget(item.pack.names[0], length, tokens)
         fitting = [group for group in groups if group.tokens + length <= tokens]
         if not fitting:

@@ -39,7 +39,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class Layout:
-    """How images share a tensor of tokens: here one image per row, B T D. A pack of many images in one row overrides both methods."""
+    """How images share a tensor of tokens: here one image per row, B T D. A pack of many images in one row overrides the first two."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention of each token to the tokens of its own image: 3 x (B A T D/A) -> B A T D/A."""
@@ -48,6 +48,10 @@ class Layout:
     def draw(self, x: Tensor) -> Tensor:
         """One uniform random number in [0, 1) per image, in a shape that broadcasts over its tokens: B T D -> B 1 1."""
         return torch.rand(x.shape[0], 1, 1, device=x.device)
+
+    def enter(self, number: int, x: Tensor) -> Tensor:
+        """What block `number` is given of the tokens before it: B T D -> B T D. Here it is all of them as they are."""
+        return x
 
 
 ROWS = Layout()
@@ -198,6 +202,14 @@ class AttentionPool(nn.Module):
         return (x + self.mlp(self.norm(x))).squeeze(1)  # B D
 
 
+def draw_matrices(module: nn.Module) -> None:
+    """Truncated normals of deviation 0.02 for all matrices of `module`, 0 for their biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+
+
 class ViT(nn.Module):
     """`forward` = `head(pool(encode(embed(images))))`; `encode` runs on tokens however they came to be."""
 
@@ -220,10 +232,7 @@ class ViT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Truncated normals of deviation 0.02 for matrices and tokens, 0 for biases; the stems draw their own."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        draw_matrices(self)
         for token in (self.cls_token, self.reg_token, self.pos_embed, getattr(self.attn_pool, "latent", None)):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
@@ -246,7 +255,8 @@ class ViT(nn.Module):
 
     def encode(self, tokens: Tensor, layout: Layout = ROWS) -> Tensor:
         """The blocks and the norm after them: B T D -> B T D."""
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
+            tokens = layout.enter(number, tokens)
             if self.checkpoint and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, layout, use_reentrant=False)
             else:

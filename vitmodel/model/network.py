@@ -1,0 +1,74 @@
+"""The whole network: a Vision Transformer and what may stand around it, adapters for sources and the fusion of an exam.
+
+Without extras it is the ViT and nothing else: the same numbers, and the same tensors under the same names in a package. Knows packs, no
+table, loss or file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vitmodel.model import packing
+from vitmodel.model.architecture import NetworkConfig
+from vitmodel.model.fusion import ExamFusion, SourcedSegments, Sources, any_of, breasts
+from vitmodel.model.packing import About, Pack, Segments, grouped
+from vitmodel.model.vit import ViT
+
+TRUNK = "trunk."
+
+
+class Logits(NamedTuple):
+    """What a network says of a pack, at each level."""
+
+    images: Tensor  # I K
+    breasts: Tensor | None = None  # G, in order of first appearance; None without the fusion of exams
+    patients: Tensor | None = None  # E, likewise
+
+
+class Network(nn.Module):
+    """`forward` = `read(features(pack), pack.about)`: all levels in one pass."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = ViT(config.vit)
+        self.sources = Sources(config.sources, config.vit) if config.sources else None
+        self.exam = ExamFusion(config) if config.exam else None
+
+    def layout(self, pack: Pack) -> Segments:
+        """How the pack's images go through the trunk: each through the parts of its own sources."""
+        lengths, device = pack.lengths(self.config.vit.prefix), pack.images[0].device
+        return Segments(lengths, device) if self.sources is None else SourcedSegments(self.sources, pack.about, lengths, device)
+
+    def features(self, pack: Pack) -> Tensor:
+        """What the heads read of each image, as if it were alone: I D."""
+        return packing.features(self.trunk, pack, self.layout(pack))
+
+    def read(self, features: Tensor, about: Sequence[About]) -> Logits:
+        """The logits of images from their features (I D) and, with the fusion of exams, of their breasts and patients."""
+        images = self.trunk.head(features)
+        if self.exam is None:
+            return Logits(images)
+        of_breasts = self.exam(features, images[:, 0], about)
+        exams = grouped(about[breast[0]].exam for breast in breasts(about))
+        return Logits(images, of_breasts, any_of(of_breasts, exams))
+
+    def forward(self, pack: Pack) -> Logits:
+        return self.read(self.features(pack), pack.about)
+
+    def images(self, pack: Pack) -> Tensor:
+        """The logits of the images alone: I K."""
+        return self.trunk.head(self.features(pack))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors; the trunk's under the ViT's own names."""
+        return {name.removeprefix(TRUNK): tensor for name, tensor in self.state_dict().items()}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become what `tensors` returned. Raises RuntimeError where they are of another network."""
+        extras = tuple(f"{name}." for name, _ in self.named_children() if name != TRUNK[:-1])
+        renamed = {name if name.startswith(extras) else TRUNK + name: tensor for name, tensor in tensors.items()}
+        self.load_state_dict(renamed, assign=True)
