@@ -13,6 +13,7 @@ from vitmodel.config import Size
 from vitmodel.pixels.lesions import BENIGN_KINDS, CANCER_KINDS, Lesion, ViewName, draw_lesion
 from vitmodel.pixels.looks import Look, dress
 from vitmodel.pixels.phantom import Breast, power_law, render, spacing_of
+from vitmodel.pixels.specks import draw_specks
 
 SIZE = Size(384, 312)
 VIEWS: tuple[ViewName, ...] = ("CC", "MLO")
@@ -145,3 +146,17 @@ def test_a_look_keeps_the_order_of_greys() -> None:
     order = np.argsort(view.image[view.mask])
     assert np.diff(dressed[view.mask][order]).min() >= -1e-6
     assert abs(float(dressed[view.mask].mean() - view.image[view.mask].mean())) > 0.005
+
+
+def test_neither_brightness_nor_a_coarse_view_tells_which_spots_are_sharp() -> None:
+    """Of one seed, with and without a cancer: sharp and blurred spots have one mass, and pixels coarser than the blur show them alike."""
+    for seed in range(3):
+        with_, without = (draw_specks(seed, cancer, 1024) for cancer in (True, False))
+        assert with_.box == without.box
+        difference = with_.image - without.image
+        x0, y0, x1, y1 = (round(side) for side in with_.box)
+        cluster = difference[y0 - 12 : y1 + 12, x0 - 12 : x1 + 12]
+        assert cluster.max() > 0.3
+        assert abs(cluster.sum()) < 0.05 * np.abs(cluster).sum()
+        size = difference.shape[1] // 16, difference.shape[0] // 16
+        assert np.abs(cv2.resize(difference, size, interpolation=cv2.INTER_AREA)).max() < 0.02

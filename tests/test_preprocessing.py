@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitmodel.config import Preprocessing, Size
+from vitmodel.data.lesions import from_text, on_crop, to_text
 from vitmodel.pixels.phantom import Breast, View, render
 from vitmodel.pixels.preprocessing import Geometry, Prepared, preprocess, resample
 
@@ -44,6 +45,16 @@ def test_a_crop_pixel_shows_the_source_pixel_that_the_geometry_names(
     matrix = geometry.to_source()
     np.testing.assert_allclose(shown_x, matrix[0, 0] * canvas_x + matrix[0, 2], atol=0.1)
     np.testing.assert_allclose(shown_y, matrix[1, 1] * canvas_y + matrix[1, 2], atol=0.1)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_lesion_is_on_the_crop_where_its_pixels_are(flipped: bool) -> None:
+    source = np.zeros((200, 150), np.float32)
+    source[80:104, 40:60] = 1
+    geometry = Geometry((10, 20, 130, 180), flipped, Size(240, 200))
+    rows, columns = np.nonzero(resample(source, geometry, 0) > 0.5)
+    (box,) = on_crop(from_text(to_text([(40, 80, 60, 104)])), geometry)
+    np.testing.assert_allclose(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], atol=1)
 
 
 def test_zero_is_air_and_nothing_else(view: View, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from pydicom.data import get_testdata_file
 
+from vitmodel.data.lesions import from_text
 from vitmodel.data.manifest import as_manifest, leaks, read_manifest, write_manifest
 from vitmodel.data.releases import ADAPTERS, read_release
 from vitmodel.data.splits import assign_splits
@@ -55,6 +56,13 @@ def test_rsna(write: Callable[..., Path]) -> None:
     assert np.isnan(table.birads[0])
     assert table.density.isna().tolist() == [True, False, False]
     assert table.difficult_negative_case.tolist() == [0, 0, 1]
+    assert table.lesions.isna().all()
+
+    lesions = "patient_id,image_id,cancer,x0,y0,x1,y1\n10,2,1,1,2,3,4\n10,2,0,9,9,9,9\n10,2,1,5,6,7,8.5\n"
+    (source / "lesions.csv").write_text(lesions)
+    found = read_release(source).lesions
+    assert found.isna().tolist() == [True, False, True]
+    assert from_text(found[1]).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8.5]], "a benign finding is no lesion"
 
     test = read_release(source / "test.csv")
     assert names(test, source) == ["test_images/10/9.dcm"]
@@ -169,12 +177,13 @@ def test_cmmd(write: Callable[..., Path]) -> None:
 
 
 def test_mias(write: Callable[..., Path]) -> None:
-    head = "image_path,patient_id,laterality,view,image_id,density_FGD,severity\n"
-    rows = "images/a.png,m1,L,MLO,a,D,M\nimages/b.png,m1,R,MLO,b,F,B\nimages/c.png,m2,L,MLO,c,G,N\n"
+    head = "image_path,patient_id,laterality,view,image_id,density_FGD,severity,x,y_top_left,radius\n"
+    rows = "images/a.png,m1,L,MLO,a,D,M,20,30,5\nimages/b.png,m1,R,MLO,b,F,B,20,30,5\nimages/c.png,m2,L,MLO,c,G,N,,,\n"
     table = read_release(write({"mias.csv": head + rows}))
     assert set(table.dataset) == {"mias"}
     assert table.cancer.tolist() == [1, 0, 0]
     assert table.density.isna().all()
+    assert table.lesions.fillna("").tolist() == ["15 25 25 35", "", ""]
 
 
 def test_class_folders(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:

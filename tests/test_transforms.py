@@ -95,3 +95,20 @@ def test_moments_are_as_configured() -> None:
     for field in fields(Augmentation):
         if field.name not in ("elastic", "window", "blur", "holes"):
             assert getattr(drawn(ALL, 5), field.name) == getattr(drawn(AugmentConfig(), 5), field.name)
+
+
+def test_a_box_goes_where_its_pixels_go() -> None:
+    """A bright square is drawn, changed and found again: its box encloses it, and closely where nothing is elastic."""
+    image = np.full((192, 128), 0.1, np.float32)
+    box = np.array([[40, 60, 56, 84]], np.float32)
+    image[60:84, 40:56] = 1
+    for seed in range(12):
+        for elastic in (0.0, 0.05):
+            change = drawn(replace(OFF, flip=0.5, mirror=0.5, area=0.8, rotate=15, scale=0.2, shift=0.05, elastic=elastic), seed)
+            rows, columns = np.nonzero(change.apply(image) > 0.6)
+            found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            ((x0, y0, x1, y1),) = change.locate(box, (192, 128))
+            whole = np.clip([x0, y0, x1, y1], 0, [128, 192, 128, 192])  # it may be moved out of the image
+            assert (found[:2] >= whole[:2] - 1.5).all()
+            assert (found[2:] <= whole[2:] + 1.5).all()
+            assert np.abs(found - whole).max() <= 3 + 2 * 128 * elastic

@@ -48,6 +48,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("birads", "number", "target", "BI-RADS assessment, 0 to 6; 4A, 4B and 4C count as 4"),
     Column("density", "text", "target", "breast density, ACR category", choices=("A", "B", "C", "D")),
     Column("difficult_negative_case", "flag", "target", "1 = a negative that was hard to tell"),
+    Column("lesions", "text", "target", "boxes of proven cancers in source pixels, x0 y0 x1 y1 each, separated by ';'"),
     Column("age", "number", "input", "years"),
     Column("implant", "flag", "input", "1 = the breast has an implant"),
     Column("site_id", "text", "provenance", "the hospital"),

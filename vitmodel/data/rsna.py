@@ -3,6 +3,8 @@
 train.csv (or, where it is absent, test.csv) beside train_images/<patient>/<image>.dcm, or beside a folder of <patient>_<image>.png; or a
 subset's table with image_path and the release's columns. To read test.csv where both lie there, name that file as the source.
 
+A release of `vitmodel synth` also has lesions.csv, the boxes of its cancers.
+
 Site 2 gives no density and hardly any BIRADS (there 0 = recall, 1 = negative, 2 = normal); the test table has no targets. All NaN here.
 """
 
@@ -13,12 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.data import listing
+from vitmodel.data import lesions, listing
 from vitmodel.data.manifest import as_manifest, read_table
 from vitmodel.data.source import find_table, header, image_files, lookup, patient_of, stem, tables_with
 
 LOOKS_FOR = "train.csv or test.csv beside train_images/<patient>/<image>.dcm or <patient>_<image>.png"
 TABLES = ("train.csv", "test.csv")
+LESIONS = "lesions.csv"
 SUBSET = ("image_path", "patient_id", "image_id", "machine_id")
 
 
@@ -36,7 +39,17 @@ def read(source: Path) -> pd.DataFrame:
     folder = source if source.is_dir() else source.parent
     released = os.path.join(os.path.abspath(folder), f"{path.stem}_images", "") + table.patient_id + "/" + table.image_id + ".dcm"
     files = {_name(file): file for file in sorted(image_files(folder), key=lambda file: file.endswith(".dcm"))}  # DICOM before a copy
-    return as_manifest(table.assign(path=lookup(names, files, released), dataset="rsna"), str(path))
+    boxes = table.image_id.map(_boxes(path.with_name(LESIONS)))
+    return as_manifest(table.assign(path=lookup(names, files, released), dataset="rsna", lesions=boxes), str(path))
+
+
+def _boxes(path: Path) -> dict[str, str]:
+    """The column `lesions` of each image with a cancer that the table shows."""
+    if not path.is_file():
+        return {}
+    table = read_table(path, ["image_id", "cancer", "x0", "y0", "x1", "y1"]).query("cancer == '1'")
+    boxes = table[["x0", "y0", "x1", "y1"]].astype(float).groupby(table.image_id)
+    return {str(image): lesions.to_text(rows.to_numpy()) for image, rows in boxes}
 
 
 def _table(source: Path) -> Path | None:

@@ -90,21 +90,44 @@ class Augmentation:
         result[tissue] = np.clip(values, DARKEST, 1)
         return self._perforated(result, tissue, rng)
 
+    def locate(self, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Where boxes (K 4: x0 y0 x1 y1 in pixels, ends exclusive) of an image H W come to lie: K 4, each about all of what it held.
+
+        An elastic change widens them by its largest displacement.
+        """
+        rows, columns = shape
+        x, y = boxes[:, [0, 0, 2, 2]], boxes[:, [1, 3, 1, 3]]  # the four corners
+        x, y = columns - x if self.mirror else x, rows - y if self.flip else y
+        top, left, height, width = self._place(rows, columns)
+        x, y = (x - left) * columns / width, (y - top) * rows / height
+        matrix = self._matrix(rows, columns)
+        x, y = (factors[0] * (x - 0.5) + factors[1] * (y - 0.5) + factors[2] + 0.5 for factors in matrix)
+        pull = self.elastic * columns
+        return np.stack([x.min(1) - pull, y.min(1) - pull, x.max(1) + pull, y.max(1) + pull], axis=1).astype(np.float32)
+
+    def _place(self, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width in pixels of the part that takes the place of the whole."""
+        y, x, height, width = self.part
+        return round(y * rows), round(x * columns), max(1, round(height * rows)), max(1, round(width * columns))
+
+    def _matrix(self, rows: int, columns: int) -> np.ndarray:
+        """The affine map, 2 x 3, pixel centres at whole numbers: about the middle of the chest wall, then the shift."""
+        matrix = cv2.getRotationMatrix2D((0, (rows - 1) / 2), self.angle, self.scale)
+        matrix[:, 2] += np.array(self.shift) * (columns, rows)
+        return matrix
+
     def _cut(self, image: np.ndarray) -> np.ndarray:
         """A part of the image in the place of the whole."""
         if self.part == (0.0, 0.0, 1.0, 1.0):
             return image
         rows, columns = image.shape
-        y, x, height, width = self.part
-        top, left = round(y * rows), round(x * columns)
-        part = image[top : top + max(1, round(height * rows)), left : left + max(1, round(width * columns))]
-        return cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        top, left, height, width = self._place(rows, columns)
+        return cv2.resize(image[top : top + height, left : left + width], (columns, rows), interpolation=cv2.INTER_LINEAR)
 
     def _move(self, image: np.ndarray) -> np.ndarray:
         """Rotate and scale about the middle of the chest wall, shift, and pull at an elastic web; one interpolation."""
         height, width = image.shape
-        matrix = cv2.getRotationMatrix2D((0, (height - 1) / 2), self.angle, self.scale)
-        matrix[:, 2] += np.array(self.shift) * (width, height)
+        matrix = self._matrix(height, width)
         if self.elastic > 0:
             return cv2.remap(image, *self._web(matrix, height, width), cv2.INTER_LINEAR, borderValue=0)
         if np.array_equal(matrix, np.eye(2, 3)):
