@@ -40,11 +40,12 @@ def test_no_tissue_is_cut_off(view: ViewName, seed: int) -> None:
     side = "LR"[seed % 2]
     drawn = render(BreastPhantom(seed, side, "ABCD"[seed % 4], depth_mm=60 + 5 * seed, implant=seed % 5 == 4), view, SIZE)
     air, marker = 0.05 * (seed % 4), "lead" if seed % 3 else "text"
-    look = Look(0.5, 1.2, 0.01 * (seed % 3), air, marker, 0.05 + 0.09 * seed, 4 * (seed % 3))  # type: ignore[arg-type]
-    found = find_breast(dress(drawn, look, f"{side} {view}", seed, side))
+    look = Look(0.5, 1.2, 0, air, marker, 0.05 + 0.09 * seed, 4 * (seed % 3))  # type: ignore[arg-type]
+    noise = 0.01 * (seed % 4) * np.random.default_rng(seed).standard_normal(SIZE, np.float32)  # in the air, too
+    found = find_breast(np.clip(dress(drawn, look, f"{side} {view}", seed, side) + noise, 0, 1))
     assert found.chest_wall == ("left" if side == "L" else "right")
     assert lost(found, drawn.breast) <= 0.005
-    assert (found.mask & ~drawn.mask).sum() <= 0.02 * drawn.mask.sum()
+    assert (found.mask & ~drawn.mask).sum() <= 0.04 * drawn.mask.sum()  # a pixel around
     x0, y0, x1, y1 = found.box
     assert found.mask[y0:y1, x0:x1].sum() == found.mask.sum()
 
@@ -72,6 +73,14 @@ def test_a_white_implant_is_not_taken_for_air() -> None:
     x0, y0, x1, y1 = find_breast(image).box
     assert not find_breast(image[y0:y1, x0:x1]).inverted
     assert lost(find_breast(image), mask) == 0
+
+
+def test_the_white_border_of_a_film_is_not_taken_for_air() -> None:
+    image, _ = phantom("MLO", depth_mm=100.0)
+    x0, y0, x1, y1 = find_breast(image).box
+    film = np.pad(image[y0:y1, x0:x1], ((0, 0), (0, 8)))
+    film[10:, -8:] = 1
+    assert not find_breast(film).inverted
 
 
 def write(image: np.ndarray, text: str, place: tuple[int, int]) -> np.ndarray:

@@ -40,9 +40,9 @@ class Box(NamedTuple):
 class Breast:
     """The breast in a view of H W pixels.
 
-    `mask` (bool, H W) is true on the breast with skin line, nipple and the pectoral muscle beside it. `box` holds the mask and one
-    pixel of the view around it, so that a box in source pixels, rounded outwards, cuts no tissue. `chest_wall` is the side of the
-    view on which the breast rests. Where `inverted`, the view was bright in the air: the caller takes 1 - grey everywhere, also at
+    `mask` (bool, H W) is true on the breast with skin line, nipple and the pectoral muscle beside it, and on one pixel around, so that
+    neither the view's coarse grid nor noise costs tissue; `box` holds the mask. `chest_wall` is the side of the view on which the
+    breast rests. Where `inverted`, the view was bright in the air: the caller takes 1 - grey everywhere, also at
     full resolution, before it puts the mask to use.
     """
 
@@ -77,6 +77,7 @@ def find_breast(grey: np.ndarray) -> Breast:
         remarks.append(Remark("doubtful_crop", "arm or belly would be larger than the breast; nothing was cut off"))
     else:
         mask[: rows.start] = mask[rows.stop :] = False
+    mask = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     return Breast(mask, _box_around(mask), chest_wall, inverted, tuple(remarks))
 
 
@@ -89,9 +90,16 @@ def _normalised(grey: np.ndarray) -> np.ndarray:
 
 
 def _is_inverted(view: np.ndarray, content: Box) -> bool:
-    """Whether the air is white: it lies along the edges of the picture, where a white implant or muscle has but a small part."""
+    """Whether the air is white: it lies along the edges of the picture, where a white implant or muscle has but a small part.
+
+    It does so further inside, too, where the white border of a film has ended.
+    """
     x0, y0, x1, y1 = content
-    part = view[y0:y1, x0:x1]
+    inside = min(round(LEAST_WIDTH * max(view.shape)), (x1 - x0) // 4, (y1 - y0) // 4)
+    return all(_is_white_around(view[y0 + margin : y1 - margin, x0 + margin : x1 - margin]) for margin in (0, inside))
+
+
+def _is_white_around(part: np.ndarray) -> bool:
     edges = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]])
     white, black = float(np.mean(edges > 0.98)), float(np.mean(edges < 0.1))
     return white > max(0.1, black)
@@ -228,4 +236,4 @@ def _hull(values: np.ndarray) -> np.ndarray:
 
 def _box_around(mask: np.ndarray) -> Box:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return Box(max(x - 1, 0), max(y - 1, 0), min(x + width + 1, mask.shape[1]), min(y + height + 1, mask.shape[0]))
+    return Box(x, y, x + width, y + height)

@@ -34,6 +34,8 @@ from pydicom.pixels import get_decoder
 from vitmodel.pixels import openjpeg
 from vitmodel.pixels.verdict import ImageRefused
 
+Bytes = bytes | memoryview
+
 MAX_PIXELS = 100_000_000
 """More than any mammogram: film of 24 x 30 cm scanned at 30 um has 80 million."""
 MAX_HEADER = 1 << 20
@@ -236,7 +238,7 @@ def codestream(frame: bytes, layout: Layout) -> Codestream:
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream, checked against the file's. Raises ImageRefused."""
     try:
         start = frame.find(b"\xff\x4f\xff\x51", 0, MAX_HEADER)  # within a JP2 file's boxes where an encoder left them
-        stream = jpeg2000_header(frame[start : start + MAX_HEADER]) if start >= 0 else jpeg_header(frame)
+        stream = jpeg2000_header(memoryview(frame)[start : start + MAX_HEADER]) if start >= 0 else jpeg_header(frame)
     except (IndexError, ValueError):
         raise ImageRefused("undecodable", "the compressed pixels have no readable header") from None
     if b"\xff\xd9" not in frame[-8:]:  # libjpeg would fill the rest with grey and say nothing
@@ -253,7 +255,7 @@ def codestream(frame: bytes, layout: Layout) -> Codestream:
     return stream
 
 
-def segments(frame: bytes) -> Iterator[tuple[int, bytes]]:
+def segments(frame: Bytes) -> Iterator[tuple[int, Bytes]]:
     """Marker and payload of each segment after the start-of-image marker, up to the entropy-coded data."""
     at = 2
     while frame[at] == 0xFF:
@@ -269,7 +271,9 @@ def jpeg_header(frame: bytes) -> Codestream:
     """The frame header (SOF) of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2). Raises ValueError."""
     for marker, payload in segments(frame):
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            if frame.count(b"\xff\xda") > MAX_SCANS:  # cannot stand within a scan, where FF is followed by a number below 0x80 or by D0-D7
+            repeats = payload[5] > 1 or marker & 3 == 2  # of one component, only a progressive image has more than one scan
+            # the marker of a scan cannot stand within one, where FF is followed by a number below 0x80 or by D0-D7
+            if repeats and frame.count(b"\xff\xda") > MAX_SCANS:
                 raise ImageRefused("too_large", f"the JPEG has more than {MAX_SCANS} scans")
             return Codestream(int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5]), payload[5], payload[0])
         if marker == 0xDA:
@@ -277,7 +281,7 @@ def jpeg_header(frame: bytes) -> Codestream:
     raise ValueError("no frame header")
 
 
-def jpeg2000_header(frame: bytes) -> Codestream:
+def jpeg2000_header(frame: Bytes) -> Codestream:
     """The SIZ and COD segments of a JPEG 2000 main header (ITU-T T.800 A.5.1, A.6.1). Raises ValueError."""
     stream = None
     for marker, payload in segments(frame):
@@ -294,7 +298,7 @@ def jpeg2000_header(frame: bytes) -> Codestream:
     raise ValueError("no SIZ or COD segment")
 
 
-def count_blocks(stream: Codestream, cod: bytes) -> int:
+def count_blocks(stream: Codestream, cod: Bytes) -> int:
     """About how many precincts or code blocks the COD segment `cod` cuts the image into, at all of its resolution levels."""
     levels, sizes = cod[5], cod[10:] if cod[0] & 1 else b""
     count = 0

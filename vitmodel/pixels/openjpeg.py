@@ -110,14 +110,16 @@ def decode(data: bytes, reduce: int = 0) -> np.ndarray:
     lib = library()
     if lib is None:
         raise RuntimeError("no OpenJPEG library is at hand")
-    position = 0
+    position, start = 0, np.frombuffer(data, np.uint8).ctypes.data
 
     def read(buffer: int, size: int, _: Any) -> int:
         nonlocal position
-        block = data[position : position + size]
-        ctypes.memmove(buffer, block, len(block))
-        position += len(block)
-        return len(block) or END_OF_STREAM
+        size = min(size, len(data) - position)
+        if size <= 0:
+            return END_OF_STREAM
+        ctypes.memmove(buffer, start + position, size)
+        position += size
+        return size
 
     def skip(size: int, _: Any) -> int:
         nonlocal position

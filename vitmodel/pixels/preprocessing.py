@@ -156,17 +156,15 @@ def resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:
 
 
 def _resample_mask(mask: np.ndarray, geometry: Geometry, source: tuple[int, int]) -> np.ndarray:
-    """The overview's breast mask on the canvas, one overview pixel wider, so that its coarse grid costs no tissue."""
-    wider = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(np.float32)
+    """The overview's breast mask on the canvas."""
     scale = np.array([mask.shape[1] / source[1], mask.shape[0] / source[0]])
     matrix = geometry.to_source()
     matrix[:, 2] += 0.5
     matrix *= scale[:, None]
     matrix[:, 2] -= 0.5
     canvas = geometry.canvas
-    placed = cv2.warpAffine(
-        wider, matrix, (canvas.width, canvas.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
+    flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (canvas.width, canvas.height)
+    placed = cv2.warpAffine(mask.astype(np.float32), matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
     top, height, width = geometry.content
     inside = np.zeros(canvas, bool)
     inside[top : top + height, :width] = True
