@@ -9,7 +9,8 @@ one_view   A breast with a cancer shows it in one of its two views, any other br
 asymmetry  Every labelled breast shows one. It is a cancer where the other breast shows none (that one's label is unknown), and benign
            where both do: an image of a cancer and one of a benign density are drawn from the same distribution.
 
-Looks are drawn per exam and not per machine, so that no other pixel tells the machine.
+Looks are drawn per exam and not per machine, so that no other pixel tells the machine. All breasts are fatty: the question is where the
+evidence lies, not how hard it is to see.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ SIDES = ("L", "R")
 VIEWS: tuple[ViewName, ...] = get_args(ViewName)
 MACHINES: Mapping[str, str] = {"train": "AB", "val": "AB", "test": "ABC"}
 """Of the design `vendors`, dealt out in turn; all other exams are of machine A."""
-RADIUS_MM = 11.0
-FAINT, BRIGHT = 0.5, 1.3  # log attenuation
+RADIUS_MM = 13.0
+FAINT, BRIGHT = 0.75, 1.5  # log attenuation
 DEEP, SHALLOW = 0.3, 0.7  # from the chest wall to the nipple
 TELLING = 0.75  # how often the depth is the one that goes with the label
 
@@ -68,7 +69,7 @@ def draw_exam(design: Design, seed: int, sick: Mapping[str, bool], machine: str 
     Whatever chance decides is drawn alike for sick and healthy, so that exams of one seed differ in what tells them apart alone.
     """
     rng = np.random.default_rng(seed_from("exam", seed))
-    body, look = draw_body(rng), draw_look(rng)
+    body, look = replace(draw_body(rng), density="A"), draw_look(rng)
     place = rng.uniform(0.4, 0.65), *rng.uniform(-0.4, 0.4, 2)
     labels = {side: float(sick[side]) for side in SIDES}
     if design == "asymmetry" and any(sick.values()):
