@@ -20,7 +20,7 @@ from vitmodel.config import TrainingConfig
 from vitmodel.data.dataset import Example
 from vitmodel.data.samplers import Draw
 from vitmodel.model.architecture import PRESETS
-from vitmodel.model.packing import Pack, fill, join, pack
+from vitmodel.model.packing import About, Pack, fill, join, pack
 from vitmodel.utils import UsageError, VitmodelError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     label: Tensor  # B, 0 or 1
     targets: Tensor  # B A, auxiliary targets; NaN = unknown
     row: Tensor  # B, the images' places in their table, for a pack has an order of its own
+    lesions: tuple[Tensor, ...]  # B, boxes of known cancers in pixels, K 4 each; a target, too
     spare: bool = False
     """A repetition that only keeps this process in step with others that have one batch more: it counts for nothing."""
 
@@ -44,6 +45,7 @@ class Single(NamedTuple):
     label: Tensor
     targets: Tensor
     row: int
+    lesions: Tensor
 
 
 class Images(Protocol):
@@ -81,9 +83,9 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         config = self.config
         images = max(1, config.batch_size // processes())
-        for group, spare in in_step(fill(self._readable(), config.tokens, PRESETS[config.model].prefix, images)):
-            packs, labels, targets, rows = zip(*group, strict=True)
-            yield Batch(join(packs), torch.stack(labels), torch.stack(targets), torch.tensor(rows), spare)
+        for group, spare in in_step(fill(self._readable(), config.most_tokens, PRESETS[config.model].prefix, images)):
+            packs, labels, targets, rows, lesions = zip(*group, strict=True)
+            yield Batch(join(packs), torch.stack(labels), torch.stack(targets), torch.tensor(rows), lesions, spare)
 
     def _readable(self) -> Iterator[Single]:
         for single in self.singles:
@@ -104,7 +106,8 @@ def to_single(example: Example, paths: list[str], patch: int, air: bool) -> Sing
     if example.problem:
         return example.row, example.problem
     try:
-        return Single(pack([example.image], patch, [paths[example.row]], air), example.label, example.targets, example.row)
+        image = pack([example.image], patch, [paths[example.row]], air, [About(mm_per_pixel=example.mm_per_pixel)])
+        return Single(image, example.label, example.targets, example.row, example.lesions)
     except UsageError as error:
         return example.row, str(error)
 

@@ -34,8 +34,10 @@ def export(config: ExportConfig) -> None:
     if len(predictor.members[0].models) > 1:
         raise UsageError(f"{config.package}: holds the models of several folds, an ONNX file has one; export the package of a fold")
     network, model = predictor.model, predictor.model.trunk
-    if network.sources or network.exam:
-        raise UsageError(f"{config.package}: has sources or the fusion of exams, an ONNX file holds a ViT alone; run it by --runtime torch")
+    if network.sources or network.exam or network.segments:
+        raise UsageError(
+            f"{config.package}: has sources, segments or the fusion of exams, an ONNX file holds a ViT alone; run it by --runtime torch"
+        )
     weights = sha256_file(config.package / TENSORS)
     if config.precision == "fp32":
         export_onnx(model, config.out, weights)

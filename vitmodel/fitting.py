@@ -18,7 +18,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from vitmodel.batches import Batches
 from vitmodel.config import Preprocessing, Size, TrainConfig, TrainingConfig
 from vitmodel.data.dataset import CropDataset, crop_size
+from vitmodel.data.lesions import NONE, from_text, on_crop
 from vitmodel.data.manifest import breast_ids, read_manifest, repeated, usable
+from vitmodel.data.rows import mm_per_pixel, rows_of
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.learner import History, Learner
@@ -26,6 +28,7 @@ from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
 from vitmodel.model.losses import TARGETS, prior_bias
 from vitmodel.model.network import Network
 from vitmodel.model.packing import check_budget
+from vitmodel.model.tiles import check_segments
 from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.monitoring import Pictures
 from vitmodel.trainer import LAST, build_trainer, fit, next_epoch
@@ -97,11 +100,14 @@ def common_preprocessing(frame: pd.DataFrame, manifest: Path) -> Preprocessing:
 
 
 def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
-    """Raises UsageError naming a crop that exceeds the budget of tokens if all of it is tissue: better now than in the tenth epoch."""
+    """Raises UsageError naming a crop that exceeds the budget of tokens if all of it is tissue: better now than in the tenth epoch. So for
+    segments that the network cannot take."""
     patch, prefix = PRESETS[config.model].patch, PRESETS[config.model].prefix
+    if isinstance(config, TrainConfig) and config.segmenting:
+        check_segments(config.segmenting, patch, prefix)
     for path in frame["path"]:
         height, width = crop_size(path)
-        check_budget(path, prefix + math.ceil(height / patch) * math.ceil(width / patch), config.tokens)
+        check_budget(path, prefix + math.ceil(height / patch) * math.ceil(width / patch), config.most_tokens)
 
 
 def architecture_of(config: TrainingConfig, size: Size) -> ViTConfig:
@@ -110,8 +116,10 @@ def architecture_of(config: TrainingConfig, size: Size) -> ViTConfig:
 
 
 def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.DataFrame) -> Network:
-    """The preset at the crops' size, with the given weights; the head's bias starts at the prior that the sampler shows."""
-    model = Network(NetworkConfig(vit=architecture_of(config, preprocessing.size)))
+    """The preset at the crops' size, or that of segments, with the given weights; the head's bias starts at the prior that the sampler
+    shows."""
+    size = Size(config.segments, config.segments) if config.segments else preprocessing.size
+    model = Network(NetworkConfig(vit=architecture_of(config, size), segments=config.segmenting))
     torch.nn.init.constant_(model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
     if config.weights is not None:
         print(fit_weights(model.trunk, load_weights(config.weights)))
@@ -119,10 +127,17 @@ def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.Dat
 
 
 def images_of(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset:
-    """The rows' crops with labels and auxiliary targets."""
+    """The rows' crops with labels, auxiliary targets, known lesions and scale."""
     targets = [TARGETS[name].encode(rows[name].tolist()) for name in config.auxiliary]
+    known = [(row, row.geometry(crop_size(row.path))) for row in rows_of(rows)]
+    boxes = [from_text(text) if isinstance(text, str) else NONE for text in rows["lesions"]]
     return CropDataset(
-        rows["path"].tolist(), rows[LABEL].tolist(), config.augment if augment else None, torch.stack(targets, dim=1) if targets else None
+        rows["path"].tolist(),
+        rows[LABEL].tolist(),
+        config.augment if augment else None,
+        torch.stack(targets, dim=1) if targets else None,
+        [NONE if place is None else on_crop(each, place) for each, (_, place) in zip(boxes, known, strict=True)],
+        [mm_per_pixel(row.spacing_row, place) for row, place in known],
     )
 
 

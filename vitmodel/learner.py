@@ -18,6 +18,7 @@ from vitmodel.batches import Batch, processes
 from vitmodel.config import PretrainConfig, TrainConfig
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
+from vitmodel.model import tiles
 from vitmodel.model.losses import AuxiliaryHeads, make_loss
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.network import Network
@@ -111,9 +112,14 @@ class Learner(Course):
         self.watched: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         """Scores, labels and rows of the last epoch by stage, for pictures."""
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the head alone learns at the moment."""
+        return self.training and self.current_epoch < self.config.freeze
+
     def features(self, pack: Pack) -> Tensor:
         """What the heads read: B D. While the body is frozen it neither learns nor is it disturbed."""
-        if not (self.training and self.current_epoch < self.config.freeze):
+        if not self.frozen:
             return self.model.features(pack)
         with torch.no_grad():
             self.model.eval()
@@ -126,8 +132,11 @@ class Learner(Course):
         return self.model.trunk.head(self.features(pack)).squeeze(-1)
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
-        features = self.features(batch.pack)  # B D
+        reading = self.model.look(batch.pack, batch.lesions) if self.model.segments and not self.frozen else None
+        features = reading.features if reading else self.features(batch.pack)  # B D
         losses = self._losses("train", batch, self.model.trunk.head(features))
+        if reading:
+            losses = losses + tiles.losses(reading, self.model.segment_logits(reading), batch.label, batch.lesions)
         if self.heads is not None:
             extra = self.heads(features, batch.targets)  # B A
             known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)

@@ -19,14 +19,15 @@ from vitmodel.data.cropping import Cropped, Record
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import breast_ids, repeated
 from vitmodel.data.parallel import parallel_map
-from vitmodel.data.rows import Row, load_crop, rows_of
+from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
 from vitmodel.model.explain import Method, explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS, load_members
-from vitmodel.model.packing import Pack, check_budget, join, pack
+from vitmodel.model.packing import About, Pack, check_budget, join, pack
 from vitmodel.model.runtime import load_onnx
+from vitmodel.model.tiles import Segmenter
 from vitmodel.pixels.verdict import WARNED
 from vitmodel.utils import UsageError, VitmodelError, sha256_file
 
@@ -88,6 +89,8 @@ class Member:
             raise UsageError(f"{folder}: holds pretrained weights that give no score; train on labels with `--weights` first")
         for model in self.models:
             model.to(device)
+            if isinstance(model.segments, Segmenter) and config.segment_budget:
+                model.segments.limit(config.segment_budget)
         try:
             self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
             fitted = dict(self.package["calibration"])
@@ -182,8 +185,10 @@ class Predictor:
         model, image = self.model.config.vit, to_tensor(cropped.crop)
         images = [image, image.flip(-2)] if self.config.flip else [image]
         try:
-            found = pack(images, model.patch, ["the crop"] * len(images), air=not self.packed)
-            check_budget("the crop", max(found.lengths(model.prefix)), self.config.tokens)
+            about = About(mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
+            found = pack(images, model.patch, ["the crop"] * len(images), not self.packed, [about] * len(images))
+            if not self.model.segments:
+                check_budget("the crop", max(found.lengths(model.prefix)), self.config.tokens)
         except UsageError as error:
             refused = cropped.record | {"status": "refused", "reason": "unfit", "remark": str(error)}
             return Loaded(Cropped(refused), None, time.perf_counter() - start)

@@ -3,7 +3,16 @@
 from vitmodel.config.base import Size, require, to_command, to_yaml
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
 from vitmodel.config.scoring import CompareConfig, DemoConfig, EvaluateConfig, ExportConfig, InfoConfig, PredictConfig, PredictorConfig
-from vitmodel.config.training import AugmentConfig, LeaveOutConfig, PretrainConfig, TrainConfig, TrainingConfig, TuneConfig, VersionsConfig
+from vitmodel.config.training import (
+    AugmentConfig,
+    LeaveOutConfig,
+    PretrainConfig,
+    SegmentsConfig,
+    TrainConfig,
+    TrainingConfig,
+    TuneConfig,
+    VersionsConfig,
+)
 
 __all__ = [
     "AugmentConfig",
@@ -18,6 +27,7 @@ __all__ = [
     "PredictorConfig",
     "Preprocessing",
     "PretrainConfig",
+    "SegmentsConfig",
     "Size",
     "SynthConfig",
     "TrainConfig",

@@ -19,6 +19,8 @@ class PredictorConfig:
     """Where the network runs."""
     tokens: int = 16384
     """Tokens (patches that are looked at) per forward pass, at most. It bounds the memory; a larger image is refused."""
+    segment_budget: int = 0
+    """Tokens of segments at once, at most, which bounds the memory of a model that reads segments; 0 = as it was trained."""
     jobs: int = 0
     """Threads that decode images; 0 = one per core."""
     ensemble: list[Path] = field(default_factory=list)
@@ -32,6 +34,7 @@ class PredictorConfig:
 
     def __post_init__(self) -> None:
         require(self.tokens >= 1, "tokens", "must be at least 1")
+        require(self.segment_budget >= 0, "segment_budget", "must not be negative")
         require(self.jobs >= 0, "jobs", "must not be negative")
         require(self.precision == "fp32" or self.runtime != "torch", "precision", "int8 needs --runtime onnx or --runtime openvino")
         require(self.device != "cuda" or self.runtime == "torch", "device", "cuda needs --runtime torch")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,31 @@ class AugmentConfig:
         require(self.contrast < 1, "augment.contrast", "must be below 1")
         require(self.window < 0.5, "augment.window", "must be below 0.5")
         require(0 < self.hole <= 1, "augment.hole", "must lie above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentsConfig:
+    """How a large image is read in parts; travels in the model package."""
+
+    segments: int = 0
+    """Read each image in overlapping squares of this many pixels, where there is tissue, and small as a whole; 0 = as it is."""
+    segment_overlap: int = 64
+    """Pixels that neighbouring segments share, at least."""
+    segment_context: int = 512
+    """Longer side in pixels of the small view of the whole."""
+    segment_budget: int = 4096
+    """Tokens of segments that are encoded at once, at most; with segments it bounds the memory, in place of TOKENS."""
+    segment_top: int = 0
+    """Read this many segments, those that the small view finds most telling; 0 = all."""
+    segment_samples: int = 0
+    """Training: segments per image and step, those with a known lesion among them, the others by chance; 0 = as in prediction."""
+
+    def __post_init__(self) -> None:
+        for name in ("segments", "segment_overlap", "segment_top", "segment_samples"):
+            require(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("segment_context", "segment_budget"):
+            require(getattr(self, name) >= 1, name, "must be at least 1")
+        require(not self.segments or self.segment_overlap < self.segments, "segment_overlap", "must be smaller than a segment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +154,14 @@ class TrainingConfig:
         require(self.batch_size % processes == 0, "batch_size", f"must be a multiple of the {processes} processes that share it")
         require(self.strategy == "ddp" or self.device != "cpu", "strategy", "fsdp needs --device cuda")
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens per step and device, at most."""
+        return self.tokens
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainingConfig):
+class TrainConfig(SegmentsConfig, TrainingConfig):
     """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package."""
 
     manifest: Path
@@ -167,7 +198,8 @@ class TrainConfig(TrainingConfig):
     """Stop after this many epochs without a better figure; 0 = never."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainingConfig.__post_init__(self)
+        SegmentsConfig.__post_init__(self)
         for name in ("patience", "freeze", "auxiliary_weight"):
             require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("val", "test", "smoothing", "ema"):
@@ -177,6 +209,16 @@ class TrainConfig(TrainingConfig):
         require(self.folds == 0 or self.devices * self.nodes == 1, "folds", "are trained one after another by one process: use --devices 1")
         require(self.val > 0, "val", "must be above 0: the best epoch, calibration and threshold need patients that were not trained on")
         require(self.val + self.test < 1, "val", "and test together must leave patients for training")
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens per step and device, at most; with segments their own budget bounds the memory instead."""
+        return sys.maxsize if self.segments else self.tokens
+
+    @property
+    def segmenting(self) -> SegmentsConfig | None:
+        """The part that travels with the model; None = images are read as they are."""
+        return SegmentsConfig(**{field.name: getattr(self, field.name) for field in fields(SegmentsConfig)}) if self.segments else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vitmodel.config import AugmentConfig, Size
+from vitmodel.data.lesions import NONE
 from vitmodel.data.samplers import Draw
 from vitmodel.data.transforms import Augmentation
 from vitmodel.utils import VitmodelError
@@ -25,6 +26,9 @@ class Example(NamedTuple):
     label: torch.Tensor  # 0, 1 or NaN = unknown
     targets: torch.Tensor  # A auxiliary targets as `model.losses.Target` encodes them, NaN = unknown
     row: int
+    lesions: torch.Tensor = torch.empty(0, 4)
+    """Boxes of known cancers in pixels, K 4: x0 y0 x1 y1."""
+    mm_per_pixel: float = float("nan")
     problem: str = ""
     """Why the image could not be loaded; the loader's process hands it on, so that one file does not end an epoch."""
 
@@ -56,13 +60,21 @@ class CropDataset(Dataset[Example]):
     """Crops by `Draw`; a draw gives the same tensor in any process, order or epoch."""
 
     def __init__(
-        self, paths: Sequence[str], labels: Sequence[float], augment: AugmentConfig | None = None, targets: torch.Tensor | None = None
+        self,
+        paths: Sequence[str],
+        labels: Sequence[float],
+        augment: AugmentConfig | None = None,
+        targets: torch.Tensor | None = None,
+        lesions: Sequence[np.ndarray] = (),
+        mm_per_pixel: Sequence[float] = (),
     ) -> None:
-        """`targets` are the images' auxiliary targets, N A."""
+        """`targets` are the images' auxiliary targets, N A; `lesions` the boxes of known cancers on each crop, K 4."""
         self.paths = list(paths)
         self.labels = torch.as_tensor(np.asarray(labels, np.float32))
         self.targets = torch.empty(len(self.paths), 0) if targets is None else targets
         self.augment = augment
+        self.lesions = lesions or [NONE] * len(self.paths)
+        self.mm_per_pixel = mm_per_pixel or [float("nan")] * len(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,7 +85,9 @@ class CropDataset(Dataset[Example]):
             image = to_tensor(read_crop(self.paths[draw.row]))
         except VitmodelError as error:
             return Example(torch.empty(0), *known, problem=str(error))
+        boxes = self.lesions[draw.row]
         if self.augment is not None:
             augmentation = Augmentation.sample(self.augment, np.random.default_rng(draw.seed))
+            boxes = augmentation.locate(boxes, (image.shape[1], image.shape[2]))
             image = torch.from_numpy(augmentation.apply(image[0].numpy()))[None]
-        return Example(image, *known)
+        return Example(image, *known, torch.from_numpy(boxes), self.mm_per_pixel[draw.row])

@@ -32,11 +32,18 @@ class Row(NamedTuple):
     flipped: float | None
     source_height: float | None
     source_width: float | None
+    spacing_row: float | None
 
     @property
     def source(self) -> Path:
         """The image as it came, not its crop."""
         return Path(self.source_path or self.path)
+
+    def geometry(self, canvas: Size) -> Geometry | None:
+        """Where the crop, of size `canvas`, lies in its source, if that is known."""
+        if self.box_x0 is None or self.box_y0 is None or self.box_x1 is None or self.box_y1 is None:
+            return None
+        return Geometry((int(self.box_x0), int(self.box_y0), int(self.box_x1), int(self.box_y1)), bool(self.flipped), canvas)
 
 
 def rows_of(table: pd.DataFrame) -> list[Row]:
@@ -56,8 +63,10 @@ def load_crop(row: Row, preprocessing: Preprocessing) -> Cropped:
     if row.preprocessing != preprocessing.to_json():
         return crop_source(Source(row.source, row.laterality), preprocessing)
     crop = read_crop(row.path)
-    geometry = None
-    if row.box_x0 is not None and row.box_y0 is not None and row.box_x1 is not None and row.box_y1 is not None:
-        box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
-        geometry = Geometry(box, bool(row.flipped), Size(*crop.shape))
-    return Cropped(known | {"source_height": row.source_height, "source_width": row.source_width}, crop, geometry)
+    known |= {"source_height": row.source_height, "source_width": row.source_width, "spacing_row": row.spacing_row}
+    return Cropped(known, crop, row.geometry(Size(*crop.shape)))
+
+
+def mm_per_pixel(spacing_row: str | float | None, geometry: Geometry | None) -> float:
+    """Side of a crop's pixel in mm; NaN where its source's spacing or its place there is unknown."""
+    return float("nan") if spacing_row is None or geometry is None else float(spacing_row) / geometry.scale

@@ -112,7 +112,7 @@ class Augmentation:
 
     def _matrix(self, rows: int, columns: int) -> np.ndarray:
         """The affine map, 2 x 3, pixel centres at whole numbers: about the middle of the chest wall, then the shift."""
-        matrix = cv2.getRotationMatrix2D((0, (rows - 1) / 2), self.angle, self.scale)
+        matrix: np.ndarray = cv2.getRotationMatrix2D((0, (rows - 1) / 2), self.angle, self.scale)
         matrix[:, 2] += np.array(self.shift) * (columns, rows)
         return matrix
 

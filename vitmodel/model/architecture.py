@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from vitmodel.config import Size, require
+from vitmodel.config import SegmentsConfig, Size, require
 from vitmodel.utils import UsageError
 
 IMAGENET_SIZE = Size(224, 224)
@@ -163,6 +163,7 @@ class NetworkConfig:
     vit: ViTConfig
     sources: SourcesConfig | None = None
     exam: ExamConfig | None = None
+    segments: SegmentsConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; without extras those of the ViT alone, so that older packages are read and written as ever."""
@@ -173,13 +174,14 @@ class NetworkConfig:
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
         """A config from `to_dict`'s values. Raises UsageError for an unknown, missing or impossible one."""
         values = dict(values)
-        sources, exam = values.pop("sources", None), values.pop("exam", None)
+        sources, exam, segments = (values.pop(name, None) for name in ("sources", "exam", "segments"))
         vit = ViTConfig.from_dict(values)
         try:
             return cls(
                 vit=vit,
                 sources=sources and SourcesConfig(**sources | {"columns": tuple(map(_vocabulary, sources["columns"]))}),
                 exam=exam and ExamConfig(**exam | {"views": _vocabulary(exam["views"])}),
+                segments=segments and SegmentsConfig(**segments),
             )
         except (TypeError, KeyError) as error:
             raise UsageError(f"architecture: {error}") from error

@@ -7,6 +7,8 @@
 | occlusion  | how far the logit falls where a window is smoothed away     | logits per window                 | a pass per window     |
 | integrated | how far each patch lifts the logit above a smoothed breast  | logits; they sum to the whole     | `STEPS` of both       |
 
+A network that reads segments is explained part by part (`stitched`).
+
 Attention says where the network looks, not why; the last two ask the function itself. None of them is a segmentation of a lesion.
 `benchmarks/explain.py` measures all four on phantoms whose lesions are known.
 """
@@ -50,7 +52,26 @@ def explain(model: Network, image: Pack, method: Method) -> Tensor:
     `rollout` and `gradient` are never negative; below 0 the other two speak against. The model's weights and their gradients stay
     untouched. Raises UsageError where captum, which two methods need, is not installed.
     """
-    return METHOD[method](model, image)
+    return METHOD[method](model, image) if model.segments is None else stitched(model, image, method)
+
+
+def stitched(model: Network, image: Pack, method: Method) -> Tensor:
+    """The parts that the model reads, each explained by itself, weighted by how much the image's summary attends to them: h w.
+
+    The part that it attends to most keeps its values, others count in proportion; what was not read has the view of the whole alone.
+    """
+    with torch.no_grad():
+        reading = model.look(image)
+    (parts,), (attention,) = reading.parts, reading.attention
+    maps = [METHOD[method](model, part).cpu() for part in parts.pack]
+    whole, *segments = (weight * each for weight, each in zip((attention / attention.max()).cpu(), maps, strict=True))
+    view = F.interpolate(whole.nan_to_num()[None, None], parts.grid, mode="bilinear")[0, 0]
+    if method == "integrated":  # what sums up over patches is shared among the patches in the place of one
+        view = view * whole.numel() / view.numel()
+    found = (parts.stitch(segments).nan_to_num() + view).flatten()[image.kept[0].cpu()]
+    if SCALES[method][0] == 1:
+        found = found / found.mean().clamp(min=torch.finfo(found.dtype).tiny)
+    return image.on_grid([found.to(image.kept[0].device)])[0]
 
 
 class Watched(Layout):
@@ -188,7 +209,7 @@ def logits_of(model: Network, image: Pack) -> Callable[[Tensor], Tensor]:
         alike = dataclasses.replace(
             image, names=image.names * len(pixels), images=tuple(pixels), kept=image.kept * len(pixels), about=image.about * len(pixels)
         )
-        return model.images(alike)[:, 0]
+        return model.trunk.head(packing.features(model.trunk, alike, model.layout(alike)))[:, 0]
 
     return of
 

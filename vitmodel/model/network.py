@@ -1,4 +1,4 @@
-"""The whole network: a Vision Transformer and what may stand around it, adapters for sources and the fusion of an exam.
+"""The whole network: a Vision Transformer and what may stand around it, segments, adapters for sources and the fusion of an exam.
 
 Without extras it is the ViT and nothing else: the same numbers, and the same tensors under the same names in a package. Knows packs, no
 table, loss or file.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vitmodel.model import packing
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.fusion import ExamFusion, SourcedSegments, Sources, any_of, breasts
 from vitmodel.model.packing import About, Pack, Segments, grouped
+from vitmodel.model.tiles import Reading, Segmenter
 from vitmodel.model.vit import ViT
 
 TRUNK = "trunk."
@@ -37,6 +39,7 @@ class Network(nn.Module):
         self.trunk = ViT(config.vit)
         self.sources = Sources(config.sources, config.vit) if config.sources else None
         self.exam = ExamFusion(config) if config.exam else None
+        self.segments = Segmenter(config.segments, config.vit) if config.segments else None
 
     def layout(self, pack: Pack) -> Segments:
         """How the pack's images go through the trunk: each through the parts of its own sources."""
@@ -45,7 +48,21 @@ class Network(nn.Module):
 
     def features(self, pack: Pack) -> Tensor:
         """What the heads read of each image, as if it were alone: I D."""
-        return packing.features(self.trunk, pack, self.layout(pack))
+        return self.look(pack).features if self.segments else packing.features(self.trunk, pack, self.layout(pack))
+
+    def look(self, pack: Pack, lesions: Sequence[Tensor] = ()) -> Reading:
+        """What is seen of images in segments; while it trains, `lesions` (K 4 for each image, pixels) are among what is looked at."""
+        assert self.segments is not None
+        return self.segments.read(self.encode, pack, lesions)
+
+    def encode(self, pack: Pack) -> tuple[Tensor, list[Tensor]]:
+        """What the trunk makes of each part, and of each of its kept patches: I D, N D each."""
+        tokens, prefix = packing.encode(self.trunk, pack, self.layout(pack)), self.config.vit.prefix
+        return torch.cat([self.trunk.pool(part) for part in tokens]), [part[0, prefix:] for part in tokens]
+
+    def segment_logits(self, reading: Reading) -> list[Tensor]:
+        """What the trunk's head says of each segment by itself: S for each image."""
+        return [self.trunk.head(summaries[1:])[:, 0] for summaries in reading.summaries]
 
     def read(self, features: Tensor, about: Sequence[About]) -> Logits:
         """The logits of images from their features (I D) and, with the fusion of exams, of their breasts and patients."""

@@ -89,8 +89,13 @@ class Pack:
 
     def __iter__(self) -> Iterator[Pack]:
         """Each image as a pack of its own."""
-        each = zip(self.names, self.images, self.kept, self.about, strict=True)
-        return (Pack((name,), (image,), (kept,), self.patch, (about,)) for name, image, kept, about in each)
+        return (self.take([number]) for number in range(len(self)))
+
+    def take(self, numbers: Iterable[int]) -> Pack:
+        """The images with these numbers, in their order."""
+        chosen = [(self.names[n], self.images[n], self.kept[n], self.about[n]) for n in numbers]
+        names, images, kept, about = zip(*chosen, strict=True)
+        return Pack(names, images, kept, self.patch, about)
 
     @property
     def grids(self) -> list[tuple[int, int]]:
@@ -206,10 +211,14 @@ def forward(model: ViT, pack: Pack) -> Tensor:
 
 def features(model: ViT, pack: Pack, layout: Segments | None = None) -> Tensor:
     """What the head reads of each image, as if it were alone: I D for I images. `layout` may change what the blocks are given."""
+    return torch.cat([model.pool(image) for image in encode(model, pack, layout)])
+
+
+def encode(model: ViT, pack: Pack, layout: Segments | None = None) -> Sequence[Tensor]:
+    """Each image's tokens after all blocks, as if it were alone: 1 T D each, prefix tokens first, then kept patches."""
     lengths = pack.lengths(model.config.prefix)
     tokens = embed(model, pack)
-    tokens = model.encode(tokens, layout or Segments(lengths, tokens.device))
-    return torch.cat([model.pool(image) for image in tokens.split(lengths, dim=1)])
+    return model.encode(tokens, layout or Segments(lengths, tokens.device)).split(lengths, dim=1)
 
 
 def attention(model: ViT, pack: Pack, block: int = -1) -> list[Tensor]:

@@ -21,7 +21,7 @@ from vitmodel.utils import seed_from
 
 SMALL = Size(384, 256)  # of the rendered breast, 240 x 160 mm
 SPOTS = 8, 13  # in the cluster, and as many scattered
-SHARP, BLURRED = 0.9, 3.0  # standard deviations in pixels
+SHARP, BLURRED = 1.2, 3.0  # standard deviations in pixels
 PEAK = 0.38, 0.5  # of a sharp spot on the 0 to 1 scale
 RADIUS = 20.0  # of the cluster in pixels
 NOISE = 0.02  # standard deviation of the detector's noise
@@ -50,7 +50,7 @@ def draw_specks(seed: int, cancer: bool, height: int) -> Specks:
     size = round((columns.max() + 1) * scale), height
     mask = cv2.resize(drawn.mask[box].astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
     image = cv2.resize(drawn.image[box], size, interpolation=cv2.INTER_CUBIC)
-    image += NOISE * rng.standard_normal(image.shape, np.float32)
+    image = image + NOISE * rng.standard_normal(image.shape, np.float32)
 
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     inside = np.argwhere(depth > 2 * RADIUS)  # N 2, y x
