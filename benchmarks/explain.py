@@ -5,18 +5,20 @@ python benchmarks/explain.py PACKAGE RELEASE MANIFEST [--images N] [--json FILE]
 RELEASE is what `vitmodel synth` wrote, MANIFEST that of the run which trained PACKAGE (RUN/manifest.csv); its test patients are used.
 
 - Pointing game (Zhang et al. 2016, arXiv 1608.00507): how often the highest patch's middle lies in a lesion's box, on images with cancer.
-  Beside it the middle of the breast, and a random place in it (its exact chance).
+  Beside it the middle of the breast, the brightest patch, and a random place (its exact chance); with the paired difference from the
+  middle and from chance.
 - Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421): mean probability while patches are smoothed away, or put back into a
   smoothed breast, the most important first; as difference to random orders of the same image, above 0 where it speaks for the map.
 - Sanity (Adebayo et al. 2018, arXiv 1810.03292): Spearman correlation with the map of the same model with random weights; 0 is right.
 
-Intervals (95 %) are of 2,000 resamplings of patients.
+Intervals (95 %) are of 2,000 resamplings of patients, the same ones for all, so that differences are paired.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,7 @@ from vitmodel.utils import progress, to_json, write_atomic
 
 FRACTIONS = np.linspace(0, 1, 11)
 ORDERS = 3  # random ones per image
+AGAINST = {"random": "random place", "middle": "middle of the breast", "brightest": "brightest patch"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,12 @@ class Case:
     def chance(self) -> float:
         """How often a random place of the breast lies in a lesion's box."""
         return float(np.mean([self.hit(x, y) for x, y in self.places().T]))
+
+    def brightness(self) -> np.ndarray:
+        """The mean of each patch that is looked at, as a map."""
+        (pixels,), (kept,), patch = self.image.images, self.image.kept, self.image.patch
+        means = torch.nn.functional.avg_pool2d(pixels, patch).flatten()
+        return self.image.on_grid([means[kept]])[0].numpy()
 
     def places(self) -> np.ndarray:
         """Every pixel of the breast, in the source: 2 K."""
@@ -103,11 +112,15 @@ def curves(model: Network, case: Case, importance: np.ndarray) -> tuple[float, f
         return tuple(of(pixels * (1 - mask) + smooth * mask).sigmoid().mean().item() for mask in (first, 1 - first))  # type: ignore[return-value]
 
 
-def interval(values: list[float], patients: list[str]) -> Interval:
-    array = np.array(values)
-    replicates = resample(lambda weight: [np.average(array, weights=weight)], patients, replicates=2000, seed=0)
+def interval(values: Sequence[float], patients: list[str]) -> Interval:
+    rows = np.stack([np.array(values), np.ones(len(values))])
+    replicates = resample(rows, lambda sums: sums[:1] / sums[1:], patients, replicates=2000, seed=0)
     (low,), (high,) = percentile_limits(replicates)
-    return Interval(float(array.mean()), float(low), float(high))
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def difference(figures: dict[str, list[float]], other: dict[str, list[float]]) -> list[float]:
+    return [mine - its for mine, its in zip(figures["pointing"], other["pointing"], strict=True)]
 
 
 def chances(model: Network, cases: list[Case]) -> list[np.ndarray]:
@@ -151,19 +164,23 @@ def main() -> None:
     preprocessing = Preprocessing.from_json(package["preprocessing"])
     cases = read_cases(arguments.release, arguments.manifest, preprocessing, model.config.vit.patch, air, arguments.images)
     patients = [case.patient for case in cases]
-    results: dict[str, dict[str, Interval]] = {
-        "random place": {"pointing": interval([case.chance() for case in cases], patients)},
-        "middle of the breast": {"pointing": interval([case.hit(*case.places().mean(axis=1)) for case in cases], patients)},
+    found: dict[str, dict[str, list[float]]] = {
+        "random place": {"pointing": [case.chance() for case in cases]},
+        "middle of the breast": {"pointing": [case.hit(*case.places().mean(axis=1)) for case in cases]},
+        "brightest patch": {"pointing": [case.hit(*case.heat(case.brightness()).peak()) for case in cases]},
     }
     chance = chances(model, cases)
     for method in METHODS:
-        figures = judge(model, random_model, cases, chance, method)
-        results[method] = {figure: interval(values, patients) for figure, values in figures.items()}
+        found[method] = judge(model, random_model, cases, chance, method)
+    for figures in found.values():
+        figures |= {f"- {other}": difference(figures, found[name]) for other, name in AGAINST.items()}
+    results = {name: {figure: interval(values, patients) for figure, values in figures.items()} for name, figures in found.items()}
     print(f"{len(cases)} images with cancer of {len(set(patients))} test patients, {arguments.package}")
-    figures_shown = ["pointing", "deletion", "insertion", "sanity", "seconds"]
-    print(f"{'':22}" + "".join(f"{figure:>26}" for figure in figures_shown))
-    for name, numbers in results.items():
-        print(f"{name:22}" + "".join(f"{numbers.get(figure, '')!s:>26}" for figure in figures_shown))
+    for shown in (["pointing", *(f"- {other}" for other in AGAINST)], ["deletion", "insertion", "sanity", "seconds"]):
+        print(f"{'':22}" + "".join(f"{figure:>26}" for figure in shown))
+        for name, numbers in results.items():
+            if shown[0] in numbers:
+                print(f"{name:22}" + "".join(f"{numbers[figure]!s:>26}" for figure in shown))
     if arguments.json:
         write_atomic(arguments.json, to_json({name: {k: vars(v) for k, v in numbers.items()} for name, numbers in results.items()}))
 

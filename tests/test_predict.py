@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 import weakref
 import zipfile
 from dataclasses import replace
@@ -418,6 +420,14 @@ def test_what_cannot_be_measured_is_refused(
     arguments = [str(run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--split", "test"]
     assert main(["evaluate", *arguments]) == status
     assert named in capsys.readouterr().err
+
+
+def test_a_cold_start_loads_neither_a_compiler_nor_a_trainer(run: Path) -> None:
+    """Each of them takes seconds to import."""
+    code = f"import sys, vitmodel.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"torch._dynamo", "sympy", "lightning", "sklearn", "matplotlib", "highdicom", "captum"}
 
 
 def rewrite(package: Path, old: str, new: str) -> None:

@@ -58,7 +58,12 @@ ROWS = Layout()
 
 
 def standardising(conv: nn.Conv2d) -> nn.Conv2d:
-    """A freshly drawn layer that takes crops as if they were standardised: they have mean and deviation of about a quarter."""
+    """A freshly drawn layer that takes crops as if they were standardised: they have mean and deviation of about a quarter.
+
+    On the meta device, where a package's tensors will come, nothing is computed: torch would import its compiler for it.
+    """
+    if conv.weight.is_meta:
+        return conv
     with torch.no_grad():
         conv.weight.mul_(4)
         if conv.bias is not None:
@@ -96,7 +101,8 @@ class ConvStem(nn.Module):
         widths = [config.channels] + [config.dim // 2**i for i in reversed(range(halvings))]
         convs = [nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in itertools.pairwise(widths)]
         for conv in convs:
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # keeps the variance through the ReLUs
+            if not conv.weight.is_meta:
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # keeps the variance through the ReLUs
         standardising(convs[0])
         self.convs = nn.ModuleList(convs)
         self.proj = nn.Conv2d(config.dim, config.dim, 1)
