@@ -2,8 +2,8 @@
 
 python benchmarks/etl_scale.py [--parts workers,files,rerun] [--rows 54706] [--json FILE]
 
-workers: images of full size in each syntax; every run is a process of its own, whose peak memory counts. files: many links to small
-files, so that what the run itself costs shows. Run it on an idle machine.
+workers: images of full size in each syntax, by workers that have started; every run is a process of its own, whose peak memory counts.
+files: many links to small files, so that what the run itself costs shows. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -29,25 +29,30 @@ from vitmodel.image_ETL import etl
 IMAGES = 12
 """In one timed run of the workers."""
 WORK = """
-import functools, json, os, resource, sys, time
+import contextlib, json, resource, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import cv2
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import Source, crop_source
-from vitmodel.data.parallel import parallel_map
+from vitmodel.data.workers import own_process
+from vitmodel.utils import keep_freed_memory
 def work(path):
     cv2.setNumThreads(1)
+    keep_freed_memory()
     cropped = crop_source(Source(Path(path)), Preprocessing(size=Size(1024, 512)))
     return len(cv2.imencode(".png", cropped.crop)[1])
 if __name__ == "__main__":
     backend, jobs, *paths = sys.argv[1:]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    list(parallel_map(work, paths[:2], "warm", int(jobs), backend))
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        list(parallel_map(work, paths, "etl", int(jobs), backend))
-        times.append(time.perf_counter() - start)
+    workers = own_process(work, lambda path, loss: 1 / 0) if backend == "processes" else contextlib.nullcontext(work)
+    with workers as function, ThreadPoolExecutor(int(jobs)) as pool:
+        list(pool.map(function, paths[:4]))
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            list(pool.map(function, paths))
+            times.append(time.perf_counter() - start)
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     memory = child if backend == "processes" else before + (own - before) / int(jobs)
     print(json.dumps({"seconds": sorted(times)[1], "memory": memory * 1024}))
@@ -138,7 +143,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             return PARTS[part](options.samples if part == "workers" and options.samples else Path(folder), options.rows)
 
-    measure_parts(options.parts, measure, {}, options.json)
+    measure_parts(options.parts, measure, options.json)
 
 
 if __name__ == "__main__":

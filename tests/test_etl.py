@@ -12,6 +12,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 from vitmodel import image_ETL
 from vitmodel.cli import main
 from vitmodel.config import ETLConfig, Preprocessing, Size
+from vitmodel.data import parallel
 from vitmodel.data.cropping import crop_source
 from vitmodel.data.journal import Journal, exclusive
 from vitmodel.data.manifest import read_manifest
@@ -57,13 +59,19 @@ def test_mirrored_patients_are_found(crops: Path) -> None:
     assert set(manifest.loc[doubted, "machine_id"]) <= {"49"}
 
 
-@pytest.mark.parametrize("backend", ["processes", "dask"])
-def test_every_backend_gives_the_same_bytes(backend: str, release: Path, crops: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backend", "many"), [("auto", 1), ("auto", 1000), ("dask", 1)])
+def test_every_backend_gives_the_same_bytes(
+    backend: str, many: int, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if backend == "dask":
         pytest.importorskip("distributed")
+    own_process = Mock(wraps=parallel.own_process)
+    monkeypatch.setattr(parallel, "own_process", own_process)
+    monkeypatch.setattr(image_ETL, "MANY", many)
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     assert etl(config) == 0
     assert contents(tmp_path) == contents(crops)
+    assert own_process.called == (backend == "auto" and many == 1)
 
 
 def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

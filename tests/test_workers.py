@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.workers import own_process
 from vitmodel.utils import VitmodelError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def work(item: int) -> int:
@@ -37,6 +40,14 @@ def test_a_crash_costs_one_item() -> None:
 def test_a_crash_without_a_substitute_is_an_error() -> None:
     with pytest.raises(VitmodelError, match="SIGSEGV"):
         list(parallel_map(work, range(9), "test", jobs=2, backend="processes"))
+
+
+def test_processes_that_cannot_start_are_no_item_s_fault(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"  # each process that it starts runs it again
+    script.write_text("from vitmodel.data.workers import own_process\nwith own_process(int, print) as call: call('7')")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert "VitmodelError: a worker process cannot start" in run.stderr
+    assert not run.stdout
 
 
 def test_a_hang_ends_at_the_limit() -> None:

@@ -25,7 +25,10 @@ from vitmodel.data.releases import read_release
 from vitmodel.data.source import file_name
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.pixels.verdict import ImageRefused
-from vitmodel.utils import write_atomic
+from vitmodel.utils import keep_freed_memory, write_atomic
+
+MANY = 100
+"""Images for which processes are worth their start: two give 1.8 to 2 times one with every codec, two threads 1.4 to 2."""
 
 
 class Task(NamedTuple):
@@ -60,7 +63,8 @@ def etl(config: ETLConfig) -> int:
         work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
         try:
             lost = functools.partial(refuse_lost, preprocessing=config.preprocessing)
-            results = parallel_map(work, todo, "etl", config.jobs, config.backend, config.scheduler, lost=lost)
+            backend = config.backend if config.backend != "auto" else "processes" if len(todo) >= MANY else "threads"
+            results = parallel_map(work, todo, "etl", config.jobs, backend, config.scheduler, lost=lost)
             for task, outcome in zip(todo, results, strict=True):
                 journal.append(task.image_id, {"fingerprint": task.fingerprint, **outcome._asdict()})
         finally:
@@ -99,6 +103,7 @@ def is_done(task: Task, journal: Journal) -> bool:
 def crop_to_png(task: Task, preprocessing: Preprocessing) -> Outcome:
     """Crop one image and write it, whole or not at all; the record says what became of it. Raises VitmodelError on a full disk."""
     cv2.setNumThreads(1)  # images are the unit of parallel work
+    keep_freed_memory()
     cropped = crop_source(task.source, preprocessing)
     if cropped.crop is None:
         task.target.unlink(missing_ok=True)  # of an earlier run, when the source was still good

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import hashlib
 import json
 import math
@@ -92,6 +94,20 @@ def sha256_file(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, read in blocks, as 64 hex digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def keep_freed_memory(limit: int = 1 << 28) -> None:
+    """Have glibc keep up to `limit` freed bytes for the next arrays, for work that needs the same ones again and again.
+
+    As it is, it gives each array of more than 32 MB back to the system and then pays for every page of the next one. The default is
+    more than the pixels of the largest mammogram. On another C library nothing changes.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError):
+        libc = ctypes.CDLL(None)
+        if libc.mallopt(mmap_threshold, limit):  # glibc before 2.35 takes no more than 32 MB
+            libc.mallopt(trim_threshold, limit)
 
 
 def seed_from(*parts: object) -> int:

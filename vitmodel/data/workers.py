@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from vitmodel.utils import VitmodelError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -30,7 +32,7 @@ def own_process(
     """`function` run in processes, one for each thread that calls it; what it raises is raised there.
 
     Where the process dies, or needs more than `time_limit` seconds, the result is lost(item, what happened), and the next item gets a
-    new process.
+    new process. Raises VitmodelError where processes cannot even start.
     """
     here, lock = threading.local(), threading.Lock()
     workers: set[_Worker] | None = set()
@@ -42,6 +44,7 @@ def own_process(
                     raise RuntimeError("the run has ended")
                 here.worker = _Worker(function)
                 workers.add(here.worker)
+            here.worker.wait_until_ready()
         try:
             return here.worker.call(item, time_limit)
         except _Lost as loss:
@@ -75,6 +78,13 @@ class _Worker:
         self.process.start()
         far_end.close()
 
+    def wait_until_ready(self) -> None:
+        """Raises VitmodelError where the process dies before it has seen an item."""
+        try:
+            self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise VitmodelError("a worker process cannot start; a script that is run needs `if __name__ == '__main__':`") from None
+
     def call(self, item: Any, time_limit: float) -> Any:
         """The result for one item. Raises what the function raises, and _Lost."""
         try:
@@ -102,6 +112,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        pipe.send("ready")
         while True:
             item = pipe.recv()
             answer: tuple[Exception | None, Any]
