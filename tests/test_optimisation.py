@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vitmodel.config import Size
-from vitmodel.model.architecture import ViTConfig
+from vitmodel.model.architecture import ExamConfig, NetworkConfig, ViTConfig, Vocabulary
+from vitmodel.model.network import Network
 from vitmodel.model.optimisation import layer_of, parameter_groups, warmup_cosine
 from vitmodel.model.vit import ViT
 
@@ -26,9 +27,14 @@ def test_every_parameter_is_in_one_group_and_only_kernels_decay(layer_decay: flo
     assert len({group["name"] for group in groups}) == len(groups)
 
 
-def test_each_layer_learns_half_as_fast_as_the_next() -> None:
-    model = ViT(CONFIG)
-    rates = {id(parameter): group["lr"] for group in parameter_groups(model, 1.0, 0.05, 0.5) for parameter in group["params"]}
+@pytest.mark.parametrize("alone", [True, False])
+def test_each_layer_learns_half_as_fast_as_the_next(alone: bool) -> None:
+    """Of a ViT, and of one within the network and module that a training makes of it."""
+    network = Network(NetworkConfig(vit=CONFIG, exam=ExamConfig(views=Vocabulary("view", ("CC",)))))
+    model = ViT(CONFIG) if alone else network.trunk
+    groups = parameter_groups(model if alone else torch.nn.ModuleDict({"model": network}), 1.0, 0.05, 0.5)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert alone or {rates[id(parameter)] for parameter in network.exam.parameters()} == {1.0}
     assert [rates[id(block.attn.qkv.weight)] for block in model.blocks] == [0.125, 0.25, 0.5]
     assert rates[id(model.head.weight)] == rates[id(model.head.bias)] == rates[id(model.norm.weight)] == 1.0
     assert {rates[id(p)] for p in (model.pos_embed, model.cls_token, model.reg_token, model.patch_embed.proj.weight)} == {0.0625}

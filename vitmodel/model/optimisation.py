@@ -27,9 +27,10 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layer_dec
     """Groups for the optimiser, one per layer and kind of decay, with `name` for the curves.
 
     Layer-wise decay of the learning rate (Bao et al. 2022, arXiv 2106.08254, appendix): the layer k steps below the head learns with
-    lr * layer_decay ** k. Parameters that are no part of a ViT's body (auxiliary heads) learn as the head does.
+    lr * layer_decay ** k. Parameters that are no part of a ViT's body (auxiliary heads, sources, fusion) learn as the head does.
     """
-    named = [(name.removeprefix("model."), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = [(name.removeprefix("model.").removeprefix("trunk."), parameter) for name, parameter in learning]
     depth = max((layer_of(name, -1) for name, _ in named if name.startswith("blocks.")), default=0)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
