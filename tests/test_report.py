@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from vitmodel.measure.compare import compare
 from vitmodel.measure.metrics import METRICS, measure
-from vitmodel.measure.report import Level, Report, write_report
+from vitmodel.measure.report import Audit, Baseline, Level, Report, write_report
 from vitmodel.measure.sample import Sample
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError
 
@@ -132,6 +133,17 @@ def test_one_class_is_reported_without_curves_and_with_the_reason(tmp_path: Path
     assert len(page.images) == 2
     assert "all 232 units have the label 0" in page.text
     assert "nan" not in re.findall(r"\w+", page.text)
+
+
+def test_a_baseline_without_pixels_that_ranks_better_is_a_warning(report: Report, tmp_path: Path) -> None:
+    model = report.plotted.sample.known()
+    oracle = Sample(model.labels, 0.1 + 0.8 * model.labels, model.patients)
+    for name, other, warnings in (("oracle", oracle, 3), ("itself", model, 2)):
+        found = Baseline("Metadata alone", measure(other, 0.5, 50), compare(other, model, (0.5, 0.5), 50, 0), "machine_id")
+        write_report(tmp_path / name, replace(report, audit=Audit(links={"patients": 0}, examples=[], baselines=[found])))
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert page.count('class="warning"') == warnings
+        assert ("Metadata alone ranks these better than the model does, by machine_id" in page) == (name == "oracle")
 
 
 def test_the_same_report_gives_the_same_bytes(report: Report, page: str, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        limits = "no interval" if np.isnan(self.low) else f"{self.low:.3f} to {self.high:.3f}"
-        return f"{self.value:.3f} ({limits})"
+        limits = "no interval" if np.isnan(self.low) else f"{self.low:z.3f} to {self.high:z.3f}"
+        return f"{self.value:z.3f} ({limits})"
 
 
 def resample(

@@ -172,6 +172,7 @@ def write_report(path: Path | str, report: Report) -> None:
         mixed=_mixed(report),
         subgroups={group.attribute: _subgroups(report, group.attribute) for group in report.subgroups},
         leaks=_leaks(report),
+        outdone=_outdone(report),
         forest=[_inline(figure) for figure in _forests(report)],
         errors=[(case.caption, [_picture(image) for image in (case.crop, case.overlay) if image is not None]) for case in report.errors],
         history={name: _inline(figures.history(name, splits)) for name, splits in report.history.items()},
@@ -231,9 +232,18 @@ def _leaks(report: Report) -> list[Row]:
     return rows
 
 
+def _outdone(report: Report) -> list[str]:
+    """Said aloud: baselines that rank surely better than the model."""
+    return [
+        f"{each.name} ranks these better than the model does, by {each.telling}: their images are not needed to tell their labels."
+        for each in (report.audit.baselines if report.audit else ())
+        if each.model.differences["auroc"].high < 0
+    ]
+
+
 def _forests(report: Report) -> list[Figure]:
-    """The subgroups that hold both classes."""
-    groups = [group for group in report.subgroups if group.metrics and not math.isnan(group.metrics.intervals["auroc"].value)]
+    """The subgroups whose AUROC has an interval: a point alone would look certain."""
+    groups = [group for group in report.subgroups if group.metrics and not math.isnan(group.metrics.intervals["auroc"].low)]
     return [figures.forest([(g.attribute, g.value, g.metrics) for g in groups if g.metrics], report.plotted.metrics)] if groups else []
 
 
@@ -271,4 +281,4 @@ def _inline(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:z.3f}".replace("-", "−")
