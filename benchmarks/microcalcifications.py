@@ -139,7 +139,7 @@ def train(way: str, height: int, phantoms: Phantoms, count: int, budget: float, 
             reading = model.look(batch, known)
             features, done = reading.features, sum(4 * cost(model.config.vit, parts.pack) for parts in reading.parts)
             # a sharp cluster is a lesion; where it is blurred its place is looked at, too, and taught as none
-            extra = tiles.losses(reading, model.segment_logits(reading), labels, known).mean()
+            extra = tiles.losses(reading, labels, known).mean()
         loss = F.binary_cross_entropy_with_logits(model.trunk.head(features)[:, 0], labels)
         recent = [*recent[-19:], loss.item()]
         optimizer.zero_grad()
@@ -166,9 +166,9 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> list[float]:
     return [found.value, found.low, found.high]
 
 
-def locate(model: Network, reading: tiles.Reading, box: Tensor) -> dict[str, float]:
+def locate(reading: tiles.Reading, box: Tensor) -> dict[str, float]:
     """Whether each way to choose one segment finds the cluster."""
-    (parts,), (attention,), (scores,), (own,) = reading.parts, reading.attention, reading.scores, model.segment_logits(reading)
+    (parts,), (attention,), (scores,), (logits,) = reading.parts, reading.attention, reading.scores, reading.logits
     shown = parts.holds(box)
     (view,) = parts.pack.grids[:1]
     kept = torch.stack([parts.pack.kept[0] // view[1], parts.pack.kept[0] % view[1]], 1).float().mean(0)
@@ -176,7 +176,7 @@ def locate(model: Network, reading: tiles.Reading, box: Tensor) -> dict[str, flo
     middles = (parts.places[1:, :2] + parts.places[1:, 2:]) / 2
     chosen = {
         "attention": attention[1:].argmax(),
-        "segment's own logit": own.argmax(),
+        "segment's own logit": logits[1:].argmax(),
         "view's score": scores.argmax(),
         "middle of the breast": (middles - middle).square().sum(1).argmin(),
     }
@@ -197,7 +197,7 @@ def test(model: Network, way: str, height: int, phantoms: Phantoms, seeds: range
                     model.segments.config = replace(SEGMENTS, segment_top=top)
                     reading = model.look(image)
                     if seed % 2 and name == "all":
-                        for how, hit in locate(model, reading, box).items():
+                        for how, hit in locate(reading, box).items():
                             found.setdefault(how, []).append(hit)
                 features = model.features(image) if model.segments is None else reading.features
                 logits.setdefault(name, []).append(float(model.trunk.head(features)[0, 0]))

@@ -136,7 +136,7 @@ class Learner(Course):
         features = reading.features if reading else self.features(batch.pack)  # B D
         losses = self._losses("train", batch, self.model.trunk.head(features))
         if reading:
-            losses = losses + tiles.losses(reading, self.model.segment_logits(reading), batch.label, batch.lesions)
+            losses = losses + tiles.losses(reading, batch.label, batch.lesions)
         if self.heads is not None:
             extra = self.heads(features, batch.targets)  # B A
             known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)

@@ -55,14 +55,11 @@ class Network(nn.Module):
         assert self.segments is not None
         return self.segments.read(self.encode, pack, lesions)
 
-    def encode(self, pack: Pack) -> tuple[Tensor, list[Tensor]]:
-        """What the trunk makes of each part, and of each of its kept patches: I D, N D each."""
+    def encode(self, pack: Pack) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What the trunk makes of each part, the first logit that its head reads off that, and each part's encoded patches: I D, I, N D."""
         tokens, prefix = packing.encode(self.trunk, pack, self.layout(pack)), self.config.vit.prefix
-        return torch.cat([self.trunk.pool(part) for part in tokens]), [part[0, prefix:] for part in tokens]
-
-    def segment_logits(self, reading: Reading) -> list[Tensor]:
-        """What the trunk's head says of each segment by itself: S for each image."""
-        return [self.trunk.head(summaries[1:])[:, 0] for summaries in reading.summaries]
+        summaries = torch.cat([self.trunk.pool(part) for part in tokens])
+        return summaries, self.trunk.head(summaries)[:, 0], [part[0, prefix:] for part in tokens]
 
     def read(self, features: Tensor, about: Sequence[About]) -> Logits:
         """The logits of images from their features (I D) and, with the fusion of exams, of their breasts and patients."""

@@ -3,7 +3,8 @@
 A part is an entry of a pack like any image, so that its patches of air are left out too. The trunk encodes parts in groups of at most
 `segment_budget` tokens; where gradients are wanted, each group as a whole is recomputed in the backward pass (Chen et al. 2016, arXiv
 1604.06174), so that only summaries stay and memory follows the budget and not the image. What a part shows is joined by where it lies, in
-mm from the chest wall and the top of the crop, and by its scale; `fusion.Integrator` makes one summary of them.
+mm from the chest wall and the top of the crop, and by its scale; `fusion.Integrator` makes one summary of them, in which a part weighs the
+more, the more it speaks for cancer by itself.
 
 Parts cut from one image: S segments, P = 1 + S parts, the view of the whole first. Places are top, left, bottom, right in patches.
 """
@@ -25,11 +26,12 @@ from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.fusion import Integrator
 from vitmodel.model.packing import Pack
 
-Trunk = Callable[[Pack], tuple[Tensor, list[Tensor]]]
-"""What encodes a pack: the summary of each of its I images, I D, and each one's encoded patches, N D."""
+Trunk = Callable[[Pack], tuple[Tensor, Tensor, list[Tensor]]]
+"""What encodes a pack of I parts: the summary of each, I D, the logit that a head reads off it, I, and its encoded patches, N D each."""
 
 WAVELENGTHS_MM = (400.0, 200.0, 100.0, 50.0, 25.0, 12.5)  # the longest exceeds a breast, the shortest tells neighbouring segments apart
 DEPTH = 2  # blocks of the transformer that integrates the parts
+LOUDEST = 10.0  # logit beyond which a part weighs no more
 SELECTION = 0.5  # weight of what the view's scores are taught
 NOMINAL_MM = 200.0  # height of a crop whose pixel spacing is unknown: positions are then fractions of it
 
@@ -168,8 +170,8 @@ class Reading:
     """I D, what the head reads of each image."""
     parts: tuple[Parts, ...]
     """What was read of each image."""
-    summaries: tuple[Tensor, ...]
-    """P D, what the head reads of each part by itself."""
+    logits: tuple[Tensor, ...]
+    """P, what the head says of each part by itself."""
     scores: tuple[Tensor, ...]
     """S, how telling the view of the whole found each segment that was read."""
     attention: tuple[Tensor, ...]
@@ -200,33 +202,37 @@ class Segmenter(nn.Module):
     def read(self, trunk: Trunk, pack: Pack, lesions: Sequence[Tensor] = ()) -> Reading:
         """Cut, choose, encode and integrate. While it trains, segments that show one of an image's `lesions` (K 4, pixels) are chosen."""
         every = [cut(image, self.config) for image in pack]
-        views, patches = self.encode(trunk, packing.join([parts.pack.take([0]) for parts in every]))
-        found = [self.score(parts, seen) for parts, seen in zip(every, patches, strict=True)]
+        whole, view_logits, patches = self.encode(trunk, packing.join([each.pack.take([0]) for each in every]))
+        found = [self.score(*each) for each in zip(every, patches, strict=True)]
         known = lesions or [torch.empty(0, 4)] * len(pack)
         chosen = [self.choose(*each) for each in zip(every, found, known, strict=True)]
-        parts = [cut_.take(numbers) for cut_, numbers in zip(every, chosen, strict=True)]
+        parts = [each.take(numbers) for each, numbers in zip(every, chosen, strict=True)]
         counts = [len(each) - 1 for each in parts]
-        segments, _ = self.encode(trunk, packing.join([each.pack.take(range(1, len(each))) for each in parts]))
-        summaries = [torch.cat(pair) for pair in zip(views.split(1), segments.split(counts), strict=True)]  # P D each
-        tokens, lengths = torch.cat([self.placed(*each) for each in zip(summaries, parts, strict=True)]), [1 + count for count in counts]
-        features = self.integrator(tokens, lengths)
+        segments, segment_logits, _ = self.encode(trunk, packing.join([each.pack.take(range(1, len(each))) for each in parts]))
+        summaries, logits = (
+            [torch.cat(pair) for pair in zip(of_wholes.split(1), of_segments.split(counts), strict=True)]
+            for of_wholes, of_segments in ((whole, segments), (view_logits, segment_logits))
+        )
+        placed = torch.cat([self.placed(*each) for each in zip(summaries, parts, strict=True)])  # all P D
+        told = torch.cat(logits).clamp(-LOUDEST, LOUDEST).exp()
+        lengths = [1 + count for count in counts]
+        features = self.integrator(placed, lengths, told)
         with torch.no_grad():
-            attention = self.integrator.attention(tokens, lengths)
+            attention = self.integrator.attention(placed, lengths, told)
         scores = [score[numbers] for score, numbers in zip(found, chosen, strict=True)]
-        return Reading(features, tuple(parts), tuple(summaries), tuple(scores), tuple(attention))
+        return Reading(features, tuple(parts), tuple(logits), tuple(scores), tuple(attention))
 
-    def encode(self, trunk: Trunk, parts: Pack) -> tuple[Tensor, list[Tensor]]:
-        """Summaries and patch scores of parts, in groups that fit the budget; recomputed group by group where gradients are wanted."""
+    def encode(self, trunk: Trunk, parts: Pack) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Summaries, logits and patch scores of parts, in groups that fit the budget; recomputed where gradients are wanted."""
 
-        def group(some: Pack) -> tuple[Tensor, Tensor]:
-            summaries, patches = trunk(some)
-            return summaries, self.scorer(torch.cat(patches)).squeeze(-1)
+        def group(some: Pack) -> tuple[Tensor, Tensor, Tensor]:
+            summaries, logits, patches = trunk(some)
+            return summaries, logits, self.scorer(torch.cat(patches)).squeeze(-1)
 
         wanted = torch.is_grad_enabled()
-        groups = list(self.groups(parts))
-        done = [checkpoint(group, each, use_reentrant=False) if wanted else group(each) for each in groups]
-        lengths = parts.lengths(0)
-        return torch.cat([summaries for summaries, _ in done]), list(torch.cat([scores for _, scores in done]).split(lengths))
+        done = [checkpoint(group, each, use_reentrant=False) if wanted else group(each) for each in self.groups(parts)]
+        summaries, logits, scores = (torch.cat(each) for each in zip(*done, strict=True))
+        return summaries, logits, list(scores.split(parts.lengths(0)))
 
     def groups(self, parts: Pack) -> Iterator[Pack]:
         """Consecutive parts of at most `segment_budget` tokens."""
@@ -267,17 +273,17 @@ class Segmenter(nn.Module):
         return summaries + self.place(waves).to(summaries.dtype) + scales.to(summaries.dtype)
 
 
-def losses(reading: Reading, logits: Sequence[Tensor], labels: Tensor, lesions: Sequence[Tensor]) -> Tensor:
+def losses(reading: Reading, labels: Tensor, lesions: Sequence[Tensor]) -> Tensor:
     """What the parts are taught, one loss per image: I.
 
-    A segment's own logit (S for each image) is taught whether it shows a lesion (K 4, pixels); in an image without cancer none does, and
+    A segment's own logit is taught whether it shows a lesion (K 4, pixels); in an image without cancer none does, and
     where the cancer's place is not known, nothing is taught. The view's scores are taught what the summary attends to (as Katharopoulos and
     Fleuret 2019, arXiv 1905.03711, sample by attention) or, where they are known, the segments with a lesion.
     """
     found = []
-    for parts, own, scores, attention, label, boxes in zip(
-        reading.parts, logits, reading.scores, reading.attention, labels, lesions, strict=True
-    ):
+    read = zip(reading.parts, reading.logits, reading.scores, reading.attention, strict=True)
+    for (parts, logits, scores, attention), label, boxes in zip(read, labels, lesions, strict=True):
+        own = logits[1:]
         shown = (parts.holds(boxes.cpu()) * float(label == 1)).to(own)
         certain = label == 0 or (label == 1 and bool(shown.any()))
         weights = shown / (2 * shown.sum()).clamp(min=1) + (1 - shown) / (2 * (1 - shown).sum()).clamp(min=1)  # both kinds weigh alike
