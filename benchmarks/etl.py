@@ -265,6 +265,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the tables here")
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.samples or Path(temporary)
         kept = folder / "samples.csv"
