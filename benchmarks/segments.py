@@ -42,17 +42,18 @@ from vitmodel.utils import to_json, write_atomic
 SEGMENTS = SegmentsConfig(segments=256, segment_overlap=32, segment_context=512, segment_budget=2048)
 WAYS = ("dense", "packed", "windows", "windows+4", "segments", "top 8")
 WINDOW = 16  # patches
-MOST = {"dense": 1024, "packed": 3072, "segments": 6000}  # height up to which growth is measured: beyond, full attention takes minutes
+MOST = {"dense": 2048, "packed": 3072, "segments": 6000}  # height up to which growth is measured: beyond, full attention takes minutes
 HEIGHTS = (512, 1024, 2048, 3072, 4096, 6000)
 GIGABYTES = (8, 24, 80)
 
 
 def breast(size: Size) -> Tensor:
     """Noise in half an ellipse at the left, about half of the image: 1 H W."""
-    rows, columns = np.mgrid[: size.height, : size.width]
+    rows, columns = np.ogrid[: size.height, : size.width]
     inside = ((rows / size.height - 0.5) / 0.48) ** 2 + (columns / size.width / 0.67) ** 2 < 1
-    noise = np.random.default_rng(0).uniform(0.1, 1, size).astype(np.float32)
-    return torch.from_numpy(np.where(inside, noise, np.float32(0)))[None]
+    noise = np.random.default_rng(0).random(size, np.float32) + np.float32(1e-3)
+    noise[~inside] = 0
+    return torch.from_numpy(noise)[None]
 
 
 def windowed(model: Network, image: Pack, every: int) -> Tensor:
@@ -99,8 +100,9 @@ def measure(way: str, preset: str, size: Size, threads: int, warm: bool) -> dict
     clock = time.process_time if threads == 1 else time.perf_counter
     size = Size(*(math.ceil(side / 16) * 16 for side in size))
     model, logits = build(way, preset, size)
+    found = {"base GB": peak()}
     images = pack([breast(size)], 16, air=way == "dense")
-    found: dict[str, float] = {"tokens": float(sum(images.lengths(1)))}
+    found["tokens"] = float(sum(images.lengths(1)))
 
     def forward() -> None:
         with torch.inference_mode():
@@ -112,8 +114,13 @@ def measure(way: str, preset: str, size: Size, threads: int, warm: bool) -> dict
         start = clock()
         work()
         found[name] = clock() - start
-        found[f"{name} GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        found[f"{name} GB"] = peak()
     return found
+
+
+def peak() -> float:
+    """The most memory that this process has held, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def apart(*arguments: object) -> dict[str, float]:
@@ -122,10 +129,10 @@ def apart(*arguments: object) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def exponent(points: dict[str, dict[str, float]], what: str) -> float:
-    """With which power of the number of pixels a figure grows, over the largest three sizes."""
-    sizes = [Size.parse(size) for size in points][-3:]
-    return float(np.polyfit(np.log([s.height * s.width for s in sizes]), np.log([points[str(s)][what] for s in sizes]), 1)[0])
+def exponent(values: dict[str, float]) -> float:
+    """With which power of the number of pixels the values of sizes grow, over the largest three."""
+    sizes = [Size.parse(size) for size in values][-3:]
+    return float(np.polyfit(np.log([size.height * size.width for size in sizes]), np.log(list(values.values())[-3:]), 1)[0])
 
 
 def growth(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
@@ -138,8 +145,10 @@ def growth(results: dict[str, Any], threads: int, save: Callable[[], None]) -> N
                     points[str(size)] = apart(way, "vit_micro", size, threads, False)
                     save()
                 each = points[str(size)]
-                print(f"growth {way:9} {size!s:10} {each['step']:7.1f} s {each['step GB']:6.2f} GB")
-        print(f"growth {way:9} time ~ pixels^{exponent(points, 'step'):.2f}, memory ~ pixels^{exponent(points, 'step GB'):.2f}")
+                print(f"growth {way:9} {size!s:10} {each['step']:7.1f} s {each['step GB']:6.2f} GB, before the image {each['base GB']:.2f}")
+        seconds = exponent({size: each["step"] for size, each in points.items()})
+        memory = exponent({size: each["step GB"] - each["base GB"] for size, each in points.items()})
+        print(f"growth {way:9} time ~ pixels^{seconds:.2f}, memory beyond Python and the network ~ pixels^{memory:.2f}")
 
 
 def beside(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
