@@ -1,6 +1,6 @@
 """Do the heat maps point at what the model sees? Asked on phantoms, whose lesions are known. Prints a table.
 
-python benchmarks/explain.py PACKAGE RELEASE MANIFEST [--images N] [--json FILE]
+python benchmarks/explain.py PACKAGE RELEASE MANIFEST [--images N] [--pointing] [--json FILE]
 
 RELEASE is what `vitmodel synth` wrote, MANIFEST that of the run which trained PACKAGE (RUN/manifest.csv); its test patients are used.
 
@@ -132,14 +132,24 @@ def chances(model: Network, cases: list[Case]) -> list[np.ndarray]:
     ]
 
 
-def judge(model: Network, random_model: Network, cases: list[Case], chance: list[np.ndarray], method: Method) -> dict[str, list[float]]:
-    """The figures of one way to explain, one number per case."""
-    found: dict[str, list[float]] = {"pointing": [], "deletion": [], "insertion": [], "sanity": [], "seconds": []}
-    for case, (deletion, insertion) in zip(progress(cases, method), chance, strict=True):
+def point(model: Network, cases: list[Case], method: Method) -> tuple[dict[str, list[float]], list[np.ndarray]]:
+    """Whether each case's map points at the lesion, what it cost, and the maps."""
+    found: dict[str, list[float]] = {"pointing": [], "seconds": []}
+    maps = []
+    for case in progress(cases, method):
         start = time.perf_counter()
-        values = explain(model, case.image, method).numpy()
+        maps.append(explain(model, case.image, method).numpy())
         found["seconds"].append(time.perf_counter() - start)
-        found["pointing"].append(case.hit(*case.heat(values).peak()))
+        found["pointing"].append(case.hit(*case.heat(maps[-1]).peak()))
+    return found, maps
+
+
+def judge(
+    model: Network, random_model: Network, cases: list[Case], maps: list[np.ndarray], chance: list[np.ndarray], method: Method
+) -> dict[str, list[float]]:
+    """How far each case's map is faithful to the model, and how far it depends on it."""
+    found: dict[str, list[float]] = {"deletion": [], "insertion": [], "sanity": []}
+    for case, values, (deletion, insertion) in zip(progress(cases, method), maps, chance, strict=True):
         kept = case.image.kept[0].numpy()
         with_map = curves(model, case, values.flatten()[kept])
         found["deletion"].append(deletion - with_map[0])
@@ -155,6 +165,7 @@ def main() -> None:
     parser.add_argument("release", type=Path)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--images", type=int, default=1000, help="at most this many images with cancer")
+    parser.add_argument("--pointing", action="store_true", help="the pointing game alone, the quickest of the figures")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     model, package = load_package(arguments.package)
@@ -169,18 +180,20 @@ def main() -> None:
         "middle of the breast": {"pointing": [case.hit(*case.places().mean(axis=1)) for case in cases]},
         "brightest patch": {"pointing": [case.hit(*case.heat(case.brightness()).peak()) for case in cases]},
     }
-    chance = chances(model, cases)
+    chance = [] if arguments.pointing else chances(model, cases)
     for method in METHODS:
-        found[method] = judge(model, random_model, cases, chance, method)
+        found[method], maps = point(model, cases, method)
+        if not arguments.pointing:
+            found[method] |= judge(model, random_model, cases, maps, chance, method)
     for figures in found.values():
         figures |= {f"- {other}": difference(figures, found[name]) for other, name in AGAINST.items()}
     results = {name: {figure: interval(values, patients) for figure, values in figures.items()} for name, figures in found.items()}
     print(f"{len(cases)} images with cancer of {len(set(patients))} test patients, {arguments.package}")
-    for shown in (["pointing", *(f"- {other}" for other in AGAINST)], ["deletion", "insertion", "sanity", "seconds"]):
+    for shown in (["pointing", *(f"- {other}" for other in AGAINST)], ["seconds", "deletion", "insertion", "sanity"]):
         print(f"{'':22}" + "".join(f"{figure:>26}" for figure in shown))
         for name, numbers in results.items():
             if shown[0] in numbers:
-                print(f"{name:22}" + "".join(f"{numbers[figure]!s:>26}" for figure in shown))
+                print(f"{name:22}" + "".join(f"{numbers.get(figure, '')!s:>26}" for figure in shown))
     if arguments.json:
         write_atomic(arguments.json, to_json({name: {k: vars(v) for k, v in numbers.items()} for name, numbers in results.items()}))
 

@@ -74,8 +74,9 @@ def draw_overlay(picture: Picture, heat: HeatMap, caption: Caption, breast_only:
     page = np.hstack([plain, np.zeros((len(plain), 8, 3), np.uint8), blend(plain, share), colour_bar(len(plain), caption)])
     lines = [caption.title, caption.score, f"Colour: {caption.unit}. It outlines no lesion.", NOT_A_MEDICAL_DEVICE]
     foot = np.zeros((LINE * len(lines) + LINE // 2, page.shape[1], 3), np.uint8)
+    size = min(fitting(line, foot.shape[1] - LINE) for line in lines)
     for number, line in enumerate(lines, start=1):
-        write(foot, line, (LINE // 2, LINE * number))
+        write(foot, line, (LINE // 2, LINE * number), size)
     return np.vstack([page, foot])
 
 
@@ -100,12 +101,16 @@ def colour_bar(height: int, caption: Caption) -> np.ndarray:
     column[top : top + length, 24:52] = blend(np.full((*share.shape, 3), 110, np.uint8), share)
     for part in (0, 0.5, 1):
         value = caption.low + (caption.high - caption.low) * (1 - part)
-        write(column, f"{value:.3g}", (62, round(top + part * length) + 8))
+        text = f"{value:.3g}"
+        write(column, text, (62, round(top + part * length) + 8), fitting(text, MARGIN - 66))
     return column
 
 
-def write(canvas: np.ndarray, text: str, place: tuple[int, int]) -> None:
-    """`text` on `canvas`, its first letter's foot at `place` (x, y); smaller where it would not fit."""
-    (width, _), _ = cv2.getTextSize(text, FONT, SIZE, 1)
-    size = SIZE * min(1, (canvas.shape[1] - place[0] - 8) / width)
+def fitting(text: str, width: int) -> float:
+    """The size, at most SIZE, at which `text` is at most `width` pixels wide."""
+    return SIZE * min(1, width / cv2.getTextSize(text, FONT, SIZE, 1)[0][0])
+
+
+def write(canvas: np.ndarray, text: str, place: tuple[int, int], size: float) -> None:
+    """`text` on `canvas`, its first letter's foot at `place` (x, y)."""
     cv2.putText(canvas, text, place, FONT, size, INK, 1, cv2.LINE_AA)
