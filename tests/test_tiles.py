@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vitmodel.cli import main, parse
 from vitmodel.config import SegmentsConfig, Size
-from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
+from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.explain import METHOD, Method, explain
-from vitmodel.model.network import Network
+from vitmodel.model.network import Logits, Network
 from vitmodel.model.packing import About, Pack, pack
 from vitmodel.model.tiles import Parts, check_segments, cut, losses
 from vitmodel.utils import UsageError
@@ -168,6 +168,27 @@ def test_the_view_learns_which_segment_is_telling_and_the_segments_what_they_sho
 def test_what_does_not_fit_the_trunk_is_refused(changes: dict[str, int], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         network(replace(CONFIG, **changes))
+
+
+def test_parts_keep_their_image_s_source_and_images_in_segments_join_an_exam() -> None:
+    torch.manual_seed(0)
+    machines, views = (Vocabulary(column, ("a", "b")) for column in ("machine_id", "view"))
+    config = NetworkConfig(vit=VIT, segments=CONFIG, sources=SourcesConfig(columns=(machines,)), exam=ExamConfig(views=views))
+    model = Network(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+    def say(*sources: int) -> Logits:
+        about = [About(sources=(source,), view=1, breast=number, exam=0) for number, source in enumerate(sources)]
+        with torch.no_grad():
+            return model(pack([breast(seed=1), breast(256, 144, seed=2)], 8, about=about))
+
+    first, second = say(1, 1), say(1, 2)
+    assert first.breasts is not None
+    assert first.breasts.shape == (2,)
+    assert first.images[0] == pytest.approx(second.images[0], abs=1e-5)
+    assert abs(first.images[1] - second.images[1]) > 1e-3, "the other machine's part of the trunk encodes all parts of its image"
 
 
 def test_stitched_segments_show_no_seam() -> None:

@@ -214,7 +214,7 @@ class Segmenter(nn.Module):
             for of_wholes, of_segments in ((whole, segments), (view_logits, segment_logits))
         )
         placed = torch.cat([self.placed(*each) for each in zip(summaries, parts, strict=True)])  # all P D
-        told = torch.cat(logits).clamp(-LOUDEST, LOUDEST).exp()
+        told = torch.cat(logits).float().clamp(-LOUDEST, LOUDEST).exp()
         lengths = [1 + count for count in counts]
         features = self.integrator(placed, lengths, told)
         with torch.no_grad():
@@ -276,9 +276,9 @@ class Segmenter(nn.Module):
 def losses(reading: Reading, labels: Tensor, lesions: Sequence[Tensor]) -> Tensor:
     """What the parts are taught, one loss per image: I.
 
-    A segment's own logit is taught whether it shows a lesion (K 4, pixels); in an image without cancer none does, and
-    where the cancer's place is not known, nothing is taught. The view's scores are taught what the summary attends to (as Katharopoulos and
-    Fleuret 2019, arXiv 1905.03711, sample by attention) or, where they are known, the segments with a lesion.
+    A segment's own logit is taught whether it shows a lesion (K 4, pixels); in an image without cancer none does, and where the cancer's
+    place is not known, nothing is taught. The scores are taught what the summary attends to (as Katharopoulos and Fleuret 2019, arXiv
+    1905.03711, sample by attention) or, where they are known, the segments with a lesion.
     """
     found = []
     read = zip(reading.parts, reading.logits, reading.scores, reading.attention, strict=True)
