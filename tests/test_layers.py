@@ -23,7 +23,7 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "batches": {"data", "model"},
     "learner": {"batches", "data", "model", "measure"},
     "monitoring": {"batches", "learner", "data", "measure"},
-    "trainer": {"batches", "learner", "monitoring"},
+    "trainer": {"batches", "learner", "monitoring", "model"},
     "fitting": {"batches", "data", "learner", "model", "monitoring", "trainer"},
     "predictor": {"data", "model", "measure", "pixels"},
     "results": {"pixels"},

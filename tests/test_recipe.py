@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,13 @@ from safetensors.torch import load_file
 from scipy.special import logit
 
 from vitmodel.cli import main
+from vitmodel.config import TrainConfig
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import Shuffled
 from vitmodel.learner import Learner
+from vitmodel.model import arithmetic
 from vitmodel.model.package import load_members, load_package
-from vitmodel.trainer import AtomicCheckpoints
+from vitmodel.trainer import AtomicCheckpoints, precision_of
 from vitmodel.utils import VitmodelError
 
 SHORT = [
@@ -216,6 +219,35 @@ def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "taken"),
+    [
+        ({"avx512_bf16": True}, "auto", "bf16-mixed"),
+        ({"avx512_f": True}, "auto", "32-true"),
+        ({}, "auto", "32-true"),
+        ({"avx512_bf16": True}, "fp32", "32-true"),
+    ],
+)
+def test_precision_follows_the_processor_unless_one_is_asked_for(
+    known: dict[str, bool], asked: Any, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "processor", lambda: known)
+    assert precision_of(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_precision_trains_and_clips(precision: str, crops: Path, tmp_path: Path) -> None:
+    """A gradient that is clipped to next to nothing leaves the weights where they were, at any learning rate; one that is not, does not."""
+    found = []
+    for name, *options in (("low", "--clip", "1e-9"), ("high", "--clip", "1e-9", "--lr", "1"), ("free", "--clip", "0", "--lr", "1e-2")):
+        plain = ["--optimizer", "sgd", "--weight-decay", "0", "--warmup", "0", "--checkpointing", "true", "--precision", precision]
+        assert main(["train", str(crops / "manifest.csv"), str(tmp_path / name), *SHORT, *plain, *options]) == 0
+        found.append(torch.cat([tensor.flatten() for tensor in tensors(tmp_path / name).values()]))
+    low, high, free = found
+    assert (low - high).abs().max() < 1e-6 < 1e-4 < (low - free).abs().max()
+    assert json.loads((tmp_path / "low" / "system.json").read_text())["precision"] == {"fp32": "32-true", "bf16": "bf16-mixed"}[precision]
 
 
 @pytest.mark.parametrize("positives", [1, 3, 12])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor
 from torchvision_stub import torchvision_stub
 
 from vitmodel.config import Size
+from vitmodel.model import arithmetic
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.formats import to_timm
+from vitmodel.model.packing import forward, pack
 from vitmodel.model.vit import Layout, ViT, patchify, resize_positions
 from vitmodel.model.weights import HALF, Weights, fit_weights
 from vitmodel.utils import UsageError
@@ -233,6 +236,17 @@ def test_checkpointing_changes_no_gradient_even_with_stochastic_depth() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(model, images), strict=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"pool": "attention", "layer_scale": 1.0}], ids=str)
+def test_whose_matrix_products_run_changes_nothing_but_rounding(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = build(replace(SMALL, dim=96, **options)), torch.rand(2, 1, 48, 32)
+    found = []
+    for mkl_is_slow in (True, False):
+        monkeypatch.setattr(arithmetic, "mkl_is_slow", functools.partial(bool, mkl_is_slow))
+        found.append([model(images).detach(), *gradients(model, images)])
+    for here, there in zip(*found, strict=True):
+        assert (here - there).abs().max() <= 1e-5 * max(1, there.abs().max().item())
+
+
 @torch.no_grad()
 def test_bfloat16_autocast_stays_close() -> None:
     model = build(replace(SMALL, registers=2))
@@ -251,7 +265,11 @@ def test_compiled_equals_eager() -> None:
         compiled = torch.compile(model, fullgraph=True)(images)
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"torch.compile needs a C++ compiler here: {error}")
-    assert difference(compiled, model(images)) <= 1e-5
+    exact = model(images)
+    assert difference(compiled, exact) <= 1e-5
+    for block in model.blocks:
+        block.compile(dynamic=True)  # as `--compile` does
+    assert difference(forward(model, pack(list(images), 16)), exact) <= 1e-5
 
 
 @pytest.mark.parametrize(

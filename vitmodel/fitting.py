@@ -120,6 +120,7 @@ def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.Dat
     shows."""
     size = Size(config.segments, config.segments) if config.segments else preprocessing.size
     model = Network(NetworkConfig(vit=architecture_of(config, size), segments=config.segmenting))
+    model.trunk.checkpoint = config.checkpointing
     torch.nn.init.constant_(model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
     if config.weights is not None:
         print(fit_weights(model.trunk, load_weights(config.weights)))

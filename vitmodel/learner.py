@@ -93,11 +93,21 @@ class Course(L.LightningModule):
             return warmup_cosine(self.drawn / (config.epochs * self.images), config.warmup)
 
         groups = parameter_groups(self, config.lr, config.weight_decay, config.layer_decay)
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        scaled = self.trainer.precision == "16-mixed"  # a fused step would undo the scale after the gradient was clipped
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=not scaled)
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning does, but also with a fused optimizer in bfloat16, which it refuses for the sake of fp16's scale."""
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_val:
+            self.trainer.precision_plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
 class Learner(Course):

@@ -26,6 +26,8 @@ from vitmodel import __version__
 from vitmodel.batches import Batches
 from vitmodel.config import TrainingConfig, to_yaml
 from vitmodel.learner import Course
+from vitmodel.model.arithmetic import bf16_is_fast
+from vitmodel.model.vit import Block
 from vitmodel.monitoring import BadSteps, Meter, Progress
 from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
 
@@ -56,7 +58,7 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None
 
     Of several processes the first one claims it for all.
     """
-    recipe, checkpoint = run / f"{verb}.yaml", run / LAST
+    recipe, checkpoint, precision = run / f"{verb}.yaml", run / LAST, precision_of(config)
     if is_first():
         text = to_yaml(verb, replace(config, resume=False), recipe)
         if recipe.exists():
@@ -66,7 +68,7 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None
             if changed:
                 raise UsageError(f"{recipe} was started with other settings than: {', '.join(changed)}; resume with the same ones")
         write_atomic(recipe, text)
-        write_atomic(run / "system.json", to_json(system()))
+        write_atomic(run / "system.json", to_json(system() | {"precision": precision}))
         if not (run / "run_id").exists():
             write_atomic(run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n")  # a sweep names its runs
     return checkpoint if checkpoint.exists() else None
@@ -101,11 +103,10 @@ def device_of(config: TrainingConfig) -> Literal["cpu", "cuda"]:
 
 def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """The arithmetic that the device is best at, unless one is asked for. Raises UsageError for fp16 on a CPU, which has no scaler."""
-    cuda = device_of(config) == "cuda"
-    wanted = config.precision
+    device, wanted = device_of(config), config.precision
     if wanted == "auto":
-        wanted = ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if cuda else "fp32"
-    if wanted == "fp16" and not cuda:
+        wanted = "bf16" if bf16_is_fast(device) else "fp16" if device == "cuda" else "fp32"
+    if wanted == "fp16" and device == "cpu":
         raise UsageError("precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]  # type: ignore[return-value]
 
@@ -152,8 +153,9 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
 def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None, checkpoint: Path | None) -> None:
     """Train, from `checkpoint` on if there is one."""
     if learner.config.compile:
-        for block in learner.model.trunk.blocks:  # type: ignore[union-attr]
-            block.compile(dynamic=True)
+        for module in learner.modules():
+            if isinstance(module, Block):
+                module.compile(dynamic=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
         trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)

@@ -127,7 +127,7 @@ class TrainingConfig:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What several devices hold: a copy of the model each, or (CUDA only) a shard of it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass; auto = bf16 where the GPU has it, else fp16; fp32 on a CPU."""
+    """Arithmetic of training's matrices; auto = bf16 where the GPU or CPU computes with it, else fp16 on a GPU and fp32 on a CPU."""
     compile: bool = False
     """Compile the blocks with torch.compile: slower to start, faster on a GPU."""
     workers: int = 2
@@ -182,6 +182,8 @@ class TrainConfig(SegmentsConfig, TrainingConfig):
     """Weight of each such loss beside the main one."""
     sampling: Literal["natural", "positive", "balanced"] = "balanced"
     """What an epoch shows: each image once; the same with a cancer in every batch; or cancers and negatives equally often."""
+    checkpointing: bool = False
+    """Activation checkpointing: keep each block's input alone and compute the rest again on the way back; a quarter slower."""
     ema: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then validated and packaged, such as 0.999; 0 = none."""
     val: float = 0.15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,13 @@ def processor() -> Mapping[str, Any]:
 def mkl_is_slow() -> bool:
     """Whether this is a processor by AMD with AVX-512, on which MKL's products of 32 bits take twice the time of oneDNN's."""
     return "AMD" in processor().get("cpu_name", "") and processor().get("avx512_f", False) and torch.backends.mkldnn.is_available()
+
+
+def bf16_is_fast(device: Literal["cpu", "cuda"]) -> bool:
+    """Whether a device multiplies 16 bits of bfloat16 itself, and so faster than 32 bits; emulated, they are slower."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(processor().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def opaque(x: Tensor) -> Tensor:
