@@ -10,12 +10,13 @@ that is run alone adds its numbers to those that FILE holds.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
-import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -37,9 +38,10 @@ from vitmodel.model.packing import Pack, forward, pack
 from vitmodel.model.runtime import export_onnx, load_onnx, quantize
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import preprocess
-from vitmodel.utils import atomic_path, progress, to_json, write_atomic
+from vitmodel.utils import atomic_path, to_json, write_atomic
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+DENSE = 2048  # rows of the largest image that `growth` also times dense
 Way = Callable[[], Any]
 
 
@@ -97,15 +99,15 @@ def exported(model: ViT, images: Pack, calibration: Pack | None = None) -> dict[
     return ways
 
 
-def measure(ways: dict[str, Way], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def measure(ways: dict[str, Way], rounds: int, clock: Callable[[], float], warm: bool = True) -> dict[str, list[float]]:
     """Seconds of each way in each round; the ways take turns, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
+    for _ in range(rounds + warm):
         for name, way in ways.items():
             start = clock()
             way()
             seconds[name].append(clock() - start)
-    return {name: values[1:] for name, values in seconds.items()}
+    return {name: values[warm:] for name, values in seconds.items()}
 
 
 def table(title: str, seconds: dict[str, list[float]], reference: str, ideal: dict[str, float] | None = None) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def dense(preset: str, size: Size, batch: int, rounds: int, clock: Callable[[], 
     title = f"{preset}, {batch} images of {size}, dense"
     results = table(f"{title}, forward", measure(forwards, rounds, clock), reference)
     steps = {name: step_of(each.train(), partial(each, images)) for name, each in models.items()}
-    return results | table(f"{title}, training step", measure(steps, max(2, rounds // 2), clock), reference)
+    return results | table(f"{title}, training step", measure(steps, max(1, rounds // 2), clock), reference)
 
 
 def operations(config: ViTConfig, tokens: int) -> float:
@@ -197,11 +199,17 @@ def packed(preset: str, source: str, size: Size, count: int, rounds: int, clock:
     forwards = {name: quiet(way) for name, (_, way) in logits.items()}
     results = table(f"{title}, forward", measure(forwards, rounds, clock), reference, {"ours packed": least})
     steps = {name: step_of(each.train(), way) for name, (each, way) in logits.items()}
-    results |= table(f"{title}, training step", measure(steps, max(2, rounds // 2), clock), reference, {"ours packed": least})
-    gc.collect()
-    results[f"{title}, memory"] = peaks = {name: peak_memory(preset, source, size, count, name) for name in logits}
-    print("  peak memory of a training step: " + ", ".join(f"{name} {value:.2f} GB" for name, value in peaks.items()))
+    results |= table(f"{title}, training step", measure(steps, max(1, rounds // 2), clock), reference, {"ours packed": least})
     return results
+
+
+def memory(preset: str, source: str, size: Size, count: int) -> dict[str, Any]:
+    """Gigabytes that a forward and backward pass of some real crops takes, each way in a process of its own."""
+    names = ["ours dense", "ours packed", "ours packed, checkpointing"]
+    peaks = {name: peak_memory(preset, source, size, count, name) for name in (["timm", *names] if has("timm") else names)}
+    title = f"{preset}, {count} crops of {source} at {size}, peak memory of a training step"
+    print(f"\n{title}: " + ", ".join(f"{name} {value:.2f} GB" for name, value in peaks.items()))
+    return {title: peaks}
 
 
 def peak_memory(preset: str, source: str, size: Size, count: int, way: str) -> float:
@@ -221,7 +229,8 @@ def _one_step(sender: Any, preset: str, source: str, size: Size, count: int, way
     peer = timm_like(model) if way == "timm" else model
     some, images = pack(batch, model.config.patch), torch.stack(batch)
     before = _highest_memory()
-    (forward(model, some) if way == "ours packed" else peer(images)).square().mean().backward()
+    model.checkpoint = way.endswith("checkpointing")
+    (forward(model, some) if way.startswith("ours packed") else peer(images)).square().mean().backward()
     sender.send(_highest_memory() - before)
 
 
@@ -231,34 +240,40 @@ def _highest_memory() -> float:
     return int(line.split()[1]) * 1024 / 1e9
 
 
-def growth(file: Path, clock: Callable[[], float]) -> dict[str, Any]:
-    """Seconds of one forward pass of ViT-S against the image's area, on one crop's mask; dense up to a quarter of the largest area."""
+def growth(height: int, known: dict[str, Any], file: Path, clock: Callable[[], float]) -> dict[str, Any]:
+    """Seconds of one forward pass of ViT-S on a crop of `height`, beside those of other heights that are `known`; draws all of them."""
+    size = Size(height, height * 13 // 16 // 16 * 16)
+    model, batch = ours("vit_small", size).eval(), crops("rsna_dicom", size, 1)
+    some, images = pack(batch, 16), torch.stack(batch)
+    ways = {"ours packed": quiet(partial(forward, model, some))}
+    if height <= DENSE:
+        ways["ours dense"] = quiet(partial(model, images))
+        if has("timm"):
+            ways["timm"] = quiet(partial(timm_like(model), images))
+    else:
+        print(f"growth: dense at {size} would take minutes a pass and is left out")
+    seconds = {name: dict(points) for name, points in known.get("growth", {}).items()}
+    for name, values in measure(ways, 1, clock, warm=height <= DENSE).items():
+        seconds.setdefault(name, {})[str(size)] = statistics.median(values)
+        print(f"growth, {name} at {size}, {some.lengths(1)[0]} of {1 + math.prod(some.grids[0])} tokens: {statistics.median(values):.2f} s")
+    draw_growth(seconds, file)
+    return {"growth": seconds}
+
+
+def draw_growth(seconds: dict[str, dict[str, float]], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    seconds: dict[str, dict[str, float]] = {"dense": {}, "packed": {}}
-    for height in progress([512, 1024, 2048, 3072, 4096], "growth"):
-        size = Size(height, height * 13 // 16 // 16 * 16)
-        model, batch = ours("vit_small", size).eval(), crops("rsna_dicom", size, 1)
-        some = pack(batch, 16)
-        ways = {"packed": quiet(partial(forward, model, some))}
-        if height <= 2048:
-            ways["dense"] = quiet(partial(model, torch.stack(batch)))
-        for name, way in ways.items():
-            start = clock()
-            way()
-            seconds[name][str(size)] = clock() - start
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name, points in seconds.items():
-        sizes = [Size.parse(size) for size in points]
-        axes.loglog([size.height * size.width / 1e6 for size in sizes], list(points.values()), "o-", label=name)
+    for name, points in sorted(seconds.items()):
+        found = sorted(
+            (size.height * size.width / 1e6, value) for size, value in ((Size.parse(size), value) for size, value in points.items())
+        )
+        axes.loglog(*zip(*found, strict=True), "o-", label=name)
     axes.set(xlabel="image area, megapixels", ylabel="seconds of a forward pass", title="ViT-S/16, one mammogram")
     axes.legend()
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    for name, points in seconds.items():
-        print(f"growth, {name}: " + ", ".join(f"{size} {value:.2f} s" for size, value in points.items()))
-    return {"growth": seconds}
 
 
 def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
@@ -282,20 +297,23 @@ def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
     model = model.cuda()
     some, images = pack(batch, model.config.patch).to("cuda"), torch.stack(batch).cuda()
     fast: Any = torch.compile(model)
+    blocks = copy.deepcopy(model)
+    for block in blocks.blocks:
+        block.compile(dynamic=True)  # as `--compile` does
     ways: dict[str, tuple[torch.nn.Module, Way]] = {"ours dense": (model, lambda: fast(images))}
     if peer is not None:
         timm: Any = torch.compile(peer)
         ways = {"timm": (peer, lambda: timm(images))} | ways
-    ways["ours packed"] = (model, lambda: forward(model, some))
+    ways |= {"ours packed": (model, lambda: forward(model, some)), "ours packed, compiled": (blocks, lambda: forward(blocks, some))}
     config, least = model.config, ideal(model.config, some)
     full = pack(batch, config.patch, air=True)
     results: dict[str, Any] = {"matrix rate, TFLOP/s": rate / 1e12}
     title = f"CUDA bf16, {preset}, {len(batch)} crops at {size}"
     for kind, factor, prepare in (("forward", 1, lambda _, way: quiet(way)), ("training step", 3, step_of)):
         seconds = measure({name: prepare(each, cast(way)) for name, (each, way) in ways.items()}, rounds, clock)
-        results |= table(f"{title}, {kind}", seconds, next(iter(ways)), {"ours packed": least})
+        results |= table(f"{title}, {kind}", seconds, next(iter(ways)), dict.fromkeys(("ours packed", "ours packed, compiled"), least))
         for name, values in seconds.items():
-            lengths = (some if name == "ours packed" else full).lengths(config.prefix)
+            lengths = (some if name.startswith("ours packed") else full).lengths(config.prefix)
             median = statistics.median(values)
             share = factor * sum(operations(config, length) for length in lengths) / median / rate
             print(f"  {name:22} {sum(lengths) / median:12.0f} tokens/s   {share:.0%} of the matrix rate")
@@ -319,10 +337,10 @@ def runtimes(preset: str, size: Size, count: int, rounds: int, clock: Callable[[
     return table(f"{preset}, {count} crops at {size}, packed (timm dense), forward", seconds, next(iter(ways)))
 
 
-def options(preset: str, size: Size, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """What fused AdamW, checkpointing and bf16 are worth in a training step of one packed crop."""
-    model = ours(preset, size).train()
-    some = pack(crops("rsna_dicom", size, 1), model.config.patch)
+def options(preset: str, images: list[Tensor], rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """What fused AdamW, checkpointing and bf16 are worth in a training step of packed images, and bf16 in a forward pass."""
+    model = ours(preset, Size(*images[0].shape[-2:])).train()
+    some = pack(images, model.config.patch)
 
     def logits(checkpoint: bool = False, bf16: bool = False) -> Tensor:
         model.checkpoint = checkpoint
@@ -335,37 +353,44 @@ def options(preset: str, size: Size, rounds: int, clock: Callable[[], float]) ->
         "checkpointing": step_of(model, partial(logits, checkpoint=True)),
         "bf16": step_of(model, partial(logits, bf16=True)),
     }
-    return table(f"{preset}, one crop at {size}, packed, training step", measure(steps, rounds, clock), "fp32, fused AdamW")
+    title = f"{preset}, {len(images)} images of {model.config.image_size}, packed"
+    results = table(f"{title}, training step", measure(steps, rounds, clock), "fp32, fused AdamW")
+    forwards = {"fp32": quiet(logits), "bf16": quiet(partial(logits, bf16=True))}
+    return results | table(f"{title}, forward", measure(forwards, rounds, clock), "fp32")
 
 
-def part(name: str, arguments: argparse.Namespace, clock: Callable[[], float]) -> dict[str, Any]:
-    """One of PARTS."""
-    small, tall, large = Size(224, 224), Size(1024, 512), Size(2048, 1024)
+def part(name: str, known: dict[str, Any], arguments: argparse.Namespace, clock: Callable[[], float]) -> dict[str, Any]:
+    """One of PARTS; `known` are the numbers so far."""
+    square, tall, large = Size(224, 224), Size(1024, 512), Size(2048, 1024)
     if name.startswith("dense"):
         preset = "vit_small" if "small" in name else "vit_base"
-        return dense(preset, small, 4, 7, clock) if "224" in name else dense(preset, tall, 1, 3, clock)
+        return dense(preset, square, 4, 7, clock) if "224" in name else dense(preset, tall, 1, 3, clock)
+    if name == "cuda" and not torch.cuda.is_available():
+        print("\ncuda: no CUDA device here, 16-bit speed was not measured")
+        return {}
     if not DATA.is_dir():
         print(f"\n{name}: real crops are not at hand, {DATA} is absent")
         return {}
     if name == "packed-1024":
-        return packed("vit_small", "rsna_dicom", tall, 2, 3, clock)
+        return packed("vit_small", "rsna_dicom", tall, 2, 5, clock)
     if name == "packed-2048":
-        return packed("vit_small", "rsna_dicom", large, 1, 3, clock)
+        return packed("vit_small", "rsna_dicom", large, 1, 1, clock)
+    if name.startswith("memory"):
+        return memory("vit_small", "rsna_dicom", *((tall, 2) if "1024" in name else (large, 1)))
     if name == "runtimes":
         return runtimes("vit_small", tall, 4, 5, clock)
     if name == "options":
-        return options("vit_small", tall, 5, clock)
-    if name == "growth":
-        return growth(arguments.plot, clock)
-    if not torch.cuda.is_available():
-        print("\ncuda: no CUDA device here, 16-bit speed was not measured")
-        return {}
+        small = crops("rsna_dicom", Size(128, 64), 8) * 2
+        return options("vit_tiny", small, 9, clock) | options("vit_small", crops("rsna_dicom", tall, 1), 5, clock)
+    if name.startswith("growth"):
+        return growth(int(name.removeprefix("growth-")), known, arguments.plot, clock)
     return cuda("vit_small", tall, 32, 9) | cuda("vit_base", tall, 32, 9)
 
 
 PARTS = [
     *("dense-small-224", "dense-base-224", "dense-small-1024", "dense-base-1024"),
-    *("packed-1024", "packed-2048", "options", "runtimes", "growth", "cuda"),
+    *("packed-1024", "packed-2048", "memory-1024", "memory-2048", "options", "runtimes"),
+    *("growth-512", "growth-1024", "growth-2048", "growth-3072", "growth-4096", "cuda"),
 ]
 
 
@@ -384,7 +409,7 @@ def main() -> None:
     if arguments.json and arguments.json.exists():
         results = json.loads(arguments.json.read_text()) | results
     for name in arguments.parts or PARTS:
-        results |= part(name, arguments, time.process_time if arguments.threads == 1 else time.perf_counter)
+        results |= part(name, results, arguments, time.process_time if arguments.threads == 1 else time.perf_counter)
         if arguments.json:
             write_atomic(arguments.json, to_json(results))
 
