@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,14 @@ def test_compiled_equals_eager() -> None:
     for block in model.blocks:
         block.compile(dynamic=True)  # as `--compile` does
     assert difference(forward(model, pack(list(images), 16)), exact) <= 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for minutes")
+def test_the_benchmark_of_cuda_says_that_there_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "vit.py"
+    monkeypatch.setattr("sys.argv", [str(benchmark), "cuda", "--threads", str(torch.get_num_threads())])
+    runpy.run_path(str(benchmark), run_name="__main__")
+    assert "no CUDA device here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
