@@ -33,6 +33,7 @@ def opaque(x: Tensor) -> Tensor:
     """The same numbers, in oneDNN's keeping where its products are faster than MKL's, which PyTorch takes for 32 bits on every CPU.
 
     Linear layers and GELU take such a tensor as any other and give one back; the rest needs `dense`. Compilers choose for themselves.
+    A training step needs up to half as much memory again for it, since autograd keeps both kinds.
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return x
