@@ -112,3 +112,26 @@ def test_a_box_goes_where_its_pixels_go() -> None:
             assert (found[:2] >= whole[:2] - 1.5).all()
             assert (found[2:] <= whole[2:] + 1.5).all()
             assert np.abs(found - whole).max() <= 3 + 2 * 128 * elastic
+
+
+def test_geometry_gamma_and_blur_equal_monai() -> None:
+    """What MONAI has of it, applied to the same crop with the same parameters. It knows no air, so its blur is divided by the mask's."""
+    transforms = pytest.importorskip("monai.transforms", reason="MONAI is a peer of the tests")
+    image = breast() / breast().max()
+    still = drawn(OFF, 0)
+    moved = replace(still, angle=11.0, scale=1.1, shift=(0.05, -0.03))
+    matrix = cv2.getRotationMatrix2D((0, (image.shape[0] - 1) / 2), moved.angle, moved.scale)
+    matrix[:, 2] += np.array(moved.shift) * image.shape[::-1]
+    inverse = np.vstack([cv2.invertAffineTransform(matrix), [0, 0, 1]])[np.ix_([1, 0, 2], [1, 0, 2])]  # in rows and columns
+    middle = np.eye(3)
+    middle[:2, 2] = (np.array(image.shape) - 1) / 2  # where MONAI has its origin
+    affine = transforms.Affine(affine=np.linalg.inv(middle) @ inverse @ middle, padding_mode="zeros", image_only=True)
+    np.testing.assert_allclose(moved.apply(image), np.asarray(affine(image[None]))[0], atol=0.01)
+
+    gamma = transforms.AdjustContrast(gamma=1.4)
+    np.testing.assert_allclose(replace(still, gamma=1.4).apply(image), np.asarray(gamma(image[None]))[0], atol=1e-4)
+
+    smooth = transforms.GaussianSmooth(sigma=1.5, approx="sampled")
+    tissue = (image > 0).astype(np.float32)
+    blurred = np.where(tissue, np.asarray(smooth(image[None]))[0] / np.maximum(np.asarray(smooth(tissue[None]))[0], 1e-6), 0)
+    np.testing.assert_allclose(replace(still, blur=1.5).apply(image), blurred, atol=2e-3)
