@@ -1,11 +1,12 @@
 """Training recipes against each other and against peers on real mammograms, on equal terms: one command, resumable, CPU or CUDA.
 
-python benchmarks/recipe.py WORK [--images 13000] [--size 128x64] [--variants ...] [--json FILE]
+python benchmarks/recipe.py WORK [--images 13000] [--size 128x64] [--variants ...] [--weights FILE] [--json FILE]
 
 Every variant sees the same number of training images in each of 5 patient-wise folds (stratified by cancer, site and machine), at the same
 size; the last epoch's weights score the fold that was left out, so that nothing was chosen on it. The table has out-of-fold AUROC with
 intervals from resampled patients; macro F1 at a threshold chosen on the other folds; and the same models on MIAS films, without retraining.
-A second start does only what is missing: a finished (variant, fold) is a file in WORK. DenseNet121 and ResNet-18 are MONAI's.
+A second start does only what is missing: a finished (variant, fold) is a file in WORK. DenseNet121 and ResNet-18 are MONAI's. All
+networks compute in bfloat16. With published weights of a ViT-S/14, such as DINOv2's, there is a row of them, frozen: not from scratch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -43,8 +47,9 @@ from vitmodel.model.architecture import PRESETS
 from vitmodel.model.losses import TARGETS, AuxiliaryHeads, bce
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.optimisation import parameter_groups, warmup_cosine
-from vitmodel.model.packing import pack
+from vitmodel.model.packing import features, pack
 from vitmodel.model.vit import ViT
+from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atomic
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -80,6 +85,7 @@ VARIANTS = {
     "auxiliary": Variant("+ phantom pretraining, auxiliary heads", pretrained="phantoms", auxiliary=True, layer_decay=0.8),
     "resnet18": Variant("MONAI ResNet-18 from scratch", network="resnet18"),
     "densenet121": Variant("MONAI DenseNet121 from scratch", network="densenet121"),
+    "frozen": Variant("not from scratch: published ViT-S/14, frozen, logistic regression on its mean token", network="frozen"),
 }
 
 
@@ -95,6 +101,8 @@ class Budget:
     model: str
     device: torch.device
     work: Path
+    weights: Path | None = None
+    """Published weights of a ViT-S/14."""
 
 
 @dataclass
@@ -183,7 +191,8 @@ def optimise(
     for step, (crops, rows) in enumerate(progress(stream, what, total=steps, unit="step")):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * warmup_cosine(step / steps, 0.0 if variant.original else 0.1)
-        loss = loss_of(crops.to(budget.device), rows)
+        with torch.autocast(budget.device.type, torch.bfloat16):
+            loss = loss_of(crops.to(budget.device), rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -254,9 +263,9 @@ def fit(variant: Variant, train: Data, fold: int, budget: Budget, what: str) -> 
         if heads is None or targets is None:
             return bce()(model(crops).squeeze(-1).float(), wanted).mean()
         assert isinstance(model, ViT)
-        features = model.pool(model.encode(model.embed(crops)))
-        extra = heads(features, targets[rows].to(crops.device))
-        return bce()(model.head(features).squeeze(-1).float(), wanted).mean() + 0.1 * extra.sum(dim=1).mean()
+        read = model.pool(model.encode(model.embed(crops))).float()
+        extra = heads(read, targets[rows].to(crops.device))
+        return bce()(model.head(read).squeeze(-1).float(), wanted).mean() + 0.1 * extra.sum(dim=1).mean()
 
     way, change = ("natural", random_resized_crop) if variant.original else ("balanced", ours)
     return optimise(whole, batches(train, budget.images, way, change, fold), loss, budget.images, variant, budget, what)
@@ -267,26 +276,57 @@ def score(model: AveragedModel, crops: np.ndarray, budget: Budget) -> np.ndarray
     network = model.module["model"] if isinstance(model.module, nn.ModuleDict) else model.module
     network.eval()
     parts = torch.from_numpy(crops).split(128)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(budget.device.type, torch.bfloat16):
         return torch.cat([network(part[:, None].to(budget.device).float() / 255).squeeze(-1).float().cpu() for part in parts]).numpy()
 
 
-def run(name: str, fold: int, data: Data, films: Data, budget: Budget) -> None:
+def frozen_features(name: str, budget: Budget) -> np.ndarray:
+    """What a published ViT-S/14 sees in the crops of a subset at 224x112, the mean of its tokens, computed once: N D."""
+    path = budget.work / f"frozen_{name}.npy"
+    if not path.exists():
+        data = load(name, replace(budget, size=Size(224, 112)))
+        config = replace(PRESETS["vit_small14"], image_size=Size(224, 112), pool="mean")
+        model = ViT(config).to(budget.device).eval()
+        assert budget.weights is not None
+        print(fit_weights(model, load_weights(budget.weights)))
+        seen = []
+        with torch.inference_mode(), torch.autocast(budget.device.type, torch.bfloat16):
+            for part in progress(list(torch.from_numpy(data.crops).split(32)), f"features of {name}"):
+                images = part[:, None].to(budget.device).float() / 255
+                seen.append(features(model, pack(list(images), config.patch)).float().cpu())
+        with atomic_path(path) as temporary:
+            np.save(temporary, torch.cat(seen).numpy())
+    return np.load(path)
+
+
+def probe(train: np.ndarray, dataset: str, data: Data, budget: Budget) -> tuple[np.ndarray, np.ndarray, int]:
+    """A logistic regression on frozen features, fitted on the rows `train`: logits of all rows and of the films; parameters."""
+    seen, films = frozen_features(dataset, budget), frozen_features("mias_512", budget)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=500)).fit(seen[train], data.labels[train])
+    return model.decision_function(seen), model.decision_function(films), seen.shape[1] + 1
+
+
+def run(name: str, fold: int, dataset: str, data: Data, films: Data, budget: Budget) -> None:
     """One variant on one fold, unless it is done."""
     path = budget.work / "results" / f"{name}_{fold}.json"
     if path.exists():
         return
     held_out = (data.table["fold"] == fold).to_numpy()
     began, cpu = time.perf_counter(), time.process_time()
-    model = fit(VARIANTS[name], data.rows(~held_out), fold, budget, f"{name} fold {fold}")
-    logits = score(model, data.crops[held_out], budget)
+    if VARIANTS[name].network == "frozen":
+        logits, on_films, parameters = probe(~held_out, dataset, data, budget)
+        logits = logits[held_out]
+    else:
+        model = fit(VARIANTS[name], data.rows(~held_out), fold, budget, f"{name} fold {fold}")
+        logits, on_films = (score(model, crops, budget) for crops in (data.crops[held_out], films.crops))
+        parameters = sum(parameter.numel() for parameter in model.module.parameters())
     result = {
         "rows": np.flatnonzero(held_out).tolist(),
         "logits": logits.tolist(),
-        "films": score(model, films.crops, budget).tolist(),
+        "films": on_films.tolist(),
         "wall_s": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,
-        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        "parameters": parameters,
     }
     write_atomic(path, json.dumps(result))
 
@@ -394,6 +434,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(PRESETS), default="vit_micro")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
+    parser.add_argument("--weights", type=Path, help="published weights of a ViT-S/14, for the variant `frozen`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
     parser.add_argument("--table", action="store_true", help="train nothing, only show what there is")
@@ -403,7 +444,13 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
         cv2.setNumThreads(arguments.threads)
     budget = Budget(
-        arguments.images, arguments.pretraining, arguments.size, arguments.model, torch.device(arguments.device), arguments.work
+        arguments.images,
+        arguments.pretraining,
+        arguments.size,
+        arguments.model,
+        torch.device(arguments.device),
+        arguments.work,
+        arguments.weights,
     )
     budget.work.mkdir(parents=True, exist_ok=True)
     settings = to_json({key: getattr(arguments, key) for key in ("dataset", "images", "pretraining", "size", "model")})
@@ -418,7 +465,8 @@ def main() -> None:
     if not arguments.table:
         for fold in arguments.folds:
             for name in arguments.variants:
-                run(name, fold, data, films, budget)
+                if VARIANTS[name].network != "frozen" or arguments.weights:
+                    run(name, fold, arguments.dataset, data, films, budget)
     lines = report(data, films, budget)
     show(lines)
     if arguments.json:

@@ -308,11 +308,13 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(tmp_path: Path
             fit_weights(model, load_weights(tmp_path / f"{name}.pth"))
         assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     with torch.device("meta"):
-        base, other_heads = ViT(PRESETS["vit_base"]), ViT(replace(PRESETS["vit_base"], heads=8))
-        large = timm_state(ViT(replace(PRESETS["vit_large"], channels=3)))
+        base, small, other_heads = ViT(PRESETS["vit_base"]), ViT(PRESETS["vit_small"]), ViT(replace(PRESETS["vit_base"], heads=8))
+        large, dino = (timm_state(ViT(replace(PRESETS[name], channels=3))) for name in ("vit_large", "vit_small14"))
     weights = load_weights(write(tmp_path, "MAE", rgb_model()))
     with pytest.raises(UsageError, match=r"dim 1024, depth 24.*patch 16 \(vit_large\).*\(1024, 3, 16, 16\).*vit_base"):
         fit_weights(base, replace(weights, tensors=large))
+    with pytest.raises(UsageError, match=r"patch 14 \(vit_small14\).*the model is.*patch 16 \(vit_small\)"):
+        fit_weights(small, replace(weights, tensors=dino))
     with pytest.raises(UsageError, match="12 heads, not 8"):
         fit_weights(other_heads, replace(weights, tensors=base.state_dict() | {"pos_embed": torch.zeros(1, 197, 768)}))
 

@@ -84,8 +84,8 @@ class SegmentsConfig:
 class TrainingConfig:
     """What every training has in common: the network and how its weights are changed."""
 
-    model: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large"] = "vit_small"
-    """Preset of width, depth and heads, patch 16."""
+    model: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small14", "vit_base14"] = "vit_small"
+    """Preset of width, depth and heads, patch 16; the last two are DINOv2's, patch 14, for its weights."""
     pool: Literal["cls", "mean", "attention"] = "mean"
     """What the head reads: the class token, the mean of all tokens, or an attention over them."""
     stem: Literal["linear", "conv"] = "linear"

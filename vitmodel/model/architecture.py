@@ -105,6 +105,9 @@ PRESETS = {
     "vit_small": ViTConfig(dim=384, depth=12, heads=6),
     "vit_base": ViTConfig(dim=768, depth=12, heads=12),
     "vit_large": ViTConfig(dim=1024, depth=24, heads=16),
+    # DINOv2's (Oquab et al. 2023, arXiv 2304.07193)
+    "vit_small14": ViTConfig(dim=384, depth=12, heads=6, patch=14, layer_scale=1e-5),
+    "vit_base14": ViTConfig(dim=768, depth=12, heads=12, patch=14, layer_scale=1e-5),
 }
 
 

@@ -141,8 +141,12 @@ class Outline(NamedTuple):
         return self[:3] == model[:3] and (self.patch == model.patch or 1 in (self.patch, model.patch))
 
     def __str__(self) -> str:
-        name, preset = min(PRESETS.items(), key=lambda item: (abs(math.log(item[1].dim / self.dim)), abs(item[1].depth - self.depth)))
-        nearness = "" if (preset.dim, preset.depth) == (self.dim, self.depth) else "nearest preset "
+
+        def distance(preset: ViTConfig) -> tuple[float, int, bool]:
+            return abs(math.log(preset.dim / self.dim)), abs(preset.depth - self.depth), self.patch not in (1, preset.patch)
+
+        name, preset = min(PRESETS.items(), key=lambda item: distance(item[1]))
+        nearness = "nearest preset " if any(distance(preset)) else ""
         return f"a ViT of dim {self.dim}, depth {self.depth}, MLP {self.hidden}, patch {self.patch} ({nearness}{name})"
 
 
