@@ -94,14 +94,14 @@ PARTS = {
         {"pooled": Model(), "sources": Model(("machine_id",))},
         (Row("pooled", "pooled"), Row("sources", "sources")),
         {"machines A and B": "AB", "machine C, unseen": "C"},
-        12,
+        16,
         None,
     ),
     "one_view": Part(
         {"image": Model(), "fusion": Model(fusion=True)},
         (Row("single image", "image", "image"), Row("mean of views", "image"), Row("fusion", "fusion")),
         {"": ""},
-        4,
+        16,
         None,
     ),
     "asymmetry": Part(
@@ -113,7 +113,7 @@ PARTS = {
             Row("fusion of both breasts", "exam"),
         ),
         {"": ""},
-        12,
+        16,
         None,
     ),
 }
