@@ -17,16 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vitmodel.config import PredictConfig, PredictorConfig
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.parallel import parallel_map
-from vitmodel.data.rows import Row, rows_of
+from vitmodel.data.rows import rows_of
 from vitmodel.data.source import image_files
 from vitmodel.predict import predict
 from vitmodel.predictor import Predictor, Scored
@@ -54,10 +55,11 @@ def parts(package: Path, folder: Path, scratch: Path, rounds: int) -> dict[str, 
     found: dict[str, list[float]] = {"decoding alone": [], "network alone": [], "end to end": [], "ratio": []}
     for number in range(rounds):
         predictor = Predictor(PredictorConfig(package=package))
-        rows = rows_of(read_inputs([str(folder)], "auto", scratch))
-        decoding = seconds(lambda: list(parallel_map(predictor.load, rows, "decode")))  # noqa: B023 (called at once)
-        groups = list(predictor.group(parallel_map(predictor.load, rows, "again")))
-        network = seconds(lambda: [predictor.logits([e.pack for e in g if e.pack is not None]) for g in groups])  # noqa: B023
+        table = read_inputs([str(folder)], "auto", scratch)
+        rows = rows_of(table)
+        decoding = seconds(lambda: list(parallel_map(lambda row: predictor.load(row), rows, "decode")))  # noqa: B023 (called at once)
+        groups = list(predictor.group(predictor.units(table)))
+        network = seconds(lambda: [predictor.logits([e.pack for _, e in g if e.pack is not None]) for g in groups])  # noqa: B023
         config = PredictConfig(package=package, source=[str(folder)], out=scratch / f"round{number}")
         whole = seconds(lambda: predict(config))  # noqa: B023
         for name, value in zip(found, (decoding, network, whole, whole / (decoding + network)), strict=True):
@@ -83,8 +85,8 @@ def memory(package: Path, folder: Path, scratch: Path) -> dict[str, float]:
     held: list[float] = []
 
     class Watched(Predictor):
-        def stream(self, rows: Sequence[Row]) -> Iterator[Scored]:
-            for scored in super().stream(rows):
+        def stream(self, table: pd.DataFrame) -> Iterator[tuple[int, Scored]]:
+            for scored in super().stream(table):
                 held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
                 yield scored
 

@@ -28,7 +28,7 @@ from vitmodel.config import Preprocessing, Size, TrainConfig
 from vitmodel.data.manifest import as_manifest, read_manifest, write_manifest
 from vitmodel.data.phantoms import crop_phantom, draw_phantom
 from vitmodel.data.samplers import Shuffled
-from vitmodel.fitting import LABEL, build_model, check_sizes, common_preprocessing, images_of, labelled_crops, train_on
+from vitmodel.fitting import LABEL, build_model, check_sizes, common_preprocessing, images_of, labelled_crops, network_of, train_on
 from vitmodel.learner import Learner
 from vitmodel.trainer import start_or_resume
 from vitmodel.utils import to_json, write_atomic
@@ -97,7 +97,8 @@ def watch(config: TrainConfig, steps: int | None) -> Stopwatch:
     start_or_resume("train", config, config.run)
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     with contextlib.suppress(EnoughError):
-        train_on(config, config.run, rows["train"], rows["val"], preprocessing, None, [watch])
+        network = network_of(config, preprocessing, [rows["train"]])
+        train_on(config, config.run, rows["train"], rows["val"], network, None, [watch])
     return watch
 
 
@@ -111,7 +112,9 @@ def loader_and_step(config: TrainConfig) -> tuple[float, float]:
     began = time.perf_counter()
     loaded = sum(len(found.pack) for found in itertools.islice(each, STEPS))
     loader = loaded / (time.perf_counter() - began)
-    learner = Learner(build_model(config, common_preprocessing(frame, config.manifest), rows), config, len(rows), {})
+    learner = Learner(
+        build_model(config, network_of(config, common_preprocessing(frame, config.manifest), [rows]), rows), config, len(rows), {}
+    )
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     learner.to(device)
     optimizer = torch.optim.AdamW(learner.parameters(), fused=True)

@@ -29,6 +29,7 @@ from vitmodel.data.releases import read_release
 from vitmodel.data.rows import Row
 from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
+from vitmodel.model.packing import About
 from vitmodel.predictor import TOGETHER, Loaded, Predictor
 from vitmodel.utils import UsageError, sha256_file
 
@@ -59,8 +60,8 @@ def test_crops_do_not_pile_up(predictor: Predictor, crops: Path) -> None:
     held: list[int] = []
 
     class Watched(Predictor):
-        def load(self, row: Row) -> Loaded:
-            loaded = super().load(row)
+        def load(self, row: Row, about: About = About()) -> Loaded:  # noqa: B008
+            loaded = super().load(row, about)
             begun.extend([weakref.ref(loaded.cropped.crop)] if loaded.cropped.crop is not None else [])
             held.append(sum(crop() is not None for crop in begun))
             return loaded

@@ -96,8 +96,8 @@ def test_a_batch_that_is_not_finite_is_skipped_and_named(
 ) -> None:
     losses, spoiled = Learner._losses, set()
 
-    def poisoned(self: Learner, stage: str, batch, logits: torch.Tensor) -> torch.Tensor:
-        values = losses(self, stage, batch, logits)
+    def poisoned(self: Learner, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
+        values = losses(self, stage, batch, said, more)
         if stage == "train" and self.current_epoch == 0 and len(spoiled) < 2:
             spoiled.add(batch.pack.names)
             return values * torch.nan
@@ -120,8 +120,8 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(crops: Path, tmp_path: 
     """The loss is finite, its gradient is not: the step is skipped and the weights, their average too, stay finite."""
     losses = Learner._losses
 
-    def steep(self: Learner, stage: str, batch, logits: torch.Tensor) -> torch.Tensor:
-        values = losses(self, stage, batch, logits)
+    def steep(self: Learner, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
+        values = losses(self, stage, batch, said, more)
         if stage == "train" and self.current_epoch == 0 and not self.nonfinite:
             return values + torch.sqrt(values.detach() * 0 + values * 0)  # 0, with an infinite slope times 0
         return values

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from vitmodel.config import TrainingConfig
 from vitmodel.data.dataset import Example
 from vitmodel.data.samplers import Draw
 from vitmodel.model.architecture import PRESETS
-from vitmodel.model.packing import About, Pack, fill, join, pack
+from vitmodel.model.packing import About, Pack, chain, fill, grouped, join, pack
 from vitmodel.utils import UsageError, VitmodelError
 
 logger = logging.getLogger(__name__)
@@ -37,38 +38,48 @@ class Batch(NamedTuple):
     spare: bool = False
     """A repetition that only keeps this process in step with others that have one batch more: it counts for nothing."""
 
+    @property
+    def draws(self) -> list[list[int]]:
+        """The places in the pack of each draw's images: those of an exam, or one."""
+        return grouped(known.exam for known in self.pack.about)
+
 
 class Single(NamedTuple):
-    """One image on its way into a pack."""
+    """One draw on its way into a pack: an image, or those of an exam, I of them."""
 
     pack: Pack
-    label: Tensor
-    targets: Tensor
-    row: int
-    lesions: Tensor
+    label: Tensor  # I
+    targets: Tensor  # I A
+    rows: tuple[int, ...]
+    lesions: tuple[Tensor, ...]
+
+
+Loaded = tuple[Single | None, dict[int, str]]
+"""What can be used of a draw, and by row what is wrong with the rest."""
 
 
 class Images(Protocol):
-    """Examples by draw, with a path or name for each row."""
+    """An example, or those of an exam, by draw; with a path or name for each row."""
 
     paths: list[str]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, draw: Draw) -> Example: ...
+    def __getitem__(self, draw: Draw) -> Example | list[Example]: ...
 
 
 class Batches:
     """Packs of images in the order of the draws. Each iteration is an epoch.
 
-    A crop that cannot be read is named in the log and left out. Raises VitmodelError naming them when there are more than
-    `config.unreadable`.
+    A crop that cannot be read is named in the log and left out, and so is an exam that loses all of its own. Raises VitmodelError naming
+    the crops when there are more than `config.unreadable`.
     """
 
-    def __init__(self, images: Images, sampler: Sampler[Draw], config: TrainingConfig) -> None:
+    def __init__(self, images: Images, sampler: Sampler[Draw], config: TrainingConfig, about: Sequence[About] = ()) -> None:
+        """`about` says what is known of each row's image; none given = nothing known."""
         patch = PRESETS[config.model].patch
-        cut = functools.partial(to_single, paths=images.paths, patch=patch, air=not config.packed)
-        self.singles: DataLoader[Example] = DataLoader(
+        cut = functools.partial(to_single, paths=images.paths, patch=patch, air=not config.packed, about=about)
+        self.singles: DataLoader[Loaded] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size=None,
             sampler=Share(sampler),
@@ -85,31 +96,41 @@ class Batches:
         images = max(1, config.batch_size // processes())
         for group, spare in in_step(fill(self._readable(), config.most_tokens, PRESETS[config.model].prefix, images)):
             packs, labels, targets, rows, lesions = zip(*group, strict=True)
-            yield Batch(join(packs), torch.stack(labels), torch.stack(targets), torch.tensor(rows), lesions, spare)
+            yield Batch(join(packs), torch.cat(labels), torch.cat(targets), torch.tensor(sum(rows, ())), sum(lesions, ()), spare)
 
     def _readable(self) -> Iterator[Single]:
-        for single in self.singles:
-            if isinstance(single, Single):
+        for single, problems in self.singles:
+            for row, problem in problems.items():
+                if row not in self.unreadable:
+                    self.unreadable[row] = problem
+                    logger.warning("left out, %d of at most %d: %s", len(self.unreadable), self.config.unreadable, problem)
+                if len(self.unreadable) > self.config.unreadable:
+                    first = "; ".join(list(self.unreadable.values())[:3])
+                    raise VitmodelError(f"more than {self.config.unreadable} crops cannot be read (--unreadable). The first: {first}")
+            if single is not None:
                 yield single
-                continue
-            row, problem = single
-            if row not in self.unreadable:
-                self.unreadable[row] = problem
-                logger.warning("left out, %d of at most %d: %s", len(self.unreadable), self.config.unreadable, problem)
-            if len(self.unreadable) > self.config.unreadable:
-                first = "; ".join(list(self.unreadable.values())[:3])
-                raise VitmodelError(f"more than {self.config.unreadable} crops cannot be read (--unreadable). The first: {first}")
+            elif len(problems) > 1:
+                logger.warning("left out, an exam of which no image can be read: %s", "; ".join(problems.values()))
 
 
-def to_single(example: Example, paths: list[str], patch: int, air: bool) -> Single | tuple[int, str]:
-    """The image cut into patches, those of air left out unless `air`; its row and what is wrong with it where that cannot be."""
-    if example.problem:
-        return example.row, example.problem
-    try:
-        image = pack([example.image], patch, [paths[example.row]], air, [About(mm_per_pixel=example.mm_per_pixel)])
-        return Single(image, example.label, example.targets, example.row, example.lesions)
-    except UsageError as error:
-        return example.row, str(error)
+def to_single(drawn: Example | list[Example], paths: list[str], patch: int, air: bool, about: Sequence[About] = ()) -> Loaded:
+    """The drawn images cut into patches, those of air left out unless `air`."""
+    found: list[tuple[Example, Pack]] = []
+    problems: dict[int, str] = {}
+    for example in [drawn] if isinstance(drawn, Example) else drawn:
+        known = replace(about[example.row] if about else About(), mm_per_pixel=example.mm_per_pixel)
+        try:
+            if example.problem:
+                raise UsageError(example.problem)
+            found.append((example, pack([example.image], patch, [paths[example.row]], air, [known])))
+        except UsageError as error:
+            problems[example.row] = str(error)
+    if not found:
+        return None, problems
+    examples, packs = zip(*found, strict=True)
+    label, targets = torch.stack([each.label for each in examples]), torch.stack([each.targets for each in examples])
+    rows, lesions = tuple(each.row for each in examples), tuple(each.lesions for each in examples)
+    return Single(chain(packs), label, targets, rows, lesions), problems
 
 
 def processes() -> int:

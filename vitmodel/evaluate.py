@@ -23,11 +23,13 @@ from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.splits import choose_rows
 from vitmodel.evaluation import PLOTTED, WORDS, Evaluation, describe
+from vitmodel.exams import about_images
 from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD, TENSORS
-from vitmodel.predictor import Predictor, is_duplicate
+from vitmodel.model.packing import About
+from vitmodel.predictor import Predictor, is_duplicate, say_fallbacks
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
@@ -51,15 +53,19 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UsageError(f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons")
     breasts = predictor.score_breasts(images)
     write_scores(images, breasts, predictor.score_patients(breasts), config.out)
+    say_fallbacks(images, table, predictor)
+    own = config.aggregate == "package"
+    usual = "mean_logit" if predictor.fused else predictor.aggregation  # fusion aggregates no scores, such as those of a baseline
     evaluation = Evaluation(
         table=table[scored],
         probability=images.loc[scored, "probability"].to_numpy(),
         label=predictor.package["label"],
-        aggregate=predictor.aggregation if config.aggregate == "package" else config.aggregate,
+        aggregate=usual if own else config.aggregate,
         patient_aggregate=config.patient_aggregate,
         threshold=predictor.threshold,
         replicates=config.replicates,
         seed=config.seed,
+        of_breast=images.loc[scored, "breast_probability"].to_numpy() if own and predictor.fused else None,
     )
     report = compose_report(config, predictor, evaluation, whole, table, images, split, seen)
     facts = {"package": str(config.package), "manifest": str(config.manifest), "split": split, "seen_images": seen}
@@ -145,8 +151,9 @@ def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Ev
     corrected = f"; corrected to {100 * config.prevalence:.1f} % in a table of its own" if config.prevalence else "; not corrected"
     own = evaluation.aggregate == predictor.aggregation
     caution = "" if own else f"; threshold and calibration are those of the package's {WORDS[predictor.aggregation]}"
+    made = f"{WORDS[evaluation.aggregate]} of its images' probabilities"
     return {
-        "Breast": f"{WORDS[evaluation.aggregate]} of its images' probabilities{caution}",
+        "Breast": "fusion of all images of its exam by the network" if evaluation.of_breast is not None else f"{made}{caution}",
         "Patient": f"{WORDS[evaluation.patient_aggregate]} of her breasts' probabilities",
         "Calibration": f"{fitted['method'].capitalize()}, fitted per {predictor.calibrated} on the validation patients",
         "Prevalence": f"{100 * fitted['prevalence']:.1f} % of the {predictor.calibrated}s that calibration was fitted on, "
@@ -186,17 +193,18 @@ def confident_errors(predictor: Predictor, evaluation: Evaluation) -> Iterator[C
     """The images whose score is farthest from their label: the crops that the model looked at, plain and with their heat maps."""
     wrong = evaluation.errors(ERRORS)
     rows = evaluation.table.iloc[wrong]
-    for row, probability, place in zip(rows.itertuples(), evaluation.probability[wrong], rows_of(rows), strict=True):
+    known = about_images(rows, predictor.model.config)
+    for row, probability, place, about in zip(rows.itertuples(), evaluation.probability[wrong], rows_of(rows), known, strict=True):
         kind = f"{evaluation.label} missed" if probability < evaluation.threshold else f"no {evaluation.label}, but called"
         age = np.nan if np.isnan(row.age) else f"age {row.age:.0f}"
         density = np.nan if pd.isna(row.density) else f"density {row.density}"
         shown = describe([f"{row.laterality} {row.view}".strip(), age, density])
-        yield Case(f"{kind.capitalize()}, score {probability:.3f}; {shown}; image {row.image_id}", *picture(predictor, place))
+        yield Case(f"{kind.capitalize()}, score {probability:.3f}; {shown}; image {row.image_id}", *picture(predictor, place, about))
 
 
-def picture(predictor: Predictor, row: Row) -> tuple[np.ndarray, np.ndarray]:
+def picture(predictor: Predictor, row: Row, about: About) -> tuple[np.ndarray, np.ndarray]:
     """A crop (H W uint8) and the same below its heat map (H W 3 uint8)."""
-    loaded = predictor.load(row)
+    loaded = predictor.load(row, about)
     assert loaded.cropped.crop is not None  # it has a score
     crop = (255 * to_tensor(loaded.cropped.crop)[0].numpy()).astype(np.uint8)
     low, high = SCALES[METHOD]

@@ -21,7 +21,7 @@ from vitmodel.utils import UsageError
 
 LEVELS = ("image", "breast", "patient")
 PLOTTED = "breast"
-WORDS = {"mean": "mean", "mean_logit": "mean log-odds", "max": "largest", "noisy_or": "noisy-or"}
+WORDS = {"mean": "mean", "mean_logit": "mean log-odds", "max": "largest", "noisy_or": "noisy-or", "fusion": "fusion"}
 """How each way to aggregate is called."""
 
 
@@ -36,20 +36,24 @@ class Evaluation:
     label: str
     """The manifest's column that holds the truth."""
     aggregate: str
-    """How a breast's images make its probability."""
+    """How a breast's images make its probability, where they do."""
     patient_aggregate: str
     """How a patient's breasts make hers."""
     threshold: float
     replicates: int
     seed: int
+    of_breast: Floats | None = None
+    """What a network that fuses exams says of each image's breast (N), in place of what its images make."""
 
     def sample(self, level: str, rows: np.ndarray | slice = slice(None), scores: Floats | None = None) -> Sample:
         """The units of a level, of all images or of those in `rows` (N), by their probability or by other `scores` (N)."""
-        table, scores = self.table[rows], (self.probability if scores is None else scores)[rows]
-        images = Sample(table[self.label].to_numpy(), scores, table["patient_id"].to_numpy())
+        table, fused = self.table[rows], scores is None and level != "image" and self.of_breast is not None
+        scores = self.of_breast if fused else self.probability if scores is None else scores
+        assert scores is not None
+        images = Sample(table[self.label].to_numpy(), scores[rows], table["patient_id"].to_numpy())
         if level == "image":
             return images
-        breasts = images.aggregate(breast_ids(table), self.aggregate)
+        breasts = images.aggregate(breast_ids(table), "max" if fused else self.aggregate)  # all of a breast have the same
         return breasts if level == "breast" else breasts.aggregate(breasts.patients, self.patient_aggregate)
 
     def measure(self, sample: Sample, threshold: float | Floats | None = None, prevalence: float | None = None) -> Metrics:
@@ -95,7 +99,7 @@ class Evaluation:
         return self.measure(Sample(sample.labels, scores, sample.patients), threshold, prevalence=wanted)
 
     def subgroups(self) -> tuple[list[Group], list[str]]:
-        """Every subgroup's metrics, its breasts scored by its own images alone, and why some attributes make none."""
+        """Every subgroup's metrics, its breasts scored by its own images alone or by fusion, and why some attributes make none."""
         groups, silent = subgroups(self.table, self.label)
         return [Group(group.attribute, group.value, self._if_known(self.sample(PLOTTED, group.rows))) for group in groups], silent
 

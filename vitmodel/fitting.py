@@ -17,14 +17,15 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 
 from vitmodel.batches import Batches
 from vitmodel.config import Preprocessing, Size, TrainConfig, TrainingConfig
-from vitmodel.data.dataset import CropDataset, crop_size
+from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.lesions import NONE, from_text, on_crop
 from vitmodel.data.manifest import breast_ids, read_manifest, repeated, usable
 from vitmodel.data.rows import mm_per_pixel, rows_of
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
+from vitmodel.exams import about_images, check_sides, check_sources, learn_vocabulary
 from vitmodel.learner import History, Learner
-from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
+from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
 from vitmodel.model.losses import TARGETS, prior_bias
 from vitmodel.model.network import Network
 from vitmodel.model.packing import check_budget
@@ -47,7 +48,7 @@ class Fitted:
 
     model: Network
     logits: np.ndarray
-    """By row of the table that it was validated on; NaN = unreadable."""
+    """By row of the table that it was validated on, with the fusion of exams those of the row's breast; NaN = unreadable."""
     history: History
     reached: str
     """The figure that chose its epoch."""
@@ -62,17 +63,23 @@ def read_crops(manifest: Path) -> pd.DataFrame:
 
 
 def labelled_crops(config: TrainConfig) -> pd.DataFrame:
-    """The manifest's usable rows with a known label and a split or fold, copies of an image left out.
+    """The manifest's usable rows with a known label and a split or fold, copies of an image left out. With the fusion of exams, all of a
+    patient of whom one is known.
 
-    Raises UsageError where there is nothing to train on.
+    Raises UsageError where there is nothing to train on, or an option asks for what the rows do not have.
     """
-    frame = read_crops(config.manifest).dropna(subset=[LABEL])
+    frame = read_crops(config.manifest)
+    known = frame[LABEL].notna()
+    frame = frame[known.groupby(frame["patient_id"]).transform("any") if config.fusion else known]
     copies = repeated(frame)
     if copies.any():
         logger.warning("left out, byte for byte copies of another image of their breast: %d", copies.sum())
     frame = frame[~copies]
     if frame.empty:
         raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
+    check_sources(frame, config.columns, str(config.manifest))
+    if config.fusion:
+        check_sides(frame, str(config.manifest))
     for name in config.auxiliary:
         if TARGETS[name].encode(frame[name].tolist()).isnan().all():
             raise UsageError(f"{config.manifest}: column {name} is unknown in all rows; leave it out of --auxiliary")
@@ -105,9 +112,13 @@ def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
     patch, prefix = PRESETS[config.model].patch, PRESETS[config.model].prefix
     if isinstance(config, TrainConfig) and config.segmenting:
         check_segments(config.segmenting, patch, prefix)
-    for path in frame["path"]:
-        height, width = crop_size(path)
-        check_budget(path, prefix + math.ceil(height / patch) * math.ceil(width / patch), config.most_tokens)
+    sizes = [crop_size(path) for path in frame["path"]]
+    lengths = pd.Series([prefix + math.ceil(height / patch) * math.ceil(width / patch) for height, width in sizes], index=frame.index)
+    for path, length in zip(frame["path"], lengths, strict=True):
+        check_budget(path, length, config.most_tokens)
+    if isinstance(config, TrainConfig) and config.fusion:
+        for patient, images in lengths.groupby(frame["patient_id"]):
+            check_budget(f"the exam of patient {patient} ({len(images)} images)", int(images.sum()), config.most_tokens)
 
 
 def architecture_of(config: TrainingConfig, size: Size) -> ViTConfig:
@@ -115,11 +126,24 @@ def architecture_of(config: TrainingConfig, size: Size) -> ViTConfig:
     return replace(PRESETS[config.model], image_size=size, pool=config.pool, stem=config.stem, drop_path=config.drop_path)
 
 
-def build_model(config: TrainConfig, preprocessing: Preprocessing, train: pd.DataFrame) -> Network:
-    """The preset at the crops' size, or that of segments, with the given weights; the head's bias starts at the prior that the sampler
-    shows."""
+def network_of(config: TrainConfig, preprocessing: Preprocessing, trainings: Sequence[pd.DataFrame]) -> NetworkConfig:
+    """The preset at the crops' size, or that of segments, with all that stands around it; sources and views are those that each of
+    `trainings` has in number."""
     size = Size(config.segments, config.segments) if config.segments else preprocessing.size
-    model = Network(NetworkConfig(vit=architecture_of(config, size), segments=config.segmenting))
+    wanted = dict.fromkeys([*config.columns, *(["view"] if config.fusion else [])])
+    learned = {column: learn_vocabulary(column, trainings, config.source_images) for column in wanted}
+    columns, views = tuple(learned[column] for column in config.columns), learned.get("view")
+    return NetworkConfig(
+        vit=architecture_of(config, size),
+        sources=SourcesConfig(columns=columns) if columns else None,
+        exam=ExamConfig(views=views, asymmetry=config.asymmetry) if config.fusion and views else None,
+        segments=config.segmenting,
+    )
+
+
+def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame) -> Network:
+    """The network with the given weights; the head's bias starts at the prior that the sampler shows."""
+    model = Network(network)
     model.trunk.checkpoint = config.checkpointing
     torch.nn.init.constant_(model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
     if config.weights is not None:
@@ -142,21 +166,30 @@ def images_of(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDat
     )
 
 
+def drawn_from(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset | ExamDataset:
+    """What a step's draws come from: crops or, with their fusion, exams, of which images are left out only where they are changed, too."""
+    crops = images_of(rows, config, augment)
+    if not config.fusion:
+        return crops
+    return ExamDataset(crops, rows["patient_id"].tolist(), breast_ids(rows).tolist(), config.view_dropout if augment else 0.0)
+
+
 def train_on(
     config: TrainConfig,
     run: Path,
     train: pd.DataFrame,
     val: pd.DataFrame,
-    preprocessing: Preprocessing,
+    network: NetworkConfig,
     checkpoint: Path | None,
     watchers: Sequence[Callback] = (),
 ) -> Fitted | None:
     """Train a model on `train` and watch it on `val`; None in all processes but the first."""
     L.seed_everything(config.seed, verbose=False)
-    learner = Learner(build_model(config, preprocessing, train), config, images=len(train), history={})
-    train_images, val_images = images_of(train, config, augment=True), images_of(val, config, augment=False)
-    order = Shuffled(train[LABEL].tolist(), config.seed, config.sampling, config.batch_size, next_epoch(checkpoint))
-    batches, val_batches = Batches(train_images, order, config), Batches(val_images, InOrder(len(val)), config)
+    train_images, val_images = drawn_from(train, config, augment=True), drawn_from(val, config, augment=False)
+    learner = Learner(build_model(config, network, train), config, images=len(train_images), history={})
+    order = Shuffled(train_images.labels.tolist(), config.seed, config.sampling, config.batch_size, next_epoch(checkpoint))
+    batches = Batches(train_images, order, config, about_images(train, network))
+    val_batches = Batches(val_images, InOrder(len(val_images)), config, about_images(val, network))
     best, callbacks = choosers(config, run)
     trainer = build_trainer(config, run, [*callbacks, *watchers, Pictures(val_images.paths, val["patient_id"].tolist())])
     fit(trainer, learner, batches, val_batches, checkpoint)
@@ -183,7 +216,7 @@ def choosers(config: TrainConfig, run: Path) -> tuple[ModelCheckpoint | None, li
 
 
 def validation_logits(learner: Learner, batches: Batches, count: int) -> np.ndarray:
-    """Logits of the images in the order of their table; NaN = unreadable."""
+    """Logits of the images, or of their breasts, in the order of their table; NaN = unreadable."""
     learner.eval().cpu()
     logits = np.full(count, np.nan)
     with torch.inference_mode():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -19,11 +19,12 @@ from vitmodel.config import PretrainConfig, TrainConfig
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
 from vitmodel.model import tiles
+from vitmodel.model.fusion import breasts
 from vitmodel.model.losses import AuxiliaryHeads, make_loss
 from vitmodel.model.mae import MaskedAutoencoder
-from vitmodel.model.network import Network
+from vitmodel.model.network import Logits, Network
 from vitmodel.model.optimisation import parameter_groups, warmup_cosine
-from vitmodel.model.packing import Pack
+from vitmodel.model.packing import Pack, grouped
 from vitmodel.utils import seed_from
 
 WATCHED = {
@@ -35,14 +36,14 @@ WATCHED = {
     "pf1": "pf1",
 }
 History = dict[str, list[tuple[int, float]]]
-Seen = tuple[Tensor, Tensor, Tensor, Tensor]  # logit, label, loss, row of each image: B, B, B, B
+Seen = tuple[Tensor, Tensor, Tensor, Tensor]  # logit, label, loss, row of each image or breast: B, B, B, B
 
 
 class Course(L.LightningModule):
     """What every training shares: randomness by step, the learning rate by images drawn, steps that are not finite skipped."""
 
     def __init__(self, config: Any, images: int, history: History) -> None:
-        """`images` are drawn in an epoch; `history` receives every logged figure as (epoch, value) and survives a resumption."""
+        """`images`, or exams, are drawn in an epoch; `history` receives every logged figure as (epoch, value) and survives a resumption."""
         super().__init__()
         self.config = config
         self.images = images
@@ -111,7 +112,8 @@ class Course(L.LightningModule):
 
 
 class Learner(Course):
-    """One logit per image and, while it learns, auxiliary heads; metrics over whole epochs at the threshold 0.5."""
+    """One logit per image and, with the fusion of exams, per breast and patient; while it learns, auxiliary heads. Metrics over whole
+    epochs at the threshold 0.5, per image or per breast."""
 
     def __init__(self, model: Network, config: TrainConfig, images: int, history: History) -> None:
         super().__init__(config, images, history)
@@ -138,32 +140,44 @@ class Learner(Course):
         return features
 
     def forward(self, pack: Pack) -> Tensor:
-        """Logits of a pack's B images: B."""
-        return self.model.trunk.head(self.features(pack)).squeeze(-1)
+        """The logit of each of a pack's B images or, with the fusion of exams, of its breast: B."""
+        return self.model.rows(self.features(pack), pack.about)[:, -1]
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
-        reading = self.model.look(batch.pack, batch.lesions) if self.model.segments and not self.frozen else None
-        features = reading.features if reading else self.features(batch.pack)  # B D
-        losses = self._losses("train", batch, self.model.trunk.head(features))
+        pack = hide_sources(batch.pack, self.config.source_dropout)
+        reading = self.model.look(pack, batch.lesions) if self.model.segments and not self.frozen else None
+        features = reading.features if reading else self.features(pack)  # B D
+        more = torch.zeros_like(batch.label)
         if reading:
-            losses = losses + tiles.losses(reading, batch.label, batch.lesions)
+            more = more + tiles.losses(reading, batch.label, batch.lesions)
         if self.heads is not None:
             extra = self.heads(features, batch.targets)  # B A
             known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
             means = dict(zip(self.config.auxiliary, extra.detach().sum(dim=0) / known, strict=True))
             self.log_dict({f"train/auxiliary/{name}": value for name, value in means.items()})
-            losses = losses + self.config.auxiliary_weight * extra.sum(dim=1)
-        return self.mean_over_processes(losses, batch)
+            more = more + self.config.auxiliary_weight * extra.sum(dim=1)
+        return self.mean_over_processes(self._losses("train", batch, self.model.read(features, pack.about), more), batch)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._losses("val", batch, self.model.trunk.head(self.features(batch.pack)))
+        self._losses("val", batch, self.model.read(self.features(batch.pack), batch.pack.about), torch.zeros_like(batch.label))
 
-    def _losses(self, stage: str, batch: Batch, logits: Tensor) -> Tensor:
-        logits = logits.squeeze(-1).float()  # B
-        losses = self.loss(logits, batch.label)
+    def _losses(self, stage: str, batch: Batch, said: Logits, more: Tensor) -> Tensor:
+        """One loss per draw: the mean of its images', to which `more` (B) is added, and for an exam that of its breasts' and its own."""
+        logits, labels, rows = said.images[:, 0].float(), batch.label, batch.row  # B
+        losses = self.loss(logits, labels)
+        of_draws = means(losses + more, batch.draws)
+        if said.breasts is not None and said.patients is not None:
+            places = breasts(batch.pack.about)
+            logits, rows = said.breasts.float(), batch.row[[each[0] for each in places]]  # G
+            labels = torch.stack([batch.label[each].nan_to_num(-1).max() for each in places])
+            labels = labels.where(labels >= 0, torch.nan)
+            exams = grouped(batch.pack.about[each[0]].exam for each in places)
+            losses = self.loss(logits, labels)
+            patients = torch.stack([labels[each].max() if (labels[each] != 1).all() else labels.new_ones(()) for each in exams])
+            of_draws = of_draws + means(losses, exams) + self.loss(said.patients.float(), patients)
         if not batch.spare:
-            self.seen[stage].append((logits.detach(), batch.label, losses.detach(), batch.row))
-        return losses
+            self.seen[stage].append((logits.detach(), labels, losses.detach(), rows))
+        return of_draws
 
     def on_train_epoch_end(self) -> None:
         self._report("train")
@@ -174,7 +188,7 @@ class Learner(Course):
     def _report(self, stage: str) -> None:
         """Record an epoch's figures under the same names everywhere: <stage>/<figure>."""
         logits, labels, losses, rows = self._gathered(stage)
-        finite = np.isfinite(logits)
+        finite = np.isfinite(logits) & np.isfinite(labels)
         logits, labels, losses, rows = logits[finite], labels[finite], losses[finite], rows[finite]
         if not len(logits):
             return
@@ -197,6 +211,21 @@ class Learner(Course):
         each: list[Any] = [None] * processes()
         dist.all_gather_object(each, mine)
         return [np.concatenate(columns) for columns in zip(*each, strict=True)]
+
+
+def means(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The mean of each group: B -> one per group."""
+    return torch.stack([values[list(each)].mean() for each in groups])
+
+
+def hide_sources(pack: Pack, share: float) -> Pack:
+    """The pack with this share of its images' sources, drawn one by one, made unknown."""
+    hidden = (torch.rand(len(pack), len(pack.about[0].sources)) < share).tolist()
+    about = [
+        replace(known, sources=tuple(0 if hide else value for value, hide in zip(known.sources, row, strict=True)))
+        for known, row in zip(pack.about, hidden, strict=True)
+    ]
+    return replace(pack, about=tuple(about))
 
 
 class Painter(Course):

@@ -45,7 +45,7 @@ class Progress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.bar is not None:
-            self.bar.update(len(batch.pack) * processes())
+            self.bar.update(len(batch.draws) * processes())
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if self.bar is not None:

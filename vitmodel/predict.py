@@ -23,8 +23,10 @@ from vitmodel.data.journal import Journal, exclusive, state
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.source import file_name
+from vitmodel.exams import about_images
 from vitmodel.model.explain import SCALES, UNITS, Method
-from vitmodel.predictor import Predictor, Scored
+from vitmodel.model.packing import grouped
+from vitmodel.predictor import Predictor, Scored, say_fallbacks
 from vitmodel.results.evidence import Software
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import Image, ResultWriter
@@ -45,6 +47,7 @@ def predict(config: PredictConfig) -> int:
         table = read_inputs(config.source, config.dataset, unpacked)
         entries, done = score(table, predictor, config)
         images = predictor.tabulate(table, [entry["record"] for entry in entries], [np.array(entry["logits"], float) for entry in entries])
+        say_fallbacks(images, table, predictor)
         breasts = predictor.score_breasts(images)
         with predictor.timings.of("writing"):
             write_scores(images, breasts, predictor.score_patients(breasts), config.out, config.parquet, config.jsonl)
@@ -70,18 +73,29 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
     journal = Journal(journal_path)
     rows = rows_of(table)
     settings = f"{predictor.fingerprint()} {config.explain} dicom={config.dicom} {seed_from(config.deidentify)}"
+    known = about_images(table, predictor.model.config)
     marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows]
+    if predictor.model.sources or predictor.fused:
+        marks = [f"{mark} {about.sources} {about.view}" for mark, about in zip(marks, known, strict=True)]
     keys = [str(row.source) for row in rows]
-    todo = [n for n, (key, mark) in enumerate(zip(keys, marks, strict=True)) if journal.entries.get(key, {}).get("mark") != mark]
+    todo = []
+    for unit in grouped(about.exam for about in known):  # an exam is fused anew if any of its images changed, came or went
+        exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}" if predictor.fused else ""
+        for n in unit:
+            marks[n] += exam
+        if any(journal.entries.get(keys[n], {}).get("mark") != marks[n] for n in unit):
+            todo += unit
+    todo.sort()
     if len(todo) < len(rows):
         print(f"{len(rows) - len(todo)} of {len(rows)} images are scored already")
     writer = result_writer(predictor, config) if config.explain else None
     try:
-        for number, scored in zip(todo, predictor.stream([rows[number] for number in todo]), strict=True):
+        for place, scored in predictor.stream(table.iloc[todo]):
+            number = todo[place]
             entry: Entry = {
                 "mark": marks[number],
                 "record": scored.loaded.cropped.record,
-                "logits": [None if np.isnan(logit) else logit for logit in scored.logits.tolist()],
+                "logits": [[None if np.isnan(logit) else logit for logit in level] for level in scored.logits.tolist()],
             }
             if writer is not None and config.explain and scored.loaded.pack is not None:
                 entry |= explain(table.iloc[number], rows[number], scored, predictor, writer, config.explain)
@@ -110,7 +124,7 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
         path=row.source,
         side=place.laterality,
         view=place.view,
-        probability=predictor.probability(scored.logits[None])[0],
+        probability=predictor.probability(scored.logits[:1])[0],
         inverted="inverted" in (known["reason"] or ""),
     )
     with predictor.timings.of("writing"):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,13 @@ from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import breast_ids, repeated
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
+from vitmodel.exams import about_images, unseen_sources
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
 from vitmodel.model.explain import Method, explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS, load_members
-from vitmodel.model.packing import About, Pack, check_budget, join, pack
+from vitmodel.model.packing import About, Pack, chain, check_budget, grouped, pack, portions
 from vitmodel.model.runtime import load_onnx
 from vitmodel.model.tiles import Segmenter
 from vitmodel.pixels.verdict import WARNED
@@ -49,7 +50,7 @@ class Scored(NamedTuple):
 
     loaded: Loaded
     logits: np.ndarray
-    """M, one per package; NaN = refused."""
+    """L M: of the image and, with the fusion of exams, of its breast, by each package; NaN = refused, and for the breast of a copy."""
 
 
 @dataclass
@@ -104,20 +105,35 @@ class Member:
         except UsageError as error:
             raise VitmodelError(f"{folder / CONFIG}: {error}; a newer vitmodel wrote it, install that") from error
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
-        self.networks: list[Callable[[Pack], torch.Tensor]] = [model.images for model in self.models]
+        self.tokens = config.tokens
         self.onnx = None if config.runtime == "torch" else folder / f"model.{config.precision}.onnx"
         if self.onnx:
-            self.networks = [load_onnx(self.onnx, config.runtime, sha256_file(folder / TENSORS))]
+            network = self.models[0]
+            if network.sources or network.exam or network.segments:
+                raise UsageError(f"runtime: {folder} has sources, segments or the fusion of exams, which run by --runtime torch alone")
+            self.run_onnx = load_onnx(self.onnx, config.runtime, sha256_file(folder / TENSORS))
 
     def logits(self, images: Pack) -> np.ndarray:
-        """What the package says of each of the pack's B images, the mean over its folds: B."""
-        return np.mean([network(images)[:, 0].float().cpu().numpy() for network in self.networks], axis=0)
+        """What the package says of each of the pack's B images and, with the fusion of exams, of its breast, the mean over its folds: B L.
+
+        Of an exam that exceeds the budget of tokens, some images after the other are seen, and what was seen is fused.
+        """
+        if self.onnx:
+            return self.run_onnx(images)[:, :1].float().cpu().numpy()
+        said = []
+        for model in self.models:
+            features = torch.cat([model.features(part) for part in portions(images, self.tokens, model.config.vit.prefix)])
+            said.append(model.rows(features, images.about).float().cpu().numpy())
+        return np.mean(said, axis=0)
 
     @property
     def views(self) -> dict[str, Any]:
         """What the members must share, because each image is decoded, cropped and cut into patches once."""
+        network = self.models[0].config
         return {
             "label": self.label,
+            "values of its sources": network.sources and network.sources.columns,
+            "views of its fusion": network.exam and network.exam.views,
             "preprocessing": self.preprocessing,
             "packed": self.packed,
             "patch": self.models[0].config.vit.patch,
@@ -146,6 +162,8 @@ class Predictor:
         self.package = first.package
         self.preprocessing, self.packed = first.preprocessing, first.packed
         self.calibrated, self.aggregation = first.calibrated, first.aggregation
+        self.fused = self.model.exam is not None
+        """Whether the network itself scores breasts, from all images of an exam."""
         self.threshold = float(np.mean([member.threshold for member in self.members]))
         self.timings = Timings()
 
@@ -156,27 +174,48 @@ class Predictor:
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
         """`tabulate` for the rows of the manifest `table`."""
-        known = [(each.loaded.cropped.record, each.logits) for each in self.stream(rows_of(table))]  # and no crop
-        return self.tabulate(table, [record for record, _ in known], [logits for _, logits in known])
+        known = {place: (each.loaded.cropped.record, each.logits) for place, each in self.stream(table)}  # and no crop
+        return self.tabulate(table, [known[place][0] for place in range(len(table))], [known[place][1] for place in range(len(table))])
 
-    def stream(self, rows: Sequence[Row]) -> Iterator[Scored]:
-        """Each row's verdict and logits, in order, as soon as they are known; threads decode while the network runs.
+    def stream(self, table: pd.DataFrame) -> Iterator[tuple[int, Scored]]:
+        """Each row's place, verdict and logits, as soon as they are known; threads decode while the network runs. In order, but that the
+        images of an exam that are fused come together.
 
-        Memory is bounded: of some `TOGETHER` images at a time.
+        Memory is bounded: of some `TOGETHER` images, or the largest exam, at a time.
         """
-        groups = self.group(parallel_map(self.load, rows, "score", self.config.jobs))
+        groups = self.group(self.units(table))
         while True:
             with self.timings.of("waiting"):
                 group = next(groups, None)
             if group is None:
                 return
             with self.timings.of("network"):
-                found = iter(self.logits([each.pack for each in group if each.pack is not None]))
-            for each in group:
+                found = iter(self.logits([each.pack for _, each in group if each.pack is not None]))
+            for place, each in group:
                 self.timings.decoding += each.seconds
-                yield Scored(each, np.full(len(self.members), np.nan) if each.pack is None else next(found))
+                logits = np.full((1 + self.fused, len(self.members)), np.nan) if each.pack is None else next(found)
+                yield place, Scored(each, logits)
 
-    def load(self, row: Row) -> Loaded:
+    def units(self, table: pd.DataFrame) -> Iterator[list[tuple[int, Loaded]]]:
+        """What goes through the network at once, with the rows' places: an image or, fused, all of an exam but copies, which stay alone."""
+        rows, known = rows_of(table), about_images(table, self.model.config)
+        units = grouped(about.exam for about in known)
+        inputs = [(rows[place], known[place]) for unit in units for place in unit]
+        loaded = parallel_map(lambda each: self.load(*each), inputs, "score", self.config.jobs)
+        for unit in units:
+            seen: set[tuple[int, object]] = set()
+            images = [(place, next(loaded)) for place in unit]
+            for number, (place, each) in enumerate(images):
+                file = known[place].breast, each.cropped.record.get("source_sha256")
+                if each.pack is not None and file in seen:
+                    alone = tuple(replace(about, breast=-1, exam=-1) for about in each.pack.about)
+                    images[number] = place, each._replace(pack=replace(each.pack, about=alone))
+                elif each.pack is not None and self.fused and file[1]:
+                    seen.add(file)
+            yield images
+        next(loaded, None)  # for the map to end, and its progress with it
+
+    def load(self, row: Row, about: About = About()) -> Loaded:  # noqa: B008 (frozen)
         """A manifest row's crop, cut into patches. One that the network cannot look at is refused like any other: it never ends a run."""
         start = time.perf_counter()
         cropped = load_crop(row, self.preprocessing)
@@ -185,8 +224,9 @@ class Predictor:
         model, image = self.model.config.vit, to_tensor(cropped.crop)
         images = [image, image.flip(-2)] if self.config.flip else [image]
         try:
-            about = About(mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
-            found = pack(images, model.patch, ["the crop"] * len(images), not self.packed, [about] * len(images))
+            known = replace(about, mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
+            each = [known.apart(number, len(images)) for number in range(len(images))]  # an exam upside down is another exam
+            found = pack(images, model.patch, ["the crop"] * len(images), not self.packed, each)
             if not self.model.segments:
                 check_budget("the crop", max(found.lengths(model.prefix)), self.config.tokens)
         except UsageError as error:
@@ -194,43 +234,53 @@ class Predictor:
             return Loaded(Cropped(refused), None, time.perf_counter() - start)
         return Loaded(cropped, found, time.perf_counter() - start)
 
-    def group(self, images: Iterable[Loaded]) -> Iterator[list[Loaded]]:
-        """Consecutive images that go through the network together: `TOGETHER` of them and `tokens` tokens, at most."""
-        group: list[Loaded] = []
+    def group(self, units: Iterable[list[tuple[int, Loaded]]]) -> Iterator[list[tuple[int, Loaded]]]:
+        """Consecutive images that go through the network together: `TOGETHER` of them and `tokens` tokens, at most, or one unit."""
+        group: list[tuple[int, Loaded]] = []
         length = 0
-        for image in images:
-            more = sum(image.pack.lengths(self.model.config.vit.prefix)) if image.pack else 0
-            if group and (len(group) == TOGETHER or length + more > self.config.tokens):
+        for unit in units:
+            more = sum(sum(image.pack.lengths(self.model.config.vit.prefix)) for _, image in unit if image.pack)
+            if group and (len(group) + len(unit) > TOGETHER or length + more > self.config.tokens):
                 yield group
                 group, length = [], 0
-            group.append(image)
+            group += unit
             length += more
         if group:
             yield group
 
     def logits(self, packs: Sequence[Pack]) -> np.ndarray:
-        """What each package says of each image (or of it and its flip, averaged): I M for I packs and M packages."""
+        """What each package says of each image (or of it and its flip, averaged): I L M for I packs and M packages."""
         if not packs:
-            return np.empty((0, len(self.members)))
-        together = join(packs).to(self.device)
+            return np.empty((0, 1 + self.fused, len(self.members)))
+        together = chain(packs).to(self.device)
         with torch.inference_mode():
-            found = [member.logits(together) for member in self.members]
-        return np.stack(found, axis=1).reshape(len(packs), -1, len(self.members)).mean(axis=1, dtype=np.float64)
+            found = np.stack([member.logits(together) for member in self.members], axis=-1)  # B L M
+        logits = found.reshape(len(packs), -1, *found.shape[1:]).mean(axis=1, dtype=np.float64)
+        if self.fused:
+            logits[[each.about[0].breast < 0 for each in packs], 1] = np.nan
+        return logits
 
     def tabulate(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray]) -> pd.DataFrame:
-        """One row per row of `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark, source_sha256.
+        """One row per row of `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark, source_sha256;
+        with the fusion of exams also breast_score and breast_probability.
 
-        A refused image has NaN for score, probability and decision: it is never scored. A file that stands twice in a breast is marked.
+        A refused image has NaN for score, probability and decision: it is never scored. A file that stands twice in a breast is marked, and
+        so is an image of a source that was not learned apart.
         """
-        each = np.reshape(np.asarray(logits, dtype=float), (len(table), len(self.members)))  # N M
-        scored = np.isfinite(each).all(axis=1)
-        scores = table[IDS].assign(score=np.nan, probability=np.nan)
-        scores.loc[scored, "score"] = expit(each[scored]).mean(axis=1)
-        scores.loc[scored, "probability"] = self.probability(each[scored])
+        each = np.reshape(np.asarray(logits, dtype=float), (len(table), 1 + self.fused, len(self.members)))  # N L M
+        scores = table[IDS].copy()
+        for level, name in enumerate(("", "breast_")[: 1 + self.fused]):
+            scored = np.isfinite(each[:, level]).all(axis=1)
+            for column, of in (("score", lambda said: expit(said).mean(axis=1)), ("probability", self.probability)):
+                scores[name + column] = np.nan
+                scores.loc[scored, name + column] = of(each[scored, level])
         scores["decision"] = decide(scores["probability"], self.threshold)
         for column in ("status", "reason", "remark", "source_sha256"):
             scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
-        return mark_duplicates(scores)
+        unseen = pd.Series(unseen_sources(table, self.model.config), index=table.index)
+        doubt(scores, "unseen_source", unseen[(unseen != "") & (scores["status"] != "refused")])
+        doubt(scores, "duplicate", pd.Series(WARNED["duplicate"], index=table.index)[repeated(scores)])
+        return scores
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """The mean over packages of what each one's calibration makes of its logits: N M -> N."""
@@ -246,6 +296,7 @@ class Predictor:
 
     def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
         """One row per breast from the rows of `score_images`, in order of first appearance; refused images are counted, not averaged in.
+        With the fusion of exams the score is the network's own.
 
         So are copies of an image. A breast that was seen from one side only is marked.
         """
@@ -254,6 +305,9 @@ class Predictor:
         breasts = groups[["patient_id", "laterality"]].first()
         used = images[images["probability"].notna() & ~is_duplicate(images)]
         for column in ("score", "probability"):
+            if self.fused:
+                breasts[column] = used.groupby("prediction_id")[f"breast_{column}"].first()
+                continue
             ids, values = aggregate(used[column], used["prediction_id"], self.aggregation) if len(used) else ([], [])
             breasts[column] = pd.Series(values, index=ids, dtype=float)
         breasts["decision"] = decide(breasts["probability"], self.threshold)
@@ -287,15 +341,29 @@ def decide(probability: pd.Series, threshold: float) -> pd.Series:
     return (probability >= threshold).astype(float).where(probability.notna())
 
 
+def has_reason(images: pd.DataFrame, code: str) -> pd.Series:
+    """Which rows of `tabulate` have this code of `pixels/verdict.py` among their reasons."""
+    return images["reason"].fillna("").str.split(";").map(lambda codes: code in codes)
+
+
 def is_duplicate(images: pd.DataFrame) -> pd.Series:
     """Which rows of `tabulate` are copies of an earlier image of the same breast."""
-    return images["reason"].fillna("").str.split(";").map(lambda codes: "duplicate" in codes)
+    return has_reason(images, "duplicate")
 
 
-def mark_duplicates(images: pd.DataFrame) -> pd.DataFrame:
-    """Doubt every image whose file repeats an earlier one of the same breast."""
-    copies = images.index[repeated(images)]
-    for column, text, between in (("reason", "duplicate", ";"), ("remark", WARNED["duplicate"], "; ")):
-        images.loc[copies, column] = [f"{old}{between}{text}" if isinstance(old, str) else text for old in images.loc[copies, column]]
-    images.loc[copies, "status"] = "warned"
-    return images
+def doubt(images: pd.DataFrame, code: str, sentences: pd.Series) -> None:
+    """Warn of the images that `sentences` has in its index, by a code of `WARNED` and what it says of each."""
+    rows = sentences.index
+    for column, texts, between in (("reason", [code] * len(rows), ";"), ("remark", sentences.tolist(), "; ")):
+        pairs = zip(images.loc[rows, column], texts, strict=True)
+        images.loc[rows, column] = [f"{old}{between}{text}" if isinstance(old, str) else text for old, text in pairs]
+    images.loc[rows, "status"] = "warned"
+
+
+def say_fallbacks(images: pd.DataFrame, table: pd.DataFrame, predictor: Predictor) -> None:
+    """Print how many images were read as of an unknown source, and how many could not be told left from right where that matters."""
+    if unseen := int(has_reason(images, "unseen_source").sum()):
+        print(f"{unseen} of {len(images)} images are of a source that was not learned apart, and were read by the parts that all share")
+    sideless = int((table["laterality"] == "").sum())
+    if sideless and predictor.fused:
+        print(f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast")

@@ -26,7 +26,7 @@ from vitmodel.data.manifest import breast_ids, write_manifest
 from vitmodel.data.panel import tile
 from vitmodel.data.samplers import Draw
 from vitmodel.data.splits import write_splits
-from vitmodel.fitting import LABEL, check_sizes, common_preprocessing, images_of, labelled_crops, train_on
+from vitmodel.fitting import LABEL, check_sizes, common_preprocessing, images_of, labelled_crops, network_of, train_on
 from vitmodel.learner import History
 from vitmodel.measure import calibration
 from vitmodel.measure.metrics import measure
@@ -65,7 +65,8 @@ def train(config: TrainConfig) -> None:
 def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, checkpoint: Path | None) -> None:
     """One model from the splits."""
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
-    fitted = train_on(config, config.run, rows["train"], rows["val"], preprocessing, checkpoint)
+    network = network_of(config, preprocessing, [rows["train"]])
+    fitted = train_on(config, config.run, rows["train"], rows["val"], network, checkpoint)
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.run / "validation.csv")
         breasts = breasts_of(rows["val"], fitted.logits)
@@ -79,11 +80,12 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
     frame = frame.assign(split=np.where(frame["fold"].notna(), "train", "test"))
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
     logits = np.full(len(folded), np.nan)
+    network = network_of(config, preprocessing, [folded[folded["fold"] != fold] for fold in range(config.folds)])
     for fold in range(config.folds):
         held_out = folded["fold"] == fold
         run = config.run / f"fold_{fold}"
         checkpoint = start_or_resume("fold", replace(config, resume=True), run)
-        fitted = train_on(config, run, folded[~held_out], folded[held_out], preprocessing, checkpoint)
+        fitted = train_on(config, run, folded[~held_out], folded[held_out], network, checkpoint)
         if fitted is None:
             return
         members.append(fitted.model)
@@ -96,7 +98,8 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
 
 
 def breasts_of(rows: pd.DataFrame, logits: np.ndarray) -> Sample:
-    """The rows' breasts, scored by the mean logit of their images; those that could not be read (NaN) are left out."""
+    """The rows' breasts, scored by the mean logit of their images (fusion gives all of them the breast's own); those that could not be
+    read (NaN) are left out."""
     rows, logits = rows[np.isfinite(logits)], logits[np.isfinite(logits)]
     return Sample(rows[LABEL].to_numpy(), expit(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), AGGREGATE)
 
@@ -136,7 +139,7 @@ def write_package(
         "preprocessing": preprocessing.to_json(),
         "packed": config.packed,
         "calibration": fitted.to_dict() | {"level": "breast"},
-        "decision": {"level": "breast", "aggregate": AGGREGATE, "objective": "f1", "threshold": threshold},
+        "decision": {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "objective": "f1", "threshold": threshold},
         "data": fingerprint(frame, LABEL),
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
@@ -154,6 +157,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
         for name, counts in contents["data"]["splits"].items()
     )
     kind = f"{config.folds} Vision Transformers, one for each fold, whose logits are averaged," if config.folds else "A Vision Transformer"
+    score = "the logit that fusion of all images of the exam gives it" if config.fusion else "its images' mean logit"
     where = "patients of the fold that each one did not see" if config.folds else "validation patients"
     caution = (
         "The ensemble itself was measured on nobody: each figure is of single members."
@@ -164,7 +168,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
 
 **{NOT_A_MEDICAL_DEVICE}**
 
-{kind} that give one logit per cropped mammogram; the breast's probability is that of its images' mean logit, calibrated
+{kind} that give one logit per cropped mammogram; the breast's probability is that of {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. Decision threshold
 {contents["decision"]["threshold"]:.4f}, chosen for the best {contents["decision"]["objective"]} on the same patients.
 

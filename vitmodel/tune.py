@@ -18,7 +18,7 @@ import pandas as pd
 from vitmodel.config import Preprocessing, TrainConfig, TuneConfig, to_yaml
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import write_manifest
-from vitmodel.fitting import MONITORED, check_sizes, common_preprocessing, labelled_crops, train_on
+from vitmodel.fitting import MONITORED, check_sizes, common_preprocessing, labelled_crops, network_of, train_on
 from vitmodel.trainer import start_or_resume
 from vitmodel.utils import UsageError, atomic_path, write_atomic
 
@@ -91,8 +91,9 @@ def objective(trial: Any, config: TuneConfig, frame: pd.DataFrame, preprocessing
     run = config.run / "trials" / f"{trial.number:04d}"
     start_or_resume("train", replace(recipe, run=run), run)
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
+    network = network_of(recipe, preprocessing, [rows["train"]])
     watcher = Pruner(trial, MONITORED[config.monitor])
-    fitted = train_on(recipe, run, rows["train"], rows["val"], preprocessing, None, [watcher])
+    fitted = train_on(recipe, run, rows["train"], rows["val"], network, None, [watcher])
     assert fitted is not None
     return max(value for _, value in fitted.history[watcher.figure])
 

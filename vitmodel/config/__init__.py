@@ -5,6 +5,7 @@ from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
 from vitmodel.config.scoring import CompareConfig, DemoConfig, EvaluateConfig, ExportConfig, InfoConfig, PredictConfig, PredictorConfig
 from vitmodel.config.training import (
     AugmentConfig,
+    IntegrationConfig,
     LeaveOutConfig,
     PretrainConfig,
     SegmentsConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "InfoConfig",
+    "IntegrationConfig",
     "LeaveOutConfig",
     "PredictConfig",
     "PredictorConfig",

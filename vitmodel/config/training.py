@@ -81,6 +81,35 @@ class SegmentsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntegrationConfig:
+    """Images of different sources, and those of one exam: learned apart, then integrated."""
+
+    fusion: bool = False
+    """Read the images of a patient together: items are exams, losses are per image, breast and patient, figures per breast."""
+    asymmetry: bool = True
+    """With FUSION: each breast is seen beside the other one."""
+    view_dropout: float = 0.1
+    """With FUSION, in training: chance that an image is left out of its exam; one of each labelled breast stays."""
+    sources: str = ""
+    """Columns of the manifest whose values are learned apart, such as view,machine_id: each value has small parts of the network."""
+    source_images: int = 20
+    """Training images that a value needs for parts of its own; rarer and unknown values share theirs."""
+    source_dropout: float = 0.1
+    """Training: chance that an image passes as one of an unknown source, for each of SOURCES, so that a new machine can be read."""
+
+    def __post_init__(self) -> None:
+        for name in ("view_dropout", "source_dropout"):
+            require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
+        require(self.source_images >= 1, "source_images", "must be at least 1")
+        require(self.fusion or self.asymmetry, "asymmetry", "is that of --fusion, which is off")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names in SOURCES."""
+        return tuple(dict.fromkeys(filter(None, (name.strip() for name in self.sources.split(",")))))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What every training has in common: the network and how its weights are changed."""
 
@@ -95,7 +124,7 @@ class TrainingConfig:
     epochs: int = 30
     """Passes over the training set."""
     batch_size: int = 32
-    """Images per step, at most; over all devices."""
+    """Images, or with FUSION exams, per step, at most; over all devices."""
     tokens: int = 16384
     """Tokens (patches that are looked at) per step and device, at most; 13 or so crops of 1024x512. It bounds the memory."""
     packed: bool = True
@@ -161,7 +190,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(SegmentsConfig, TrainingConfig):
+class TrainConfig(IntegrationConfig, SegmentsConfig, TrainingConfig):
     """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package."""
 
     manifest: Path
@@ -195,13 +224,14 @@ class TrainConfig(SegmentsConfig, TrainingConfig):
     splits: Path | None = None
     """CSV file of patient_id and split (or, with FOLDS, fold), such as an edited RUN/splits.csv, in place of drawn ones."""
     monitor: Literal["auroc", "f1"] = "auroc"
-    """Validation figure that picks the best epoch: image-level AUROC or macro F1. With FOLDS the last epoch is taken."""
+    """Validation figure that picks the best epoch: AUROC or macro F1, per image, with FUSION per breast. With FOLDS the last epoch is
+    taken."""
     patience: int = 10
     """Stop after this many epochs without a better figure; 0 = never."""
 
     def __post_init__(self) -> None:
-        TrainingConfig.__post_init__(self)
-        SegmentsConfig.__post_init__(self)
+        for part in (TrainingConfig, SegmentsConfig, IntegrationConfig):
+            part.__post_init__(self)
         for name in ("patience", "freeze", "auxiliary_weight"):
             require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("val", "test", "smoothing", "ema"):

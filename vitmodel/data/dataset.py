@@ -16,7 +16,7 @@ from vitmodel.config import AugmentConfig, Size
 from vitmodel.data.lesions import NONE
 from vitmodel.data.samplers import Draw
 from vitmodel.data.transforms import Augmentation
-from vitmodel.utils import VitmodelError
+from vitmodel.utils import VitmodelError, seed_from
 
 
 class Example(NamedTuple):
@@ -91,3 +91,32 @@ class CropDataset(Dataset[Example]):
             boxes = augmentation.locate(boxes, (image.shape[1], image.shape[2]))
             image = torch.from_numpy(augmentation.apply(image[0].numpy()))[None]
         return Example(image, *known, torch.from_numpy(boxes), self.mm_per_pixel[draw.row])
+
+
+class ExamDataset(Dataset[list[Example]]):
+    """Exams by `Draw`, with the images of each as `crops` gives them; some may be left out by chance."""
+
+    def __init__(self, crops: CropDataset, patients: Sequence[str], breasts: Sequence[str], dropout: float = 0.0) -> None:
+        """`patients` and `breasts` of each crop; `dropout` is the chance that an image is left out. Of a labelled breast one stays."""
+        self.crops = crops
+        self.paths = crops.paths
+        self.breasts = np.asarray(breasts)
+        self.dropout = dropout
+        exams: dict[str, list[int]] = {}
+        for row, patient in enumerate(patients):
+            exams.setdefault(patient, []).append(row)
+        self.exams = [np.array(rows) for rows in exams.values()]
+        self.labels = torch.from_numpy(np.array([np.fmax.reduce(crops.labels[rows].numpy()) for rows in self.exams], np.float32))
+
+    def __len__(self) -> int:
+        return len(self.exams)
+
+    def __getitem__(self, draw: Draw) -> list[Example]:
+        rows, rng = self.exams[draw.row], np.random.default_rng(seed_from("exam", draw.seed))
+        kept = rng.random(len(rows)) >= self.dropout
+        labelled = ~self.crops.labels[rows].isnan().numpy()
+        for breast in np.unique(self.breasts[rows][labelled]):
+            members = np.flatnonzero((self.breasts[rows] == breast) & labelled)
+            if not kept[members].any():
+                kept[rng.choice(members)] = True
+        return [self.crops[Draw(row, seed_from("image", draw.seed, row))] for row in rows[kept].tolist()]

@@ -120,9 +120,14 @@ class Vocabulary:
     """Value number i has the index i + 1; 0 is for everything else."""
 
     def index(self, value: object) -> int:
-        """The index of a value, 5.0 and "5" alike; 0 where it is unknown or not among those known apart."""
-        text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        """The index of a value; 0 where it is unknown or not among those known apart."""
+        text = self.text(value)
         return self.values.index(text) + 1 if text in self.values else 0
+
+    @staticmethod
+    def text(value: object) -> str:
+        """5.0 and "5" alike."""
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
     def __len__(self) -> int:
         return len(self.values) + 1

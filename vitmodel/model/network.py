@@ -73,9 +73,16 @@ class Network(nn.Module):
     def forward(self, pack: Pack) -> Logits:
         return self.read(self.features(pack), pack.about)
 
-    def images(self, pack: Pack) -> Tensor:
-        """The logits of the images alone: I K."""
-        return self.trunk.head(self.features(pack))
+    def rows(self, features: Tensor, about: Sequence[About]) -> Tensor:
+        """Of each image its own first logit and, with the fusion of exams, its breast's: I L, L = 1 or 2."""
+        said = self.read(features, about)
+        own = said.images[:, :1]
+        if said.breasts is None:
+            return own
+        breast = torch.empty_like(own[:, 0])
+        for places, logit in zip(breasts(about), said.breasts, strict=True):
+            breast[places] = logit.to(breast.dtype)
+        return torch.cat([own, breast[:, None]], dim=1)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors; the trunk's under the ViT's own names."""

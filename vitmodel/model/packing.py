@@ -56,6 +56,11 @@ class About:
     exam: int = -1
     """The same number for all breasts of an exam; -1 = an exam of its own."""
 
+    def apart(self, place: int, places: int) -> About:
+        """The same, its breast and exam numbered so that they are none of another place's."""
+        breast, exam = (number if number < 0 else number * places + place for number in (self.breast, self.exam))
+        return replace(self, breast=breast, exam=exam)
+
 
 def grouped(numbers: Iterable[int]) -> list[list[int]]:
     """The places of each number, in order of first appearance; each -1 is a group by itself."""
@@ -143,19 +148,29 @@ def pack(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = Non
     return Pack(tuple(names), tuple(padded), tuple(kept), patch, tuple(about))
 
 
+def chain(packs: Sequence[Pack]) -> Pack:
+    """Several packs as one; equal numbers of breasts and exams mean the same ones."""
+    each = zip(*((pack.names, pack.images, pack.kept, pack.about) for pack in packs), strict=True)
+    names, images, kept, about = (sum(parts, ()) for parts in each)
+    return Pack(names, images, kept, packs[0].patch, about)
+
+
 def join(packs: Sequence[Pack]) -> Pack:
     """Several packs as one; breasts and exams of different packs stay apart, whatever their numbers."""
+    return chain([replace(each, about=tuple(known.apart(place, len(packs)) for known in each.about)) for place, each in enumerate(packs)])
 
-    def apart(number: int, place: int) -> int:
-        return number if number < 0 else number * len(packs) + place
 
-    names, images, kept = (sum(parts, ()) for parts in zip(*((each.names, each.images, each.kept) for each in packs), strict=True))
-    about = tuple(
-        replace(known, breast=apart(known.breast, place), exam=apart(known.exam, place))
-        for place, each in enumerate(packs)
-        for known in each.about
-    )
-    return Pack(names, images, kept, packs[0].patch, about)
+def portions(pack: Pack, tokens: int, prefix: int) -> Iterator[Pack]:
+    """Consecutive images of at most `tokens` tokens, `prefix` of them before each one's patches; a longer image is alone."""
+    group: list[int] = []
+    total = 0
+    for number, length in enumerate(pack.lengths(prefix)):
+        if group and total + length > tokens:
+            yield pack.take(group)
+            group, total = [], 0
+        group.append(number)
+        total += length
+    yield pack.take(group)
 
 
 @functools.cache

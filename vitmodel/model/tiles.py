@@ -236,15 +236,7 @@ class Segmenter(nn.Module):
 
     def groups(self, parts: Pack) -> Iterator[Pack]:
         """Consecutive parts of at most `segment_budget` tokens."""
-        group: list[int] = []
-        total = 0
-        for number, length in enumerate(parts.lengths(self.prefix)):
-            if group and total + length > self.config.segment_budget:
-                yield parts.take(group)
-                group, total = [], 0
-            group.append(number)
-            total += length
-        yield parts.take(group)
+        return packing.portions(parts, self.config.segment_budget, self.prefix)
 
     def score(self, parts: Parts, seen: Tensor) -> Tensor:
         """How telling each segment is: the mean of the scores of the view's patches (N) that it covers; S."""

@@ -1,0 +1,86 @@
+"""What a table knows of its images beside their pixels, as a network is told it: sources, view, breast, exam. Knows no pixels.
+
+A patient's images are one exam. The values that a network knows apart are learned from training rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from vitmodel.data.manifest import COLUMNS, breast_ids
+from vitmodel.model.architecture import NetworkConfig, Vocabulary
+from vitmodel.model.packing import About
+from vitmodel.utils import UsageError
+
+NEVER = {column.name for column in COLUMNS if column.role == "target" or column.kind == "path"} | {"image_id", "patient_id"}
+"""Columns that tell the answer or the patient, and are therefore no source."""
+
+
+def check_sources(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    """Raises UsageError where a column is none of the table's (`name`), must not be an input, or is empty."""
+    possible = [str(column) for column in table if column not in NEVER and known(table, column).any()]
+    for column in columns:
+        if column in NEVER:
+            raise UsageError(f"sources: {column} tells the answer, or who the patient is, and is never an input")
+        if column not in possible:
+            problem = "is empty in all rows" if column in table else "is no column"
+            raise UsageError(f"sources: {column} {problem} of {name}; there are {', '.join(possible)}")
+
+
+def check_sides(table: pd.DataFrame, name: str) -> None:
+    """Raises UsageError naming the rows whose breast is not known, for fusion would take both breasts for one."""
+    lost = table.loc[table["laterality"] == "", "image_id"]
+    if len(lost):
+        shown = ", ".join(lost.head(5)) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise UsageError(f"fusion: {name}: column laterality is empty for image {shown}; fill it in, or leave these rows out")
+
+
+def known(table: pd.DataFrame, column: str) -> pd.Series:
+    """Which rows have a value."""
+    return table[column].notna() & (table[column] != "")
+
+
+def learn_vocabulary(column: str, trainings: Sequence[pd.DataFrame], fewest: int) -> Vocabulary:
+    """The values that at least `fewest` images have in each of several training tables (one, or those of folds); says so aloud."""
+    each = [table.loc[known(table, column), column].map(Vocabulary.text).value_counts() for table in trainings]
+    counts = pd.concat(each, axis=1).fillna(0).min(axis=1).astype(int)
+    apart = sorted(counts.index[counts >= fewest])
+    rest = sum(len(table) for table in trainings) // len(trainings) - int(counts[apart].sum())
+    print(f"{column}: learned apart {', '.join(f'{value} ({counts[value]} images)' for value in apart) or 'none'}; shared by {rest} others")
+    return Vocabulary(column, tuple(apart))
+
+
+def about_images(table: pd.DataFrame, config: NetworkConfig) -> list[About]:
+    """Of each row what the network asks for; a column that the table lacks is unknown."""
+    columns = [indices(table, vocabulary) for vocabulary in (config.sources.columns if config.sources else ())]
+    sources = list(zip(*columns, strict=True)) if columns else [()] * len(table)
+    if config.exam is None:
+        return [About(sources=each) for each in sources]
+    breasts, exams = pd.factorize(breast_ids(table))[0], pd.factorize(table["patient_id"])[0]
+    views = indices(table, config.exam.views)
+    return [
+        About(sources=each, view=view, breast=int(breast), exam=int(exam))
+        for each, view, breast, exam in zip(sources, views, breasts, exams, strict=True)
+    ]
+
+
+def indices(table: pd.DataFrame, vocabulary: Vocabulary) -> list[int]:
+    """The index of each row's value; 0 = unknown or not known apart."""
+    if vocabulary.column not in table:
+        return [0] * len(table)
+    return [vocabulary.index(value) for value in table[vocabulary.column]]
+
+
+def unseen_sources(table: pd.DataFrame, config: NetworkConfig) -> list[str]:
+    """Of each row a sentence on the sources that the network did not learn apart; empty = none."""
+    sentences = [""] * len(table)
+    for vocabulary in config.sources.columns if config.sources else ():
+        column = vocabulary.column
+        values = table[column].where(known(table, column)) if column in table else pd.Series(index=table.index, dtype=object)
+        for row, (value, index) in enumerate(zip(values, indices(table, vocabulary), strict=True)):
+            if not index:
+                what = f"{column} is not known" if pd.isna(value) else f"{column} {Vocabulary.text(value)} was not learned apart"
+                sentences[row] += ("; " if sentences[row] else "") + what
+    return sentences
