@@ -32,7 +32,7 @@ Trunk = Callable[[Pack], tuple[Tensor, Tensor, list[Tensor]]]
 WAVELENGTHS_MM = (400.0, 200.0, 100.0, 50.0, 25.0, 12.5)  # the longest exceeds a breast, the shortest tells neighbouring segments apart
 DEPTH = 2  # blocks of the transformer that integrates the parts
 LOUDEST = 10.0  # logit beyond which a part weighs no more
-SELECTION = 0.5  # weight of what the view's scores are taught
+SELECTION = 0.1  # weight of what the view's scores are taught; with 0.5 the trunk stayed on its plateau (docs/LOG.md)
 NOMINAL_MM = 200.0  # height of a crop whose pixel spacing is unknown: positions are then fractions of it
 
 
@@ -214,7 +214,8 @@ class Segmenter(nn.Module):
             for of_wholes, of_segments in ((whole, segments), (view_logits, segment_logits))
         )
         placed = torch.cat([self.placed(*each) for each in zip(summaries, parts, strict=True)])  # all P D
-        told = torch.cat(logits).float().clamp(-LOUDEST, LOUDEST).exp()
+        # detached: a segment's logit is taught what it shows, not how much its part of the image should weigh
+        told = torch.cat(logits).detach().float().clamp(-LOUDEST, LOUDEST).exp()
         lengths = [1 + count for count in counts]
         features = self.integrator(placed, lengths, told)
         with torch.no_grad():
