@@ -166,6 +166,8 @@ def test_score_files_are_compared_on_the_units_that_all_have(scored: Path, capsy
     good = pd.read_csv(scored / "good.csv").astype({"image_id": str})
     lost = good["image_id"].str.contains("0L")
     good.assign(probability=good["probability"].mask(lost)).to_csv(scored / "good.csv", index=False)
+    poor = pd.read_csv(scored / "poor.csv", dtype={"image_id": str}).rename(columns={"probability": "score"})
+    poor.assign(cancer=screening()["cancer"]).to_csv(scored / "poor.csv", index=False)  # as out_of_fold.csv: the truth is no score
     files = [str(scored / name) for name in ("poor.csv", "good.csv", "submission.csv")]
     assert main(["compare", *files, "--manifest", str(scored / "manifest.csv"), "--out", str(scored / "out"), "--replicates", "100"]) == 0
     printed = capsys.readouterr().out
@@ -185,6 +187,7 @@ def test_score_files_are_compared_on_the_units_that_all_have(scored: Path, capsy
         ("image_id,probability\n1,0.5\n2,high\n", "row 2: 'high' is not a number"),
         ("image_id,probability\n1,0.5\n1,0.6\n", "row 2: .* second score"),
         ("image,p\n1,0.5\n", "a score file has image_id"),
+        ("image_id,cancer\n1,1\n", "a score file has image_id"),
     ],
 )
 def test_a_score_file_that_cannot_be_is_named(content: str, message: str, scored: Path, capsys: pytest.CaptureFixture[str]) -> None:

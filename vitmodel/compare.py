@@ -25,8 +25,9 @@ from vitmodel.measure.sample import Sample, aggregate
 from vitmodel.predictor import Predictor
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
 
-SCORES = ("probability", "cancer", "score")
-"""The columns that may hold a file's scores; the first that it has. `cancer` is that of Kaggle's submissions."""
+SCORES = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}
+"""By the column that names a file's units: the columns that may hold their scores, of which the first is taken. `cancer` is the score in
+Kaggle's submissions, but the truth in a table of images."""
 SHOWN = ("auroc", "partial_auroc", "auprc", "pf1", "f1", "sensitivity", "specificity", "brier", "ece", "calibration_slope")
 
 
@@ -102,10 +103,10 @@ def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> 
 def read_scores(path: Path) -> tuple[pd.Series, str]:
     """The scores of a file by image_id or prediction_id, and which of the two; NaN = refused. Raises UsageError naming file and row."""
     table = read_table(path)
-    key = next((name for name in ("image_id", "prediction_id") if name in table), None)
-    column = next((name for name in SCORES if name in table), None)
-    if key is None or column is None:
-        raise UsageError(f"{path}: a score file has image_id or prediction_id, and {', '.join(SCORES[:-1])} or {SCORES[-1]}")
+    key = next((name for name in SCORES if name in table), "")
+    column = next((name for name in SCORES.get(key, ()) if name in table), None)
+    if column is None:
+        raise UsageError(f"{path}: a score file has image_id with probability or score, or prediction_id with one of these or cancer")
     values = pd.to_numeric(table[column], errors="coerce")
     for bad, problem in (
         (values.isna() & table[column].notna(), "is not a number"),

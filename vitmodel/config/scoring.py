@@ -132,7 +132,8 @@ class PredictConfig(PredictorConfig):
     jsonl: bool = False
     """Also write each table as JSON lines."""
     explain: Literal["rollout", "gradient", "occlusion", "integrated"] | None = None
-    """Heat map of each image in OUT/overlays: attention rollout, gradient-weighted attention, occlusion or integrated gradients."""
+    """Heat map of each image in OUT/overlays: integrated gradients, occlusion, gradient-weighted attention, or attention rollout, which
+    shows where attention goes and not what speaks for cancer."""
     dicom: bool = False
     """DICOM results of DICOM images in OUT/dicom: a structured report per study; with a heat map, also its overlay and parametric map."""
     deidentify: str = ""

@@ -159,7 +159,7 @@ FOREIGN = {
     r"relative_position": "relative positions (BEiT)",
     r"rope": "rotary positions (DINOv3, EVA)",
 }
-DROPPABLE = re.compile(r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token|sources|exam)(\..*)?")
+DROPPABLE = re.compile(r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token|sources|exam|segments)(\..*)?")
 MAY_BE_FRESH = re.compile(r"(head|attn_pool)\..*|reg_token|cls_token")
 
 
