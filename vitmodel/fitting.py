@@ -152,9 +152,10 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
 
 
 def images_of(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset:
-    """The rows' crops with labels, auxiliary targets, known lesions and scale."""
+    """The rows' crops with labels and auxiliary targets and, for segments, known lesions and scale."""
     targets = [TARGETS[name].encode(rows[name].tolist()) for name in config.auxiliary]
-    known = [(row, row.geometry(crop_size(row.path))) for row in rows_of(rows)]
+    # segments alone ask where a lesion lies and how large a pixel is, for which each crop must be opened
+    known = [(row, row.geometry(crop_size(row.path)) if config.segments else None) for row in rows_of(rows)]
     boxes = [from_text(text) if isinstance(text, str) else NONE for text in rows["lesions"]]
     return CropDataset(
         rows["path"].tolist(),
