@@ -153,8 +153,8 @@ class Learner(Course):
         if self.heads is not None:
             extra = self.heads(features, batch.targets)  # B A
             known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
-            means = dict(zip(self.config.auxiliary, extra.detach().sum(dim=0) / known, strict=True))
-            self.log_dict({f"train/auxiliary/{name}": value for name, value in means.items()})
+            averages = zip(self.config.auxiliary, extra.detach().sum(dim=0) / known, strict=True)
+            self.log_dict({f"train/auxiliary/{name}": value for name, value in averages})
             more = more + self.config.auxiliary_weight * extra.sum(dim=1)
         return self.mean_over_processes(self._losses("train", batch, self.model.read(features, pack.about), more), batch)
 
