@@ -14,6 +14,8 @@ import pytest
 
 from vitmodel import __version__, cli, config
 from vitmodel.config import ETLConfig, Size, TrainConfig, to_yaml
+from vitmodel.model.architecture import PRESETS
+from vitmodel.model.tiles import check_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,7 +72,10 @@ def test_every_shipped_recipe_parses_by_the_command_in_its_head(recipe: Path, mo
     assert head.startswith("# vitmodel ")
     verb, *arguments = head.removeprefix("# vitmodel ").split()
     assert str(recipe.relative_to(ROOT)) in arguments
-    cli.parse(verb, arguments)
+    settings = cli.parse(verb, arguments)
+    if settings.segments:
+        preset = PRESETS[settings.model]
+        check_segments(settings.segmenting, preset.patch, preset.prefix)
 
 
 def test_a_flag_after_the_recipe_overrides_it(tmp_path: Path) -> None:

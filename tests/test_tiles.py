@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitmodel.cli import main, parse
+from vitmodel.cli import main
 from vitmodel.config import SegmentsConfig, Size
-from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
+from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.explain import METHOD, Method, explain
 from vitmodel.model.network import Logits, Network
 from vitmodel.model.packing import About, Pack, pack
-from vitmodel.model.tiles import Parts, check_segments, cut, losses
+from vitmodel.model.tiles import Parts, cut, losses
 from vitmodel.utils import UsageError
 
 VIT = ViTConfig(image_size=Size(64, 64), patch=8, dim=32, depth=2, heads=2)
@@ -244,16 +244,3 @@ def test_the_command_line_trains_predicts_and_explains_in_segments(crops: Path, 
     assert main(["export", package, str(tmp_path / "model.onnx")]) == 2
     assert "segments" in capsys.readouterr().err
     assert main(["predict", package, manifest, str(tmp_path / "none"), "--segment-budget", "4"]) == 2
-
-
-RECIPES = [path for path in sorted(Path("configs").glob("*.yaml")) if path.read_text().startswith("# vitmodel")]
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_each_recipe_is_what_the_command_in_its_first_line_reads(recipe: Path) -> None:
-    _, _, verb, *words = recipe.read_text().splitlines()[0].split()
-    assert words[-1] == str(recipe)
-    config = parse(verb, words)
-    if config.segments:
-        preset = PRESETS[config.model]
-        check_segments(config.segmenting, preset.patch, preset.prefix)
