@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,3 +60,19 @@ def run(crops: Path, flags: list[str], tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", str(crops / "manifest.csv"), str(folder), *flags[:-1], "offline"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def kill_and_resume() -> Callable[[list[str], Path], None]:
+    """Start a training (its arguments, its run folder), kill it after its first checkpoint, and go on to its end."""
+    from vitmodel.cli import main
+
+    def killed_and_resumed(command: list[str], folder: Path) -> None:
+        killed = subprocess.Popen([sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while killed.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.01)
+        os.kill(killed.pid, signal.SIGKILL)
+        assert killed.wait() == -signal.SIGKILL
+        assert main([*command, "--resume"]) == 0
+
+    return killed_and_resumed

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,16 +128,11 @@ def test_a_changed_image_has_its_exam_scored_again(exam_run: Path, crops: Path, 
 
 
 def test_a_killed_and_resumed_run_of_exams_ends_with_the_same_weights(
-    crops: Path, exam_run: Path, tmp_path: Path, flags: list[str]
+    crops: Path, exam_run: Path, tmp_path: Path, flags: list[str], kill_and_resume: Callable[[list[str], Path], None]
 ) -> None:
     folder = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]
-    killed = subprocess.Popen([sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert main([*command, "--resume"]) == 0
+    kill_and_resume(command, folder)
     resumed, undisturbed = (load_file(run / "package" / "model.safetensors") for run in (folder, exam_run))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in undisturbed.items())
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,15 +21,12 @@ from vitmodel.model.package import load_package
 from vitmodel.train import train
 
 
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(crops: Path, run: Path, tmp_path: Path, flags: list[str]) -> None:
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(
+    crops: Path, run: Path, tmp_path: Path, flags: list[str], kill_and_resume: Callable[[list[str], Path], None]
+) -> None:
     folder = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(folder), *flags]
-    killed = subprocess.Popen([sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert main([*command, "--resume"]) == 0
+    kill_and_resume(command, folder)
     resumed, undisturbed = load_file(folder / "package" / "model.safetensors"), load_file(run / "package" / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in undisturbed.items())
     assert load_package(folder / "package")[1]["history"] == load_package(run / "package")[1]["history"]
