@@ -83,6 +83,15 @@ def test_the_white_border_of_a_film_is_not_taken_for_air() -> None:
     assert not find_breast(film).inverted
 
 
+def test_air_that_is_fogged_in_one_part_is_air() -> None:
+    image, mask = phantom("MLO", depth_mm=70.0)
+    image = np.maximum(image[:, :300], 0.002 * np.random.default_rng(0).random((SIZE.height, 300), np.float32))
+    fogged = image.copy()
+    fogged[300:] = np.maximum(fogged[300:], 0.03 + 0.01 * np.random.default_rng(1).random(fogged[300:].shape, np.float32))
+    assert shift(find_breast(image), find_breast(fogged)) <= 6  # the faintest skin is as dark as the fog
+    assert lost(find_breast(fogged), mask[:, :300]) <= 0.02
+
+
 def write(image: np.ndarray, text: str, place: tuple[int, int]) -> np.ndarray:
     ink = cv2.putText(np.zeros(image.shape, np.uint8), text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2)
     return np.maximum(image, ink.astype(np.float32) / 255)

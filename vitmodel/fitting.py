@@ -19,7 +19,7 @@ from vitmodel.batches import Batches
 from vitmodel.config import Preprocessing, Size, TrainConfig, TrainingConfig
 from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.lesions import NONE, from_text, on_crop
-from vitmodel.data.manifest import breast_ids, read_manifest, repeated, usable
+from vitmodel.data.manifest import breast_ids, read_manifests, repeated, usable
 from vitmodel.data.rows import mm_per_pixel, rows_of
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
@@ -56,7 +56,7 @@ class Fitted:
 
 def read_crops(manifest: Path) -> pd.DataFrame:
     """The manifest's usable rows. Raises UsageError where its images are not cropped."""
-    frame = read_manifest(manifest)
+    frame = read_manifests(manifest)
     if frame["preprocessing"].isna().all():
         raise UsageError(f"{manifest}: its images are not cropped; run `vitmodel etl` on it first")
     return usable(frame)

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from vitmodel.config import LeaveOutConfig
-from vitmodel.data.manifest import read_manifest, usable, write_manifest
+from vitmodel.data.manifest import read_manifests, usable, write_manifest
 from vitmodel.data.source import file_name
 from vitmodel.data.splits import leave_out
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, to_json, write_atomic
@@ -28,7 +28,7 @@ FEWEST = 2
 
 def leave_each_out(config: LeaveOutConfig) -> None:
     """Run `vitmodel train` and `vitmodel evaluate` once for each value; what was finished earlier is kept. Writes OUT/summary.json."""
-    table = read_manifest(config.manifest)
+    table = read_manifests(config.manifest)
     values = measurable(table, config)
     found: dict[str, Any] = {}
     for value in values:

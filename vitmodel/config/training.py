@@ -194,7 +194,7 @@ class TrainConfig(IntegrationConfig, SegmentsConfig, TrainingConfig):
     """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package."""
 
     manifest: Path
-    """manifest.csv as `vitmodel etl` wrote it."""
+    """manifest.csv as `vitmodel etl` wrote it; several, with commas between them, are merged, and what one does not know stays unknown."""
     run: Path
     """Run folder to write; the model package is RUN/package."""
     weights: Path | None = None
@@ -320,7 +320,7 @@ class LeaveOutConfig:
     """Train without each site (machine, data set) in turn and measure on it: OUT/<by>-<value>/ and OUT/summary.json."""
 
     manifest: Path
-    """manifest.csv as `vitmodel etl` wrote it; its splits are not used."""
+    """manifest.csv as `vitmodel etl` wrote it, or several with commas between them; their splits are not used."""
     out: Path
     """Folder for a manifest, a run and a report of each."""
     by: Literal["site_id", "machine_id", "dataset"] = "machine_id"

@@ -147,6 +147,12 @@ def read_manifest(path: Path | str) -> pd.DataFrame:
     return as_manifest(resolve_paths(read_table(path, REQUIRED), path.parent), str(path))
 
 
+def read_manifests(paths: Path | str) -> pd.DataFrame:
+    """The manifest in `paths` or, with commas between several of them, all of them merged. Raises UsageError."""
+    tables = [read_manifest(path) for path in ([paths] if Path(paths).exists() else str(paths).split(","))]
+    return tables[0] if len(tables) == 1 else merge(tables)
+
+
 def read_table(path: Path | str, needed: Sequence[str] = (), separator: str = ",") -> pd.DataFrame:
     """A CSV file with every cell as text and NaN where it is empty. Raises UsageError naming the file, or the needed column it lacks."""
     try:

@@ -21,6 +21,7 @@ Side = Literal["left", "right"]
 LEAST_RANGE = 0.01  # of the grey scale, between the darkest and the brightest half per cent: less is a blank image
 LEAST_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
 AIR_TOP = 0.006  # of the view's range: what is darker is air, whatever the histogram says
+FOG_WIDTH, FOG_AREA, FOG_EDGE = 24, 0.05, 0.2  # of a second peak of air: tones to its foot, part of the picture, part of its outer edge
 LEAST_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
 NIPPLE = 0.1  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
 LEAST_NOTCH = 0.03  # depth of a concavity that ends the breast, as a fraction of its rows
@@ -136,16 +137,31 @@ def _content(view: np.ndarray) -> Box:
 def _air_limit(tone: np.ndarray) -> int | None:
     """The tone at which the peak of the air, the darkest one, has fallen into the valley before the tissue; None without a valley.
 
-    Otsu's threshold (1979) parts air and tissue, but well inside the skin; the foot of the air's peak keeps fat and skin.
+    Otsu's threshold (1979) parts air and tissue, but well inside the skin; the foot of the air's peak keeps fat and skin. A film may have
+    been fogged in one part: the next peak is air as well where it is narrow, large and lies along the edge on the side of the air.
     """
     otsu = int(cv2.threshold(np.ascontiguousarray(tone), 0, 255, cv2.THRESH_OTSU)[0])
     counts = np.bincount(tone.ravel(), minlength=256).astype(float)
     darkest = np.searchsorted(np.cumsum(counts), 0.02 * tone.size)  # scratches and the film's holes are darker than air
     counts = np.convolve(np.pad(counts, 6, mode="edge"), np.full(13, 1 / 13), mode="valid")  # 8-bit sources leave gaps
     peaks = counts == cv2.dilate(counts[:, None], np.ones((25, 1), np.uint8))[:, 0]
-    peak = int(darkest + np.argmax(peaks[darkest:]))
+    limit = _foot(counts[: otsu + 1], int(darkest + np.argmax(peaks[darkest:])))
+    if limit is None:
+        return None
+    peak = limit + int(np.argmax(peaks[limit:]))
+    fogged = _foot(counts[: otsu + 1], peak)
+    if fogged is None or fogged - peak > FOG_WIDTH:
+        return limit
+    fog = (tone > limit) & (tone <= fogged)
+    inset = -(-tone.shape[1] // 50)  # the outermost columns are the film's border
+    outer = min((inset, -1 - inset), key=lambda column: tone[:, column].mean())
+    return fogged if fog.mean() > FOG_AREA and fog[:, outer].mean() > FOG_EDGE else limit
+
+
+def _foot(counts: np.ndarray, peak: int) -> int | None:
+    """The tone at which the peak has fallen into the valley before the end of `counts`; None where there is no valley."""
     start = max(peak, int(255 * AIR_TOP**0.5))
-    slope = counts[start : otsu + 1]
+    slope = counts[start:]
     if not len(slope) or slope.min() > 0.5 * counts[peak]:
         return None
     return start + int(np.argmax(slope <= 1.5 * slope.min() + 1))
