@@ -160,8 +160,8 @@ def test_deidentified_results_name_nobody_and_fit_images_of_the_same_seed(origin
     Anonymizer(seed="secret").anonymize(anonymous)
     for path in (tmp_path / "dicom").iterdir():
         content = path.read_bytes()
-        for name in (str(source.PatientName), source.StudyInstanceUID, source.SeriesInstanceUID, source.SOPInstanceUID):
-            assert str(name).encode() not in content, name
+        for keyword in ("PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "InstanceNumber"):
+            assert str(source[keyword].value).encode() not in content, keyword
     for result in results.values():
         assert result.PatientID == anonymous.PatientID != source.PatientID
         assert result.StudyInstanceUID == anonymous.StudyInstanceUID

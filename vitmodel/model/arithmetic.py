@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @functools.cache
@@ -29,17 +31,44 @@ def bf16_is_fast(device: Literal["cpu", "cuda"]) -> bool:
     return any(processor().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def opaque(x: Tensor) -> Tensor:
-    """The same numbers, in oneDNN's keeping where its products are faster than MKL's, which PyTorch takes for 32 bits on every CPU.
+def linear(x: Tensor, *layers: nn.Linear) -> Tensor:
+    """Linear layers one after the other, with a GELU between: ... D -> ... D', by whoever multiplies fastest.
 
-    Linear layers and GELU take such a tensor as any other and give one back; the rest needs `dense`. Compilers choose for themselves.
-    A training step needs up to half as much memory again for it, since autograd keeps both kinds.
+    PyTorch takes MKL for 32 bits on every CPU; where oneDNN is faster, it is taken instead. Compilers choose for themselves.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    elsewhere = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+    if torch.compiler.is_compiling() or elsewhere or not mkl_is_slow():
+        for before, layer in enumerate(layers):
+            x = layer(F.gelu(x) if before else x)
         return x
-    return x.to_mkldnn() if mkl_is_slow() else x
+    product: Tensor = _OneDNN.apply(x, *(parameter for layer in layers for parameter in (layer.weight, layer.bias)))
+    return product
 
 
-def dense(x: Tensor) -> Tensor:
-    """An ordinary tensor again."""
-    return x.to_dense() if x.is_mkldnn else x
+class _OneDNN(torch.autograd.Function):
+    """`linear` in oneDNN's keeping. Autograd by itself would keep both kinds of every tensor; this keeps what enters each layer, once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        sums = [x.to_mkldnn()]  # what enters each layer, before the GELU, and what leaves the last
+        for before, (weight, bias) in enumerate(zip(parameters[::2], parameters[1::2], strict=True)):
+            sums.append(F.linear(F.gelu(sums[-1]) if before else sums[-1], weight, bias))
+        ctx.save_for_backward(x, *parameters, *sums[1:-1])
+        return sums[-1].to_dense()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        layers = (len(saved) + 1) // 3
+        weights, sums = saved[: 2 * layers : 2], [x.to_mkldnn(), *saved[2 * layers :]]
+        flowing = gradient.contiguous().to_mkldnn()
+        gradients: list[Tensor | None] = []
+        for before in reversed(range(layers)):
+            given = F.gelu(sums[before]) if before else sums[before]
+            mask = [before > 0 or ctx.needs_input_grad[0], *ctx.needs_input_grad[1 + 2 * before : 3 + 2 * before]]
+            flowing, *own = torch.ops.aten.mkldnn_linear_backward(given, flowing, weights[before], mask)
+            gradients[:0] = [part if wanted else None for part, wanted in zip(own, mask[1:], strict=True)]
+            if before:
+                flowing = torch.ops.aten.gelu_backward(flowing, sums[before])
+        return flowing.to_dense() if ctx.needs_input_grad[0] else None, *gradients

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitmodel.model.architecture import ViTConfig, grid_of
-from vitmodel.model.arithmetic import dense, opaque
+from vitmodel.model.arithmetic import linear
 from vitmodel.utils import UsageError
 
 
@@ -126,7 +126,7 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every head: B T D -> 3 x (B A T D/A)."""
-        q, k, v = dense(self.qkv(opaque(x))).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = linear(x, self.qkv).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def weights(self, x: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         mixed = layout.attend(*self.split(x)).transpose(1, 2).flatten(2)  # B T D
-        return dense(self.proj(opaque(mixed)))
+        return linear(mixed, self.proj)
 
 
 class Mlp(nn.Module):
@@ -148,7 +148,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(config.hidden, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return dense(self.fc2(F.gelu(self.fc1(opaque(x)))))  # B T D
+        return linear(x, self.fc1, self.fc2)  # B T D
 
 
 class LayerScale(nn.Module):

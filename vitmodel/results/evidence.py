@@ -68,6 +68,7 @@ def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dat
         header.SeriesInstanceUID = generate_uid(entropy_srcs=[MAKER, "series", str(header.StudyInstanceUID)])
     if deidentify is not None:
         deidentify(header)
+        header.pop("InstanceNumber", None)  # the RSNA release keeps the image's id there, and dicognito leaves it
     return header
 
 
