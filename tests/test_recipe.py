@@ -24,7 +24,7 @@ from vitmodel.data.samplers import Shuffled
 from vitmodel.learner import Learner
 from vitmodel.model import arithmetic
 from vitmodel.model.package import load_members, load_package
-from vitmodel.trainer import AtomicCheckpoints, precision_of
+from vitmodel.trainer import AtomicCheckpoints, precision_of, start_or_resume
 from vitmodel.utils import VitmodelError
 
 SHORT = [
@@ -236,6 +236,16 @@ def test_precision_follows_the_processor_unless_one_is_asked_for(
 ) -> None:
     monkeypatch.setattr(arithmetic, "processor", lambda: known)
     assert precision_of(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
+
+
+def test_a_run_that_goes_on_in_other_arithmetic_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, system = TrainConfig(manifest=Path(), run=tmp_path, device="cpu", resume=True), tmp_path / "system.json"
+    start_or_resume("train", config, tmp_path)
+    start_or_resume("train", config, tmp_path)
+    assert not caplog.text
+    system.write_text(json.dumps(json.loads(system.read_text()) | {"precision": "16-mixed"}))
+    start_or_resume("train", config, tmp_path)
+    assert "begun in 16-mixed" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

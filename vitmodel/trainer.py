@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import netrc
 import os
 import platform
+import shutil
 import uuid
 import warnings
 from dataclasses import replace
@@ -31,6 +33,8 @@ from vitmodel.model.vit import Block
 from vitmodel.monitoring import BadSteps, Meter, Progress
 from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
 
+logger = logging.getLogger(__name__)
+
 LAST = Path("checkpoints") / "last.ckpt"
 
 
@@ -47,9 +51,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # what torch makes of a full disk
-                reason = "no space is left" if "write" in str(error) else str(error)
+                free = shutil.disk_usage(Path(path).parent).free
                 raise VitmodelError(
-                    f"cannot write {path}: {reason}; the previous checkpoint is whole, so --resume goes on from it"
+                    f"cannot write {path} ({error}; {free / 1e6:.0f} MB are free there); earlier ones are whole: make room, then --resume"
                 ) from error
 
 
@@ -67,8 +71,11 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None
             changed = [new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new]
             if changed:
                 raise UsageError(f"{recipe} was started with other settings than: {', '.join(changed)}; resume with the same ones")
-        write_atomic(recipe, text)
+            before = json.loads((run / "system.json").read_text())["precision"]
+            if before != precision:  # `auto` on another machine
+                logger.warning("%s was begun in %s and goes on in %s, not to the same bits", run, before, precision)
         write_atomic(run / "system.json", to_json(system() | {"precision": precision}))
+        write_atomic(recipe, text)
         if not (run / "run_id").exists():
             write_atomic(run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n")  # a sweep names its runs
     return checkpoint if checkpoint.exists() else None

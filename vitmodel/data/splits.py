@@ -65,9 +65,10 @@ def _deal(patients: pd.DataFrame, shares: Mapping[Any, float], seed: int) -> dic
     """A part for every patient. Raises UsageError where some are labelled, and either class has fewer patients than there are parts."""
     sick, healthy = (patients.cancer == 1).sum(), (patients.cancer == 0).sum()
     if sick + healthy and min(sick, healthy) < len(shares):
+        remedy = "use fewer parts or more patients" if min(sick, healthy) else "one class alone cannot be learned"
         raise UsageError(
             f"cannot split {len(patients)} patients, {sick} with a cancer and {healthy} without, into {len(shares)} parts that all hold "
-            "both: use fewer parts or more patients"
+            f"both: {remedy}"
         )
     ranked = patients.assign(hash=[seed_from(seed, patient) for patient in patients.index]).sort_values(["site_id", "machine_id", "hash"])
     return {patient: part for _, same in ranked.groupby("cancer", dropna=False) for patient, part in _rounds(same.index, shares)}
