@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 from vitmodel.cli import main
 from vitmodel.config import TrainConfig
-from vitmodel.data.dataset import CropDataset
+from vitmodel.data.dataset import CropDataset, to_tensor
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import Draw, Shuffled
 from vitmodel.learner import WATCHED
@@ -122,6 +124,16 @@ def test_a_draw_gives_the_same_tensor_whenever_it_is_made(crops: Path) -> None:
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
     assert first.image.shape == (1, 64, 32)
+
+
+def test_a_random_part_of_a_whole_image_is_never_air_alone(tmp_path: Path) -> None:
+    whole = np.zeros((64, 64), np.uint8)
+    whole[20:44, :12] = 200
+    cv2.imwrite(str(tmp_path / "whole.png"), whole)
+    dataset = CropDataset([str(tmp_path / "whole.png")], [0.0], replace(TrainConfig(manifest=Path(), run=Path()).augment, area=0.05))
+    drawn = [dataset[Draw(0, seed)].image for seed in range(40)]
+    assert all(image.any() for image in drawn)
+    assert any(torch.equal(image, to_tensor(whole)) for image in drawn), "some of the parts were air"
 
 
 def test_a_resolved_configuration_trains_the_same_model_again(run: Path, crops: Path, tmp_path: Path) -> None:

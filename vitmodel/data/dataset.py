@@ -88,8 +88,10 @@ class CropDataset(Dataset[Example]):
         boxes = self.lesions[draw.row]
         if self.augment is not None:
             augmentation = Augmentation.sample(self.augment, np.random.default_rng(draw.seed))
-            boxes = augmentation.locate(boxes, (image.shape[1], image.shape[2]))
-            image = torch.from_numpy(augmentation.apply(image[0].numpy()))[None]
+            changed = augmentation.apply(image[0].numpy())
+            if changed.any():  # a random part of a whole image may be air alone; then the image stays as it is
+                boxes = augmentation.locate(boxes, (image.shape[1], image.shape[2]))
+                image = torch.from_numpy(changed)[None]
         return Example(image, *known, torch.from_numpy(boxes), self.mm_per_pixel[draw.row])
 
 
