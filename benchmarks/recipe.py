@@ -6,7 +6,8 @@ Every variant sees the same number of training images in each of 5 patient-wise 
 size; the last epoch's weights score the fold that was left out, so that nothing was chosen on it. The table has out-of-fold AUROC with
 intervals from resampled patients; macro F1 at a threshold chosen on the other folds; and the same models on MIAS films, without retraining.
 A second start does only what is missing: a finished (variant, fold) is a file in WORK. DenseNet121 and ResNet-18 are MONAI's. All
-networks compute in bfloat16. With published weights of a ViT-S/14, such as DINOv2's, there is a row of them, frozen: not from scratch.
+networks compute in bfloat16. With published weights of a ViT-S/14, such as DINOv2's, there are rows that do not start from scratch: frozen,
+and fine-tuned by `vitmodel train --config configs/rsna.yaml`, with its own sizes and number of images.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vitmodel.config import AugmentConfig, ETLConfig, Size
+from vitmodel.cli import main as vitmodel
+from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Size
 from vitmodel.data.dataset import read_crop
-from vitmodel.data.manifest import breast_ids, read_manifest, usable
+from vitmodel.data.manifest import breast_ids, read_manifest, read_table, usable
 from vitmodel.data.panel import tile
 from vitmodel.data.phantoms import crop_phantom, draw_phantom
 from vitmodel.data.samplers import Shuffled
@@ -50,11 +52,15 @@ from vitmodel.model.optimisation import parameter_groups, warmup_cosine
 from vitmodel.model.packing import features, pack
 from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
+from vitmodel.predictor import Predictor
 from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atomic
 
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+RECIPE = ROOT / "configs" / "rsna.yaml"
 FOLDS = 5
 BATCH = 32
+SMALL = Size(224, 112)
 EMA = 0.99
 STRONG = AugmentConfig(rotate=15, scale=0.15, shift=0.06, gamma=0.25, contrast=0.2, window=0.05, elastic=0.04)
 AUXILIARY = ["density", "invasive", "view", "age"]
@@ -74,6 +80,10 @@ class Variant:
     lr: float = 1e-3
     layer_decay: float = 1.0
     drop_path: float = 0.1
+    size: Size = SMALL
+    """Height x width of what published weights see."""
+    flags: tuple[str, ...] = ()
+    """Of `vitmodel train`."""
 
 
 VARIANTS = {
@@ -85,8 +95,13 @@ VARIANTS = {
     "auxiliary": Variant("+ phantom pretraining, auxiliary heads", pretrained="phantoms", auxiliary=True, layer_decay=0.8),
     "resnet18": Variant("MONAI ResNet-18 from scratch", network="resnet18"),
     "densenet121": Variant("MONAI DenseNet121 from scratch", network="densenet121"),
-    "frozen": Variant("not from scratch: published ViT-S/14, frozen, logistic regression on its mean token", network="frozen"),
+    "frozen": Variant("published ViT-S/14, frozen, logistic regression on its mean token", network="frozen"),
+    "tuned": Variant("published ViT-S/14, fine-tuned", network="train", flags=("--sources", "")),
+    "larger": Variant("+ 336x168", network="train", size=Size(336, 168), flags=("--sources", "")),
+    "age": Variant("+ the patient's age as a source: configs/rsna.yaml", network="train", size=Size(336, 168)),
 }
+PUBLISHED = ("frozen", "train")
+"""Networks that start from published weights."""
 
 
 @dataclass
@@ -284,8 +299,8 @@ def frozen_features(name: str, budget: Budget) -> np.ndarray:
     """What a published ViT-S/14 sees in the crops of a subset at 224x112, the mean of its tokens, computed once: N D."""
     path = budget.work / f"frozen_{name}.npy"
     if not path.exists():
-        data = load(name, replace(budget, size=Size(224, 112)))
-        config = replace(PRESETS["vit_small14"], image_size=Size(224, 112), pool="mean")
+        data = load(name, replace(budget, size=SMALL))
+        config = replace(PRESETS["vit_small14"], image_size=SMALL, pool="mean")
         model = ViT(config).to(budget.device).eval()
         assert budget.weights is not None
         print(fit_weights(model, load_weights(budget.weights)))
@@ -306,6 +321,26 @@ def probe(train: np.ndarray, dataset: str, data: Data, budget: Budget) -> tuple[
     return model.decision_function(seen), model.decision_function(films), seen.shape[1] + 1
 
 
+def tune(name: str, dataset: str, data: Data, budget: Budget) -> tuple[np.ndarray, np.ndarray, int]:
+    """All folds by `vitmodel train`, unless done: logits out of fold of all rows, of the films by all models; parameters of one."""
+    folder, splits, said = budget.work / name, budget.work / "folds.csv", budget.work / f"{name}_mias.csv"
+    crops, films = (load(each, replace(budget, size=VARIANTS[name].size)) for each in (dataset, "mias_512"))
+    if not (folder / "package").exists():
+        data.table[["patient_id", "fold"]].drop_duplicates().to_csv(splits, index=False)
+        manifest = Path(crops.table["path"].iloc[0]).parents[2] / "manifest.csv"
+        arguments = ["--config", str(RECIPE), "--weights", str(budget.weights), "--folds", str(FOLDS), "--splits", str(splits)]
+        if vitmodel(["train", str(manifest), str(folder), *arguments, *VARIANTS[name].flags, "--resume"]):
+            raise SystemExit(1)
+    predictor = Predictor(PredictorConfig(package=folder / "package", device=budget.device.type))
+    if not said.exists():
+        with atomic_path(said) as temporary:
+            predictor.score_images(films.table).to_csv(temporary, index=False)
+    tables = (read_table(path, ["image_id", "score"]).set_index("image_id") for path in (folder / "out_of_fold.csv", said))
+    own, of_films = (table["score"].astype(float) for table in tables)
+    parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
+    return logit(own[data.table["image_id"]].to_numpy()), logit(of_films[films.table["image_id"]].to_numpy()), parameters
+
+
 def run(name: str, fold: int, dataset: str, data: Data, films: Data, budget: Budget) -> None:
     """One variant on one fold, unless it is done."""
     path = budget.work / "results" / f"{name}_{fold}.json"
@@ -315,6 +350,9 @@ def run(name: str, fold: int, dataset: str, data: Data, films: Data, budget: Bud
     began, cpu = time.perf_counter(), time.process_time()
     if VARIANTS[name].network == "frozen":
         logits, on_films, parameters = probe(~held_out, dataset, data, budget)
+        logits = logits[held_out]
+    elif VARIANTS[name].network == "train":
+        logits, on_films, parameters = tune(name, dataset, data, budget)
         logits = logits[held_out]
     else:
         model = fit(VARIANTS[name], data.rows(~held_out), fold, budget, f"{name} fold {fold}")
@@ -434,7 +472,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(PRESETS), default="vit_micro")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
-    parser.add_argument("--weights", type=Path, help="published weights of a ViT-S/14, for the variant `frozen`")
+    parser.add_argument("--weights", type=Path, help="published weights of a ViT-S/14, for the rows that start from them")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
     parser.add_argument("--table", action="store_true", help="train nothing, only show what there is")
@@ -465,7 +503,7 @@ def main() -> None:
     if not arguments.table:
         for fold in arguments.folds:
             for name in arguments.variants:
-                if VARIANTS[name].network != "frozen" or arguments.weights:
+                if VARIANTS[name].network not in PUBLISHED or arguments.weights:
                     run(name, fold, arguments.dataset, data, films, budget)
     lines = report(data, films, budget)
     show(lines)

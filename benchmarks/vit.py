@@ -89,10 +89,10 @@ def exported(model: ViT, images: Pack, calibration: Pack | None = None) -> dict[
     ways: dict[str, Way] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "fp32.onnx"}
-        export_onnx(model, paths["fp32"], "")
+        export_onnx([model], paths["fp32"], "")
         if calibration is not None:
             paths["int8"] = Path(folder) / "int8.onnx"
-            quantize(paths["fp32"], paths["int8"], list(calibration), "")
+            quantize([model], paths["int8"], list(calibration), "")
         for runtime, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
             if has(runtime.replace("onnx", "onnxruntime")):
                 ways |= {f"{name} {bits}": partial(load_onnx(path, runtime, ""), images) for bits, path in paths.items()}

@@ -23,7 +23,7 @@ from vitmodel.data.dataset import CropDataset, ExamDataset, read_crop, to_tensor
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.samplers import Draw, InOrder
 from vitmodel.evaluate import evaluate
-from vitmodel.exams import about_images, learn_vocabulary
+from vitmodel.exams import about_images, learn_vocabulary, unseen_sources
 from vitmodel.learner import Learner
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, Vocabulary
 from vitmodel.model.fusion import any_of
@@ -207,6 +207,15 @@ def test_values_are_learned_apart_where_every_training_has_enough(capsys: pytest
     assert learn_vocabulary("machine_id", [first], 5).values == ("1", "2")
     assert learn_vocabulary("machine_id", [first, second], 4).values == ("1",)
     assert "learned apart 1 (4 images)" in capsys.readouterr().out
+
+
+def test_ages_are_learned_by_decade() -> None:
+    table = pd.DataFrame({"age": [39.0, 40.0, 49.0, np.nan]})
+    learned = learn_vocabulary("age", [table], 1)
+    assert learned.values == ("40 to 49", "below 40")
+    config = NetworkConfig(vit=PRESETS["vit_micro"], sources=SourcesConfig(columns=(learned,)))
+    assert [known.sources[0] for known in about_images(table, config)] == [2, 1, 1, 0]
+    assert unseen_sources(table, config) == ["", "", "", "age is not known"]
 
 
 @pytest.mark.parametrize(

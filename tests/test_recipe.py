@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import shutil
 import subprocess
@@ -154,8 +155,9 @@ def test_crops_that_cannot_be_read_are_named_counted_and_too_many_refused(
 
 def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(crops: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = ["train", str(crops / "manifest.csv"), str(run), *SHORT, "--folds", "2", "--epochs", "1"]
+    command = ["train", str(crops / "manifest.csv"), str(run), *SHORT, "--folds", "2", "--epochs", "1", "--workers", "1"]
     assert main(command) == 0
+    assert not [child for child in multiprocessing.active_children() if child.daemon]  # no fold's loaders outlive it
     found = pd.read_csv(run / "out_of_fold.csv", dtype={"patient_id": str, "image_id": str})
     folds = pd.read_csv(run / "splits.csv", dtype={"patient_id": str}).set_index("patient_id")["fold"]
     assert (found.groupby("patient_id")["fold"].nunique() == 1).all()

@@ -29,7 +29,7 @@ from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD, TENSORS
 from vitmodel.model.packing import About
-from vitmodel.predictor import Predictor, is_duplicate, say_fallbacks
+from vitmodel.predictor import Predictor, is_duplicate, say_fallbacks, say_recropped
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
@@ -89,9 +89,7 @@ def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, spl
         print(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
     if seen:
         print(f"{seen} of {len(table)} images were seen in training or validation: these figures flatter the model")
-    other = (table["preprocessing"].notna() & (table["preprocessing"] != predictor.package["preprocessing"])).sum()
-    if other:
-        print(f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources")
+    say_recropped(table, predictor)
 
 
 def compose_report(

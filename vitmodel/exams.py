@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from vitmodel.data.manifest import COLUMNS, breast_ids
+from vitmodel.data.subgroups import age_band
 from vitmodel.model.architecture import NetworkConfig, Vocabulary
 from vitmodel.model.packing import About
 from vitmodel.utils import UsageError
@@ -20,7 +22,7 @@ NEVER = {column.name for column in COLUMNS if column.role == "target" or column.
 
 def check_sources(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     """Raises UsageError where a column is none of the table's (`name`), must not be an input, or is empty."""
-    possible = [str(column) for column in table if column not in NEVER and known(table, column).any()]
+    possible = [str(column) for column in table if column not in NEVER and values(table, column).notna().any()]
     for column in columns:
         if column in NEVER:
             raise UsageError(f"sources: {column} tells the answer, or who the patient is, and is never an input")
@@ -37,14 +39,17 @@ def check_sides(table: pd.DataFrame, name: str) -> None:
         raise UsageError(f"fusion: {name}: column laterality is empty for image {shown}; fill it in, or leave these rows out")
 
 
-def known(table: pd.DataFrame, column: str) -> pd.Series:
-    """Which rows have a value."""
-    return table[column].notna() & (table[column] != "")
+def values(table: pd.DataFrame, column: str) -> pd.Series:
+    """Of each row the value as text, ages by decade, NaN where it is unknown; a column that the table lacks is unknown."""
+    if column not in table:
+        return pd.Series(np.nan, index=table.index, dtype=object)
+    each = age_band(table[column]) if column == "age" else table[column]
+    return each.where(each != "").map(Vocabulary.text, na_action="ignore")
 
 
 def learn_vocabulary(column: str, trainings: Sequence[pd.DataFrame], fewest: int) -> Vocabulary:
     """The values that at least `fewest` images have in each of several training tables (one, or those of folds); says so aloud."""
-    each = [table.loc[known(table, column), column].map(Vocabulary.text).value_counts() for table in trainings]
+    each = [values(table, column).value_counts() for table in trainings]
     counts = pd.concat(each, axis=1).fillna(0).min(axis=1).astype(int)
     apart = sorted(counts.index[counts >= fewest])
     rest = sum(len(table) for table in trainings) // len(trainings) - int(counts[apart].sum())
@@ -53,7 +58,7 @@ def learn_vocabulary(column: str, trainings: Sequence[pd.DataFrame], fewest: int
 
 
 def about_images(table: pd.DataFrame, config: NetworkConfig) -> list[About]:
-    """Of each row what the network asks for; a column that the table lacks is unknown."""
+    """Of each row what the network asks for."""
     columns = [indices(table, vocabulary) for vocabulary in (config.sources.columns if config.sources else ())]
     sources = list(zip(*columns, strict=True)) if columns else [()] * len(table)
     if config.exam is None:
@@ -68,19 +73,15 @@ def about_images(table: pd.DataFrame, config: NetworkConfig) -> list[About]:
 
 def indices(table: pd.DataFrame, vocabulary: Vocabulary) -> list[int]:
     """The index of each row's value; 0 = unknown or not known apart."""
-    if vocabulary.column not in table:
-        return [0] * len(table)
-    return [vocabulary.index(value) for value in table[vocabulary.column]]
+    return [vocabulary.index(value) for value in values(table, vocabulary.column)]
 
 
 def unseen_sources(table: pd.DataFrame, config: NetworkConfig) -> list[str]:
     """Of each row a sentence on the sources that the network did not learn apart; empty = none."""
     sentences = [""] * len(table)
     for vocabulary in config.sources.columns if config.sources else ():
-        column = vocabulary.column
-        values = table[column].where(known(table, column)) if column in table else pd.Series(index=table.index, dtype=object)
-        for row, (value, index) in enumerate(zip(values, indices(table, vocabulary), strict=True)):
-            if not index:
-                what = f"{column} is not known" if pd.isna(value) else f"{column} {Vocabulary.text(value)} was not learned apart"
-                sentences[row] += ("; " if sentences[row] else "") + what
+        for row, value in enumerate(values(table, vocabulary.column)):
+            if not vocabulary.index(value):
+                what = "is not known" if pd.isna(value) else f"{value} was not learned apart"
+                sentences[row] += ("; " if sentences[row] else "") + f"{vocabulary.column} {what}"
     return sentences

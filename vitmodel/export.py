@@ -8,9 +8,6 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 
     sys.exit(main(["export", *sys.argv[1:]]))
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -31,25 +28,22 @@ def export(config: ExportConfig) -> None:
     predictor = Predictor(PredictorConfig(package=config.package, device="cpu"))
     if predictor.preprocessing.mm_per_pixel is not None:
         raise UsageError(f"{config.package}: its crops have many sizes (mm_per_pixel), an ONNX file has one; run it by --runtime torch")
-    if len(predictor.members[0].models) > 1:
-        raise UsageError(f"{config.package}: holds the models of several folds, an ONNX file has one; export the package of a fold")
-    network, model = predictor.model, predictor.model.trunk
+    network, models = predictor.model, [member.trunk for member in predictor.members[0].models]
     if network.sources or network.exam or network.segments:
         raise UsageError(
             f"{config.package}: has sources, segments or the fusion of exams, an ONNX file holds a ViT alone; run it by --runtime torch"
         )
     weights = sha256_file(config.package / TENSORS)
     if config.precision == "fp32":
-        export_onnx(model, config.out, weights)
+        export_onnx(models, config.out, weights)
         crops = noise(predictor)
     else:
         crops = calibration_crops(predictor, config)
-        with tempfile.TemporaryDirectory() as scratch:
-            export_onnx(model, Path(scratch) / "model.fp32.onnx", weights)
-            quantize(Path(scratch) / "model.fp32.onnx", config.out, crops, weights)
+        quantize(models, config.out, crops, weights)
     exported = load_onnx(config.out, "onnx", weights)
     with torch.inference_mode():
-        difference = torch.cat([exported(each) - forward(model, each) for each in crops]).abs()
+        own = [torch.stack([forward(model, each) for model in models]).mean(dim=0) for each in crops]
+        difference = torch.cat([exported(each) - logits for each, logits in zip(crops, own, strict=True)]).abs()
     print(f"{config.out}: on {len(crops)} images its logits differ by {difference.mean():.1e} on average, {difference.max():.1e} at most")
     if config.precision == "fp32" and not difference.max() <= TOLERANCE:
         raise VitmodelError(f"{config.out}: its logits differ by more than {TOLERANCE} from the package's; do not use it")

@@ -26,7 +26,7 @@ from vitmodel.data.source import file_name
 from vitmodel.exams import about_images
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.packing import grouped
-from vitmodel.predictor import Predictor, Scored, say_fallbacks
+from vitmodel.predictor import Predictor, Scored, say_fallbacks, say_recropped
 from vitmodel.results.evidence import Software
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import Image, ResultWriter
@@ -45,6 +45,7 @@ def predict(config: PredictConfig) -> int:
     with exclusive(config.out):
         unpacked = config.out / ".unpacked"
         table = read_inputs(config.source, config.dataset, unpacked)
+        say_recropped(table, predictor)
         entries, done = score(table, predictor, config)
         images = predictor.tabulate(table, [entry["record"] for entry in entries], [np.array(entry["logits"], float) for entry in entries])
         say_fallbacks(images, table, predictor)
@@ -167,12 +168,16 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
 
 
 def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig) -> int:
-    """Say what was refused and what Kaggle would not take; the exit status."""
+    """Say what was refused or is in doubt and what Kaggle would not take; the exit status."""
     refused = images[images["status"] == "refused"]
     for row in refused.head(SHOWN).itertuples():
         print(f"refused: image {row.image_id}: {row.reason}: {row.remark}", file=sys.stderr)
     if len(refused) > SHOWN:
         print(f"refused: {len(refused) - SHOWN} more images, see scores.csv", file=sys.stderr)
+    doubts = breasts.loc[breasts["status"] == "warned", "reason"].str.split(";").explode().value_counts()
+    if len(doubts):
+        counts = ", ".join(f"{code} {count}" for code, count in doubts.items())
+        print(f"breasts whose score is in doubt, by reason: {counts}; see breast_scores.csv")
     empty = int(breasts["probability"].isna().sum())
     if empty:
         print(f"{empty} breasts without a usable image have an empty cell in submission.csv, which Kaggle does not take", file=sys.stderr)

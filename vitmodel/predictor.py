@@ -360,6 +360,13 @@ def doubt(images: pd.DataFrame, code: str, sentences: pd.Series) -> None:
     images.loc[rows, "status"] = "warned"
 
 
+def say_recropped(table: pd.DataFrame, predictor: Predictor) -> None:
+    """On the screen, how many of the table's crops are not used because they were made otherwise than the model's."""
+    other = (table["preprocessing"].notna() & (table["preprocessing"] != predictor.package["preprocessing"])).sum()
+    if other:
+        print(f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources")
+
+
 def say_fallbacks(images: pd.DataFrame, table: pd.DataFrame, predictor: Predictor) -> None:
     """Print how many images were read as of an unknown source, and how many could not be told left from right where that matters."""
     if unseen := int(has_reason(images, "unseen_source").sum()):

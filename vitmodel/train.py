@@ -9,6 +9,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
     sys.exit(main(["train", *sys.argv[1:]]))
 
 import contextlib
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,7 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
         fitted = train_on(config, run, folded[~held_out], folded[held_out], network, checkpoint)
         if fitted is None:
             return
+        gc.collect()  # a trainer and its parts hold each other: the processes of its loaders would live on beside the next fold's
         members.append(fitted.model)
         logits[held_out] = fitted.logits
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}

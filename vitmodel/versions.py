@@ -27,7 +27,7 @@ from vitmodel.pixels.image import open_image
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, write_atomic
 
 FIGURES = {"macro F1": "macro_f1", "recall": "sensitivity", "precision": "precision", "AUROC": "auroc"}
-CURVES = ("loss", "macro_f1", "auroc")
+CURVES = {"loss": "loss", "macro F1": "macro_f1", "AUROC": "auroc"}
 
 
 def versions(config: VersionsConfig) -> None:
@@ -38,12 +38,12 @@ def versions(config: VersionsConfig) -> None:
     split(crops, ours)
     if not whole.exists():
         write_whole_images(read_manifest(crops), config)
-    start = ["--weights", str(config.weights)] if config.weights else []
+    weights, our_weights = (["--weights", str(path)] if path else [] for path in (config.weights, config.our_weights))
     steps = {
-        "backbone": [str(whole), "--config", str(config.recipes / "backbone.yaml"), *start],
+        "backbone": [str(whole), "--config", str(config.recipes / "backbone.yaml"), *weights],
         "v2": [str(whole), "--config", str(config.recipes / "v2.yaml"), "--weights", str(config.out / "backbone" / "package")],
         "v3": [str(crops), "--config", str(config.recipes / "v3.yaml"), "--weights", str(config.out / "v2" / "package")],
-        "ours": [str(ours), "--config", str(config.ours), *start],
+        "ours": [str(ours), "--config", str(config.ours), *our_weights],
     }
     for name, arguments in steps.items():
         if not (config.out / name / "package").exists():
@@ -115,11 +115,13 @@ def write_picture(histories: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(CURVES), 3.2), layout="constrained", dpi=120)
-    for axes, name in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+    panels = figure.subplots(1, len(CURVES))
+    for axes, (name, key) in zip(panels, CURVES.items(), strict=True):
         for version, history in histories.items():
-            epochs, values = zip(*history[f"val/{name}"], strict=True)
+            epochs, values = zip(*history[f"val/{key}"], strict=True)
             axes.plot(np.array(epochs) + 1, values, marker=".", label=version)
         axes.set(title=f"validation {name}", xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path)

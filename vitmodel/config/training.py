@@ -303,7 +303,9 @@ class VersionsConfig:
     ours: Path = Path("configs/rsna.yaml")
     """Recipe to compare them with, trained on the crops."""
     weights: Path | None = None
-    """Weights that the backbone, and ours, start from; none = from scratch."""
+    """Weights that the backbone starts from, such as jx_vit_base_patch16_224_in21k.pth; none = from scratch."""
+    our_weights: Path | None = None
+    """Weights that ours starts from, such as DINOv2's ViT-S/14; none = from scratch."""
     size: Size = Size(224, 224)
     """Height x width in pixels of the original's images, whole or cropped."""
     our_size: Size = Size(1024, 512)
