@@ -96,9 +96,9 @@ VARIANTS = {
     "resnet18": Variant("MONAI ResNet-18 from scratch", network="resnet18"),
     "densenet121": Variant("MONAI DenseNet121 from scratch", network="densenet121"),
     "frozen": Variant("published ViT-S/14, frozen, logistic regression on its mean token", network="frozen"),
-    "tuned": Variant("published ViT-S/14, fine-tuned", network="train", flags=("--sources", "")),
-    "larger": Variant("+ 336x168", network="train", size=Size(336, 168), flags=("--sources", "")),
-    "age": Variant("+ the patient's age as a source: configs/rsna.yaml", network="train", size=Size(336, 168)),
+    "tuned": Variant("published ViT-S/14, fine-tuned at 224x112", network="train"),
+    "age": Variant("the same, and the patient's age as a source", network="train", flags=("--sources", "age")),
+    "larger": Variant("published ViT-S/14, fine-tuned at 336x168: configs/rsna.yaml", network="train", size=Size(336, 168)),
 }
 PUBLISHED = ("frozen", "train")
 """Networks that start from published weights."""

@@ -308,7 +308,7 @@ class VersionsConfig:
     """Weights that ours starts from, such as DINOv2's ViT-S/14; none = from scratch."""
     size: Size = Size(224, 224)
     """Height x width in pixels of the original's images, whole or cropped."""
-    our_size: Size = Size(1024, 512)
+    our_size: Size = Size(336, 168)
     """Height x width in pixels of our crops."""
     jobs: int = 0
     """Parallel workers that read images; 0 = one per core."""
