@@ -153,9 +153,12 @@ def test_crops_that_cannot_be_read_are_named_counted_and_too_many_refused(
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(crops: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("averaged", [False, True])
+def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(averaged: bool, crops: Path, tmp_path: Path) -> None:
+    """With flip averaging, by what it says of each image and the same upside down; and so does the package."""
     run = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(run), *SHORT, "--folds", "2", "--epochs", "1", "--workers", "1"]
+    command += ["--flip-average"] if averaged else []
     assert main(command) == 0
     assert not [child for child in multiprocessing.active_children() if child.daemon]  # no fold's loaders outlive it
     found = pd.read_csv(run / "out_of_fold.csv", dtype={"patient_id": str, "image_id": str})
@@ -173,9 +176,10 @@ def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(cr
         from vitmodel.model.packing import pack
 
         row = read_manifest(run / "manifest.csv").set_index("image_id").loc[found[found["fold"] == number].iloc[0]["image_id"]]
-        images = pack([to_tensor(read_crop(row.path))], 16)
+        crop = to_tensor(read_crop(row.path))
+        images = pack([crop, crop.flip(-2)] if averaged else [crop], 16)
         with torch.inference_mode():
-            mine, all_of_them = member(images).images.item(), [each(images).images.item() for each in members]
+            mine, all_of_them = member(images).images.mean().item(), [each(images).images.mean().item() for each in members]
         alone = found.set_index("image_id")["score"][row.name]
         assert logit(alone) == pytest.approx(mine, abs=1e-4)
         assert logit(scores[row.name]) == pytest.approx(np.mean(all_of_them), abs=1e-4)

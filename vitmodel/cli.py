@@ -85,7 +85,7 @@ def normalise(arguments: Sequence[str], cls: type) -> list[str]:
     the value of the next positional field. A field that is a list takes all bare arguments that the others leave, or grows by each
     of its flags.
     """
-    booleans = {field.name for field in fields(cls) if field.type == "bool"}
+    booleans = {field.name for field in fields(cls) if field.type in ("bool", "bool | None")}
     bare: list[str] = []
     result: list[str] = []
     rest = list(arguments)

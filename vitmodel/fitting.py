@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from vitmodel.batches import Batches
-from vitmodel.config import Preprocessing, Size, TrainConfig, TrainingConfig
+from vitmodel.config import AugmentConfig, Preprocessing, Size, TrainConfig, TrainingConfig
 from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.lesions import NONE, from_text, on_crop
 from vitmodel.data.manifest import breast_ids, read_manifests, repeated, usable
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 LABEL = "cancer"
 MONITORED = {"auroc": "val/auroc", "f1": "val/macro_f1"}
 """The logged figure that each choice of `monitor` means."""
+UPSIDE_DOWN = AugmentConfig(flip=1, rotate=0, scale=0, shift=0, gamma=0, contrast=0, noise=0)
+"""The other look at an image that `flip_average` takes."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,12 @@ def train_on(
         return None
     chosen, reached = (best.best_model_path, f"{best.monitor} {best.best_model_score:.4f}") if best else (run / LAST, "last epoch")
     learner.load_state_dict(torch.load(chosen, weights_only=True)["state_dict"])
-    return Fitted(learner.model, validation_logits(learner, val_batches, len(val)), learner.history, reached)
+    looks = [val_batches]
+    if config.flip_average:
+        turned = drawn_from(val, replace(config, augment=UPSIDE_DOWN, view_dropout=0), augment=True)
+        looks.append(Batches(turned, InOrder(len(turned)), config, about_images(val, network)))
+    logits = np.mean([validation_logits(learner, look, len(val)) for look in looks], axis=0)
+    return Fitted(learner.model, logits, learner.history, reached)
 
 
 def choosers(config: TrainConfig, run: Path) -> tuple[ModelCheckpoint | None, list[Callback]]:

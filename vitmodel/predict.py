@@ -158,7 +158,7 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
         model=f"ViT {architecture.depth} x {architecture.dim}, patch {architecture.patch}",
         serial=predictor.fingerprint()[:16],
         parameters=(
-            f"packages: {len(predictor.members)}, flip averaging: {'yes' if config.flip else 'no'}",
+            f"packages: {len(predictor.members)}, flip averaging: {'yes' if predictor.flip else 'no'}",
             f"breast: {predictor.aggregation} of its images; threshold {predictor.threshold:.4f}",
             f"heat map: {config.explain}",
             NOT_A_MEDICAL_DEVICE,

@@ -105,6 +105,7 @@ class Member:
         except UsageError as error:
             raise VitmodelError(f"{folder / CONFIG}: {error}; a newer vitmodel wrote it, install that") from error
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
+        self.flip: bool = self.package.get("flip", False) if config.flip is None else config.flip
         self.tokens = config.tokens
         self.onnx = None if config.runtime == "torch" else folder / f"model.{config.precision}.onnx"
         if self.onnx:
@@ -136,6 +137,7 @@ class Member:
             "views of its fusion": network.exam and network.exam.views,
             "preprocessing": self.preprocessing,
             "packed": self.packed,
+            "flip averaging": self.flip,
             "patch": self.models[0].config.vit.patch,
             "registers": self.models[0].config.vit.registers,
             "aggregate": self.aggregation,
@@ -160,7 +162,7 @@ class Predictor:
                 raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
         self.model: Network = first.models[0]
         self.package = first.package
-        self.preprocessing, self.packed = first.preprocessing, first.packed
+        self.preprocessing, self.packed, self.flip = first.preprocessing, first.packed, first.flip
         self.calibrated, self.aggregation = first.calibrated, first.aggregation
         self.fused = self.model.exam is not None
         """Whether the network itself scores breasts, from all images of an exam."""
@@ -170,7 +172,7 @@ class Predictor:
     def fingerprint(self) -> str:
         """What decides a score beside the image: the packages' files, the flip and the runtime."""
         paths = [path for member in self.members for path in (member.folder / TENSORS, member.folder / CONFIG, member.onnx) if path]
-        return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.config.flip}", self.config.runtime])
+        return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.config.runtime])
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
         """`tabulate` for the rows of the manifest `table`."""
@@ -222,7 +224,7 @@ class Predictor:
         if cropped.crop is None:
             return Loaded(cropped, None, time.perf_counter() - start)
         model, image = self.model.config.vit, to_tensor(cropped.crop)
-        images = [image, image.flip(-2)] if self.config.flip else [image]
+        images = [image, image.flip(-2)] if self.flip else [image]
         try:
             known = replace(about, mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
             each = [known.apart(number, len(images)) for number in range(len(images))]  # an exam upside down is another exam

@@ -140,6 +140,7 @@ def write_package(
         "label": LABEL,
         "preprocessing": preprocessing.to_json(),
         "packed": config.packed,
+        "flip": config.flip_average,
         "calibration": fitted.to_dict() | {"level": "breast"},
         "decision": {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "objective": "f1", "threshold": threshold},
         "data": fingerprint(frame, LABEL),

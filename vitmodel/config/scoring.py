@@ -25,8 +25,8 @@ class PredictorConfig:
     """Threads that decode images; 0 = one per core."""
     ensemble: list[Path] = field(default_factory=list)
     """Further packages, trained alike, such as those of other folds; give the flag once for each. Scores are the mean."""
-    flip: bool = False
-    """Average over each image and the same upside down: twice the time in the network."""
+    flip: bool | None = None
+    """Average over each image and the same upside down, twice the time in the network; none = as PACKAGE was calibrated."""
     runtime: Literal["torch", "onnx", "openvino"] = "torch"
     """What runs the network; onnx and openvino take PACKAGE/model.PRECISION.onnx, which `vitmodel export` writes, and run on the CPU."""
     precision: Literal["fp32", "int8"] = "fp32"

@@ -228,6 +228,9 @@ class TrainConfig(IntegrationConfig, SegmentsConfig, TrainingConfig):
     taken."""
     patience: int = 10
     """Stop after this many epochs without a better figure; 0 = never."""
+    flip_average: bool = False
+    """Score by the mean logit of each image and the same upside down: what calibration is fitted on, and what the package does from then
+    on. The figures of single epochs are those of the image alone."""
 
     def __post_init__(self) -> None:
         for part in (TrainingConfig, SegmentsConfig, IntegrationConfig):
