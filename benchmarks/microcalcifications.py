@@ -215,15 +215,19 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for way in WAYS:
+    for place, way in enumerate(WAYS):
         points = sorted((int(key.split()[1]), entry["test"]["auroc"]["all"]) for key, entry in results.items() if key.split()[0] == way)
         if points:
-            heights, (values, low, high) = [h for h, _ in points], np.array([interval for _, interval in points]).T
-            axes.errorbar(heights, values, yerr=[values - low, high - values], fmt="o-", capsize=3, label=way)
+            heights, (values, low, high) = np.array([h for h, _ in points]), np.array([interval for _, interval in points]).T
+            beside = heights * 1.03 ** (place - 1.5)  # so that no interval hides another
+            axes.errorbar(beside, values, yerr=[values - low, high - values], fmt="o-", capsize=3, label=way)
     axes.axhline(0.5, color="grey", linewidth=0.8)
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="input height, pixels", ylabel="AUROC on held-out phantoms", ylim=(0.3, 1.02), title="Clusters of specks 2 pixels wide")
-    axes.legend()
+    axes.set_xticks(ticks := [256, 512, 1024, FULL], [str(height) for height in ticks])
+    axes.set(
+        xlabel="input height, pixels", ylabel="AUROC on held-out phantoms", ylim=(0, 1.02), title="Clusters of specks a few pixels wide"
+    )
+    axes.legend(loc="lower left")
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

@@ -60,7 +60,9 @@ DATA = ROOT.parent / "shared" / "data"
 RECIPE = ROOT / "configs" / "rsna.yaml"
 FOLDS = 5
 BATCH = 32
-SMALL = Size(224, 112)
+SMALL, LARGE = Size(224, 112), Size(336, 168)
+PIXELS = ("--sources", "")
+ONCE = ("--no-flip-average",)
 EMA = 0.99
 STRONG = AugmentConfig(rotate=15, scale=0.15, shift=0.06, gamma=0.25, contrast=0.2, window=0.05, elastic=0.04)
 AUXILIARY = ["density", "invasive", "view", "age"]
@@ -83,7 +85,7 @@ class Variant:
     size: Size = SMALL
     """Height x width of what published weights see."""
     flags: tuple[str, ...] = ()
-    """Of `vitmodel train`."""
+    """Of `vitmodel train`, beside those of configs/rsna.yaml."""
 
 
 VARIANTS = {
@@ -96,9 +98,12 @@ VARIANTS = {
     "resnet18": Variant("MONAI ResNet-18 from scratch", network="resnet18"),
     "densenet121": Variant("MONAI DenseNet121 from scratch", network="densenet121"),
     "frozen": Variant("published ViT-S/14, frozen, logistic regression on its mean token", network="frozen"),
-    "tuned": Variant("published ViT-S/14, fine-tuned at 224x112", network="train"),
-    "age": Variant("the same, and the patient's age as a source", network="train", flags=("--sources", "age")),
-    "larger": Variant("published ViT-S/14, fine-tuned at 336x168: configs/rsna.yaml", network="train", size=Size(336, 168)),
+    "tuned": Variant("published ViT-S/14, fine-tuned at 224x112", network="train", flags=(*PIXELS, *ONCE)),
+    "age": Variant("the same, told the patient's age", network="train", flags=ONCE),
+    "larger": Variant("published ViT-S/14, fine-tuned at 336x168", network="train", size=LARGE, flags=(*PIXELS, *ONCE)),
+    "larger_twice": Variant("the same, flip averaging", network="train", size=LARGE, flags=PIXELS),
+    "both": Variant("at 336x168, told the age", network="train", size=LARGE, flags=ONCE),
+    "both_twice": Variant("the same, flip averaging: configs/rsna.yaml", network="train", size=LARGE),
 }
 PUBLISHED = ("frozen", "train")
 """Networks that start from published weights."""
