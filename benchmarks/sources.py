@@ -101,7 +101,7 @@ PARTS = {
             "sources": f"{EXAMS} {ALONE} --sources view,machine_id --source_dropout 0.2",
         },
         (SINGLE, MEAN, Row("fusion", "fusion", "score"), Row("fusion + sources", "sources", "score")),  # out of fold: the breast's
-        "--folds 2 --epochs 8",
+        "--folds 5 --epochs 8",
         {"": ""},
     ),
 }

@@ -3,9 +3,9 @@
 The graph takes what a pack holds, so that air is left out here too: images B C H W, all of the size that the model was built for, and the
 numbers of the patches to look at, kept B N, counted row by row -> logits B K. B and N are free, so a dense image keeps all patches.
 
-Eight bits: static, symmetric, weights by channel and activations by tensor, for the inputs of all matrices but the last and the first
-quarter; attention itself, norms and sums stay in 32 bits. The first blocks of published ViTs have channels twenty times as large as
-others, which eight bits per tensor cannot hold (docs/LOG.md). Symmetric, because OpenVINO then fuses attention.
+Eight bits: static, weights by channel and symmetric, activations by tensor, for the inputs of all matrices but the patch embedding, those of
+the first quarter of the blocks, and the head; attention itself, norms and sums stay in 32 bits. The first blocks of published ViTs have
+channels, and their MLPs make values, many times as large as others, which eight bits per tensor cannot hold (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ def quantize(models: Sequence[ViT], path: Path, packs: Sequence[Pack], weights: 
         export_onnx(models, exported, weights)
         with _quiet():
             shapes.quant_pre_process(exported, ready, skip_symbolic_shape=True)
-            matrices = [node.name for node in onnx.load(ready).graph.node if node.op_type in ("MatMul", "Gemm")]
+            graph = onnx.load(ready).graph
+            constant = {tensor.name for tensor in graph.initializer}
+            matrices = [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and constant.intersection(node.input)]
             each = len(matrices) // len(models)
             spared = [name for number, name in enumerate(matrices) if number % each < each / 4 or number % each == each - 1]
             quantization.quantize_static(
                 ready, temporary, Reader(packs), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
                 nodes_to_exclude=spared,
-                activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
-                extra_options={
-                    "ActivationSymmetric": True, "MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-                },
+                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
             )  # fmt: skip
         _mark(temporary, weights)
 
