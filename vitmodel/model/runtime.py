@@ -3,9 +3,9 @@
 The graph takes what a pack holds, so that air is left out here too: images B C H W, all of the size that the model was built for, and the
 numbers of the patches to look at, kept B N, counted row by row -> logits B K. B and N are free, so a dense image keeps all patches.
 
-Eight bits: static, weights by channel and symmetric, activations by tensor, for the inputs of all matrices but the patch embedding, those of
-the first quarter of the blocks, and the head; attention itself, norms and sums stay in 32 bits. The first blocks of published ViTs have
-channels, and their MLPs make values, many times as large as others, which eight bits per tensor cannot hold (docs/LOG.md).
+Eight bits: static, weights by channel and symmetric, activations by tensor, for the inputs of all matrices but the patch embedding, the
+head, and those of the first quarter of the blocks; attention itself, norms and sums stay in 32 bits. The first blocks of published ViTs
+have channels, and make values, many times as large as others, which eight bits per tensor cannot hold (docs/LOG.md).
 """
 
 from __future__ import annotations
