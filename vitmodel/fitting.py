@@ -145,11 +145,14 @@ def network_of(config: TrainConfig, preprocessing: Preprocessing, trainings: Seq
 
 def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame) -> Network:
     """The network with the given weights; the head's bias starts at the prior that the sampler shows."""
+    weights = load_weights(config.weights) if config.weights is not None else None
+    if weights is not None and weights.eps is not None:
+        network = replace(network, vit=replace(network.vit, eps=weights.eps))
     model = Network(network)
     model.trunk.checkpoint = config.checkpointing
     torch.nn.init.constant_(model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
-    if config.weights is not None:
-        print(fit_weights(model.trunk, load_weights(config.weights)))
+    if weights is not None:
+        print(fit_weights(model.trunk, weights))
     return model
 
 

@@ -11,7 +11,7 @@ from vitmodel.config.base import require
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig:
-    """How a model package is run; shared by evaluate, predict and serve."""
+    """How a model package is run; shared by evaluate and predict."""
 
     package: Path
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""

@@ -113,8 +113,11 @@ class IntegrationConfig:
 class TrainingConfig:
     """What every training has in common: the network and how its weights are changed."""
 
-    model: Literal["vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small14", "vit_base14"] = "vit_small"
-    """Preset of width, depth and heads, patch 16; the last two are DINOv2's, patch 14, for its weights."""
+    model: Literal[
+        "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small8", "vit_base8", "vit_small14", "vit_base14",
+        "vit_large14", "vit_small14_reg4", "vit_base14_reg4", "vit_large14_reg4",
+    ] = "vit_small"  # fmt: skip
+    """Preset of width, depth and heads, patch 16; 8 is for DINO's weights, 14 for DINOv2's, 14_reg4 for those with registers."""
     pool: Literal["cls", "mean", "attention"] = "mean"
     """What the head reads: the class token, the mean of all tokens, or an attention over them."""
     stem: Literal["linear", "conv"] = "linear"

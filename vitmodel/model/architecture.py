@@ -105,9 +105,16 @@ PRESETS = {
     "vit_small": ViTConfig(dim=384, depth=12, heads=6),
     "vit_base": ViTConfig(dim=768, depth=12, heads=12),
     "vit_large": ViTConfig(dim=1024, depth=24, heads=16),
-    # DINOv2's (Oquab et al. 2023, arXiv 2304.07193)
+    # DINO's (Caron et al. 2021, arXiv 2104.14294)
+    "vit_small8": ViTConfig(dim=384, depth=12, heads=6, patch=8),
+    "vit_base8": ViTConfig(dim=768, depth=12, heads=12, patch=8),
+    # DINOv2's (Oquab et al. 2023, arXiv 2304.07193), and with registers
     "vit_small14": ViTConfig(dim=384, depth=12, heads=6, patch=14, layer_scale=1e-5),
     "vit_base14": ViTConfig(dim=768, depth=12, heads=12, patch=14, layer_scale=1e-5),
+    "vit_large14": ViTConfig(dim=1024, depth=24, heads=16, patch=14, layer_scale=1e-5),
+    "vit_small14_reg4": ViTConfig(dim=384, depth=12, heads=6, patch=14, layer_scale=1e-5, registers=4),
+    "vit_base14_reg4": ViTConfig(dim=768, depth=12, heads=12, patch=14, layer_scale=1e-5, registers=4),
+    "vit_large14_reg4": ViTConfig(dim=1024, depth=24, heads=16, patch=14, layer_scale=1e-5, registers=4),
 }
 
 

@@ -47,6 +47,8 @@ class Weights:
     normalisation: Normalisation
     why: str
     """Where the normalisation comes from."""
+    eps: float | None = None
+    """What their layer norms add to the variance, where a config beside them says so."""
 
     @property
     def ours(self) -> bool:
@@ -85,30 +87,45 @@ class Report:
 def load_weights(path: Path | str, normalisation: Normalisation | None = None) -> Weights:
     """Read weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or of ours: a file, or a folder as on a hub or of a package.
 
-    `normalisation` defaults to what the folder's config states, else to ImageNet's for DINO, DINOv2, MAE and DeiT (told by the file's name
-    or tensors) and to 0.5 for the rest. Raises UsageError or VitmodelError naming the file; never runs code that a file holds.
+    `normalisation` defaults to what the folder's config states, else to ImageNet's for DINO, DINOv2, MAE and DeiT (told by names or
+    tensors) and to 0.5 for the rest. Raises UsageError or VitmodelError naming the file; never runs code that a file holds.
     """
     path = Path(path)
     if path.is_dir():
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
+    config = _beside(path, "config.json")
+    if "members" in config:
+        raise UsageError(f"{path.parent}: holds {config['members']} models, of folds; take one, such as RUN/fold_0/checkpoints/last.ckpt")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UsageError(f"{path}: its MLPs use {config['hidden_act']} (config.json), ours GELU; take other weights")
     tensors, outside = to_timm(read_tensors(path))
-    found = (normalisation, "as asked") if normalisation else _normalisation(path, tensors)
-    return Weights(path, tensors, outside, *found)
+    found = (normalisation, "as asked") if normalisation else _normalisation(path, tensors, config)
+    return Weights(path, tensors, outside, *found, config.get("layer_norm_eps", config.get("architecture", {}).get("eps")))
 
 
-def _normalisation(path: Path, tensors: Tensors) -> tuple[Normalisation, str]:
+def _beside(path: Path, name: str) -> dict[str, Any]:
+    """What the file `name` says of weights that lie in a folder as on a hub or of a package; nothing where it is absent."""
+    config = path.with_name(name)
+    if path.name not in FOLDER_FILES or not config.is_file():
+        return {}
+    try:
+        values: dict[str, Any] = json.loads(config.read_text())
+    except ValueError as error:
+        raise VitmodelError(f"{config}: broken ({error}); fetch it again, or remove it and state the normalisation") from error
+    return values
+
+
+def _normalisation(path: Path, tensors: Tensors, config: dict[str, Any]) -> tuple[Normalisation, str]:
     """The input normalisation that weights were trained with, and how that is known."""
-    for name, mean, std in (("preprocessor_config.json", "image_mean", "image_std"), ("config.json", "mean", "std")):
-        config = path.with_name(name)
-        if path.name in FOLDER_FILES and config.is_file():
-            try:
-                values: dict[str, Any] = json.loads(config.read_text())
-            except ValueError as error:
-                raise VitmodelError(f"{config}: broken ({error}); fetch it again, or remove it and state the normalisation") from error
-            values = values.get("pretrained_cfg", values)
-            if len(values.get(mean) or ()) == len(values.get(std) or ()) == 3:
-                return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
-    if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", path.name.lower()):
+    preprocessor, config = _beside(path, "preprocessor_config.json"), config.get("pretrained_cfg", config)
+    for name, values, mean, std in (
+        ("preprocessor_config.json", preprocessor, "image_mean", "image_std"),
+        ("config.json", config, "mean", "std"),
+    ):
+        if len(values.get(mean) or ()) == len(values.get(std) or ()) == 3:
+            return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
+    called = f"{path.parent.name if path.name in FOLDER_FILES else ''} {path.name} {config.get('model_type', '')}".lower()
+    if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", called):
         return IMAGENET, "assumed, as for DINO, MAE and DeiT"
     return HALF, "assumed, as for Google's and augreg"
 
@@ -153,14 +170,15 @@ class Outline(NamedTuple):
 # Parts that change what a ViT computes and that ours does not have.
 FOREIGN = {
     r"norm_pre\.|ln_pre\.|pre_layrnorm\.": "a norm before the blocks (norm_pre, CLIP-style)",
-    r"dist_token": "a distillation token (DeiT)",
+    r"dist_token|distillation_token": "a distillation token (DeiT)",
     r"\.[qk]_norm\.": "norms of queries and keys",
-    r"\.mlp\.(w12|fc1_g)\.": "gated MLPs (SwiGLU)",
+    r"\.mlp\.(w12|weights_in|fc1_g)\.": "gated MLPs (SwiGLU)",
     r"relative_position": "relative positions (BEiT)",
     r"rope": "rotary positions (DINOv3, EVA)",
 }
 DROPPABLE = re.compile(r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token|sources|exam|segments)(\..*)?")
 MAY_BE_FRESH = re.compile(r"(head|attn_pool)\..*|reg_token|cls_token")
+FRESH = dict.fromkeys(("cls_token", "reg_token"), "the file has none; others attend to it, so the features are not quite the file's")
 
 
 def fit_weights(model: ViT, weights: Weights) -> Report:
@@ -184,7 +202,7 @@ def fit_weights(model: ViT, weights: Weights) -> Report:
         raise UsageError(f"{weights.source}: lacks {', '.join(_shaped(name, own) for name in missing[:3])}, which the model needs")
     model.load_state_dict(state, strict=False)
     told = {fate.tensor for fate in fates}
-    fates += [Fate("loaded" if name in state else "fresh", name) for name in own if name not in told]
+    fates += [Fate("loaded", name) if name in state else Fate("fresh", name, FRESH.get(name, "")) for name in own if name not in told]
     return Report(weights.source, tuple(sorted(fates, key=lambda fate: ACTIONS.index(fate.action))))
 
 
@@ -201,6 +219,10 @@ def _refuse_misfits(model: ViT, weights: Weights) -> None:
     if not offered.fits(wanted):
         shapes = ", ".join(_shaped(name, tensors) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"))
         raise UsageError(f"{source}: {offered}, with {shapes}; the model is {wanted}: take the preset that matches the file")
+    if weights.eps is not None and weights.eps != model.config.eps:
+        raise UsageError(
+            f"{source}: its layer norms add {weights.eps:g} to the variance, the model's {model.config.eps:g}; build it with that"
+        )
     # no file tells its number of heads, and a wrong one would fit and compute something else
     heads = {preset.heads for preset in PRESETS.values() if preset.dim == model.config.dim} - {model.config.heads}
     if not weights.ours and heads:
@@ -278,7 +300,7 @@ def _shaped(name: str, tensors: Tensors) -> str:
 def _advice(name: str, state: Tensors) -> str:
     """What to change so that tensor `name` of the file fits the model."""
     if name == "reg_token":
-        return f"set registers to {state[name].shape[1]}"
+        return f"set registers to {state[name].shape[1]}, as a preset of DINOv2 with registers has them"
     if name.endswith(".gamma"):
-        return "set layer_scale to a number"
+        return "set layer_scale to a number, as DINOv2's presets do"
     return "its architecture is another one"
