@@ -69,6 +69,9 @@ def difference(ours: Tensor, peer: Tensor) -> float:
         ("vit_small", 16, (64, 160)),
         ("vit_base", 16, (96, 96)),
         ("vit_large", 16, (64, 32)),
+        ("vit_small", 8, (40, 24)),
+        ("vit_base", 14, (56, 56)),
+        ("vit_large", 14, (28, 70)),
     ],
 )
 @torch.no_grad()
@@ -109,17 +112,26 @@ def timm() -> Any:
         return pytest.importorskip("timm", reason="timm is no dependency; put it on PYTHONPATH to compare with it")
 
 
-@pytest.mark.parametrize(("pool", "theirs"), [("cls", "token"), ("mean", "avg"), ("attention", "map")])
+@pytest.mark.parametrize(
+    ("preset", "patch", "size", "pool", "theirs"),
+    [
+        ("vit_tiny", 16, (96, 64), "cls", "token"),
+        ("vit_tiny", 8, (64, 64), "mean", "avg"),
+        ("vit_small", 14, (70, 98), "attention", "map"),
+        ("vit_base", 16, (64, 64), "cls", "token"),
+        ("vit_large", 14, (56, 28), "cls", "token"),
+    ],
+)
 @torch.no_grad()
-def test_all_tokens_and_logits_equal_timm(timm: Any, pool: Any, theirs: str) -> None:
-    config = replace(PRESETS["vit_tiny"], image_size=Size(96, 64), depth=3, classes=3, pool=pool)
+def test_all_tokens_and_logits_equal_timm(timm: Any, preset: str, patch: int, size: tuple[int, int], pool: Any, theirs: str) -> None:
+    config = replace(PRESETS[preset], patch=patch, image_size=Size(*size), classes=3, pool=pool)
     torch.manual_seed(0)
     peer = perturb(timm.models.vision_transformer.VisionTransformer(
-        img_size=config.image_size, in_chans=1, num_classes=3, embed_dim=config.dim, depth=config.depth, num_heads=config.heads,
-        global_pool=theirs))  # fmt: skip
+        img_size=config.image_size, patch_size=patch, in_chans=1, num_classes=3, embed_dim=config.dim, depth=config.depth,
+        num_heads=config.heads, global_pool=theirs))  # fmt: skip
     model = adopt(config, peer.state_dict())
     assert model.state_dict().keys() == peer.state_dict().keys()
-    images = torch.rand(2, 1, 96, 64)
+    images = torch.rand(2, 1, *size)
     assert difference(model.encode(model.embed(images)), peer.forward_features(images)) <= 1e-5
     assert difference(model(images), peer(images)) <= 1e-5
 
@@ -258,19 +270,23 @@ def test_bfloat16_autocast_stays_close() -> None:
     assert 0 < difference(rough.float(), exact) <= 0.02 * exact.abs().max().item()
 
 
-@torch.no_grad()
 def test_compiled_equals_eager() -> None:
-    model = build(replace(SMALL, depth=1))
+    model = build(replace(SMALL, depth=2))
     images = torch.rand(2, 1, 48, 32)
     try:
-        compiled = torch.compile(model, fullgraph=True)(images)
+        with torch.no_grad():
+            compiled = torch.compile(model, fullgraph=True)(images)
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"torch.compile needs a C++ compiler here: {error}")
-    exact = model(images)
+    exact = forward(model, pack(list(images), 16))
     assert difference(compiled, exact) <= 1e-5
+    gradients = torch.autograd.grad(exact.sum(), list(model.parameters()))
     for block in model.blocks:
         block.compile(dynamic=True)  # as `--compile` does
-    assert difference(forward(model, pack(list(images), 16)), exact) <= 1e-5
+    again = forward(model, pack(list(images), 16))
+    assert difference(again, exact) <= 1e-5
+    for mine, exactly in zip(torch.autograd.grad(again.sum(), list(model.parameters())), gradients, strict=True):
+        assert (mine - exactly).abs().max() <= 1e-5 * max(1, exactly.abs().max())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for minutes")

@@ -193,12 +193,13 @@ def test_dinov2_with_registers_and_layer_scale(prefixed: str, tmp_path: Path) ->
         fit_weights(ViT(replace(CONFIG, layer_scale=1.0)), load_weights(tmp_path / "dinov2_reg4.pth"))
 
 
+@pytest.mark.parametrize("eps", [1e-6, 1e-12])  # ours, and transformers' own
 @torch.no_grad()
-def test_what_transformers_writes_loads_with_the_normalisation_stated_beside_it(tmp_path: Path) -> None:
+def test_what_transformers_writes_loads_as_is_stated_beside_it(eps: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
     peer = transformers.ViTForImageClassification(transformers.ViTConfig(  # type: ignore[call-arg]
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=64, num_labels=7,
-        layer_norm_eps=1e-6)).eval()  # fmt: skip
+        layer_norm_eps=eps)).eval()  # fmt: skip
     peer.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
     weights = load_weights(tmp_path)
@@ -207,11 +208,27 @@ def test_what_transformers_writes_loads_with_the_normalisation_stated_beside_it(
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(VitmodelError, match=r"preprocessor_config.json: broken"):
         load_weights(tmp_path)
-    model = ViT(replace(CONFIG, classes=7)).eval()
+    with pytest.raises(UsageError, match="layer norms"):
+        fit_weights(ViT(replace(CONFIG, classes=7, eps=1e-5)), weights)
+    model = ViT(replace(CONFIG, classes=7, eps=weights.eps)).eval()
     assert "head.weight" in fit_weights(model, weights).names("loaded")
     grey = torch.rand(2, 1, 64, 64)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in weights.normalisation)
     assert (model(grey) - peer((grey.expand(-1, 3, -1, -1) - mean) / std).logits).abs().max() <= 1e-5
+
+
+def test_what_stands_beside_weights_decides_whether_they_fit(tmp_path: Path) -> None:
+    timm = tmp_path / "dino-vits16"
+    timm.mkdir()
+    save_file(timm_state(rgb_model()), timm / "model.safetensors")
+    assert load_weights(timm).normalisation == IMAGENET  # by the folder's name
+    (timm / "config.json").write_text('{"hidden_act": "relu"}')
+    with pytest.raises(UsageError, match="relu"):
+        load_weights(timm)
+    networks = [Network(NetworkConfig(vit=CONFIG)) for _ in range(2)]
+    save_package(tmp_path / "folds", networks, {}, "card")
+    with pytest.raises(UsageError, match=r"2 models, of folds.*fold_0"):
+        load_weights(tmp_path / "folds")
 
 
 @torch.no_grad()
