@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vitmodel.data.manifest import as_manifest, breast_ids, read_manifest, write
 from vitmodel.data.splits import leave_out
 from vitmodel.data.subgroups import subgroups
 from vitmodel.evaluation import Evaluation
+from vitmodel.utils import sha256_file
 
 
 def screening(patients: int = 120, seed: int = 0) -> pd.DataFrame:
@@ -196,6 +198,29 @@ def test_a_score_file_that_cannot_be_is_named(content: str, message: str, scored
     printed = capsys.readouterr().err
     assert "bad.csv" in printed
     assert re.search(message, printed)
+
+
+def test_an_ensemble_has_seen_what_any_package_has_and_leaves_their_cards(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(run / "package", package)
+    document = json.loads((package / "config.json").read_text())
+    document["data"]["seen_images"] = ""
+    (package / "config.json").write_text(json.dumps(document))
+    cards = [(folder / "MODEL_CARD.md").read_bytes() for folder in (package, run / "package")]
+    table = read_manifest(run / "manifest.csv")
+    command = ["evaluate", str(package), str(run / "manifest.csv"), str(tmp_path / "out"), "--replicates", "100", "--no-audit"]
+    assert main([*command, "--split", "all", "--ensemble", str(run / "package")]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["seen_images"] == (table["split"] != "test").sum()
+    assert f"{found['seen_images']} of {len(table)} images were seen" in printed
+    assert "no model card is written" in printed
+    assert cards == [(folder / "MODEL_CARD.md").read_bytes() for folder in (package, run / "package")]
+    for number, folder in enumerate((package, run / "package"), 1):
+        assert found["model"][f"Package {number}: Folder"] == str(folder)
+        assert found["model"][f"Package {number}: Weights (SHA-256)"] == sha256_file(folder / "model.safetensors")
 
 
 def test_each_machine_is_left_out_once_and_finished_ones_are_kept(

@@ -29,7 +29,7 @@ from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD, TENSORS
 from vitmodel.model.packing import About
-from vitmodel.predictor import Predictor, is_duplicate, say_fallbacks, say_recropped
+from vitmodel.predictor import Member, Predictor, is_duplicate, say_fallbacks, say_recropped
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> None:
     whole = read_manifest(config.manifest)
     table, split = choose_rows(whole, config.split, str(config.manifest))
     predictor = Predictor(config)
-    seen = count_seen(table, predictor.package["data"])
+    seen = count_seen(table, *(member.package["data"] for member in predictor.members))
     check(table, predictor, config, split, seen)
     images = predictor.score_images(table)
     scored = images["probability"].notna() & ~is_duplicate(images)
@@ -68,14 +68,17 @@ def evaluate(config: EvaluateConfig) -> None:
         of_breast=images.loc[scored, "breast_probability"].to_numpy() if own and predictor.fused else None,
     )
     report = compose_report(config, predictor, evaluation, whole, table, images, split, seen)
-    facts = {"package": str(config.package), "manifest": str(config.manifest), "split": split, "seen_images": seen}
+    ensemble = [str(folder) for folder in config.ensemble]
+    facts = {"package": str(config.package), "ensemble": ensemble, "manifest": str(config.manifest), "split": split, "seen_images": seen}
     write_atomic(config.out / "metrics.json", to_json(facts | report.to_dict()))
     write_report(config.out / "report.html", report)
     for level in report.levels:
         print(f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive")
     for found in report.audit.baselines if report.audit else ():
         print(f"{found.name}, AUROC per {report.plotted.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}")
-    if config.card:
+    if config.card and config.ensemble:
+        print("no model card is written: these are the figures of several packages together")
+    elif config.card:
         write_card(config, report)
     print(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
 
@@ -112,7 +115,7 @@ def compose_report(
     at_home = evaluation.elsewhere(package["calibration"]["prevalence"], config.prevalence) if config.prevalence else None
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return Report(
-        title=f"{evaluation.label.capitalize()} scores of {config.package}",
+        title=f"{evaluation.label.capitalize()} scores of {' and '.join(map(str, (config.package, *config.ensemble)))}",
         command=to_command("evaluate", config),
         created=f"{now}, vitmodel {__version__}",
         levels=levels,
@@ -124,14 +127,14 @@ def compose_report(
             "Left out": f"{len(table) - len(once)} byte for byte copies of another image of their breast",
             "Images that the model has seen": f"{seen} (these figures flatter the model)" if seen else "none",
         },
-        model=describe_model(config, predictor),
+        model=describe_model(predictor),
         data={
             "Manifest": str(config.manifest),
             "Manifest (SHA-256)": sha256_file(config.manifest),
             "Measured rows": ", ".join(f"{name} {count}" for name, count in table["dataset"].fillna("unnamed").value_counts().items()),
         },
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
-        history=training_curves(package["history"]),
+        history={} if config.ensemble else training_curves(package["history"]),
         thresholds=evaluation.thresholds(config.sensitivity),
         recalibrated=evaluation.recalibrated(),
         elsewhere=(config.prevalence, at_home) if config.prevalence and at_home else None,
@@ -161,12 +164,20 @@ def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Ev
     }
 
 
-def describe_model(config: EvaluateConfig, predictor: Predictor) -> dict[str, object]:
-    """What the package is and what it was made from."""
-    package, architecture = predictor.package, predictor.model.config.vit
+def describe_model(predictor: Predictor) -> dict[str, object]:
+    """What the package is and what it was made from; of several, each one's by a name of its own."""
+    facts = [describe_package(member) for member in predictor.members]
+    if len(facts) == 1:
+        return facts[0]
+    return {f"Package {number}: {name}": value for number, each in enumerate(facts, 1) for name, value in each.items()}
+
+
+def describe_package(member: Member) -> dict[str, object]:
+    package, architecture = member.package, member.models[0].config.vit
     return {
+        "Folder": str(member.folder),
         "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
-        "Weights (SHA-256)": sha256_file(config.package / TENSORS),
+        "Weights (SHA-256)": sha256_file(member.folder / TENSORS),
         "Preprocessing": package["preprocessing"],
         "Trained on": "; ".join(
             f"{name}: {counts['patients']} patients, {counts['images']} images, {counts['positive_images']} positive"

@@ -44,7 +44,7 @@ class PredictorConfig:
 class EvaluateConfig(PredictorConfig):
     """Measure a model package on a manifest: metrics.json and report.html, per image, breast and patient, with 95 % intervals.
 
-    Its results also go into the package's MODEL_CARD.md.
+    Its results also go into the package's MODEL_CARD.md, but for those of an ensemble.
     """
 
     manifest: Path

@@ -25,11 +25,15 @@ def fingerprint(table: pd.DataFrame, label: str) -> dict[str, Any]:
     }
 
 
-def count_seen(table: pd.DataFrame, data: dict[str, Any]) -> int:
-    """How many images of `table` the model was trained, calibrated or tuned on, by the fingerprint `data`."""
-    digests = base64.b64decode(data["seen_images"])
-    seen = {digests[start : start + BYTES] for start in range(0, len(digests), BYTES)}
+def count_seen(table: pd.DataFrame, *trainings: dict[str, Any]) -> int:
+    """How many images of `table` any of the models was trained, calibrated or tuned on, by the fingerprints of their `trainings`."""
+    seen = set().union(*(_seen(data) for data in trainings))
     return sum(digest in seen for digest in _short(table))
+
+
+def _seen(data: dict[str, Any]) -> set[bytes]:
+    digests = base64.b64decode(data["seen_images"])
+    return {digests[start : start + BYTES] for start in range(0, len(digests), BYTES)}
 
 
 def _short(table: pd.DataFrame) -> list[bytes]:
