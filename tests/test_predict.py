@@ -22,7 +22,7 @@ from scipy.special import logit
 
 from vitmodel.cli import main
 from vitmodel.config import PredictorConfig, TrainConfig
-from vitmodel.data.fingerprint import count_seen
+from vitmodel.data.fingerprint import was_seen
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.releases import read_release
@@ -401,9 +401,23 @@ def test_measuring_on_seen_images_is_said_aloud(run: Path, tmp_path: Path, capsy
     assert f"{images} of {images} images were seen" in capsys.readouterr().out
 
 
+def test_images_without_a_hash_are_known_by_what_scoring_read_or_said_to_be_unknown(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_manifest(run / "manifest.csv").query("split == 'train'").assign(source_sha256=None)
+    anew = np.arange(len(table)) < 3  # these have crops of another kind, so that their sources are read
+    write_manifest(table.assign(preprocessing=table["preprocessing"].mask(anew, "{}")), tmp_path / "manifest.csv")
+    command = [str(run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path), "--replicates", "100", "--no-audit", "--no-card"]
+    assert main(["evaluate", *command, "--split", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert f"3 of {len(table)} images were seen" in printed
+    assert f"seen {len(table) - 3} of {len(table)} images is not known" in printed
+    assert "is not known: they have no hash" in (tmp_path / "report.html").read_text()
+
+
 def test_seen_images_are_told_by_their_bytes(run: Path, predictor: Predictor) -> None:
     table = read_manifest(run / "manifest.csv")
-    assert count_seen(table, predictor.package["data"]) == (table["split"] != "test").sum()
+    assert was_seen(table, predictor.package["data"]).sum() == (table["split"] != "test").sum()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pandas as pd
 from vitmodel import __version__
 from vitmodel.config import EvaluateConfig, to_command
 from vitmodel.data.dataset import to_tensor
-from vitmodel.data.fingerprint import count_seen
+from vitmodel.data.fingerprint import describe_seen, was_seen
 from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.splits import choose_rows
@@ -45,8 +45,7 @@ def evaluate(config: EvaluateConfig) -> None:
     whole = read_manifest(config.manifest)
     table, split = choose_rows(whole, config.split, str(config.manifest))
     predictor = Predictor(config)
-    seen = count_seen(table, *(member.package["data"] for member in predictor.members))
-    check(table, predictor, config, split, seen)
+    check(table, predictor, config, split)
     images = predictor.score_images(table)
     scored = images["probability"].notna() & ~is_duplicate(images)
     if not scored.any():
@@ -54,6 +53,9 @@ def evaluate(config: EvaluateConfig) -> None:
     breasts = predictor.score_breasts(images)
     write_scores(images, breasts, predictor.score_patients(breasts), config.out)
     say_fallbacks(images, table, predictor)
+    seen = was_seen(images[scored], *(member.package["data"] for member in predictor.members))
+    for sentence in describe_seen(seen):
+        print(sentence)
     own = config.aggregate == "package"
     usual = "mean_logit" if predictor.fused else predictor.aggregation  # fusion aggregates no scores, such as those of a baseline
     evaluation = Evaluation(
@@ -69,7 +71,8 @@ def evaluate(config: EvaluateConfig) -> None:
     )
     report = compose_report(config, predictor, evaluation, whole, table, images, split, seen)
     ensemble = [str(folder) for folder in config.ensemble]
-    facts = {"package": str(config.package), "ensemble": ensemble, "manifest": str(config.manifest), "split": split, "seen_images": seen}
+    counts = {"seen_images": int(seen.sum()), "unhashed_images": int(seen.isna().sum())}
+    facts = {"package": str(config.package), "ensemble": ensemble, "manifest": str(config.manifest), "split": split} | counts
     write_atomic(config.out / "metrics.json", to_json(facts | report.to_dict()))
     write_report(config.out / "report.html", report)
     for level in report.levels:
@@ -83,15 +86,13 @@ def evaluate(config: EvaluateConfig) -> None:
     print(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
-def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str, seen: int) -> None:
-    """Say aloud what flatters the figures or costs time. Raises UsageError where there is nothing to measure against."""
+def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str) -> None:
+    """Say aloud what cannot be measured or costs time. Raises UsageError where there is nothing to measure against."""
     label = predictor.package["label"]
     if label not in table or table[label].isna().all():
         raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
     if not (table[label] == 1).any():
         print(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
-    if seen:
-        print(f"{seen} of {len(table)} images were seen in training or validation: these figures flatter the model")
     say_recropped(table, predictor)
 
 
@@ -103,7 +104,7 @@ def compose_report(
     table: pd.DataFrame,
     images: pd.DataFrame,
     split: str,
-    seen: int,
+    seen: pd.Series,
 ) -> Report:
     """All that the report shows: what was measured, and how it came about."""
     package = predictor.package
@@ -125,7 +126,7 @@ def compose_report(
         | {
             "Rows": f"split {split}, {len(table)} images",
             "Left out": f"{len(table) - len(once)} byte for byte copies of another image of their breast",
-            "Images that the model has seen": f"{seen} (these figures flatter the model)" if seen else "none",
+            "Images that the model has seen": "; ".join(describe_seen(seen)) or "none",
         },
         model=describe_model(predictor),
         data={

@@ -18,17 +18,30 @@ def fingerprint(table: pd.DataFrame, label: str) -> dict[str, Any]:
         name: {"images": len(part), "patients": part["patient_id"].nunique(), "positive_images": int(part[label].sum())}
         for name, part in table.groupby("split")
     }
+    learned = table.loc[table["split"] != "test", "source_sha256"].dropna().map(_short)
     return {
         "sha256": hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest(),
         "splits": splits,
-        "seen_images": base64.b64encode(b"".join(sorted(_short(table[table["split"] != "test"])))).decode(),
+        "seen_images": base64.b64encode(b"".join(sorted(learned))).decode(),
     }
 
 
-def count_seen(table: pd.DataFrame, *trainings: dict[str, Any]) -> int:
-    """How many images of `table` any of the models was trained, calibrated or tuned on, by the fingerprints of their `trainings`."""
+def was_seen(table: pd.DataFrame, *trainings: dict[str, Any]) -> pd.Series:
+    """Whether any of the models was trained, calibrated or tuned on each image of `table`, by the fingerprints of their `trainings`;
+    NA = the image's hash is missing, so that nobody can tell."""
     seen = set().union(*(_seen(data) for data in trainings))
-    return sum(digest in seen for digest in _short(table))
+    known = table["source_sha256"].astype(object)
+    return known.map(lambda digest: _short(digest) in seen, na_action="ignore").astype("boolean")
+
+
+def describe_seen(seen: pd.Series, model: str = "the model") -> list[str]:
+    """What `was_seen` found that a reader must know, in sentences."""
+    count, unknown = int(seen.sum()), int(seen.isna().sum())
+    sentences = {
+        f"{count} of {len(seen)} images were seen by {model} in training or validation: its figures are flattered": count,
+        f"whether {model} has seen {unknown} of {len(seen)} images is not known: they have no hash": unknown,
+    }
+    return [sentence for sentence, said in sentences.items() if said]
 
 
 def _seen(data: dict[str, Any]) -> set[bytes]:
@@ -36,5 +49,5 @@ def _seen(data: dict[str, Any]) -> set[bytes]:
     return {digests[start : start + BYTES] for start in range(0, len(digests), BYTES)}
 
 
-def _short(table: pd.DataFrame) -> list[bytes]:
-    return [bytes.fromhex(digest)[:BYTES] for digest in table["source_sha256"].dropna()]
+def _short(digest: str) -> bytes:
+    return bytes.fromhex(digest)[:BYTES]
