@@ -200,6 +200,17 @@ def test_a_score_file_that_cannot_be_is_named(content: str, message: str, scored
     assert re.search(message, printed)
 
 
+def test_a_comparison_says_which_package_has_seen_its_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_manifest(run / "manifest.csv").query("split == 'train'")
+    scores = tmp_path / "scores.csv"
+    table[["image_id"]].assign(score=np.linspace(0, 1, len(table))).to_csv(scores, index=False)
+    command = ["compare", str(run / "package"), str(scores), "--manifest", str(run / "manifest.csv"), "--replicates", "100"]
+    assert main([*command, "--split", "train", "--out", str(tmp_path)]) == 0
+    assert f"{len(table)} of {len(table)} images were seen by {run / 'package'} in" in capsys.readouterr().out
+    models = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    assert [each["seen_images"] for each in models.values()] == [len(table), None]
+
+
 def test_an_ensemble_has_seen_what_any_package_has_and_leaves_their_cards(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

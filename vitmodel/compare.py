@@ -10,11 +10,13 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from vitmodel.config import CompareConfig, PredictorConfig, to_command
+from vitmodel.data.fingerprint import describe_seen, was_seen
 from vitmodel.data.manifest import breast_ids, read_manifest, read_table, repeated
 from vitmodel.data.splits import choose_rows
 from vitmodel.measure.bootstrap import Interval
@@ -31,6 +33,18 @@ Kaggle's submissions, but the truth in a table of images."""
 SHOWN = ("auroc", "partial_auroc", "auprc", "pf1", "f1", "sensitivity", "specificity", "brier", "ece", "calibration_slope")
 
 
+class Scores(NamedTuple):
+    """What a model says of each unit that it scored, by the unit's id."""
+
+    units: pd.Series
+    seen: pd.Series | None = None
+    """Whether the model has learned from each image, by the id of its unit; a score file does not say."""
+
+    def of(self, units: pd.Index) -> pd.Series | None:
+        """`seen` of the images of these units."""
+        return None if self.seen is None else self.seen[self.seen.index.isin(units)]
+
+
 def compare_models(config: CompareConfig) -> None:
     """Print the figures of each model and its differences from the first, on the units that all of them scored; write them to OUT."""
     table, split = choose_rows(read_manifest(config.manifest), config.split, str(config.manifest))
@@ -41,11 +55,16 @@ def compare_models(config: CompareConfig) -> None:
         print(f"left out, byte for byte copies of another image of their breast: {copies.sum()}")
         table = table[~copies]
     units = labelled_units(table, config)
-    scores = pd.DataFrame({position: unit_scores(model, table, config) for position, model in enumerate(config.models)})
+    found = [unit_scores(model, table, config) for model in config.models]
+    scores = pd.DataFrame({position: each.units for position, each in enumerate(found)})
     together = units.join(scores, how="left").dropna()
     print(f"{len(together)} of {len(units)} labelled {config.level} units are scored by all; split {split}")
     if together.empty:
         raise UsageError(f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of each of them")
+    seen = [each.of(together.index) for each in found]
+    for model, images in zip(config.models, seen, strict=True):
+        for sentence in () if images is None else describe_seen(images, str(model)):
+            print(sentence)
     samples = [Sample(together["label"], together[position], together["patient_id"]) for position in range(len(config.models))]
     thresholds = [cross_fitted_thresholds(sample, "f1", seed=config.seed) for sample in samples]
     figures = [measure(sample, cut, config.replicates, config.seed) for sample, cut in zip(samples, thresholds, strict=True)]
@@ -55,7 +74,10 @@ def compare_models(config: CompareConfig) -> None:
     ]
     show(config, figures, against)
     if config.out:
-        models = {str(model): metrics.to_dict() for model, metrics in zip(config.models, figures, strict=True)}
+        models = {
+            str(model): metrics.to_dict() | {"seen_images": None if images is None else int(images.sum())}
+            for model, metrics, images in zip(config.models, figures, seen, strict=True)
+        }
         differences = {str(model): asdict(found) for model, found in zip(config.models[1:], against, strict=True)}
         facts = {"command": to_command("compare", config), "split": split, "level": config.level, "first": str(config.models[0])}
         write_atomic(config.out / "comparison.json", to_json(facts | {"models": models, "differences": differences}))
@@ -73,7 +95,7 @@ def labelled_units(table: pd.DataFrame, config: CompareConfig) -> pd.DataFrame:
     return groups.agg(label=("label", "max"), patient_id=("patient_id", "first")).dropna()
 
 
-def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> pd.Series:
+def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> Scores:
     """The model's score of each unit that it scored, by the unit's id. Raises UsageError naming the file."""
     if model.is_dir():
         return package_scores(model, table, config)
@@ -81,23 +103,25 @@ def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> pd.S
     if key == "prediction_id":
         if config.level != "breast":
             raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per {config.level}")
-        return scored
+        return Scores(scored)
     rows = table[table["image_id"].isin(scored.dropna().index)]
     if rows.empty:
-        return pd.Series(dtype=float)
+        return Scores(pd.Series(dtype=float))
     ids, values = aggregate(scored.loc[rows["image_id"]], unit_ids(rows, config.level), config.aggregate)
-    return pd.Series(values, index=ids)
+    return Scores(pd.Series(values, index=ids))
 
 
-def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> pd.Series:
+def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> Scores:
     """The package's probability of each unit, as `vitmodel predict` gives it."""
     predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, jobs=config.jobs))
-    units = predictor.score_images(table)
+    units = images = predictor.score_images(table)
     if config.level != "image":
         units = predictor.score_breasts(units)
     if config.level == "patient":
         units = predictor.score_patients(units)
-    return units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])["probability"]
+    scores = units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])["probability"]
+    used = images[images["probability"].notna()]
+    return Scores(scores, was_seen(used, predictor.package["data"]).set_axis(unit_ids(used, config.level)))
 
 
 def read_scores(path: Path) -> tuple[pd.Series, str]:
