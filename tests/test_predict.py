@@ -377,6 +377,7 @@ def test_an_evaluation_says_what_it_could_not_measure(run: Path, tmp_path: Path,
     assert found["breast"]["intervals"]["auroc"]["value"] is None
     assert found["breast"]["intervals"]["specificity"]["value"] is not None
     assert found["elsewhere"] is None
+    assert found["method"]["Prevalence"].endswith("not corrected")
     assert found["cross_fitted"] == []
 
 

@@ -122,7 +122,7 @@ def compose_report(
         levels=levels,
         plotted=plotted,
         label=evaluation.label,
-        method=describe_method(config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units)
+        method=describe_method(config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units, at_home is not None)
         | {
             "Rows": f"split {split}, {len(table)} images",
             "Left out": f"{len(table) - len(once)} byte for byte copies of another image of their breast",
@@ -147,10 +147,12 @@ def compose_report(
     )
 
 
-def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float) -> dict[str, str]:
-    """How scores became probabilities and decisions."""
+def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float, moved: bool) -> dict[str, str]:
+    """How scores became probabilities and decisions; `moved` = there is a table of them at the prevalence that was asked for."""
     fitted, decision = predictor.package["calibration"], predictor.package["decision"]
-    corrected = f"; corrected to {100 * config.prevalence:.1f} % in a table of its own" if config.prevalence else "; not corrected"
+    corrected = (
+        f"; corrected to {100 * config.prevalence:.1f} % in a table of its own" if config.prevalence and moved else "; not corrected"
+    )
     own = evaluation.aggregate == predictor.aggregation
     caution = "" if own else f"; threshold and calibration are those of the package's {WORDS[predictor.aggregation]}"
     made = f"{WORDS[evaluation.aggregate]} of its images' probabilities"
