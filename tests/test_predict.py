@@ -378,7 +378,10 @@ def test_an_evaluation_says_what_it_could_not_measure(run: Path, tmp_path: Path,
     assert found["breast"]["intervals"]["specificity"]["value"] is not None
     assert found["elsewhere"] is None
     assert found["method"]["Prevalence"].endswith("not corrected")
-    assert found["cross_fitted"] == []
+    assert found["cross_fitted"] == found["audit"]["baselines"] == []
+    report = (tmp_path / "out" / "report.html").read_text()
+    for silent in ("No threshold could be chosen", "No calibration could be cross-fitted", "No scores without an image could be fitted"):
+        assert printed.count(silent) == report.count(silent) == 1
 
 
 def test_the_model_card_holds_the_latest_evaluation_once(run: Path, tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def evaluate(config: EvaluateConfig) -> None:
         print(f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive")
     for found in report.audit.baselines if report.audit else ():
         print(f"{found.name}, AUROC per {report.plotted.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}")
+    for sentence in report.missing.values():
+        print(sentence)
     if config.card and config.ensemble:
         print("no model card is written: these are the figures of several packages together")
     elif config.card:

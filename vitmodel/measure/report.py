@@ -134,6 +134,20 @@ class Report:
     """What the colours of the errors' heat maps stand for; empty = there are none."""
     limits: Sequence[str] = LIMITS
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """What other patients of the data could not be asked for, in words, by the section that stands empty for it."""
+        needed = f"that takes two patients with {self.label} and two without"
+        found = {
+            "thresholds": (self.thresholds, f"No threshold could be chosen by cross-fitting: {needed}."),
+            "recalibrated": (self.recalibrated, f"No calibration could be cross-fitted: {needed}."),
+            "baselines": (
+                self.audit is None or self.audit.baselines,
+                f"No scores without an image could be fitted: {needed}, and ids or metadata that vary.",
+            ),
+        }
+        return {section: sentence for section, (there, sentence) in found.items() if not there}
+
     def to_dict(self) -> dict[str, Any]:
         """Every number of the report, for JSON."""
         sample = self.plotted.sample.known()
