@@ -9,12 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pytest
 
 from vitmodel.measure.compare import compare
 from vitmodel.measure.metrics import METRICS, measure
-from vitmodel.measure.report import Audit, Baseline, Level, Report, write_report
+from vitmodel.measure.report import Audit, Baseline, Case, Level, Report, write_report
 from vitmodel.measure.sample import Sample
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError
 
@@ -114,6 +115,19 @@ def test_the_warning_stands_beside_the_scores(page: str) -> None:
     text = Page(page).text
     assert text.index(NOT_A_MEDICAL_DEVICE) < text.index("AUROC")
     assert text.count(NOT_A_MEDICAL_DEVICE) == 2
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_errors_are_shown_small_enough_to_be_sent(kind: type[np.integer], report: Report, tmp_path: Path) -> None:
+    crop = np.full((2048, 1000), np.iinfo(kind).max, dtype=kind)
+    orange = np.full((256, 128, 3), (255, 128, 0), dtype=np.uint8)
+    write_report(tmp_path / "report.html", replace(report, errors=[Case("missed", crop, orange)]))
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "report.html").read_text(encoding="utf-8"))
+    pictures = [cv2.imdecode(np.frombuffer(base64.b64decode(each), np.uint8), cv2.IMREAD_UNCHANGED) for each in found]
+    assert [picture.shape for picture in pictures] == [(512, 250), (256, 128, 3)]
+    assert pictures[0].dtype == np.uint8
+    assert (pictures[0] == 255).all()
+    assert (pictures[1] == (0, 128, 255)).all()  # OpenCV's order
 
 
 def test_text_from_outside_is_never_markup(report: Report, tmp_path: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 
 from vitmodel.measure import figures
 from vitmodel.measure.bootstrap import Interval
@@ -21,6 +20,8 @@ from vitmodel.measure.metrics import METRICS, Metrics
 from vitmodel.measure.sample import Sample
 from vitmodel.utils import render_page, write_atomic
 
+PICTURE_HEIGHT = 512
+"""Of an error's crop in the report, in pixels, at most."""
 LIMITS = (
     "The metrics hold for patients, machines and readers like those of this data set, at its prevalence; another site needs its own.",
     "The intervals are the middle 95 % over patients drawn with replacement. They show chance in who was examined, not bias in how, "
@@ -262,13 +263,13 @@ def _forests(report: Report) -> list[Figure]:
 
 
 def _picture(image: np.ndarray) -> str:
-    """An image's address that holds the image, as PNG; 16 bits become 8."""
-    file = io.BytesIO()
-    if image.ndim == 2:
-        imsave(file, image, cmap="gray", vmin=0, vmax=np.iinfo(image.dtype).max, format="png")
-    else:
-        imsave(file, image, format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    """An image's address that holds the image as PNG, small enough that a page of them can be sent; 16 bits become 8."""
+    scale = min(1.0, PICTURE_HEIGHT / image.shape[0])
+    size = max(1, round(image.shape[1] * scale)), round(image.shape[0] * scale)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    eight = np.rint(small * (255 / np.iinfo(image.dtype).max)).astype(np.uint8)
+    file = cv2.imencode(".png", eight if eight.ndim == 2 else cv2.cvtColor(eight, cv2.COLOR_RGB2BGR))[1]
+    return "data:image/png;base64," + base64.b64encode(file.tobytes()).decode()
 
 
 def _pictures(level: Level, label: str) -> list[tuple[str, str]]:
