@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vitmodel.measure.compare import compare
+from vitmodel.measure.figures import history
 from vitmodel.measure.metrics import METRICS, measure
 from vitmodel.measure.report import Audit, Baseline, Case, Level, Report, write_report
 from vitmodel.measure.sample import Sample
@@ -130,10 +131,20 @@ def test_errors_are_shown_small_enough_to_be_sent(kind: type[np.integer], report
     assert (pictures[1] == (0, 128, 255)).all()  # OpenCV's order
 
 
+def test_the_folds_of_a_split_share_its_colour_and_one_entry_of_the_legend() -> None:
+    points = [(0, 0.7), (1, 0.5)]
+    figure = history("loss", {f"{split} fold_{fold}": points for fold in range(5) for split in ("train", "val")})
+    colours = [line.get_color() for line in figure.axes[0].get_lines()]
+    assert len(colours) == 10
+    assert len(set(colours)) == 2
+    assert colours == colours[:2] * 5
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "val"]
+
+
 def test_text_from_outside_is_never_markup(report: Report, tmp_path: Path) -> None:
     hostile = '$<script>alert("x")</script><img src=http://x.example>'
-    history = {hostile: {"train": [(0, 1.0)]}}
-    hostile_report = replace(report, title=hostile, command=hostile, model={hostile: hostile}, refusals={hostile: 1}, history=history)
+    curves = {hostile: {"train": [(0, 1.0)]}}
+    hostile_report = replace(report, title=hostile, command=hostile, model={hostile: hostile}, refusals={hostile: 1}, history=curves)
     write_report(tmp_path / "report.html", hostile_report)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from itertools import cycle
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from matplotlib import rc_context
@@ -227,11 +227,16 @@ def forest(groups: Sequence[tuple[str, str, Metrics]], overall: Metrics) -> Figu
 
 @_figure(height=2.6)
 def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """One metric over the epochs of training, a line for each split."""
-    looks = cycle([(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")])
-    for (split, points), (colour, style, marker) in zip(splits.items(), looks, strict=False):
+    """One metric over the epochs of training, a line for each split ("val") or, thinner, for each of its folds ("val fold_0")."""
+    unused = cycle([(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")])
+    looks: dict[str, tuple[Any, ...]] = {}
+    for line, points in splits.items():
+        split, _, fold = line.partition(" ")
+        label = "_" if split in looks else split  # the legend names a split once, not each of its folds
+        colour, style, marker = looks[split] = looks.get(split) or next(unused)
+        size, width = (1.2, 0.6) if fold else (2.5, 1.2)
         epochs, values = zip(*points, strict=True) if points else ((), ())
-        axes.plot(epochs, values, color=colour, ls=style, marker=marker, ms=2.5, lw=1.2, label=split)
+        axes.plot(epochs, values, color=colour, ls=style, marker=marker, ms=size, lw=width, label=label)
     axes.set(xlabel="Epoch", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

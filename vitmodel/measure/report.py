@@ -120,7 +120,7 @@ class Report:
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of images refused for it."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
-    """Metric -> split (train, val) -> (epoch, value); empty where the package has no training history."""
+    """Metric -> split (train, val) and, after a space, fold -> (epoch, value); empty where the package has no training history."""
     thresholds: Sequence[CrossFitted] = ()
     recalibrated: Mapping[str, Metrics] = field(default_factory=dict)
     """Method -> the plotted level after calibration on other patients of the same data."""
