@@ -94,6 +94,14 @@ def test_a_breast_is_aggregated_by_the_name_that_is_given(how: str) -> None:
     np.testing.assert_allclose(judged.sample("breast").scores, expected[order])
 
 
+@pytest.mark.parametrize(("sick", "folds"), [(1, 0), (3, 3), (9, 5)])
+def test_the_folds_are_counted_that_the_patients_allow(sick: int, folds: int) -> None:
+    table = screening(30)
+    judged = evaluation(table.assign(cancer=table["patient_id"].isin(table["patient_id"].unique()[:sick]).astype(float)))
+    assert judged.folds() == folds
+    assert len(judged.thresholds(0.9)) == (3 if folds else 0)
+
+
 def test_errors_are_the_most_confident_ones_of_both_kinds() -> None:
     judged = evaluation(screening())
     rows = judged.errors(24)

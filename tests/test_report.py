@@ -16,7 +16,7 @@ import pytest
 from vitmodel.measure.compare import compare
 from vitmodel.measure.figures import history
 from vitmodel.measure.metrics import METRICS, measure
-from vitmodel.measure.report import Audit, Baseline, Case, Level, Report, write_report
+from vitmodel.measure.report import Audit, Baseline, Case, CrossFitted, Level, Report, write_report
 from vitmodel.measure.sample import Sample
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError
 
@@ -158,6 +158,15 @@ def test_one_class_is_reported_without_curves_and_with_the_reason(tmp_path: Path
     assert len(page.images) == 2
     assert "all 232 units have the label 0" in page.text
     assert "nan" not in re.findall(r"\w+", page.text)
+
+
+def test_the_captions_of_cross_fitting_name_the_folds_that_there_were(report: Report, tmp_path: Path) -> None:
+    metrics = report.plotted.metrics
+    few = replace(report, folds=3, thresholds=[CrossFitted("Largest F1", (0.1, 0.2), metrics)], recalibrated={"platt": metrics})
+    write_report(tmp_path / "report.html", few)
+    text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text.split())
+    for said in ("dealt into 3 folds", "spread of the 3 thresholds", "each of 3 folds"):
+        assert said in text
 
 
 def test_a_baseline_without_pixels_that_ranks_better_is_a_warning(report: Report, tmp_path: Path) -> None:

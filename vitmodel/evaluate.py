@@ -138,6 +138,7 @@ def compose_report(
         },
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
         history={} if config.ensemble else training_curves(package["history"]),
+        folds=evaluation.folds(),
         thresholds=evaluation.thresholds(config.sensitivity),
         recalibrated=evaluation.recalibrated(),
         elsewhere=(config.prevalence, at_home) if config.prevalence and at_home else None,

@@ -13,7 +13,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.data.subgroups import subgroups
 from vitmodel.measure.calibration import CALIBRATIONS, to_prevalence
 from vitmodel.measure.compare import compare
-from vitmodel.measure.crossfit import cross_fitted_probabilities, cross_fitted_thresholds
+from vitmodel.measure.crossfit import cross_fitted_probabilities, cross_fitted_thresholds, patient_folds
 from vitmodel.measure.metrics import Metrics, measure
 from vitmodel.measure.report import Audit, Baseline, CrossFitted, Group, Level
 from vitmodel.measure.sample import Floats, Sample
@@ -63,6 +63,13 @@ class Evaluation:
         """Metrics per image, breast and patient; `units` says how many there are with the refused ones."""
         samples = {level: self.sample(level) for level in LEVELS}
         return [Level(name, sample, self.measure(sample), units[name] - len(sample.labels)) for name, sample in samples.items()]
+
+    def folds(self) -> int:
+        """Into how many parts the patients are dealt for cross-fitting; 0 where there are too few of them for that."""
+        try:
+            return int(patient_folds(self.sample(PLOTTED).known(), seed=self.seed).max()) + 1
+        except UsageError:
+            return 0
 
     def thresholds(self, sensitivity: float) -> list[CrossFitted]:
         """What decisions at cross-fitted thresholds reach; empty where there are too few patients for that."""

@@ -121,6 +121,8 @@ class Report:
     """Reason -> number of images refused for it."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
     """Metric -> split (train, val) and, after a space, fold -> (epoch, value); empty where the package has no training history."""
+    folds: int = 0
+    """Into how many parts the patients were dealt to cross-fit the following."""
     thresholds: Sequence[CrossFitted] = ()
     recalibrated: Mapping[str, Metrics] = field(default_factory=dict)
     """Method -> the plotted level after calibration on other patients of the same data."""
