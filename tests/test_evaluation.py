@@ -14,6 +14,7 @@ import pytest
 from scipy.special import expit, logit
 
 from vitmodel.cli import main
+from vitmodel.compare import aggregated
 from vitmodel.config import CompareConfig, EvaluateConfig, to_command
 from vitmodel.data.audit import baseline, links
 from vitmodel.data.manifest import as_manifest, breast_ids, read_manifest, write_manifest
@@ -167,8 +168,8 @@ def scored(tmp_path: Path) -> Path:
     for name, gain in (("good", 2.5), ("poor", 0.3)):
         values = 1 / (1 + np.exp(-rng.normal(gain * table["cancer"] - 1)))
         pd.DataFrame({"image_id": table["image_id"], "probability": values}).to_csv(tmp_path / f"{name}.csv", index=False)
-    breasts = pd.DataFrame({"prediction_id": breast_ids(table), "cancer": values}).groupby("prediction_id").mean()
-    breasts.to_csv(tmp_path / "submission.csv")
+    breasts = expit(pd.Series(logit(values)).groupby(breast_ids(table)).mean())
+    breasts.rename_axis("prediction_id").rename("cancer").to_csv(tmp_path / "submission.csv")
     return tmp_path
 
 
@@ -188,6 +189,17 @@ def test_score_files_are_compared_on_the_units_that_all_have(scored: Path, capsy
     assert better["p_value"] < 0.001
     assert better["differences"]["auroc"]["low"] > 0.1
     assert same["delong"]["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_patient_s_score_is_that_of_her_worse_breast() -> None:
+    table = screening(3)
+    scores = pd.Series(np.random.default_rng(0).random(len(table)), table.index)
+    pooled = expit(logit(scores).groupby(breast_ids(table)).mean())
+    worse = pooled.groupby(table.groupby(breast_ids(table))["patient_id"].first()).max()
+    models = [Path("a"), Path("b")]
+    for level, expected in (("image", scores.set_axis(table["image_id"])), ("breast", pooled), ("patient", worse)):
+        found = aggregated(scores, table, CompareConfig(models=models, manifest=Path("m.csv"), level=level))
+        pd.testing.assert_series_equal(found, expected, check_names=False)
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,18 @@ def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> Scor
     rows = table[table["image_id"].isin(scored.dropna().index)]
     if rows.empty:
         return Scores(pd.Series(dtype=float))
-    ids, values = aggregate(scored.loc[rows["image_id"]], unit_ids(rows, config.level), config.aggregate)
-    return Scores(pd.Series(values, index=ids))
+    return Scores(aggregated(scored.loc[rows["image_id"]].set_axis(rows.index), rows, config))
+
+
+def aggregated(scores: pd.Series, rows: pd.DataFrame, config: CompareConfig) -> pd.Series:
+    """The images' scores as those of units, by the unit's id: aggregated per breast, and then, as packages do, a patient's largest."""
+    if config.level == "image":
+        return scores.set_axis(rows["image_id"])
+    ids, values = aggregate(scores, breast_ids(rows), config.aggregate)
+    breasts = pd.Series(values, index=ids)
+    if config.level == "breast":
+        return breasts
+    return breasts.groupby(rows.groupby(breast_ids(rows))["patient_id"].first()).max()
 
 
 def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> Scores:

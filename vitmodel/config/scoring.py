@@ -96,8 +96,8 @@ class CompareConfig:
     """Column of the manifest that holds the truth."""
     level: Literal["image", "breast", "patient"] = "breast"
     """What is compared."""
-    aggregate: Literal["mean", "mean_logit", "max", "noisy_or"] = "mean"
-    """A unit's score from its images' in a score file; a package has its own way."""
+    aggregate: Literal["mean", "mean_logit", "max", "noisy_or"] = "mean_logit"
+    """A breast's score from its images' in a score file, a patient's being the larger of her breasts'; a package has its own way."""
     replicates: int = 2000
     """Bootstrap replicates of patients for the intervals."""
     seed: int = 0
