@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -372,6 +373,8 @@ def test_an_evaluation_says_what_it_could_not_measure(run: Path, tmp_path: Path,
     printed = capsys.readouterr().out
     assert "has cancer: ranking, sensitivity and pF1 are not defined" in printed
     assert f"1 of {len(table)} crops were not made as the model's" in printed
+    assert "AUROC per patient: not defined, " in printed
+    assert "nan" not in re.findall(r"\w+", printed + (package / "MODEL_CARD.md").read_text().partition("## Evaluation")[2])
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["breast"]["unknown"] > 0 == found["breast"]["positives"]
     assert found["breast"]["intervals"]["auroc"]["value"] is None

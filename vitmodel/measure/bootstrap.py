@@ -26,6 +26,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "not defined"
         limits = "no interval" if np.isnan(self.low) else f"{self.low:z.3f} to {self.high:z.3f}"
         return f"{self.value:z.3f} ({limits})"
 

@@ -48,7 +48,7 @@ def chapter(report: Report) -> str:
         lines += [f"In more than one split: {linked}.", ""]
         lines += [f"{b.name} reach an AUROC of {b.metrics.intervals['auroc']}.\n" for b in report.audit.baselines]
     lines += [f"- {limit}" for limit in report.limits]
-    return "\n".join(lines).replace("nan (no interval)", "–") + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _row(*cells: str) -> str:
