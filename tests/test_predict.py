@@ -160,6 +160,12 @@ def test_any_mix_of_inputs_has_one_row_each(
     assert "3 refused" in capsys.readouterr().out
 
 
+def test_an_empty_standard_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(UsageError, match="standard input names nothing"):
+        read_inputs(["-"], "auto", tmp_path)
+
+
 def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path], tmp_path: Path) -> None:
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as content:

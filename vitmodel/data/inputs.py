@@ -22,7 +22,7 @@ from vitmodel.data import dicom_folder
 from vitmodel.data.manifest import as_manifest, merge
 from vitmodel.data.releases import read_release
 from vitmodel.data.source import distinct
-from vitmodel.utils import VitmodelError, seed_from
+from vitmodel.utils import UsageError, VitmodelError, seed_from
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
     """One manifest of all `sources`; `-` stands for the names on standard input. A zip is unpacked below `scratch`.
 
     A file that is named twice has one row; ids that several files or releases use are told apart. An input that gives no image is a row
-    whose status is refused and whose preprocessing is empty. Raises UsageError for a table at fault, VitmodelError where the disk is full.
+    whose status is refused and whose preprocessing is empty. Raises UsageError for a table at fault and where standard input is empty,
+    VitmodelError where the disk is full.
     """
     files: list[str] = []
     tables: list[pd.DataFrame] = []
@@ -61,6 +62,8 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
         tables.append(dicom_folder.read_files(list(dict.fromkeys(files)), Path("/")))
     if refused:
         tables.append(as_manifest(pd.DataFrame(refused).drop_duplicates("path").assign(dataset="input"), "the inputs"))
+    if not tables:
+        raise UsageError("standard input names nothing to score")
     return tables[0] if len(tables) == 1 else _join(tables)
 
 
