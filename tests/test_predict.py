@@ -188,6 +188,13 @@ def test_nothing_usable_gives_rows_and_a_failure(run: Path, tmp_path: Path, caps
     assert "no input could be scored" in capsys.readouterr().err
 
 
+def test_refused_rows_without_a_path_keep_their_own_verdicts(run: Path, tmp_path: Path) -> None:
+    refused = pd.DataFrame({"image_id": ["1", "2"], "patient_id": "p", "laterality": "", "view": "", "path": "", "status": "refused"})
+    refused.assign(reason=["blank", "colour"], remark=["first", "second"]).to_csv(tmp_path / "manifest.csv", index=False)
+    _, table = score(run, tmp_path / "out", tmp_path / "manifest.csv")
+    assert table["reason"].tolist() == ["blank", "colour"]
+
+
 def test_a_killed_run_resumes_to_the_same_tables(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     for path in files:

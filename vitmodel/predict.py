@@ -78,7 +78,7 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
     marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows]
     if predictor.model.sources or predictor.fused:
         marks = [f"{mark} {about.sources} {about.view}" for mark, about in zip(marks, known, strict=True)]
-    keys = [str(row.source) for row in rows]
+    keys = [path or image for path, image in zip(table["path"], table["image_id"], strict=True)]  # a refused row may have no path
     todo = []
     for unit in grouped(about.exam for about in known):  # an exam is fused anew if any of its images changed, came or went
         exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}" if predictor.fused else ""
