@@ -25,6 +25,7 @@ from vitmodel.cli import main
 from vitmodel.config import PredictorConfig, TrainConfig
 from vitmodel.data.fingerprint import was_seen
 from vitmodel.data.inputs import read_inputs
+from vitmodel.data.journal import state
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.releases import read_release
 from vitmodel.data.rows import Row
@@ -179,6 +180,18 @@ def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path],
     assert not (tmp_path / "scratch").exists()
 
 
+def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: Path) -> None:
+    """So that a second run knows what the first one did."""
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
+        content.write(files[0], "deep/inside.dcm")
+    states = []
+    for _ in range(2):
+        (path,) = read_inputs([str(tmp_path / "archive.zip")], "auto", tmp_path / "scratch")["path"]
+        states.append((path, state(Path(path))))
+        shutil.rmtree(tmp_path / "scratch")
+    assert states[0] == states[1]
+
+
 def test_nothing_usable_gives_rows_and_a_failure(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.dcm").write_text("no image")
     status, table = score(run, tmp_path / "out", tmp_path / "text.dcm")
@@ -330,7 +343,7 @@ def test_tables_come_in_every_format_alike(run: Path, files: list[Path], tmp_pat
     assert len(images) == len(list(files[0].parent.iterdir()))
 
 
-def test_heat_maps_and_reports_of_a_folder(run: Path, files: list[Path], tmp_path: Path) -> None:
+def test_heat_maps_and_reports_of_a_folder(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: sha256_file(path) for path in files}
     status, images = score(run, tmp_path, files[0].parent, "--explain", "gradient", "--dicom")
     assert status == 0
@@ -339,6 +352,12 @@ def test_heat_maps_and_reports_of_a_folder(run: Path, files: list[Path], tmp_pat
     assert sorted(result.Modality for result in results).count("SR") == 1
     assert len(results) == 1 + 2 * len(images)
     assert {path: sha256_file(path) for path in files} == before
+    capsys.readouterr()
+    lost = next((tmp_path / "overlays").iterdir())
+    lost.unlink()
+    score(run, tmp_path, files[0].parent, "--explain", "gradient", "--dicom", "--resume")
+    assert f"{len(images) - 1} of {len(images)} images are scored already" in capsys.readouterr().out
+    assert lost.exists(), "what was deleted is drawn anew"
 
 
 @pytest.mark.parametrize(("key", "named"), [("calibration", "calibration"), ("preprocessing", "newer")])

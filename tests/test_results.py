@@ -93,7 +93,7 @@ def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dic
     side = prepared.header.laterality
     writer = ResultWriter(out, SOFTWARE, preprocessing, 0.3, dicom=True, secret=secret)
     image = Image(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
-    region = writer.explain(image, heat, "log-odds", 0, 1)
+    region, _ = writer.explain(image, heat, "log-odds", 0, 1)
     rows = pd.DataFrame([{"path": str(original), "prediction_id": "p", "laterality": side, "probability": 0.6, "region": region}])
     assert writer.report(rows, rows[["prediction_id", "laterality"]].assign(probability=0.45, decision=1.0)) == (1, 0)
     results = [dcmread(path) for path in sorted((out / "dicom").iterdir())]

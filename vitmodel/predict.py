@@ -11,6 +11,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
         exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}" if predictor.fused else ""
         for n in unit:
             marks[n] += exam
-        if any(journal.entries.get(keys[n], {}).get("mark") != marks[n] for n in unit):
+        if not all(is_done(journal.entries.get(keys[n], {}), marks[n], config.out) for n in unit):
             todo += unit
     todo.sort()
     if len(todo) < len(rows):
@@ -104,6 +105,11 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
     finally:
         journal.close()
     return [journal.entries[key] for key in keys], len(todo)
+
+
+def is_done(entry: Entry, mark: str, out: Path) -> bool:
+    """Whether a journal's entry is of this very image and question, and what was drawn of it is still there."""
+    return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
 
 
 def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, writer: ResultWriter, method: Method) -> Entry:
@@ -130,7 +136,8 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
     )
     with predictor.timings.of("writing"):
         try:
-            return {"region": writer.explain(image, heat, UNITS[method], *SCALES[method])}
+            region, files = writer.explain(image, heat, UNITS[method], *SCALES[method])
+            return {"region": region, "files": files}
         except VitmodelError:
             raise
         except Exception as error:  # noqa: BLE001 (a header that no result can be made of costs the result, not the run)

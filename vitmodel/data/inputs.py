@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,9 @@ def _unpack(archive: Path, scratch: Path) -> Path:
             needed, free = sum(entry.file_size for entry in content.infolist()), shutil.disk_usage(scratch).free
             if needed > free:
                 raise VitmodelError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, {scratch} has {free / 1e9:.1f} GB; free some space")
-            content.extractall(folder)  # it takes no entry outside the folder
+            for entry in content.infolist():
+                changed = time.mktime((*entry.date_time, 0, 0, -1))
+                os.utime(content.extract(entry, folder), (changed, changed))  # the archive's own time: a second run knows the file again
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise InputRefused("unreadable", f"{archive} cannot be unpacked: {error}") from None
     except OSError as error:

@@ -50,8 +50,10 @@ class ResultWriter:
             except ImportError:
                 raise UsageError("dicom: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
 
-    def explain(self, image: Image, heat: HeatMap, unit: str, low: float, high: float) -> Region:
-        """The overlay, and as DICOM the overlay and the map; returns the outline (x, y in source pixels) of the hottest region."""
+    def explain(self, image: Image, heat: HeatMap, unit: str, low: float, high: float) -> tuple[Region, list[str]]:
+        """The overlay, and as DICOM the overlay and the map; returns the outline (x, y in source pixels) of the hottest region, and the
+        files' paths below OUT.
+        """
         picture = read_picture(image.path, heat, self.preprocessing, image.inverted)
         words = "at or above" if image.probability >= self.threshold else "below"
         caption = Caption(
@@ -60,13 +62,15 @@ class ResultWriter:
             unit=unit, low=low, high=max(high, float(np.nanmax(heat.values))),
         )  # fmt: skip
         page = draw_overlay(picture, heat, caption, breast_only=self.deidentify is not None)
-        write_atomic(self.out / "overlays" / f"{image.name}.png", cv2.imencode(".png", page[..., ::-1])[1].tobytes())
+        written = [self.out / "overlays" / f"{image.name}.png"]
+        write_atomic(written[0], cv2.imencode(".png", page[..., ::-1])[1].tobytes())
         if self.dicom and (source := self.evidence(image.path)) is not None:
             from vitmodel.results.secondary import parametric_map, secondary_capture
 
-            self.save(secondary_capture(page, source, self.software, image.side))
-            self.save(parametric_map(heat.on_source(), unit, source, self.software, image.side))
-        return [[round(float(x), 1), round(float(y), 1)] for x, y in heat.hottest()]
+            written.append(self.save(secondary_capture(page, source, self.software, image.side)))
+            written.append(self.save(parametric_map(heat.on_source(), unit, source, self.software, image.side)))
+        region = [[round(float(x), 1), round(float(y), 1)] for x, y in heat.hottest()]
+        return region, [str(path.relative_to(self.out)) for path in written]
 
     def report(self, images: pd.DataFrame, breasts: pd.DataFrame) -> tuple[int, int]:
         """A structured report per study; how many were written, and how many scored images could have no DICOM result.
@@ -105,7 +109,9 @@ class ResultWriter:
         except ImageRefused:
             return None
 
-    def save(self, result: Dataset) -> None:
-        """Write a DICOM file under its own name."""
-        with atomic_path(self.out / "dicom" / f"{result.SOPInstanceUID}.dcm") as temporary:
+    def save(self, result: Dataset) -> Path:
+        """Write a DICOM file under its own name, and return its path."""
+        path = self.out / "dicom" / f"{result.SOPInstanceUID}.dcm"
+        with atomic_path(path) as temporary:
             result.save_as(temporary, enforce_file_format=True)
+        return path
