@@ -32,7 +32,7 @@ from vitmodel.data.rows import Row
 from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
 from vitmodel.model.packing import About
-from vitmodel.predictor import TOGETHER, Loaded, Predictor
+from vitmodel.predictor import TOGETHER, Loaded, Predictor, has_reason, say_fallbacks
 from vitmodel.utils import UsageError, sha256_file
 
 
@@ -273,6 +273,15 @@ def test_a_copy_in_a_breast_counts_once_and_one_view_is_said(predictor: Predicto
     assert (expected.status, scored.status) == ("ok", "warned")
     (half,) = predictor.score_breasts(predictor.score_images(breast.head(1))).itertuples()
     assert (half.status, half.reason) == ("warned", "one_view")
+
+
+def test_left_and_right_that_nothing_tells_apart_are_said(predictor: Predictor, crops: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = usable(read_manifest(crops / "manifest.csv")).head(3).assign(laterality="", patient_id=["a", "a", "b"])
+    images = predictor.score_images(table)
+    assert has_reason(images, "no_laterality").tolist() == [True, True, False]
+    say_fallbacks(images, table, predictor)
+    assert "2 of 3 images have no laterality" in capsys.readouterr().out
+    assert predictor.score_breasts(images)["status"].iloc[0] == "warned"
 
 
 def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: Path, predictor: Predictor) -> None:

@@ -267,7 +267,7 @@ class Predictor:
         with the fusion of exams also breast_score and breast_probability.
 
         A refused image has NaN for score, probability and decision: it is never scored. A file that stands twice in a breast is marked, and
-        so is an image of a source that was not learned apart.
+        so is an image of a source that was not learned apart, and those without laterality that one breast is made of.
         """
         each = np.reshape(np.asarray(logits, dtype=float), (len(table), 1 + self.fused, len(self.members)))  # N L M
         scores = table[IDS].copy()
@@ -281,7 +281,10 @@ class Predictor:
             scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
         unseen = pd.Series(unseen_sources(table, self.model.config), index=table.index)
         doubt(scores, "unseen_source", unseen[(unseen != "") & (scores["status"] != "refused")])
-        doubt(scores, "duplicate", pd.Series(WARNED["duplicate"], index=table.index)[repeated(scores)])
+        copies = repeated(scores)
+        doubt(scores, "duplicate", pd.Series(WARNED["duplicate"], index=table.index)[copies])
+        sideless = scores.loc[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies, "patient_id"]
+        doubt(scores, "no_laterality", pd.Series(WARNED["no_laterality"], index=sideless.index[sideless.duplicated(keep=False)]))
         return scores
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
@@ -373,6 +376,5 @@ def say_fallbacks(images: pd.DataFrame, table: pd.DataFrame, predictor: Predicto
     """Print how many images were read as of an unknown source, and how many could not be told left from right where that matters."""
     if unseen := int(has_reason(images, "unseen_source").sum()):
         print(f"{unseen} of {len(images)} images are of a source that was not learned apart, and were read by the parts that all share")
-    sideless = int((table["laterality"] == "").sum())
-    if sideless and predictor.fused:
+    if sideless := int(has_reason(images, "no_laterality").sum()):
         print(f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast")
