@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from pydicom.data import get_testdata_file
 
+from vitmodel.data.journal import exclusive
 from vitmodel.data.lesions import from_text
 from vitmodel.data.manifest import as_manifest, leaks, read_manifest, write_manifest
 from vitmodel.data.releases import ADAPTERS, read_release
@@ -221,12 +223,17 @@ def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: 
     cv2.imwrite(str(source / "b" / "2.png"), np.zeros((4, 4), np.uint8))
     (source / "b" / "1.2.840.7").write_bytes(Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes())
     (source / "b" / "loop").symlink_to(source)
+    with exclusive(source / "out"):  # OUT of a run over this very folder
+        (source / "out" / "overlays").mkdir()
+        shutil.copy(source / "b" / "2.png", source / "out" / "overlays")
     table = read_release(source)
     assert names(table, source) == ["a/broken.dcm", "b/1.2.840.7", "b/1_2.png", "b/2.png"]
     assert table.patient_id.tolist()[::2] == ["a", "1"]
     assert table.patient_id[3] == "b"
     assert table.cancer.isna().all()
     assert "labels.csv" in caplog.text, "a table that is not read is said so"
+    assert f"{source / 'out'} is left out" in caplog.text
+    assert len(read_release(source / "out")) == 1, "it is read where it is named itself"
 
     alone = read_release(source / "b" / "2.png")
     assert alone.path.tolist() == [str(source / "b" / "2.png")]

@@ -11,13 +11,16 @@ from typing import Any
 
 from vitmodel.utils import UsageError, VitmodelError
 
+LOCK = ".vitmodel.lock"
+"""The file in a folder that a run writes or wrote into; it also tells that what lies there are results and no sources."""
+
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone. Raises UsageError where another run holds it, VitmodelError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / LOCK).open("w")
     except OSError as error:
         raise VitmodelError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
+
+from vitmodel.data.journal import LOCK
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 PATIENT_IMAGE = re.compile(r"([^_]*\d[^_]*)_([^_]+)")
@@ -46,7 +52,8 @@ def image_files(source: Path) -> list[str]:
 def images_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
     """The images below `folder`, which lies in the folders `above`, in no order.
 
-    An image is told by its suffix; a name without one counts if the file starts like DICOM (PS3.10 section 7.1).
+    An image is told by its suffix; a name without one counts if the file starts like DICOM (PS3.10 section 7.1). A folder that a run
+    wrote into is left out, for OUT may lie in SOURCE; as `folder` itself it is read.
     """
     real = os.path.realpath(folder)
     if real in above:  # a symbolic link to a folder that holds it
@@ -55,10 +62,18 @@ def images_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[s
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "DICOMDIR":
                 continue
-            if entry.is_dir():
+            if entry.is_dir() and os.path.exists(os.path.join(entry.path, LOCK)):
+                _say_left_out(entry.path)
+            elif entry.is_dir():
                 yield from images_below(entry.path, above | {real})
             elif _looks_like_image(entry):
                 yield entry.path
+
+
+@functools.cache
+def _say_left_out(folder: str) -> None:
+    """Once, however often the tree is listed."""
+    logger.warning("%s is left out, for it holds the results of a run; to use them as images, name that folder", folder)
 
 
 def _looks_like_image(entry: os.DirEntry[str]) -> bool:
