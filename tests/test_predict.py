@@ -145,7 +145,8 @@ def test_any_mix_of_inputs_has_one_row_each(
     disc.add(dated)
     disc.write(tmp_path / "disc")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{listed}\n\n{one}\n{tmp_path / 'nosuch.dcm'}\n"))
-    sources = [one, tmp_path / "folder", tmp_path / "archive.zip", tmp_path / "disc" / "DICOMDIR", "-", tmp_path / "broken.zip",
+    (tmp_path / "disc" / "DICOMDIR").rename(tmp_path / "disc" / "dicomdir")  # as some file systems show it
+    sources = [one, tmp_path / "folder", tmp_path / "archive.zip", tmp_path / "disc" / "dicomdir", "-", tmp_path / "broken.zip",
                tmp_path / "folder" / "empty"]  # fmt: skip
     assert main(["predict", str(run / "package"), *map(str, sources), str(tmp_path / "out")]) == 1
     table = pd.read_csv(tmp_path / "out" / "scores.csv", dtype=str)

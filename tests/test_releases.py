@@ -218,7 +218,7 @@ def test_patients_called_0_and_1_are_no_classes(write: Callable[..., Path]) -> N
 
 def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     source = write(
-        {"a/broken.dcm": "no DICOM", "b/1_2.png": "", "b/2.png": "", "labels.csv": "file,cancer\n", "b/README": "x", "DICOMDIR": "x"}
+        {"a/broken.dcm": "no DICOM", "b/1_2.png": "", "b/2.png": "", "labels.csv": "file,cancer\n", "b/README": "x", "dicomdir": "x"}
     )
     cv2.imwrite(str(source / "b" / "2.png"), np.zeros((4, 4), np.uint8))
     (source / "b" / "1.2.840.7").write_bytes(Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes())

@@ -52,7 +52,7 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
                 tables.append(_release(Path(name), dataset))
             elif zipfile.is_zipfile(name):
                 tables.append(_release(_unpack(Path(name), scratch), dataset))
-            elif os.path.basename(name) == "DICOMDIR" and os.path.exists(name):
+            elif os.path.basename(name).upper() == "DICOMDIR" and os.path.exists(name):
                 files += _listed(Path(name))
             else:
                 files.append(os.path.abspath(name))

@@ -60,13 +60,14 @@ def images_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[s
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == "DICOMDIR":
+            if entry.name.startswith("."):
                 continue
-            if entry.is_dir() and os.path.exists(os.path.join(entry.path, LOCK)):
-                _say_left_out(entry.path)
-            elif entry.is_dir():
-                yield from images_below(entry.path, above | {real})
-            elif _looks_like_image(entry):
+            if entry.is_dir():
+                if os.path.exists(os.path.join(entry.path, LOCK)):
+                    _say_left_out(entry.path)
+                else:
+                    yield from images_below(entry.path, above | {real})
+            elif entry.name.upper() != "DICOMDIR" and _looks_like_image(entry):
                 yield entry.path
 
 
