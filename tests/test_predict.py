@@ -186,6 +186,13 @@ def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path],
     assert not (tmp_path / "scratch").exists()
 
 
+def test_a_zip_without_an_image_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
+        content.writestr("readme.txt", "no image")
+    (remark,) = read_inputs([str(tmp_path / "archive.zip")], "auto", tmp_path / "scratch")["remark"]
+    assert remark.startswith(f"{tmp_path / 'archive.zip'} holds no image")
+
+
 def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: Path) -> None:
     """So that a second run knows what the first one did."""
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:

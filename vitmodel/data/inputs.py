@@ -49,9 +49,9 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
     for name in _names(sources):
         try:
             if os.path.isdir(name) or name.lower().endswith(".csv"):
-                tables.append(_release(Path(name), dataset))
+                tables.append(_release(Path(name), dataset, name))
             elif zipfile.is_zipfile(name):
-                tables.append(_release(_unpack(Path(name), scratch), dataset))
+                tables.append(_release(_unpack(Path(name), scratch), dataset, name))
             elif os.path.basename(name).upper() == "DICOMDIR" and os.path.exists(name):
                 files += _listed(Path(name))
             else:
@@ -76,12 +76,12 @@ def _names(sources: Sequence[str]) -> Iterator[str]:
             yield source
 
 
-def _release(source: Path, dataset: str) -> pd.DataFrame:
-    """Raises InputRefused where nothing there is an image."""
+def _release(source: Path, dataset: str, name: str) -> pd.DataFrame:
+    """The table of `source`, which the user knows by `name`. Raises InputRefused where nothing there is an image."""
     if not source.exists():
-        raise InputRefused("missing_file", f"{source} does not exist")
+        raise InputRefused("missing_file", f"{name} does not exist")
     if source.is_dir() and not dicom_folder.detect(source) and not any(source.glob("*.csv")):
-        raise InputRefused("not_an_image", f"{source} holds no image; looked for {dicom_folder.LOOKS_FOR}")
+        raise InputRefused("not_an_image", f"{name} holds no image; looked for {dicom_folder.LOOKS_FOR}")
     return read_release(source, dataset)
 
 
