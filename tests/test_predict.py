@@ -131,7 +131,12 @@ def files(release: Path) -> list[Path]:
 
 
 def test_any_mix_of_inputs_has_one_row_each(
-    run: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A file, a folder, a zip, a DICOMDIR, names on standard input, and what is missing, empty, damaged or named twice."""
     one, in_folder, in_zip, in_set, listed, *_ = files
@@ -160,6 +165,7 @@ def test_any_mix_of_inputs_has_one_row_each(
     assert float(scored.set_index("image_id").loc[alone["image_id"], "probability"]) == pytest.approx(alone["probability"], abs=1e-6)
     assert not (tmp_path / "out" / ".unpacked").exists()
     assert "3 refused" in capsys.readouterr().out
+    assert "name an earlier file again: 1;" in caplog.text
 
 
 def test_an_empty_standard_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

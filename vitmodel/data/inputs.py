@@ -60,7 +60,7 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
             row = {"image_id": name, "patient_id": name, "laterality": "", "view": "", "path": os.path.abspath(name)}
             refused.append(row | {"status": "refused", "reason": refusal.code, "remark": refusal.sentence})
     if files:
-        tables.append(dicom_folder.read_files(list(dict.fromkeys(files)), Path("/")))
+        tables.append(dicom_folder.read_files(_once(files), Path("/")))
     if refused:
         tables.append(as_manifest(pd.DataFrame(refused).drop_duplicates("path").assign(dataset="input"), "the inputs"))
     if not tables:
@@ -119,12 +119,22 @@ def _listed(dicomdir: Path) -> list[str]:
     return [os.path.join(folder, *([name] if isinstance(name, str) else name)) for name in names]
 
 
+def _once(files: Sequence[str]) -> list[str]:
+    once = list(dict.fromkeys(files))
+    _say_repeated(len(files) - len(once))
+    return once
+
+
+def _say_repeated(count: int) -> None:
+    if count:
+        logger.warning("inputs that name an earlier file again: %d; a file counts once, however often it is named", count)
+
+
 def _join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """All rows; where a file stands in several tables, its first row."""
     table = pd.concat([part.astype(object) for part in tables], ignore_index=True)
     again = (table.path != "") & table.path.duplicated()
-    if again.any():
-        logger.warning("%d files were named more than once; each is scored once", again.sum())
+    _say_repeated(int(again.sum()))
     table = table[~again]
     parts = []
     for _, part in table.groupby("dataset", sort=False, dropna=False):
