@@ -64,7 +64,7 @@ def images_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[s
                 continue
             if entry.is_dir():
                 if os.path.exists(os.path.join(entry.path, LOCK)):
-                    _say_left_out(entry.path)
+                    _say_left_out(os.path.abspath(entry.path))
                 else:
                     yield from images_below(entry.path, above | {real})
             elif entry.name.upper() != "DICOMDIR" and _looks_like_image(entry):
