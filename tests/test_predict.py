@@ -22,7 +22,7 @@ from pydicom.fileset import FileSet
 from scipy.special import logit
 
 from vitmodel.cli import main
-from vitmodel.config import PredictConfig, PredictorConfig, TrainConfig
+from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, TrainConfig
 from vitmodel.data.fingerprint import was_seen
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.journal import state
@@ -175,8 +175,10 @@ def test_an_empty_standard_input_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_source_is_no_place_for_results(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="scores"):
+    with pytest.raises(UsageError, match="is a source, too"):
         PredictConfig(package=tmp_path, source=[f"{tmp_path}/."], out=tmp_path)
+    with pytest.raises(UsageError, match="is a source, too"):
+        ETLConfig(source=tmp_path, out=tmp_path)
 
 
 def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path], tmp_path: Path) -> None:

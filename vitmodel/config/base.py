@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,12 @@ def require(condition: bool, field: str, problem: str) -> None:
     """Refuse an impossible value by the name of its field. Raises UsageError."""
     if not condition:
         raise UsageError(f"{field}: {problem}")
+
+
+def require_apart(out: Path, sources: Iterable[Path | str]) -> None:
+    """Refuse a source as OUT, whose images would be sources of the next run. Raises UsageError."""
+    apart = os.path.abspath(out) not in map(os.path.abspath, sources)
+    require(apart, "out", f"{out} is a source, too; choose another folder, such as {out / 'results'}")
 
 
 def to_command(verb: str, config: Any) -> str:

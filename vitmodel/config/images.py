@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from vitmodel.config.base import Size, require
+from vitmodel.config.base import Size, require, require_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,7 @@ class ETLConfig(Preprocessing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_apart(self.out, [self.source])
         require(self.jobs >= 0, "jobs", "must not be negative")
         require(not self.scheduler or self.backend == "dask", "scheduler", "needs --backend dask")
 

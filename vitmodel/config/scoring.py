@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vitmodel.config.base import require
+from vitmodel.config.base import require, require_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +143,7 @@ class PredictConfig(PredictorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.source), "source", "names nothing to score")
-        apart = os.path.abspath(self.out) not in map(os.path.abspath, self.source)  # its overlays would be sources of the next run
-        require(apart, "out", f"{self.out} is a source, too; choose another folder, such as {self.out / 'scores'}")
+        require_apart(self.out, self.source)
         require(not self.deidentify or self.dicom, "deidentify", "concerns DICOM results; add --dicom")
 
 
