@@ -57,7 +57,7 @@ def test_every_resolved_configuration_is_a_recipe(verb: str, tmp_path: Path) -> 
     """All flags are YAML keys: what a stage saves gives the same configuration again."""
     cls = getattr(config, cli.VERBS[verb].config)
     values = {"list[str]": ["here", "there"], "list[Path]": [Path("here"), Path("there")]}
-    settings = cls(**{each.name: values.get(str(each.type), Path("there")) for each in fields(cls) if each.name in cli.positionals(cls)})
+    settings = cls(**{each.name: values.get(str(each.type), Path(each.name)) for each in fields(cls) if each.name in cli.positionals(cls)})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(verb, settings, recipe))
     assert cli.parse(verb, ["--config", str(recipe)]) == settings
