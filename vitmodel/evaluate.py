@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UsageError(f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons")
     breasts = predictor.score_breasts(images)
     write_scores(images, breasts, predictor.score_patients(breasts), config.out)
-    say_fallbacks(images, table, predictor)
+    say_fallbacks(images)
     seen = was_seen(images[scored], *(member.package["data"] for member in predictor.members))
     for sentence in describe_seen(seen):
         print(sentence)

@@ -49,7 +49,7 @@ def predict(config: PredictConfig) -> int:
         say_recropped(table, predictor)
         entries, done = score(table, predictor, config)
         images = predictor.tabulate(table, [entry["record"] for entry in entries], [np.array(entry["logits"], float) for entry in entries])
-        say_fallbacks(images, table, predictor)
+        say_fallbacks(images)
         breasts = predictor.score_breasts(images)
         with predictor.timings.of("writing"):
             write_scores(images, breasts, predictor.score_patients(breasts), config.out, config.parquet, config.jsonl)

@@ -372,7 +372,7 @@ def say_recropped(table: pd.DataFrame, predictor: Predictor) -> None:
         print(f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources")
 
 
-def say_fallbacks(images: pd.DataFrame, table: pd.DataFrame, predictor: Predictor) -> None:
+def say_fallbacks(images: pd.DataFrame) -> None:
     """Print how many images were read as of an unknown source, and how many could not be told left from right where that matters."""
     if unseen := int(has_reason(images, "unseen_source").sum()):
         print(f"{unseen} of {len(images)} images are of a source that was not learned apart, and were read by the parts that all share")
