@@ -300,7 +300,7 @@ def test_left_and_right_that_nothing_tells_apart_are_said(predictor: Predictor, 
     table = usable(read_manifest(crops / "manifest.csv")).head(3).assign(laterality="", patient_id=["a", "a", "b"])
     images = predictor.score_images(table)
     assert has_reason(images, "no_laterality").tolist() == [True, True, False]
-    say_fallbacks(images, table, predictor)
+    say_fallbacks(images)
     assert "2 of 3 images have no laterality" in capsys.readouterr().out
     assert predictor.score_breasts(images)["status"].iloc[0] == "warned"
 
