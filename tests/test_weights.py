@@ -222,10 +222,16 @@ def test_what_stands_beside_weights_decides_whether_they_fit(tmp_path: Path) -> 
     timm.mkdir()
     save_file(timm_state(rgb_model()), timm / "model.safetensors")
     assert load_weights(timm).normalisation == IMAGENET  # by the folder's name
+    (timm / "config.json").write_text(
+        '{"architecture": "vit_small_patch16_224", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}'
+    )
+    assert load_weights(timm).normalisation.mean == (0.1, 0.2, 0.3)
     (timm / "config.json").write_text('{"hidden_act": "relu"}')
     with pytest.raises(UsageError, match="relu"):
         load_weights(timm)
-    networks = [Network(NetworkConfig(vit=CONFIG)) for _ in range(2)]
+    networks = [Network(NetworkConfig(vit=replace(CONFIG, eps=1e-12))) for _ in range(2)]
+    save_package(tmp_path / "one", networks[0], {}, "card")
+    assert load_weights(tmp_path / "one").eps == 1e-12
     save_package(tmp_path / "folds", networks, {}, "card")
     with pytest.raises(UsageError, match=r"2 models, of folds.*fold_0"):
         load_weights(tmp_path / "folds")

@@ -100,7 +100,8 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
         raise UsageError(f"{path}: its MLPs use {config['hidden_act']} (config.json), ours GELU; take other weights")
     tensors, outside = to_timm(read_tensors(path))
     found = (normalisation, "as asked") if normalisation else _normalisation(path, tensors, config)
-    return Weights(path, tensors, outside, *found, config.get("layer_norm_eps", config.get("architecture", {}).get("eps")))
+    own = config.get("architecture")  # of our packages; timm has a name there
+    return Weights(path, tensors, outside, *found, config.get("layer_norm_eps", own["eps"] if isinstance(own, dict) else None))
 
 
 def _beside(path: Path, name: str) -> dict[str, Any]:
