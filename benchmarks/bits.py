@@ -46,6 +46,8 @@ def ways_of(model: ViT, calibration: list[Pack], folder: Path) -> dict[str, Call
 def score(run: Path, images: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """The rows that have a fold, and their logits out of fold by all of WAYS."""
     predictor = Predictor(PredictorConfig(package=run / "package", device="cpu", flip=False))
+    if predictor.model.sources or predictor.model.exam or predictor.model.segments:
+        raise SystemExit(f"{run}: has sources, segments or fusion, which no ONNX file holds; its ViT alone is not the model")
     table = read_manifest(run / "manifest.csv")
     table = table[table["fold"].notna()].reset_index(drop=True)
     rows = rows_of(table)
