@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitmodel.config import Size
+from vitmodel.config import Size, TrainConfig
+from vitmodel.fitting import build_model
 from vitmodel.model import package
 from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
 from vitmodel.model.network import Network
@@ -235,6 +237,15 @@ def test_what_stands_beside_weights_decides_whether_they_fit(tmp_path: Path) -> 
     save_package(tmp_path / "folds", networks, {}, "card")
     with pytest.raises(UsageError, match=r"2 models, of folds.*fold_0"):
         load_weights(tmp_path / "folds")
+
+
+def test_training_builds_the_network_as_its_weights_say(tmp_path: Path) -> None:
+    """So that the package that comes of it computes as the weights did."""
+    micro = replace(PRESETS["vit_micro"], image_size=Size(64, 32))
+    save_package(tmp_path / "given", Network(NetworkConfig(vit=replace(micro, eps=1e-12))), {}, "card")
+    config = TrainConfig(manifest=tmp_path, run=tmp_path, model="vit_micro", weights=tmp_path / "given")
+    model = build_model(config, NetworkConfig(vit=micro), pd.DataFrame({"cancer": [0.0, 1.0]}))
+    assert model.config.vit.eps == model.trunk.config.eps == 1e-12
 
 
 @torch.no_grad()
