@@ -35,6 +35,7 @@ VERBS = {
     "compare": Verb("CompareConfig", "vitmodel.compare", "compare_models"),
     "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out"),
     "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
+    "serve": Verb("ServeConfig", "vitmodel.serve", "serve"),
     "versions": Verb("VersionsConfig", "vitmodel.versions", "versions"),
     "export": Verb("ExportConfig", "vitmodel.export", "export"),
     "demo": Verb("DemoConfig", "vitmodel.demo", "demo"),

@@ -2,7 +2,16 @@
 
 from vitmodel.config.base import Size, require, to_command, to_yaml
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
-from vitmodel.config.scoring import CompareConfig, DemoConfig, EvaluateConfig, ExportConfig, InfoConfig, PredictConfig, PredictorConfig
+from vitmodel.config.scoring import (
+    CompareConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    InfoConfig,
+    PredictConfig,
+    PredictorConfig,
+    ServeConfig,
+)
 from vitmodel.config.training import (
     AugmentConfig,
     IntegrationConfig,
@@ -30,6 +39,7 @@ __all__ = [
     "Preprocessing",
     "PretrainConfig",
     "SegmentsConfig",
+    "ServeConfig",
     "Size",
     "SynthConfig",
     "TrainConfig",

@@ -11,7 +11,7 @@ from vitmodel.config.base import require, require_apart
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig:
-    """How a model package is run; shared by evaluate and predict."""
+    """How a model package is run; shared by evaluate, predict and serve."""
 
     package: Path
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
@@ -145,6 +145,26 @@ class PredictConfig(PredictorConfig):
         require(bool(self.source), "source", "names nothing to score")
         require_apart(self.out, self.source)
         require(not self.deidentify or self.dicom, "deidentify", "concerns DICOM results; add --dicom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(PredictorConfig):
+    """Score mammograms over HTTP: POST images to /scores, or drop them on the page at /. Uploads are deleted once they are scored.
+
+    There is no login: whoever reaches the port may use it.
+    """
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 127.0.0.1 = this machine alone, 0.0.0.0 = every network that it is in."""
+    port: int = 8000
+    """Port to listen at; 0 = any free one."""
+    upload_limit: int = 2000
+    """Megabytes of a request, at most, and of a zip once it is unpacked."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.port <= 65535, "port", "must lie between 0 and 65535")
+        require(self.upload_limit >= 1, "upload_limit", "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
