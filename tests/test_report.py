@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,13 +13,15 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from vitmodel.measure.compare import compare
+from vitmodel.measure.drawn import Curves
 from vitmodel.measure.figures import history
-from vitmodel.measure.metrics import METRICS, measure
+from vitmodel.measure.metrics import METRICS, Ranking, measure
 from vitmodel.measure.report import Audit, Baseline, Case, CrossFitted, Level, Report, write_report
 from vitmodel.measure.sample import Sample
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, to_json
 
 ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background"}
 
@@ -97,6 +100,48 @@ def test_every_picture_is_a_drawing(page: str) -> None:
     assert not any(re.search(rb'(href|src)="(?!#)', picture) for picture in pictures)
 
 
+def test_the_points_that_are_drawn_are_those_of_the_json(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crop, shown = np.ones((2, 2), np.uint8), []
+    report = replace(report, errors=[Case("7", 0.1, 1, "L CC, age 71", crop)])
+    monkeypatch.setattr("vitmodel.measure.report._inline", lambda figure: shown.append(figure.axes[0]) or "data:,")
+    write_report(tmp_path / "report.html", report)
+    document = json.loads(to_json(report.to_dict()))
+    curves, bars = document["drawn"]["curves"], document["drawn"]["histogram"]
+    roc, precision_recall, reliability, decision_curve, histogram = shown[:5]
+    for axes, line, name, points in (
+        (roc, 1, "roc", ("fpr", "tpr")),
+        (precision_recall, 1, "precision_recall", ("recall", "precision")),
+        (reliability, 1, "reliability", ("score", "observed")),
+        (decision_curve, 1, "decision_curve", ("threshold", "everyone")),
+        (decision_curve, 2, "decision_curve", ("threshold", "model")),
+    ):
+        assert [list(values) for values in axes.get_lines()[line].get_data()] == [curves[name][point] for point in points]
+    for axes, name in ((roc, "roc"), (precision_recall, "precision_recall")):
+        band = curves[name]["band"]
+        corners = {tuple(corner) for corner in axes.collections[0].get_paths()[0].vertices}
+        assert corners >= {*zip(band["x"], band["low"], strict=True), *zip(band["x"], band["high"], strict=True)}
+    whiskers = [segment[:, 1].tolist() for segment in reliability.collections[0].get_segments()]
+    np.testing.assert_allclose(np.transpose(whiskers), [curves["reliability"][name] for name in ("low", "high")])
+    assert sum(curves["reliability"]["units"]) == sum(bars["negatives"] + bars["positives"]) == report.plotted.metrics.units
+    for stairs, name in ((histogram.patches[0], "negatives"), (histogram.patches[2], "positives")):
+        np.testing.assert_allclose(stairs.get_data().values, np.array(bars[name]) / sum(bars[name]))
+        assert stairs.get_data().edges.tolist() == bars["edges"]
+    assert document["errors"] == [{"image_id": "7", "score": 0.1, "label": 1}]
+
+
+def test_a_curve_of_many_scores_is_thinned_to_what_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitmodel.measure.drawn.BAND_REPLICATES", 20)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 54706).astype(float)
+    sample = Sample(labels, expit(rng.normal(labels)), np.arange(len(labels)))
+    exact, kept = Ranking(sample, 1.0).curve(), Curves.of(sample)
+    assert len(exact.fpr) > 20000
+    assert max(len(kept.roc.fpr), len(kept.precision_recall.recall)) <= 3000
+    assert np.abs(np.interp(exact.fpr + exact.tpr, kept.roc.fpr + kept.roc.tpr, kept.roc.tpr) - exact.tpr).max() < 0.001
+    assert (kept.roc.fpr[[0, -1]] == kept.roc.tpr[[0, -1]]).all()
+    assert len(to_json(asdict(kept))) < 500e3
+
+
 def test_it_shows_every_number_with_its_interval_and_every_count(page: str, report: Report) -> None:
     text = " ".join(Page(page).text.split()).replace("−", "-")
     for level in report.levels:
@@ -122,7 +167,7 @@ def test_the_warning_stands_beside_the_scores(page: str) -> None:
 def test_errors_are_shown_small_enough_to_be_sent(kind: type[np.integer], report: Report, tmp_path: Path) -> None:
     crop = np.full((2048, 1000), np.iinfo(kind).max, dtype=kind)
     orange = np.full((256, 128, 3), (255, 128, 0), dtype=np.uint8)
-    write_report(tmp_path / "report.html", replace(report, errors=[Case("missed", crop, orange)]))
+    write_report(tmp_path / "report.html", replace(report, errors=[Case("7", 0.1, 1, "L CC", crop, orange)]))
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "report.html").read_text(encoding="utf-8"))
     pictures = [cv2.imdecode(np.frombuffer(base64.b64decode(each), np.uint8), cv2.IMREAD_UNCHANGED) for each in found]
     assert [picture.shape for picture in pictures] == [(512, 250), (256, 128, 3)]

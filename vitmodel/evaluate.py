@@ -210,11 +210,10 @@ def confident_errors(predictor: Predictor, evaluation: Evaluation) -> Iterator[C
     rows = evaluation.table.iloc[wrong]
     known = about_images(rows, predictor.model.config)
     for row, probability, place, about in zip(rows.itertuples(), evaluation.probability[wrong], rows_of(rows), known, strict=True):
-        kind = f"{evaluation.label} missed" if probability < evaluation.threshold else f"no {evaluation.label}, but called"
         age = np.nan if np.isnan(row.age) else f"age {row.age:.0f}"
         density = np.nan if pd.isna(row.density) else f"density {row.density}"
         shown = describe([f"{row.laterality} {row.view}".strip(), age, density])
-        yield Case(f"{kind.capitalize()}, score {probability:.3f}; {shown}; image {row.image_id}", *picture(predictor, place, about))
+        yield Case(row.image_id, float(probability), int(getattr(row, evaluation.label)), shown, *picture(predictor, place, about))
 
 
 def picture(predictor: Predictor, row: Row, about: About) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from vitmodel.data.dataset import read_crop
 from vitmodel.data.panel import tile
 from vitmodel.learner import Course, Learner
 from vitmodel.measure import figures
+from vitmodel.measure.drawn import PrecisionRecall, Roc
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample
 from vitmodel.utils import VitmodelError, progress, write_atomic
@@ -138,8 +139,8 @@ class Pictures(L.Callback):
         metrics = measure(sample, 0.5, REPLICATES)
         show(learner, "val/confusion_matrix", figures.to_pixels(figures.confusion(metrics.confusion, threshold=0.5)))
         if 0 < metrics.positives < metrics.units:
-            show(learner, "val/roc", figures.to_pixels(figures.roc(sample, metrics)))
-            show(learner, "val/precision_recall", figures.to_pixels(figures.precision_recall(sample, metrics)))
+            show(learner, "val/roc", figures.to_pixels(figures.roc(Roc.of(sample), metrics)))
+            show(learner, "val/precision_recall", figures.to_pixels(figures.precision_recall(PrecisionRecall.of(sample), metrics)))
         for name, label in (("false_negatives", 1), ("false_positives", 0)):
             wrong = np.flatnonzero((labels == label) & ((scores >= 0.5) != label))
             worst = wrong[np.argsort(scores[wrong] * (1 if label else -1), kind="stable")][:WORST]

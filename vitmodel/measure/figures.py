@@ -1,4 +1,4 @@
-"""Figures for the report and the curves: samples and metrics in, pictures out. Knows no report.
+"""Figures for the report and the curves: points and metrics in, pictures out. Knows no report.
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart; classes differ in line style too.
 """
@@ -19,13 +19,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vitmodel.measure.bootstrap import percentile_limits, resample
-from vitmodel.measure.curve import Curve
-from vitmodel.measure.metrics import Confusion, Metrics, Ranking
-from vitmodel.measure.sample import Sample
+from vitmodel.measure.drawn import Band, DecisionCurve, Histogram, PrecisionRecall, Reliability, Roc
+from vitmodel.measure.metrics import Confusion, Metrics
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
-BAND_REPLICATES = 500
 P = ParamSpec("P")
 
 
@@ -87,68 +84,52 @@ def to_pixels(figure: Figure) -> np.ndarray:
 
 
 @_figure()
-def roc(axes: Axes, sample: Sample, metrics: Metrics) -> None:
+def roc(axes: Axes, drawn: Roc, metrics: Metrics) -> None:
     """The ROC curve with its pointwise 95 % band over patients, and the operating point with its intervals."""
-    grid = np.linspace(0, 1, 201)
-    _band(axes, sample, grid, lambda curve: np.interp(grid, curve.fpr, curve.tpr))
-    curve = _curve(sample)
+    _band(axes, drawn.band)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Chance")
-    axes.plot(curve.fpr, curve.tpr, color=BLUE, label=f"AUROC {metrics.intervals['auroc']}")
+    axes.plot(drawn.fpr, drawn.tpr, color=BLUE, label=f"AUROC {metrics.intervals['auroc']}")
     _operating_point(axes, metrics, x="specificity", y="sensitivity", complement=True)
     _unit_square(axes, "1 − specificity (false-positive fraction)", "Sensitivity")
 
 
 @_figure()
-def precision_recall(axes: Axes, sample: Sample, metrics: Metrics) -> None:
-    """Precision against recall in steps, as average precision counts it, with band, prevalence and operating point."""
-    grid = np.linspace(0.005, 1, 200)
-
-    def at_grid(curve: Curve) -> np.ndarray:
-        return curve.precision[np.searchsorted(curve.tpr, grid - 1e-9)]
-
-    _band(axes, sample, grid, at_grid)
-    curve, prevalence = _curve(sample), metrics.positives / metrics.units
-    gains = 1 + np.flatnonzero(np.diff(curve.tp))
-    recall, precision = np.append(0, curve.tpr[gains]), curve.precision[np.append(gains[0], gains)]
+def precision_recall(axes: Axes, drawn: PrecisionRecall, metrics: Metrics) -> None:
+    """Precision against recall in steps, with band, prevalence and operating point."""
+    _band(axes, drawn.band)
+    prevalence = metrics.positives / metrics.units
     axes.axhline(prevalence, color=GREY, lw=0.8, ls=(0, (4, 3)), label=f"Prevalence {prevalence:.3f}")
-    axes.step(recall, precision, where="pre", color=BLUE, label=f"AUPRC {metrics.intervals['auprc']}")
+    axes.step(drawn.recall, drawn.precision, where="pre", color=BLUE, label=f"AUPRC {metrics.intervals['auprc']}")
     _operating_point(axes, metrics, x="sensitivity", y="precision")
     _unit_square(axes, "Recall (sensitivity)", "Precision (PPV)")
 
 
 @_figure()
-def reliability(axes: Axes, sample: Sample, metrics: Metrics, label: str) -> None:
-    """The fraction of positives in bins of equally many scores (up to ten, of ten or more), with Wilson's 95 % intervals.
-
-    Both axes end where the bins do: at screening prevalence that is far below 1.
-    """
-    order = np.argsort(sample.scores, kind="stable")
-    bins = np.array_split(order, min(10, max(1, len(order) // 10)))
-    score = np.array([sample.scores[rows].mean() for rows in bins])
-    observed = np.array([sample.labels[rows].mean() for rows in bins])
-    low, high = np.array([_wilson(sample.labels[rows]) for rows in bins]).T
+def reliability(axes: Axes, drawn: Reliability, metrics: Metrics, label: str) -> None:
+    """The fraction of positives against the mean score of each bin. Both axes end where the bins do: at screening prevalence that is far
+    below 1."""
     slope, intercept = (metrics.intervals[name].value for name in ("calibration_slope", "calibration_intercept"))
-    end = min(1.0, 1.08 * max(score.max(), high.max()))
+    end = min(1.0, 1.08 * max(drawn.score.max(), drawn.high.max()))
     axes.plot([0, end], [0, end], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Perfect calibration")
     axes.errorbar(
-        score, observed, yerr=[observed - low, high - observed], fmt="o-", ms=3.5, color=BLUE, elinewidth=0.8, lw=1,
-        label=f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−"),
+        drawn.score, drawn.observed, yerr=[drawn.observed - drawn.low, drawn.high - drawn.observed],
+        fmt="o-", ms=3.5, color=BLUE, elinewidth=0.8, lw=1, label=f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−"),
     )  # fmt: skip
     axes.set(xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=f"Observed fraction with {label}", aspect="equal")
 
 
 @_figure(height=2.9)
-def histogram(axes: Axes, sample: Sample, metrics: Metrics, label: str) -> None:
+def histogram(axes: Axes, drawn: Histogram, metrics: Metrics, label: str) -> None:
     """The scores of each class, as fractions of that class, and the threshold."""
-    edges = np.linspace(0, max(sample.scores.max(), metrics.threshold, 1e-3), 31)
-    for truth, name, colour, style in ((0, f"No {label}", BLUE, "-"), (1, label.capitalize(), ORANGE, (0, (3, 1)))):
-        scores = sample.scores[sample.labels == truth]
-        if len(scores):
-            fractions = np.histogram(scores, edges)[0] / len(scores)
-            axes.stairs(fractions, edges, fill=True, color=colour, alpha=0.2)
-            axes.stairs(fractions, edges, color=colour, ls=style, lw=1.3, label=f"{name} (n = {len(scores):,})")
+    for counts, name, colour, style in (
+        (drawn.negatives, f"No {label}", BLUE, "-"),
+        (drawn.positives, label.capitalize(), ORANGE, (0, (3, 1))),
+    ):
+        if total := counts.sum():
+            axes.stairs(counts / total, drawn.edges, fill=True, color=colour, alpha=0.2)
+            axes.stairs(counts / total, drawn.edges, color=colour, ls=style, lw=1.3, label=f"{name} (n = {total:,})")
     axes.axvline(metrics.threshold, color="#222222", lw=0.9, ls=":", label=f"Threshold {metrics.threshold:.3f}")
-    axes.set(xlim=(0, 1.02 * edges[-1]), xlabel="Score", ylabel="Fraction of the class")
+    axes.set(xlim=(0, 1.02 * drawn.edges[-1]), xlabel="Score", ylabel="Fraction of the class")
 
 
 @_figure(height=2.9)
@@ -171,28 +152,13 @@ def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = "can
     axes.spines[:].set_visible(False)
 
 
-def net_benefit(sample: Sample) -> dict[str, list[float]]:
-    """Of acting at each threshold probability: tp / n - fp / n * odds of the threshold; for the model, and for acting on everyone.
-
-    Up to where fewer than 1 unit in 200 is called. Source: Vickers and Elkin, Medical Decision Making 26 (2006) 565-574.
-    """
-    end = min(0.95, max(0.05, float(np.quantile(sample.scores, 0.995))))
-    thresholds = np.linspace(0.005, end, 100)
-    called = sample.scores >= thresholds[:, None]
-    odds = thresholds / (1 - thresholds)
-    model = (called * (sample.labels - odds[:, None] * (1 - sample.labels))).mean(axis=1)
-    everyone = sample.labels.mean() - odds * (1 - sample.labels.mean())
-    return {"threshold": thresholds.tolist(), "model": model.tolist(), "everyone": everyone.tolist()}
-
-
 @_figure(height=2.9)
-def decision_curve(axes: Axes, sample: Sample) -> None:
+def decision_curve(axes: Axes, drawn: DecisionCurve, metrics: Metrics) -> None:
     """Net benefit over the threshold probability, beside acting on everyone and on no one."""
-    found = net_benefit(sample)
     axes.axhline(0, color="#222222", lw=0.9, label="No one")
-    axes.plot(found["threshold"], found["everyone"], color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=3, label="Everyone")
-    axes.plot(found["threshold"], found["model"], color=BLUE, label="By the score")
-    top = max(*found["model"], sample.labels.mean())
+    axes.plot(drawn.threshold, drawn.everyone, color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=3, label="Everyone")
+    axes.plot(drawn.threshold, drawn.model, color=BLUE, label="By the score")
+    top = max(drawn.model.max(), metrics.positives / metrics.units)
     axes.set(ylim=(-0.25 * top, 1.08 * top), xlim=(0, None), xlabel="Threshold probability", ylabel="Net benefit (per unit)")
 
 
@@ -241,20 +207,8 @@ def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, floa
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _curve(sample: Sample) -> Curve:
-    return Ranking(sample, threshold=1.0).curve()
-
-
-def _band(axes: Axes, sample: Sample, grid: np.ndarray, at_grid: Callable[[Curve], np.ndarray]) -> None:
-    """The pointwise 95 % band of a curve read off at `grid`, over patients drawn with replacement."""
-    ranking = Ranking(sample, threshold=1.0)
-
-    def read(sums: np.ndarray) -> np.ndarray:  # F B -> len(grid) B
-        curves = [ranking.curve(replicate) for replicate in sums.T]
-        return np.stack([at_grid(c) if c.positives and c.negatives else np.full(len(grid), np.nan) for c in curves], axis=1)
-
-    low, high = percentile_limits(resample(ranking.rows, read, ranking.patients, BAND_REPLICATES, seed=0))
-    axes.fill_between(grid, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
+def _band(axes: Axes, band: Band) -> None:
+    axes.fill_between(band.x, band.low, band.high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
 
 
 def _operating_point(axes: Axes, metrics: Metrics, x: str, y: str, complement: bool = False) -> None:
@@ -270,12 +224,3 @@ def _operating_point(axes: Axes, metrics: Metrics, x: str, y: str, complement: b
 
 def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=xlabel, ylabel=ylabel, aspect="equal")
-
-
-def _wilson(labels: np.ndarray) -> tuple[float, float]:
-    """Wilson's 95 % interval of a fraction. Source: Wilson, JASA 22 (1927) 209-212."""
-    n, z = len(labels), 1.96
-    fraction = labels.mean()
-    middle = (fraction + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(fraction * (1 - fraction) / n + z**2 / (4 * n**2))
-    return min(middle - half, fraction), max(middle + half, fraction)

@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from vitmodel.measure import figures
 from vitmodel.measure.bootstrap import Interval
 from vitmodel.measure.compare import Comparison
+from vitmodel.measure.drawn import Drawn
 from vitmodel.measure.metrics import METRICS, Metrics
 from vitmodel.measure.sample import Sample
 from vitmodel.utils import render_page, write_atomic
@@ -89,7 +91,11 @@ class Audit:
 class Case:
     """An image whose score was far from its label."""
 
-    caption: str
+    image_id: str
+    score: float
+    label: int
+    about: str
+    """What is known of it, for the page alone: side, view, age, density."""
     crop: np.ndarray
     """H W, uint8 or uint16."""
     overlay: np.ndarray | None = None
@@ -137,6 +143,11 @@ class Report:
     """What the colours of the errors' heat maps stand for; empty = there are none."""
     limits: Sequence[str] = LIMITS
 
+    @cached_property
+    def drawn(self) -> Drawn:
+        """The points of the figures of scores."""
+        return Drawn.of(self.plotted.sample, self.plotted.metrics.threshold)
+
     @property
     def missing(self) -> dict[str, str]:
         """What other patients of the data could not be asked for, in words, by the section that stands empty for it."""
@@ -153,7 +164,6 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Every number of the report, for JSON."""
-        sample = self.plotted.sample.known()
         return {
             "command": self.command,
             "created": self.created,
@@ -163,13 +173,17 @@ class Report:
             "model": dict(self.model),
             "data": dict(self.data),
             "refusals": dict(self.refusals),
+            "folds": self.folds,
             "cross_fitted": [vars(each) | {"metrics": each.metrics.to_dict()} for each in self.thresholds],
             "recalibrated": {method: metrics.to_dict() for method, metrics in self.recalibrated.items()},
             "elsewhere": self.elsewhere and {"prevalence": self.elsewhere[0], "metrics": self.elsewhere[1].to_dict()},
             "subgroups": [vars(each) | {"metrics": each.metrics and each.metrics.to_dict()} for each in self.subgroups],
             "undivided": list(self.undivided),
             "audit": self.audit and asdict(self.audit),
-            "net_benefit": figures.net_benefit(sample) if self.plotted.metrics.positives else None,
+            "plotted": self.plotted.name,
+            "drawn": asdict(self.drawn),
+            # by its id alone: what else is known of a patient stays on the page, which holds her images anyway
+            "errors": [{name: getattr(case, name) for name in ("image_id", "score", "label")} for case in self.errors],
             "history": self.history,
             "limits": list(self.limits),
         }
@@ -183,7 +197,7 @@ def write_report(path: Path | str, report: Report) -> None:
         subtitle=report.created,
         report=report,
         groups=METRICS,
-        figures=_pictures(report.plotted, report.label),
+        figures=_pictures(report),
         decisions=_decisions(report),
         calibrations=_calibrations(report),
         mixed=_mixed(report),
@@ -191,7 +205,7 @@ def write_report(path: Path | str, report: Report) -> None:
         leaks=_leaks(report),
         outdone=_outdone(report),
         forest=[_inline(figure) for figure in _forests(report)],
-        errors=[(case.caption, [_picture(image) for image in (case.crop, case.overlay) if image is not None]) for case in report.errors],
+        errors=[_error(case, report.label) for case in report.errors],
         history={name: _inline(figures.history(name, splits)) for name, splits in report.history.items()},
         undefined=math.isnan,
         number=_number,
@@ -274,19 +288,31 @@ def _picture(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.tobytes()).decode()
 
 
-def _pictures(level: Level, label: str) -> list[tuple[str, str]]:
-    """Caption and picture of each figure; the curves need both classes."""
-    sample, metrics = level.sample.known(), level.metrics
+def _error(case: Case, label: str) -> tuple[str, list[str]]:
+    """Caption and pictures."""
+    kind = f"{label} missed" if case.label else f"no {label}, but called"
+    caption = f"{kind.capitalize()}, score {case.score:.3f}; {case.about}; image {case.image_id}"
+    return caption, [_picture(image) for image in (case.crop, case.overlay) if image is not None]
+
+
+def _pictures(report: Report) -> list[tuple[str, str]]:
+    """Caption and picture of each figure of scores."""
+    drawn, metrics, label = report.drawn, report.plotted.metrics, report.label
     pictures = []
-    if 0 < metrics.positives < metrics.units:
+    if curves := drawn.curves:
+        roc, precision_recall = figures.roc(curves.roc, metrics), figures.precision_recall(curves.precision_recall, metrics)
+        reliability = figures.reliability(curves.reliability, metrics, label)
         pictures += [
-            ("Receiver operating characteristic; the dot is the threshold, with 95 % intervals.", figures.roc(sample, metrics)),
-            ("Precision and recall; the dot is the threshold, with 95 % intervals.", figures.precision_recall(sample, metrics)),
-            ("Reliability in bins of equally many scores, with Wilson’s 95 % intervals.", figures.reliability(sample, metrics, label)),
-            ("Decision curve: net benefit of acting on the score, on everyone, on no one.", figures.decision_curve(sample)),
+            ("Receiver operating characteristic; the dot is the threshold, with 95 % intervals.", roc),
+            ("Precision and recall; the dot is the threshold, with 95 % intervals.", precision_recall),
+            ("Reliability in bins of equally many scores, with Wilson’s 95 % intervals.", reliability),
+            (
+                "Decision curve: net benefit of acting on the score, on everyone, on no one.",
+                figures.decision_curve(curves.decision_curve, metrics),
+            ),
         ]
     pictures += [
-        ("Scores by class, each as a fraction of its class.", figures.histogram(sample, metrics, label)),
+        ("Scores by class, each as a fraction of its class.", figures.histogram(drawn.histogram, metrics, label)),
         ("Confusion matrix at the threshold.", figures.confusion(metrics.confusion, metrics.threshold, label)),
     ]
     return [(caption, _inline(figure)) for caption, figure in pictures]
