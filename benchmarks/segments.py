@@ -79,7 +79,7 @@ def build(way: str, preset: str, size: Size, config: SegmentsConfig = SEGMENTS) 
     model = Network(NetworkConfig(vit=replace(PRESETS[preset], image_size=grid), segments=segments))
     if way.startswith("windows"):
         return model, lambda image: windowed(model, image, 3 if way == "windows+4" else 0)
-    return model, model.images
+    return model, lambda images: model(images).images
 
 
 def step(model: Network, logits: Callable[[Pack], Tensor], images: Pack) -> Callable[[], None]:

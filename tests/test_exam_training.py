@@ -74,7 +74,7 @@ def test_an_exam_is_scored_as_if_it_were_alone_in_any_order_and_budget(fused: Pr
         np.testing.assert_allclose(together, other, atol=1e-5)
 
 
-def test_a_breast_has_the_score_that_the_network_gives_it(fused: Predictor, table: pd.DataFrame) -> None:
+def test_breast_and_patient_have_the_scores_that_the_network_gives_them(fused: Predictor, table: pd.DataFrame) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and rows["laterality"].nunique() == 2)
     about = about_images(rows, fused.model.config)
     images = pack([to_tensor(read_crop(path)) for path in rows["path"]], 16, about=about)
@@ -82,6 +82,7 @@ def test_a_breast_has_the_score_that_the_network_gives_it(fused: Predictor, tabl
         said = fused.model(images)
     breasts = fused.score_breasts(fused.score_images(rows))
     np.testing.assert_allclose(breasts["score"], expit(said.breasts.numpy()), atol=1e-6)
+    np.testing.assert_allclose(fused.score_patients(breasts)["score"], expit(said.patients.numpy()), atol=1e-6)
 
 
 def test_refused_images_and_copies_leave_the_exam_without_them(fused: Predictor, table: pd.DataFrame) -> None:
@@ -147,7 +148,9 @@ def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run
     images, breasts = (pd.read_csv(tmp_path / name, dtype={"patient_id": str}) for name in ("scores.csv", "breast_scores.csv"))
     expected = images.groupby(breast_ids(images), sort=False)["breast_probability"].first()
     np.testing.assert_allclose(breasts.set_index("prediction_id")["probability"], expected)
-    assert "fusion of all images" in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "fusion of all images" in report
+    assert "noisy-or of her breasts" in report
 
 
 def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(crops: Path, caplog: pytest.LogCaptureFixture) -> None:

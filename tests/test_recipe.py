@@ -198,12 +198,15 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
     assert "fold 0" in error
 
 
-def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path) -> None:
-    """DDP over gloo, the same global batch: the loss curves agree to rounding."""
+@pytest.mark.parametrize(
+    "options", [["--auxiliary", "[age]"], ["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"]]
+)
+def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path, options: list[str]) -> None:
+    """DDP over gloo, the same global batch of images or exams: the loss curves agree to rounding."""
     histories = []
     for devices in ("1", "2"):
         run = tmp_path / devices
-        arguments = [*SHORT, "--batch-size", "8", "--device", "cpu", "--devices", devices, "--auxiliary", "[age]", "--patience", "0"]
+        arguments = [*SHORT, "--batch-size", "8", "--device", "cpu", "--devices", devices, *options, "--patience", "0"]
         arguments += ["--precision", "fp32"]  # or rounding alone would move the curves by more
         command = [sys.executable, "-m", "vitmodel.cli", "train", str(crops / "manifest.csv"), str(run), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[1])

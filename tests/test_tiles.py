@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import segments
 import torch
 from torch import Tensor
 
@@ -244,3 +245,9 @@ def test_the_command_line_trains_predicts_and_explains_in_segments(crops: Path, 
     assert main(["export", package, str(tmp_path / "model.onnx")]) == 2
     assert "segments" in capsys.readouterr().err
     assert main(["predict", package, manifest, str(tmp_path / "none"), "--segment-budget", "4"]) == 2
+
+
+@pytest.mark.parametrize("way", segments.WAYS)
+def test_the_benchmark_can_build_every_way(way: str) -> None:
+    _, logits = segments.build(way, "vit_micro", Size(512, 256))
+    assert logits(pack([breast(512, 256)], 16)).shape == (1, 1)

@@ -49,6 +49,14 @@ def test_a_search_goes_on_and_its_best_recipe_trains(crops: Path, tmp_path: Path
     assert best.lr == pytest.approx(trials.loc[trials["value"].idxmax(), "params_lr"])
 
 
+def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None:
+    around = ["--fusion", "--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20"]
+    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--epochs", "1", "--trials", "1"]) == 0
+    best = parse("train", ["--config", str(tmp_path / "study" / "best.yaml")])
+    assert best.fusion
+    assert best.segments == 32
+
+
 def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
 

@@ -18,10 +18,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitmodel.config import Size, TrainConfig
+from vitmodel.config import SegmentsConfig, Size, TrainConfig
 from vitmodel.fitting import build_model
 from vitmodel.model import package
-from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
+from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package, save_package
 from vitmodel.model.vit import ViT, resize_positions
@@ -246,6 +246,25 @@ def test_training_builds_the_network_as_its_weights_say(tmp_path: Path) -> None:
     config = TrainConfig(manifest=tmp_path, run=tmp_path, model="vit_micro", weights=tmp_path / "given")
     model = build_model(config, NetworkConfig(vit=micro), pd.DataFrame({"cancer": [0.0, 1.0]}))
     assert model.config.vit.eps == model.trunk.config.eps == 1e-12
+
+
+def test_published_weights_start_the_trunk_and_what_stands_around_it_is_fresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = timm_state(ViT(replace(PRESETS["vit_micro"], channels=3)))
+    save_file(published, tmp_path / "vit.safetensors")
+    config = TrainConfig(manifest=tmp_path, run=tmp_path, model="vit_micro", weights=tmp_path / "vit.safetensors")
+    micro, views = replace(PRESETS["vit_micro"], image_size=Size(64, 64)), Vocabulary("view", ("CC", "MLO"))
+    around = NetworkConfig(
+        vit=micro,
+        exam=ExamConfig(views=views),
+        sources=SourcesConfig(columns=(views,)),
+        segments=SegmentsConfig(segments=64, segment_overlap=16),
+    )
+    model = build_model(config, around, pd.DataFrame({"cancer": [0.0, 1.0]}))
+    assert all(torch.equal(tensor, published[name]) for name, tensor in model.tensors().items() if name.startswith("blocks"))
+    table = capsys.readouterr().out
+    for name in ("sources", "exam", "segments"):
+        count = sum(tensor.startswith(f"{name}.") for tensor in model.tensors())
+        assert f"  fresh    {name} ({count} tensors)" in table
 
 
 @torch.no_grad()

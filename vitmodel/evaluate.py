@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> None:
         probability=images.loc[scored, "probability"].to_numpy(),
         label=predictor.package["label"],
         aggregate=usual if own else config.aggregate,
-        patient_aggregate=config.patient_aggregate,
+        patient_aggregate=predictor.patient_aggregation if config.patient_aggregate == "package" else config.patient_aggregate,
         threshold=predictor.threshold,
         replicates=config.replicates,
         seed=config.seed,

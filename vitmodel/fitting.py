@@ -30,7 +30,7 @@ from vitmodel.model.losses import TARGETS, prior_bias
 from vitmodel.model.network import Network
 from vitmodel.model.packing import check_budget
 from vitmodel.model.tiles import check_segments
-from vitmodel.model.weights import fit_weights, load_weights
+from vitmodel.model.weights import Fate, fit_weights, load_weights
 from vitmodel.monitoring import Pictures
 from vitmodel.trainer import LAST, build_trainer, fit, next_epoch
 from vitmodel.utils import UsageError
@@ -152,7 +152,8 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
     model.trunk.checkpoint = config.checkpointing
     torch.nn.init.constant_(model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
     if weights is not None:
-        print(fit_weights(model.trunk, weights))
+        report, own = fit_weights(model.trunk, weights), model.trunk.state_dict()
+        print(replace(report, fates=(*report.fates, *(Fate("fresh", name) for name in model.tensors() if name not in own))))
     return model
 
 

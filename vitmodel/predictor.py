@@ -166,6 +166,7 @@ class Predictor:
         self.calibrated, self.aggregation = first.calibrated, first.aggregation
         self.fused = self.model.exam is not None
         """Whether the network itself scores breasts, from all images of an exam."""
+        self.patient_aggregation = "noisy_or" if self.fused else "max"
         self.threshold = float(np.mean([member.threshold for member in self.members]))
         self.timings = Timings()
 
@@ -312,9 +313,8 @@ class Predictor:
         for column in ("score", "probability"):
             if self.fused:
                 breasts[column] = used.groupby("prediction_id")[f"breast_{column}"].first()
-                continue
-            ids, values = aggregate(used[column], used["prediction_id"], self.aggregation) if len(used) else ([], [])
-            breasts[column] = pd.Series(values, index=ids, dtype=float)
+            else:
+                breasts[column] = aggregated(used[column], used["prediction_id"], self.aggregation)
         breasts["decision"] = decide(breasts["probability"], self.threshold)
         breasts["n_images"] = groups.size()
         views = used.groupby("prediction_id")["view"]
@@ -330,15 +330,24 @@ class Predictor:
         return breasts.reset_index()
 
     def score_patients(self, breasts: pd.DataFrame) -> pd.DataFrame:
-        """One row per patient from the rows of `score_breasts`: the worse breast; one without a score is counted, not taken for healthy."""
+        """One row per patient from the rows of `score_breasts`: the worse breast or, with the fusion of exams, noisy-or, which is how the
+        network itself says it of the patient. A breast without a score is counted, not taken for healthy."""
         groups = breasts.groupby("patient_id", sort=False)
-        patients = groups[["score", "probability"]].max()
-        patients["decision"] = decide(patients["probability"], self.threshold)
-        patients["n_breasts"] = groups.size()
+        patients = groups.size().to_frame("n_breasts")
+        scored = breasts[breasts["probability"].notna()]
+        for place, column in enumerate(("score", "probability")):
+            patients.insert(place, column, aggregated(scored[column], scored["patient_id"], self.patient_aggregation))
+        patients.insert(2, "decision", decide(patients["probability"], self.threshold))
         usable = groups["probability"].count()
         doubtful = (usable < patients["n_breasts"]) | (groups["reason"].count() > 0)
         patients["status"] = np.select([usable == 0, doubtful], ["refused", "warned"], "ok")
         return patients.reset_index()
+
+
+def aggregated(scores: pd.Series, groups: pd.Series, how: str) -> pd.Series:
+    """One score per group by its id, from the scores of its members and the group of each."""
+    ids, values = aggregate(scores, groups, how) if len(scores) else ([], [])
+    return pd.Series(values, index=ids, dtype=float)
 
 
 def decide(probability: pd.Series, threshold: float) -> pd.Series:

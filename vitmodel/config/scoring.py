@@ -59,8 +59,8 @@ class EvaluateConfig(PredictorConfig):
     """Seed of the bootstrap and of the folds."""
     aggregate: Literal["package", "mean", "mean_logit", "max", "noisy_or"] = "package"
     """A breast's probability from its images'; package = as the package decides, for which its threshold was chosen."""
-    patient_aggregate: Literal["max", "mean", "noisy_or"] = "max"
-    """A patient's probability from her breasts'."""
+    patient_aggregate: Literal["package", "max", "mean", "noisy_or"] = "package"
+    """A patient's probability from her breasts'; package = the larger one or, with the fusion of exams, noisy-or, as it was trained."""
     sensitivity: float = 0.9
     """Sensitivity that one of the cross-fitted thresholds is chosen for."""
     prevalence: float | None = None

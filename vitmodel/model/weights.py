@@ -77,7 +77,7 @@ class Report:
         return [fate.tensor for fate in self.fates if fate.action == action]
 
     def __str__(self) -> str:
-        groups = Counter(fate._replace(tensor=re.sub(r"^blocks\.\d+\..*", "blocks", fate.tensor)) for fate in self.fates)
+        groups = Counter(fate._replace(tensor=re.sub(r"^(blocks|sources|exam|segments)\..*", r"\1", fate.tensor)) for fate in self.fates)
         rows = [(fate.action, fate.tensor + (f" ({count} tensors)" if count > 1 else ""), fate.note) for fate, count in groups.items()]
         width = max(len(tensor) for _, tensor, _ in rows)
         lines = [f"  {action:8} {tensor:{width}}  {note}".rstrip() for action, tensor, note in rows]
