@@ -35,6 +35,16 @@ def test_a_flag_reaches_its_field() -> None:
     )
 
 
+def test_weights_bring_the_best_recipe_and_every_flag_has_the_last_word() -> None:
+    def schedule(*more: str) -> tuple[int, float, float]:
+        settings = cli.parse("train", ["m.csv", "run", *more])
+        return settings.epochs, settings.lr, settings.layer_decay
+
+    assert schedule() == (30, 3e-4, 1)
+    assert schedule("--weights", "w") == schedule("--weights", "w", "--config", str(ROOT / "configs" / "rsna.yaml")) == (6, 1e-4, 0.75)
+    assert schedule("--weights", "w", "--epochs", "30", "--lr", "0.1", "--layer-decay", "1") == (30, 0.1, 1)
+
+
 def test_a_list_takes_the_bare_arguments_that_the_others_leave_and_grows_by_its_flag() -> None:
     settings = cli.parse("predict", ["package", "a.dcm", "--ensemble", "second", "-", "b c", "out", "--ensemble=third", "--flip"])
     assert settings == config.PredictConfig(
@@ -122,7 +132,7 @@ def test_help_takes_less_than_a_second() -> None:
     begin = time.perf_counter()
     shown = subprocess.run([sys.executable, "-m", "vitmodel.cli", "train", "--help"], capture_output=True, text=True, check=True).stdout
     assert time.perf_counter() - begin < 1
-    assert "Peak learning rate." in shown  # the field's docstring
+    assert "Peak learning rate;" in shown  # the field's docstring
 
 
 def test_version() -> None:

@@ -109,6 +109,11 @@ class IntegrationConfig:
         return tuple(dict.fromkeys(filter(None, (name.strip() for name in self.sources.split(",")))))
 
 
+AUTO = -1
+FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0}
+FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75}  # the best of benchmarks/recipe.py, see docs/LOG.md
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What every training has in common: the network and how its weights are changed."""
@@ -124,8 +129,8 @@ class TrainingConfig:
     """Patch embedding: one linear map per patch, or early convolutions."""
     drop_path: float = 0.1
     """Stochastic depth: rate at the last block."""
-    epochs: int = 30
-    """Passes over the training set."""
+    epochs: int = AUTO
+    """Passes over the training set; -1 = 6 from given weights, 30 from scratch."""
     batch_size: int = 32
     """Images, or with FUSION exams, per step, at most; over all devices."""
     tokens: int = 16384
@@ -136,12 +141,12 @@ class TrainingConfig:
     """Steps whose gradients are averaged before the weights change."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or gradient descent with a momentum of 0.9."""
-    lr: float = 3e-4
-    """Peak learning rate."""
+    lr: float = AUTO
+    """Peak learning rate; -1 = 1e-4 from given weights, 3e-4 from scratch."""
     weight_decay: float = 0.05
     """Weight decay on weight matrices; decoupled in AdamW."""
-    layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one below it; 1 = all learn alike."""
+    layer_decay: float = AUTO
+    """Factor of the learning rate from each layer to the one below, 1 = all learn alike; -1 = 0.75 from given weights, 1 from scratch."""
     warmup: float = 0.1
     """Fraction of the training over which the learning rate rises; then it falls as a cosine to 1 %."""
     clip: float = 1.0
@@ -174,6 +179,9 @@ class TrainingConfig:
     """Go on from RUN's last checkpoint, to the same weights as a run that was not interrupted."""
 
     def __post_init__(self) -> None:
+        for name, value in (FROM_WEIGHTS if getattr(self, "weights", None) else FROM_SCRATCH).items():
+            if getattr(self, name, None) == AUTO:
+                object.__setattr__(self, name, value)
         for name in ("epochs", "batch_size", "tokens", "accumulate", "devices", "nodes"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("workers", "weight_decay", "clip", "unreadable", "nonfinite"):
