@@ -24,6 +24,7 @@ from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_mani
 from vitmodel.data.samplers import Draw, InOrder
 from vitmodel.evaluate import evaluate
 from vitmodel.exams import about_images, learn_vocabulary, unseen_sources
+from vitmodel.fitting import labelled_crops
 from vitmodel.learner import Learner
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, Vocabulary
 from vitmodel.model.fusion import any_of
@@ -245,6 +246,37 @@ def test_fusion_refuses_breasts_without_a_side(crops: Path, tmp_path: Path, flag
     write_manifest(table, tmp_path / "manifest.csv")
     assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *flags, "--fusion"]) == 2
     assert f"column laterality is empty for image {table.loc[row, 'image_id']}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [("laterality", "L", "laterality may name both breasts as one"), ("patient_id", "", "patient_id may name two patients as one")],
+)
+def test_mixed_exams_are_named(
+    fused: Predictor, table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str, value: str, sentence: str
+) -> None:
+    """Both breasts of a patient as one, and an image of another patient among hers."""
+    mixed, first = table.copy(), table["patient_id"].iloc[0]
+    other = mixed.index[mixed["age"] != mixed["age"].iloc[0]][0]
+    rows = (mixed["patient_id"] == first) if column == "laterality" else mixed.index == other
+    mixed.loc[rows, column] = value or first
+    named = mixed["patient_id"] == first
+    write_manifest(mixed, tmp_path / "manifest.csv")
+    labelled_crops(TrainConfig(manifest=tmp_path / "manifest.csv", run=tmp_path / "run", fusion=True))
+    assert sentence in caplog.text
+    assert f"of patient {first}" in caplog.text
+    scores = fused.score_images(mixed)
+    assert scores.loc[scores["status"] != "refused", "remark"].str.contains(sentence).eq(True).equals(named[scores["status"] != "refused"])
+
+
+def test_an_exam_whose_crops_are_lost_is_cropped_anew_or_refused(fused: Predictor, table: pd.DataFrame, tmp_path: Path) -> None:
+    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all()).assign(path=str(tmp_path / "lost.png"))
+    pd.testing.assert_frame_equal(both(fused, rows), both(fused, table.loc[rows.index]))
+    gone = fused.score_images(rows.assign(source_path=str(tmp_path / "lost.dcm")))
+    assert (gone["reason"] == "missing_file").all()
+    patients = fused.score_patients(fused.score_breasts(gone))
+    assert patients["status"].tolist() == ["refused"]
+    assert patients["score"].isna().all()
 
 
 def test_a_runtime_without_fusion_says_so(exam_run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from vitmodel.data.manifest import breast_ids, read_manifests, repeated, usable
 from vitmodel.data.rows import mm_per_pixel, rows_of
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
-from vitmodel.exams import about_images, check_sides, check_sources, learn_vocabulary
+from vitmodel.exams import about_images, check_exams, check_sources, learn_vocabulary
 from vitmodel.learner import History, Learner
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
 from vitmodel.model.losses import TARGETS, prior_bias
@@ -81,7 +81,7 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
         raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
     check_sources(frame, config.columns, str(config.manifest))
     if config.fusion:
-        check_sides(frame, str(config.manifest))
+        check_exams(frame, str(config.manifest))
     for name in config.auxiliary:
         if TARGETS[name].encode(frame[name].tolist()).isnan().all():
             raise UsageError(f"{config.manifest}: column {name} is unknown in all rows; leave it out of --auxiliary")

@@ -20,7 +20,7 @@ from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import breast_ids, repeated
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
-from vitmodel.exams import about_images, unseen_sources
+from vitmodel.exams import about_images, mixed_exams, unseen_sources
 from vitmodel.measure import calibration
 from vitmodel.measure.sample import aggregate
 from vitmodel.model.explain import Method, explain
@@ -268,7 +268,7 @@ class Predictor:
         with the fusion of exams also breast_score and breast_probability.
 
         A refused image has NaN for score, probability and decision: it is never scored. A file that stands twice in a breast is marked, and
-        so is an image of a source that was not learned apart, and those without laterality that one breast is made of.
+        so is an image of a source that was not learned apart, those without laterality that one breast is made of, and mixed exams.
         """
         each = np.reshape(np.asarray(logits, dtype=float), (len(table), 1 + self.fused, len(self.members)))  # N L M
         scores = table[IDS].copy()
@@ -282,6 +282,9 @@ class Predictor:
             scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
         unseen = pd.Series(unseen_sources(table, self.model.config), index=table.index)
         doubt(scores, "unseen_source", unseen[(unseen != "") & (scores["status"] != "refused")])
+        walls = pd.Series([record.get("chest_wall_side") for record in records], index=table.index, dtype=object)
+        mixed = mixed_exams(table.assign(chest_wall_side=walls.fillna(table["chest_wall_side"])))
+        doubt(scores, "mixed_exam", mixed[scores["status"] != "refused"])
         copies = repeated(scores)
         doubt(scores, "duplicate", pd.Series(WARNED["duplicate"], index=table.index)[copies])
         sideless = scores.loc[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies, "patient_id"]

@@ -12,6 +12,7 @@ from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import Cropped, Record, Source, crop_source
 from vitmodel.data.dataset import read_crop
 from vitmodel.pixels.preprocessing import Geometry
+from vitmodel.utils import VitmodelError
 
 
 class Row(NamedTuple):
@@ -52,17 +53,19 @@ def rows_of(table: pd.DataFrame) -> list[Row]:
 
 
 def load_crop(row: Row, preprocessing: Preprocessing) -> Cropped:
-    """The crop of a manifest row: the one that ETL made in just this way, or a new one from the source.
-
-    A row that is refused before any crop was made stays so.
+    """The crop of a manifest row: the one that ETL made in just this way or, where there is none or it cannot be read, a new one from
+    the source. A row that is refused before any crop was made stays so.
     """
     cv2.setNumThreads(1)
     known: Record = {"status": row.status, "reason": row.reason, "remark": row.remark, "source_sha256": row.source_sha256}
     if row.status == "refused" and row.preprocessing in (None, preprocessing.to_json()):
         return Cropped(known)
-    if row.preprocessing != preprocessing.to_json():
+    try:
+        crop = read_crop(row.path) if row.preprocessing == preprocessing.to_json() else None
+    except VitmodelError:  # the source's verdict takes the place of the crop that is lost
+        crop = None
+    if crop is None:
         return crop_source(Source(row.source, row.laterality), preprocessing)
-    crop = read_crop(row.path)
     known |= {"source_height": row.source_height, "source_width": row.source_width, "spacing_row": row.spacing_row}
     return Cropped(known, crop, row.geometry(Size(*crop.shape)))
 

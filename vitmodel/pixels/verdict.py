@@ -32,6 +32,7 @@ WARNED = {
     "doubtful_side": "the chest wall cannot be told from the pixels",
     "duplicate": "the same file stands twice in this breast; it counts once",
     "no_laterality": "several images of the patient have no laterality: left and right may count as one breast",
+    "mixed_exam": "images of one breast have the chest wall at both sides, or images of one patient state several ages",
     "one_view": "the breast was seen in one view only",
     "unseen_source": "the image is of a source, such as a machine, that the model did not learn apart",
     "low_resolution": "the picture is smaller than the requested size and was enlarged",
