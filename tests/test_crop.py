@@ -92,6 +92,18 @@ def test_air_that_is_fogged_in_one_part_is_air() -> None:
     assert lost(find_breast(fogged), mask[:, :300]) <= 0.02
 
 
+@pytest.mark.parametrize("view", ["CC", "MLO"])
+def test_a_dense_breast_keeps_its_rim_of_dark_fat(view: ViewName) -> None:
+    drawn = render(BreastPhantom(3, depth_mm=80.0), view, SIZE)
+    depth = cv2.distanceTransform(drawn.mask.astype(np.uint8), cv2.DIST_L2, 5)
+    air = np.linspace(0.015, 0.022, SIZE.height)[:, None] * np.ones(SIZE)  # darker at the top
+    film = np.where(depth > 25, 0.5 + 0.005 * np.minimum(depth, 100), air + drawn.mask * (0.02 + 0.001 * depth)).astype(np.float32)
+    noise = 0.002 * np.random.default_rng(0).standard_normal(SIZE, np.float32)
+    found = find_breast(np.clip(cv2.GaussianBlur(film, None, 1) + noise, 0, 1))
+    assert lost(found, drawn.breast) <= 0.005
+    assert (found.mask & ~drawn.mask).sum() <= 0.04 * drawn.mask.sum()
+
+
 def write(image: np.ndarray, text: str, place: tuple[int, int]) -> np.ndarray:
     ink = cv2.putText(np.zeros(image.shape, np.uint8), text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2)
     return np.maximum(image, ink.astype(np.float32) / 255)

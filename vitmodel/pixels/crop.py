@@ -1,9 +1,9 @@
 """Where the breast lies in a low-resolution view of a mammogram, and at which side its chest wall is. Knows no file and no laterality.
 
 Air is the lowest peak of the histogram; the breast is the largest connected component above it (markers, scratches and frames are
-others), without the arm above and the belly below, which begin where its outline turns concave: a breast ends at its inframammary
-fold, as radiologists' boxes do, while a fold of skin within the outline stays. Lengths are fractions of the view, so that views of
-any size give the same breast.
+others) and the rim that stands out from the air beside it, without the arm above and the belly below, which begin where its outline
+turns concave: a breast ends at its inframammary fold, as radiologists' boxes do, while a fold of skin within the outline stays. Lengths
+are fractions of the view, so that views of any size give the same breast.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ LEAST_RANGE = 0.01  # of the grey scale, between the darkest and the brightest h
 LEAST_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
 AIR_TOP = 0.006  # of the view's range: what is darker is air, whatever the histogram says
 FOG_WIDTH, FOG_AREA, FOG_EDGE = 24, 0.05, 0.2  # of a second peak of air: tones to its foot, part of the picture, part of its outer edge
+RIM, RIM_AIR, RIM_STEP = 0.08, 0.01, 8  # of fat hardly brighter than air: its width, as LEAST_WIDTH; the air around; tones above air
 LEAST_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
 NIPPLE = 0.1  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
 LEAST_NOTCH = 0.03  # depth of a concavity that ends the breast, as a fraction of its rows
@@ -66,14 +67,24 @@ def find_breast(grey: np.ndarray) -> Breast:
     if inverted:
         view = 1 - view
         remarks.append(Remark("inverted", "the air is brighter than the breast; the picture was inverted"))
-    tissue, air_found = _tissue(view, content)
-    if not air_found:
+    x0, y0, x1, y1 = content
+    tone = np.sqrt(view * 255**2).astype(np.uint8)  # the root spreads the dark tones, where air ends and skin begins
+    limit = _air_limit(tone[y0:y1, x0:x1])
+    if limit is None:
         remarks.append(Remark("doubtful_crop", "no air can be told from tissue by its grey; what is not padding was kept"))
-    mask = _largest_component(tissue)
+    bright = tone > (limit or 255 * AIR_TOP**0.5)
+    border = view > 0.95  # white outside the content: of a film or of collimation
+    border[y0:y1, x0:x1] = False
+    found = [_largest_component(bright & ~border)]
+    rim = _rim(tone, ~bright, content, found[0])
+    if rim.any():
+        found.append(_largest_component(found[0] | rim))
+    mask = found[-1]
     chest_wall, certainty = _chest_wall(mask)
     if certainty < FAINT_SIDE:
         remarks.append(Remark("doubtful_side", f"both sides of the breast are alike; the {chest_wall} one was taken for the chest wall"))
-    rows = _rows_of_breast(mask, chest_wall)
+    ends = [_rows_of_breast(each, chest_wall) for each in found]  # a rim found in part must not turn the rest into an arm or a belly
+    rows = slice(min(end.start for end in ends), max(end.stop for end in ends))
     if mask[rows].sum() < 0.5 * mask.sum():
         remarks.append(Remark("doubtful_crop", "arm or belly would be larger than the breast; nothing was cut off"))
     else:
@@ -104,17 +115,6 @@ def _is_white_around(part: np.ndarray) -> bool:
     edges = np.concatenate([part[0], part[-1], part[:, 0], part[:, -1]])
     white, black = float(np.mean(edges > 0.98)), float(np.mean(edges < 0.1))
     return white > max(0.1, black)
-
-
-def _tissue(view: np.ndarray, content: Box) -> tuple[np.ndarray, bool]:
-    """What is brighter than air (bool, H W), and whether air was found. White borders are no tissue."""
-    tone = np.sqrt(view * 255**2).astype(np.uint8)  # the root spreads the dark tones, where air ends and skin begins
-    x0, y0, x1, y1 = content
-    limit = _air_limit(tone[y0:y1, x0:x1])
-    border = view > 0.95
-    border[y0:y1, x0:x1] = False
-    tissue = (tone > (limit or 255 * AIR_TOP**0.5)) & ~border
-    return tissue, limit is not None
 
 
 def _content(view: np.ndarray) -> Box:
@@ -165,6 +165,28 @@ def _foot(counts: np.ndarray, peak: int) -> int | None:
     if not len(slope) or slope.min() > 0.5 * counts[peak]:
         return None
     return start + int(np.argmax(slope <= 1.5 * slope.min() + 1))
+
+
+def _rim(tone: np.ndarray, dim: np.ndarray, content: Box, mask: np.ndarray) -> np.ndarray:
+    """Fat and skin beside the breast (bool, H W) among `dim` (bool, H W), the tones that pass for air.
+
+    Beside the glands of a dense breast on film they are hardly brighter than air, whose own tone drifts over the film. So each place is
+    compared with the mean and the standard deviation of what is surely air around it: dim and far from `mask`.
+    """
+    x0, y0, x1, y1 = content
+    reach = round(RIM * max(tone.shape))
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
+    least = np.quantile(tone[y0:y1:4, x0:x1:4], 0.02) / 2  # darker is the padding beside a film
+    some, tones = ((dim & (distance > reach) & (tone >= least))[::4, ::4].astype(np.float32), tone[::4, ::4].astype(np.float32))
+    sums = cv2.merge([some, some * tones, some * tones**2])
+    share, total, squares = cv2.split(cv2.blur(sums, (2 * reach + 1, 2 * reach + 1), borderType=cv2.BORDER_CONSTANT))
+    known = share > RIM_AIR
+    share[~known] = 1
+    mean = total / share
+    deviation = np.sqrt(np.maximum(squares / share - mean**2, 0))
+    limit = np.where(known, np.maximum(mean + np.maximum(3 * deviation, RIM_STEP), 255 * AIR_TOP**0.5), 255).astype(np.float32)
+    rim = dim & (distance <= reach) & (tone > cv2.resize(limit, tone.shape[::-1]))
+    return cv2.morphologyEx(rim.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)).astype(bool)  # a thinner one is a halo
 
 
 def _largest_component(tissue: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from vitmodel.pixels.verdict import ImageRefused, Remark
 OVERVIEW = 512  # longest side in pixels of the view in which the breast is looked for
 SMALLEST = 16  # pixels along a side of a canvas: one patch of a ViT
 LIKELY_MM = 20, 500  # length of a breast's box along the chest wall; the largest detectors and films measure 300 mm
-SPARE = 1.09  # a level must show the box this much larger than the canvas: 45 dB against a full decode on real images, 43 at 1
+SPARE = 1.09  # a level must show the box this much larger than the canvas: 45 dB against a full decode on real images (white noise 42)
 FINER = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # from a canvas of twice the size to the canvas
 
 
