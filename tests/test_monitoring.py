@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import wandb
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitmodel.cli import main
 from vitmodel.data.panel import tile
+from vitmodel.model.package import load_package
 
 
-def test_both_loggers_get_the_same_names(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_loggers_get_the_same_names_and_settings(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: set[str] = set()
+    settings: dict[str, Any] = {}
     log = wandb.Run.log
 
     def spy(self, data, *arguments, **options):
         logged.update(data)
+        settings.update(self.config)
         return log(self, data, *arguments, **options)
 
     monkeypatch.setattr(wandb.Run, "log", spy)
@@ -28,7 +34,7 @@ def test_both_loggers_get_the_same_names(crops: Path, tmp_path: Path, monkeypatc
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"]) | set(events.Tags()["images"])
-    assert logged - {"trainer/global_step"} == tags - {"hp_metric"}
+    assert logged - {"trainer/global_step"} == tags
     expected = {
         "train/gradient_norm",
         "train/images_per_second",
@@ -41,6 +47,10 @@ def test_both_loggers_get_the_same_names(crops: Path, tmp_path: Path, monkeypatc
     assert expected <= tags
     assert any(tag.startswith("val/worst_false_") for tag in tags)
     assert all(event.value > 0 for event in events.Scalars("train/gradient_norm"))
+    assert settings == yaml.safe_load((tmp_path / "run" / "tensorboard" / "hparams.yaml").read_text())
+    assert settings["augment"]["rotate"] == 10
+    assert settings["system"] == json.loads((tmp_path / "run" / "system.json").read_text())
+    assert settings["system"]["data_sha256"] == load_package(tmp_path / "run" / "package")[1]["data"]["sha256"]
 
 
 def test_a_panel_shows_each_crop_whole_and_apart() -> None:

@@ -254,7 +254,7 @@ def test_a_run_that_goes_on_in_other_arithmetic_says_so(tmp_path: Path, caplog: 
     assert not caplog.text
     system.write_text(json.dumps(json.loads(system.read_text()) | {"precision": "16-mixed"}))
     start_or_resume("train", config, tmp_path)
-    assert "begun in 16-mixed" in caplog.text
+    assert "precision was 16-mixed" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

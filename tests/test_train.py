@@ -74,6 +74,21 @@ def test_a_used_folder_is_refused_without_resume_and_with_other_settings(
     assert "lr: 0.1" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_other_labels(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    manifest = tmp_path / "manifest.csv"
+    command = ["train", str(manifest), str(tmp_path / "run"), *flags, "--epochs", "1"]
+    table = read_manifest(crops / "manifest.csv")
+    write_manifest(table.sample(frac=1, random_state=0), manifest)
+    assert main(command) == 0
+    write_manifest(table, manifest)  # the order of rows tells nothing
+    assert main([*command, "--resume"]) == 0
+    negative = table[(table["cancer"] == 0) & (table["status"] != "refused")].index[0]
+    table.loc[negative, "cancer"] = 1.0
+    write_manifest(table, manifest)
+    assert main([*command, "--resume"]) == 2
+    assert "labels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -21,11 +21,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from vitmodel.batches import Batches
 from vitmodel.config import Preprocessing, PretrainConfig, TrainConfig, TrainingConfig, to_yaml
 from vitmodel.data.dataset import CropDataset
-from vitmodel.data.fingerprint import fingerprint
+from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.phantoms import PhantomDataset
 from vitmodel.data.samplers import InOrder, Shuffled
-from vitmodel.fitting import architecture_of, read_crops
+from vitmodel.fitting import LABEL, architecture_of, read_crops
 from vitmodel.learner import Course, Learner, Painter
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.mae import MaskedAutoencoder
@@ -41,8 +41,9 @@ def pretrain(config: PretrainConfig) -> None:
     """Write RUN/package with the weights of the last epoch. Raises UsageError where the manifest has nothing to learn from."""
     frame = crops(config.manifest) if config.manifest else None
     preprocessing = commonest(frame) if frame is not None else Preprocessing(size=config.size)
+    data = fingerprint(frame.assign(split="pretrain"), LABEL) if frame is not None else None
     with exclusive(config.run) if is_first() else contextlib.nullcontext():
-        checkpoint = start_or_resume("pretrain", config, config.run)
+        checkpoint = start_or_resume("pretrain", config, config.run, data["sha256"] if data else "")
         L.seed_everything(config.seed, verbose=False)
         model = Network(NetworkConfig(vit=architecture_of(config, preprocessing.size)))
         learner, train, val = finding(config, model, checkpoint) if frame is None else painting(config, model, frame, checkpoint)
@@ -51,7 +52,7 @@ def pretrain(config: PretrainConfig) -> None:
         fit(trainer, learner, train, val, checkpoint)
         if trainer.is_global_zero:
             learner.load_state_dict(torch.load(config.run / LAST, weights_only=True)["state_dict"])
-            write_package(config, model, learner, frame, preprocessing)
+            write_package(config, model, learner, data, preprocessing)
 
 
 def crops(manifest: Path) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def finding(config: PretrainConfig, model: Network, checkpoint: Path | None) -> 
     return learner, Batches(images, order, config), Batches(watched, InOrder(len(watched)), config)
 
 
-def write_package(config: PretrainConfig, model: Network, learner: Course, frame: pd.DataFrame | None, made: Preprocessing) -> None:
+def write_package(config: PretrainConfig, model: Network, learner: Course, data: Fingerprint | None, made: Preprocessing) -> None:
     """A package without calibration or threshold: training may start from it, but it gives no score."""
     recipe = to_yaml("pretrain", config, config.run / "pretrain.yaml")
     contents: dict[str, Any] = {
@@ -99,9 +100,9 @@ def write_package(config: PretrainConfig, model: Network, learner: Course, frame
         "training": recipe,
         "versions": system()["versions"],
     }
-    if frame is not None:
-        contents["data"] = fingerprint(frame.assign(split="pretrain"), "cancer")
-    task = "masked autoencoding of unlabelled crops" if frame is not None else "finding cancers in phantoms"
+    if data is not None:
+        contents["data"] = data
+    task = "masked autoencoding of unlabelled crops" if data is not None else "finding cancers in phantoms"
     watched = [name for name in ("train/loss", "val/auroc") if name in learner.history]
     figures = ", ".join(f"{name} {learner.history[name][-1][1]:.4f}" for name in watched)
     card = f"""# {config.model}: weights to start from

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.special import expit
 
 from vitmodel.config import Preprocessing, TrainConfig, to_yaml
-from vitmodel.data.fingerprint import fingerprint
+from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import breast_ids, write_manifest
 from vitmodel.data.panel import tile
@@ -51,19 +51,21 @@ def train(config: TrainConfig) -> None:
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
     check_sizes(frame, config)
+    parts = np.where(frame["fold"].notna(), "train", "test") if config.folds else frame["split"]
+    data = fingerprint(frame.assign(split=parts), LABEL)
     with exclusive(config.run) if is_first() else contextlib.nullcontext():
-        checkpoint = start_or_resume("train", config, config.run)
+        checkpoint = start_or_resume("train", config, config.run, data["sha256"])
         if is_first():
             write_manifest(frame, config.run / "manifest.csv")
             write_splits(frame, config.run / "splits.csv", "fold" if config.folds else "split")
             write_picture(frame, config)
         if config.folds:
-            cross_validate(config, frame, preprocessing)
+            cross_validate(config, frame, preprocessing, data)
         else:
-            train_once(config, frame, preprocessing, checkpoint)
+            train_once(config, frame, preprocessing, data, checkpoint)
 
 
-def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, checkpoint: Path | None) -> None:
+def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint, checkpoint: Path | None) -> None:
     """One model from the splits."""
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     network = network_of(config, preprocessing, [rows["train"]])
@@ -71,21 +73,20 @@ def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preproce
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.run / "validation.csv")
         breasts = breasts_of(rows["val"], fitted.logits)
-        write_package(config, [fitted.model], breasts, frame, preprocessing, fitted.history, f"best {fitted.reached}")
+        write_package(config, [fitted.model], breasts, data, preprocessing, fitted.history, f"best {fitted.reached}")
 
 
-def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing) -> None:
+def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint) -> None:
     """A model for each fold, left out in its training and in the choice of its epoch (the last); then the ensemble of all."""
     members: list[Network] = []
     history: History = {}
-    frame = frame.assign(split=np.where(frame["fold"].notna(), "train", "test"))
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
     logits = np.full(len(folded), np.nan)
     network = network_of(config, preprocessing, [folded[folded["fold"] != fold] for fold in range(config.folds)])
     for fold in range(config.folds):
         held_out = folded["fold"] == fold
         run = config.run / f"fold_{fold}"
-        checkpoint = start_or_resume("fold", replace(config, resume=True), run)
+        checkpoint = start_or_resume("fold", replace(config, resume=True), run, data["sha256"])
         fitted = train_on(config, run, folded[~held_out], folded[held_out], network, checkpoint)
         if fitted is None:
             return
@@ -96,7 +97,7 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
     write_table(folded, logits, config.run / "out_of_fold.csv")
     breasts = breasts_of(folded, logits)
     reached = f"out-of-fold AUROC per breast {measure(breasts, 0.5).intervals['auroc']}"
-    write_package(config, members, breasts, frame, preprocessing, history, reached)
+    write_package(config, members, breasts, data, preprocessing, history, reached)
 
 
 def breasts_of(rows: pd.DataFrame, logits: np.ndarray) -> Sample:
@@ -126,7 +127,7 @@ def write_package(
     config: TrainConfig,
     models: Sequence[Network],
     breasts: Sample,
-    frame: pd.DataFrame,
+    data: Fingerprint,
     preprocessing: Preprocessing,
     history: History,
     reached: str,
@@ -143,7 +144,7 @@ def write_package(
         "flip": config.flip_average,
         "calibration": fitted.to_dict() | {"level": "breast"},
         "decision": {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "objective": "f1", "threshold": threshold},
-        "data": fingerprint(frame, LABEL),
+        "data": data,
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": here["versions"],

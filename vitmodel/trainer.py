@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero
 
 from vitmodel import __version__
 from vitmodel.batches import Batches
-from vitmodel.config import TrainingConfig, to_yaml
+from vitmodel.config import TrainingConfig, plain, to_yaml
 from vitmodel.learner import Course
 from vitmodel.model.arithmetic import bf16_is_fast
 from vitmodel.model.vit import Block
@@ -57,12 +57,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 ) from error
 
 
-def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None:
-    """Claim `run` for this configuration; the checkpoint to go on from, if any. Raises UsageError where it holds another run.
+def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = "") -> Path | None:
+    """Claim `run` for this configuration; the checkpoint to go on from, if any. Raises UsageError where it holds another run, or one on
+    other data, by their fingerprint.
 
     Of several processes the first one claims it for all.
     """
-    recipe, checkpoint, precision = run / f"{verb}.yaml", run / LAST, precision_of(config)
+    recipe, checkpoint = run / f"{verb}.yaml", run / LAST
+    here = system() | {"precision": precision_of(config), "data_sha256": data}
     if is_first():
         text = to_yaml(verb, replace(config, resume=False), recipe)
         if recipe.exists():
@@ -71,10 +73,13 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path) -> Path | None
             changed = [new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new]
             if changed:
                 raise UsageError(f"{recipe} was started with other settings than: {', '.join(changed)}; resume with the same ones")
-            before = json.loads((run / "system.json").read_text())["precision"]
-            if before != precision:  # `auto` on another machine
-                logger.warning("%s was begun in %s and goes on in %s, not to the same bits", run, before, precision)
-        write_atomic(run / "system.json", to_json(system() | {"precision": precision}))
+            before = here | json.loads((run / "system.json").read_text())
+            if before["data_sha256"] != data:
+                raise UsageError(f"{run} was started on other images, labels or splits than there are now; choose another folder")
+            for what in ("precision", "code_sha256"):
+                if before[what] != here[what]:  # such as `auto` on another machine
+                    logger.warning("%s: %s was %s and is %s; it goes on, perhaps not to the same bits", run, what, before[what], here[what])
+        write_atomic(run / "system.json", to_json(here))
         write_atomic(recipe, text)
         if not (run / "run_id").exists():
             write_atomic(run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n")  # a sweep names its runs
@@ -172,8 +177,8 @@ def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None
 
 
 def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
-    """TensorBoard always, Weights & Biases unless it is off; both get the same names, and the settings."""
-    loggers: list[Logger] = [TensorBoardLogger(run, name="", version="tensorboard")]
+    """TensorBoard always, Weights & Biases unless it is off; both get the same names, the settings, and RUN/system.json."""
+    loggers: list[Logger] = [TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False)]
     if config.wandb == "online" and not has_wandb_key():
         raise UsageError("wandb: no API key is set; set WANDB_API_KEY, run `wandb login`, or use --wandb offline")
     if config.wandb != "off":
@@ -181,6 +186,10 @@ def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
         identifier = (run / "run_id").read_text().strip() if is_first() else None
         os.environ.setdefault("WANDB_SILENT", "true")
         loggers.append(WandbLogger(project="vitmodel", name=run.name, id=identifier, save_dir=run, offline=offline))
+    if is_first():
+        settings = plain(config) | {"system": json.loads((run / "system.json").read_text())}
+        for each in loggers:
+            each.log_hyperparams(settings)
     return loggers
 
 

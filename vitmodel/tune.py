@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import Preprocessing, TrainConfig, TuneConfig, to_yaml
+from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import write_manifest
-from vitmodel.fitting import MONITORED, check_sizes, common_preprocessing, labelled_crops, network_of, train_on
+from vitmodel.fitting import LABEL, MONITORED, check_sizes, common_preprocessing, labelled_crops, network_of, train_on
 from vitmodel.trainer import start_or_resume
 from vitmodel.utils import UsageError, atomic_path, write_atomic
 
@@ -31,8 +32,9 @@ def tune(config: TuneConfig) -> None:
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
     check_sizes(frame, config)
+    data = fingerprint(frame, LABEL)["sha256"]
     with exclusive(config.run):
-        start_or_resume("tune", replace(config, trials=1), config.run)  # more trials may be asked for later
+        start_or_resume("tune", replace(config, trials=1), config.run, data)  # more trials may be asked for later
         write_manifest(frame, config.run / "manifest.csv")
         study = optuna.create_study(
             storage=f"sqlite:///{(config.run / 'study.db').absolute()}", study_name="vitmodel", direction="maximize", load_if_exists=True,
@@ -40,7 +42,7 @@ def tune(config: TuneConfig) -> None:
         )  # fmt: skip
         requeue(study)
         while len(finished(study)) < config.trials:
-            study.optimize(lambda trial: objective(trial, config, frame, preprocessing), n_trials=1)
+            study.optimize(lambda trial: objective(trial, config, frame, preprocessing, data), n_trials=1)
             write_report(study, config)
         write_report(study, config)
 
@@ -85,11 +87,11 @@ def suggest(trial: Any, config: TuneConfig) -> TrainConfig:
     return replace(recipe, augment=replace(recipe.augment, elastic=trial.suggest_float("augment.elastic", 0.0, 0.1)))
 
 
-def objective(trial: Any, config: TuneConfig, frame: pd.DataFrame, preprocessing: Preprocessing) -> float:
+def objective(trial: Any, config: TuneConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: str) -> float:
     """The best validation figure of one training."""
     recipe = suggest(trial, config)
     run = config.run / "trials" / f"{trial.number:04d}"
-    start_or_resume("train", replace(recipe, run=run), run)
+    start_or_resume("train", replace(recipe, run=run), run, data)
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     network = network_of(recipe, preprocessing, [rows["train"]])
     watcher = Pruner(trial, MONITORED[config.monitor])

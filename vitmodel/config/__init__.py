@@ -1,6 +1,6 @@
 """One frozen dataclass per stage; a field is a flag and a YAML key, its docstring the --help text. Knows no stage."""
 
-from vitmodel.config.base import Size, require, to_command, to_yaml
+from vitmodel.config.base import Size, plain, require, to_command, to_yaml
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
 from vitmodel.config.scoring import (
     CompareConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "TrainingConfig",
     "TuneConfig",
     "VersionsConfig",
+    "plain",
     "require",
     "to_command",
     "to_yaml",

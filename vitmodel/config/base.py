@@ -60,15 +60,17 @@ def to_command(verb: str, config: Any) -> str:
     return shlex.join(words + flags)
 
 
+def plain(value: Any) -> Any:
+    """A configuration as dictionaries, lists, numbers and text, which YAML and loggers take."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Path | Size):
+        return str(value)
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def to_yaml(verb: str, config: Any, path: Path) -> str:
     """`config` as a YAML recipe that `vitmodel VERB --config path` runs again."""
     import yaml
-
-    def plain(value: Any) -> Any:
-        if is_dataclass(value):
-            return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path | Size) else value
 
     return f"# vitmodel {verb} --config {path}\n" + yaml.safe_dump(plain(config), sort_keys=False)

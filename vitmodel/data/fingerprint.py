@@ -10,10 +10,13 @@ import pandas as pd
 
 BYTES = 8  # of each image's SHA-256: enough to tell a million images apart
 
+Fingerprint = dict[str, Any]
 
-def fingerprint(table: pd.DataFrame, label: str) -> dict[str, Any]:
-    """Counts per split, one hash of all sources with their labels and splits, and the short hashes of the images outside `test`."""
-    rows = table.sort_values("source_sha256")[["source_sha256", label, "split"]]
+
+def fingerprint(table: pd.DataFrame, label: str) -> Fingerprint:
+    """Counts per split, one hash of all sources with their labels, splits and folds, and the short hashes of the images outside `test`."""
+    columns = ["source_sha256", label, "split", "fold"]
+    rows = table[columns].sort_values(columns)
     splits = {
         name: {"images": len(part), "patients": part["patient_id"].nunique(), "positive_images": int(part[label].sum())}
         for name, part in table.groupby("split")
@@ -26,7 +29,7 @@ def fingerprint(table: pd.DataFrame, label: str) -> dict[str, Any]:
     }
 
 
-def was_seen(table: pd.DataFrame, *trainings: dict[str, Any]) -> pd.Series:
+def was_seen(table: pd.DataFrame, *trainings: Fingerprint) -> pd.Series:
     """Whether any of the models was trained, calibrated or tuned on each image of `table`, by the fingerprints of their `trainings`;
     NA = the image's hash is missing, so that nobody can tell."""
     seen = set().union(*(_seen(data) for data in trainings))
@@ -44,7 +47,7 @@ def describe_seen(seen: pd.Series, model: str = "the model") -> list[str]:
     return [sentence for sentence, said in sentences.items() if said]
 
 
-def _seen(data: dict[str, Any]) -> set[bytes]:
+def _seen(data: Fingerprint) -> set[bytes]:
     digests = base64.b64decode(data["seen_images"])
     return {digests[start : start + BYTES] for start in range(0, len(digests), BYTES)}
 
