@@ -9,7 +9,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
     sys.exit(main(["evaluate", *sys.argv[1:]]))
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ from vitmodel.evaluation import PLOTTED, WORDS, Evaluation, describe
 from vitmodel.exams import about_images
 from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
+from vitmodel.measure.threshold import purpose
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD, TENSORS
 from vitmodel.model.packing import About
@@ -46,7 +47,8 @@ def evaluate(config: EvaluateConfig) -> None:
     table, split = choose_rows(whole, config.split, str(config.manifest))
     predictor = Predictor(config)
     check(table, predictor, config, split)
-    images = predictor.score_images(table)
+    records, logits = predictor.look_at(table)
+    images = predictor.tabulate(table, records, logits)
     scored = images["probability"].notna() & ~is_duplicate(images)
     if not scored.any():
         raise UsageError(f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons")
@@ -56,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> None:
     seen = was_seen(images[scored], *(member.package["data"] for member in predictor.members))
     for sentence in describe_seen(seen):
         print(sentence)
-    own = config.aggregate == "package"
+    own = config.aggregate in ("package", predictor.aggregation)
     usual = "mean_logit" if predictor.fused else predictor.aggregation  # fusion aggregates no scores, such as those of a baseline
     evaluation = Evaluation(
         table=table[scored],
@@ -67,7 +69,8 @@ def evaluate(config: EvaluateConfig) -> None:
         threshold=predictor.threshold,
         replicates=config.replicates,
         seed=config.seed,
-        of_breast=images.loc[scored, "breast_probability"].to_numpy() if own and predictor.fused else None,
+        pooled=logits[scored, -1] if own and predictor.pools else None,
+        calibrate=predictor.probability,
     )
     report = compose_report(config, predictor, evaluation, whole, table, images, split, seen)
     ensemble = [str(folder) for folder in config.ensemble]
@@ -115,7 +118,7 @@ def compose_report(
     levels = evaluation.levels(units)
     plotted = next(level for level in levels if level.name == PLOTTED)
     groups, undivided = evaluation.subgroups()
-    at_home = evaluation.elsewhere(package["calibration"]["prevalence"], config.prevalence) if config.prevalence else None
+    at_home = evaluation.elsewhere(predictor.prevalence, config.prevalence) if config.prevalence else None
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return Report(
         title=f"{evaluation.label.capitalize()} scores of {' and '.join(map(str, (config.package, *config.ensemble)))}",
@@ -130,7 +133,7 @@ def compose_report(
             "Left out": f"{len(table) - len(once)} byte for byte copies of another image of their breast",
             "Images that the model has seen": "; ".join(describe_seen(seen)) or "none",
         },
-        model=describe_model(predictor),
+        model=per_package(predictor, describe_package),
         data={
             "Manifest": str(config.manifest),
             "Manifest (SHA-256)": sha256_file(config.manifest),
@@ -152,33 +155,46 @@ def compose_report(
 
 def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float, moved: bool) -> dict[str, str]:
     """How scores became probabilities and decisions; `moved` = there is a table of them at the prevalence that was asked for."""
-    fitted, decision = predictor.package["calibration"], predictor.package["decision"]
     corrected = (
         f"; corrected to {100 * config.prevalence:.1f} % in a table of its own" if config.prevalence and moved else "; not corrected"
     )
-    own = evaluation.aggregate == predictor.aggregation
+    own = config.aggregate in ("package", predictor.aggregation)
     caution = "" if own else f"; threshold and calibration are those of the package's {WORDS[predictor.aggregation]}"
-    made = f"{WORDS[evaluation.aggregate]} of its images' probabilities"
-    return {
-        "Breast": "fusion of all images of its exam by the network" if evaluation.of_breast is not None else f"{made}{caution}",
+    made = f"{WORDS[evaluation.aggregate]} of its images" + (", then calibrated" if own and predictor.pools else "' probabilities")
+    mean = ", the mean over the packages" if config.ensemble else ""
+    facts = {
+        "Breast": "fusion of all images of its exam by the network" if own and predictor.fused else f"{made}{caution}",
         "Patient": f"{WORDS[evaluation.patient_aggregate]} of her breasts' probabilities",
-        "Calibration": f"{fitted['method'].capitalize()}, fitted per {predictor.calibrated} on the validation patients",
-        "Prevalence": f"{100 * fitted['prevalence']:.1f} % of the {predictor.calibrated}s that calibration was fitted on, "
+        "Prevalence": f"{100 * predictor.prevalence:.1f} % of the {predictor.calibrated}s that calibration was fitted on{mean}, "
         f"{100 * observed:.1f} % of the breasts measured here{corrected}",
-        "Threshold": f"{predictor.threshold:.4f}, best {decision['objective']} per {decision['level']} on the validation patients",
+        "Decision": f"positive from {predictor.threshold:.4f}{mean}",
         "Intervals": f"{config.replicates} bootstrap replicates over patients, seed {config.seed}",
     }
+    return facts | per_package(predictor, describe_fit)
 
 
-def describe_model(predictor: Predictor) -> dict[str, object]:
-    """What the package is and what it was made from; of several, each one's by a name of its own."""
-    facts = [describe_package(member) for member in predictor.members]
+def per_package(predictor: Predictor, describe: Callable[[Member], dict[str, str]]) -> dict[str, str]:
+    """What there is to say of the package; of several, each one's by a name of its own."""
+    facts = [describe(member) for member in predictor.members]
     if len(facts) == 1:
         return facts[0]
     return {f"Package {number}: {name}": value for number, each in enumerate(facts, 1) for name, value in each.items()}
 
 
-def describe_package(member: Member) -> dict[str, object]:
+def describe_fit(member: Member) -> dict[str, str]:
+    """What was fitted to the model's scores, and on whom."""
+    decision, count = member.package["decision"], len(member.models)
+    patients = "the validation patients" if count == 1 else f"patients of the folds that its {count} models did not see"
+    wanted = purpose(decision["objective"], decision.get("sensitivity", np.nan))
+    return {
+        "Calibration": f"{member.calibration.method.capitalize()}, fitted to the {member.calibrated}s of {patients}, "
+        f"{100 * member.calibration.prevalence:.1f} % of them positive",
+        "Threshold": f"{member.threshold:.4f}, chosen per {decision['level']} on {patients}, for: {wanted}",
+    }
+
+
+def describe_package(member: Member) -> dict[str, str]:
+    """What the package is and what it was made from."""
     package, architecture = member.package, member.models[0].config.vit
     return {
         "Folder": str(member.folder),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from vitmodel.measure.compare import compare
 from vitmodel.measure.crossfit import cross_fitted_probabilities, cross_fitted_thresholds, patient_folds
 from vitmodel.measure.metrics import Metrics, measure
 from vitmodel.measure.report import Audit, Baseline, CrossFitted, Group, Level
-from vitmodel.measure.sample import Floats, Sample
+from vitmodel.measure.sample import Floats, Sample, mean_logits
+from vitmodel.measure.threshold import purpose
 from vitmodel.utils import UsageError
 
 LEVELS = ("image", "breast", "patient")
@@ -42,18 +43,24 @@ class Evaluation:
     threshold: float
     replicates: int
     seed: int
-    of_breast: Floats | None = None
-    """What a network that fuses exams says of each image's breast (N), in place of what its images make."""
+    pooled: Floats | None = None
+    """Where a breast is calibrated as a whole: what each of M packages says of each image's breast, as logits (N M). Their mean over the
+    images is the breast's, in place of what the images' probabilities make."""
+    calibrate: Callable[[Floats], Floats] | None = None
+    """From the logits of M packages (N M) to probabilities (N)."""
 
     def sample(self, level: str, rows: np.ndarray | slice = slice(None), scores: Floats | None = None) -> Sample:
         """The units of a level, of all images or of those in `rows` (N), by their probability or by other `scores` (N)."""
-        table, fused = self.table[rows], scores is None and level != "image" and self.of_breast is not None
-        scores = self.of_breast if fused else self.probability if scores is None else scores
-        assert scores is not None
-        images = Sample(table[self.label].to_numpy(), scores[rows], table["patient_id"].to_numpy())
+        table = self.table[rows]
+        images = Sample(
+            table[self.label].to_numpy(), (self.probability if scores is None else scores)[rows], table["patient_id"].to_numpy()
+        )
         if level == "image":
             return images
-        breasts = images.aggregate(breast_ids(table), "max" if fused else self.aggregate)  # all of a breast have the same
+        ids = breast_ids(table).to_numpy()
+        breasts = images.aggregate(ids, self.aggregate)
+        if self.pooled is not None and self.calibrate is not None and scores is None:
+            breasts = replace(breasts, scores=self.calibrate(mean_logits(self.pooled[rows], ids)))
         return breasts if level == "breast" else breasts.aggregate(breasts.patients, self.patient_aggregate)
 
     def measure(self, sample: Sample, threshold: float | Floats | None = None, prevalence: float | None = None) -> Metrics:
@@ -74,18 +81,14 @@ class Evaluation:
     def thresholds(self, sensitivity: float) -> list[CrossFitted]:
         """What decisions at cross-fitted thresholds reach; empty where there are too few patients for that."""
         sample = self.sample(PLOTTED).known()
-        purposes = {
-            "Largest F1": "f1",
-            "Largest expected F1 (pF1 of decisions)": "pf1",
-            f"Sensitivity {100 * sensitivity:.0f} %": "sensitivity",
-        }
         found = []
-        for purpose, objective in purposes.items():
+        for objective in ("f1", "pf1", "sensitivity"):
             try:
                 chosen = cross_fitted_thresholds(sample, objective, sensitivity, self.seed)
             except UsageError:  # one class, or one patient of a class: the report then says that none could be chosen
                 return []
-            found.append(CrossFitted(purpose, (float(chosen.min()), float(chosen.max())), self.measure(sample, chosen)))
+            name = purpose(objective, sensitivity)
+            found.append(CrossFitted(name[0].upper() + name[1:], (float(chosen.min()), float(chosen.max())), self.measure(sample, chosen)))
         return found
 
     def recalibrated(self) -> dict[str, Metrics]:

@@ -33,8 +33,9 @@ def describe_package(folder: Path) -> str:
 
     models, package = load_members(folder)
     count = sum(parameter.numel() for model in models for parameter in model.parameters())
-    shown: dict[str, Any] = {
-        key: package[key] for key in ("label", "preprocessing", "calibration", "decision", "versions") if key in package
+    shown: dict[str, Any] = {key: package[key] for key in ("label", "preprocessing", "decision", "versions") if key in package}
+    shown["calibration"] = {
+        name: f"{len(value)} points" if isinstance(value, list) else value for name, value in package.get("calibration", {}).items()
     }
     shown["data"] = package.get("data", {}).get("splits", {})
     return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{(folder / 'MODEL_CARD.md').read_text()}"

@@ -22,7 +22,7 @@ from vitmodel.data.parallel import parallel_map
 from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
 from vitmodel.exams import about_images, mixed_exams, unseen_sources
 from vitmodel.measure import calibration
-from vitmodel.measure.sample import aggregate
+from vitmodel.measure.sample import aggregate, mean_logits
 from vitmodel.model.explain import Method, explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS, load_members
@@ -33,6 +33,7 @@ from vitmodel.pixels.verdict import WARNED
 from vitmodel.utils import UsageError, VitmodelError, sha256_file
 
 IDS = ["image_id", "patient_id", "laterality", "view"]
+COLUMNS = ["score", "probability", "breast_score", "breast_probability"]
 TOGETHER = 16  # images per forward pass, at most: no later image delays an earlier one for long
 
 
@@ -166,8 +167,11 @@ class Predictor:
         self.calibrated, self.aggregation = first.calibrated, first.aggregation
         self.fused = self.model.exam is not None
         """Whether the network itself scores breasts, from all images of an exam."""
+        self.pools = self.aggregation in ("mean_logit", "fusion")
+        """Whether calibration comes after the logits of a breast's images are one; older packages aggregate the images' probabilities."""
         self.patient_aggregation = "noisy_or" if self.fused else "max"
         self.threshold = float(np.mean([member.threshold for member in self.members]))
+        self.prevalence = float(np.mean([member.calibration.prevalence for member in self.members]))
         self.timings = Timings()
 
     def fingerprint(self) -> str:
@@ -177,8 +181,13 @@ class Predictor:
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
         """`tabulate` for the rows of the manifest `table`."""
+        return self.tabulate(table, *self.look_at(table))
+
+    def look_at(self, table: pd.DataFrame) -> tuple[list[Record], np.ndarray]:
+        """The verdict on each of the N rows and what each package says of it: N L M, as in `Scored`."""
         known = {place: (each.loaded.cropped.record, each.logits) for place, each in self.stream(table)}  # and no crop
-        return self.tabulate(table, [known[place][0] for place in range(len(table))], [known[place][1] for place in range(len(table))])
+        records, logits = zip(*(known[place] for place in range(len(table))), strict=True)
+        return list(records), np.stack(logits)
 
     def stream(self, table: pd.DataFrame) -> Iterator[tuple[int, Scored]]:
         """Each row's place, verdict and logits, as soon as they are known; threads decode while the network runs. In order, but that the
@@ -263,20 +272,19 @@ class Predictor:
             logits[[each.about[0].breast < 0 for each in packs], 1] = np.nan
         return logits
 
-    def tabulate(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray]) -> pd.DataFrame:
+    def tabulate(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray] | np.ndarray) -> pd.DataFrame:
         """One row per row of `table`: ids, score (raw, 0 to 1), probability (calibrated), decision, status, reason, remark, source_sha256;
-        with the fusion of exams also breast_score and breast_probability.
+        before these, breast_score and breast_probability of the breast that all usable images of it make or, with fusion, of the exam's.
 
         A refused image has NaN for score, probability and decision: it is never scored. A file that stands twice in a breast is marked, and
         so is an image of a source that was not learned apart, those without laterality that one breast is made of, and mixed exams.
         """
         each = np.reshape(np.asarray(logits, dtype=float), (len(table), 1 + self.fused, len(self.members)))  # N L M
+        scored = np.isfinite(each[:, 0]).all(axis=1)
         scores = table[IDS].copy()
-        for level, name in enumerate(("", "breast_")[: 1 + self.fused]):
-            scored = np.isfinite(each[:, level]).all(axis=1)
-            for column, of in (("score", lambda said: expit(said).mean(axis=1)), ("probability", self.probability)):
-                scores[name + column] = np.nan
-                scores.loc[scored, name + column] = of(each[scored, level])
+        for column in COLUMNS:
+            scores[column] = np.nan
+        scores.loc[scored, COLUMNS[:2]] = self.calibrate(each[scored, 0])
         scores["decision"] = decide(scores["probability"], self.threshold)
         for column in ("status", "reason", "remark", "source_sha256"):
             scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
@@ -287,9 +295,27 @@ class Predictor:
         doubt(scores, "mixed_exam", mixed[scores["status"] != "refused"])
         copies = repeated(scores)
         doubt(scores, "duplicate", pd.Series(WARNED["duplicate"], index=table.index)[copies])
+        used = scored & ~copies.to_numpy()
+        if used.any():
+            scores.loc[used, COLUMNS[2:]] = self.of_breasts(
+                scores.loc[used, COLUMNS[:2]].to_numpy(), each[used, -1], breast_ids(scores[used])
+            )
         sideless = scores.loc[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies, "patient_id"]
         doubt(scores, "no_laterality", pd.Series(WARNED["no_laterality"], index=sideless.index[sideless.duplicated(keep=False)]))
         return scores
+
+    def calibrate(self, logits: np.ndarray) -> np.ndarray:
+        """Score and probability (N 2) of what each package says (N M): the means over packages of each one's own."""
+        return np.stack([expit(logits).mean(axis=1), self.probability(logits)], axis=1)
+
+    def of_breasts(self, images: np.ndarray, logits: np.ndarray, breasts: pd.Series) -> np.ndarray:
+        """Score and probability of each image's breast (N 2), from those of the images (N 2) and what each package says of them, or with
+        fusion of their breasts (N M): the breast's logit is the mean, and is then calibrated."""
+        if self.pools:
+            values = self.calibrate(mean_logits(logits, breasts))
+        else:
+            values = np.stack([aggregate(column, breasts, self.aggregation)[1] for column in images.T], axis=1)
+        return values[np.unique(breasts, return_inverse=True)[1]]
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """The mean over packages of what each one's calibration makes of its logits: N M -> N."""
@@ -305,7 +331,6 @@ class Predictor:
 
     def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
         """One row per breast from the rows of `score_images`, in order of first appearance; refused images are counted, not averaged in.
-        With the fusion of exams the score is the network's own.
 
         So are copies of an image. A breast that was seen from one side only is marked.
         """
@@ -314,10 +339,7 @@ class Predictor:
         breasts = groups[["patient_id", "laterality"]].first()
         used = images[images["probability"].notna() & ~is_duplicate(images)]
         for column in ("score", "probability"):
-            if self.fused:
-                breasts[column] = used.groupby("prediction_id")[f"breast_{column}"].first()
-            else:
-                breasts[column] = aggregated(used[column], used["prediction_id"], self.aggregation)
+            breasts[column] = used.groupby("prediction_id")[f"breast_{column}"].first()
         breasts["decision"] = decide(breasts["probability"], self.threshold)
         breasts["n_images"] = groups.size()
         views = used.groupby("prediction_id")["view"]

@@ -32,7 +32,7 @@ from vitmodel.learner import History
 from vitmodel.measure import calibration
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample, to_logit
-from vitmodel.measure.threshold import choose_threshold
+from vitmodel.measure.threshold import choose_threshold, purpose
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.trainer import is_first, start_or_resume, system
@@ -134,8 +134,9 @@ def write_package(
 ) -> None:
     """Write the package, calibrated and with its threshold chosen on `breasts`: raw scores by models that did not learn from them."""
     logits = to_logit(breasts.scores)
-    fitted = calibration.fit("platt", breasts.labels, logits)
-    threshold = choose_threshold(breasts.labels, fitted.apply(logits), "f1")
+    fitted = calibration.fit(config.calibration, breasts.labels, logits)
+    threshold = choose_threshold(breasts.labels, fitted.apply(logits), config.objective, config.sensitivity)
+    decision = {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "threshold": threshold}
     here = system()
     contents = {
         "label": LABEL,
@@ -143,7 +144,7 @@ def write_package(
         "packed": config.packed,
         "flip": config.flip_average,
         "calibration": fitted.to_dict() | {"level": "breast"},
-        "decision": {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "objective": "f1", "threshold": threshold},
+        "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
         "data": data,
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
@@ -174,7 +175,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
 
 {kind} that give one logit per cropped mammogram; the breast's probability is that of {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. Decision threshold
-{contents["decision"]["threshold"]:.4f}, chosen for the best {contents["decision"]["objective"]} on the same patients.
+{contents["decision"]["threshold"]:.4f}, chosen for: {purpose(config.objective, config.sensitivity)}, on the same patients.
 
 | split | patients | images | cancer images |
 |---|---|---|---|

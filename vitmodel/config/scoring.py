@@ -41,7 +41,35 @@ class PredictorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(PredictorConfig):
+class WantedConfig:
+    """What a threshold is chosen to reach; shared by train and evaluate."""
+
+    sensitivity: float = 0.9
+    """Wanted sensitivity: `evaluate` cross-fits a threshold for it, too; `train` chooses the package's for it where OBJECTIVE says so."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.sensitivity <= 1, "sensitivity", "must be above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionConfig(WantedConfig):
+    """How a package makes probabilities and decisions of its scores, both fitted per breast on patients that it did not learn from."""
+
+    calibration: Literal["platt", "temperature", "isotonic"] = "platt"
+    """From scores to probabilities: slope and intercept; slope alone, which keeps the prevalence that SAMPLING shows; or any rising curve,
+    for hundreds of positives."""
+    objective: Literal["f1", "pf1", "sensitivity"] = "f1"
+    """What the threshold is best for: F1; the expected F1, half of its largest where probabilities are right; or the highest specificity
+    with the wanted SENSITIVITY."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wanted = self.objective == "sensitivity" or self.sensitivity == WantedConfig.sensitivity
+        require(wanted, "sensitivity", "is for --objective sensitivity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(WantedConfig, PredictorConfig):
     """Measure a model package on a manifest: metrics.json and report.html, per image, breast and patient, with 95 % intervals.
 
     Its results also go into the package's MODEL_CARD.md, but for those of an ensemble.
@@ -61,8 +89,6 @@ class EvaluateConfig(PredictorConfig):
     """A breast's probability from its images'; package = as the package decides, for which its threshold was chosen."""
     patient_aggregate: Literal["package", "max", "mean", "noisy_or"] = "package"
     """A patient's probability from her breasts'; package = the larger one or, with the fusion of exams, noisy-or, as it was trained."""
-    sensitivity: float = 0.9
-    """Sensitivity that one of the cross-fitted thresholds is chosen for."""
     prevalence: float | None = None
     """Report the figures at this fraction of positives too, such as 0.021 in screening; None = only as measured."""
     audit: bool = True
@@ -71,9 +97,9 @@ class EvaluateConfig(PredictorConfig):
     """Write the results into the package's MODEL_CARD.md."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for part in (PredictorConfig, WantedConfig):
+            part.__post_init__(self)
         require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
-        require(0 < self.sensitivity <= 1, "sensitivity", "must be above 0, at most 1")
         require(self.prevalence is None or 0 < self.prevalence < 1, "prevalence", "must lie between 0 and 1, exclusive")
 
 

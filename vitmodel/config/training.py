@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitmodel.config.base import Size, require
+from vitmodel.config.scoring import DecisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(IntegrationConfig, SegmentsConfig, TrainingConfig):
+class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingConfig):
     """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package."""
 
     manifest: Path
@@ -244,7 +245,7 @@ class TrainConfig(IntegrationConfig, SegmentsConfig, TrainingConfig):
     on. The figures of single epochs are those of the image alone."""
 
     def __post_init__(self) -> None:
-        for part in (TrainingConfig, SegmentsConfig, IntegrationConfig):
+        for part in (TrainingConfig, SegmentsConfig, IntegrationConfig, DecisionConfig):
             part.__post_init__(self)
         for name in ("patience", "freeze", "auxiliary_weight"):
             require(getattr(self, name) >= 0, name, "must not be negative")

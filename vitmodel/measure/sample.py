@@ -45,6 +45,13 @@ def aggregate(scores: ArrayLike, groups: ArrayLike, how: str) -> tuple[NDArray[A
     return ids, AGGREGATES[how](np.asarray(scores, dtype=np.float64)[order], starts)
 
 
+def mean_logits(logits: ArrayLike, groups: ArrayLike) -> Floats:
+    """The mean over each group, in the order of the sorted ids (G M), of what M packages say (N M): for a calibration that bends, which
+    may not come before the mean."""
+    order, _, starts = _grouped(groups)
+    return np.stack([_mean(each, starts) for each in np.asarray(logits, dtype=np.float64)[order].T], axis=1)
+
+
 def _grouped(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any], NDArray[np.intp]]:
     """An order that brings groups together, the sorted ids, and where each starts in that order."""
     values = np.asarray(groups)

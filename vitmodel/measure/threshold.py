@@ -23,6 +23,12 @@ OBJECTIVES: dict[str, Callable[[Curve, float], Floats]] = {
 }
 
 
+def purpose(objective: str, sensitivity: float) -> str:
+    """What `choose_threshold` looks for, in words."""
+    names = {"f1": "largest F1", "pf1": "largest expected F1 (pF1 of decisions)", "sensitivity": f"sensitivity {100 * sensitivity:.0f} %"}
+    return names.get(objective, f"largest {objective}")
+
+
 def choose_threshold(labels: ArrayLike, scores: ArrayLike, objective: str = "f1", sensitivity: float = 0.9) -> float:
     """The threshold in [0, 1] that is best on these rows by an `objective`.
 
