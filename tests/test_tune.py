@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from vitmodel.cli import main, parse
+from vitmodel.config import TuneConfig
+from vitmodel.tune import Pruner, suggest
 
 optuna = pytest.importorskip("optuna")
 
@@ -36,12 +38,14 @@ def test_a_search_goes_on_and_its_best_recipe_trains(crops: Path, tmp_path: Path
     run = tmp_path / "study"
     command = ["tune", str(crops / "manifest.csv"), str(run), *SHORT]
     assert main([*command, "--trials", "1"]) == 0
+    assert main([*command, "--trials", "2", "--resume"]) == 0
     study = optuna.load_study(study_name="vitmodel", storage=f"sqlite:///{run / 'study.db'}")
     killed = study.ask()  # as a kill leaves it
-    killed.suggest_float("lr", 1e-4, 3e-3, log=True)
-    assert main([*command, "--trials", "2", "--resume"]) == 0
+    killed.suggest_float("lr", 3e-5, 3e-3, log=True)
+    assert main([*command, "--trials", "3", "--resume"]) == 0
     trials = pd.read_csv(run / "trials.csv")
-    assert list(trials["state"].value_counts().loc[["COMPLETE", "FAIL"]]) == [2, 1]
+    assert list(trials["state"].value_counts().loc[["COMPLETE", "FAIL"]]) == [3, 1]
+    assert trials["params_lr"].nunique() == 3, "a search that goes on does not draw its first trials again"
     again = trials[trials["state"] == "COMPLETE"].iloc[-1]
     assert again["params_lr"] == pytest.approx(killed.params["lr"]), "what was killed is tried again"
     assert "| lr |" in (run / "report.md").read_text()
@@ -57,10 +61,21 @@ def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None
     assert best.segments == 32
 
 
+@pytest.mark.parametrize("weights", [None, Path("dinov2_vits14.safetensors")])
+def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
+    """From scratch and from weights, which want other learning rates; so does the sweep file."""
+    trial, config = optuna.create_study().ask(), TuneConfig(manifest=Path(), run=Path(), weights=weights)
+    suggest(trial, config)
+    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())["parameters"]
+    for name, searched in trial.distributions.items():
+        own = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
+        assert searched._contains(searched.to_internal_repr(own)), name
+        assert own in sweep[name]["values"] if "values" in sweep[name] else sweep[name]["min"] <= own <= sweep[name]["max"], name
+    assert trial.distributions["lr"].low < config.lr < trial.distributions["lr"].high
+
+
 def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
-
-    from vitmodel.tune import Pruner
 
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)

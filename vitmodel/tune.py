@@ -21,7 +21,7 @@ from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import write_manifest
 from vitmodel.fitting import LABEL, MONITORED, check_sizes, common_preprocessing, labelled_crops, network_of, train_on
 from vitmodel.trainer import start_or_resume
-from vitmodel.utils import UsageError, atomic_path, write_atomic
+from vitmodel.utils import UsageError, atomic_path, seed_from, write_atomic
 
 WARM_UP_TRIALS = 5  # trainings that are never stopped early, for the later ones to be compared with
 
@@ -38,10 +38,12 @@ def tune(config: TuneConfig) -> None:
         write_manifest(frame, config.run / "manifest.csv")
         study = optuna.create_study(
             storage=f"sqlite:///{(config.run / 'study.db').absolute()}", study_name="vitmodel", direction="maximize", load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=config.seed), pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
         )  # fmt: skip
         requeue(study)
-        while len(finished(study)) < config.trials:
+        while (done := len(finished(study))) < config.trials:
+            # a seed for each trial, or a search that goes on would draw its first trials again
+            study.sampler = optuna.samplers.TPESampler(seed=seed_from("trial", config.seed, done) % 2**32)
             study.optimize(lambda trial: objective(trial, config, frame, preprocessing, data), n_trials=1)
             write_report(study, config)
         write_report(study, config)
@@ -72,12 +74,12 @@ def finished(study: Any) -> list[Any]:
 
 
 def suggest(trial: Any, config: TuneConfig) -> TrainConfig:
-    """The recipe of a trial: what is searched, around what all share."""
+    """The recipe of a trial: what is searched, around the recipe's own values, and what all share."""
     shared = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
     changes = {
-        "lr": trial.suggest_float("lr", 1e-4, 3e-3, log=True),
+        "lr": trial.suggest_float("lr", config.lr / 10, config.lr * 10, log=True),
         "weight_decay": trial.suggest_float("weight_decay", 0.01, 0.3, log=True),
-        "layer_decay": trial.suggest_categorical("layer_decay", [0.65, 0.8, 1.0]),
+        "layer_decay": trial.suggest_categorical("layer_decay", [0.65, 0.75, 1.0]),
         "drop_path": trial.suggest_float("drop_path", 0.0, 0.3),
         "smoothing": trial.suggest_float("smoothing", 0.0, 0.2),
         "loss": trial.suggest_categorical("loss", ["bce", "focal", "pf1"]),
