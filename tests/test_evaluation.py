@@ -191,6 +191,17 @@ def test_score_files_are_compared_on_the_units_that_all_have(scored: Path, capsy
     assert same["delong"]["value"] == pytest.approx(0, abs=1e-9)
 
 
+def test_scores_of_breasts_are_compared_per_patient_but_not_per_image(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [str(scored / "poor.csv"), str(scored / "submission.csv")]  # the same model, image by image and breast by breast
+    command = ["compare", *models, "--manifest", str(scored / "manifest.csv"), "--replicates", "100"]
+    assert main([*command, "--level", "patient", "--out", str(scored)]) == 0
+    assert "120 of 120 labelled patient units" in capsys.readouterr().out
+    (found,) = json.loads((scored / "comparison.json").read_text())["differences"].values()
+    assert found["delong"]["value"] == pytest.approx(0, abs=1e-9)
+    assert main([*command, "--level", "image"]) == 2
+    assert "submission.csv: has a score per breast" in capsys.readouterr().err
+
+
 def test_a_patient_s_score_is_that_of_her_worse_breast() -> None:
     table = screening(3)
     scores = pd.Series(np.random.default_rng(0).random(len(table)), table.index)

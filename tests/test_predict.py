@@ -201,6 +201,21 @@ def test_a_zip_without_an_image_is_named(tmp_path: Path) -> None:
     assert remark.startswith(f"{tmp_path / 'archive.zip'} holds no image")
 
 
+def test_a_table_at_fault_in_a_zip_is_named_by_zip_and_member(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
+        content.writestr("manifest.csv", "image_id,patient_id,laterality,view,path,status\n1,p,L,CC,,perhaps\n")
+    with pytest.raises(UsageError) as caught:
+        read_inputs([str(tmp_path / "archive.zip")], "auto", tmp_path / "scratch")
+    assert str(caught.value).startswith(f"{tmp_path / 'archive.zip'}: manifest.csv")
+    assert "scratch" not in str(caught.value)
+
+
+def test_a_refused_input_that_is_named_twice_is_said_to_count_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "empty").mkdir()
+    assert len(read_inputs([str(tmp_path / "empty")] * 2, "auto", tmp_path / "scratch")) == 1
+    assert "name an earlier file again: 1;" in caplog.text
+
+
 def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: Path) -> None:
     """So that a second run knows what the first one did."""
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:

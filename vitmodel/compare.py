@@ -101,9 +101,9 @@ def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> Scor
         return package_scores(model, table, config)
     scored, key = read_scores(model)
     if key == "prediction_id":
-        if config.level != "breast":
-            raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per {config.level}")
-        return Scores(scored)
+        if config.level == "image":
+            raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per image")
+        return Scores(scored if config.level == "breast" else worse(scored.dropna(), table))
     rows = table[table["image_id"].isin(scored.dropna().index)]
     if rows.empty:
         return Scores(pd.Series(dtype=float))
@@ -118,6 +118,11 @@ def aggregated(scores: pd.Series, rows: pd.DataFrame, config: CompareConfig) -> 
     breasts = pd.Series(values, index=ids)
     if config.level == "breast":
         return breasts
+    return worse(breasts, rows)
+
+
+def worse(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
+    """Each patient's largest score, by her id, of the scores of breasts by theirs; breasts that `rows` lack are left out."""
     return breasts.groupby(rows.groupby(breast_ids(rows))["patient_id"].first()).max()
 
 

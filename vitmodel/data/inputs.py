@@ -51,7 +51,7 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
             if os.path.isdir(name) or name.lower().endswith(".csv"):
                 tables.append(_release(Path(name), dataset, name))
             elif zipfile.is_zipfile(name):
-                tables.append(_release(_unpack(Path(name), scratch), dataset, name))
+                tables.append(_zipped(name, dataset, scratch))
             elif os.path.basename(name).upper() == "DICOMDIR" and os.path.exists(name):
                 files += _listed(Path(name))
             else:
@@ -62,7 +62,9 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
     if files:
         tables.append(dicom_folder.read_files(_once(files), Path("/")))
     if refused:
-        tables.append(as_manifest(pd.DataFrame(refused).drop_duplicates("path").assign(dataset="input"), "the inputs"))
+        once = pd.DataFrame(refused).drop_duplicates("path")
+        _say_repeated(len(refused) - len(once))
+        tables.append(as_manifest(once.assign(dataset="input"), "the inputs"))
     if not tables:
         raise UsageError("standard input names nothing to score")
     return tables[0] if len(tables) == 1 else _join(tables)
@@ -83,6 +85,15 @@ def _release(source: Path, dataset: str, name: str) -> pd.DataFrame:
     if source.is_dir() and not dicom_folder.detect(source) and not any(source.glob("*.csv")):
         raise InputRefused("not_an_image", f"{name} holds no image; looked for {dicom_folder.LOOKS_FOR}")
     return read_release(source, dataset)
+
+
+def _zipped(name: str, dataset: str, scratch: Path) -> pd.DataFrame:
+    """The table of a zip. Raises UsageError for a table in it that is at fault, by the zip's name and the member's."""
+    folder = _unpack(Path(name), scratch)
+    try:
+        return _release(folder, dataset, name)
+    except UsageError as error:
+        raise UsageError(f"{name}: {str(error).replace(f'{folder}/', '')}") from error
 
 
 def _unpack(archive: Path, scratch: Path) -> Path:
