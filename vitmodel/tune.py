@@ -130,7 +130,8 @@ def write_report(study: Any, config: TuneConfig) -> None:
     except (RuntimeError, ValueError):  # too few trials, or all alike
         importances = {}
     best = study.best_trial
-    rows = "\n".join(f"| {name} | {best.params[name]} | {importances.get(name, float('nan')):.3f} |" for name in best.params)
+    values = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in best.params.items()}
+    rows = "\n".join(f"| {name} | {value} | {importances.get(name, float('nan')):.3f} |" for name, value in values.items())
     text = f"""# Search of {len(finished(study))} trials, {len(complete)} of them to the end
 
 Best validation {config.monitor}: {best.value:.4f} (trial {best.number}). It was chosen among all, so it flatters; what it is worth shows on
