@@ -39,15 +39,15 @@ def mixed_exams(table: pd.DataFrame) -> pd.Series:
     of_breasts, of_patients = table["chest_wall_side"].groupby(breast_ids(table)), table["age"].groupby(table["patient_id"])
     sentences = pd.Series("", index=table.index)
     sentences[of_breasts.transform("nunique") > 1] = "the breast has its chest wall at both sides: laterality may name both breasts as one"
-    sentences[of_patients.transform("nunique") > 1] = "the patient has several ages: patient_id may name two patients as one"
+    sentences[of_patients.transform("nunique") > 1] = "the patient has several ages: patient_id may name two patients, or two exams, as one"
     return sentences[sentences != ""]
 
 
 def check_exams(table: pd.DataFrame, name: str) -> None:
     """Raises UsageError naming the rows whose breast is not known, for fusion would take both breasts for one; warns of mixed exams."""
-    for patient, rows in mixed_exams(table).groupby(table["patient_id"]):
+    for _, rows in mixed_exams(table).groupby(table["patient_id"]):
         images = ", ".join(table.loc[rows.index, "image_id"])
-        logger.warning("fusion: %s: images %s of patient %s: %s; mend the column", name, images, patient, rows.iloc[0])
+        logger.warning("fusion: %s: images %s: %s; mend the column", name, images, rows.iloc[0])
     lost = table.loc[table["laterality"] == "", "image_id"]
     if len(lost):
         shown = ", ".join(lost.head(5)) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
