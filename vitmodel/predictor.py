@@ -186,8 +186,8 @@ class Predictor:
     def look_at(self, table: pd.DataFrame) -> tuple[list[Record], np.ndarray]:
         """The verdict on each of the N rows and what each package says of it: N L M, as in `Scored`."""
         known = {place: (each.loaded.cropped.record, each.logits) for place, each in self.stream(table)}  # and no crop
-        records, logits = zip(*(known[place] for place in range(len(table))), strict=True)
-        return list(records), np.stack(logits)
+        records, logits = [known[place][0] for place in range(len(table))], [known[place][1] for place in range(len(table))]
+        return records, np.reshape(logits, (len(table), 1 + self.fused, len(self.members)))
 
     def stream(self, table: pd.DataFrame) -> Iterator[tuple[int, Scored]]:
         """Each row's place, verdict and logits, as soon as they are known; threads decode while the network runs. In order, but that the
