@@ -181,7 +181,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, value in (FROM_WEIGHTS if getattr(self, "weights", None) else FROM_SCRATCH).items():
-            if getattr(self, name, None) == AUTO:
+            if getattr(self, name) == AUTO:
                 object.__setattr__(self, name, value)
         for name in ("epochs", "batch_size", "tokens", "accumulate", "devices", "nodes"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
