@@ -23,8 +23,8 @@ from vitmodel.measure.bootstrap import Interval
 from vitmodel.measure.compare import Comparison, compare
 from vitmodel.measure.crossfit import cross_fitted_thresholds
 from vitmodel.measure.metrics import METRICS, Metrics, measure
-from vitmodel.measure.sample import Sample, aggregate
-from vitmodel.predictor import Predictor
+from vitmodel.measure.sample import Sample
+from vitmodel.predictor import Predictor, by_group
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
 
 SCORES = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}
@@ -114,11 +114,8 @@ def aggregated(scores: pd.Series, rows: pd.DataFrame, config: CompareConfig) -> 
     """The images' scores as those of units, by the unit's id: aggregated per breast, and then, as packages do, a patient's largest."""
     if config.level == "image":
         return scores.set_axis(rows["image_id"])
-    ids, values = aggregate(scores, breast_ids(rows), config.aggregate)
-    breasts = pd.Series(values, index=ids)
-    if config.level == "breast":
-        return breasts
-    return worse(breasts, rows)
+    breasts = by_group(scores, breast_ids(rows), config.aggregate)
+    return breasts if config.level == "breast" else worse(breasts, rows)
 
 
 def worse(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:

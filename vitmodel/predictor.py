@@ -361,7 +361,7 @@ class Predictor:
         patients = groups.size().to_frame("n_breasts")
         scored = breasts[breasts["probability"].notna()]
         for place, column in enumerate(("score", "probability")):
-            patients.insert(place, column, aggregated(scored[column], scored["patient_id"], self.patient_aggregation))
+            patients.insert(place, column, by_group(scored[column], scored["patient_id"], self.patient_aggregation))
         patients.insert(2, "decision", decide(patients["probability"], self.threshold))
         usable = groups["probability"].count()
         doubtful = (usable < patients["n_breasts"]) | (groups["reason"].count() > 0)
@@ -369,7 +369,7 @@ class Predictor:
         return patients.reset_index()
 
 
-def aggregated(scores: pd.Series, groups: pd.Series, how: str) -> pd.Series:
+def by_group(scores: pd.Series, groups: pd.Series, how: str) -> pd.Series:
     """One score per group by its id, from the scores of its members and the group of each."""
     ids, values = aggregate(scores, groups, how) if len(scores) else ([], [])
     return pd.Series(values, index=ids, dtype=float)
