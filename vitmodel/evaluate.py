@@ -27,10 +27,11 @@ from vitmodel.exams import about_images
 from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.measure.threshold import purpose
+from vitmodel.member import Member
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD, TENSORS
 from vitmodel.model.packing import About
-from vitmodel.predictor import Member, Predictor, is_duplicate, say_fallbacks, say_recropped
+from vitmodel.predictor import Predictor, is_duplicate, say_fallbacks, say_recropped
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic

@@ -1,0 +1,85 @@
+"""One model package at work: its models, calibration and threshold, and what it says of images that are cut into patches. Knows no
+other package, no image file and no table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitmodel.config import PredictorConfig, Preprocessing
+from vitmodel.measure import calibration
+from vitmodel.model.package import CONFIG, TENSORS, load_members
+from vitmodel.model.packing import Pack, portions
+from vitmodel.model.runtime import load_onnx
+from vitmodel.model.tiles import Segmenter
+from vitmodel.utils import UsageError, VitmodelError, sha256_file
+
+
+class Member:
+    """One package of those that score together; it may itself hold the models of several folds, which share a calibration.
+
+    Raises VitmodelError naming the package where it cannot be used, UsageError where it was only pretrained.
+    """
+
+    def __init__(self, folder: Path, config: PredictorConfig, device: torch.device) -> None:
+        self.folder = folder
+        self.models, self.package = load_members(folder)
+        if "label" not in self.package:
+            raise UsageError(f"{folder}: holds pretrained weights that give no score; train on labels with `--weights` first")
+        for model in self.models:
+            model.to(device)
+            if isinstance(model.segments, Segmenter) and config.segment_budget:
+                model.segments.limit(config.segment_budget)
+        try:
+            self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
+            fitted = dict(self.package["calibration"])
+            self.calibrated: str = fitted.pop("level", "image")  # a package without the word was calibrated image by image
+            self.calibration = calibration.from_dict(fitted)
+            self.threshold: float = self.package["decision"]["threshold"]
+            self.aggregation: str = self.package["decision"]["aggregate"]
+            self.label: str = self.package["label"]
+        except KeyError as error:
+            raise VitmodelError(f"{folder / CONFIG}: {error} is missing; use the vitmodel that wrote it, or train anew") from error
+        except UsageError as error:
+            raise VitmodelError(f"{folder / CONFIG}: {error}; a newer vitmodel wrote it, install that") from error
+        self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
+        self.flip: bool = self.package.get("flip", False) if config.flip is None else config.flip
+        self.tokens = config.tokens
+        self.onnx = None if config.runtime == "torch" else folder / f"model.{config.precision}.onnx"
+        if self.onnx:
+            network = self.models[0]
+            if network.sources or network.exam or network.segments:
+                raise UsageError(f"runtime: {folder} has sources, segments or the fusion of exams, which run by --runtime torch alone")
+            self.run_onnx = load_onnx(self.onnx, config.runtime, sha256_file(folder / TENSORS))
+
+    def logits(self, images: Pack) -> np.ndarray:
+        """What the package says of each of the pack's B images and, with the fusion of exams, of its breast, the mean over its folds: B L.
+
+        Of an exam that exceeds the budget of tokens, some images after the other are seen, and what was seen is fused.
+        """
+        if self.onnx:
+            return self.run_onnx(images)[:, :1].float().cpu().numpy()
+        said = []
+        for model in self.models:
+            features = torch.cat([model.features(part) for part in portions(images, self.tokens, model.config.vit.prefix)])
+            said.append(model.rows(features, images.about).float().cpu().numpy())
+        return np.mean(said, axis=0)
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """What the members must share, because each image is decoded, cropped and cut into patches once."""
+        network = self.models[0].config
+        return {
+            "label": self.label,
+            "values of its sources": network.sources and network.sources.columns,
+            "views of its fusion": network.exam and network.exam.views,
+            "preprocessing": self.preprocessing,
+            "packed": self.packed,
+            "flip averaging": self.flip,
+            "patch": self.models[0].config.vit.patch,
+            "registers": self.models[0].config.vit.registers,
+            "aggregate": self.aggregation,
+        }
