@@ -23,7 +23,6 @@ from vitmodel.config import TrainConfig
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import Shuffled
 from vitmodel.learner import Learner
-from vitmodel.model import arithmetic
 from vitmodel.model.package import load_members, load_package
 from vitmodel.trainer import AtomicCheckpoints, precision_of, start_or_resume
 from vitmodel.utils import VitmodelError
@@ -231,19 +230,8 @@ def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("known", "asked", "taken"),
-    [
-        ({"avx512_bf16": True}, "auto", "bf16-mixed"),
-        ({"avx512_f": True}, "auto", "32-true"),
-        ({}, "auto", "32-true"),
-        ({"avx512_bf16": True}, "fp32", "32-true"),
-    ],
-)
-def test_precision_follows_the_processor_unless_one_is_asked_for(
-    known: dict[str, bool], asked: Any, taken: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(arithmetic, "processor", lambda: known)
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "32-true"), ("bf16", "bf16-mixed"), ("fp32", "32-true")])
+def test_a_cpu_trains_in_32_bits_unless_asked(asked: Any, taken: str) -> None:
     assert precision_of(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
 
 

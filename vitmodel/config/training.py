@@ -165,7 +165,7 @@ class TrainingConfig:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What several devices hold: a copy of the model each, or (CUDA only) a shard of it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of training's matrices; auto = bf16 where the GPU or CPU computes with it, else fp16 on a GPU and fp32 on a CPU."""
+    """Arithmetic of training's matrices; auto = fp32 on a CPU; on a GPU bf16 where it computes with that, else fp16."""
     compile: bool = False
     """Compile the blocks with torch.compile: slower to start, faster on a GPU."""
     workers: int = 2

@@ -1,10 +1,10 @@
-"""The arithmetic that a processor is fast at, as measured (docs/LOG.md): whose matrix products, and in how many bits. Knows no model."""
+"""The arithmetic that a processor is fast at, as measured (docs/LOG.md): whose matrix products. Knows no model."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,6 @@ def processor() -> Mapping[str, Any]:
 def mkl_is_slow() -> bool:
     """Whether this is a processor by AMD with AVX-512, on which MKL's products of 32 bits take twice the time of oneDNN's."""
     return "AMD" in processor().get("cpu_name", "") and processor().get("avx512_f", False) and torch.backends.mkldnn.is_available()
-
-
-def bf16_is_fast(device: Literal["cpu", "cuda"]) -> bool:
-    """Whether a device multiplies 16 bits of bfloat16 itself, and so faster than 32 bits; emulated, they are slower."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(processor().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def linear(x: Tensor, *layers: nn.Linear) -> Tensor:
