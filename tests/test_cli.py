@@ -36,13 +36,15 @@ def test_a_flag_reaches_its_field() -> None:
 
 
 def test_weights_bring_the_best_recipe_and_every_flag_has_the_last_word() -> None:
-    def schedule(*more: str) -> tuple[int, float, float]:
+    def recipe(*more: str) -> tuple[float | bool | None, ...]:
         settings = cli.parse("train", ["m.csv", "run", *more])
-        return settings.epochs, settings.lr, settings.layer_decay
+        return tuple(getattr(settings, name) for name in ("epochs", "lr", "layer_decay", "batch_size", "freeze", "flip_average"))
 
-    assert schedule() == (30, 3e-4, 1)
-    assert schedule("--weights", "w") == schedule("--weights", "w", "--config", str(ROOT / "configs" / "rsna.yaml")) == (6, 1e-4, 0.75)
-    assert schedule("--weights", "w", "--epochs", "30", "--lr", "0.1", "--layer-decay", "1") == (30, 0.1, 1)
+    scratch, given = (30, 3e-4, 1, 32, 0, False), (6, 1e-4, 0.75, 16, 1, True)
+    assert recipe() == scratch
+    assert recipe("--weights", "w") == recipe("--weights", "w", "--config", str(ROOT / "configs" / "rsna.yaml")) == given
+    flags = ["--epochs", "30", "--lr", "3e-4", "--layer-decay", "1", "--batch-size", "32", "--freeze", "0", "--no-flip-average"]
+    assert recipe("--weights", "w", *flags) == scratch
 
 
 def test_a_list_takes_the_bare_arguments_that_the_others_leave_and_grows_by_its_flag() -> None:

@@ -34,7 +34,9 @@ def test_a_pretrained_package_is_a_start_but_gives_no_score(
     assert main(["info", str(run / "package")]) == 0
     arguments = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags, "--model", "vit_micro", "--epochs", "1"]
     assert main([*arguments, "--weights", str(run / "package")]) == 0
-    assert "loaded" in capsys.readouterr().out
+    started = capsys.readouterr().out
+    assert "loaded" in started
+    assert "fresh    head.bias" in started, "it starts at the prior, not at that of another task"
     assert main(["predict", str(run / "package"), str(crops / "manifest.csv"), str(tmp_path / "scores")]) == 2
     assert "--weights" in capsys.readouterr().err
 

@@ -91,6 +91,18 @@ def test_the_average_is_validated_and_packaged(crops: Path, short: Path, tmp_pat
     assert not same(tensors(tmp_path / "run"), tensors(short))
 
 
+def test_gradients_of_several_steps_make_one_of_a_larger_batch(crops: Path, short: Path, tmp_path: Path) -> None:
+    """Also at an epoch's end, where one step is left of two."""
+    images = (read_manifest(short / "manifest.csv")["split"] == "train").sum()
+    batch = next(each for each in range(4, 9) if 0 < images % (2 * each) <= each)
+    plain = ["--sampling", "natural", "--optimizer", "sgd", "--lr", "0.1", "--clip", "0"]
+    for name, size, steps in (("whole", 2 * batch, 1), ("parts", batch, 2)):
+        arguments = [*SHORT, *plain, "--batch-size", str(size), "--accumulate", str(steps)]
+        assert main(["train", str(crops / "manifest.csv"), str(tmp_path / name), *arguments]) == 0
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert all(torch.allclose(whole[name], parts[name], rtol=0, atol=1e-6) for name in whole)
+
+
 def test_a_batch_that_is_not_finite_is_skipped_and_named(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

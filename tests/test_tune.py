@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from vitmodel.cli import main, parse
 from vitmodel.config import TuneConfig
+from vitmodel.learner import Learner
 from vitmodel.tune import Pruner, suggest
 
 optuna = pytest.importorskip("optuna")
@@ -82,6 +84,20 @@ def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
     trainer.callback_metrics["val/auroc"] = 0.4
     with pytest.raises(optuna.TrialPruned):
         Pruner(study.ask(), "val/auroc").on_validation_end(trainer, None)
+
+
+def test_a_trial_that_diverges_is_a_bad_one(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search goes on."""
+    losses, broken = Learner._losses, set()
+
+    def poisoned(self: Learner, stage: str, *more) -> torch.Tensor:
+        broken.add(id(self)) if not broken else None
+        return losses(self, stage, *more) * (torch.nan if id(self) in broken and stage == "train" else 1)
+
+    monkeypatch.setattr(Learner, "_losses", poisoned)
+    run = tmp_path / "study"
+    assert main(["tune", str(crops / "manifest.csv"), str(run), *SHORT, "--nonfinite", "1", "--trials", "2"]) == 0
+    assert list(pd.read_csv(run / "trials.csv")["state"]) == ["PRUNED", "COMPLETE"]
 
 
 def test_the_sweep_file_runs_a_training(tmp_path: Path) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import numpy as np
+import pandas as pd
 import yaml
 
 from vitmodel.cli import main
-from vitmodel.data.manifest import read_manifest
+from vitmodel.config import Size, VersionsConfig
+from vitmodel.data.manifest import as_manifest, read_manifest
+from vitmodel.versions import write_whole_images
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"model": "vit_micro", "epochs": 1, "workers": 0, "wandb": "off", "batch_size": 16}
@@ -34,3 +38,17 @@ def test_the_chain_of_versions(release: Path, tmp_path: Path, capsys) -> None:
     assert cv2.imread(whole["path"].iloc[0], cv2.IMREAD_UNCHANGED).shape == (48, 48)
     main(["versions", str(release), str(out), *arguments])  # nothing is trained again
     assert "$ vitmodel train" not in capsys.readouterr().out
+
+
+def test_whole_images_are_turned_right(tmp_path: Path) -> None:
+    """A picture whose polarity ETL found to be wrong is shown to the original recipe as its negative, which is right."""
+    right = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
+    for name, picture in (("right", right), ("wrong", 255 - right)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+    paths = [str(tmp_path / f"{name}.png") for name in ("right", "wrong")]
+    ids = ["1", "2"]
+    known = {"image_id": ids, "patient_id": ids, "laterality": "L", "view": "CC", "path": paths, "source_path": paths}
+    table = as_manifest(pd.DataFrame(known | {"reason": [None, "inverted"]}), "two")
+    write_whole_images(table, VersionsConfig(source=tmp_path, out=tmp_path, size=Size(48, 48), jobs=1))
+    whole = [cv2.imread(path, cv2.IMREAD_UNCHANGED) for path in read_manifest(tmp_path / "whole" / "manifest.csv")["path"]]
+    assert np.abs(whole[0].astype(int) - whole[1]).max() <= 1, "but for rounding"

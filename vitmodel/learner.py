@@ -48,6 +48,7 @@ class Course(L.LightningModule):
         self.config = config
         self.images = images
         self.drawn = 0  # since the start of the training
+        self.gathered = 0  # steps whose gradients wait for the weights to change
         self.history = history
         self.nonfinite: list[tuple[str, ...]] = []
         """The images' names of each step that was skipped."""
@@ -71,7 +72,15 @@ class Course(L.LightningModule):
         if total[1]:
             self.nonfinite.append(batch.pack.names)
             return None  # Lightning skips the step
+        self.gathered += 1
         return losses.sum() * processes() / total[0]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning divides by ACCUMULATE; the last steps of an epoch may be fewer, and so may those that are left when one was skipped."""
+        if self.gathered and self.gathered != self.config.accumulate:
+            for gradient in (parameter.grad for parameter in self.parameters() if parameter.grad is not None):
+                gradient.mul_(self.config.accumulate / self.gathered)
+        self.gathered = 0
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Log an epoch's figures to every logger, and keep them."""

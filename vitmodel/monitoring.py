@@ -96,6 +96,10 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+class DivergedError(VitmodelError):
+    """A training whose steps are not finite."""
+
+
 class BadSteps(L.Callback):
     """Warns of each step that was skipped for its loss or gradient, keeps the images' names in a file, and stops after `most`."""
 
@@ -115,7 +119,7 @@ class BadSteps(L.Callback):
                 self.path, json.dumps([{"image_ids": [Path(name).stem for name in names]} for names in learner.nonfinite], indent=1) + "\n"
             )
         if count >= self.most:
-            raise VitmodelError(
+            raise DivergedError(
                 f"{count} steps had a loss or gradient that is not finite (--nonfinite); their images are in {self.path}. "
                 "Lower --lr or --clip, or use --precision fp32"
             )

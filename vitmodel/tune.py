@@ -20,6 +20,7 @@ from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import write_manifest
 from vitmodel.fitting import LABEL, MONITORED, check_sizes, common_preprocessing, labelled_crops, network_of, train_on
+from vitmodel.monitoring import DivergedError
 from vitmodel.trainer import start_or_resume
 from vitmodel.utils import UsageError, atomic_path, seed_from, write_atomic
 
@@ -90,14 +91,18 @@ def suggest(trial: Any, config: TuneConfig) -> TrainConfig:
 
 
 def objective(trial: Any, config: TuneConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: str) -> float:
-    """The best validation figure of one training."""
+    """The best validation figure of one training; one that diverges is a bad trial."""
     recipe = suggest(trial, config)
     run = config.run / "trials" / f"{trial.number:04d}"
     start_or_resume("train", replace(recipe, run=run), run, data)
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     network = network_of(recipe, preprocessing, [rows["train"]])
     watcher = Pruner(trial, MONITORED[config.monitor])
-    fitted = train_on(recipe, run, rows["train"], rows["val"], network, None, [watcher])
+    try:
+        fitted = train_on(recipe, run, rows["train"], rows["val"], network, None, [watcher])
+    except DivergedError as error:
+        print(f"trial {trial.number}: {error}")
+        raise import_optuna().TrialPruned from error
     assert fitted is not None
     return max(value for _, value in fitted.history[watcher.figure])
 

@@ -74,20 +74,22 @@ def split(*manifests: Path) -> None:
 
 
 def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
-    """The images of `table` as they are, burned-in markers and all, squashed to SIZE as the original recipe did."""
+    """The images of `table` whole, burned-in markers and all, squashed to SIZE as the original recipe did."""
     folder = config.out / "whole"
     rows = usable(table)
     paths = [str(folder / "images" / f"{file_name(name)}.png") for name in rows["image_id"]]
-    list(parallel_map(lambda pair: squash(*pair, config.size), list(zip(rows["source_path"], paths, strict=True)), "whole", config.jobs))
+    inverted = rows["reason"].fillna("").str.contains("inverted")
+    images = list(zip(rows["source_path"], inverted, paths, strict=True))
+    list(parallel_map(lambda image: squash(*image, config.size), images, "whole", config.jobs))
     written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
     write_manifest(written, folder / "manifest.csv")
 
 
-def squash(source: str, path: str, size: Size) -> None:
-    """Write one whole image as an 8-bit PNG."""
+def squash(source: str, inverted: bool, path: str, size: Size) -> None:
+    """Write one whole image as an 8-bit PNG, turned right where its polarity was found to be wrong."""
     file = open_image(Path(source))
     grey = file.grey(cv2.resize(file.stored(), (size.width, size.height), interpolation=cv2.INTER_AREA))
-    write_atomic(path, cv2.imencode(".png", np.rint(grey * 255).astype(np.uint8))[1].tobytes())
+    write_atomic(path, cv2.imencode(".png", np.rint(255 * (1 - grey if inverted else grey)).astype(np.uint8))[1].tobytes())
 
 
 def result(folder: Path) -> Metrics:

@@ -111,8 +111,9 @@ class IntegrationConfig:
 
 
 AUTO = -1
-FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0}
-FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75}  # the best of benchmarks/recipe.py, see docs/LOG.md
+FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0, "batch_size": 32, "freeze": 0, "flip_average": False}
+# the best of benchmarks/recipe.py, see docs/LOG.md; but for sampling: there every other image had a cancer
+FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75, "batch_size": 16, "freeze": 1, "flip_average": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +133,8 @@ class TrainingConfig:
     """Stochastic depth: rate at the last block."""
     epochs: int = AUTO
     """Passes over the training set; -1 = 6 from given weights, 30 from scratch."""
-    batch_size: int = 32
-    """Images, or with FUSION exams, per step, at most; over all devices."""
+    batch_size: int = AUTO
+    """Images, or with FUSION exams, per step, at most; over all devices. -1 = 16 from given weights, 32 from scratch."""
     tokens: int = 16384
     """Tokens (patches that are looked at) per step and device, at most; 13 or so crops of 1024x512. It bounds the memory."""
     packed: bool = True
@@ -181,7 +182,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, value in (FROM_WEIGHTS if getattr(self, "weights", None) else FROM_SCRATCH).items():
-            if getattr(self, name) == AUTO:
+            if getattr(self, name, value) in (AUTO, None):
                 object.__setattr__(self, name, value)
         for name in ("epochs", "batch_size", "tokens", "accumulate", "devices", "nodes"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
@@ -211,8 +212,9 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     """Run folder to write; the model package is RUN/package."""
     weights: Path | None = None
     """Start from these weights: a timm, Hugging Face or Google file, a checkpoint, or a model package (a previous best)."""
-    freeze: int = 0
-    """Epochs at the start in which the head alone learns, on features of the weights; as many as EPOCHS = a linear probe."""
+    freeze: int = AUTO
+    """Epochs at the start in which the head alone learns, on features of the weights; as many as EPOCHS = a linear probe. -1 = 1 from
+    given weights, else 0."""
     loss: Literal["bce", "focal", "pf1"] = "bce"
     """Binary cross entropy, focal loss (gamma 2), or the mean of BCE and 1 - probabilistic F1."""
     smoothing: float = 0.0
@@ -240,9 +242,9 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     taken."""
     patience: int = 10
     """Stop after this many epochs without a better figure; 0 = never."""
-    flip_average: bool = False
+    flip_average: bool | None = None
     """Score by the mean logit of each image and the same upside down: what calibration is fitted on, and what the package does from then
-    on. The figures of single epochs are those of the image alone."""
+    on; twice the work. Left out, it is so with given weights. The figures of single epochs are those of the image alone."""
 
     def __post_init__(self) -> None:
         for part in (TrainingConfig, SegmentsConfig, IntegrationConfig, DecisionConfig):

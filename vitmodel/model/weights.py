@@ -101,6 +101,8 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
     tensors, outside = to_timm(read_tensors(path))
     found = (normalisation, "as asked") if normalisation else _normalisation(path, tensors, config)
     own = config.get("architecture")  # of our packages; timm has a name there
+    if isinstance(own, dict) and "calibration" not in config:  # of `pretrain`: its head learned another task, at another prevalence
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     return Weights(path, tensors, outside, *found, config.get("layer_norm_eps", own["eps"] if isinstance(own, dict) else None))
 
 
