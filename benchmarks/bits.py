@@ -27,7 +27,7 @@ from vitmodel.measure.compare import compare
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample
 from vitmodel.model.packing import Pack, forward
-from vitmodel.model.runtime import export_onnx, load_onnx, quantize
+from vitmodel.model.runtime import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
 from vitmodel.model.vit import ViT
 from vitmodel.predictor import Predictor
 from vitmodel.utils import progress, to_json, write_atomic
@@ -37,8 +37,8 @@ WAYS = ("torch", "onnx fp32", "onnx int8", "openvino int8")
 
 def ways_of(model: ViT, calibration: list[Pack], folder: Path) -> dict[str, Callable[[Pack], Tensor]]:
     """One model by all of WAYS."""
-    export_onnx([model], folder / "fp32.onnx", "")
-    quantize([model], folder / "int8.onnx", calibration, "")
+    export_onnx(KeptPatches([model]), folder / "fp32.onnx", "")
+    quantize(KeptPatches([model]), folder / "int8.onnx", inputs_of_images(calibration), "")
     runs = {way: load_onnx(folder / f"{way.split()[1]}.onnx", way.split()[0], "") for way in WAYS[1:]}
     return {"torch": lambda images: forward(model, images)} | runs
 

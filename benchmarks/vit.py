@@ -35,7 +35,7 @@ from vitmodel.config import Preprocessing, Size
 from vitmodel.data.dataset import to_tensor
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.packing import Pack, forward, pack
-from vitmodel.model.runtime import export_onnx, load_onnx, quantize
+from vitmodel.model.runtime import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.utils import atomic_path, to_json, write_atomic
@@ -89,10 +89,10 @@ def exported(model: ViT, images: Pack, calibration: Pack | None = None) -> dict[
     ways: dict[str, Way] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "fp32.onnx"}
-        export_onnx([model], paths["fp32"], "")
+        export_onnx(KeptPatches([model]), paths["fp32"], "")
         if calibration is not None:
             paths["int8"] = Path(folder) / "int8.onnx"
-            quantize([model], paths["int8"], list(calibration), "")
+            quantize(KeptPatches([model]), paths["int8"], inputs_of_images(calibration), "")
         for runtime, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
             if has(runtime.replace("onnx", "onnxruntime")):
                 ways |= {f"{name} {bits}": partial(load_onnx(path, runtime, ""), images) for bits, path in paths.items()}

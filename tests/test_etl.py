@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import resource
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -147,6 +148,23 @@ def test_two_runs_into_one_folder_are_refused(release: Path, tmp_path: Path, cap
     with exclusive(tmp_path):
         assert main(["etl", str(release), str(tmp_path)]) == 2
     assert "another run" in capsys.readouterr().err
+
+
+def test_a_folder_is_free_again_though_a_forked_process_lives_on(tmp_path: Path) -> None:
+    """As a loader's process does for some seconds after its training was killed."""
+    begun, begins = os.pipe()
+    with exclusive(tmp_path):
+        if not (child := os.fork()):
+            os.write(begins, b".")
+            time.sleep(60)
+            os._exit(0)
+        os.read(begun, 1)
+    try:
+        with exclusive(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_torn_journal_line_does_not_count(tmp_path: Path) -> None:

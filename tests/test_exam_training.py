@@ -278,9 +278,3 @@ def test_an_exam_whose_crops_are_lost_is_cropped_anew_or_refused(fused: Predicto
     patients = fused.score_patients(fused.score_breasts(gone))
     assert patients["status"].tolist() == ["refused"]
     assert patients["score"].isna().all()
-
-
-def test_a_runtime_without_fusion_says_so(exam_run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["predict", str(exam_run / "package"), str(crops / "manifest.csv"), str(tmp_path), "--runtime", "onnx"]
-    assert main(command) == 2
-    assert "--runtime torch" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +297,12 @@ def test_crops_of_many_sizes_train_evaluate_and_predict(scaled: Path, release: P
     assert main(["train", str(scaled / "manifest.csv"), str(tmp_path / "run"), *flags, "--epochs", "1"]) == 0
     assert main(["evaluate", str(package), str(tmp_path / "run" / "manifest.csv"), str(tmp_path / "e"), "--replicates", "100"]) == 0
     assert main(["predict", str(package), str(release / "test.csv"), str(tmp_path / "p")]) == 0
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        return
+    assert main(["export", str(package), str(package / "model.fp32.onnx")]) == 0
+    assert main(["predict", str(package), str(release / "test.csv"), str(tmp_path / "onnx"), "--runtime", "onnx"]) == 0
+    own, other = (pd.read_csv(tmp_path / name / "scores.csv")["score"] for name in ("p", "onnx"))
+    np.testing.assert_allclose(own, other, atol=1e-5)
     assert pd.read_csv(tmp_path / "p" / "scores.csv")["score"].notna().all()
 
 

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from vitmodel.cli import main
-from vitmodel.config import PredictorConfig, Size
+from vitmodel.config import PredictorConfig, SegmentsConfig, Size
 from vitmodel.data.manifest import read_manifest, usable
-from vitmodel.model.architecture import ViTConfig
+from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
+from vitmodel.model.network import Network
+from vitmodel.model.package import load_package, save_package
 from vitmodel.model.packing import forward, pack
-from vitmodel.model.runtime import export_onnx, load_onnx
+from vitmodel.model.runtime import KeptPatches, export_onnx, load_onnx
 from vitmodel.model.vit import ViT
 from vitmodel.predictor import Predictor
 
@@ -43,7 +45,7 @@ def test_a_graph_gives_the_mean_logits_of_the_pack_for_any_batch(options: dict[s
     images = torch.rand(3, 1, 64, 48)
     images[1:, :, 32:] = 0
     some = pack(list(images), 16)
-    export_onnx(models, tmp_path / "vit.onnx", "weights")
+    export_onnx(KeptPatches(models), tmp_path / "vit.onnx", "weights")
     expected = torch.stack([forward(model, some) for model in models]).mean(dim=0)
     for runtime in ("onnx", "openvino"):
         assert (load_onnx(tmp_path / "vit.onnx", runtime, "weights")(some) - expected).abs().max() <= 1e-4
@@ -76,6 +78,42 @@ def test_every_runtime_gives_the_same_scores(runtime: Any, package: Path, crops:
     np.testing.assert_allclose(rough["score"], torch_scores["score"], atol=0.03)
     assert not np.allclose(rough["score"].dropna(), torch_scores["score"].dropna(), atol=1e-6)
     pd.testing.assert_frame_equal(exact[["status", "reason", "remark"]], torch_scores[["status", "reason", "remark"]])
+
+
+SQUARE = ViTConfig(image_size=Size(32, 32), dim=32, depth=2, heads=2)
+MACHINES = SourcesConfig(columns=(Vocabulary("machine_id", ("21", "49")), Vocabulary("view", ("CC", "MLO"))), every=1)
+SEGMENTS = SegmentsConfig(segments=32, segment_overlap=16, segment_context=32, segment_budget=20)
+MORE = {
+    "sources": NetworkConfig(vit=replace(SQUARE, image_size=Size(64, 32)), sources=MACHINES),
+    "segments": NetworkConfig(vit=replace(SQUARE, stem="conv"), segments=SEGMENTS),
+    "all": NetworkConfig(vit=SQUARE, sources=MACHINES, segments=SEGMENTS, exam=ExamConfig(views=Vocabulary("view", ("CC", "MLO")))),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", MORE)
+def test_a_network_that_is_more_than_a_vit_runs_its_blocks_by_onnx(kind: str, run: Path, crops: Path, tmp_path: Path) -> None:
+    """Two models of folds, each with a graph of its own: the scores of all images and breasts; and in eight bits nearly."""
+    torch.manual_seed(0)
+    models = [Network(MORE[kind]).eval() for _ in range(2)]
+    for parameter in itertools.chain(*(model.parameters() for model in models)):
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    contents = load_package(run / "package")[1]
+    contents["decision"]["aggregate"] = "fusion" if MORE[kind].exam else "mean_logit"
+    package = tmp_path / "package"
+    save_package(package, models, contents, "card")
+    assert main(["export", str(package), str(package / "model.fp32.onnx")]) == 0
+    eight = ["--precision", "int8", "--calibration", str(run / "manifest.csv"), "--images", "8"]
+    assert main(["export", str(package), str(package / "model.int8.onnx"), *eight]) == 0
+    config, table = PredictorConfig(package=package, jobs=1), read_manifest(crops / "manifest.csv")
+    expected = Predictor(config).score_images(table)
+    for runtime in ("onnx", "openvino"):
+        exact, rough = (Predictor(replace(config, runtime=runtime, precision=bits)).score_images(table) for bits in ("fp32", "int8"))  # type: ignore[arg-type]
+        for column in ("score", "breast_score"):
+            np.testing.assert_allclose(exact[column], expected[column], atol=1e-5)
+            np.testing.assert_allclose(rough[column], expected[column], atol=0.1)
+            assert not np.allclose(rough[column].dropna(), expected[column].dropna(), atol=1e-5)
+    assert expected["score"].std() > 0.01, "or nothing would be compared"
 
 
 def test_calibration_leaves_the_test_patients_out(run: Path, package: Path) -> None:

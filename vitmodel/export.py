@@ -8,15 +8,18 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 
     sys.exit(main(["export", *sys.argv[1:]]))
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from vitmodel.config import ExportConfig, PredictorConfig
+from vitmodel.config import ExportConfig, PredictorConfig, Size
 from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.rows import rows_of
+from vitmodel.exams import about_images
 from vitmodel.model.package import TENSORS
-from vitmodel.model.packing import Pack, forward, pack
-from vitmodel.model.runtime import export_onnx, load_onnx, quantize
+from vitmodel.model.packing import About, Pack, pack
+from vitmodel.model.runtime import Encoder, KeptPatches, export_onnx, inputs_of_encoder, inputs_of_images, quantize
 from vitmodel.predictor import Predictor
 from vitmodel.utils import UsageError, VitmodelError, progress, sha256_file
 
@@ -26,35 +29,39 @@ TOLERANCE = 1e-4  # between logits of torch and of ONNX Runtime, in 32 bits
 def export(config: ExportConfig) -> None:
     """Write OUT and say by how much its logits differ from the package's. Raises VitmodelError where 32 bits differ at all."""
     predictor = Predictor(PredictorConfig(package=config.package, device="cpu"))
-    if predictor.preprocessing.mm_per_pixel is not None:
-        raise UsageError(f"{config.package}: its crops have many sizes (mm_per_pixel), an ONNX file has one; run it by --runtime torch")
-    network, models = predictor.model, [member.trunk for member in predictor.members[0].models]
-    if network.sources or network.exam or network.segments:
-        raise UsageError(
-            f"{config.package}: has sources, segments or the fusion of exams, an ONNX file holds a ViT alone; run it by --runtime torch"
-        )
-    weights = sha256_file(config.package / TENSORS)
-    if config.precision == "fp32":
-        export_onnx(models, config.out, weights)
-        crops = noise(predictor)
-    else:
-        crops = calibration_crops(predictor, config)
-        quantize(models, config.out, crops, weights)
-    exported = load_onnx(config.out, "onnx", weights)
+    member, weights = predictor.members[0], sha256_file(config.package / TENSORS)
+    crops = noise(predictor) if config.precision == "fp32" else calibration_crops(predictor, config)
+    paths = member.onnx_files(config.out)
+    graphs: list[KeptPatches | Encoder] = [Encoder(each) for each in member.models]
+    if member.one_graph:
+        graphs = [KeptPatches([each.trunk for each in member.models])]
+    for number, (graph, path) in enumerate(zip(graphs, paths, strict=True)):
+        if config.precision == "fp32":
+            export_onnx(graph, path, weights)
+        else:
+            inputs = inputs_of_images(crops) if member.one_graph else inputs_of_encoder(member.models[number], crops)
+            quantize(graph, path, inputs, weights)
     with torch.inference_mode():
-        own = [torch.stack([forward(model, each) for model in models]).mean(dim=0) for each in crops]
-        difference = torch.cat([exported(each) - logits for each, logits in zip(crops, own, strict=True)]).abs()
-    print(f"{config.out}: on {len(crops)} images its logits differ by {difference.mean():.1e} on average, {difference.max():.1e} at most")
+        own = np.concatenate([member.logits(each) for each in crops])
+        member.run_by("onnx", config.out)
+        difference = np.abs(np.concatenate([member.logits(each) for each in crops]) - own)
+    written = " and ".join(map(str, paths))
+    print(f"{written}: on {len(crops)} images the logits differ by {difference.mean():.1e} on average, {difference.max():.1e} at most")
     if config.precision == "fp32" and not difference.max() <= TOLERANCE:
-        raise VitmodelError(f"{config.out}: its logits differ by more than {TOLERANCE} from the package's; do not use it")
+        raise VitmodelError(f"{written}: logits differ by more than {TOLERANCE} from the package's; do not use it")
 
 
 def noise(predictor: Predictor) -> list[Pack]:
-    """Images of noise, the lower half of each air."""
-    model = predictor.model.config.vit
-    images = torch.rand(4, model.channels, *model.image_size, generator=torch.Generator().manual_seed(0))
-    images[:, :, model.image_size.height // 2 :] = 0
-    return [pack([image], model.patch, air=not predictor.packed) for image in images]
+    """Images of noise, the lower half of each air, twice as high as a segment where the network reads in segments, and of any source."""
+    model = predictor.model.config
+    height, width = model.vit.image_size
+    size = Size(2 * height, width) if model.segments else Size(height, width)
+    images = torch.rand(4, model.vit.channels, *size, generator=torch.Generator().manual_seed(0))
+    images[:, :, size.height // 2 :] = 0
+    columns = model.sources.columns if model.sources else ()
+    about = [About(sources=tuple(number % len(column) for column in columns)) for number in range(len(images))]
+    air = not predictor.packed
+    return [pack([image], model.vit.patch, air=air, about=[known]) for image, known in zip(images, about, strict=True)]
 
 
 def calibration_crops(predictor: Predictor, config: ExportConfig) -> list[Pack]:
@@ -64,8 +71,9 @@ def calibration_crops(predictor: Predictor, config: ExportConfig) -> list[Pack]:
     table = usable(read_manifest(config.calibration))
     table = table[table["split"] != "test"]
     chosen = table.iloc[np.unique(np.linspace(0, len(table) - 1, config.images).round().astype(int))] if len(table) else table
-    crops = [predictor.load(row).pack for row in progress(rows_of(chosen), "calibrate")]
-    found = [crop for crop in crops if crop is not None]
+    alone = [replace(about, breast=-1, exam=-1) for about in about_images(chosen, predictor.model.config)]
+    rows = zip(progress(rows_of(chosen), "calibrate"), alone, strict=True)
+    found = [crop for crop in (predictor.load(*each).pack for each in rows) if crop is not None]
     if not found:
         raise UsageError(f"{config.calibration}: has no usable crop outside of the split test")
     return found

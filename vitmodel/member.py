@@ -13,7 +13,7 @@ from vitmodel.config import PredictorConfig, Preprocessing
 from vitmodel.measure import calibration
 from vitmodel.model.package import CONFIG, TENSORS, load_members
 from vitmodel.model.packing import Pack, portions
-from vitmodel.model.runtime import load_onnx
+from vitmodel.model.runtime import load_encoder, load_onnx
 from vitmodel.model.tiles import Segmenter
 from vitmodel.utils import UsageError, VitmodelError, sha256_file
 
@@ -48,22 +48,37 @@ class Member:
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
         self.flip: bool = self.package.get("flip", False) if config.flip is None else config.flip
         self.tokens = config.tokens
-        self.onnx = None if config.runtime == "torch" else folder / f"model.{config.precision}.onnx"
-        if self.onnx:
-            network = self.models[0]
-            if network.sources or network.exam or network.segments:
-                raise UsageError(f"runtime: {folder} has sources, segments or the fusion of exams, which run by --runtime torch alone")
-            self.run_onnx = load_onnx(self.onnx, config.runtime, sha256_file(folder / TENSORS))
+        network = self.models[0]
+        self.one_graph = not (network.sources or network.exam or network.segments or self.preprocessing.mm_per_pixel)
+        """Whether its models are plain ViTs for crops of one size, which one ONNX graph holds from pixels to their mean logits."""
+        self.onnx: list[Path] = []
+        self.running = self.models
+        if config.runtime != "torch":
+            self.run_by(config.runtime, folder / f"model.{config.precision}.onnx")
+
+    def onnx_files(self, path: Path) -> list[Path]:
+        """Where its graphs lie: in `path` or, if it has several models and each has a graph of its own, in one numbered after another."""
+        more = 0 if self.one_graph else len(self.models) - 1
+        return [path, *(path.with_suffix(f".{number + 1}{path.suffix}") for number in range(more))]
+
+    def run_by(self, runtime: str, path: Path) -> None:
+        """From now on compute by ONNX in `path`; explanations stay with PyTorch. Raises as `runtime.load_onnx` does."""
+        self.onnx, weights = self.onnx_files(path), sha256_file(self.folder / TENSORS)
+        if self.one_graph:
+            self.run_onnx = load_onnx(path, runtime, weights)
+        else:
+            encoders = [load_encoder(each, runtime, weights) for each in self.onnx]
+            self.running = [model.encoded_by(encode) for model, encode in zip(self.models, encoders, strict=True)]
 
     def logits(self, images: Pack) -> np.ndarray:
         """What the package says of each of the pack's B images and, with the fusion of exams, of its breast, the mean over its folds: B L.
 
         Of an exam that exceeds the budget of tokens, some images after the other are seen, and what was seen is fused.
         """
-        if self.onnx:
+        if self.onnx and self.one_graph:
             return self.run_onnx(images)[:, :1].float().cpu().numpy()
         said = []
-        for model in self.models:
+        for model in self.running:
             features = torch.cat([model.features(part) for part in portions(images, self.tokens, model.config.vit.prefix)])
             said.append(model.rows(features, images.about).float().cpu().numpy())
         return np.mean(said, axis=0)

@@ -106,7 +106,7 @@ class Predictor:
 
     def fingerprint(self) -> str:
         """What decides a score beside the image: the packages' files, the flip and the runtime."""
-        paths = [path for member in self.members for path in (member.folder / TENSORS, member.folder / CONFIG, member.onnx) if path]
+        paths = [path for member in self.members for path in (member.folder / TENSORS, member.folder / CONFIG, *member.onnx)]
         return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.config.runtime])
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:

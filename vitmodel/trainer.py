@@ -113,8 +113,8 @@ def device_of(config: TrainingConfig) -> Literal["cpu", "cuda"]:
 
 
 def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """The arithmetic that training on the device does best with, unless one is asked for: on a CPU 32 bits, as bfloat16 saves little time on
-    small crops (docs/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler."""
+    """The arithmetic that training on the device does best with, unless one is asked for: on a CPU 32 bits, as bfloat16 saves little time
+    on small crops (docs/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler."""
     device, wanted = device_of(config), config.precision
     if wanted == "auto":
         wanted = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -195,7 +195,8 @@ class ServeConfig(PredictorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a model package's network as an ONNX file: images and the numbers of the patches to look at -> logits, any batch."""
+    """Write a model package's network as an ONNX file: images and the numbers of the patches to look at -> logits, any batch. For crops of
+    many sizes, and with sources, segments or fusion: the tokens of one image -> what the blocks make of them, a file per model."""
 
     package: Path
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""

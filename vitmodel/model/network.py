@@ -6,7 +6,7 @@ table, loss or file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,6 +83,16 @@ class Network(nn.Module):
         for places, logit in zip(breasts(about), said.breasts, strict=True):
             breast[places] = logit.to(breast.dtype)
         return torch.cat([own, breast[:, None]], dim=1)
+
+    def encoded_by(self, encode: Callable[[Tensor, Segments], Tensor]) -> Network:
+        """This network with its tensors, but the trunk's blocks are run by `encode`, such as another runtime, in place of `ViT.encode`."""
+        with torch.device("meta"):
+            twin = Network(self.config)
+        twin.take(self.tensors())
+        if self.segments is not None and twin.segments is not None:
+            twin.segments.config = self.segments.config  # whose budget may be another one
+        twin.trunk.encode = encode  # type: ignore[method-assign, assignment]
+        return twin.eval()
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors; the trunk's under the ViT's own names."""

@@ -25,7 +25,7 @@ from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, writ
 
 FORMAT_VERSION = 1
 TENSORS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
-ONNX = ("model.fp32.onnx", "model.int8.onnx")  # made of a package later on; gone when it is replaced
+ONNX = ".onnx"  # ends the names of graphs, which are made of a package later on and gone when it is replaced
 
 
 def save_package(folder: Path | str, models: Network | Sequence[Network], config: dict[str, Any], card: str) -> None:
@@ -37,7 +37,7 @@ def save_package(folder: Path | str, models: Network | Sequence[Network], config
     models = [models] if isinstance(models, Network) else models
     if reserved := {"format_version", "architecture", "members"} & config.keys():
         raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself")
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {*FILES, *ONNX}):
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != ONNX} <= set(FILES)):
         raise UsageError(f"{folder}: exists and is no model package; name another folder")
     ensemble = {"members": len(models)} if len(models) > 1 else {}
     document = {"format_version": FORMAT_VERSION, "architecture": models[0].config.to_dict(), **ensemble, **config}
