@@ -175,6 +175,12 @@ def test_blank_is_refused() -> None:
     assert refusal.value.code == "blank"
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (512, 1), (7, 512)])
+def test_a_strip_is_no_breast(shape: tuple[int, int]) -> None:
+    with pytest.raises(ImageRefused, match="strip"):
+        find_breast(np.random.default_rng(0).random(shape, np.float32))
+
+
 def test_text_is_no_breast() -> None:
     image = np.zeros(SIZE, np.float32)
     for row in range(30, 500, 25):

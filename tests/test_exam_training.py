@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -105,6 +106,19 @@ def test_an_unseen_machine_is_read_as_an_unknown_one_and_said_so(fused: Predicto
     assert new.loc[scored, "reason"].str.contains("unseen_source").all()
     assert new.loc[scored, "remark"].str.contains("machine_id never seen was not learned apart").all()
     assert not new.loc[~scored, "reason"].str.contains("unseen_source").any()
+
+
+def test_the_report_says_which_images_fell_back(exam_run: Path, table: pd.DataFrame, tmp_path: Path) -> None:
+    rows = usable(table)
+    rows = rows[rows["cancer"].notna() & (rows["view"] != "")]
+    new = rows["patient_id"] == rows["patient_id"].iloc[0]
+    write_manifest(rows.assign(machine_id=rows["machine_id"].mask(new, "never seen")), tmp_path / "manifest.csv")
+    options = ["--split", "all", "--replicates", "100", "--no-audit"]
+    assert main(["evaluate", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), *options]) == 0
+    sentence = "machine_id never seen was not learned apart"
+    fell_back = json.loads((tmp_path / "out" / "metrics.json").read_text())["fell_back"]
+    assert fell_back[sentence] == rows["image_id"][new].tolist()
+    assert f"{sentence}: {new.sum()} images" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_changed_image_has_its_exam_scored_again(exam_run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

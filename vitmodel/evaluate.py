@@ -23,7 +23,7 @@ from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.splits import choose_rows
 from vitmodel.evaluation import PLOTTED, WORDS, Evaluation, describe
-from vitmodel.exams import about_images
+from vitmodel.exams import about_images, unseen_sources
 from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.measure.threshold import purpose
@@ -141,6 +141,7 @@ def compose_report(
             "Measured rows": ", ".join(f"{name} {count}" for name, count in table["dataset"].fillna("unnamed").value_counts().items()),
         },
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
+        fell_back=fallbacks(images, unseen_sources(table, predictor.model.config)),
         history={} if config.ensemble else training_curves(package["history"]),
         folds=evaluation.folds(),
         thresholds=evaluation.thresholds(config.sensitivity),
@@ -152,6 +153,12 @@ def compose_report(
         errors=list(confident_errors(predictor, evaluation)),
         heat=UNITS[METHOD],
     )
+
+
+def fallbacks(images: pd.DataFrame, sentences: list[str]) -> dict[str, list[str]]:
+    """The images that were read by the shared parts of the network, by what was not learned apart; `sentences` has one per row."""
+    read = images[["image_id"]].assign(sentence=sentences)[images["probability"].notna()]
+    return read[read["sentence"] != ""].groupby("sentence")["image_id"].agg(list).to_dict()
 
 
 def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float, moved: bool) -> dict[str, str]:

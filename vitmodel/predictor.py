@@ -27,7 +27,7 @@ from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS
 from vitmodel.model.packing import About, Pack, chain, check_budget, grouped, pack
 from vitmodel.pixels.verdict import WARNED
-from vitmodel.utils import UsageError, sha256_file
+from vitmodel.utils import UsageError, give_back_freed_memory, sha256_file
 
 IDS = ["image_id", "patient_id", "laterality", "view"]
 COLUMNS = ["score", "probability", "breast_score", "breast_probability"]
@@ -125,7 +125,7 @@ class Predictor:
 
         Memory is bounded: of some `TOGETHER` images, or the largest exam, at a time.
         """
-        groups = self.group(self.units(table))
+        groups, seen = self.group(self.units(table)), 0
         while True:
             with self.timings.of("waiting"):
                 group = next(groups, None)
@@ -137,6 +137,10 @@ class Predictor:
                 self.timings.decoding += each.seconds
                 logits = np.full((1 + self.fused, len(self.members)), np.nan) if each.pack is None else next(found)
                 yield place, Scored(each, logits)
+            seen += len(group)
+            if seen >= TOGETHER:
+                give_back_freed_memory()
+                seen = 0
 
     def units(self, table: pd.DataFrame) -> Iterator[list[tuple[int, Loaded]]]:
         """What goes through the network at once, with the rows' places: an image or, fused, all of an exam but copies, which stay alone."""

@@ -110,6 +110,12 @@ def keep_freed_memory(limit: int = 1 << 28) -> None:
             libc.mallopt(trim_threshold, limit)
 
 
+def give_back_freed_memory() -> None:
+    """Have glibc return what it holds of freed memory, which grows with the luck of threads and not with what is in use."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def seed_from(*parts: object) -> int:
     """A 63-bit seed that depends on `parts` alone, so that a sample's randomness is independent of order, process and resumption."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()

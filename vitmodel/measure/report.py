@@ -125,6 +125,8 @@ class Report:
     """The manifest: path, hash, split, release."""
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of images refused for it."""
+    fell_back: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What of their source was not learned apart, in words -> the ids of the images that were read by the parts that all share."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
     """Metric -> split (train, val) and, after a space, fold -> (epoch, value); empty where the package has no training history."""
     folds: int = 0
@@ -173,6 +175,7 @@ class Report:
             "model": dict(self.model),
             "data": dict(self.data),
             "refusals": dict(self.refusals),
+            "fell_back": dict(self.fell_back),
             "folds": self.folds,
             "cross_fitted": [vars(each) | {"metrics": each.metrics.to_dict()} for each in self.thresholds],
             "recalibrated": {method: metrics.to_dict() for method, metrics in self.recalibrated.items()},

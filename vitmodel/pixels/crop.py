@@ -19,6 +19,7 @@ from vitmodel.pixels.verdict import ImageRefused, Remark
 Side = Literal["left", "right"]
 
 LEAST_RANGE = 0.01  # of the grey scale, between the darkest and the brightest half per cent: less is a blank image
+LEAST_SIDE = 8  # pixels of the view: no breast can be told in fewer
 LEAST_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
 AIR_TOP = 0.006  # of the view's range: what is darker is air, whatever the histogram says
 FOG_WIDTH, FOG_AREA, FOG_EDGE = 24, 0.05, 0.2  # of a second peak of air: tones to its foot, part of the picture, part of its outer edge
@@ -60,6 +61,8 @@ def find_breast(grey: np.ndarray) -> Breast:
 
     Raises ImageRefused: `blank` or `no_breast`. A radiograph of another part of the body that fills its image passes for a breast.
     """
+    if min(grey.shape) < LEAST_SIDE:
+        raise ImageRefused("no_breast", f"the image is a strip: {grey.shape[0]} x {grey.shape[1]} pixels in a view 512 long")
     remarks = []
     view = _normalised(grey)
     content = _content(view)
