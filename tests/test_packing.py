@@ -272,6 +272,26 @@ def test_a_crop_that_cannot_be_looked_at_is_refused_and_the_others_scored(
     assert problem in scores["remark"][1]
 
 
+def test_compiled_blocks_serve_packs_of_any_number_and_lengths() -> None:
+    """Also in training, with stochastic depth: what was compiled for the first packs is not compiled anew for others."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(image_size=Size(64, 64), dim=32, depth=3, heads=2, drop_path=0.2)).train()
+    images = [torch.rand(1, 16 * (1 + number % 3), 16 * (1 + number)) for number in range(8)]
+    counter = CompileCounter()
+    for block in model.blocks:
+        block.compile(backend=counter, dynamic=True)
+    compiled = []
+    for count in (2, 3, 1, 8, 5):
+        torch.manual_seed(count)
+        some = pack(images[:count], 16)
+        found = forward(model, some)
+        found.sum().backward()
+        compiled.append(counter.frame_count)
+    assert compiled[1:] == [compiled[1]] * 4
+
+
 @pytest.fixture(scope="module")
 def scaled(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The release cropped at SCALE."""

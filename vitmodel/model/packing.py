@@ -185,13 +185,17 @@ def varlen_attention() -> Callable[..., Any] | None:
 
 
 class Segments(Layout):
-    """Many images in one row of tokens: 1 T D, T = the sum of `lengths`."""
+    """Many images in one row of tokens: 1 T D, T = the sum of `lengths`.
+
+    `torch.compile` leaves out what depends on the lengths, or it would compile the blocks anew for every pack.
+    """
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         self.lengths = lengths
         self.counts = torch.tensor(lengths, device=device)
         self.bounds = F.pad(self.counts.cumsum(0), (1, 0)).int()  # where each image begins, and the last one's end
 
+    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.is_cuda and q.element_size() == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0) and (flash := varlen_attention()):
             flat = (x[0].transpose(0, 1) for x in (q, k, v))  # T A D/A
@@ -200,6 +204,7 @@ class Segments(Layout):
         each = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([F.scaled_dot_product_attention(*qkv) for qkv in each], dim=2)
 
+    @torch.compiler.disable
     def draw(self, x: Tensor) -> Tensor:
         one_per_image = torch.rand(len(self.lengths), device=x.device)
         return one_per_image.repeat_interleave(self.counts, output_size=sum(self.lengths))[None, :, None]  # 1 T 1
