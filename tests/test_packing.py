@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,7 @@ from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.samplers import Shuffled
 from vitmodel.image_ETL import etl
 from vitmodel.model.architecture import ViTConfig
-from vitmodel.model.packing import Pack, Segments, attention, attention_maps, fill, forward, pack
+from vitmodel.model.packing import Pack, Segments, attention, attention_maps, compile_blocks, fill, forward, pack
 from vitmodel.model.vit import ROWS, ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.verdict import ImageRefused
@@ -272,7 +273,7 @@ def test_a_crop_that_cannot_be_looked_at_is_refused_and_the_others_scored(
     assert problem in scores["remark"][1]
 
 
-def test_compiled_blocks_serve_packs_of_any_number_and_lengths() -> None:
+def test_compiled_blocks_serve_packs_of_any_number_and_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in training, with stochastic depth: what was compiled for the first packs is not compiled anew for others."""
     from torch._dynamo.testing import CompileCounter
 
@@ -280,8 +281,8 @@ def test_compiled_blocks_serve_packs_of_any_number_and_lengths() -> None:
     model = ViT(ViTConfig(image_size=Size(64, 64), dim=32, depth=3, heads=2, drop_path=0.2)).train()
     images = [torch.rand(1, 16 * (1 + number % 3), 16 * (1 + number)) for number in range(8)]
     counter = CompileCounter()
-    for block in model.blocks:
-        block.compile(backend=counter, dynamic=True)
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=counter))
+    compile_blocks(model)
     compiled = []
     for count in (2, 3, 1, 8, 5):
         torch.manual_seed(count)

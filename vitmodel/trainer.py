@@ -28,7 +28,7 @@ from vitmodel import __version__
 from vitmodel.batches import Batches
 from vitmodel.config import TrainingConfig, plain, to_yaml
 from vitmodel.learner import Course
-from vitmodel.model.vit import Block
+from vitmodel.model.packing import compile_blocks
 from vitmodel.monitoring import BadSteps, Meter, Progress
 from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
 
@@ -165,9 +165,7 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
 def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None, checkpoint: Path | None) -> None:
     """Train, from `checkpoint` on if there is one."""
     if learner.config.compile:
-        for module in learner.modules():
-            if isinstance(module, Block):
-                module.compile(dynamic=True)
+        compile_blocks(learner)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
         trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)

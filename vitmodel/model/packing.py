@@ -30,10 +30,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitmodel.model.architecture import grid_of
-from vitmodel.model.vit import ConvStem, Layout, LinearStem, ViT, patchify
+from vitmodel.model.vit import Block, ConvStem, Layout, LinearStem, ViT, patchify
 from vitmodel.utils import UsageError
 
 T = TypeVar("T", bound="HasPack")
@@ -185,17 +185,13 @@ def varlen_attention() -> Callable[..., Any] | None:
 
 
 class Segments(Layout):
-    """Many images in one row of tokens: 1 T D, T = the sum of `lengths`.
-
-    `torch.compile` leaves out what depends on the lengths, or it would compile the blocks anew for every pack.
-    """
+    """Many images in one row of tokens: 1 T D, T = the sum of `lengths`."""
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         self.lengths = lengths
         self.counts = torch.tensor(lengths, device=device)
         self.bounds = F.pad(self.counts.cumsum(0), (1, 0)).int()  # where each image begins, and the last one's end
 
-    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.is_cuda and q.element_size() == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0) and (flash := varlen_attention()):
             flat = (x[0].transpose(0, 1) for x in (q, k, v))  # T A D/A
@@ -204,10 +200,20 @@ class Segments(Layout):
         each = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([F.scaled_dot_product_attention(*qkv) for qkv in each], dim=2)
 
-    @torch.compiler.disable
     def draw(self, x: Tensor) -> Tensor:
         one_per_image = torch.rand(len(self.lengths), device=x.device)
         return one_per_image.repeat_interleave(self.counts, output_size=sum(self.lengths))[None, :, None]  # 1 T 1
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Have `torch.compile` compile all transformer blocks in `model`, but for what depends on a pack's lengths, or it would do so anew for
+    every pack. The marks are set here and not by decorators, which would import the compiler: a second of a cold start."""
+    for kind in (Segments, *Segments.__subclasses__()):
+        for name in {"attend", "draw"} & vars(kind).keys():
+            setattr(kind, name, torch.compiler.disable(getattr(kind, name)))
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)
 
 
 def convolved(stem: ConvStem, image: Tensor, kept: Tensor, patch: int) -> Tensor:
