@@ -26,7 +26,8 @@ from vitmodel.data.rows import rows_of
 from vitmodel.measure.compare import compare
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample
-from vitmodel.model.packing import Pack, forward
+from vitmodel.model.packing import forward
+from vitmodel.model.packs import Pack
 from vitmodel.model.runtime import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
 from vitmodel.model.vit import ViT
 from vitmodel.predictor import Predictor

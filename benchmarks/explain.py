@@ -35,7 +35,7 @@ from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
 from vitmodel.model.explain import METHODS, Method, explain, logits_of, smoothed
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package
-from vitmodel.model.packing import Pack, pack
+from vitmodel.model.packs import Pack, pack
 from vitmodel.pixels.preprocessing import Geometry
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.utils import progress, to_json, write_atomic

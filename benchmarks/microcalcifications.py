@@ -45,7 +45,7 @@ from vitmodel.model import tiles
 from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
 from vitmodel.model.network import Network
 from vitmodel.model.optimisation import parameter_groups, warmup_cosine
-from vitmodel.model.packing import About, Pack, pack
+from vitmodel.model.packs import About, Pack, pack
 from vitmodel.pixels.specks import draw_specks
 from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atomic
 

@@ -49,7 +49,8 @@ from vitmodel.model.architecture import PRESETS
 from vitmodel.model.losses import TARGETS, AuxiliaryHeads, bce
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.optimisation import parameter_groups, warmup_cosine
-from vitmodel.model.packing import features, pack
+from vitmodel.model.packing import features
+from vitmodel.model.packs import pack
 from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.predictor import Predictor

@@ -36,7 +36,8 @@ from vitmodel.config import SegmentsConfig, Size
 from vitmodel.model import packing
 from vitmodel.model.architecture import PRESETS, NetworkConfig
 from vitmodel.model.network import Network
-from vitmodel.model.packing import Pack, Segments, pack
+from vitmodel.model.packing import Segments
+from vitmodel.model.packs import Pack, pack
 from vitmodel.utils import to_json, write_atomic
 
 SEGMENTS = SegmentsConfig(segments=256, segment_overlap=32, segment_context=512, segment_budget=2048)

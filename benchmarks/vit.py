@@ -34,7 +34,8 @@ from torchvision_stub import torchvision_stub
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.dataset import to_tensor
 from vitmodel.model.architecture import PRESETS, ViTConfig
-from vitmodel.model.packing import Pack, forward, pack
+from vitmodel.model.packing import forward
+from vitmodel.model.packs import Pack, pack
 from vitmodel.model.runtime import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import preprocess

@@ -31,7 +31,7 @@ from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, Sour
 from vitmodel.model.fusion import any_of
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package
-from vitmodel.model.packing import pack
+from vitmodel.model.packs import pack
 from vitmodel.predictor import Predictor
 
 EXAMS = ["--fusion", "--sources", "view,machine_id", "--source-images", "4"]

@@ -14,7 +14,8 @@ from vitmodel.config import Size
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.fusion import Integrator, any_of
 from vitmodel.model.network import Logits, Network
-from vitmodel.model.packing import About, Pack, forward, join, pack
+from vitmodel.model.packing import forward
+from vitmodel.model.packs import About, Pack, join, pack
 from vitmodel.utils import UsageError
 
 VIT = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2)

@@ -8,7 +8,7 @@ import torch
 from vitmodel.config import Size
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.mae import MaskedAutoencoder, hide, wanted
-from vitmodel.model.packing import pack
+from vitmodel.model.packs import pack
 from vitmodel.model.vit import ViT
 
 

@@ -28,7 +28,8 @@ from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.samplers import Shuffled
 from vitmodel.image_ETL import etl
 from vitmodel.model.architecture import ViTConfig
-from vitmodel.model.packing import Pack, Segments, attention, attention_maps, compile_blocks, fill, forward, pack
+from vitmodel.model.packing import Segments, attention, attention_maps, compile_blocks, forward
+from vitmodel.model.packs import Pack, fill, pack
 from vitmodel.model.vit import ROWS, ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.verdict import ImageRefused

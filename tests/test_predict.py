@@ -31,7 +31,7 @@ from vitmodel.data.releases import read_release
 from vitmodel.data.rows import Row
 from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
-from vitmodel.model.packing import About
+from vitmodel.model.packs import About
 from vitmodel.predictor import TOGETHER, Loaded, Predictor, has_reason, say_fallbacks
 from vitmodel.utils import UsageError, sha256_file
 

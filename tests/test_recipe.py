@@ -184,7 +184,7 @@ def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(av
     scores = pd.read_csv(tmp_path / "scores" / "scores.csv", dtype={"image_id": str}).set_index("image_id")["score"]
     for number, member in enumerate(members):
         from vitmodel.data.dataset import read_crop, to_tensor
-        from vitmodel.model.packing import pack
+        from vitmodel.model.packs import pack
 
         row = read_manifest(run / "manifest.csv").set_index("image_id").loc[found[found["fold"] == number].iloc[0]["image_id"]]
         crop = to_tensor(read_crop(row.path))

@@ -22,7 +22,8 @@ from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package, save_package
-from vitmodel.model.packing import forward, pack
+from vitmodel.model.packing import forward
+from vitmodel.model.packs import pack
 from vitmodel.model.runtime import KeptPatches, export_onnx, load_onnx
 from vitmodel.model.vit import ViT
 from vitmodel.predictor import Predictor

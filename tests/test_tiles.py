@@ -17,7 +17,7 @@ from vitmodel.config import SegmentsConfig, Size
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.explain import METHOD, Method, explain
 from vitmodel.model.network import Logits, Network
-from vitmodel.model.packing import About, Pack, pack
+from vitmodel.model.packs import About, Pack, pack
 from vitmodel.model.tiles import Parts, cut, losses
 from vitmodel.utils import UsageError
 

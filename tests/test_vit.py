@@ -19,7 +19,8 @@ from vitmodel.config import Size
 from vitmodel.model import arithmetic
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.formats import to_timm
-from vitmodel.model.packing import forward, pack
+from vitmodel.model.packing import forward
+from vitmodel.model.packs import pack
 from vitmodel.model.vit import Layout, ViT, patchify, resize_positions
 from vitmodel.model.weights import HALF, Weights, fit_weights
 from vitmodel.utils import UsageError

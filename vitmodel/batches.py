@@ -21,7 +21,7 @@ from vitmodel.config import TrainingConfig
 from vitmodel.data.dataset import Example
 from vitmodel.data.samplers import Draw
 from vitmodel.model.architecture import PRESETS
-from vitmodel.model.packing import About, Pack, chain, fill, grouped, join, pack
+from vitmodel.model.packs import About, Pack, chain, fill, grouped, join, pack
 from vitmodel.utils import UsageError, VitmodelError
 
 logger = logging.getLogger(__name__)

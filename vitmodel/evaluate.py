@@ -30,7 +30,7 @@ from vitmodel.measure.threshold import purpose
 from vitmodel.member import Member
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD, TENSORS
-from vitmodel.model.packing import About
+from vitmodel.model.packs import About
 from vitmodel.predictor import Predictor, is_duplicate, say_fallbacks, say_recropped
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores

@@ -14,7 +14,7 @@ import pandas as pd
 from vitmodel.data.manifest import COLUMNS, breast_ids
 from vitmodel.data.subgroups import age_band
 from vitmodel.model.architecture import NetworkConfig, Vocabulary
-from vitmodel.model.packing import About
+from vitmodel.model.packs import About
 from vitmodel.utils import UsageError
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.rows import rows_of
 from vitmodel.exams import about_images
 from vitmodel.model.package import TENSORS
-from vitmodel.model.packing import About, Pack, pack
+from vitmodel.model.packs import About, Pack, pack
 from vitmodel.model.runtime import Encoder, KeptPatches, export_onnx, inputs_of_encoder, inputs_of_images, quantize
 from vitmodel.predictor import Predictor
 from vitmodel.utils import UsageError, VitmodelError, progress, sha256_file

@@ -28,7 +28,7 @@ from vitmodel.learner import History, Learner
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
 from vitmodel.model.losses import TARGETS, prior_bias
 from vitmodel.model.network import Network
-from vitmodel.model.packing import check_budget
+from vitmodel.model.packs import check_budget
 from vitmodel.model.tiles import check_segments
 from vitmodel.model.weights import Fate, fit_weights, load_weights
 from vitmodel.monitoring import Pictures

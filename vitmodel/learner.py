@@ -24,7 +24,7 @@ from vitmodel.model.losses import AuxiliaryHeads, make_loss
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.network import Logits, Network
 from vitmodel.model.optimisation import parameter_groups, warmup_cosine
-from vitmodel.model.packing import Pack, grouped
+from vitmodel.model.packs import Pack, grouped
 from vitmodel.utils import seed_from
 
 WATCHED = {

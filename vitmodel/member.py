@@ -12,7 +12,7 @@ import torch
 from vitmodel.config import PredictorConfig, Preprocessing
 from vitmodel.measure import calibration
 from vitmodel.model.package import CONFIG, TENSORS, load_members
-from vitmodel.model.packing import Pack, portions
+from vitmodel.model.packs import Pack, portions
 from vitmodel.model.runtime import load_encoder, load_onnx
 from vitmodel.model.tiles import Segmenter
 from vitmodel.utils import UsageError, VitmodelError, sha256_file

@@ -26,7 +26,7 @@ from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.source import file_name
 from vitmodel.exams import about_images
 from vitmodel.model.explain import SCALES, UNITS, Method
-from vitmodel.model.packing import grouped
+from vitmodel.model.packs import grouped
 from vitmodel.predictor import Predictor, Scored, say_fallbacks, say_recropped
 from vitmodel.results.evidence import Software
 from vitmodel.results.heatmap import HeatMap

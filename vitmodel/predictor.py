@@ -25,7 +25,7 @@ from vitmodel.member import Member
 from vitmodel.model.explain import Method, explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS
-from vitmodel.model.packing import About, Pack, chain, check_budget, grouped, pack
+from vitmodel.model.packs import About, Pack, chain, check_budget, grouped, pack
 from vitmodel.pixels.verdict import WARNED
 from vitmodel.utils import UsageError, give_back_freed_memory, sha256_file
 

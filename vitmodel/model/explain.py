@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vitmodel.model import packing
 from vitmodel.model.network import Network
-from vitmodel.model.packing import Pack
+from vitmodel.model.packs import Pack
 from vitmodel.model.vit import ROWS, Layout
 from vitmodel.utils import UsageError
 

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitmodel.model.architecture import NetworkConfig, SourcesConfig, ViTConfig
-from vitmodel.model.packing import About, Segments, grouped
+from vitmodel.model.packing import Segments
+from vitmodel.model.packs import About, grouped
 from vitmodel.model.vit import Block, draw_matrices
 from vitmodel.utils import UsageError
 

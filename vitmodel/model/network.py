@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vitmodel.model import packing
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.fusion import ExamFusion, SourcedSegments, Sources, any_of, breasts
-from vitmodel.model.packing import About, Pack, Segments, grouped
+from vitmodel.model.packing import Segments
+from vitmodel.model.packs import About, Pack, grouped
 from vitmodel.model.tiles import Reading, Segmenter
 from vitmodel.model.vit import ViT
 

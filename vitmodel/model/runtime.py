@@ -28,7 +28,8 @@ from torch.export import Dim
 
 from vitmodel.model.fusion import SourcedSegments, Sources
 from vitmodel.model.network import Network
-from vitmodel.model.packing import Pack, Segments
+from vitmodel.model.packing import Segments
+from vitmodel.model.packs import Pack
 from vitmodel.model.vit import ROWS, Layout, ViT
 from vitmodel.utils import UsageError, VitmodelError, atomic_path
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitmodel.config import SegmentsConfig, require
-from vitmodel.model import packing
+from vitmodel.model import packs
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.fusion import Integrator
-from vitmodel.model.packing import Pack
+from vitmodel.model.packs import Pack
 
 Trunk = Callable[[Pack], tuple[Tensor, Tensor, list[Tensor]]]
 """What encodes a pack of I parts: the summary of each, I D, the logit that a head reads off it, I, and its encoded patches, N D each."""
@@ -149,7 +149,7 @@ def cut(image: Pack, config: SegmentsConfig) -> Parts:
     millimetres = image.about[0].mm_per_pixel
     mm_per_patch = patch * (NOMINAL_MM / pixels.shape[-2] if math.isnan(millimetres) else millimetres)
     placed = torch.cat([torch.tensor([[0, 0, *grid]]), segments])
-    return Parts(packing.join([whole(image, config.segment_context), parts]), placed, grid, mm_per_patch)
+    return Parts(packs.join([whole(image, config.segment_context), parts]), placed, grid, mm_per_patch)
 
 
 def whole(image: Pack, side: int) -> Pack:
@@ -159,7 +159,7 @@ def whole(image: Pack, side: int) -> Pack:
     height, width = (max(image.patch, round(length * scale)) for length in pixels.shape[-2:])
     small = F.interpolate(pixels[None], size=(height, width), mode="area")[0]
     everything = len(image.kept[0]) == math.prod(image.grids[0])  # whoever looks at air looks at it here, too
-    return packing.pack([small], image.patch, image.names, everything, image.about)
+    return packs.pack([small], image.patch, image.names, everything, image.about)
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,13 @@ class Segmenter(nn.Module):
     def read(self, trunk: Trunk, pack: Pack, lesions: Sequence[Tensor] = ()) -> Reading:
         """Cut, choose, encode and integrate. While it trains, segments that show one of an image's `lesions` (K 4, pixels) are chosen."""
         every = [cut(image, self.config) for image in pack]
-        whole, view_logits, patches = self.encode(trunk, packing.join([each.pack.take([0]) for each in every]))
+        whole, view_logits, patches = self.encode(trunk, packs.join([each.pack.take([0]) for each in every]))
         found = [self.score(*each) for each in zip(every, patches, strict=True)]
         known = lesions or [torch.empty(0, 4)] * len(pack)
         chosen = [self.choose(*each) for each in zip(every, found, known, strict=True)]
         parts = [each.take(numbers) for each, numbers in zip(every, chosen, strict=True)]
         counts = [len(each) - 1 for each in parts]
-        segments, segment_logits, _ = self.encode(trunk, packing.join([each.pack.take(range(1, len(each))) for each in parts]))
+        segments, segment_logits, _ = self.encode(trunk, packs.join([each.pack.take(range(1, len(each))) for each in parts]))
         summaries, logits = (
             [torch.cat(pair) for pair in zip(of_wholes.split(1), of_segments.split(counts), strict=True)]
             for of_wholes, of_segments in ((whole, segments), (view_logits, segment_logits))
@@ -237,7 +237,7 @@ class Segmenter(nn.Module):
 
     def groups(self, parts: Pack) -> Iterator[Pack]:
         """Consecutive parts of at most `segment_budget` tokens."""
-        return packing.portions(parts, self.config.segment_budget, self.prefix)
+        return packs.portions(parts, self.config.segment_budget, self.prefix)
 
     def score(self, parts: Parts, seen: Tensor) -> Tensor:
         """How telling each segment is: the mean of the scores of the view's patches (N) that it covers; S."""
