@@ -32,7 +32,8 @@ from vitmodel.data.rows import Row
 from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
 from vitmodel.model.packs import About
-from vitmodel.predictor import TOGETHER, Loaded, Predictor, has_reason, say_fallbacks
+from vitmodel.predictor import TOGETHER, Loaded, Predictor
+from vitmodel.scores import has_reason, say_fallbacks
 from vitmodel.utils import UsageError, sha256_file
 
 

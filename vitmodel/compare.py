@@ -24,7 +24,8 @@ from vitmodel.measure.compare import Comparison, compare
 from vitmodel.measure.crossfit import cross_fitted_thresholds
 from vitmodel.measure.metrics import METRICS, Metrics, measure
 from vitmodel.measure.sample import Sample
-from vitmodel.predictor import Predictor, by_group
+from vitmodel.predictor import Predictor
+from vitmodel.scores import by_group
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
 
 SCORES = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}

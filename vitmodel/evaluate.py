@@ -31,9 +31,10 @@ from vitmodel.member import Member
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.package import CARD, TENSORS
 from vitmodel.model.packs import About
-from vitmodel.predictor import Predictor, is_duplicate, say_fallbacks, say_recropped
+from vitmodel.predictor import Predictor
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
+from vitmodel.scores import is_duplicate, say_fallbacks, say_recropped
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
 
 METHOD: Method = "gradient"
@@ -99,7 +100,7 @@ def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, spl
         raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
     if not (table[label] == 1).any():
         print(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
-    say_recropped(table, predictor)
+    say_recropped(table, predictor.package["preprocessing"])
 
 
 def compose_report(

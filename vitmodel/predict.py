@@ -27,11 +27,12 @@ from vitmodel.data.source import file_name
 from vitmodel.exams import about_images
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.packs import grouped
-from vitmodel.predictor import Predictor, Scored, say_fallbacks, say_recropped
+from vitmodel.predictor import Predictor, Scored
 from vitmodel.results.evidence import Software
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import Image, ResultWriter
 from vitmodel.results.tables import write_scores
+from vitmodel.scores import say_fallbacks, say_recropped
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, seed_from
 
 SHOWN = 20  # refused images named on the screen
@@ -46,7 +47,7 @@ def predict(config: PredictConfig) -> int:
     with exclusive(config.out):
         unpacked = config.out / ".unpacked"
         table = read_inputs(config.source, config.dataset, unpacked)
-        say_recropped(table, predictor)
+        say_recropped(table, predictor.package["preprocessing"])
         entries, done = score(table, predictor, config)
         images = predictor.tabulate(table, [entry["record"] for entry in entries], [np.array(entry["logits"], float) for entry in entries])
         say_fallbacks(images)
