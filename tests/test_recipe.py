@@ -227,6 +227,42 @@ def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path, options:
         assert np.array(histories[0][name]) == pytest.approx(np.array(histories[1][name]), abs=2e-4), name
 
 
+FSDP_ON_A_CPU = """
+import sys
+import torch
+import torch.distributed.fsdp as fsdp
+from lightning.pytorch.strategies import FSDPStrategy
+import vitmodel.trainer
+from vitmodel.cli import main
+
+class Here(fsdp.FullyShardedDataParallel):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options | {"device_id": torch.device("cpu")})
+
+class OnCPU(FSDPStrategy):
+    pass
+
+fsdp.FullyShardedDataParallel = Here
+vitmodel.trainer.strategy_of = lambda config: OnCPU(process_group_backend="gloo", sharding_strategy="NO_SHARD")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a GPU")
+def test_fsdp_learns_what_one_process_does(crops: Path, short: Path, tmp_path: Path) -> None:
+    """Two processes through all of FSDP but for the sharding itself, which PyTorch does not do on a CPU."""
+    (tmp_path / "here.py").write_text(FSDP_ON_A_CPU)
+    arguments = [*SHORT, "--devices", "2", "--strategy", "fsdp"]
+    command = [sys.executable, str(tmp_path / "here.py"), "train", str(crops / "manifest.csv"), str(tmp_path / "run"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_package(run / "package")[1]["history"] for run in (short, tmp_path / "run"))
+    for name in ("train/loss", "val/loss", "val/auroc"):
+        assert np.array(one[name]) == pytest.approx(np.array(two[name]), abs=2e-4), name
+    first, second = tensors(short), tensors(tmp_path / "run")
+    assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-4) for name in first)
+
+
 def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk."""
     path = tmp_path / "last.ckpt"

@@ -206,6 +206,7 @@ def train_on(
     if not first:
         return None
     chosen, reached = (best.best_model_path, f"{best.monitor} {best.best_model_score:.4f}") if best else (run / LAST, "last epoch")
+    learner = Learner(Network(learner.model.config), config, len(train_images), learner.history)  # afresh: shards are no model
     learner.load_state_dict(torch.load(chosen, weights_only=True)["state_dict"])
     looks = [val_batches]
     if config.flip_average:

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from scipy.special import expit
 from torch import Tensor
@@ -75,6 +76,11 @@ class Course(L.LightningModule):
         self.gathered += 1
         return losses.sum() * processes() / total[0]
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has but a part of the weights and of their gradient."""
+        return isinstance(self.trainer.strategy, FSDPStrategy)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Lightning divides by ACCUMULATE; the last steps of an epoch may be fewer, and so may those that are left when one was skipped."""
         if self.gathered and self.gathered != self.config.accumulate:
@@ -114,7 +120,10 @@ class Course(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """As Lightning does, but also with a fused optimizer in bfloat16, which it refuses for the sake of fp16's scale."""
-        if self.trainer.precision == "bf16-mixed" and gradient_clip_val:
+        if gradient_clip_val and self.sharded:
+            root: Any = self.trainer.strategy.model
+            root.clip_grad_norm_(gradient_clip_val)
+        elif self.trainer.precision == "bf16-mixed" and gradient_clip_val:
             self.trainer.precision_plugin.clip_grad_by_norm(optimizer, gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -71,11 +72,15 @@ class Meter(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, learner: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
         gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
+        assert isinstance(learner, Course)
         norm = torch.nn.utils.get_total_norm(gradients)
+        if learner.sharded:
+            total = norm.square()
+            dist.all_reduce(total)
+            norm = total.sqrt()
         learner.log("train/gradient_norm", norm)
         if not norm.isfinite() and trainer.scaler is None:  # with fp16 the scaler skips such steps, which belong to its search
             optimizer.zero_grad(set_to_none=True)
-            assert isinstance(learner, Course)
             learner.nonfinite.append(self.names)
 
     def on_train_batch_start(self, trainer: L.Trainer, learner: L.LightningModule, batch: Batch, batch_idx: int) -> None:

@@ -26,7 +26,7 @@ from vitmodel.data.journal import exclusive
 from vitmodel.data.phantoms import PhantomDataset
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.fitting import LABEL, architecture_of, read_crops
-from vitmodel.learner import Course, Learner, Painter
+from vitmodel.learner import Course, History, Learner, Painter
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.network import Network
@@ -45,14 +45,19 @@ def pretrain(config: PretrainConfig) -> None:
     with exclusive(config.run) if is_first() else contextlib.nullcontext():
         checkpoint = start_or_resume("pretrain", config, config.run, data["sha256"] if data else "")
         L.seed_everything(config.seed, verbose=False)
-        model = Network(NetworkConfig(vit=architecture_of(config, preprocessing.size)))
-        learner, train, val = finding(config, model, checkpoint) if frame is None else painting(config, model, frame, checkpoint)
+        network = NetworkConfig(vit=architecture_of(config, preprocessing.size))
+
+        def task(model: Network) -> Task:
+            return finding(config, model, checkpoint) if frame is None else painting(config, model, frame, checkpoint)
+
+        learner, train, val = task(Network(network))
         last = ModelCheckpoint(config.run / LAST.parent, LAST.stem, enable_version_counter=False)
         trainer = build_trainer(config, config.run, [last])
         fit(trainer, learner, train, val, checkpoint)
         if trainer.is_global_zero:
-            learner.load_state_dict(torch.load(config.run / LAST, weights_only=True)["state_dict"])
-            write_package(config, model, learner, data, preprocessing)
+            whole = task(model := Network(network))[0]  # afresh: shards are no model
+            whole.load_state_dict(torch.load(config.run / LAST, weights_only=True)["state_dict"])
+            write_package(config, model, learner.history, data, preprocessing)
 
 
 def crops(manifest: Path) -> pd.DataFrame:
@@ -90,21 +95,21 @@ def finding(config: PretrainConfig, model: Network, checkpoint: Path | None) -> 
     return learner, Batches(images, order, config), Batches(watched, InOrder(len(watched)), config)
 
 
-def write_package(config: PretrainConfig, model: Network, learner: Course, data: Fingerprint | None, made: Preprocessing) -> None:
+def write_package(config: PretrainConfig, model: Network, history: History, data: Fingerprint | None, made: Preprocessing) -> None:
     """A package without calibration or threshold: training may start from it, but it gives no score."""
     recipe = to_yaml("pretrain", config, config.run / "pretrain.yaml")
     contents: dict[str, Any] = {
         "preprocessing": made.to_json(),
         "packed": config.packed,
-        "history": learner.history,
+        "history": history,
         "training": recipe,
         "versions": system()["versions"],
     }
     if data is not None:
         contents["data"] = data
     task = "masked autoencoding of unlabelled crops" if data is not None else "finding cancers in phantoms"
-    watched = [name for name in ("train/loss", "val/auroc") if name in learner.history]
-    figures = ", ".join(f"{name} {learner.history[name][-1][1]:.4f}" for name in watched)
+    watched = [name for name in ("train/loss", "val/auroc") if name in history]
+    figures = ", ".join(f"{name} {history[name][-1][1]:.4f}" for name in watched)
     card = f"""# {config.model}: weights to start from
 
 **{NOT_A_MEDICAL_DEVICE}**

@@ -21,8 +21,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero
+from torch.distributed.fsdp import MixedPrecision
 
 from vitmodel import __version__
 from vitmodel.batches import Batches
@@ -123,6 +125,18 @@ def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]  # type: ignore[return-value]
 
 
+class ShardedPrecision(FSDPPrecision):
+    """The arithmetic of sharded models is that of whole ones, autocast over weights of 32 bits. Lightning would cast weights and batches,
+    labels and all, to 16, and to that end rebuild packs, which are frozen."""
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision:
+        return MixedPrecision()
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
 def strategy_of(config: TrainingConfig) -> Strategy | str:
     """How several processes share the work."""
     if config.devices * config.nodes == 1:
@@ -147,12 +161,12 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=strategy_of(config),
-        precision=precision_of(config),
+        precision=None if config.strategy == "fsdp" else precision_of(config),
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate,
         logger=loggers,
         callbacks=[*callbacks, *monitors],
-        plugins=[AtomicCheckpoints()] if config.strategy == "ddp" else [],
+        plugins=[AtomicCheckpoints()] if config.strategy == "ddp" else [ShardedPrecision(precision_of(config))],
         gradient_clip_val=config.clip or None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

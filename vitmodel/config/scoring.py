@@ -195,8 +195,11 @@ class ServeConfig(PredictorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a model package's network as an ONNX file: images and the numbers of the patches to look at -> logits, any batch. For crops of
-    many sizes, and with sources, segments or fusion: the tokens of one image -> what the blocks make of them, a file per model."""
+    """Write a model package's network as an ONNX file.
+
+    It takes images and the numbers of the patches to look at, and gives logits, for any batch. For crops of many sizes, and with sources,
+    segments or fusion, it takes the tokens of one image and gives what the blocks make of them, in a file per model.
+    """
 
     package: Path
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
