@@ -13,7 +13,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import cv2
 import numpy as np
@@ -142,6 +142,16 @@ def test_a_decoder_that_crashes_costs_its_file_only(release: Path, crops: Path, 
     assert (manifest["reason"][hit] == "failed").all()
     assert manifest["remark"][hit].str.contains("SIGABRT").all()
     assert manifest["source_sha256"][~hit].equals(whole["source_sha256"][~hit])
+
+
+def test_crops_of_other_code_are_kept_and_said_so(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
+    for code, said in (("older", False), ("newer", True)):
+        with patch.object(image_ETL, "code", lambda code=code: code):
+            assert main(command) == 0
+        assert ("another version of vitmodel/pixels" in capsys.readouterr().out) == said
+    assert main([*command[:2], str(tmp_path / "again"), *command[3:]]) == main([*command[:2], str(tmp_path / "again"), *command[3:]]) == 0
+    assert "another version" not in capsys.readouterr().out
 
 
 def test_two_runs_into_one_folder_are_refused(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,14 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
     sys.exit(main(["etl", *sys.argv[1:]]))
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import pandas as pd
 
+from vitmodel import pixels
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.cropping import Record, Source, crop_source, refused
 from vitmodel.data.etl_report import write_etl_report
@@ -58,15 +60,14 @@ def etl(config: ETLConfig) -> int:
         tasks = plan(release, config)
         journal = Journal(config.out / "journal.jsonl")
         todo = [task for task in tasks if not is_done(task, journal)]
-        if len(todo) < len(tasks):
-            print(f"{len(tasks) - len(todo)} of {len(tasks)} images are done already")
+        say_done(tasks, todo, journal)
         work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
         try:
             lost = functools.partial(refuse_lost, preprocessing=config.preprocessing)
             backend = config.backend if config.backend != "auto" else "processes" if len(todo) >= MANY else "threads"
             results = parallel_map(work, todo, "etl", config.jobs, backend, config.scheduler, lost=lost)
             for task, outcome in zip(todo, results, strict=True):
-                journal.append(task.image_id, {"fingerprint": task.fingerprint, **outcome._asdict()})
+                journal.append(task.image_id, {"fingerprint": task.fingerprint, "code": code(), **outcome._asdict()})
         finally:
             journal.close()
         manifest = join(release, tasks, journal)
@@ -75,6 +76,23 @@ def etl(config: ETLConfig) -> int:
             write_manifest(list_copies(release, tasks, journal), config.out / config.transcode / "manifest.csv")
         write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
     return summarise(manifest, config.out)
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the code that makes crops."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(pixels.__file__).parent.glob("*.py")))).hexdigest()[:16]
+
+
+def say_done(tasks: list[Task], todo: list[Task], journal: Journal) -> None:
+    """Print how many images an earlier run has done, and whether it did so by this code."""
+    if len(todo) == len(tasks):
+        return
+    print(f"{len(tasks) - len(todo)} of {len(tasks)} images are done already")
+    left = {task.image_id for task in todo}
+    others = sum(journal.entries[task.image_id].get("code") != code() for task in tasks if task.image_id not in left)
+    if others:
+        print(f"{others} of them by another version of vitmodel/pixels, whose crops may differ; to make all anew, choose another folder")
 
 
 def plan(release: pd.DataFrame, config: ETLConfig) -> list[Task]:
