@@ -18,7 +18,7 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError
 STEPS = """
 synth    {out}/release --patients 160 --size 512x416 --difficulty 0.1 --positives 0.5
 etl      {out}/release {out}/crops --size 128x64
-train    {out}/crops/manifest.csv {out}/run --model vit_tiny --epochs 40 --tokens 480 --lr 5e-4 --drop-path 0 \
+train    {out}/crops/manifest.csv {out}/run --model vit_tiny --epochs 40 --tokens 480 --stem conv --lr 5e-4 --drop-path 0 \
          --patience 0 --val 0.2 --test 0.25
 evaluate {out}/run/package {out}/run/manifest.csv {out}/report
 predict  {out}/run/package {out}/release/test.csv {out}/scores
