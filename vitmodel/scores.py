@@ -19,7 +19,7 @@ def decide(probability: pd.Series, threshold: float) -> pd.Series:
 
 
 def has_reason(images: pd.DataFrame, code: str) -> pd.Series:
-    """Which rows of `tabulate` have this code of `pixels/verdict.py` among their reasons."""
+    """Which rows of scores or of a manifest have this code of `pixels/verdict.py` among their reasons."""
     return images["reason"].fillna("").str.split(";").map(lambda codes: code in codes)
 
 

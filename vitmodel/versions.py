@@ -24,6 +24,7 @@ from vitmodel.measure.metrics import Metrics, measure
 from vitmodel.measure.sample import Sample
 from vitmodel.model.package import load_package
 from vitmodel.pixels.image import open_image
+from vitmodel.scores import has_reason
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, write_atomic
 
 FIGURES = {"macro F1": "macro_f1", "recall": "sensitivity", "precision": "precision", "AUROC": "auroc"}
@@ -78,8 +79,7 @@ def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
     folder = config.out / "whole"
     rows = usable(table)
     paths = [str(folder / "images" / f"{file_name(name)}.png") for name in rows["image_id"]]
-    inverted = rows["reason"].fillna("").str.contains("inverted")
-    images = list(zip(rows["source_path"], inverted, paths, strict=True))
+    images = list(zip(rows["source_path"], has_reason(rows, "inverted"), paths, strict=True))
     list(parallel_map(lambda image: squash(*image, config.size), images, "whole", config.jobs))
     written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
     write_manifest(written, folder / "manifest.csv")
