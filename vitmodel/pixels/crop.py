@@ -62,7 +62,7 @@ def find_breast(grey: np.ndarray) -> Breast:
     Raises ImageRefused: `blank` or `no_breast`. A radiograph of another part of the body that fills its image passes for a breast.
     """
     if min(grey.shape) < LEAST_SIDE:
-        raise ImageRefused("no_breast", f"the image is a strip: {grey.shape[0]} x {grey.shape[1]} pixels in a view 512 long")
+        raise ImageRefused("no_breast", f"the image is a strip or a speck: its view has {grey.shape[0]} x {grey.shape[1]} pixels")
     remarks = []
     view = _normalised(grey)
     content = _content(view)
