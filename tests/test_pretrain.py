@@ -36,6 +36,7 @@ def test_a_pretrained_package_is_a_start_but_gives_no_score(
     assert main([*arguments, "--weights", str(run / "package")]) == 0
     started = capsys.readouterr().out
     assert "loaded" in started
+    assert "dropped  head.bias" in started
     assert "fresh    head.bias" in started, "it starts at the prior, not at that of another task"
     assert main(["predict", str(run / "package"), str(crops / "manifest.csv"), str(tmp_path / "scores")]) == 2
     assert "--weights" in capsys.readouterr().err

@@ -49,6 +49,8 @@ class Weights:
     """Where the normalisation comes from."""
     eps: float | None = None
     """What their layer norms add to the variance, where a config beside them says so."""
+    scores: bool = True
+    """Whether the head may be gone on with; that of `vitmodel pretrain` learned another task, at another prevalence."""
 
     @property
     def ours(self) -> bool:
@@ -101,9 +103,8 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
     tensors, outside = to_timm(read_tensors(path))
     found = (normalisation, "as asked") if normalisation else _normalisation(path, tensors, config)
     own = config.get("architecture")  # of our packages; timm has a name there
-    if isinstance(own, dict) and "calibration" not in config:  # of `pretrain`: its head learned another task, at another prevalence
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
-    return Weights(path, tensors, outside, *found, config.get("layer_norm_eps", own["eps"] if isinstance(own, dict) else None))
+    eps, scores = (own["eps"], "calibration" in config) if isinstance(own, dict) else (None, True)
+    return Weights(path, tensors, outside, *found, config.get("layer_norm_eps", eps), scores)
 
 
 def _beside(path: Path, name: str) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def fit_weights(model: ViT, weights: Weights) -> Report:
     _refuse_misfits(model, weights)
     state = {name: tensor.float() for name, tensor in weights.tensors.items()}
     fates = [Fate("dropped", name, "no part of the ViT") for name in weights.outside]
-    fates += _fit_positions(state, own, weights) + _fit_patches(state, own, weights) + _fit_ends(state, own)
+    fates += _fit_positions(state, own, weights) + _fit_patches(state, own, weights) + _fit_ends(state, own, weights)
     for name in list(state):
         if name not in own and DROPPABLE.fullmatch(name):
             fates.append(Fate("dropped", f"{name} {tuple(state.pop(name).shape)}"))
@@ -279,7 +280,7 @@ def _fit_patches(state: Tensors, own: Tensors, weights: Weights) -> list[Fate]:
     return [Fate("folded", f"patch_embed.proj.{part}", note) for part in ("weight", "bias")]
 
 
-def _fit_ends(state: Tensors, own: Tensors) -> list[Fate]:
+def _fit_ends(state: Tensors, own: Tensors, weights: Weights) -> list[Fate]:
     """The last norm under the model's name for it, the head only where it means the same, and scales of 1 where the file has none."""
     fates = []
     wanted, other = ("fc_norm", "norm") if "fc_norm.weight" in own else ("norm", "fc_norm")
@@ -287,7 +288,7 @@ def _fit_ends(state: Tensors, own: Tensors) -> list[Fate]:
         state |= {f"{wanted}.{part}": state.pop(f"{other}.{part}") for part in ("weight", "bias")}
         fates += [Fate("loaded", f"{wanted}.{part}", f"named {other} in the file") for part in ("weight", "bias")]
     same_classes = "head.weight" in state and state["head.weight"].shape == own["head.weight"].shape
-    if not same_classes or any(name.startswith("pre_logits") for name in state):
+    if not (same_classes and weights.scores) or any(name.startswith("pre_logits") for name in state):
         fates += [Fate("dropped", f"{name} {tuple(state.pop(name).shape)}") for name in ("head.weight", "head.bias") if name in state]
     for name in own:
         if name.endswith(".gamma") and name not in state:
