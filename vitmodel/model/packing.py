@@ -67,12 +67,18 @@ class Segments(Layout):
         return one_per_image.repeat_interleave(self.counts, output_size=sum(self.lengths))[None, :, None]  # 1 T 1
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Have `torch.compile` compile all transformer blocks in `model`, but for what depends on a pack's lengths, or it would do so anew for
-    every pack. The marks are set here and not by decorators, which would import the compiler: a second of a cold start."""
+@functools.cache
+def leave_lengths_out() -> None:
+    """Have `torch.compile` leave out what depends on a pack's lengths, or it would compile anew for every pack. Once, when it is wanted: marks
+    set by decorators would import the compiler, a second of a cold start."""
     for kind in (Segments, *Segments.__subclasses__()):
         for name in {"attend", "draw"} & vars(kind).keys():
             setattr(kind, name, torch.compiler.disable(getattr(kind, name)))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Have `torch.compile` compile all transformer blocks in `model`, for packs of any lengths."""
+    leave_lengths_out()
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=True)
