@@ -69,8 +69,10 @@ class Segments(Layout):
 
 @functools.cache
 def leave_lengths_out() -> None:
-    """Have `torch.compile` leave out what depends on a pack's lengths, or it would compile anew for every pack. Once, when it is wanted: marks
-    set by decorators would import the compiler, a second of a cold start."""
+    """Have `torch.compile` leave out what depends on a pack's lengths, or it would compile anew for every pack.
+
+    Once, when it is wanted: decorators would import the compiler, a second of a cold start.
+    """
     for kind in (Segments, *Segments.__subclasses__()):
         for name in {"attend", "draw"} & vars(kind).keys():
             setattr(kind, name, torch.compiler.disable(getattr(kind, name)))
