@@ -195,6 +195,20 @@ def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path],
     assert not (tmp_path / "scratch").exists()
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_a_refused_row(method: int, tmp_path: Path) -> None:
+    """Each way to compress has an exception of its own for it."""
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w", method) as content:
+        content.writestr("image.dcm", np.random.default_rng(0).bytes(5000))
+    damaged = bytearray(archive.read_bytes())
+    damaged[60:120] = bytes(60)
+    archive.write_bytes(damaged)
+    (row,) = read_inputs([str(archive)], "auto", tmp_path / "scratch").itertuples()
+    assert row.status == "refused"
+    assert row.remark.startswith(f"{archive} cannot be unpacked")
+
+
 def test_a_zip_without_an_image_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
         content.writestr("readme.txt", "no image")

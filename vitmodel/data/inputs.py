@@ -6,6 +6,7 @@ Every input has a row: what cannot be read stays as a refused one.
 from __future__ import annotations
 
 import logging
+import lzma
 import os
 import shutil
 import sys
@@ -110,10 +111,10 @@ def _unpack(archive: Path, scratch: Path) -> Path:
             for entry in content.infolist():
                 changed = time.mktime((*entry.date_time, 0, 0, -1))
                 os.utime(content.extract(entry, folder), (changed, changed))  # the archive's own time: a second run knows the file again
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # bz2 tells of damage by one without a number
+            raise VitmodelError(f"cannot unpack {archive} into {scratch}: {error.strerror}") from error
         raise InputRefused("unreadable", f"{archive} cannot be unpacked: {error}") from None
-    except OSError as error:
-        raise VitmodelError(f"cannot unpack {archive} into {scratch}: {error.strerror or error}") from error
     return folder
 
 
