@@ -109,10 +109,12 @@ class Course(L.LightningModule):
             return warmup_cosine(self.drawn / (config.epochs * self.images), config.warmup)
 
         groups = parameter_groups(self, config.lr, config.weight_decay, config.layer_decay)
-        scaled = self.trainer.precision == "16-mixed"  # a fused step would undo the scale after the gradient was clipped
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=not scaled)
+        optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+        else:
+            scaled = self.trainer.precision == "16-mixed"  # a fused step would undo the scale after the gradient was clipped
+            optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=not scaled)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
