@@ -22,6 +22,7 @@ from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
 from vitmodel.exams import about_images, mixed_exams, unseen_sources
 from vitmodel.measure.sample import aggregate, mean_logits
 from vitmodel.member import Member
+from vitmodel.model.arithmetic import device_of
 from vitmodel.model.explain import Method, explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS
@@ -85,8 +86,7 @@ class Predictor:
 
     def __init__(self, config: PredictorConfig) -> None:
         self.config = config
-        on_cuda = config.device == "cuda" or (config.device == "auto" and config.runtime == "torch" and torch.cuda.is_available())
-        self.device = torch.device("cuda" if on_cuda else "cpu")
+        self.device = torch.device(device_of(config.device if config.runtime == "torch" else "cpu"))
         self.members = [Member(folder, config, self.device) for folder in (config.package, *config.ensemble)]
         first = self.members[0]
         for other in self.members[1:]:

@@ -30,6 +30,7 @@ from vitmodel import __version__
 from vitmodel.batches import Batches
 from vitmodel.config import TrainingConfig, plain, to_yaml
 from vitmodel.learner import Course
+from vitmodel.model.arithmetic import device_of
 from vitmodel.model.packing import compile_blocks
 from vitmodel.monitoring import BadSteps, Meter, Progress
 from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
@@ -107,17 +108,10 @@ def system() -> dict[str, Any]:
     }
 
 
-def device_of(config: TrainingConfig) -> Literal["cpu", "cuda"]:
-    """Where to train. Raises UsageError where there is no GPU but one is asked for."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device: no CUDA device is at hand; use --device cpu")
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """The arithmetic that training on the device does best with, unless one is asked for: on a CPU 32 bits, as bfloat16 saves little time
-    on small crops (docs/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler."""
-    device, wanted = device_of(config), config.precision
+    on small crops (docs/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `device_of` does."""
+    device, wanted = device_of(config.device), config.precision
     if wanted == "auto":
         wanted = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if wanted == "fp16" and device == "cpu":
@@ -157,7 +151,7 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
         Progress(),
     ]
     return L.Trainer(
-        accelerator=device_of(config),
+        accelerator=device_of(config.device),
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=strategy_of(config),

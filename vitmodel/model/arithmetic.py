@@ -1,15 +1,24 @@
-"""The arithmetic that a processor is fast at, as measured (docs/LOG.md): whose matrix products. Knows no model."""
+"""On which device to compute and, on a CPU, by whose matrix products, as measured (docs/LOG.md). Knows no model."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from vitmodel.utils import UsageError
+
+
+def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Where to compute: on a GPU, if there is one and nothing else is wanted. Raises UsageError where there is none but it is asked for."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device: no CUDA device is at hand; use --device cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @functools.cache
