@@ -26,6 +26,7 @@ from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.exams import about_images, check_exams, check_sources, learn_vocabulary
 from vitmodel.learner import History, Learner
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
+from vitmodel.model.arithmetic import device_of
 from vitmodel.model.losses import TARGETS, prior_bias
 from vitmodel.model.network import Network
 from vitmodel.model.packs import check_budget
@@ -230,9 +231,10 @@ def choosers(config: TrainConfig, run: Path) -> tuple[ModelCheckpoint | None, li
 
 def validation_logits(learner: Learner, batches: Batches, count: int) -> np.ndarray:
     """Logits of the images, or of their breasts, in the order of their table; NaN = unreadable."""
-    learner.eval().cpu()
+    device = device_of(learner.config.device)
+    learner.eval().to(device)
     logits = np.full(count, np.nan)
     with torch.inference_mode():
         for batch in batches:
-            logits[batch.row.numpy()] = learner(batch.pack).float().numpy()
+            logits[batch.row.numpy()] = learner(batch.pack.to(device)).float().cpu().numpy()
     return logits
