@@ -193,7 +193,8 @@ def forest(groups: Sequence[tuple[str, str, Metrics]], overall: Metrics) -> Figu
 
 @_figure(height=2.6)
 def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """One metric over the epochs of training, a line for each split ("val") or, thinner, for each of its folds ("val fold_0")."""
+    """One metric over the epochs of training, which are shown counted from 1: a line for each split ("val") or, thinner, for each of its
+    folds ("val fold_0")."""
     unused = cycle([(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")])
     looks: dict[str, tuple[Any, ...]] = {}
     for line, points in splits.items():
@@ -202,9 +203,9 @@ def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, floa
         colour, style, marker = looks[split] = looks.get(split) or next(unused)
         size, width = (1.2, 0.6) if fold else (2.5, 1.2)
         epochs, values = zip(*points, strict=True) if points else ((), ())
-        axes.plot(epochs, values, color=colour, ls=style, marker=marker, ms=size, lw=width, label=label)
+        axes.plot(np.array(epochs) + 1, values, color=colour, ls=style, marker=marker, ms=size, lw=width, label=label)
     axes.set(xlabel="Epoch", ylabel=name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _band(axes: Axes, band: Band) -> None:
