@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from pydicom.uid import JPEGLosslessSV1, RLELossless
 
 from vitmodel import image_ETL
 from vitmodel.cli import main
@@ -60,19 +61,30 @@ def test_mirrored_patients_are_found(crops: Path) -> None:
     assert set(manifest.loc[doubted, "machine_id"]) <= {"49"}
 
 
-@pytest.mark.parametrize(("backend", "many"), [("auto", 1), ("auto", 1000), ("dask", 1)])
+@pytest.mark.parametrize(("backend", "many", "few"), [("auto", 1, 1), ("auto", 1000, 1000), ("dask", 1, 1)])
 def test_every_backend_gives_the_same_bytes(
-    backend: str, many: int, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, many: int, few: int, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend == "dask":
         pytest.importorskip("distributed")
     own_process = Mock(wraps=parallel.own_process)
     monkeypatch.setattr(parallel, "own_process", own_process)
     monkeypatch.setattr(image_ETL, "MANY", many)
+    monkeypatch.setattr(image_ETL, "FEW", few)
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     assert etl(config) == 0
     assert contents(tmp_path) == contents(crops)
     assert own_process.called == (backend == "auto" and many == 1)
+
+
+@pytest.mark.parametrize(("syntax", "count", "backend"), [
+    (RLELossless, 29, "threads"), (RLELossless, 30, "processes"), (JPEGLosslessSV1, 499, "threads"), (JPEGLosslessSV1, 500, "processes"),
+])  # fmt: skip
+def test_processes_where_they_are_faster(syntax: str, count: int, backend: str, crops: Path) -> None:
+    """A file that cannot be read tells nothing."""
+    manifest = read_manifest(crops / "manifest.csv")
+    path = Path(manifest.loc[manifest["transfer_syntax"] == syntax, "source_path"].iloc[0])
+    assert image_ETL.backend_for([Path("missing"), *[path] * (count - 1)]) == backend
 
 
 def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 
     sys.exit(main(["etl", *sys.argv[1:]]))
 
+import contextlib
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +27,15 @@ from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.releases import read_release
 from vitmodel.data.source import file_name
+from vitmodel.pixels.decoding import KEEP_LOCK
+from vitmodel.pixels.image import open_image
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import keep_freed_memory, write_atomic
 
-MANY = 500
-"""Images for which processes are worth their start: two give 1.8 to 2 times one with every codec, two threads 1.4 to 2."""
+MANY, FEW = 500, 30
+"""Images from which on processes are worth their start: two give 1.8 to 2 times one with every codec, two threads 1.7 to 2, and 1.4 where
+the decoder keeps the interpreter's lock, for which few images will do (docs/LOG.md)."""
 
 
 class Task(NamedTuple):
@@ -64,7 +69,7 @@ def etl(config: ETLConfig) -> int:
         work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
         try:
             lost = functools.partial(refuse_lost, preprocessing=config.preprocessing)
-            backend = config.backend if config.backend != "auto" else "processes" if len(todo) >= MANY else "threads"
+            backend = config.backend if config.backend != "auto" else backend_for([task.source.path for task in todo])
             results = parallel_map(work, todo, "etl", config.jobs, backend, config.scheduler, lost=lost)
             for task, outcome in zip(todo, results, strict=True):
                 journal.append(task.image_id, {"fingerprint": task.fingerprint, "code": code(), **outcome._asdict()})
@@ -76,6 +81,17 @@ def etl(config: ETLConfig) -> int:
             write_manifest(list_copies(release, tasks, journal), config.out / config.transcode / "manifest.csv")
         write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
     return summarise(manifest, config.out)
+
+
+def backend_for(paths: Sequence[Path]) -> str:
+    """What does the work the fastest: threads start at once, processes share no lock. Three of the files tell the codec."""
+    if not FEW <= len(paths) < MANY:
+        return "processes" if len(paths) >= MANY else "threads"
+    syntaxes = []
+    for path in (paths[0], paths[len(paths) // 2], paths[-1]):
+        with contextlib.suppress(ImageRefused):
+            syntaxes.append(open_image(path, for_processing="log").header.transfer_syntax)
+    return "processes" if any(syntax in KEEP_LOCK for syntax in syntaxes) else "threads"
 
 
 @functools.cache
