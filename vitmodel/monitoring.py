@@ -46,8 +46,10 @@ class Progress(L.Callback):
         self.bar: Any = progress(None, "train", total=total, initial=done) if trainer.is_global_zero else None
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.bar is not None:
-            self.bar.update(len(batch.draws) * processes())
+        assert isinstance(learner, Course)
+        if self.bar is not None:  # the other processes may have one image less
+            left = learner.images * (trainer.current_epoch + 1) - self.bar.n
+            self.bar.update(min(len(batch.draws) * processes(), left))
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if self.bar is not None:
