@@ -94,7 +94,7 @@ class ETLConfig(Preprocessing):
     """Parallel workers; 0 = one per core."""
     backend: Literal["auto", "threads", "processes", "dask"] = "auto"
     """What a worker is. A file that kills or hangs its decoder costs a process no more than that file; auto = threads, which start at
-    once, but processes from 500 images on, or from 30 where they are RLE, whose decoder lets only one thread work."""
+    once, but processes from 500 images on, or from 30 where they are RLE, whose decoder serves one thread at a time."""
     transcode: Literal["none", "htj2k"] = "none"
     """Also keep a lossless HTJ2K copy of each DICOM below OUT/htj2k; its manifest.csv is a source that later runs read much faster."""
     scheduler: str = ""
