@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.special import logit
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitmodel.cli import main
 from vitmodel.config import TrainConfig
@@ -101,6 +102,10 @@ def test_gradients_of_several_steps_make_one_of_a_larger_batch(crops: Path, shor
         assert main(["train", str(crops / "manifest.csv"), str(tmp_path / name), *arguments]) == 0
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert all(torch.allclose(whole[name], parts[name], rtol=0, atol=1e-6) for name in whole)
+    logged = [EventAccumulator(str(tmp_path / name / "tensorboard")).Reload() for name in ("whole", "parts")]
+    norms = [[event.value for event in events.Scalars("train/gradient_norm")] for events in logged]
+    assert len(norms[0]) > 2
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def test_a_batch_that_is_not_finite_is_skipped_and_named(

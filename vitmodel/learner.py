@@ -58,6 +58,7 @@ class Course(L.LightningModule):
         self.drawn = self.current_epoch * self.images
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.names = batch.pack.names
         # A step's randomness depends on its number alone, so that a resumed run repeats what was interrupted.
         rank = (self.global_rank,) if self.global_rank else ()
         torch.manual_seed(seed_from("step", self.config.seed, self.current_epoch, batch_idx, *rank))
@@ -82,11 +83,24 @@ class Course(L.LightningModule):
         return isinstance(self.trainer.strategy, FSDPStrategy)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lightning divides by ACCUMULATE; the last steps of an epoch may be fewer, and so may those that are left when one was skipped."""
+        """Weigh a short window as a whole one, log the gradient's norm, and skip the step where it is not finite.
+
+        Lightning divides by ACCUMULATE; the last steps of an epoch may be fewer, and so may those that are left when one was skipped.
+        """
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         if self.gathered and self.gathered != self.config.accumulate:
-            for gradient in (parameter.grad for parameter in self.parameters() if parameter.grad is not None):
+            for gradient in gradients:
                 gradient.mul_(self.config.accumulate / self.gathered)
         self.gathered = 0
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.sharded:
+            total = norm.square()
+            dist.all_reduce(total)
+            norm = total.sqrt()
+        self.log("train/gradient_norm", norm)
+        if not norm.isfinite() and self.trainer.scaler is None:  # with fp16 the scaler skips such steps, which belong to its search
+            optimizer.zero_grad(set_to_none=True)
+            self.nonfinite.append(self.names)
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Log an epoch's figures to every logger, and keep them."""

@@ -17,7 +17,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -67,26 +66,10 @@ class Progress(L.Callback):
 
 
 class Meter(L.Callback):
-    """The gradient's norm per step, images per second and memory per epoch: logged, but no part of the history, for no two runs agree."""
+    """Images per second and memory per epoch: logged, but no part of the history, for no two runs agree."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         self.began, self.images = time.perf_counter(), 0
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, learner: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
-        assert isinstance(learner, Course)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if learner.sharded:
-            total = norm.square()
-            dist.all_reduce(total)
-            norm = total.sqrt()
-        learner.log("train/gradient_norm", norm)
-        if not norm.isfinite() and trainer.scaler is None:  # with fp16 the scaler skips such steps, which belong to its search
-            optimizer.zero_grad(set_to_none=True)
-            learner.nonfinite.append(self.names)
-
-    def on_train_batch_start(self, trainer: L.Trainer, learner: L.LightningModule, batch: Batch, batch_idx: int) -> None:
-        self.names = batch.pack.names
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.images += len(batch.pack) * processes()
