@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
 from vitmodel.model.package import load_package
 
+ROOT = Path(__file__).parents[1]
 SHORT = ["--model", "vit_micro", "--epochs", "2", "--batch-size", "8", "--workers", "0", "--wandb", "off"]
 
 
@@ -56,6 +59,16 @@ def test_painting_leaves_held_out_patients_alone(crops: Path, tmp_path: Path) ->
         assert main(["pretrain", *arguments]) == 0
     first, second = (load_file(tmp_path / name / "package" / "model.safetensors") for name in ("whole", "gone"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_paint(crops: Path, tmp_path: Path) -> None:
+    """The head, which paints nothing, gets no gradient from either. They hide other patches than one process does."""
+    command = ["pretrain", str(tmp_path / "run"), *SHORT, "--manifest", str(crops / "manifest.csv"), "--device", "cpu", "--devices", "2"]
+    done = subprocess.run([sys.executable, "-m", "vitmodel.cli", *command], capture_output=True, text=True, timeout=400, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(["pretrain", str(tmp_path / "one"), *SHORT, "--manifest", str(crops / "manifest.csv")]) == 0
+    one, two = (load_package(tmp_path / run / "package")[1]["history"]["train/loss"] for run in ("one", "run"))
+    assert np.array(one) == pytest.approx(np.array(two), abs=0.05)
 
 
 def test_phantoms_are_told_by_shape_and_not_by_brightness() -> None:

@@ -22,7 +22,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.precision import FSDPPrecision
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero
 from torch.distributed.fsdp import MixedPrecision
 
@@ -31,13 +31,18 @@ from vitmodel.batches import Batches
 from vitmodel.config import TrainingConfig, plain, to_yaml
 from vitmodel.learner import Course
 from vitmodel.model.arithmetic import device_of
+from vitmodel.model.fusion import ExamFusion
+from vitmodel.model.losses import AuxiliaryHeads
 from vitmodel.model.packing import compile_blocks
+from vitmodel.model.vit import Block, Head
 from vitmodel.monitoring import BadSteps, Meter, Progress
 from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
 
 logger = logging.getLogger(__name__)
 
 LAST = Path("checkpoints") / "last.ckpt"
+UNITS = {Block, Head, AuxiliaryHeads, ExamFusion}
+"""What FSDP gathers at a time: a block; and, apart from the body, which may be frozen, what learns nevertheless."""
 
 
 def is_first() -> bool:
@@ -136,8 +141,8 @@ def strategy_of(config: TrainingConfig) -> Strategy | str:
     if config.devices * config.nodes == 1:
         return "auto"
     if config.strategy == "fsdp":
-        return "fsdp"
-    return "ddp_find_unused_parameters_true" if getattr(config, "freeze", 0) or getattr(config, "auxiliary", ()) else "ddp"
+        return FSDPStrategy(auto_wrap_policy=UNITS)
+    return "ddp_find_unused_parameters_true" if config.idles else "ddp"
 
 
 def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) -> L.Trainer:

@@ -197,6 +197,11 @@ class TrainingConfig:
         require(self.strategy == "ddp" or self.device != "cpu", "strategy", "fsdp needs --device cuda")
 
     @property
+    def idles(self) -> bool:
+        """Whether some weights get no gradient in some steps, which several processes must know of."""
+        return False
+
+    @property
     def most_tokens(self) -> int:
         """Tokens per step and device, at most."""
         return self.tokens
@@ -265,6 +270,10 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
         return sys.maxsize if self.segments else self.tokens
 
     @property
+    def idles(self) -> bool:
+        return bool(self.freeze or self.auxiliary)
+
+    @property
     def segmenting(self) -> SegmentsConfig | None:
         """The part that travels with the model; None = images are read as they are."""
         return SegmentsConfig(**{field.name: getattr(self, field.name) for field in fields(SegmentsConfig)}) if self.segments else None
@@ -305,6 +314,10 @@ class PretrainConfig(TrainingConfig):
         require(0 < self.ratio < 1, "ratio", "must lie between 0 and 1")
         require(self.phantoms >= 2, "phantoms", "must be at least 2")
         require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
+
+    @property
+    def idles(self) -> bool:
+        return self.manifest is not None  # the head, where pixels are painted
 
 
 @dataclass(frozen=True, kw_only=True)

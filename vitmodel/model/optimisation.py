@@ -18,9 +18,10 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(("patch_embed", "cls_token", "reg_token", "pos_embed")) else depth + 1
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay pulls at a parameter: at matrices and kernels, not at biases, norms, tokens or positions."""
-    return name.endswith("weight") and parameter.ndim > 1
+def decayed(model: nn.Module) -> set[str]:
+    """The parameters that weight decay pulls at: matrices and kernels, not biases, norms, tokens or positions. By their modules, for
+    the parameters themselves have lost their shapes where a model is sharded."""
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -29,14 +30,15 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layer_dec
     Layer-wise decay of the learning rate (Bao et al. 2022, arXiv 2106.08254, appendix): the layer k steps below the head learns with
     lr * layer_decay ** k. Parameters that are no part of a ViT's body (auxiliary heads, sources, fusion) learn as the head does.
     """
-    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    named = [(name.removeprefix("model.").removeprefix("trunk."), parameter) for name, parameter in learning]
-    depth = max((layer_of(name, -1) for name, _ in named if name.startswith("blocks.")), default=0)
+    matrices = decayed(model)
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    inner = {name: name.removeprefix("model.").removeprefix("trunk.") for name in learning}
+    depth = max((layer_of(name, -1) for name in inner.values() if name.startswith("blocks.")), default=0)
     groups: dict[str, dict[str, Any]] = {}
-    for name, parameter in named:
-        layer = layer_of(name, depth) if layer_decay < 1 else depth + 1
+    for name, parameter in learning.items():
+        layer = layer_of(inner[name], depth) if layer_decay < 1 else depth + 1
         place = "all" if layer_decay == 1 else "stem" if layer == 0 else "head" if layer > depth else f"block_{layer - 1}"
-        kind = "" if decays(name, parameter) else "_undecayed"
+        kind = "" if name in matrices else "_undecayed"
         empty = {
             "name": place + kind, "params": [], "lr": lr * layer_decay ** (depth + 1 - layer), "weight_decay": 0.0 if kind else weight_decay
         }  # fmt: skip

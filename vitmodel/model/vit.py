@@ -210,6 +210,10 @@ class AttentionPool(nn.Module):
         return (x + self.mlp(self.norm(x))).squeeze(1)  # B D
 
 
+class Head(nn.Linear):
+    """From what the pool reads to logits."""
+
+
 def draw_matrices(module: nn.Module) -> None:
     """Truncated normals of deviation 0.02 for all matrices of `module`, 0 for their biases."""
     for part in module.modules():
@@ -235,7 +239,7 @@ class ViT(nn.Module):
         self.norm = nn.Identity() if config.pool == "mean" else nn.LayerNorm(config.dim, config.eps)
         self.attn_pool = AttentionPool(config) if config.pool == "attention" else None
         self.fc_norm = nn.LayerNorm(config.dim, config.eps) if config.pool == "mean" else nn.Identity()
-        self.head = nn.Linear(config.dim, config.classes)
+        self.head = Head(config.dim, config.classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
