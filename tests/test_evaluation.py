@@ -275,7 +275,8 @@ def test_each_machine_is_left_out_once_and_finished_ones_are_kept(
     table["site_id"] = table["patient_id"].map({patient: str(place % 2) for place, patient in enumerate(ranked)})
     write_manifest(table, tmp_path / "manifest.csv")
     short = " ".join(["1" if before == "--epochs" else flag for before, flag in zip(["", *flags], flags, strict=False)])
-    command = ["leave-out", str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--by", "site_id", "--train", short]
+    command = ["leave-out", str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--by", "site_id"]
+    command += ["--train", f"{short} --device cpu --devices 2"]
     command += ["--evaluate", "--replicates 100 --no-audit"]
     assert main(command) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]

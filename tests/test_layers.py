@@ -30,6 +30,7 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "scores": {"measure"},
     "predictor": {"data", "exams", "member", "model", "measure", "pixels", "scores"},
     "results": {"pixels"},
+    "steps": set(),
     "evaluation": {"data", "measure"},
     "config": set(),
     "utils": set(),

@@ -10,10 +10,10 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
 
 import json
 import shutil
-import sys
 
 from vitmodel.config import DemoConfig
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError
+from vitmodel.steps import run_step
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError
 
 STEPS = """
 synth    {out}/release --patients 160 --size 512x416 --difficulty 0.1 --positives 0.5
@@ -27,17 +27,12 @@ predict  {out}/run/package {out}/release/test.csv {out}/scores
 
 def demo(config: DemoConfig) -> None:
     """Run STEPS and say where its results lie. Raises VitmodelError with the step that failed."""
-    from vitmodel.cli import main  # here, because the command line knows this stage
-
     if config.out.exists():
         if any(config.out.iterdir()) and not (config.out / "release").is_dir():
             raise UsageError(f"{config.out} holds something else than an earlier demo; choose another folder with --out")
         shutil.rmtree(config.out)
     for line in STEPS.strip().splitlines():
-        verb, *arguments = (word.format(out=config.out) for word in line.split())
-        print(f"\n$ vitmodel {verb} {' '.join(arguments)}", flush=True)
-        if status := main([verb, *arguments]):
-            raise VitmodelError(f"`vitmodel {verb}` ended with status {status}")
+        run_step(*(word.format(out=config.out) for word in line.split()))
     auroc = json.loads((config.out / "report" / "metrics.json").read_text())["breast"]["intervals"]["auroc"]
     print(f"\nreport:  {config.out / 'report' / 'report.html'}")
     print(f"scores:  {config.out / 'scores' / 'breast_scores.csv'}")

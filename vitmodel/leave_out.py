@@ -19,7 +19,8 @@ from vitmodel.config import LeaveOutConfig
 from vitmodel.data.manifest import read_manifests, usable, write_manifest
 from vitmodel.data.source import file_name
 from vitmodel.data.splits import leave_out
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, to_json, write_atomic
+from vitmodel.steps import run_step
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
 
 LABEL = "cancer"
 FEWEST = 2
@@ -64,22 +65,8 @@ def measurable(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
 
 def run(table: pd.DataFrame, value: str, folder: Path, config: LeaveOutConfig) -> None:
     """One training and one evaluation, by the commands that a user would type. Raises VitmodelError with the step that failed."""
-    from vitmodel.cli import main  # here, because the command line knows this stage
-
-    manifest = folder / "manifest.csv"
+    manifest, trained = folder / "manifest.csv", folder / "run"
     write_manifest(leave_out(table, config.by, value), manifest)
-    resume = ["--resume"] if (folder / "run" / "train.yaml").exists() else []
-    steps = (
-        ["train", str(manifest), str(folder / "run"), *shlex.split(config.train), *resume],
-        [
-            "evaluate",
-            str(folder / "run" / "package"),
-            str(folder / "run" / "manifest.csv"),
-            str(folder / "report"),
-            *shlex.split(config.evaluate),
-        ],
-    )
-    for step in steps:
-        print(f"\n$ vitmodel {shlex.join(step)}", flush=True)
-        if status := main(step):
-            raise VitmodelError(f"`vitmodel {step[0]}` without {config.by} {value} ended with status {status}")
+    resume = ["--resume"] if (trained / "train.yaml").exists() else []
+    run_step("train", manifest, trained, *shlex.split(config.train), *resume)
+    run_step("evaluate", trained / "package", trained / "manifest.csv", folder / "report", *shlex.split(config.evaluate))

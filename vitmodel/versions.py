@@ -25,7 +25,8 @@ from vitmodel.measure.sample import Sample
 from vitmodel.model.package import load_package
 from vitmodel.pixels.image import open_image
 from vitmodel.scores import has_reason
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, write_atomic
+from vitmodel.steps import run_step
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
 
 FIGURES = {"macro F1": "macro_f1", "recall": "sensitivity", "precision": "precision", "AUROC": "auroc"}
 CURVES = {"loss": "loss", "macro F1": "macro_f1", "AUROC": "auroc"}
@@ -34,35 +35,26 @@ CURVES = {"loss": "loss", "macro F1": "macro_f1", "AUROC": "auroc"}
 def versions(config: VersionsConfig) -> None:
     """Write OUT/versions.md and versions.png. Running it again goes on where it was. Raises VitmodelError with the step that failed."""
     crops, ours, whole = (config.out / name / "manifest.csv" for name in ("crops", "our_crops", "whole"))
-    run(["etl", str(config.source), str(crops.parent), "--size", str(config.size), "--jobs", str(config.jobs)])
-    run(["etl", str(config.source), str(ours.parent), "--size", str(config.our_size), "--jobs", str(config.jobs)])
+    for manifest, size in ((crops, config.size), (ours, config.our_size)):
+        run_step("etl", config.source, manifest.parent, "--size", size, "--jobs", config.jobs)
     split(crops, ours)
     if not whole.exists():
         write_whole_images(read_manifest(crops), config)
-    weights, our_weights = (["--weights", str(path)] if path else [] for path in (config.weights, config.our_weights))
+    weights, our_weights = (["--weights", path] if path else [] for path in (config.weights, config.our_weights))
     steps = {
-        "backbone": [str(whole), "--config", str(config.recipes / "backbone.yaml"), *weights],
-        "v2": [str(whole), "--config", str(config.recipes / "v2.yaml"), "--weights", str(config.out / "backbone" / "package")],
-        "v3": [str(crops), "--config", str(config.recipes / "v3.yaml"), "--weights", str(config.out / "v2" / "package")],
-        "ours": [str(ours), "--config", str(config.ours), *our_weights],
+        "backbone": [whole, "--config", config.recipes / "backbone.yaml", *weights],
+        "v2": [whole, "--config", config.recipes / "v2.yaml", "--weights", config.out / "backbone" / "package"],
+        "v3": [crops, "--config", config.recipes / "v3.yaml", "--weights", config.out / "v2" / "package"],
+        "ours": [ours, "--config", config.ours, *our_weights],
     }
     for name, arguments in steps.items():
         if not (config.out / name / "package").exists():
-            run(["train", *arguments, "--run", str(config.out / name), "--resume"])
+            run_step("train", *arguments, "--run", config.out / name, "--resume")
     found = {name: result(config.out / name) for name in steps}
     text = table(found)
     write_atomic(config.out / "versions.md", text)
     write_picture({name: load_package(config.out / name / "package")[1]["history"] for name in steps}, config.out / "versions.png")
     print(f"{text}\n{config.out / 'versions.png'}\n{NOT_A_MEDICAL_DEVICE}")
-
-
-def run(arguments: list[str]) -> None:
-    """Run a verb. Raises VitmodelError where it fails; images that ETL refuses are no failure."""
-    from vitmodel.cli import main  # here, because the command line knows this stage
-
-    print(f"\n$ vitmodel {' '.join(arguments)}", flush=True)
-    if main(arguments):
-        raise VitmodelError(f"`vitmodel {' '.join(arguments)}` failed")
 
 
 def split(*manifests: Path) -> None:

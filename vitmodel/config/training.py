@@ -290,6 +290,7 @@ class TuneConfig(TrainConfig):
         super().__post_init__()
         require(self.trials >= 1, "trials", "must be at least 1")
         require(self.folds == 0, "folds", "are not for tuning, which chooses on the validation split")
+        require(self.devices * self.nodes == 1, "devices", "must be 1: trials are trained one after another by one process")
 
 
 @dataclass(frozen=True, kw_only=True)
