@@ -215,7 +215,8 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    "options", [["--auxiliary", "[age]"], ["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"]]
+    "options",
+    [["--auxiliary", "[age]", "--loss", "pf1"], ["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"]],
 )
 def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path, options: list[str]) -> None:
     """DDP over gloo, the same global batch of images or exams: the loss curves agree to rounding."""

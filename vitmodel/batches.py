@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """What one step sees."""
 
     pack: Pack
-    label: Tensor  # B, 0 or 1
+    label: Tensor  # B, 0 or 1; NaN in a spare batch
     targets: Tensor  # B A, auxiliary targets; NaN = unknown
     row: Tensor  # B, the images' places in their table, for a pack has an order of its own
     lesions: tuple[Tensor, ...]  # B, boxes of known cancers in pixels, K 4 each; a target, too
@@ -96,7 +96,8 @@ class Batches:
         images = max(1, config.batch_size // processes())
         for group, spare in in_step(fill(self._readable(), config.most_tokens, PRESETS[config.model].prefix, images)):
             packs, labels, targets, rows, lesions = zip(*group, strict=True)
-            yield Batch(join(packs), torch.cat(labels), torch.cat(targets), torch.tensor(sum(rows, ())), sum(lesions, ()), spare)
+            label = torch.cat(labels) * (torch.nan if spare else 1)  # pF1 is of all processes' labels
+            yield Batch(join(packs), label, torch.cat(targets), torch.tensor(sum(rows, ())), sum(lesions, ()), spare)
 
     def _readable(self) -> Iterator[Single]:
         for single, problems in self.singles:

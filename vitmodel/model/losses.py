@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,13 +66,29 @@ def focal(gamma: float = 2.0, smoothing: float = 0.0) -> Loss:
 def soft_f1(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - probabilistic F1 of the batch (Yacouby and Axman 2020, the metric of the RSNA challenge), the same value for each known image.
 
-    pF1 = 2 Σpy / (Σp + Σy) is differentiable in the probabilities p, but undefined without a positive: then it is left out (0), which
-    is why the sampler gives every batch one.
+    pF1 = 2 Σpy / (Σp + Σy), summed over all processes, is differentiable in the probabilities p, but undefined without a positive: then
+    it is left out (0), which is why the sampler gives every batch one.
     """
     known = ~labels.isnan()
     p, y = torch.sigmoid(torch.where(known, logits, 0)) * known, torch.where(known, labels, 0)
-    pf1 = 2 * (p * y).sum() / (p.sum() + y.sum()).clamp(min=1e-6)
-    return (1 - pf1) * known * (y.sum() > 0)
+    both, said, positives = SumOverProcesses.apply(torch.stack([(p * y).sum(), p.sum(), y.sum()]))
+    pf1 = 2 * both / (said + positives).clamp(min=1e-6)
+    return (1 - pf1) * known * (positives > 0)
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Sums over the parts of a batch that the processes have, and back the sum of what each makes of them."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        whole = sums.clone()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.forward(ctx, gradient)
 
 
 def make_loss(name: Literal["bce", "focal", "pf1"], smoothing: float = 0.0) -> Loss:
