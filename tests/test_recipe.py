@@ -28,6 +28,7 @@ from vitmodel.model.package import load_members, load_package
 from vitmodel.trainer import AtomicCheckpoints, precision_of, start_or_resume
 from vitmodel.utils import VitmodelError
 
+ROOT = Path(__file__).parents[1]
 SHORT = [
     *("--model", "vit_micro", "--epochs", "2", "--batch-size", "8", "--val", "0.25", "--test", "0.25"),
     *("--workers", "0", "--wandb", "off", "--drop-path", "0"),
@@ -44,6 +45,15 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def cli(*arguments: str, program: tuple[str, ...] = ("-m", "vitmodel.cli")) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, for those that start others."""
+    return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, timeout=400, cwd=ROOT)
+
+
+def by_two(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return cli(*arguments, "--device", "cpu", "--devices", "2")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +143,15 @@ def test_a_batch_that_is_not_finite_is_skipped_and_named(
     assert "nonfinite.json" in capsys.readouterr().err
 
 
+def test_two_processes_skip_together_and_name_what_either_saw(crops: Path, tmp_path: Path) -> None:
+    done = by_two("train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    steps = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert len(steps) == 2
+    assert all(len(set(step["image_ids"])) > 4 for step in steps)  # of 8, of which either has 4
+
+
 def test_a_gradient_that_is_not_finite_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite, its gradient is not: the step is skipped and the weights, their average too, stay finite."""
     losses = Learner._losses
@@ -167,6 +186,11 @@ def test_crops_that_cannot_be_read_are_named_counted_and_too_many_refused(
     shutil.rmtree(tmp_path / "run")
     assert main([*command, "--unreadable", "0"]) == 1
     assert str(tmp_path) in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run")
+    together = by_two(*command, "--unreadable", "0")  # what one meets ends both
+    assert together.returncode == 1
+    assert "--unreadable" in together.stderr
+    assert "Traceback" not in together.stderr
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -223,10 +247,9 @@ def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path, options:
     histories = []
     for devices in ("1", "2"):
         run = tmp_path / devices
-        arguments = [*SHORT, "--batch-size", "8", "--device", "cpu", "--devices", devices, *options, "--patience", "0"]
+        arguments = [*SHORT, "--device", "cpu", "--devices", devices, *options, "--patience", "0"]
         arguments += ["--precision", "fp32"]  # or rounding alone would move the curves by more
-        command = [sys.executable, "-m", "vitmodel.cli", "train", str(crops / "manifest.csv"), str(run), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[1])
+        done = cli("train", str(crops / "manifest.csv"), str(run), *arguments)
         assert done.returncode == 0, done.stderr[-2000:]
         histories.append(load_package(run / "package")[1]["history"])
     for name in ("train/loss", "val/loss", "train/tp", "val/auroc", "learning_rate"):
@@ -269,10 +292,8 @@ def test_shards_learn_what_one_process_does(crops: Path, tmp_path: Path) -> None
     (tmp_path / "here.py").write_text(FSDP_ON_A_CPU)
     arguments = [*SHORT, "--freeze", "1", "--auxiliary", "[age]", "--weight-decay", "1", "--precision", "fp32"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments]) == 0
-    command = [sys.executable, str(tmp_path / "here.py"), "train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments]
-    done = subprocess.run(
-        [*command, "--devices", "2", "--strategy", "fsdp"], capture_output=True, text=True, timeout=400, cwd=Path(__file__).parents[1]
-    )
+    arguments = ["train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments, "--devices", "2", "--strategy", "fsdp"]
+    done = cli(*arguments, program=(str(tmp_path / "here.py"),))
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load_package(tmp_path / run / "package")[1]["history"] for run in ("one", "two"))
     for name in ("train/loss", "val/loss", "val/auroc"):

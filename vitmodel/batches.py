@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -139,6 +139,15 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def of_all_processes(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that all processes have at this step."""
+    if processes() == 1:
+        return names
+    found: list[Any] = [None] * processes()
+    dist.all_gather_object(found, names)
+    return sum(found, ())
+
+
 class Share(Sampler[Draw]):
     """Every n-th draw for this of n processes, so that the batches that they see at one time are one batch of a single process."""
 
@@ -156,8 +165,8 @@ class Share(Sampler[Draw]):
 def in_step(groups: Iterable[list[Single]]) -> Iterator[tuple[list[Single], bool]]:
     """The groups for as long as any process has one; a process that has none left repeats its last, marked True as spare.
 
-    A process that took one step more or less than the others would wait for them for ever. Raises VitmodelError where there are fewer
-    images than processes.
+    A process that took one step more or less than the others would wait for them for ever. Raises VitmodelError, in all of them, where
+    one of them cannot go on or there are fewer images than processes.
     """
     if processes() == 1:
         yield from ((group, False) for group in groups)
@@ -165,12 +174,20 @@ def in_step(groups: Iterable[list[Single]]) -> Iterator[tuple[list[Single], bool
     talk = dist.new_group(backend="gloo")
     each, last = iter(groups), None
     while True:
-        group = next(each, None)
-        going_on = torch.tensor(group is not None, dtype=torch.int)
-        dist.all_reduce(going_on, dist.ReduceOp.MAX, group=talk)
-        if not going_on:
+        group, problem = None, ""
+        try:
+            group = next(each, None)
+        except VitmodelError as error:
+            problem = str(error)
+        said: list[Any] = [None] * processes()
+        dist.all_gather_object(said, (group is not None, problem), group=talk)
+        going_on, problems = zip(*said, strict=True)
+        if any(problems):
+            raise VitmodelError(next(filter(None, problems)))
+        if not any(going_on):
             return
-        last = group or last
-        if last is None:
+        if last is None and not all(going_on):
             raise VitmodelError(f"fewer images than the {processes()} processes that share them; use fewer --devices")
+        last = group or last
+        assert last is not None
         yield last, group is None

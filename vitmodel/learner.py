@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from scipy.special import expit
 from torch import Tensor
 
-from vitmodel.batches import Batch, processes
+from vitmodel.batches import Batch, of_all_processes, processes
 from vitmodel.config import PretrainConfig, TrainConfig
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
@@ -50,6 +50,7 @@ class Course(L.LightningModule):
         self.images = images
         self.drawn = 0  # since the start of the training
         self.gathered = 0  # steps whose gradients wait for the weights to change
+        self.spoiled = False  # whether they must not
         self.history = history
         self.nonfinite: list[tuple[str, ...]] = []
         """The images' names of each step that was skipped."""
@@ -64,7 +65,10 @@ class Course(L.LightningModule):
         torch.manual_seed(seed_from("step", self.config.seed, self.current_epoch, batch_idx, *rank))
 
     def mean_over_processes(self, losses: Tensor, batch: Batch) -> Tensor | None:
-        """The loss whose gradient, averaged over the processes, is that of the mean over all their images; None where it is not finite."""
+        """The loss whose gradient, averaged over the processes, is that of the mean over all their images.
+
+        One that is not finite changes no weight: Lightning skips the step for None, but several processes must go through it together.
+        """
         losses = losses * 0 if batch.spare else losses
         counted, broken = 0 if batch.spare else len(losses), not losses.isfinite().all()
         total = torch.tensor([counted, broken], dtype=torch.float32, device=losses.device)
@@ -72,8 +76,10 @@ class Course(L.LightningModule):
             dist.all_reduce(total)
         self.drawn += int(total[0])
         if total[1]:
-            self.nonfinite.append(batch.pack.names)
-            return None  # Lightning skips the step
+            self.nonfinite.append(of_all_processes(batch.pack.names))
+            if processes() == 1:
+                return None
+            self.spoiled = True
         self.gathered += 1
         return losses.sum() * processes() / total[0]
 
@@ -98,9 +104,12 @@ class Course(L.LightningModule):
             dist.all_reduce(total)
             norm = total.sqrt()
         self.log("train/gradient_norm", norm)
-        if not norm.isfinite() and self.trainer.scaler is None:  # with fp16 the scaler skips such steps, which belong to its search
+        broken = not norm.isfinite() and self.trainer.scaler is None  # with fp16 the scaler skips such steps, which belong to its search
+        if broken and not self.spoiled:
+            self.nonfinite.append(of_all_processes(self.names))
+        if broken or self.spoiled:
             optimizer.zero_grad(set_to_none=True)
-            self.nonfinite.append(self.names)
+        self.spoiled = False
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Log an epoch's figures to every logger, and keep them."""

@@ -103,8 +103,8 @@ class BadSteps(L.Callback):
         if count == getattr(self, "warned", 0):
             return
         self.warned = count
-        logger.warning("step %d: loss or gradient is not finite; skipped (%d of at most %d)", trainer.global_step, count, self.most)
         if trainer.is_global_zero:
+            logger.warning("step %d: loss or gradient is not finite; skipped (%d of at most %d)", trainer.global_step, count, self.most)
             write_atomic(
                 self.path, json.dumps([{"image_ids": [Path(name).stem for name in names]} for names in learner.nonfinite], indent=1) + "\n"
             )
