@@ -1,4 +1,4 @@
-"""Lightning's trainer as every training here uses it: devices, precision, checkpoints, loggers. Knows no model and no data."""
+"""Lightning's trainer as every training here uses it: devices, precision, checkpoints, loggers. Knows no data, and of models the parts."""
 
 from __future__ import annotations
 
