@@ -51,6 +51,7 @@ class Course(L.LightningModule):
         self.drawn = 0  # since the start of the training
         self.gathered = 0  # steps whose gradients wait for the weights to change
         self.spoiled = False  # whether they must not
+        self.names: tuple[str, ...] = ()  # the images of the step at hand
         self.history = history
         self.nonfinite: list[tuple[str, ...]] = []
         """The images' names of each step that was skipped."""

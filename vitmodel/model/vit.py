@@ -211,7 +211,7 @@ class AttentionPool(nn.Module):
 
 
 class Head(nn.Linear):
-    """From what the pool reads to logits."""
+    """From what the pool reads to logits; a class of its own, by which a sharded model holds it apart from the body."""
 
 
 def draw_matrices(module: nn.Module) -> None:
