@@ -21,7 +21,8 @@ def run_step(*arguments: object) -> None:
     """
     words = [str(argument) for argument in arguments]
     print(f"\n$ vitmodel {shlex.join(words)}", flush=True)
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # a checkout need not be installed
-    done = subprocess.run([sys.executable, "-m", "vitmodel.cli", *words], env=os.environ | {"PYTHONPATH": path})
+    # A checkout need not be installed, and by -P no file of the folder at hand is taken for a library.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, "-P", "-m", "vitmodel.cli", *words], env=os.environ | {"PYTHONPATH": path})
     if done.returncode:
         raise VitmodelError(f"`vitmodel {shlex.join(words)}` ended with status {done.returncode}")
