@@ -76,6 +76,12 @@ def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
     assert trial.distributions["lr"].low < config.lr < trial.distributions["lr"].high
 
 
+@pytest.mark.parametrize(("flag", "count"), [("--devices", "2"), ("--folds", "5")])
+def test_a_search_is_of_one_process_and_one_split(flag: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "manifest.csv", "run", flag, count]) == 2
+    assert flag.removeprefix("--") in capsys.readouterr().err
+
+
 def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
     from lightning.pytorch import Trainer
 
