@@ -1,16 +1,22 @@
-"""`vitmodel VERB ...`: one line per verb. Knows the names of the stages and imports one only to run it."""
+"""The command line: `vitmodel VERB ...`. A verb's module is imported only to run it."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
+import re
+import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
+from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.utils import UsageError, VitmodelError
 
 if TYPE_CHECKING:
@@ -18,122 +24,259 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """A stage: its configuration's class in `vitmodel.config`, and the function to call with it."""
+    """What runs a verb: the name of its class in `vitmodel.config`, and the function to call with an instance."""
 
     config: str
     module: str
     function: str
+    group: Literal["data", "training", "evaluation", "prediction", "other"]
+    """Heading in `vitmodel --help`."""
+
+    @property
+    def cls(self) -> type[config.Config]:
+        """Return the configuration class."""
+        found: type[config.Config] = getattr(config, self.config)
+        return found
 
 
 VERBS = {
-    "synth": Verb("SynthConfig", "vitmodel.data.synthetic", "write_release"),
-    "etl": Verb("ETLConfig", "vitmodel.image_ETL", "etl"),
-    "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain"),
-    "train": Verb("TrainConfig", "vitmodel.train", "train"),
-    "tune": Verb("TuneConfig", "vitmodel.tune", "tune"),
-    "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate"),
-    "compare": Verb("CompareConfig", "vitmodel.compare", "compare_models"),
-    "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out"),
-    "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
-    "serve": Verb("ServeConfig", "vitmodel.serve", "serve"),
-    "versions": Verb("VersionsConfig", "vitmodel.versions", "versions"),
-    "export": Verb("ExportConfig", "vitmodel.export", "export"),
-    "demo": Verb("DemoConfig", "vitmodel.demo", "demo"),
-    "info": Verb("InfoConfig", "vitmodel.info", "info"),
+    "synth": Verb("SynthConfig", "vitmodel.data.synthetic", "write_release", "data"),
+    "etl": Verb("ETLConfig", "vitmodel.image_ETL", "etl", "data"),
+    "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain", "training"),
+    "train": Verb("TrainConfig", "vitmodel.train", "train", "training"),
+    "tune": Verb("TuneConfig", "vitmodel.tune", "tune", "training"),
+    "versions": Verb("VersionsConfig", "vitmodel.versions", "versions", "training"),
+    "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate", "evaluation"),
+    "compare": Verb("CompareConfig", "vitmodel.compare", "compare_models", "evaluation"),
+    "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out", "evaluation"),
+    "predict": Verb("PredictConfig", "vitmodel.predict", "predict", "prediction"),
+    "serve": Verb("ServeConfig", "vitmodel.serve", "serve", "prediction"),
+    "export": Verb("ExportConfig", "vitmodel.export", "export", "prediction"),
+    "demo": Verb("DemoConfig", "vitmodel.demo", "demo", "other"),
+    "info": Verb("InfoConfig", "vitmodel.info", "info", "other"),
 }
+WIDTH = 100
+"""Largest number of columns of --help."""
+COLUMN = 28
+"""Column at which help texts start."""
 
 
 def help_text() -> str:
-    """What `vitmodel --help` prints."""
-    lines = [f"{summary}\n", "usage: vitmodel VERB ...   (vitmodel VERB --help explains the flags)\n"]
+    """Return what `vitmodel --help` prints."""
+    lines = [f"{summary}".strip(), "", "usage: vitmodel VERB ...", "       vitmodel VERB --help    show the options of a verb"]
+    group = ""
     for name, verb in VERBS.items():
-        doc = getattr(config, verb.config).__doc__.split("\n")[0]
-        lines.append(f"  {name:<10} {doc}")
-    return "\n".join(lines)
+        if verb.group != group:
+            group = verb.group
+            lines += ["", f"{group}:"]
+        lines += _entry(name, str(verb.cls.__doc__).split("\n")[0], _width(), column=14)
+    return "\n".join([*lines, "", "Research software, not a medical device."])
 
 
-def positionals(cls: type) -> list[str]:
-    """The fields that have no default; on the command line they may stand without a flag, in this order."""
-    return [field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING]
+def verb_help(name: str) -> str:
+    """Return what `vitmodel NAME --help` prints: usage, description, and all options in groups."""
+    width = _width()
+    described = options(VERBS[name].cls)
+    paragraphs = str(VERBS[name].cls.__doc__).split("\n\n")
+    parts = [textwrap.fill(usage_of(name), width, subsequent_indent=" " * len(f"usage: vitmodel {name} "))]
+    parts += [textwrap.fill(" ".join(paragraph.split()), width) for paragraph in paragraphs]
+    parts.append(_section("required, by position or as a flag", [option for option in described if option.required], width))
+    for group in GROUPS:
+        parts.append(_section(group, [option for option in described if option.group == group and not option.required], width))
+    general = [
+        *_entry("--config RECIPE.yaml", "Read options from a YAML file; keys have the names of the flags. Later flags override it.", width),
+        *_entry("--print-config", "Print the resulting configuration as YAML and exit.", width),
+        *_entry("-h, --help", "Show this help and exit.", width),
+    ]
+    parts.append("\n".join(["general:", *general]))
+    return "\n\n".join(part for part in parts if part)
 
 
-def lists(cls: type) -> set[str]:
-    """The fields that hold several values."""
-    return {field.name for field in fields(cls) if str(field.type).startswith("list")}
+def usage_of(name: str) -> str:
+    """Return the usage line of a verb."""
+    places = [option.placeholder for option in options(VERBS[name].cls) if option.required]
+    return " ".join([f"usage: vitmodel {name}", *places, "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
+
+
+def _section(title: str, described: Iterable[Option], width: int) -> str:
+    """Return the part of --help below one heading; empty without options."""
+    lines = [line for option in described for line in _entry(option.invocation, option.help, width)]
+    return "\n".join([f"{title}:", *lines]) if lines else ""
+
+
+def _entry(head: str, text: str, width: int, column: int = COLUMN) -> list[str]:
+    """Return a name and its text in two columns."""
+    lines = textwrap.wrap(text, width - column, break_long_words=False, break_on_hyphens=False)
+    head = f"  {head}"
+    if len(head) <= column - 2:
+        lines[0] = f"{head:<{column}}{lines[0]}"
+        return [lines[0], *(" " * column + line for line in lines[1:])]
+    return [head, *(" " * column + line for line in lines)]
+
+
+def _width() -> int:
+    """Return the columns of the terminal, but at least 60 and at most WIDTH."""
+    return max(60, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def parser_for(name: str) -> ArgumentParser:
-    """The parser of a verb: every field of its dataclass is a flag and a YAML key."""
+    """Return the parser of a verb: every field of its dataclass is a flag and a YAML key."""
     import jsonargparse
     from jsonargparse.typing import get_registered_type, register_type
 
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     if get_registered_type(config.Size) is None:
         register_type(config.Size, str, config.Size.parse)
-    cls = getattr(config, VERBS[name].config)
-    places = [place.upper() + " ..." * (place in lists(cls)) for place in positionals(cls)]
-    usage = " ".join([f"vitmodel {name}", *places, "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
-    parser = jsonargparse.ArgumentParser(prog=f"vitmodel {name}", usage=usage, description=cls.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML recipe; flags after it override its keys.")
-    parser.add_class_arguments(cls)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"vitmodel {name}", add_help=False, allow_abbrev=False, exit_on_error=False, print_config="--print-config"
+    )
+    parser.add_argument("--config", action="config")
+    for option in options(VERBS[name].cls):
+        default = None if option.required else list(option.default) if option.is_list else option.default
+        parser.add_argument(option.flag, type=_parsed_type(option), default=default)
     return parser
 
 
-def normalise(arguments: Sequence[str], cls: type) -> list[str]:
-    """Spell every argument as jsonargparse does, `--name=value`.
+def _parsed_type(option: Option) -> Any:
+    """Return the type that the parser reads; the configuration itself checks choices, paths and the items of lists."""
+    if option.is_list:
+        return list[str] | str | None
+    kind = type(option.choices[0]) if option.choices else option.hint
+    kind = str if kind is Path else kind
+    return kind | None if option.optional or option.required else kind
 
-    `--drop-path 0` becomes `--drop_path=0`, `--resume` `--resume=true`, `--no-resume` `--resume=false`, and a bare argument
-    the value of the next positional field. A field that is a list takes all bare arguments that the others leave, or grows by each
-    of its flags.
+
+def normalise(arguments: Sequence[str], name: str) -> list[str]:
+    """Spell every argument as the parser does, `--some-flag=value`.
+
+    `--drop_path 0` becomes `--drop-path=0`, `--resume` becomes `--resume=true`, `--no-resume` becomes `--resume=false`, and an argument
+    without a flag the value of the next required option. The values of a list become one JSON text: those of all its flags or, where the
+    list is required, all arguments without a flag that the other required options leave.
+
+    Raises:
+        UsageError: A flag is unknown or lacks its value, or there are too many arguments.
     """
-    booleans = {field.name for field in fields(cls) if field.type in ("bool", "bool | None")}
+    known = {option.flag: option for option in options(VERBS[name].cls)}
+    given: list[tuple[str, str | None]] = []
+    lists: dict[str, list[str]] = {}
     bare: list[str] = []
-    result: list[str] = []
     rest = list(arguments)
     while rest:
-        argument = rest.pop(0)
-        flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("-") or flag == "-":
-            bare.append(argument)
-        elif flag == "-h" or name in ("help", "print_config"):
-            result.append(argument)
-        elif name in lists(cls) and (equals or rest):
-            result.append(f"--{name}+={value if equals else rest.pop(0)}")
-        elif equals:
-            result.append(f"--{name}={value}")
-        elif name in booleans:
-            result.append(f"--{name}={rest.pop(0) if rest[:1] in (['true'], ['false']) else 'true'}")
-        elif name.removeprefix("no_") in booleans:
-            result.append(f"--{name.removeprefix('no_')}=false")
-        else:
-            result.extend([f"--{name}", *rest[:1]])
-            rest = rest[1:]
-    places = [place for place in positionals(cls) if f"--{place}" not in {word.partition("=")[0] for word in result}]
+        word = rest.pop(0)
+        if not word.startswith("-") or word == "-":
+            bare.append(word)
+            continue
+        for flag, value in _flags_of(word, rest, known, name):
+            if value is not None and flag in known and known[flag].is_list:
+                lists.setdefault(flag, []).append(value)
+                given = [pair for pair in given if pair[0] != flag]
+                value = json.dumps(lists[flag])
+            given.append((flag, value))
+    places = [option for option in known.values() if option.required and option.flag not in dict(given)]
+    words = [flag if value is None else f"{flag}={value}" for flag, value in given]
+    return words + _positional(bare, places, name)
+
+
+def _flags_of(word: str, rest: list[str], known: dict[str, Option], name: str) -> list[tuple[str, str | None]]:
+    """Return the flags that the argument `word` sets, with their values; takes a value out of `rest` where it needs one."""
+    text, equals, value = word.partition("=")
+    flag = text.replace("_", "-")
+    switch = "--" + flag.removeprefix("--no-").removeprefix("--")
+    switches = {option.flag for option in known.values() if option.hint is bool}
+    if flag == "--print-config":
+        return [(flag, value if equals else None)]
+    if flag not in known and switch in switches:
+        return [(switch, "false")]
+    if flag in switches and not equals:
+        return [(flag, rest.pop(0) if rest[:1] in (["true"], ["false"]) else "true")]
+    nested = [option for option in known.values() if option.flag.startswith(f"{flag}.")]
+    if flag not in known and flag != "--config" and not nested:
+        raise UsageError(_unknown(text, flag, list(known), name))
+    if not equals and not rest:
+        raise UsageError(f"{text}: needs a value; `vitmodel {name} --help` explains it")
+    value = value if equals else rest.pop(0)
+    return _expanded(flag, value) if nested else [(flag, value)]
+
+
+def _expanded(flag: str, value: str) -> list[tuple[str, str | None]]:
+    """Return a flag for each key of a nested configuration that is given as one YAML mapping, as in `--augment '{flip: 0}'`."""
+    import yaml
+
+    mapping = yaml.safe_load(value)
+    if not isinstance(mapping, dict):
+        raise UsageError(f"{flag}: {value!r} is no mapping; write {flag}.KEY VALUE, or {flag} '{{KEY: VALUE}}'")
+    return [(f"{flag}.{key}", str(item)) for key, item in mapping.items()]
+
+
+def _positional(bare: list[str], places: list[Option], name: str) -> list[str]:
+    """Give the arguments without a flag to the required options, in order; a list takes those that the others leave."""
+    result: list[str] = []
     surplus = max(0, len(bare) - len(places))
-    for place in places:
-        taken = 1 + surplus if place in lists(cls) else 1
+    for option in places:
+        taken = 1 + surplus if option.is_list else 1
         values, bare = bare[:taken], bare[taken:]
-        result += [f"--{place}={json.dumps(values) if place in lists(cls) else values[0]}"] if values else []
+        if values:
+            result.append(f"{option.flag}={json.dumps(values) if option.is_list else values[0]}")
     if bare:
-        raise UsageError(f"unexpected argument {bare[0]!r}")
+        raise UsageError(f"unexpected argument {bare[0]!r}; {usage_of(name)}")
     return result
 
 
-def parse(name: str, arguments: Sequence[str]) -> Any:
-    """The configuration of verb `name` from command-line arguments.
+def _unknown(text: str, name: str, known: Iterable[str], verb: str) -> str:
+    """Return the message for an unknown flag or recipe key, with the most similar known one."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{text}: unknown option; {hint}`vitmodel {verb} --help` lists all options"
 
-    Raises UsageError naming the field where a key is unknown or a value impossible; `--help` exits with 0.
+
+def parse(name: str, arguments: Sequence[str]) -> Any:
+    """Return the configuration of verb `name` from command-line arguments.
+
+    Raises:
+        UsageError: A flag or key is unknown, or a value impossible; the message names it.
+        SystemExit: With status 0, after --help or --print-config.
     """
-    parser = parser_for(name)
-    cls = getattr(config, VERBS[name].config)
-    values = parser.parse_args(normalise(arguments, cls))
-    settings = parser.instantiate(values)
-    return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+    import jsonargparse
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(verb_help(name))
+        raise SystemExit(0)
+    cls = VERBS[name].cls
+    try:
+        values = parser_for(name).parse_args(normalise(arguments, name)).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise UsageError(_parser_message(str(error), name)) from error
+    missing = [option for option in options(cls) if option.required and values[option.name] is None]
+    if missing:
+        raise UsageError(f"{missing[0].name}: is missing; {usage_of(name)}")
+    return _build(cls, values)
+
+
+def _build(cls: type, values: dict[str, Any]) -> Any:
+    """Return an instance of `cls` from the parser's values; nested dataclasses from nested values."""
+    hints = get_type_hints(cls)
+    settings: dict[str, Any] = {}
+    for field in fields(cls):
+        value = values[field.name]
+        settings[field.name] = _build(hints[field.name], value) if is_dataclass(hints[field.name]) else value
+    return cls(**settings)
+
+
+def _parser_message(message: str, name: str) -> str:
+    """Return the parser's error as one line that names the option and says what it takes."""
+    by_name = {option.name: option for option in options(VERBS[name].cls)}
+    key = re.search(r"^Option '([^']+)' is not accepted", message)
+    if key:
+        return _unknown(key[1], key[1], by_name, name)
+    field = re.search(r'^Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Got value|Given value): (.*)", message)
+    if field and value and field[1] in by_name:
+        return f"{field[1]}: must be {by_name[field[1]].kind}, not {value[1]!r}"
+    lines = [line.strip() for line in re.sub(r'^Parser key "([^"]+)":', r"\1:", message).splitlines()]
+    return " ".join(line for line in lines if line)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit status is 0, 1 for a failure, 2 for wrong usage."""
+    """Run one verb. Return the exit status: 0, 1 for a failure, 2 for wrong usage, 130 after an interrupt."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
@@ -143,7 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in VERBS:
-        print(f"vitmodel: no verb {name!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        print(f"vitmodel: unknown verb {name!r}; {hint}The verbs are {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
         settings = parse(name, rest)
@@ -154,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vitmodel {name}: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print(f"\nvitmodel {name}: interrupted; what was finished is kept", file=sys.stderr)
+        print(f"\nvitmodel {name}: interrupted; finished work is kept", file=sys.stderr)
         return 130
 
 

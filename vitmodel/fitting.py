@@ -57,11 +57,11 @@ class Fitted:
     """The figure that chose its epoch."""
 
 
-def read_crops(manifest: Path) -> pd.DataFrame:
-    """The manifest's usable rows. Raises UsageError where its images are not cropped."""
-    frame = read_manifests(manifest)
+def read_crops(manifests: Sequence[Path]) -> pd.DataFrame:
+    """Return the usable rows of one or several manifests. Raises UsageError where the images are not cropped."""
+    frame = read_manifests(manifests)
     if frame["preprocessing"].isna().all():
-        raise UsageError(f"{manifest}: its images are not cropped; run `vitmodel etl` on it first")
+        raise UsageError(f"{listed(manifests)}: its images are not cropped; run `vitmodel etl` on it first")
     return usable(frame)
 
 
@@ -71,7 +71,7 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
 
     Raises UsageError where there is nothing to train on, or an option asks for what the rows do not have.
     """
-    frame = read_crops(config.manifest)
+    frame, manifest = read_crops(config.manifest), listed(config.manifest)
     known = frame[LABEL].notna()
     frame = frame[known.groupby(frame["patient_id"]).transform("any") if config.fusion else known]
     copies = repeated(frame)
@@ -79,14 +79,14 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
         logger.warning("left out, byte for byte copies of another image of their breast: %d", copies.sum())
     frame = frame[~copies]
     if frame.empty:
-        raise UsageError(f"{config.manifest}: no row is usable and has a known `{LABEL}`")
-    check_sources(frame, config.columns, str(config.manifest))
+        raise UsageError(f"{manifest}: no row is usable and has a known `{LABEL}`")
+    check_sources(frame, config.sources, manifest)
     if config.fusion:
-        check_exams(frame, str(config.manifest))
+        check_exams(frame, manifest)
     for name in config.auxiliary:
         if TARGETS[name].encode(frame[name].tolist()).isnan().all():
-            raise UsageError(f"{config.manifest}: column {name} is unknown in all rows; leave it out of --auxiliary")
-    column, where = ("fold" if config.folds else "split"), config.splits or config.manifest
+            raise UsageError(f"{manifest}: column {name} is unknown in all rows; leave it out of --auxiliary")
+    column, where = ("fold" if config.folds else "split"), config.splits or manifest
     if config.splits is not None:
         frame = read_splits(frame, config.splits, column)
     elif config.folds:
@@ -101,11 +101,11 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
     return frame
 
 
-def common_preprocessing(frame: pd.DataFrame, manifest: Path) -> Preprocessing:
+def common_preprocessing(frame: pd.DataFrame, manifests: Sequence[Path]) -> Preprocessing:
     """The preprocessing that all crops went through. Raises UsageError where they differ."""
     kinds = sorted(frame["preprocessing"].unique())
     if len(kinds) > 1:
-        raise UsageError(f"{manifest}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all")
+        raise UsageError(f"{listed(manifests)}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all")
     return Preprocessing.from_json(kinds[0])
 
 
@@ -133,9 +133,9 @@ def network_of(config: TrainConfig, preprocessing: Preprocessing, trainings: Seq
     """The preset at the crops' size, or that of segments, with all that stands around it; sources and views are those that each of
     `trainings` has in number."""
     size = Size(config.segments, config.segments) if config.segments else preprocessing.size
-    wanted = dict.fromkeys([*config.columns, *(["view"] if config.fusion else [])])
+    wanted = dict.fromkeys([*config.sources, *(["view"] if config.fusion else [])])
     learned = {column: learn_vocabulary(column, trainings, config.source_images) for column in wanted}
-    columns, views = tuple(learned[column] for column in config.columns), learned.get("view")
+    columns, views = tuple(learned[column] for column in config.sources), learned.get("view")
     return NetworkConfig(
         vit=architecture_of(config, size),
         sources=SourcesConfig(columns=columns) if columns else None,
@@ -211,7 +211,8 @@ def train_on(
     learner.load_state_dict(torch.load(chosen, weights_only=True)["state_dict"])
     looks = [val_batches]
     if config.flip_average:
-        turned = drawn_from(val, replace(config, augment=UPSIDE_DOWN, view_dropout=0), augment=True)
+        all_views = {"view_dropout": 0.0} if config.fusion else {}
+        turned = drawn_from(val, replace(config, augment=UPSIDE_DOWN, **all_views), augment=True)
         looks.append(Batches(turned, InOrder(len(turned)), config, about_images(val, network)))
     logits = np.mean([validation_logits(learner, look, len(val)) for look in looks], axis=0)
     return Fitted(learner.model, logits, learner.history, reached)

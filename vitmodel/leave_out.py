@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitmodel.config import LeaveOutConfig
+from vitmodel.config import LeaveOutConfig, listed
 from vitmodel.data.manifest import read_manifests, usable, write_manifest
 from vitmodel.data.source import file_name
 from vitmodel.data.splits import leave_out
@@ -52,14 +52,14 @@ def measurable(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
     known = usable(table).dropna(subset=[LABEL, config.by])
     values = sorted(known[config.by].unique())
     if len(values) < 2:
-        raise UsageError(f"{config.manifest}: column {config.by} has {len(values)} known values; leaving one out needs two")
+        raise UsageError(f"{listed(config.manifest)}: column {config.by} has {len(values)} known values; leaving one out needs two")
     counts = known.groupby([config.by, LABEL])["patient_id"].nunique().unstack(fill_value=0).reindex(columns=[0.0, 1.0], fill_value=0)
     chosen = [value for value in values if counts.loc[value].min() >= FEWEST]
     for value in values:
         if value not in chosen:
             print(f"{config.by} {value} is not left out alone: it has fewer than {FEWEST} patients with {LABEL}, or without")
     if not chosen:
-        raise UsageError(f"{config.manifest}: no {config.by} has {FEWEST} patients with {LABEL} and as many without")
+        raise UsageError(f"{listed(config.manifest)}: no {config.by} has {FEWEST} patients with {LABEL} and as many without")
     return chosen
 
 

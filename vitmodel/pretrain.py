@@ -9,6 +9,7 @@ if __name__ == "__main__":  # run as a file: the command line runs this stage un
     sys.exit(main(["pretrain", *sys.argv[1:]]))
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitmodel.batches import Batches
-from vitmodel.config import Preprocessing, PretrainConfig, TrainConfig, TrainingConfig, to_yaml
+from vitmodel.config import Preprocessing, PretrainConfig, TrainConfig, TrainingConfig, listed, to_yaml
 from vitmodel.data.dataset import CropDataset
 from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.journal import exclusive
@@ -60,13 +61,13 @@ def pretrain(config: PretrainConfig) -> None:
             write_package(config, model, learner.history, data, preprocessing)
 
 
-def crops(manifest: Path) -> pd.DataFrame:
+def crops(manifests: Sequence[Path]) -> pd.DataFrame:
     """The manifest's usable crops; where it has splits, those of `train` alone: what is held out is not looked at, label or no label."""
-    frame = read_crops(manifest)
+    frame = read_crops(manifests)
     if frame["split"].notna().any():
         frame = frame[frame["split"] == "train"]
     if frame.empty:
-        raise UsageError(f"{manifest}: no row is usable (where there are splits: of the split train)")
+        raise UsageError(f"{listed(manifests)}: no row is usable (where there are splits: of the split train)")
     return frame.reset_index(drop=True)
 
 
@@ -91,7 +92,7 @@ def finding(config: PretrainConfig, model: Network, checkpoint: Path | None) -> 
     watched = PhantomDataset(max(2, round(HELD_OUT * config.phantoms)), config.size, config.difficulty, None)
     order = Shuffled(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
     shared = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
-    learner = Learner(model, TrainConfig(manifest=config.run, run=config.run, **shared), len(images), history={})
+    learner = Learner(model, TrainConfig(manifest=(config.run,), run=config.run, **shared), len(images), history={})
     return learner, Batches(images, order, config), Batches(watched, InOrder(len(watched)), config)
 
 

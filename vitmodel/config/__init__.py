@@ -1,7 +1,9 @@
-"""One frozen dataclass per stage; a field is a flag and a YAML key, its docstring the --help text. Knows no stage."""
+"""Options of all verbs: one frozen dataclass per verb. A field is a flag and a YAML key; its docstring is the help text."""
 
-from vitmodel.config.base import Size, plain, require, to_command, to_yaml
+from vitmodel.config.base import Config, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
+from vitmodel.config.options import Option, options
+from vitmodel.config.recipe import plain, to_command, to_yaml
 from vitmodel.config.scoring import (
     CompareConfig,
     DemoConfig,
@@ -27,6 +29,7 @@ from vitmodel.config.training import (
 __all__ = [
     "AugmentConfig",
     "CompareConfig",
+    "Config",
     "DemoConfig",
     "ETLConfig",
     "EvaluateConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "InfoConfig",
     "IntegrationConfig",
     "LeaveOutConfig",
+    "Option",
     "PredictConfig",
     "PredictorConfig",
     "Preprocessing",
@@ -46,6 +50,8 @@ __all__ = [
     "TrainingConfig",
     "TuneConfig",
     "VersionsConfig",
+    "listed",
+    "options",
     "plain",
     "require",
     "to_command",

@@ -1,76 +1,129 @@
-"""What every configuration stands on: sizes, refusals, and a configuration as a command or a recipe. Knows no stage."""
+"""Sizes, error helpers, and the base class that checks every configuration."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 from vitmodel.utils import UsageError
 
 
 class Size(NamedTuple):
-    """Height and width in pixels, written as in `1024x512`."""
+    """Height and width in pixels, written as `1024x512`."""
 
     height: int
     width: int
 
     @classmethod
-    def parse(cls, text: str | Size) -> Size:
-        """`HxW` or `N` (a square) as a size. Raises ValueError."""
+    def parse(cls, text: str | int | Iterable[int]) -> Size:
+        """Return the size given as `HxW`, as `N` (a square) or as two integers.
+
+        Raises:
+            ValueError: `text` is none of these, or a side is not positive.
+        """
         if isinstance(text, Size):
             return text
-        parts = str(text).lower().split("x")
-        if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            raise ValueError(f"a size is HEIGHTxWIDTH in pixels, such as 1024x512, not {text!r}")
-        return cls(int(parts[0]), int(parts[-1]))
+        sides = str(text).lower().split("x") if isinstance(text, str | int) else [str(side) for side in text]
+        if len(sides) not in (1, 2) or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+            raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 1024x512")
+        return cls(int(sides[0]), int(sides[-1]))
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
 
 
 def require(condition: bool, field: str, problem: str) -> None:
-    """Refuse an impossible value by the name of its field. Raises UsageError."""
+    """Raise UsageError naming `field` and its `problem` unless `condition` holds."""
     if not condition:
         raise UsageError(f"{field}: {problem}")
 
 
 def require_apart(out: Path, sources: Iterable[Path | str]) -> None:
-    """Refuse a source as OUT, whose images would be sources of the next run. Raises UsageError."""
-    apart = os.path.abspath(out) not in map(os.path.abspath, sources)
-    require(apart, "out", f"{out} is a source, too; choose another folder, such as {out / 'results'}")
+    """Raise UsageError where `out` is one of `sources`: its images would be inputs of the next run."""
+    inputs = [os.path.abspath(source) for source in sources]
+    apart = os.path.abspath(out) not in inputs
+    require(apart, "out", f"{out} is an input folder, too; --out must differ from the inputs: use for example {out / 'results'}")
 
 
-def to_command(verb: str, config: Any) -> str:
-    """The command line that gives `config`: what has no default by its place, and every flag that differs from its default."""
-    import shlex
-
-    words, flags = ["vitmodel", verb], []
-    for each in fields(config):
-        value, flag = getattr(config, each.name), "--" + each.name.replace("_", "-")
-        values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
-        if each.default is MISSING and each.default_factory is MISSING:
-            words += values
-        elif isinstance(value, bool) and value != each.default:
-            flags.append(flag if value else flag.replace("--", "--no-", 1))
-        elif value != each.default:
-            flags += [word for item in values for word in (flag, item)]
-    return shlex.join(words + flags)
+def listed(paths: Iterable[Path | str]) -> str:
+    """Return `paths` as one text for messages."""
+    return ", ".join(str(path) for path in paths)
 
 
-def plain(value: Any) -> Any:
-    """A configuration as dictionaries, lists, numbers and text, which YAML and loggers take."""
-    if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Path | Size):
-        return str(value)
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+def flag_of(field: str) -> str:
+    """Return the command-line flag of a field: `drop_path` -> `--drop-path`."""
+    return "--" + field.replace("_", "-")
 
 
-def to_yaml(verb: str, config: Any, path: Path) -> str:
-    """`config` as a YAML recipe that `vitmodel VERB --config path` runs again."""
-    import yaml
+@dataclass(frozen=True)
+class Needs:
+    """What an option needs to have any effect."""
 
-    return f"# vitmodel {verb} --config {path}\n" + yaml.safe_dump(plain(config), sort_keys=False)
+    text: str
+    """The needed option as the user writes it, such as `--segments`."""
+    holds: Callable[[Any], bool]
+    """Whether the configuration fulfils the need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base class of all configurations: normalises and checks the values of a frozen dataclass.
+
+    Values are checked against the annotations, whether they come from the command line, YAML or Python. A `Path` field
+    takes a `str`, a `Size` field a text such as `1024x512`, and a tuple field any sequence, a single value, or a text with
+    commas. A `Literal` field takes only its choices.
+    """
+
+    PREFIX: ClassVar[str] = ""
+    """Text before a field's name in messages, where the configuration is part of another one."""
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Heading in --help -> the fields below it. Classes state their own fields; `options` merges those of base classes."""
+    NEEDS: ClassVar[Mapping[str, Needs]] = {}
+    """Field -> what it needs to have any effect. Values equal to the default are always accepted."""
+    DEFAULTS: ClassVar[Mapping[str, str]] = {}
+    """Field -> its default in words, for defaults that depend on other options."""
+
+    def __post_init__(self) -> None:
+        from vitmodel.config.values import coerce
+
+        for field, hint in _typed_fields(type(self)):
+            value = coerce(hint, getattr(self, field.name), self.PREFIX + field.name)
+            object.__setattr__(self, field.name, value)
+        self._resolve()
+        self._check()
+        for field, need in merged(type(self), "NEEDS").items():
+            unused = getattr(self, field) != self._default(field) and not need.holds(self)
+            require(not unused, self.PREFIX + field, f"has no effect without {need.text}; add that or leave {flag_of(self.PREFIX + field)} out")
+
+    def _resolve(self) -> None:
+        """Replace values that stand for "automatic"; subclasses extend it."""
+
+    def _check(self) -> None:
+        """Raise UsageError for an impossible value; subclasses extend it and call `super()._check()`."""
+
+    def _default(self, name: str) -> Any:
+        """Return the default of a field in this configuration."""
+        return default_of(next(field for field in fields(self) if field.name == name))
+
+
+def default_of(field: Field[Any]) -> Any:
+    """Return the default of a dataclass field; MISSING where it has none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def merged(cls: type, name: str) -> dict[str, Any]:
+    """Return the mapping that a class attribute makes with those of all base classes."""
+    result: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        result |= vars(base).get(name, {})
+    return result
+
+
+@functools.cache
+def _typed_fields(cls: type) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(cls)
+    return [(field, hints[field.name]) for field in fields(cls)]

@@ -1,37 +1,44 @@
-"""Phantoms, preprocessing and ETL: from an archive to crops. Knows no model."""
+"""Options of `synth` and `etl`: from an image archive to crops."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from vitmodel.config.base import Size, require, require_apart
+from vitmodel.config.base import Config, Needs, Size, require, require_apart
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthConfig:
-    """Write a synthetic, RSNA-shaped mammography release: seeded phantoms as DICOM with labels and lesion boxes."""
+class SynthConfig(Config):
+    """Write a synthetic mammography release in the layout of RSNA: seeded phantoms as DICOM, labels and lesion boxes."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("out", "patients", "seed", "size", "difficulty", "positives", "faults"),
+        "hardware": ("jobs",),
+    }
 
     out: Path
-    """Folder to write the release to."""
+    """Output folder of the release."""
     patients: int = 40
-    """Number of patients; four images each."""
+    """Number of patients. Each has four images."""
     seed: int = 0
-    """Every pixel follows from the seed."""
+    """Random seed; it determines every pixel."""
     size: Size = Size(2048, 1664)
-    """Image height x width in pixels."""
+    """Height and width of the images in pixels."""
     difficulty: float = 0.5
-    """0 = large, bright lesions; 1 = small, faint ones."""
+    """How hard lesions are to see: 0 = large and bright, 1 = small and faint."""
     positives: float = 0.3
-    """Fraction of patients with a cancer (in one breast, seldom in both)."""
+    """Fraction of patients with a cancer, in one breast or, rarely, in both."""
     faults: bool = False
-    """Also write a few files that are broken on purpose."""
+    """Also write a few deliberately broken files."""
     jobs: int = 0
-    """Worker processes; 0 = one per core."""
+    """Number of worker processes. 0 = one per core."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         require(self.patients > 0, "patients", "must be at least 1")
         require(min(self.size) >= 128, "size", "must be at least 128x128 pixels")
         require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
@@ -40,37 +47,46 @@ class SynthConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """From a file's pixels to a model's input; travels in the model package so that prediction repeats training."""
+class Preprocessing(Config):
+    """How a file's pixels become a crop. The model package stores it, so that prediction repeats training's preprocessing."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("size", "mm_per_pixel", "bits", "voi", "for_processing", "exact"),
+    }
 
     size: Size = Size(1024, 512)
-    """Height x width of the crop in pixels; the breast keeps its aspect and is padded with air."""
+    """Height and width of the crop in pixels. The breast keeps its aspect ratio; the rest is padded with air."""
     mm_per_pixel: float | None = None
-    """Crop at this scale instead, as large as each breast is; images of unknown pixel spacing are refused. SIZE is then what the
-    model's positions are learned for."""
+    """Resample to this pixel spacing in mm instead, so that crops differ in size. Images without a known pixel spacing are
+    refused. SIZE is then the size for which the model learns its position embeddings. none = resize to SIZE."""
     bits: Literal[8, 16] = 8
     """Bits per pixel of the crop."""
     voi: int = 1
-    """Which of several stored VOI LUTs or windows to use, counted from 1; the manifest names the one that was used."""
+    """Number of the stored VOI LUT or window to apply, counted from 1. The manifest records the one that was used."""
     for_processing: Literal["refuse", "log"] = "refuse"
-    """Raw detector data (FOR PROCESSING): refuse it, or show the inverted logarithm."""
+    """Treatment of raw detector data (DICOM "FOR PROCESSING"): refuse the image, or use the inverted logarithm."""
     exact: bool = False
-    """Decode at full resolution even where a lower JPEG 2000 level covers the size."""
+    """Always decode at full resolution, even where a lower JPEG 2000 resolution level is large enough."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
         scale_is_sane = self.mm_per_pixel is None or 0.02 <= self.mm_per_pixel <= 2
-        require(scale_is_sane, "mm_per_pixel", "must lie between 0.02 and 2 (a mammogram has 0.05 to 0.1)")
-        require(self.voi >= 1, "voi", "is counted from 1")
+        require(scale_is_sane, "mm_per_pixel", "must lie between 0.02 and 2 (mammograms have 0.05 to 0.1)")
+        require(self.voi >= 1, "voi", "must be at least 1: VOI LUTs and windows are counted from 1")
 
     def to_json(self) -> str:
-        """One line that names every field; stands in the manifest beside each crop and in the package."""
+        """Return all fields as one line of JSON, as the manifest and the model package store it."""
         values = {field.name: getattr(self, field.name) for field in fields(Preprocessing)}
         return json.dumps(values | {"size": str(self.size)})
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
-        """The inverse of `to_json`. Raises UsageError where a field is unknown to this version."""
+        """Return the preprocessing that `to_json` wrote.
+
+        Raises:
+            UsageError: This version of vitmodel does not know one of the fields.
+        """
         values = json.loads(text)
         unknown = sorted(set(values) - {field.name for field in fields(Preprocessing)})
         require(not unknown, "preprocessing", f"fields unknown to this version of vitmodel: {', '.join(unknown)}")
@@ -79,34 +95,39 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class ETLConfig(Preprocessing):
-    """Crop, orient and resize every mammogram of an archive; write PNGs and manifest.csv, one row per image, refused ones too.
+    """Crop, orient and resize all mammograms of an archive; write PNG files and manifest.csv.
 
-    Running it again does only what is missing or changed.
+    The manifest has one row per image; refused images have a row with the reason. A repeated run processes only what is missing or changed.
     """
 
-    source: Path
-    """Release folder, folder of images, one file, or a manifest."""
-    out: Path
-    """Folder for the crops and manifest.csv."""
-    dataset: str = "auto"
-    """Which release SOURCE is (rsna, vindr, class_folders, dicom_folder, ...); auto = decided from its files."""
-    jobs: int = 0
-    """Parallel workers; 0 = one per core."""
-    backend: Literal["auto", "threads", "processes", "dask"] = "auto"
-    """What a worker is. A file that kills or hangs its decoder costs a process no more than that file; auto = threads, which start at
-    once, but processes from 500 images on, or from 30 where they are RLE, whose decoder serves one thread at a time."""
-    transcode: Literal["none", "htj2k"] = "none"
-    """Also keep a lossless HTJ2K copy of each DICOM below OUT/htj2k; its manifest.csv is a source that later runs read much faster."""
-    scheduler: str = ""
-    """Address of the dask scheduler, such as tcp://host:8786; empty = a local cluster. Only with backend dask."""
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("source", "out", "dataset", "transcode"),
+        "hardware": ("jobs", "backend", "scheduler"),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {"scheduler": Needs("--backend dask", lambda config: config.backend == "dask")}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    source: Path
+    """Input: a release folder, a folder of images, one file, or a manifest."""
+    out: Path
+    """Output folder for the crops and manifest.csv."""
+    dataset: str = "auto"
+    """Kind of release that SOURCE is (rsna, vindr, class_folders, dicom_folder, ...). auto = detected from its files."""
+    jobs: int = 0
+    """Number of parallel workers. 0 = one per core."""
+    backend: Literal["auto", "threads", "processes", "dask"] = "auto"
+    """Kind of workers. With processes, a file that crashes or hangs its decoder loses only itself. auto = threads, which start
+    at once, or processes from 500 images on (from 30 where they are RLE, whose decoder runs one thread at a time)."""
+    transcode: Literal["none", "htj2k"] = "none"
+    """Also write a lossless HTJ2K copy of each DICOM file to OUT/htj2k; later runs read its manifest.csv much faster."""
+    scheduler: str = ""
+    """Address of the dask scheduler, such as tcp://host:8786, with --backend dask. none = start a local cluster."""
+
+    def _check(self) -> None:
+        super()._check()
         require_apart(self.out, [self.source])
         require(self.jobs >= 0, "jobs", "must not be negative")
-        require(not self.scheduler or self.backend == "dask", "scheduler", "needs --backend dask")
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The part that travels with a trained model."""
+        """Return the part that the manifest and the model package store."""
         return Preprocessing(**{field.name: getattr(self, field.name) for field in fields(Preprocessing)})

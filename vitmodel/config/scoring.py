@@ -1,232 +1,286 @@
-"""Everything that scores: prediction, evaluation, comparison, export; the demo and info."""
+"""Options of the verbs that score: predict, serve, evaluate, compare, export; and of demo and info."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from vitmodel.config.base import require, require_apart
+from vitmodel.config.base import Config, Needs, require, require_apart
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorConfig:
-    """How a model package is run; shared by evaluate, predict and serve."""
+class PredictorConfig(Config):
+    """How a model package runs; shared by predict, serve and evaluate."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("package",),
+        "model": ("ensemble", "flip"),
+        "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "jobs"),
+    }
 
     package: Path
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
+    """Device of the network. auto = the GPU if there is one."""
     tokens: int = 16384
-    """Tokens (patches that are looked at) per forward pass, at most. It bounds the memory; a larger image is refused."""
+    """Largest number of tokens (patches of tissue) per forward pass. It bounds the memory; a larger image is refused."""
     segment_budget: int = 0
-    """Tokens of segments at once, at most, which bounds the memory of a model that reads segments; 0 = as it was trained."""
+    """Largest number of tokens encoded at once by a model that was trained with --segments; it bounds the memory.
+    0 = the value of the training."""
     jobs: int = 0
-    """Threads that decode images; 0 = one per core."""
-    ensemble: list[Path] = field(default_factory=list)
-    """Further packages, trained alike, such as those of other folds; give the flag once for each. Scores are the mean."""
+    """Number of threads that decode images. 0 = one per core."""
+    ensemble: tuple[Path, ...] = ()
+    """Further model packages with the same preprocessing, such as those of other folds. Scores are averaged."""
     flip: bool | None = None
-    """Average over each image and the same upside down, twice the time in the network; none = as PACKAGE was calibrated."""
+    """Average the scores of each image and of its upside-down copy, which doubles the time in the network. none = as PACKAGE was calibrated."""
     runtime: Literal["torch", "onnx", "openvino"] = "torch"
-    """What runs the network; onnx and openvino take PACKAGE/model.PRECISION.onnx, which `vitmodel export` writes, and run on the CPU."""
+    """Library that runs the network. onnx and openvino run PACKAGE/model.PRECISION.onnx, written by `vitmodel export`, on the CPU."""
     precision: Literal["fp32", "int8"] = "fp32"
-    """Arithmetic of the network's matrices; int8 needs runtime onnx or openvino."""
+    """Arithmetic of the matrix products. int8 needs --runtime onnx or openvino."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         require(self.tokens >= 1, "tokens", "must be at least 1")
         require(self.segment_budget >= 0, "segment_budget", "must not be negative")
         require(self.jobs >= 0, "jobs", "must not be negative")
-        require(self.precision == "fp32" or self.runtime != "torch", "precision", "int8 needs --runtime onnx or --runtime openvino")
+        onnx = self.runtime != "torch"
+        require(self.precision == "fp32" or onnx, "precision", "int8 needs --runtime onnx or --runtime openvino")
         require(self.device != "cuda" or self.runtime == "torch", "device", "cuda needs --runtime torch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WantedConfig:
-    """What a threshold is chosen to reach; shared by train and evaluate."""
+class WantedConfig(Config):
+    """The sensitivity that a threshold must reach; shared by train and evaluate."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("sensitivity",)}
 
     sensitivity: float = 0.9
-    """Wanted sensitivity: `evaluate` cross-fits a threshold for it, too; `train` chooses the package's for it where OBJECTIVE says so."""
+    """Target sensitivity of a threshold: `evaluate` also reports a cross-fitted threshold for it; `train` uses it with --objective sensitivity."""
 
-    def __post_init__(self) -> None:
-        require(0 < self.sensitivity <= 1, "sensitivity", "must be above 0, at most 1")
+    def _check(self) -> None:
+        super()._check()
+        require(0 < self.sensitivity <= 1, "sensitivity", "must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionConfig(WantedConfig):
-    """How a package makes probabilities and decisions of its scores, both fitted per breast on patients that it did not learn from."""
+    """How scores become probabilities and decisions. Both are fitted per breast on patients outside the training set."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("calibration", "objective")}
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "sensitivity": Needs("--objective sensitivity", lambda config: config.objective == "sensitivity"),
+    }
 
     calibration: Literal["platt", "temperature", "isotonic"] = "platt"
-    """From scores to probabilities: slope and intercept; slope alone, which keeps the prevalence that SAMPLING shows; or any rising curve,
-    for hundreds of positives."""
+    """Map from scores to probabilities: platt = slope and intercept; temperature = slope only, which keeps the prevalence
+    that SAMPLING shows; isotonic = any increasing curve, for hundreds of positives."""
     objective: Literal["f1", "pf1", "sensitivity"] = "f1"
-    """What the threshold is best for: F1; the expected F1, half of its largest where probabilities are right; or the highest specificity
-    with the wanted SENSITIVITY."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        wanted = self.objective == "sensitivity" or self.sensitivity == WantedConfig.sensitivity
-        require(wanted, "sensitivity", "is for --objective sensitivity")
+    """Criterion of the threshold: f1 = largest F1; pf1 = largest expected F1, for calibrated probabilities; sensitivity =
+    highest specificity that reaches SENSITIVITY."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(WantedConfig, PredictorConfig):
-    """Measure a model package on a manifest: metrics.json and report.html, per image, breast and patient, with 95 % intervals.
+    """Evaluate a model package on a manifest: metrics.json and report.html per image, breast and patient, with 95 % intervals.
 
-    Its results also go into the package's MODEL_CARD.md, but for those of an ensemble.
+    The results are also written to the package's MODEL_CARD.md, except those of an ensemble.
     """
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("manifest", "out", "split"),
+        "decision": ("aggregate", "patient_aggregate"),
+        "report": ("replicates", "seed", "prevalence", "audit", "card"),
+    }
 
     manifest: Path
     """manifest.csv with labels."""
     out: Path
-    """Folder for metrics.json, report.html and the scores."""
+    """Output folder for metrics.json, report.html and the scores."""
     split: str = "auto"
-    """Rows to measure on: a value of the column `split`, or all; auto = test where the manifest has one, else all."""
+    """Rows to evaluate: a value of the column `split`, or all. auto = test if the manifest has a test split, else all."""
     replicates: int = 2000
-    """Bootstrap replicates of patients for the intervals."""
+    """Number of bootstrap replicates over patients for the intervals."""
     seed: int = 0
-    """Seed of the bootstrap and of the folds."""
+    """Random seed of the bootstrap and of the cross-fitting folds."""
     aggregate: Literal["package", "mean", "mean_logit", "max", "noisy_or"] = "package"
-    """A breast's probability from its images'; package = as the package decides, for which its threshold was chosen."""
+    """How image probabilities are combined per breast. package = as stored in the package; its threshold was chosen for that."""
     patient_aggregate: Literal["package", "max", "mean", "noisy_or"] = "package"
-    """A patient's probability from her breasts'; package = the larger one or, with the fusion of exams, noisy-or, as it was trained."""
+    """How breast probabilities are combined per patient. package = the maximum or, for a model trained with --fusion, noisy-or."""
     prevalence: float | None = None
-    """Report the figures at this fraction of positives too, such as 0.021 in screening; None = only as measured."""
+    """Also report the metrics at this fraction of positives, such as 0.021 in screening. none = only as measured."""
     audit: bool = True
-    """Look for leaks: patients and pixels in two splits, and what ids or metadata alone tell."""
+    """Check for leakage: patients or pixels in two splits, and how well ids or metadata alone predict the label."""
     card: bool = True
-    """Write the results into the package's MODEL_CARD.md."""
+    """Write the results to the package's MODEL_CARD.md."""
 
-    def __post_init__(self) -> None:
-        for part in (PredictorConfig, WantedConfig):
-            part.__post_init__(self)
+    def _check(self) -> None:
+        super()._check()
         require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
         require(self.prevalence is None or 0 < self.prevalence < 1, "prevalence", "must lie between 0 and 1, exclusive")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """Compare models on the same units: paired 95 % intervals of every difference, and DeLong's test of the AUROC.
+class CompareConfig(Config):
+    """Compare models on the same images, breasts or patients: paired 95 % intervals of all differences and DeLong's test.
 
     Each model is a package or a score file: scores.csv, breast_scores.csv or a submission.
     """
 
-    models: list[Path]
-    """Model packages or score files; all are compared with the first."""
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("models", "manifest", "out", "split", "label"),
+        "decision": ("level", "aggregate"),
+        "report": ("replicates", "seed"),
+        "hardware": ("device", "tokens", "jobs"),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "aggregate": Needs("--level breast or --level patient", lambda config: config.level != "image"),
+    }
+
+    models: tuple[Path, ...]
+    """Model packages or score files. All are compared with the first."""
     manifest: Path
     """manifest.csv with labels."""
     out: Path | None = None
-    """Folder for comparison.json; none = print only."""
+    """Output folder for comparison.json. none = print only."""
     split: str = "auto"
-    """Rows to compare on: a value of the column `split`, or all; auto = test where the manifest has one, else all."""
+    """Rows to compare on: a value of the column `split`, or all. auto = test if the manifest has a test split, else all."""
     label: str = "cancer"
-    """Column of the manifest that holds the truth."""
+    """Column of the manifest with the true labels."""
     level: Literal["image", "breast", "patient"] = "breast"
-    """What is compared."""
+    """Unit of the comparison."""
     aggregate: Literal["mean", "mean_logit", "max", "noisy_or"] = "mean_logit"
-    """A breast's score from its images' in a score file, a patient's being the larger of her breasts'; a package has its own way."""
+    """How the image scores of a score file are combined per breast; a patient's score is the maximum of the breasts.
+    Packages use their own rule."""
     replicates: int = 2000
-    """Bootstrap replicates of patients for the intervals."""
+    """Number of bootstrap replicates over patients for the intervals."""
     seed: int = 0
-    """Seed of the bootstrap and of the folds."""
+    """Random seed of the bootstrap and of the cross-fitting folds."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where packages run."""
+    """Device of the packages' networks. auto = the GPU if there is one."""
     tokens: int = 16384
-    """Tokens (patches that are looked at) per forward pass of a package, at most."""
+    """Largest number of tokens (patches of tissue) per forward pass of a package. It bounds the memory."""
     jobs: int = 0
-    """Threads that decode images; 0 = one per core."""
+    """Number of threads that decode images. 0 = one per core."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         require(len(self.models) >= 2, "models", "must be at least two packages or score files")
         require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
+        require(self.tokens >= 1, "tokens", "must be at least 1")
+        require(self.jobs >= 0, "jobs", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(PredictorConfig):
-    """Score mammograms with a model package: one row per image, breast and patient; heat maps and DICOM results by flag."""
+    """Score mammograms with a model package: one row per image, breast and patient; optional heat maps and DICOM results."""
 
-    source: list[str]
-    """What to score, one or more of: image, folder, zip, DICOMDIR, release folder or table, manifest; - reads such names from standard
-    input, one a line."""
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("source", "out", "dataset", "resume"),
+        "report": ("parquet", "jsonl", "explain", "dicom", "deidentify"),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {"deidentify": Needs("--dicom", lambda config: config.dicom)}
+
+    source: tuple[str, ...]
+    """What to score: images, folders, zip files, DICOMDIRs, release folders or tables, manifests. - reads such names from
+    standard input, one per line."""
     out: Path
-    """Folder for the score tables."""
+    """Output folder for the score tables."""
     dataset: str = "auto"
-    """Which release a folder or table of SOURCE is; auto = decided from its files."""
+    """Kind of release that a folder or table of SOURCE is. auto = detected from its files."""
     resume: bool = False
-    """Keep what an earlier run into OUT has scored with the same package and flags; score the rest."""
+    """Keep the scores of an earlier run with the same package and flags in OUT, and score the rest."""
     parquet: bool = False
     """Also write each table as Parquet."""
     jsonl: bool = False
     """Also write each table as JSON lines."""
     explain: Literal["rollout", "gradient", "occlusion", "integrated"] | None = None
-    """Heat map of each image in OUT/overlays: integrated gradients, occlusion, gradient-weighted attention, or attention rollout, which
-    shows where attention goes and not what speaks for cancer."""
+    """Write a heat map of each image to OUT/overlays: integrated = integrated gradients; occlusion; gradient =
+    gradient-weighted attention; rollout = attention rollout, which shows attention and not evidence for cancer."""
     dicom: bool = False
-    """DICOM results of DICOM images in OUT/dicom: a structured report per study; with a heat map, also its overlay and parametric map."""
+    """Write DICOM results for DICOM images to OUT/dicom: a structured report per study; with --explain also overlays and
+    parametric maps."""
     deidentify: str = ""
-    """Take the patient's identity out of the DICOM results by dicognito. The value is its secret seed: images that are anonymised with
-    the same seed fit the results. The tables keep the ids, as a key. Empty = keep the identity."""
+    """Remove the patient's identity from the DICOM results with dicognito. The value is the secret seed; images anonymised
+    with the same seed match the results. The score tables keep the ids. none = keep the identity."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(bool(self.source), "source", "names nothing to score")
+    def _check(self) -> None:
+        super()._check()
+        require(bool(self.source), "source", "is empty; name at least one image, folder or table to score")
         require_apart(self.out, self.source)
-        require(not self.deidentify or self.dicom, "deidentify", "concerns DICOM results; add --dicom")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(PredictorConfig):
-    """Score mammograms over HTTP: POST images to /scores, or drop them on the page at /. Uploads are deleted once they are scored.
+    """Score mammograms over HTTP: POST images to /scores, or drop them on the page at /.
 
-    There is no login: whoever reaches the port may use it.
+    Uploads are deleted once they are scored. There is no login: everybody who can reach the port can use it.
     """
 
-    host: str = "127.0.0.1"
-    """Address to listen at; 127.0.0.1 = this machine alone, 0.0.0.0 = every network that it is in."""
-    port: int = 8000
-    """Port to listen at; 0 = any free one."""
-    upload_limit: int = 2000
-    """Megabytes of a request, at most, and of a zip once it is unpacked."""
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"server": ("host", "port", "upload_limit")}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    host: str = "127.0.0.1"
+    """Address to listen on. 127.0.0.1 = this machine only, 0.0.0.0 = all networks of this machine."""
+    port: int = 8000
+    """Port to listen on. 0 = any free port."""
+    upload_limit: int = 2000
+    """Largest size of a request, and of an unpacked zip file, in megabytes."""
+
+    def _check(self) -> None:
+        super()._check()
         require(0 <= self.port <= 65535, "port", "must lie between 0 and 65535")
         require(self.upload_limit >= 1, "upload_limit", "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write a model package's network as an ONNX file.
+class ExportConfig(Config):
+    """Write the network of a model package as an ONNX file.
 
-    It takes images and the numbers of the patches to look at, and gives logits, for any batch. For crops of many sizes, and with sources,
-    segments or fusion, it takes the tokens of one image and gives what the blocks make of them, in a file per model.
+    Inputs are images and the indices of their tissue patches, outputs are logits, for any batch size. For models with crops of many
+    sizes, sources, segments or fusion, the file holds the blocks only, from the tokens of one image to its output tokens; one file per model.
     """
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("package", "out"),
+        "model": ("precision", "calibration", "images"),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "calibration": Needs("--precision int8", lambda config: config.precision == "int8"),
+        "images": Needs("--precision int8", lambda config: config.precision == "int8"),
+    }
 
     package: Path
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
     out: Path
-    """File to write; `--runtime onnx` and `openvino` look for PACKAGE/model.fp32.onnx or PACKAGE/model.int8.onnx."""
+    """Output file. --runtime onnx and openvino look for PACKAGE/model.fp32.onnx or PACKAGE/model.int8.onnx."""
     precision: Literal["fp32", "int8"] = "fp32"
-    """Arithmetic of the matrices."""
+    """Arithmetic of the matrix products."""
     calibration: Path | None = None
-    """Manifest of crops that show which values occur, such as RUN/manifest.csv; needed for int8. Its split `test` is left out."""
+    """Manifest of crops for the value ranges of int8, such as RUN/manifest.csv; required for int8. Its test split is left out."""
     images: int = 64
-    """Number of these crops to look at."""
+    """Number of crops from CALIBRATION to use."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         require(self.images >= 1, "images", "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """The whole road on synthetic mammograms: synth, etl, train, evaluate, predict."""
+class DemoConfig(Config):
+    """Run the whole pipeline on synthetic mammograms: synth, etl, train, evaluate, predict."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("out",)}
 
     out: Path = Path("demo")
-    """Folder for everything that the demo writes; an earlier demo there is replaced."""
+    """Output folder. An earlier demo in it is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig:
-    """Print what a model package or a manifest holds."""
+class InfoConfig(Config):
+    """Print the contents of a model package or of a manifest."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("target",)}
 
     target: Path
     """Model package folder or manifest.csv."""

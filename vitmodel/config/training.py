@@ -1,30 +1,39 @@
-"""Everything that learns: augmentation, training, search, pretraining, the versions, leaving a site out."""
+"""Options of the verbs that train: pretrain, train, tune, versions and leave-out."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from vitmodel.config.base import Size, require
+from vitmodel.config.base import Config, Needs, Size, require
 from vitmodel.config.scoring import DecisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes of training crops that leave a mammogram a mammogram; 0 switches one off."""
+class AugmentConfig(Config):
+    """Random changes of training crops. 0 switches a change off."""
+
+    PREFIX: ClassVar[str] = "augment."
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "augmentation": (
+            "flip", "mirror", "area", "rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window", "blur", "holes", "hole",
+        ),
+    }  # fmt: skip
+    NEEDS: ClassVar[Mapping[str, Needs]] = {"hole": Needs("--augment.holes", lambda config: config.holes > 0)}
 
     flip: float = 0.5
-    """Probability of turning the crop upside down."""
+    """Probability of an upside-down flip."""
     mirror: float = 0.0
-    """Probability of mirroring it left to right; a crop has its chest wall at the left, so this is for whole images."""
+    """Probability of a left-right flip. Crops have the chest wall at the left, so this is meant for whole images."""
     area: float = 1.0
-    """Smallest share of the image to cut out, at an aspect of 3/4 to 4/3 of its own, and enlarge to the whole; 1 = cut nothing."""
+    """Smallest fraction of the area that a random resized crop keeps, at 3/4 to 4/3 of the image's aspect ratio. 1 = no cropping."""
     rotate: float = 10.0
     """Largest rotation in degrees."""
     scale: float = 0.1
-    """Largest relative change of size."""
+    """Largest relative change of scale."""
     shift: float = 0.04
     """Largest shift as a fraction of height and width."""
     gamma: float = 0.2
@@ -32,158 +41,219 @@ class AugmentConfig:
     contrast: float = 0.15
     """Largest relative change of contrast."""
     noise: float = 0.01
-    """Largest standard deviation of Gaussian noise on tissue, in units of the grey range."""
+    """Largest standard deviation of Gaussian noise on tissue, as a fraction of the grey range."""
     elastic: float = 0.0
     """Largest elastic displacement as a fraction of the width."""
     window: float = 0.0
-    """Largest shift of the grey that becomes black, and of the one that becomes white, in units of the grey range."""
+    """Largest shift of the black point and of the white point, as a fraction of the grey range."""
     blur: float = 0.0
     """Largest standard deviation of a Gaussian blur in pixels."""
     holes: int = 0
-    """Largest number of square holes, filled with the mean of the tissue."""
+    """Largest number of square holes, filled with the mean grey of the tissue."""
     hole: float = 0.15
     """Side of a hole as a fraction of the width."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         for name in ("flip", "mirror"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name}", "is a probability between 0 and 1")
-        require(0 < self.area <= 1, "augment.area", "must lie above 0, at most 1")
+            require(0 <= getattr(self, name) <= 1, f"augment.{name}", "must be a probability between 0 and 1")
+        require(0 < self.area <= 1, "augment.area", "must be above 0 and at most 1")
         for name in ("rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window", "blur", "holes"):
             require(getattr(self, name) >= 0, f"augment.{name}", "must not be negative")
         require(self.scale < 1, "augment.scale", "must be below 1")
         require(self.contrast < 1, "augment.contrast", "must be below 1")
         require(self.window < 0.5, "augment.window", "must be below 0.5")
-        require(0 < self.hole <= 1, "augment.hole", "must lie above 0, at most 1")
+        require(0 < self.hole <= 1, "augment.hole", "must be above 0 and at most 1")
+
+
+WITH_SEGMENTS = Needs("--segments", lambda config: config.segments > 0)
+SEGMENT_OPTIONS = ("segment_overlap", "segment_context", "segment_budget", "segment_top", "segment_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentsConfig:
-    """How a large image is read in parts; travels in the model package."""
+class SegmentsConfig(Config):
+    """How a large image is read in tiles. The model package stores it."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"segments": ("segments", *SEGMENT_OPTIONS)}
+    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys(SEGMENT_OPTIONS, WITH_SEGMENTS)
 
     segments: int = 0
-    """Read each image in overlapping squares of this many pixels, where there is tissue, and small as a whole; 0 = as it is."""
+    """Tile size in pixels. Tiles cover tissue; a downscaled overview is added. 0 disables tiling."""
     segment_overlap: int = 64
-    """Pixels that neighbouring segments share, at least."""
+    """Smallest overlap of neighbouring tiles in pixels."""
     segment_context: int = 512
-    """Longer side in pixels of the small view of the whole."""
+    """Longer side of the downscaled overview in pixels."""
     segment_budget: int = 4096
-    """Tokens of segments that are encoded at once, at most; with segments it bounds the memory, in place of TOKENS."""
+    """Largest number of tile tokens encoded at once. With --segments it bounds the memory, in place of TOKENS."""
     segment_top: int = 0
-    """Read this many segments, those that the small view finds most telling; 0 = all."""
+    """Number of tiles to read, those that the overview ranks highest. 0 = all."""
     segment_samples: int = 0
-    """Training: segments per image and step, those with a known lesion among them, the others by chance; 0 = as in prediction."""
+    """In training: tiles per image and step, those with a known lesion first, the others at random. 0 = as in prediction."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         for name in ("segments", "segment_overlap", "segment_top", "segment_samples"):
             require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("segment_context", "segment_budget"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
-        require(not self.segments or self.segment_overlap < self.segments, "segment_overlap", "must be smaller than a segment")
+        overlaps = not self.segments or self.segment_overlap < self.segments
+        require(overlaps, "segment_overlap", f"must be smaller than --segments ({self.segments})")
+
+
+WITH_FUSION = Needs("--fusion", lambda config: config.fusion)
+WITH_SOURCES = Needs("--sources", lambda config: bool(config.sources))
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntegrationConfig:
-    """Images of different sources, and those of one exam: learned apart, then integrated."""
+class IntegrationConfig(Config):
+    """How the images of an exam are combined, and which sources of images get parameters of their own."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "exams and sources": ("fusion", "asymmetry", "view_dropout", "sources", "source_images", "source_dropout"),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "asymmetry": WITH_FUSION,
+        "view_dropout": WITH_FUSION,
+        "source_images": Needs("--sources or --fusion", lambda config: bool(config.sources) or config.fusion),
+        "source_dropout": WITH_SOURCES,
+    }
 
     fusion: bool = False
-    """Read the images of a patient together: items are exams, losses are per image, breast and patient, figures per breast."""
+    """Read all images of a patient together. Batches hold exams; losses are per image, breast and patient, metrics per breast."""
     asymmetry: bool = True
-    """With FUSION: each breast is seen beside the other one."""
+    """With --fusion: compare each breast with the other one."""
     view_dropout: float = 0.1
-    """With FUSION, in training: chance that an image is left out of its exam; one of each labelled breast stays."""
-    sources: str = ""
-    """Columns of the manifest whose values are learned apart, such as view,machine_id: each value has small parts of the network."""
+    """With --fusion, in training: probability of leaving an image out of its exam. One image of each labelled breast stays."""
+    sources: tuple[str, ...] = ()
+    """Columns of the manifest, such as view or machine_id, each of whose values gets small parts of the network (adapters) of its own."""
     source_images: int = 20
-    """Training images that a value needs for parts of its own; rarer and unknown values share theirs."""
+    """Smallest number of training images for which a value of SOURCES, or a view with --fusion, gets parameters of its own.
+    Rarer and unknown values share theirs."""
     source_dropout: float = 0.1
-    """Training: chance that an image passes as one of an unknown source, for each of SOURCES, so that a new machine can be read."""
+    """In training: probability of treating an image's value as unknown, for each of SOURCES, so that the model can score images of new sources."""
 
-    def __post_init__(self) -> None:
+    def _resolve(self) -> None:
+        super()._resolve()
+        object.__setattr__(self, "sources", tuple(dict.fromkeys(self.sources)))
+
+    def _check(self) -> None:
+        super()._check()
         for name in ("view_dropout", "source_dropout"):
             require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         require(self.source_images >= 1, "source_images", "must be at least 1")
-        require(self.fusion or self.asymmetry, "asymmetry", "is that of --fusion, which is off")
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names in SOURCES."""
-        return tuple(dict.fromkeys(filter(None, (name.strip() for name in self.sources.split(",")))))
 
 
 AUTO = -1
+"""Stands for a default that depends on --weights."""
 FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0, "batch_size": 32, "freeze": 0, "flip_average": False}
-# the best of benchmarks/recipe.py, see docs/LOG.md; but for sampling: there every other image had a cancer
+# The best recipe of benchmarks/recipe.py (docs/LOG.md), except for sampling: half of the images there show a cancer.
 FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75, "batch_size": 16, "freeze": 1, "flip_average": True}
 
 
+def automatic_default(name: str, weights: bool) -> str:
+    """Return the default of an option that depends on --weights, in words; of a verb without that option, the plain value."""
+    scratch, fine_tuning = FROM_SCRATCH[name], FROM_WEIGHTS[name]
+    words = {True: "on", False: "off"}
+    first, second = (words[value] if isinstance(value, bool) else f"{value:g}" for value in (fine_tuning, scratch))
+    return f"{first} with --weights, else {second}" if weights else second
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What every training has in common: the network and how its weights are changed."""
+class TrainingConfig(Config):
+    """What all trainings have in common: the network, the optimisation and the hardware."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("resume",),
+        "model": ("model", "pool", "stem", "drop_path", "packed"),
+        "optimisation": (
+            "epochs", "batch_size", "accumulate", "optimizer", "lr", "weight_decay", "layer_decay", "warmup", "clip", "seed",
+        ),
+        "hardware": ("tokens", "device", "devices", "nodes", "strategy", "precision", "compile", "workers"),
+        "logging": ("unreadable", "nonfinite", "wandb"),
+    }  # fmt: skip
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "strategy": Needs("--devices or --nodes above 1", lambda config: config.devices * config.nodes > 1),
+    }
+    DEFAULTS: ClassVar[Mapping[str, str]] = {
+        name: automatic_default(name, weights=False) for name in ("epochs", "batch_size", "lr", "layer_decay")
+    }
 
     model: Literal[
         "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small8", "vit_base8", "vit_small14", "vit_base14",
         "vit_large14", "vit_small14_reg4", "vit_base14_reg4", "vit_large14_reg4",
     ] = "vit_small"  # fmt: skip
-    """Preset of width, depth and heads, patch 16; 8 is for DINO's weights, 14 for DINOv2's, 14_reg4 for those with registers."""
+    """Size of the network: width, depth, heads and patch size. The patch has 16 pixels; names with 8 are for DINO's weights,
+    with 14 for DINOv2's, and with 14_reg4 for those with registers."""
     pool: Literal["cls", "mean", "attention"] = "mean"
-    """What the head reads: the class token, the mean of all tokens, or an attention over them."""
+    """What the head reads: the class token, the mean of all patch tokens, or an attention pool over them."""
     stem: Literal["linear", "conv"] = "linear"
-    """Patch embedding: one linear map per patch, or early convolutions."""
+    """Patch embedding: one linear map per patch, or a stack of convolutions."""
     drop_path: float = 0.1
-    """Stochastic depth: rate at the last block."""
+    """Stochastic depth: drop rate of the last block; it rises linearly from 0."""
     epochs: int = AUTO
-    """Passes over the training set; -1 = 6 from given weights, 30 from scratch."""
+    """Number of passes over the training set. -1 = the default."""
     batch_size: int = AUTO
-    """Images, or with FUSION exams, per step, at most; over all devices. -1 = 16 from given weights, 32 from scratch."""
+    """Largest number of images (with --fusion, exams) per step, over all devices. -1 = the default."""
     tokens: int = 16384
-    """Tokens (patches that are looked at) per step and device, at most; 13 or so crops of 1024x512. It bounds the memory."""
+    """Largest number of tokens (patches of tissue) per step and device, about 13 crops of 1024x512. It bounds the memory."""
     packed: bool = True
-    """Leave out patches that show air alone; the package remembers it."""
+    """Leave out patches that show only air. The package stores the choice."""
     accumulate: int = 1
-    """Steps whose gradients are averaged before the weights change."""
+    """Number of steps whose gradients are averaged before the weights change."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or gradient descent with a momentum of 0.9."""
+    """AdamW, or stochastic gradient descent with momentum 0.9."""
     lr: float = AUTO
-    """Peak learning rate; -1 = 1e-4 from given weights, 3e-4 from scratch."""
+    """Peak learning rate. -1 = the default."""
     weight_decay: float = 0.05
-    """Weight decay on weight matrices; decoupled in AdamW."""
+    """Weight decay of weight matrices; decoupled in AdamW."""
     layer_decay: float = AUTO
-    """Factor of the learning rate from each layer to the one below, 1 = all learn alike; -1 = 0.75 from given weights, 1 from scratch."""
+    """Factor of the learning rate from each layer to the one below; 1 = the same rate everywhere. -1 = the default."""
     warmup: float = 0.1
-    """Fraction of the training over which the learning rate rises; then it falls as a cosine to 1 %."""
+    """Fraction of the training in which the learning rate rises; then it falls as a cosine to 1 % of the peak."""
     clip: float = 1.0
-    """Largest norm of the gradient; a longer one is shortened to it. 0 = no limit."""
+    """Largest gradient norm; longer gradients are scaled down. 0 = no limit."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of training crops."""
     seed: int = 0
-    """Splits, initial weights, order and augmentation follow from it."""
+    """Random seed of splits, initial weights, order and augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    """Device to train on. auto = the GPU if there is one."""
     devices: int = 1
-    """How many of them, on this machine; one process each."""
+    """Number of devices on this machine, one process each."""
     nodes: int = 1
-    """Machines, each with that many devices; start the same command on each with torchrun or SLURM."""
+    """Number of machines with DEVICES devices each. Start the same command on each machine with torchrun or SLURM."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """What several devices hold: a copy of the model each, or (CUDA only) a shard of it."""
+    """What each device holds: ddp = a copy of the model; fsdp (CUDA only) = a shard of it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of training's matrices; auto = fp32 on a CPU; on a GPU bf16 where it computes with that, else fp16."""
+    """Arithmetic of the matrix products. auto = fp32 on a CPU; on a GPU bf16 if it supports that, else fp16."""
     compile: bool = False
-    """Compile the blocks with torch.compile: slower to start, faster on a GPU."""
+    """Compile the blocks with torch.compile: slower start, faster steps on a GPU."""
     workers: int = 2
-    """Processes that load crops; 0 = none beside the training process."""
+    """Number of processes that load crops. 0 = load them in the training process."""
     unreadable: int = 10
-    """Stop when more crops than this cannot be read; until then they are named and left out."""
+    """Largest number of crops that cannot be read before training stops. Up to it they are logged and left out."""
     nonfinite: int = 10
-    """Stop after this many steps whose loss or gradient is not finite; until then they are named and left out."""
+    """Number of steps with a loss or gradient that is not finite after which training stops. Until then they are logged and skipped."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """Weights & Biases; auto = online where an API key is set, else offline."""
+    """Logging to Weights & Biases. auto = online if an API key is set, else offline."""
     resume: bool = False
-    """Go on from RUN's last checkpoint, to the same weights as a run that was not interrupted."""
+    """Continue from the last checkpoint in RUN. The result equals that of an uninterrupted run."""
 
-    def __post_init__(self) -> None:
-        for name, value in (FROM_WEIGHTS if getattr(self, "weights", None) else FROM_SCRATCH).items():
+    def _resolve(self) -> None:
+        super()._resolve()
+        for name, value in self._automatic().items():
             if getattr(self, name, value) in (AUTO, None):
                 object.__setattr__(self, name, value)
+
+    def _automatic(self) -> dict[str, Any]:
+        """Return the defaults that depend on --weights."""
+        return FROM_WEIGHTS if getattr(self, "weights", None) else FROM_SCRATCH
+
+    def _default(self, name: str) -> Any:
+        return self._automatic().get(name, super()._default(name))
+
+    def _check(self) -> None:
+        super()._check()
         for name in ("epochs", "batch_size", "tokens", "accumulate", "devices", "nodes"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("workers", "weight_decay", "clip", "unreadable", "nonfinite"):
@@ -198,75 +268,99 @@ class TrainingConfig:
 
     @property
     def idles(self) -> bool:
-        """Whether some weights get no gradient in some steps, which several processes must know of."""
+        """Return whether some weights get no gradient in some steps; DDP must know."""
         return False
 
     @property
     def most_tokens(self) -> int:
-        """Tokens per step and device, at most."""
+        """Return the largest number of tokens per step and device."""
         return self.tokens
+
+
+WITHOUT_FOLDS = Needs("a validation split: --folds trains all epochs and splits by fold", lambda config: config.folds == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingConfig):
-    """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package."""
+    """Train a Vision Transformer on the crops of a manifest; write a run folder with checkpoints, curves and a model package."""
 
-    manifest: Path
-    """manifest.csv as `vitmodel etl` wrote it; several, with commas between them, are merged, and what one does not know stays unknown."""
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("manifest", "run", "val", "test", "folds", "splits"),
+        "model": ("weights",),
+        "optimisation": ("freeze", "sampling", "ema"),
+        "loss and validation": ("loss", "smoothing", "auxiliary", "auxiliary_weight", "monitor", "patience", "flip_average"),
+        "hardware": ("checkpointing",),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "auxiliary_weight": Needs("--auxiliary", lambda config: bool(config.auxiliary)),
+        "val": WITHOUT_FOLDS,
+        "test": WITHOUT_FOLDS,
+        "monitor": WITHOUT_FOLDS,
+        "patience": WITHOUT_FOLDS,
+        "tokens": Needs("whole images: with --segments use --segment-budget", lambda config: not config.segments),
+    }
+    DEFAULTS: ClassVar[Mapping[str, str]] = {name: automatic_default(name, weights=True) for name in FROM_SCRATCH}
+
+    manifest: tuple[Path, ...]
+    """manifest.csv as written by `vitmodel etl`. Several are merged; columns that one of them lacks are unknown there."""
     run: Path
-    """Run folder to write; the model package is RUN/package."""
+    """Run folder to write. The model package is RUN/package."""
     weights: Path | None = None
-    """Start from these weights: a timm, Hugging Face or Google file, a checkpoint, or a model package (a previous best)."""
+    """Initial weights: a timm, Hugging Face or Google file, a checkpoint, or a model package. none = random weights."""
     freeze: int = AUTO
-    """Epochs at the start in which the head alone learns, on features of the weights; as many as EPOCHS = a linear probe. -1 = 1 from
-    given weights, else 0."""
+    """Initial epochs with the backbone frozen; as many as EPOCHS = a linear probe. -1 = the default."""
     loss: Literal["bce", "focal", "pf1"] = "bce"
-    """Binary cross entropy, focal loss (gamma 2), or the mean of BCE and 1 - probabilistic F1."""
+    """Loss: bce = binary cross entropy; focal = focal loss with gamma 2; pf1 = mean of bce and 1 - probabilistic F1."""
     smoothing: float = 0.0
-    """Positives are taught as 1 - SMOOTHING; negatives as 0."""
+    """Label smoothing of positives: their target is 1 - SMOOTHING. The target of negatives stays 0."""
     auxiliary: tuple[Literal["birads", "density", "invasive", "biopsy", "difficult_negative_case", "view", "age"], ...] = ()
-    """Columns that the features must tell, too, where they are known, such as [density,age]; the package has no heads for them."""
+    """Columns of the manifest to predict as well, where they are known. The package does not contain these heads."""
     auxiliary_weight: float = 0.1
-    """Weight of each such loss beside the main one."""
+    """Weight of each auxiliary loss; the main loss has weight 1."""
     sampling: Literal["natural", "positive", "balanced"] = "balanced"
-    """What an epoch shows: each image once; the same with a cancer in every batch; or cancers and negatives equally often."""
+    """Composition of an epoch: natural = each image once; positive = the same, with a cancer in every batch; balanced =
+    cancers and negatives equally often."""
     checkpointing: bool = False
-    """Activation checkpointing: keep each block's input alone and compute the rest again on the way back; a quarter slower."""
+    """Activation checkpointing: store only the input of each block and recompute the rest; about 25 % slower, less memory."""
     ema: float = 0.0
-    """Decay per step of an exponential moving average of the weights, which is then validated and packaged, such as 0.999; 0 = none."""
+    """Decay per step of an exponential moving average of the weights, such as 0.999; the average is validated and packaged. 0 = off."""
     val: float = 0.15
-    """Fraction of patients for validation: early stopping, calibration and threshold."""
+    """Fraction of patients in the validation set, for early stopping, calibration and threshold."""
     test: float = 0.15
-    """Fraction of patients held out for `vitmodel evaluate`."""
+    """Fraction of patients in the test set, for `vitmodel evaluate`."""
     folds: int = 0
-    """Cross-validation: train this many models, each on all folds but one, and package them as an ensemble; VAL and TEST are not used."""
+    """Number of cross-validation folds: train one model per left-out fold and package all as an ensemble. 0 = no cross-validation."""
     splits: Path | None = None
-    """CSV file of patient_id and split (or, with FOLDS, fold), such as an edited RUN/splits.csv, in place of drawn ones."""
+    """CSV file with the columns patient_id and split (with --folds, fold), such as an edited RUN/splits.csv. none = draw them."""
     monitor: Literal["auroc", "f1"] = "auroc"
-    """Validation figure that picks the best epoch: AUROC or macro F1, per image, with FUSION per breast. With FOLDS the last epoch is
-    taken."""
+    """Validation metric that selects the best epoch: AUROC or macro F1, per image or, with --fusion, per breast."""
     patience: int = 10
-    """Stop after this many epochs without a better figure; 0 = never."""
+    """Number of epochs without improvement after which training stops. 0 = never."""
     flip_average: bool | None = None
-    """Score by the mean logit of each image and the same upside down: what calibration is fitted on, and what the package does from then
-    on; twice the work. Left out, it is so with given weights. The figures of single epochs are those of the image alone."""
+    """Average the logits of each image and of its upside-down copy, in calibration and later in prediction; doubles the time.
+    Metrics of single epochs use the image alone."""
 
-    def __post_init__(self) -> None:
-        for part in (TrainingConfig, SegmentsConfig, IntegrationConfig, DecisionConfig):
-            part.__post_init__(self)
+    def _resolve(self) -> None:
+        super()._resolve()
+        object.__setattr__(self, "auxiliary", tuple(dict.fromkeys(self.auxiliary)))
+
+    def _check(self) -> None:
+        super()._check()
+        require(bool(self.manifest), "manifest", "is empty; name at least one manifest.csv")
         for name in ("patience", "freeze", "auxiliary_weight"):
             require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("val", "test", "smoothing", "ema"):
             require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         require(not self.ema or self.strategy == "ddp", "ema", "needs --strategy ddp, where each device holds the whole model")
-        require(self.folds == 0 or self.folds >= 2, "folds", "is 0 (none) or at least 2")
-        require(self.folds == 0 or self.devices * self.nodes == 1, "folds", "are trained one after another by one process: use --devices 1")
-        require(self.val > 0, "val", "must be above 0: the best epoch, calibration and threshold need patients that were not trained on")
-        require(self.val + self.test < 1, "val", "and test together must leave patients for training")
+        require(self.folds == 0 or self.folds >= 2, "folds", "must be 0 (none) or at least 2")
+        one_process = self.devices * self.nodes == 1
+        require(self.folds == 0 or one_process, "folds", "are trained one after another by one process: use --devices 1")
+        require(self.val > 0, "val", "must be above 0: choosing the epoch, calibration and threshold need patients outside of the training set")
+        require(self.val + self.test < 1, "val", "and test together must be below 1, to leave patients for training")
 
     @property
     def most_tokens(self) -> int:
-        """Tokens per step and device, at most; with segments their own budget bounds the memory instead."""
+        """Return the largest number of tokens per step and device; with segments their own budget bounds the memory."""
         return sys.maxsize if self.segments else self.tokens
 
     @property
@@ -275,89 +369,128 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
 
     @property
     def segmenting(self) -> SegmentsConfig | None:
-        """The part that travels with the model; None = images are read as they are."""
-        return SegmentsConfig(**{field.name: getattr(self, field.name) for field in fields(SegmentsConfig)}) if self.segments else None
+        """Return the part that the model package stores; None where images are read whole."""
+        if not self.segments:
+            return None
+        return SegmentsConfig(**{field.name: getattr(self, field.name) for field in fields(SegmentsConfig)})
+
+
+SEARCHED = ("weight_decay", "layer_decay", "drop_path", "smoothing", "loss", "ema")
+"""Options whose values `vitmodel tune` chooses; it also chooses lr, around the given one, and augment.elastic."""
+NEVER = Needs("`vitmodel train`: tune searches it", lambda config: False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(TrainConfig):
-    """Search for a good recipe: many short trainings, bad ones stopped early; the flags of `train` are what all of them share."""
+    """Search for good hyperparameters: many short trainings, unpromising ones stopped early.
+
+    The options of `train` apply to all trials.
+    """
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("trials",)}
+    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys(SEARCHED, NEVER)
 
     trials: int = 30
-    """Trainings in all; with RESUME, those that RUN has already count."""
+    """Total number of trainings; with --resume, those already in RUN count."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         require(self.trials >= 1, "trials", "must be at least 1")
-        require(self.folds == 0, "folds", "are not for tuning, which chooses on the validation split")
+        require(self.folds == 0, "folds", "cannot be used with tune, which chooses on the validation split")
         require(self.devices * self.nodes == 1, "devices", "must be 1: trials are trained one after another by one process")
+        elastic = self.augment.elastic == AugmentConfig().elastic
+        require(elastic, "augment.elastic", f"has no effect without {NEVER.text}; leave it out")
+
+
+WITH_MANIFEST = Needs("--manifest", lambda config: bool(config.manifest))
+ON_PHANTOMS = Needs("phantoms: it is not used with --manifest", lambda config: not config.manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
-    """Teach a Vision Transformer without labels, or on phantoms, and write a package for `vitmodel train --weights`."""
+    """Pretrain a Vision Transformer without labels, or on phantoms; write a package for `vitmodel train --weights`."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("run", "manifest", "size", "phantoms", "difficulty"),
+        "loss and validation": ("ratio",),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "ratio": WITH_MANIFEST,
+        "size": ON_PHANTOMS,
+        "phantoms": ON_PHANTOMS,
+        "difficulty": ON_PHANTOMS,
+    }
 
     run: Path
-    """Run folder to write; the package is RUN/package."""
-    manifest: Path | None = None
-    """Unlabelled crops to learn from, by masked autoencoding; without one the model learns to find cancers in phantoms made on the fly."""
+    """Run folder to write. The package is RUN/package."""
+    manifest: tuple[Path, ...] = ()
+    """Manifest of unlabelled crops for masked autoencoding. none = learn to find cancers in phantoms made on the fly."""
     ratio: float = 0.75
-    """Masked autoencoding: share of the tissue's patches to hide."""
+    """Masked autoencoding: fraction of the tissue patches to hide."""
     size: Size = Size(1024, 512)
-    """Phantoms: height x width of the crop in pixels."""
+    """Phantoms: height and width of the crop in pixels."""
     phantoms: int = 5000
-    """Phantoms: number per epoch, no two alike."""
+    """Phantoms: number per epoch. No two are alike."""
     difficulty: float = 0.5
-    """Phantoms: 0 = large, bright lesions; else anything from that to small, faint ones (1)."""
+    """Phantoms: 0 = large and bright lesions; above 0, a mixture from these to small and faint ones (1)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         require(0 < self.ratio < 1, "ratio", "must lie between 0 and 1")
         require(self.phantoms >= 2, "phantoms", "must be at least 2")
         require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
 
     @property
     def idles(self) -> bool:
-        return self.manifest is not None  # the head, where pixels are painted
+        return bool(self.manifest)  # masked autoencoding does not train the head
 
 
 @dataclass(frozen=True, kw_only=True)
-class VersionsConfig:
-    """Train the original recipe's three versions and ours on one patient-wise split; write a table and a picture of their curves."""
+class VersionsConfig(Config):
+    """Train the three versions of the original recipe and ours on one split by patient; write a table and their curves."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("source", "out", "recipes", "ours", "size", "our_size"),
+        "model": ("weights", "our_weights"),
+        "hardware": ("jobs",),
+    }
 
     source: Path
-    """Release folder, folder of images, or a manifest with labels."""
+    """Input: a release folder, a folder of images, or a manifest with labels."""
     out: Path
-    """Folder for crops, whole images, one run per version, versions.md and versions.png."""
+    """Output folder for crops, whole images, one run per version, versions.md and versions.png."""
     recipes: Path = Path("configs/versions")
     """Folder with backbone.yaml, v2.yaml and v3.yaml, recipes of `vitmodel train`."""
     ours: Path = Path("configs/rsna.yaml")
-    """Recipe to compare them with, trained on the crops."""
+    """Our recipe, trained on the crops."""
     weights: Path | None = None
-    """Weights that the backbone starts from, such as jx_vit_base_patch16_224_in21k.pth; none = from scratch."""
+    """Initial weights of the original's backbone, such as jx_vit_base_patch16_224_in21k.pth. none = random weights."""
     our_weights: Path | None = None
-    """Weights that ours starts from, such as DINOv2's ViT-S/14; none = from scratch."""
+    """Initial weights of our recipe, such as DINOv2's ViT-S/14. none = random weights."""
     size: Size = Size(224, 224)
-    """Height x width in pixels of the original's images, whole or cropped."""
+    """Height and width in pixels of the original's images, whole or cropped."""
     our_size: Size = Size(336, 168)
-    """Height x width in pixels of our crops."""
+    """Height and width of our crops in pixels."""
     jobs: int = 0
-    """Parallel workers that read images; 0 = one per core."""
+    """Number of parallel workers that read images. 0 = one per core."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        super()._check()
         require(self.jobs >= 0, "jobs", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeaveOutConfig:
-    """Train without each site (machine, data set) in turn and measure on it: OUT/<by>-<value>/ and OUT/summary.json."""
+class LeaveOutConfig(Config):
+    """Train without each site (machine, data set) in turn and evaluate on it; write OUT/<by>-<value>/ and OUT/summary.json."""
 
-    manifest: Path
-    """manifest.csv as `vitmodel etl` wrote it, or several with commas between them; their splits are not used."""
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("manifest", "out", "by", "train", "evaluate")}
+
+    manifest: tuple[Path, ...]
+    """manifest.csv as written by `vitmodel etl`. Several are merged. Their splits are not used."""
     out: Path
-    """Folder for a manifest, a run and a report of each."""
+    """Output folder: per value a manifest, a run and a report."""
     by: Literal["site_id", "machine_id", "dataset"] = "machine_id"
-    """Column whose values are left out one after the other. All images of a patient who has one are left out."""
+    """Column whose values are left out in turn. All images of a patient with that value are left out."""
     train: str = ""
     """Flags of `vitmodel train`, such as '--model vit_tiny --epochs 5'."""
     evaluate: str = ""

@@ -147,9 +147,13 @@ def read_manifest(path: Path | str) -> pd.DataFrame:
     return as_manifest(resolve_paths(read_table(path, REQUIRED), path.parent), str(path))
 
 
-def read_manifests(paths: Path | str) -> pd.DataFrame:
-    """The manifest in `paths` or, with commas between several of them, all of them merged. Raises UsageError."""
-    tables = [read_manifest(path) for path in ([paths] if Path(paths).exists() else str(paths).split(","))]
+def read_manifests(paths: Sequence[Path | str]) -> pd.DataFrame:
+    """Return the manifests in `paths` as one table.
+
+    Raises:
+        UsageError: A manifest cannot be read, or two of them do not fit together.
+    """
+    tables = [read_manifest(path) for path in paths]
     return tables[0] if len(tables) == 1 else merge(tables)
 
 

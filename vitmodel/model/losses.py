@@ -92,13 +92,27 @@ class SumOverProcesses(torch.autograd.Function):
 
 
 def make_loss(name: Literal["bce", "focal", "pf1"], smoothing: float = 0.0) -> Loss:
-    """The loss of that name. "pf1" is the mean of BCE and 1 - pF1: alone, pF1 has no gradient where it is saturated."""
-    if name == "focal":
-        return focal(smoothing=smoothing)
-    if name == "bce":
-        return bce(smoothing)
+    """Return the loss with that name.
+
+    Raises:
+        UsageError: There is no such loss.
+    """
+    if name not in LOSSES:
+        raise UsageError(f"loss: {name!r} is not a choice; choose from {', '.join(LOSSES)}")
+    return LOSSES[name](smoothing)
+
+
+def pf1(smoothing: float = 0.0) -> Loss:
+    """Return the mean of BCE and 1 - pF1. Alone, pF1 has no gradient where it is saturated."""
     cross_entropy = bce(smoothing)
     return lambda logits, labels: (cross_entropy(logits, labels) + soft_f1(logits, labels)) / 2
+
+
+LOSSES: Mapping[str, Callable[[float], Loss]] = {
+    "bce": bce,
+    "focal": lambda smoothing: focal(smoothing=smoothing),
+    "pf1": pf1,
+}
 
 
 @dataclass(frozen=True)

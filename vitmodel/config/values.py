@@ -1,0 +1,88 @@
+"""Convert and check single values against the type annotation of their field."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from vitmodel.config.base import Size, require
+
+NUMBERS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+}
+
+
+def coerce(hint: Any, value: Any, name: str) -> Any:
+    """Return `value` as the annotation `hint` wants it.
+
+    Raises:
+        UsageError: The value does not fit; the message names the field `name`.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return None if value is None else coerce(inner(hint), value, name)
+    if origin is Literal:
+        choices = get_args(hint)
+        require(value in choices, name, f"{value!r} is not a choice; choose from {', '.join(str(choice) for choice in choices)}")
+        return value
+    if origin is tuple:
+        return tuple(coerce(get_args(hint)[0], item, name) for item in _items(value, name))
+    if hint is Path:
+        require(isinstance(value, str | os.PathLike), name, f"must be a path, not {value!r}")
+        return Path(value)
+    if hint is str:
+        require(isinstance(value, str | os.PathLike), name, f"must be text, not {value!r}")
+        return os.fspath(value)
+    if hint is Size:
+        return _size(value, name)
+    if hint in NUMBERS:
+        kind, words = NUMBERS[hint]
+        fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
+        require(fits, name, f"must be {words}, not {value!r}")
+        return value
+    require(isinstance(value, hint), name, f"must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
+    return value
+
+
+def inner(hint: Any) -> Any:
+    """Return the annotation without `None`: `Path | None` -> `Path`."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(part for part in get_args(hint) if part is not NoneType)
+
+
+def split_list(text: str) -> list[str]:
+    """Return the items of `a,b` or `[a,b]` without repeats; a text that names an existing file is one item."""
+    if os.path.exists(text):
+        return [text]
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    items = [item.strip().strip("\"'") for item in text.split(",")]
+    return [item for item in items if item]
+
+
+def _items(value: Any, name: str) -> list[Any]:
+    """Return the items of a list field: a sequence, one value, or a text with commas. None is an empty list."""
+    if value is None:
+        return []
+    if isinstance(value, str | Path):
+        value = [value]
+    require(isinstance(value, Iterable), name, f"must be a list, not {value!r}")
+    result: list[Any] = []
+    for item in value:
+        result.extend(split_list(str(item)) if isinstance(item, str | Path) else [item])
+    return result
+
+
+def _size(value: Any, name: str) -> Size:
+    try:
+        return Size.parse(value)
+    except (TypeError, ValueError) as error:
+        require(False, name, str(error))
+        raise AssertionError from error
