@@ -40,7 +40,7 @@ from vitmodel.utils import to_json, write_atomic
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SIZE = Size(128, 64)
 PATIENTS = {"train": 500, "val": 50, "test": 300}
-COMMON = "--model vit_micro --lr 1e-3 --layer_decay 1 --patience 0 --wandb off --workers 0 --precision fp32"
+COMMON = "--model vit_micro --lr 1e-3 --layer_decay 1 --wandb off --workers 0 --precision fp32"
 IMAGES, EXAMS = "--batch_size 32", "--batch_size 8 --fusion true --view_dropout 0"  # some 32 images a step
 ALONE, MACHINES = "--asymmetry false", "--sources machine_id --source_dropout 0.2"
 AS_DRAWN = "--drop_path 0 --augment.flip 0 --augment.rotate 0"

@@ -176,9 +176,9 @@ def test_an_empty_standard_input_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_source_is_no_place_for_results(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a source, too"):
+    with pytest.raises(UsageError, match="--out must differ"):
         PredictConfig(package=tmp_path, source=[f"{tmp_path}/."], out=tmp_path)
-    with pytest.raises(UsageError, match="is a source, too"):
+    with pytest.raises(UsageError, match="--out must differ"):
         ETLConfig(source=tmp_path, out=tmp_path)
 
 

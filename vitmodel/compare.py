@@ -48,6 +48,7 @@ class Scores(NamedTuple):
 
 def compare_models(config: CompareConfig) -> None:
     """Print the figures of each model and its differences from the first, on the units that all of them scored; write them to OUT."""
+    check_used(config)
     table, split = choose_rows(read_manifest(config.manifest), config.split, str(config.manifest))
     if config.label not in table or table[config.label].isna().all():
         raise UsageError(f"{config.manifest}: column {config.label} is empty on the {len(table)} rows to compare on ({split})")
@@ -84,6 +85,20 @@ def compare_models(config: CompareConfig) -> None:
         write_atomic(config.out / "comparison.json", to_json(facts | {"models": models, "differences": differences}))
         print(f"comparison: {config.out / 'comparison.json'}")
     print(NOT_A_MEDICAL_DEVICE)
+
+
+def check_used(config: CompareConfig) -> None:
+    """Raise UsageError for an option that concerns packages only, or score files only, where there are none."""
+    files = [model for model in config.models if not model.is_dir()]
+    default = CompareConfig(models=config.models, manifest=config.manifest)
+    for name, kind, used in (
+        ("aggregate", "a score file", bool(files)),
+        ("device", "a model package", len(files) < len(config.models)),
+        ("tokens", "a model package", len(files) < len(config.models)),
+        ("jobs", "a model package", len(files) < len(config.models)),
+    ):
+        if not used and getattr(config, name) != getattr(default, name):
+            raise UsageError(f"{name}: has no effect without {kind} among the models; leave --{name} out")
 
 
 def unit_ids(table: pd.DataFrame, level: str) -> pd.Series:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from vitmodel.batches import Batches
-from vitmodel.config import AugmentConfig, Preprocessing, Size, TrainConfig, TrainingConfig
+from vitmodel.config import AugmentConfig, Preprocessing, Size, TrainConfig, TrainingConfig, listed
 from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.lesions import NONE, from_text, on_crop
 from vitmodel.data.manifest import breast_ids, read_manifests, repeated, usable

@@ -33,6 +33,8 @@ class Member:
             model.to(device)
             if isinstance(model.segments, Segmenter) and config.segment_budget:
                 model.segments.limit(config.segment_budget)
+        if config.segment_budget and not self.models[0].segments:
+            raise UsageError(f"segment_budget: has no effect on {folder}, which was trained without --segments; leave it out")
         try:
             self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
             fitted = dict(self.package["calibration"])

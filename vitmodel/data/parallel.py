@@ -42,6 +42,8 @@ def parallel_map(
     its item only: `lost` makes a result of the item and a sentence on what happened. Raises UsageError where dask is not installed
     or its scheduler does not answer.
     """
+    if backend not in ("threads", "processes", "dask"):
+        raise UsageError(f"backend: {backend!r} is not a choice; choose from threads, processes, dask")
     jobs = jobs or os.cpu_count() or 1
     if not items:
         return

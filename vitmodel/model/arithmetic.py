@@ -16,6 +16,8 @@ from vitmodel.utils import UsageError
 
 def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """Where to compute: on a GPU, if there is one and nothing else is wanted. Raises UsageError where there is none but it is asked for."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device: {wanted!r} is not a choice; choose from auto, cpu, cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("device: no CUDA device is at hand; use --device cpu")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
