@@ -104,5 +104,5 @@ def test_evaluation_decides_as_prediction_does_where_a_calibration_bends(run: Pa
 
 
 def test_a_sensitivity_that_nothing_asks_for_is_refused() -> None:
-    with pytest.raises(UsageError, match="sensitivity: has no effect without --objective sensitivity"):
+    with pytest.raises(UsageError, match="sensitivity: has no effect here: it needs --objective sensitivity"):
         TrainConfig(manifest=Path("m.csv"), run=Path("run"), sensitivity=0.95)

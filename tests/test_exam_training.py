@@ -242,7 +242,7 @@ def test_ages_are_learned_by_decade() -> None:
         (["--sources", "vendor"], "sources: vendor is no column of"),
         (["--sources", "density"], "sources: density tells the answer"),
         (["--sources", "patient_id"], "who the patient is"),
-        (["--no-asymmetry"], "asymmetry: has no effect without --fusion"),
+        (["--no-asymmetry"], "asymmetry: has no effect here: it needs --fusion"),
         (["--fusion", "--tokens", "20"], "the exam of patient"),
     ],
 )

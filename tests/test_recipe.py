@@ -232,7 +232,8 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
     sick = set(table[table["cancer"] == 1]["patient_id"])
     folds = pd.DataFrame({"patient_id": table["patient_id"].unique()})
     folds.assign(fold=folds["patient_id"].isin(sick).astype(int)).to_csv(tmp_path / "folds.csv", index=False)
-    command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *FOLDED, "--folds", "2", "--splits", str(tmp_path / "folds.csv")]
+    command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *FOLDED]
+    command += ["--folds", "2", "--splits", str(tmp_path / "folds.csv")]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "folds.csv" in error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
+from vitmodel.config.base import Config
 from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.utils import UsageError, VitmodelError
 
@@ -33,9 +34,9 @@ class Verb(NamedTuple):
     """Heading in `vitmodel --help`."""
 
     @property
-    def cls(self) -> type[config.Config]:
+    def cls(self) -> type[Config]:
         """Return the configuration class."""
-        found: type[config.Config] = getattr(config, self.config)
+        found: type[Config] = getattr(config, self.config)
         return found
 
 
@@ -177,7 +178,8 @@ def normalise(arguments: Sequence[str], name: str) -> list[str]:
 
 
 def _flags_of(word: str, rest: list[str], known: dict[str, Option], name: str) -> list[tuple[str, str | None]]:
-    """Return the flags that the argument `word` sets, with their values; takes a value out of `rest` where it needs one."""
+    """Return the flags that the argument `word` sets, with their values; takes a value out of `rest` where it needs
+    one."""
     text, equals, value = word.partition("=")
     flag = text.replace("_", "-")
     switch = "--" + flag.removeprefix("--no-").removeprefix("--")
@@ -198,7 +200,8 @@ def _flags_of(word: str, rest: list[str], known: dict[str, Option], name: str) -
 
 
 def _expanded(flag: str, value: str) -> list[tuple[str, str | None]]:
-    """Return a flag for each key of a nested configuration that is given as one YAML mapping, as in `--augment '{flip: 0}'`."""
+    """Return a flag for each key of a nested configuration that is given as one YAML mapping, as in `--augment '{flip:
+    0}'`."""
     import yaml
 
     mapping = yaml.safe_load(value)

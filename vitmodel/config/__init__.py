@@ -1,4 +1,5 @@
-"""Options of all verbs: one frozen dataclass per verb. A field is a flag and a YAML key; its docstring is the help text."""
+"""Options of all verbs: one frozen dataclass per verb. A field is a flag and a YAML key; its docstring is the help
+text."""
 
 from vitmodel.config.base import Config, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig

@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
 
 from vitmodel.utils import UsageError
+
+T = TypeVar("T")
 
 
 class Size(NamedTuple):
@@ -46,7 +48,7 @@ def require_apart(out: Path, sources: Iterable[Path | str]) -> None:
     """Raise UsageError where `out` is one of `sources`: its images would be inputs of the next run."""
     inputs = [os.path.abspath(source) for source in sources]
     apart = os.path.abspath(out) not in inputs
-    require(apart, "out", f"{out} is an input folder, too; --out must differ from the inputs: use for example {out / 'results'}")
+    require(apart, "out", f"{out} is an input, too; --out must differ from the inputs: use for example {out / 'results'}")
 
 
 def listed(paths: Iterable[Path | str]) -> str:
@@ -64,7 +66,7 @@ class Needs:
     """What an option needs to have any effect."""
 
     text: str
-    """The needed option as the user writes it, such as `--segments`."""
+    """The need in words, such as `--segments`."""
     holds: Callable[[Any], bool]
     """Whether the configuration fulfils the need."""
 
@@ -81,7 +83,8 @@ class Config:
     PREFIX: ClassVar[str] = ""
     """Text before a field's name in messages, where the configuration is part of another one."""
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Heading in --help -> the fields below it. Classes state their own fields; `options` merges those of base classes."""
+    """Heading in --help -> the fields below it. Classes state their own fields; `options` merges those of base
+    classes."""
     NEEDS: ClassVar[Mapping[str, Needs]] = {}
     """Field -> what it needs to have any effect. Values equal to the default are always accepted."""
     DEFAULTS: ClassVar[Mapping[str, str]] = {}
@@ -95,9 +98,10 @@ class Config:
             object.__setattr__(self, field.name, value)
         self._resolve()
         self._check()
-        for field, need in merged(type(self), "NEEDS").items():
-            unused = getattr(self, field) != self._default(field) and not need.holds(self)
-            require(not unused, self.PREFIX + field, f"has no effect without {need.text}; add that or leave {flag_of(self.PREFIX + field)} out")
+        for option, need in merged(type(self), "NEEDS").items():
+            unused = getattr(self, option) != self._default(option) and not need.holds(self)
+            name = self.PREFIX + option
+            require(not unused, name, f"has no effect here: it needs {need.text}; otherwise leave {flag_of(name)} out")
 
     def _resolve(self) -> None:
         """Replace values that stand for "automatic"; subclasses extend it."""
@@ -123,7 +127,12 @@ def merged(cls: type, name: str) -> dict[str, Any]:
     return result
 
 
-@functools.cache
+def cached(function: Callable[[type], T]) -> Callable[[type], T]:
+    """Return `function` with a cache by class. (mypy takes classes of dataclasses for unhashable.)"""
+    return cast(Callable[[type], T], functools.cache(function))
+
+
+@cached
 def _typed_fields(cls: type) -> list[tuple[Field[Any], Any]]:
     hints = get_type_hints(cls)
     return [(field, hints[field.name]) for field in fields(cls)]

@@ -48,7 +48,8 @@ class SynthConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Config):
-    """How a file's pixels become a crop. The model package stores it, so that prediction repeats training's preprocessing."""
+    """How a file's pixels become a crop. The model package stores it, so that prediction repeats training's
+    preprocessing."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("size", "mm_per_pixel", "bits", "voi", "for_processing", "exact"),
@@ -97,7 +98,8 @@ class Preprocessing(Config):
 class ETLConfig(Preprocessing):
     """Crop, orient and resize all mammograms of an archive; write PNG files and manifest.csv.
 
-    The manifest has one row per image; refused images have a row with the reason. A repeated run processes only what is missing or changed.
+    The manifest has one row per image; refused images have a row with the reason. A repeated run processes only what is
+    missing or changed.
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vitmodel.config.base import Size, default_of, flag_of, merged
+from vitmodel.config.base import Size, cached, default_of, flag_of, merged
 from vitmodel.config.values import inner
 
 GROUPS = (
@@ -102,7 +101,7 @@ class Option:
         return " ".join(parts)
 
 
-@functools.cache
+@cached
 def options(cls: type) -> tuple[Option, ...]:
     """Return all options of a configuration class, those of nested dataclasses included, in the order of the fields."""
     hints = get_type_hints(cls)
@@ -145,7 +144,7 @@ def required(cls: type) -> list[str]:
     return [field.name for field in fields(cls) if default_of(field) is MISSING]
 
 
-@functools.cache
+@cached
 def docstrings(cls: type) -> dict[str, str]:
     """Return the docstring below each field of a dataclass, as one line."""
     found: dict[str, str] = {}
@@ -155,9 +154,9 @@ def docstrings(cls: type) -> dict[str, str]:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(definition, ast.ClassDef)
         for field, text in zip(definition.body, definition.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                    found[field.target.id] = " ".join(str(text.value.value).split())
+            is_docstring = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_docstring:
+                found[field.target.id] = " ".join(ast.literal_eval(text.value).split())  # type: ignore[attr-defined]
     return found
 
 

@@ -11,7 +11,8 @@ from vitmodel.config.base import Config, Size, default_of, flag_of
 
 
 def to_command(verb: str, config: Config) -> str:
-    """Return the command line that gives `config`: required values by position, then every flag that differs from its default."""
+    """Return the command line that gives `config`: required values by position, then every flag that differs from its
+    default."""
     words = ["vitmodel", verb]
     for field in fields(config):
         if default_of(field) is MISSING:

@@ -34,9 +34,11 @@ class PredictorConfig(Config):
     ensemble: tuple[Path, ...] = ()
     """Further model packages with the same preprocessing, such as those of other folds. Scores are averaged."""
     flip: bool | None = None
-    """Average the scores of each image and of its upside-down copy, which doubles the time in the network. none = as PACKAGE was calibrated."""
+    """Average the scores of each image and of its upside-down copy, which doubles the time in the network. none = as
+    PACKAGE was calibrated."""
     runtime: Literal["torch", "onnx", "openvino"] = "torch"
-    """Library that runs the network. onnx and openvino run PACKAGE/model.PRECISION.onnx, written by `vitmodel export`, on the CPU."""
+    """Library that runs the network. onnx and openvino run PACKAGE/model.PRECISION.onnx, written by `vitmodel export`,
+    on the CPU."""
     precision: Literal["fp32", "int8"] = "fp32"
     """Arithmetic of the matrix products. int8 needs --runtime onnx or openvino."""
 
@@ -57,7 +59,8 @@ class WantedConfig(Config):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("sensitivity",)}
 
     sensitivity: float = 0.9
-    """Target sensitivity of a threshold: `evaluate` also reports a cross-fitted threshold for it; `train` uses it with --objective sensitivity."""
+    """Target sensitivity of a threshold: `evaluate` also reports a cross-fitted threshold for it; `train` uses it with
+    --objective sensitivity."""
 
     def _check(self) -> None:
         super()._check()
@@ -105,9 +108,11 @@ class EvaluateConfig(WantedConfig, PredictorConfig):
     seed: int = 0
     """Random seed of the bootstrap and of the cross-fitting folds."""
     aggregate: Literal["package", "mean", "mean_logit", "max", "noisy_or"] = "package"
-    """How image probabilities are combined per breast. package = as stored in the package; its threshold was chosen for that."""
+    """How image probabilities are combined per breast. package = as stored in the package; its threshold was chosen
+    for that."""
     patient_aggregate: Literal["package", "max", "mean", "noisy_or"] = "package"
-    """How breast probabilities are combined per patient. package = the maximum or, for a model trained with --fusion, noisy-or."""
+    """How breast probabilities are combined per patient. package = the maximum or, for a model trained with --fusion,
+    noisy-or."""
     prevalence: float | None = None
     """Also report the metrics at this fraction of positives, such as 0.021 in screening. none = only as measured."""
     audit: bool = True
@@ -145,7 +150,8 @@ class CompareConfig(Config):
     out: Path | None = None
     """Output folder for comparison.json. none = print only."""
     split: str = "auto"
-    """Rows to compare on: a value of the column `split`, or all. auto = test if the manifest has a test split, else all."""
+    """Rows to compare on: a value of the column `split`, or all. auto = test if the manifest has a test split, else
+    all."""
     label: str = "cancer"
     """Column of the manifest with the true labels."""
     level: Literal["image", "breast", "patient"] = "breast"
@@ -174,7 +180,8 @@ class CompareConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(PredictorConfig):
-    """Score mammograms with a model package: one row per image, breast and patient; optional heat maps and DICOM results."""
+    """Score mammograms with a model package: one row per image, breast and patient; optional heat maps and DICOM
+    results."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "dataset", "resume"),
@@ -237,8 +244,9 @@ class ServeConfig(PredictorConfig):
 class ExportConfig(Config):
     """Write the network of a model package as an ONNX file.
 
-    Inputs are images and the indices of their tissue patches, outputs are logits, for any batch size. For models with crops of many
-    sizes, sources, segments or fusion, the file holds the blocks only, from the tokens of one image to its output tokens; one file per model.
+    Inputs are images and the indices of their tissue patches, outputs are logits, for any batch size. For models with
+    crops of many sizes, sources, segments or fusion, the file holds only the blocks, from the input tokens of one image
+    to its output tokens; there is one file per model.
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -257,7 +265,8 @@ class ExportConfig(Config):
     precision: Literal["fp32", "int8"] = "fp32"
     """Arithmetic of the matrix products."""
     calibration: Path | None = None
-    """Manifest of crops for the value ranges of int8, such as RUN/manifest.csv; required for int8. Its test split is left out."""
+    """Manifest of crops for the value ranges of int8, such as RUN/manifest.csv; required for int8. Its test split is
+    left out."""
     images: int = 64
     """Number of crops from CALIBRATION to use."""
 

@@ -19,7 +19,8 @@ class AugmentConfig(Config):
     PREFIX: ClassVar[str] = "augment."
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "augmentation": (
-            "flip", "mirror", "area", "rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window", "blur", "holes", "hole",
+            "flip", "mirror", "area", "rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window",
+            "blur", "holes", "hole",
         ),
     }  # fmt: skip
     NEEDS: ClassVar[Mapping[str, Needs]] = {"hole": Needs("--augment.holes", lambda config: config.holes > 0)}
@@ -29,7 +30,8 @@ class AugmentConfig(Config):
     mirror: float = 0.0
     """Probability of a left-right flip. Crops have the chest wall at the left, so this is meant for whole images."""
     area: float = 1.0
-    """Smallest fraction of the area that a random resized crop keeps, at 3/4 to 4/3 of the image's aspect ratio. 1 = no cropping."""
+    """Smallest fraction of the area that a random resized crop keeps, at 3/4 to 4/3 of the image's aspect ratio. 1 =
+    no cropping."""
     rotate: float = 10.0
     """Largest rotation in degrees."""
     scale: float = 0.1
@@ -88,7 +90,8 @@ class SegmentsConfig(Config):
     segment_top: int = 0
     """Number of tiles to read, those that the overview ranks highest. 0 = all."""
     segment_samples: int = 0
-    """In training: tiles per image and step, those with a known lesion first, the others at random. 0 = as in prediction."""
+    """In training: tiles per image and step, those with a known lesion first, the others at random. 0 = as in
+    prediction."""
 
     def _check(self) -> None:
         super()._check()
@@ -119,18 +122,22 @@ class IntegrationConfig(Config):
     }
 
     fusion: bool = False
-    """Read all images of a patient together. Batches hold exams; losses are per image, breast and patient, metrics per breast."""
+    """Read all images of a patient together. Batches hold exams; losses are per image, breast and patient, metrics per
+    breast."""
     asymmetry: bool = True
     """With --fusion: compare each breast with the other one."""
     view_dropout: float = 0.1
-    """With --fusion, in training: probability of leaving an image out of its exam. One image of each labelled breast stays."""
+    """With --fusion, in training: probability of leaving an image out of its exam. One image of each labelled breast
+    stays."""
     sources: tuple[str, ...] = ()
-    """Columns of the manifest, such as view or machine_id, each of whose values gets small parts of the network (adapters) of its own."""
+    """Columns of the manifest, such as view or machine_id, each of whose values gets small parts of the network
+    (adapters) of its own."""
     source_images: int = 20
     """Smallest number of training images for which a value of SOURCES, or a view with --fusion, gets parameters of its own.
     Rarer and unknown values share theirs."""
     source_dropout: float = 0.1
-    """In training: probability of treating an image's value as unknown, for each of SOURCES, so that the model can score images of new sources."""
+    """In training: probability of treating an image's value as unknown, for each of SOURCES, so that the model can
+    score images of new sources."""
 
     def _resolve(self) -> None:
         super()._resolve()
@@ -151,7 +158,8 @@ FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75, "batch_size": 16, 
 
 
 def automatic_default(name: str, weights: bool) -> str:
-    """Return the default of an option that depends on --weights, in words; of a verb without that option, the plain value."""
+    """Return the default of an option that depends on --weights, in words; of a verb without that option, the plain
+    value."""
     scratch, fine_tuning = FROM_SCRATCH[name], FROM_WEIGHTS[name]
     words = {True: "on", False: "off"}
     first, second = (words[value] if isinstance(value, bool) else f"{value:g}" for value in (fine_tuning, scratch))
@@ -195,7 +203,8 @@ class TrainingConfig(Config):
     batch_size: int = AUTO
     """Largest number of images (with --fusion, exams) per step, over all devices. -1 = the default."""
     tokens: int = 16384
-    """Largest number of tokens (patches of tissue) per step and device, about 13 crops of 1024x512. It bounds the memory."""
+    """Largest number of tokens (patches of tissue) per step and device, about 13 crops of 1024x512. It bounds the
+    memory."""
     packed: bool = True
     """Leave out patches that show only air. The package stores the choice."""
     accumulate: int = 1
@@ -233,7 +242,8 @@ class TrainingConfig(Config):
     unreadable: int = 10
     """Largest number of crops that cannot be read before training stops. Up to it they are logged and left out."""
     nonfinite: int = 10
-    """Number of steps with a loss or gradient that is not finite after which training stops. Until then they are logged and skipped."""
+    """Number of steps with a loss or gradient that is not finite after which training stops. Until then they are
+    logged and skipped."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """Logging to Weights & Biases. auto = online if an API key is set, else offline."""
     resume: bool = False
@@ -277,12 +287,13 @@ class TrainingConfig(Config):
         return self.tokens
 
 
-WITHOUT_FOLDS = Needs("a validation split: --folds trains all epochs and splits by fold", lambda config: config.folds == 0)
+WITHOUT_FOLDS = Needs("a validation split (--folds has none)", lambda config: config.folds == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingConfig):
-    """Train a Vision Transformer on the crops of a manifest; write a run folder with checkpoints, curves and a model package."""
+    """Train a Vision Transformer on the crops of a manifest; write a run folder with checkpoints, curves and a model
+    package."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("manifest", "run", "val", "test", "folds", "splits"),
@@ -297,7 +308,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
         "test": WITHOUT_FOLDS,
         "monitor": WITHOUT_FOLDS,
         "patience": WITHOUT_FOLDS,
-        "tokens": Needs("whole images: with --segments use --segment-budget", lambda config: not config.segments),
+        "tokens": Needs("images that are read whole (with --segments use --segment-budget)", lambda config: not config.segments),
     }
     DEFAULTS: ClassVar[Mapping[str, str]] = {name: automatic_default(name, weights=True) for name in FROM_SCRATCH}
 
@@ -321,17 +332,21 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     """Composition of an epoch: natural = each image once; positive = the same, with a cancer in every batch; balanced =
     cancers and negatives equally often."""
     checkpointing: bool = False
-    """Activation checkpointing: store only the input of each block and recompute the rest; about 25 % slower, less memory."""
+    """Activation checkpointing: store only the input of each block and recompute the rest; about 25 % slower, less
+    memory."""
     ema: float = 0.0
-    """Decay per step of an exponential moving average of the weights, such as 0.999; the average is validated and packaged. 0 = off."""
+    """Decay per step of an exponential moving average of the weights, such as 0.999; the average is validated and
+    packaged. 0 = off."""
     val: float = 0.15
     """Fraction of patients in the validation set, for early stopping, calibration and threshold."""
     test: float = 0.15
     """Fraction of patients in the test set, for `vitmodel evaluate`."""
     folds: int = 0
-    """Number of cross-validation folds: train one model per left-out fold and package all as an ensemble. 0 = no cross-validation."""
+    """Number of cross-validation folds: train one model per left-out fold and package all as an ensemble. 0 = no
+    cross-validation."""
     splits: Path | None = None
-    """CSV file with the columns patient_id and split (with --folds, fold), such as an edited RUN/splits.csv. none = draw them."""
+    """CSV file with the columns patient_id and split (with --folds, fold), such as an edited RUN/splits.csv. none =
+    draw them."""
     monitor: Literal["auroc", "f1"] = "auroc"
     """Validation metric that selects the best epoch: AUROC or macro F1, per image or, with --fusion, per breast."""
     patience: int = 10
@@ -355,7 +370,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
         require(self.folds == 0 or self.folds >= 2, "folds", "must be 0 (none) or at least 2")
         one_process = self.devices * self.nodes == 1
         require(self.folds == 0 or one_process, "folds", "are trained one after another by one process: use --devices 1")
-        require(self.val > 0, "val", "must be above 0: choosing the epoch, calibration and threshold need patients outside of the training set")
+        require(self.val > 0, "val", "must be above 0: epoch, calibration and threshold are chosen on patients outside training")
         require(self.val + self.test < 1, "val", "and test together must be below 1, to leave patients for training")
 
     @property
@@ -377,7 +392,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
 
 SEARCHED = ("weight_decay", "layer_decay", "drop_path", "smoothing", "loss", "ema")
 """Options whose values `vitmodel tune` chooses; it also chooses lr, around the given one, and augment.elastic."""
-NEVER = Needs("`vitmodel train`: tune searches it", lambda config: False)
+NEVER = Needs("`vitmodel train` (tune searches it)", lambda config: False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,11 +414,11 @@ class TuneConfig(TrainConfig):
         require(self.folds == 0, "folds", "cannot be used with tune, which chooses on the validation split")
         require(self.devices * self.nodes == 1, "devices", "must be 1: trials are trained one after another by one process")
         elastic = self.augment.elastic == AugmentConfig().elastic
-        require(elastic, "augment.elastic", f"has no effect without {NEVER.text}; leave it out")
+        require(elastic, "augment.elastic", f"has no effect here: it needs {NEVER.text}; otherwise leave it out")
 
 
 WITH_MANIFEST = Needs("--manifest", lambda config: bool(config.manifest))
-ON_PHANTOMS = Needs("phantoms: it is not used with --manifest", lambda config: not config.manifest)
+ON_PHANTOMS = Needs("phantoms, which --manifest replaces", lambda config: not config.manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,7 +462,8 @@ class PretrainConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VersionsConfig(Config):
-    """Train the three versions of the original recipe and ours on one split by patient; write a table and their curves."""
+    """Train the three versions of the original recipe and ours on one split by patient; write a table and their
+    curves."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "recipes", "ours", "size", "our_size"),
@@ -481,7 +497,8 @@ class VersionsConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaveOutConfig(Config):
-    """Train without each site (machine, data set) in turn and evaluate on it; write OUT/<by>-<value>/ and OUT/summary.json."""
+    """Train without each site (machine, data set) in turn and evaluate on it; write OUT/<by>-<value>/ and
+    OUT/summary.json."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("manifest", "out", "by", "train", "evaluate")}
 
