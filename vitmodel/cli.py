@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -97,6 +98,14 @@ def usage_of(name: str) -> str:
     """Return the usage line of a verb."""
     places = [option.placeholder for option in options(VERBS[name].cls) if option.required]
     return " ".join([f"usage: vitmodel {name}", *places, "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
+
+
+def _show(text: str) -> None:
+    """Print `text`, also where the reader, such as `head`, stops early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _section(title: str, described: Iterable[Option], width: int) -> str:
@@ -241,7 +250,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     import jsonargparse
 
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(verb_help(name))
+        _show(verb_help(name))
         raise SystemExit(0)
     cls = VERBS[name].cls
     try:
@@ -282,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Return the exit status: 0, 1 for a failure, 2 for wrong usage, 130 after an interrupt."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text())
+        _show(help_text())
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"vitmodel {__version__}")
