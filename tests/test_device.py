@@ -134,7 +134,7 @@ RECIPES: list[tuple[str, Method]] = [
     ("--stem conv --ema 0.9 --auxiliary [view,age] --loss focal --epochs 1", "rollout"),
     ("--pool attention --checkpointing true --loss pf1 --optimizer sgd --freeze 1 --accumulate 2 --epochs 2", "occlusion"),
     ("--fusion true --asymmetry true --sources site_id,machine_id --source-images 1 --tokens 1000 --epochs 1", "gradient"),
-    ("--segments 256 --tokens 4000 --epochs 1", "integrated"),
+    ("--segments 256 --epochs 1", "integrated"),
 ]
 
 

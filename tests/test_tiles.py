@@ -229,7 +229,7 @@ def test_an_overlap_as_large_as_the_segment_is_refused() -> None:
 def test_the_command_line_trains_predicts_and_explains_in_segments(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The package remembers the segments; another budget changes no score, and one that is too small is refused."""
     flags = ["--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20", "--segment-samples", "2"]
-    training = ["--model", "vit_micro", "--epochs", "1", "--tokens", "1", "--workers", "0", "--wandb", "off", "--val", "0.4", "--test", "0"]
+    training = ["--model", "vit_micro", "--epochs", "1", "--workers", "0", "--wandb", "off", "--val", "0.4", "--test", "0"]
     manifest, run = str(crops / "manifest.csv"), tmp_path / "run"
     assert main(["train", manifest, str(run), *flags, "--segment-budget", "4", *training]) == 2
     assert "segment_budget" in capsys.readouterr().err
