@@ -11,11 +11,11 @@ import torch
 import torchmetrics.functional.classification as torch_peer
 from sklearn.linear_model import LogisticRegression
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.bootstrap import percentile_limits, resample
 from vitmodel.measure.curve import MAX_FPR
 from vitmodel.measure.metrics import ECE_BINS, KNOTS, METRICS, Ranking, measure, pf1
 from vitmodel.measure.sample import Sample, aggregate, to_logit
-from vitmodel.utils import UsageError
 
 
 def fuzzed(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from vitmodel.data.lesions import from_text
 from vitmodel.data.manifest import as_manifest, leaks, read_manifest, write_manifest
 from vitmodel.data.releases import ADAPTERS, read_release
 from vitmodel.data.splits import assign_splits
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 RSNA = "site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,density,machine_id,difficult_negative_case\n"
 TRAIN = RSNA + "2,10,1,L,CC,61,0,0,0,,0,,29,False\n1,10,2,R,MLO,,1,1,1,0,0,B,49,False\n1,11,3,L,AT,50,0,0,0,1,1,D,49,True\n"

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision_stub import torchvision_stub
 
 from vitmodel.config import Size
+from vitmodel.errors import UsageError
 from vitmodel.model import arithmetic
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.formats import to_timm
@@ -23,7 +24,6 @@ from vitmodel.model.packing import forward
 from vitmodel.model.packs import pack
 from vitmodel.model.vit import Layout, ViT, patchify, resize_positions
 from vitmodel.model.weights import HALF, Weights, fit_weights
-from vitmodel.utils import UsageError
 
 SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3, pool="cls")
 

@@ -13,7 +13,7 @@ import pytest
 
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.workers import own_process
-from vitmodel.utils import VitmodelError
+from vitmodel.errors import VitmodelError
 
 ROOT = Path(__file__).resolve().parents[1]
 

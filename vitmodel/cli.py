@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
-from vitmodel.utils import UsageError, VitmodelError
+from vitmodel.errors import UsageError, VitmodelError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -27,10 +27,10 @@ from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.releases import read_release
 from vitmodel.data.source import file_name
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.decoding import KEEP_LOCK
 from vitmodel.pixels.image import open_image
 from vitmodel.pixels.transcoding import transcode
-from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import keep_freed_memory, write_atomic
 
 MANY, FEW = 500, 30
@@ -89,7 +89,7 @@ def backend_for(paths: Sequence[Path]) -> str:
         return "processes" if len(paths) >= MANY else "threads"
     syntaxes = []
     for path in (paths[0], paths[len(paths) // 2], paths[-1]):
-        with contextlib.suppress(ImageRefused):
+        with contextlib.suppress(ImageRefusedError):
             syntaxes.append(open_image(path, for_processing="log").header.transfer_syntax)
     return "processes" if any(syntax in KEEP_LOCK for syntax in syntaxes) else "threads"
 
@@ -151,7 +151,7 @@ def write_copy(source: Path, copy: Path) -> bool:
     """Keep a lossless HTJ2K copy of a DICOM file; False where the file needs none or can have none, and is read itself instead."""
     try:
         content = transcode(source)
-    except ImageRefused:
+    except ImageRefusedError:
         content = None
     if content is not None:
         write_atomic(copy, content)

@@ -19,8 +19,9 @@ from vitmodel.config import LeaveOutConfig
 from vitmodel.data.manifest import read_manifests, usable, write_manifest
 from vitmodel.data.source import file_name
 from vitmodel.data.splits import leave_out
+from vitmodel.errors import UsageError
 from vitmodel.steps import run_step
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
 LABEL = "cancer"
 FEWEST = 2

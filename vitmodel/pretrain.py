@@ -25,6 +25,7 @@ from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.phantoms import PhantomDataset
 from vitmodel.data.samplers import InOrder, Shuffled
+from vitmodel.errors import UsageError
 from vitmodel.fitting import LABEL, architecture_of, read_crops
 from vitmodel.learner import Course, History, Learner, Painter
 from vitmodel.model.architecture import NetworkConfig
@@ -32,7 +33,7 @@ from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.trainer import LAST, build_trainer, fit, is_first, next_epoch, start_or_resume, system
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 HELD_OUT = 0.1  # phantoms per epoch to watch the model on, as a share of those it learns from
 

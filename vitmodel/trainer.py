@@ -29,6 +29,7 @@ from torch.distributed.fsdp import MixedPrecision
 from vitmodel import __version__
 from vitmodel.batches import Batches
 from vitmodel.config import TrainingConfig, plain, to_yaml
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.learner import Course
 from vitmodel.model.arithmetic import device_of
 from vitmodel.model.fusion import ExamFusion
@@ -36,7 +37,7 @@ from vitmodel.model.losses import AuxiliaryHeads
 from vitmodel.model.packing import compile_blocks
 from vitmodel.model.vit import Block, Head
 from vitmodel.monitoring import BadSteps, Meter, Progress
-from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
+from vitmodel.utils import atomic_path, to_json, write_atomic
 
 logger = logging.getLogger(__name__)
 

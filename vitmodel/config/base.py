@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 
 class Size(NamedTuple):

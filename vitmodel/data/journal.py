@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitmodel.utils import UsageError, VitmodelError
+from vitmodel.errors import UsageError, VitmodelError
 
 LOCK = ".vitmodel.lock"
 """The file in a folder that a run writes or wrote into; it also tells that what lies there are results and no sources."""
