@@ -22,7 +22,7 @@ from vitmodel import pixels
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.cropping import Record, Source, crop_source, refused
 from vitmodel.data.etl_report import write_etl_report
-from vitmodel.data.journal import Journal, exclusive, state
+from vitmodel.data.journal import JOURNAL, Journal, exclusive, state
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.releases import read_release
@@ -63,7 +63,7 @@ def etl(config: ETLConfig) -> int:
     with exclusive(config.out):
         write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
         tasks = plan(release, config)
-        journal = Journal(config.out / "journal.jsonl")
+        journal = Journal(config.out / JOURNAL)
         todo = [task for task in tasks if not is_done(task, journal)]
         say_done(tasks, todo, journal)
         work = functools.partial(crop_to_png, preprocessing=config.preprocessing)

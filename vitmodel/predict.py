@@ -20,7 +20,7 @@ import pandas as pd
 from vitmodel import __version__
 from vitmodel.config import PredictConfig
 from vitmodel.data.inputs import read_inputs
-from vitmodel.data.journal import Journal, exclusive, state
+from vitmodel.data.journal import JOURNAL, Journal, exclusive, state
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.source import file_name
@@ -71,7 +71,7 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
 
     Each is in the journal as soon as it is known, so that a killed run resumes.
     """
-    journal_path = config.out / "journal.jsonl"
+    journal_path = config.out / JOURNAL
     if not config.resume:
         journal_path.unlink(missing_ok=True)
     journal = Journal(journal_path)
