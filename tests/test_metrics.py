@@ -64,10 +64,8 @@ def test_agrees_with_scikit_learn_and_torchmetrics_under_any_weights(seed: int) 
         }
     for name, value in expected.items():
         assert ours_values[name] == pytest.approx(float(value), abs=1e-6, nan_ok=True), name
-    if seed % 2:
-        ece = float(torch_peer.binary_calibration_error(*tensors, n_bins=ECE_BINS))
-    else:  # torchmetrics bins in single precision, so that a score on a bin's edge may fall to either side
-        ece = calibration_error_of_tenths(y, p)
+    # torchmetrics bins in single precision, so that a score on a bin's edge may fall to either side
+    ece = float(torch_peer.binary_calibration_error(*tensors, n_bins=ECE_BINS)) if seed % 2 else calibration_error_of_tenths(y, p)
     assert ours_values["ece"] == pytest.approx(ece, abs=1e-6)
     slope = LogisticRegression(C=np.inf, tol=1e-10).fit(to_logit(p)[:, None], y).coef_[0, 0]
     assert ours_values["calibration_slope"] == pytest.approx(slope, rel=1e-3)
