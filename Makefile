@@ -12,8 +12,13 @@ $(BIN)/vitmodel: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/dev: $(BIN)/vitmodel
+# timm, which the tests compare our ViT with, requires torchvision, whose wheel breaks a CPU torch. It is installed without its
+# dependencies (the others are ours as well), and benchmarks/torchvision_stub.py stands in for torchvision.
+PEERS := timm
+
+$(VENV)/dev: $(BIN)/vitmodel Makefile
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PEERS)
 	touch $@
 
 install: $(BIN)/vitmodel

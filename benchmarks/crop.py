@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import Breast, find_breast
 from vitmodel.pixels.image import open_image
-from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import progress, to_json, write_atomic
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -52,7 +52,7 @@ def find(table: pd.DataFrame, what: str) -> list[tuple[Any, Breast | None, float
         start = time.perf_counter()
         try:
             breast = find_breast(view)
-        except ImageRefused:
+        except ImageRefusedError:
             breast = None
         found.append((row, breast, 1e3 * (time.perf_counter() - start)))
     return found

@@ -1,4 +1,7 @@
-"""An empty stand-in for torchvision, which timm imports and its ViT does not use; the real one must not be installed."""
+"""A stand-in for torchvision, which timm imports but its ViT does not use; shared by the tests and the benchmarks.
+
+The real torchvision must not be installed: its wheel does not fit a CPU build of torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def torchvision_stub() -> Iterator[None]:
-    """timm imports torchvision, of which its ViT uses nothing: an empty stand-in, for the time of the import."""
+    """Make `import torchvision` succeed inside the block with modules whose attributes can be called and subclassed but do nothing."""
 
     class Anything(types.ModuleType):
         def __getattr__(self, name: str) -> Any:

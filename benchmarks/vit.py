@@ -1,6 +1,6 @@
 """How fast the ViT is, dense and packed, beside its peers, and what leaving out air and bits is worth on real crops. Prints tables.
 
-PYTHONPATH=/folder/with/timm python benchmarks/vit.py [PART ...] [--json FILE]
+python benchmarks/vit.py [PART ...] [--json FILE]
 
 Every way is timed in turn, A B A B, and ratios are medians over the rounds, since the machine may be shared. With one thread the clock is
 the process' own CPU time, else the wall's. timm, transformers, ONNX Runtime and OpenVINO take part where they can be imported. A part

@@ -11,6 +11,7 @@ from scipy.special import expit
 from sklearn.calibration import _sigmoid_calibration
 from sklearn.isotonic import IsotonicRegression
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.calibration import (
     CALIBRATIONS,
     Temperature,
@@ -22,7 +23,6 @@ from vitmodel.measure.calibration import (
 )
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample, to_logit
-from vitmodel.utils import UsageError
 
 
 def overconfident(n: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

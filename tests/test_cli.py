@@ -174,6 +174,21 @@ def test_help_shows_the_defaults_that_depend_on_weights() -> None:
     assert "(default: 30)" in " ".join(cli.verb_help("pretrain").split())
 
 
+def test_help_shows_the_fields_docstrings_and_imports_no_heavy_module() -> None:
+    code = """
+import contextlib, sys
+from vitmodel.cli import main
+with contextlib.suppress(SystemExit):
+    main(["train", "--help"])
+print("imported:", *sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    text, _, modules = shown.partition("imported:")
+    assert "Peak learning rate" in text
+    assert "vitmodel.config.training" in modules.split()
+    assert not set(modules.split()) & {"torch", "numpy", "pandas", "scipy", "lightning", "cv2", "pydicom", "sklearn", "matplotlib"}
+
+
 def test_the_overview_lists_every_verb_below_a_heading() -> None:
     shown = cli.help_text()
     for name, verb in cli.VERBS.items():

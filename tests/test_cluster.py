@@ -15,7 +15,7 @@ from test_etl import contents
 
 from vitmodel.cli import main
 from vitmodel.data import parallel
-from vitmodel.utils import VitmodelError
+from vitmodel.errors import VitmodelError
 
 pytest.importorskip("distributed")
 

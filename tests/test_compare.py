@@ -7,11 +7,11 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.bootstrap import resample
 from vitmodel.measure.compare import compare, delong, delong_test
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
-from vitmodel.utils import UsageError
 
 
 def readers(patients: int, units: int, seed: int, gain: float = 0.0) -> list[Sample]:

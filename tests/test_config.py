@@ -12,9 +12,9 @@ from vitmodel import cli, config
 from vitmodel.config import AugmentConfig, PredictorConfig, PretrainConfig, Size, TrainConfig, TuneConfig, options, to_command, to_yaml
 from vitmodel.config.base import merged
 from vitmodel.config.options import GROUPS, docstrings, groups_of
+from vitmodel.errors import UsageError
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.losses import make_loss
-from vitmodel.utils import UsageError
 
 CONFIGS = [getattr(config, verb.config) for verb in cli.VERBS.values()]
 REQUIRED = {"models": ("a", "b")}

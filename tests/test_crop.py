@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from vitmodel.config import Size
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import Breast, find_breast
 from vitmodel.pixels.image import open_image
 from vitmodel.pixels.looks import Look, dress
 from vitmodel.pixels.phantom import Breast as BreastPhantom
 from vitmodel.pixels.phantom import ViewName, render
-from vitmodel.pixels.verdict import ImageRefused
 
 SIZE = Size(512, 416)
 
@@ -170,14 +170,14 @@ def test_arm_and_belly_are_cut_at_the_fold() -> None:
 def test_blank_is_refused() -> None:
     image = np.full(SIZE, 0.4, np.float32)
     image[100, 200:240] = 1  # a speck
-    with pytest.raises(ImageRefused) as refusal:
+    with pytest.raises(ImageRefusedError) as refusal:
         find_breast(image)
     assert refusal.value.code == "blank"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (512, 1), (7, 512)])
 def test_a_strip_is_no_breast(shape: tuple[int, int]) -> None:
-    with pytest.raises(ImageRefused, match="strip"):
+    with pytest.raises(ImageRefusedError, match="strip"):
         find_breast(np.random.default_rng(0).random(shape, np.float32))
 
 
@@ -185,7 +185,7 @@ def test_text_is_no_breast() -> None:
     image = np.zeros(SIZE, np.float32)
     for row in range(30, 500, 25):
         image = write(image, "display should inform user", (10, row))
-    with pytest.raises(ImageRefused) as refusal:
+    with pytest.raises(ImageRefusedError) as refusal:
         find_breast(image)
     assert refusal.value.code == "no_breast"
 

@@ -17,8 +17,8 @@ from sklearn.isotonic import IsotonicRegression
 from vitmodel.cli import main
 from vitmodel.config import TrainConfig
 from vitmodel.data.manifest import breast_ids, read_manifest
+from vitmodel.errors import UsageError
 from vitmodel.measure.calibration import platt_targets
-from vitmodel.utils import UsageError
 
 TRAINING = ["--model", "vit_micro", "--epochs", "1", "--tokens", "96", "--workers", "0", "--wandb", "off"]
 RUNTIMES = [

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from pydicom import uid
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding, openjpeg
 from vitmodel.pixels.decoding import DECODERS, Decoder, Layout
-from vitmodel.pixels.verdict import ImageRefused
 
 ROWS, COLUMNS = 23, 30
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "decoders.json").read_text())
@@ -64,7 +64,7 @@ def test_golden_table_covers_every_syntax() -> None:
 @pytest.mark.parametrize(("layout", "frame", "golden"), FRAMES, ids=NAMES)
 def test_short_frames_are_refused_not_filled_up(layout: Layout, frame: bytes, golden: str) -> None:
     for part in (0.0, 0.2, 0.6, 0.95):
-        with pytest.raises(ImageRefused):
+        with pytest.raises(ImageRefusedError):
             decoding.decode(frame[: int(part * len(frame))], layout)
 
 
@@ -127,7 +127,7 @@ def test_a_codestream_that_contradicts_the_header_is_refused_before_decoding(syn
     monkeypatch.setitem(decoding.DECODERS, syntax, (Decoder("never", lambda *_: pytest.fail("decoded")),))
     size = frame.index(ROWS.to_bytes(2 if syntax != uid.JPEG2000Lossless else 4))
     huge = frame[:size] + b"\xff" * 2 + frame[size + 2 :]
-    with pytest.raises(ImageRefused, match="Rows x Columns") as caught:
+    with pytest.raises(ImageRefusedError, match="Rows x Columns") as caught:
         decoding.decode(huge, layout)
     assert caught.value.code == "bad_header"
 

@@ -19,11 +19,11 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_voi_lut
 from pydicom.sr.codedict import Code, codes
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.dicom_header import VIEW_CODES
 from vitmodel.pixels.image import open_image
 from vitmodel.pixels.raster import RasterFile
-from vitmodel.pixels.verdict import ImageRefused
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of the broken files made here
 
@@ -184,7 +184,7 @@ EDGE_VERDICTS = {
 def test_edge_files_are_read_or_refused_with_a_reason(shared_data: Path, name: str, verdict: set[str] | str) -> None:
     path = shared_data / "dicom_edge" / "dicom" / f"{name}.dcm"
     if isinstance(verdict, str):
-        with pytest.raises(ImageRefused) as caught:
+        with pytest.raises(ImageRefusedError) as caught:
             open_image(path)
         assert caught.value.code == verdict
         return
@@ -299,8 +299,8 @@ def test_presentation_lut_and_8_bit_lut_in_words(tmp_path: Path) -> None:
     np.testing.assert_allclose(show(path), 1 - ramp(0, 255) / 255, atol=1e-6)
 
 
-def refusal(path: Path) -> ImageRefused:
-    with pytest.raises(ImageRefused) as caught:
+def refusal(path: Path) -> ImageRefusedError:
+    with pytest.raises(ImageRefusedError) as caught:
         open_image(path).stored()
     return caught.value
 
@@ -327,7 +327,7 @@ def refusal(path: Path) -> ImageRefused:
 def test_refused_with_the_cause_named(tmp_path: Path, tags: dict[str, Any], code: str, named: str) -> None:
     error = refusal(write(tmp_path / "a.dcm", **tags))
     assert error.code == code
-    assert named in error.sentence
+    assert named in error.message
 
 
 def test_synthetic_2d_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_no_mutant_escapes(tmp_path: Path) -> None:
         try:
             file = open_image(path)
             grey = file.grey(file.stored())
-        except ImageRefused as error:
+        except ImageRefusedError as error:
             verdicts.add(error.code)
         else:
             assert grey.shape == (file.header.rows, file.header.columns)

@@ -28,8 +28,8 @@ from vitmodel.data import parallel
 from vitmodel.data.cropping import crop_source
 from vitmodel.data.journal import Journal, exclusive
 from vitmodel.data.manifest import read_manifest
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.image_ETL import Task, etl, file_name
-from vitmodel.utils import UsageError, VitmodelError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -16,8 +16,9 @@ from vitmodel.config import Preprocessing
 from vitmodel.data.contact_sheet import BOX_COLOUR, SIDE, in_turns, source_thumbnail
 from vitmodel.data.etl_report import by_verdict, properties, reasons, share, shares, sides, write_etl_report
 from vitmodel.data.manifest import as_manifest, read_manifest, usable
+from vitmodel.errors import UsageError
 from vitmodel.pixels.verdict import REFUSED, WARNED
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vitmodel.config import Size
+from vitmodel.errors import UsageError
 from vitmodel.model import explain as explaining
 from vitmodel.model.architecture import NetworkConfig, ViTConfig
 from vitmodel.model.explain import METHODS, STEPS, WINDOWS, Watched, explain, smoothed
 from vitmodel.model.network import Network
 from vitmodel.model.packing import embed
 from vitmodel.model.packs import Pack, pack
-from vitmodel.utils import UsageError
 
 Pool = Literal["cls", "mean", "attention"]
 POOLS: tuple[Pool, ...] = ("cls", "mean", "attention")

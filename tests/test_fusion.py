@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from vitmodel.config import Size
+from vitmodel.errors import UsageError
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.fusion import Integrator, any_of
 from vitmodel.model.network import Logits, Network
 from vitmodel.model.packing import forward
 from vitmodel.model.packs import About, Pack, join, pack
-from vitmodel.utils import UsageError
 
 VIT = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2)
 SOURCES = SourcesConfig(columns=(Vocabulary("machine_id", ("a", "b")), Vocabulary("view", ("CC", "MLO"))), rank=4, every=2)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 STAGES = {
     "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve", "demo", "info",
 }  # fmt: skip
-GROUND = {"config", "utils"}
+GROUND = {"config", "errors", "utils"}
 MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "pixels": set(),
     "model": set(),
@@ -33,6 +33,7 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "steps": set(),
     "evaluation": {"data", "measure"},
     "config": set(),
+    "errors": set(),
     "utils": set(),
     "cli": set(),
     "__main__": {"cli"},

@@ -9,10 +9,10 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Sample
 from vitmodel.model.losses import TARGETS, AuxiliaryHeads, bce, focal, make_loss, prior_bias, soft_f1
-from vitmodel.utils import UsageError
 
 LOGITS = torch.tensor([-3.0, -0.5, 0.2, 4.0, 1.0])
 LABELS = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])

@@ -22,7 +22,7 @@ from vitmodel.data.manifest import (
     usable,
     write_manifest,
 )
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 
 def table(images: int = 4, **columns: Any) -> pd.DataFrame:

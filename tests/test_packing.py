@@ -26,15 +26,14 @@ from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Preproces
 from vitmodel.data.dataset import CropDataset, crop_size
 from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.samplers import Shuffled
+from vitmodel.errors import ImageRefusedError, UsageError
 from vitmodel.image_ETL import etl
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.packing import Segments, attention, attention_maps, compile_blocks, forward
 from vitmodel.model.packs import Pack, fill, pack
 from vitmodel.model.vit import ROWS, ViT
 from vitmodel.pixels.preprocessing import preprocess
-from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.predictor import Predictor
-from vitmodel.utils import UsageError
 
 SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3)
 VARIANTS: list[dict[str, Any]] = [
@@ -336,7 +335,7 @@ def test_a_scale_needs_a_spacing_that_can_be_true(spacing: list[float] | None, c
     if spacing:
         dataset.PixelSpacing = spacing
     dataset.save_as(tmp_path / "image.dcm")
-    with pytest.raises(ImageRefused, match="no_spacing"):
+    with pytest.raises(ImageRefusedError, match="no_spacing"):
         preprocess(tmp_path / "image.dcm", Preprocessing(mm_per_pixel=0.1))
     with pytest.raises(UsageError, match="mm_per_pixel"):
         Preprocessing(mm_per_pixel=0.0)

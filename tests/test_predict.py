@@ -29,12 +29,13 @@ from vitmodel.data.journal import state
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
 from vitmodel.data.releases import read_release
 from vitmodel.data.rows import Row
+from vitmodel.errors import UsageError
 from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
 from vitmodel.model.packs import About
 from vitmodel.predictor import TOGETHER, Loaded, Predictor
 from vitmodel.scores import has_reason, say_fallbacks
-from vitmodel.utils import UsageError, sha256_file
+from vitmodel.utils import sha256_file
 
 
 @pytest.fixture(scope="module")

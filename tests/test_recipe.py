@@ -23,10 +23,10 @@ from vitmodel.cli import main
 from vitmodel.config import TrainConfig
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import Shuffled
+from vitmodel.errors import VitmodelError
 from vitmodel.learner import Learner
 from vitmodel.model.package import load_members, load_package
 from vitmodel.trainer import AtomicCheckpoints, precision_of, start_or_resume
-from vitmodel.utils import VitmodelError
 
 ROOT = Path(__file__).parents[1]
 FOLDED = [

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from vitmodel.errors import VitmodelError
 from vitmodel.measure.compare import compare
 from vitmodel.measure.drawn import Curves
 from vitmodel.measure.figures import history
 from vitmodel.measure.metrics import METRICS, Ranking, measure
 from vitmodel.measure.report import Audit, Baseline, Case, CrossFitted, Level, Report, write_report
 from vitmodel.measure.sample import Sample
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, to_json
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json
 
 ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background"}
 

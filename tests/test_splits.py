@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vitmodel.data.manifest import as_manifest, leaks
 from vitmodel.data.splits import SHARES, assign_folds, assign_splits, read_splits, write_splits
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 
 def cohort(patients: int, positives: int, seed: int = 0) -> pd.DataFrame:

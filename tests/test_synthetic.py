@@ -23,8 +23,8 @@ from sklearn.metrics import roc_auc_score
 from vitmodel.config import Size, SynthConfig
 from vitmodel.data.mammogram import FAULTS, MACHINES, Exposure, Machine, encode
 from vitmodel.data.synthetic import Patient, plan, write_release
+from vitmodel.errors import UsageError
 from vitmodel.pixels.lesions import CANCER_KINDS
-from vitmodel.utils import UsageError
 
 SIZE = Size(256, 208)
 

@@ -7,11 +7,11 @@ import pytest
 import sklearn.metrics as peer
 from scipy.special import expit
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.crossfit import cross_fitted_probabilities, cross_fitted_thresholds, patient_folds
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample
 from vitmodel.measure.threshold import choose_threshold
-from vitmodel.utils import UsageError
 
 
 def calibrated(patients: int, seed: int = 0, shift: float = -2.0) -> Sample:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from vitmodel.cli import main
 from vitmodel.config import SegmentsConfig, Size
+from vitmodel.errors import UsageError
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.explain import METHOD, Method, explain
 from vitmodel.model.network import Logits, Network
 from vitmodel.model.packs import About, Pack, pack
 from vitmodel.model.tiles import Parts, cut, losses
-from vitmodel.utils import UsageError
 
 VIT = ViTConfig(image_size=Size(64, 64), patch=8, dim=32, depth=2, heads=2)
 CONFIG = SegmentsConfig(segments=64, segment_overlap=16, segment_context=64, segment_budget=100)

@@ -20,7 +20,7 @@ from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import Draw, Shuffled
 from vitmodel.learner import WATCHED
 from vitmodel.model.package import load_package
-from vitmodel.train import train
+from vitmodel.train import model_card, train
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(
@@ -44,6 +44,29 @@ def test_the_run_holds_what_a_person_looks_for(run: Path) -> None:
     assert all([epoch for epoch, _ in points] == [0, 1, 2] for points in package["history"].values())
     assert package["decision"]["threshold"] > 0
     assert "not a medical device" in (run / "package" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folds", "expected"),
+    [
+        (0, "A Vision Transformer that gives one logit per cropped mammogram."),
+        (5, "An ensemble of 5 Vision Transformers, one per fold, that gives the mean of their logits per cropped mammogram."),
+    ],
+)
+def test_the_model_card_describes_the_model_in_grammatical_english(folds: int, expected: str) -> None:
+    config = TrainConfig(manifest=Path("m.csv"), run=Path("run"), folds=folds)
+    splits = {"train": {"patients": 3, "images": 12, "positive_images": 2}}
+    contents = {
+        "data": {"splits": splits},
+        "calibration": {"method": "platt"},
+        "decision": {"threshold": 0.25},
+        "training": "epochs: 1\n",
+    }
+    card = model_card(config, contents, "best val/auroc 0.9000")
+    assert expected in card.splitlines()
+    assert "not a medical device" in card
+    assert "| train | 3 | 12 | 2 |" in card
+    assert ("the ensemble itself was not measured" in card) == bool(folds)
 
 
 def test_no_patient_is_in_two_splits(run: Path) -> None:

@@ -12,10 +12,10 @@ from test_dicom import VALUE_CASES, ramp, show, write
 
 from vitmodel.config import ETLConfig, Size
 from vitmodel.data.manifest import read_manifest
+from vitmodel.errors import ImageRefusedError
 from vitmodel.image_ETL import etl
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.transcoding import transcode
-from vitmodel.pixels.verdict import ImageRefused
 
 
 def copy_of(path: Path) -> Path:
@@ -52,7 +52,7 @@ def test_what_needs_no_copy_or_cannot_have_one(tmp_path: Path) -> None:
     assert transcode(copy_of(write(tmp_path / "a.dcm"))) is None
     assert transcode(write(tmp_path / "b.dcm", syntax=uid.ExplicitVRBigEndian)) is None
     (tmp_path / "c.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ImageRefused):
+    with pytest.raises(ImageRefusedError):
         transcode(tmp_path / "c.png")
 
 

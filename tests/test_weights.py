@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitmodel.config import SegmentsConfig, Size, TrainConfig
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.fitting import build_model
 from vitmodel.model import package
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
@@ -26,7 +27,6 @@ from vitmodel.model.network import Network
 from vitmodel.model.package import load_package, save_package
 from vitmodel.model.vit import ViT, resize_positions
 from vitmodel.model.weights import HALF, IMAGENET, Normalisation, fit_weights, load_weights
-from vitmodel.utils import UsageError, VitmodelError
 
 CONFIG = ViTConfig(image_size=Size(64, 64), dim=32, depth=2, heads=2, classes=1, pool="cls")
 Tensors = dict[str, Tensor]

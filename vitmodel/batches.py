@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Sampler
 from vitmodel.config import TrainingConfig
 from vitmodel.data.dataset import Example
 from vitmodel.data.samplers import Draw
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.packs import About, Pack, chain, fill, grouped, join, pack
-from vitmodel.utils import UsageError, VitmodelError
 
 logger = logging.getLogger(__name__)
 

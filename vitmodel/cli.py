@@ -19,7 +19,7 @@ from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
 from vitmodel.config.base import Config
 from vitmodel.config.options import GROUPS, Option, options
-from vitmodel.utils import UsageError, VitmodelError
+from vitmodel.errors import UsageError, VitmodelError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

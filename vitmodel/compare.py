@@ -19,6 +19,7 @@ from vitmodel.config import CompareConfig, PredictorConfig, to_command
 from vitmodel.data.fingerprint import describe_seen, was_seen
 from vitmodel.data.manifest import breast_ids, read_manifest, read_table, repeated
 from vitmodel.data.splits import choose_rows
+from vitmodel.errors import UsageError
 from vitmodel.measure.bootstrap import Interval
 from vitmodel.measure.compare import Comparison, compare
 from vitmodel.measure.crossfit import cross_fitted_thresholds
@@ -26,7 +27,7 @@ from vitmodel.measure.metrics import METRICS, Metrics, measure
 from vitmodel.measure.sample import Sample
 from vitmodel.predictor import Predictor
 from vitmodel.scores import by_group
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
 SCORES = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}
 """By the column that names a file's units: the columns that may hold their scores, of which the first is taken. `cancer` is the score in

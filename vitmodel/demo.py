@@ -12,8 +12,9 @@ import json
 import shutil
 
 from vitmodel.config import DemoConfig
+from vitmodel.errors import UsageError
 from vitmodel.steps import run_step
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 STEPS = """
 synth    {out}/release --patients 160 --size 512x416 --difficulty 0.1 --positives 0.5

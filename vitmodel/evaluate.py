@@ -22,6 +22,7 @@ from vitmodel.data.fingerprint import describe_seen, was_seen
 from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.splits import choose_rows
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.evaluation import PLOTTED, WORDS, Evaluation, describe
 from vitmodel.exams import about_images, unseen_sources
 from vitmodel.measure.card import evaluated
@@ -35,7 +36,7 @@ from vitmodel.predictor import Predictor
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
 from vitmodel.scores import is_duplicate, say_fallbacks, say_recropped
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, sha256_file, to_json, write_atomic
 
 METHOD: Method = "gradient"
 """Of the heat maps: attention that speaks for the label, a forward and a backward pass each."""

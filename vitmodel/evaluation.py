@@ -11,6 +11,7 @@ import pandas as pd
 from vitmodel.data import audit as leakage
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.subgroups import subgroups
+from vitmodel.errors import UsageError
 from vitmodel.measure.calibration import CALIBRATIONS, to_prevalence
 from vitmodel.measure.compare import compare
 from vitmodel.measure.crossfit import cross_fitted_probabilities, cross_fitted_thresholds, patient_folds
@@ -18,7 +19,6 @@ from vitmodel.measure.metrics import Metrics, measure
 from vitmodel.measure.report import Audit, Baseline, CrossFitted, Group, Level
 from vitmodel.measure.sample import Floats, Sample, mean_logits
 from vitmodel.measure.threshold import purpose
-from vitmodel.utils import UsageError
 
 LEVELS = ("image", "breast", "patient")
 PLOTTED = "breast"

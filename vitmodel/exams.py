@@ -13,9 +13,9 @@ import pandas as pd
 
 from vitmodel.data.manifest import COLUMNS, breast_ids
 from vitmodel.data.subgroups import age_band
+from vitmodel.errors import UsageError
 from vitmodel.model.architecture import NetworkConfig, Vocabulary
 from vitmodel.model.packs import About
-from vitmodel.utils import UsageError
 
 logger = logging.getLogger(__name__)
 

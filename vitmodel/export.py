@@ -16,12 +16,13 @@ import torch
 from vitmodel.config import ExportConfig, PredictorConfig, Size
 from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.rows import rows_of
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.exams import about_images
 from vitmodel.model.package import TENSORS
 from vitmodel.model.packs import About, Pack, pack
 from vitmodel.model.runtime import Encoder, KeptPatches, export_onnx, inputs_of_encoder, inputs_of_images, quantize
 from vitmodel.predictor import Predictor
-from vitmodel.utils import UsageError, VitmodelError, progress, sha256_file
+from vitmodel.utils import progress, sha256_file
 
 TOLERANCE = 1e-4  # between logits of torch and of ONNX Runtime, in 32 bits
 

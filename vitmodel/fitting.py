@@ -23,6 +23,7 @@ from vitmodel.data.manifest import breast_ids, read_manifests, repeated, usable
 from vitmodel.data.rows import mm_per_pixel, rows_of
 from vitmodel.data.samplers import InOrder, Shuffled
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
+from vitmodel.errors import UsageError
 from vitmodel.exams import about_images, check_exams, check_sources, learn_vocabulary
 from vitmodel.learner import History, Learner
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
@@ -34,7 +35,6 @@ from vitmodel.model.tiles import check_segments
 from vitmodel.model.weights import Fate, fit_weights, load_weights
 from vitmodel.monitoring import Pictures
 from vitmodel.trainer import LAST, build_trainer, fit, next_epoch
-from vitmodel.utils import UsageError
 
 logger = logging.getLogger(__name__)
 

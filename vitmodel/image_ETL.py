@@ -22,15 +22,15 @@ from vitmodel import pixels
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.cropping import Record, Source, crop_source, refused
 from vitmodel.data.etl_report import write_etl_report
-from vitmodel.data.journal import Journal, exclusive, state
+from vitmodel.data.journal import JOURNAL, Journal, exclusive, state
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.releases import read_release
 from vitmodel.data.source import file_name
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.decoding import KEEP_LOCK
 from vitmodel.pixels.image import open_image
 from vitmodel.pixels.transcoding import transcode
-from vitmodel.pixels.verdict import ImageRefused
 from vitmodel.utils import keep_freed_memory, write_atomic
 
 MANY, FEW = 500, 30
@@ -63,7 +63,7 @@ def etl(config: ETLConfig) -> int:
     with exclusive(config.out):
         write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
         tasks = plan(release, config)
-        journal = Journal(config.out / "journal.jsonl")
+        journal = Journal(config.out / JOURNAL)
         todo = [task for task in tasks if not is_done(task, journal)]
         say_done(tasks, todo, journal)
         work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
@@ -89,7 +89,7 @@ def backend_for(paths: Sequence[Path]) -> str:
         return "processes" if len(paths) >= MANY else "threads"
     syntaxes = []
     for path in (paths[0], paths[len(paths) // 2], paths[-1]):
-        with contextlib.suppress(ImageRefused):
+        with contextlib.suppress(ImageRefusedError):
             syntaxes.append(open_image(path, for_processing="log").header.transfer_syntax)
     return "processes" if any(syntax in KEEP_LOCK for syntax in syntaxes) else "threads"
 
@@ -151,7 +151,7 @@ def write_copy(source: Path, copy: Path) -> bool:
     """Keep a lossless HTJ2K copy of a DICOM file; False where the file needs none or can have none, and is read itself instead."""
     try:
         content = transcode(source)
-    except ImageRefused:
+    except ImageRefusedError:
         content = None
     if content is not None:
         write_atomic(copy, content)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitmodel.config import InfoConfig
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 
 def info(config: InfoConfig) -> None:

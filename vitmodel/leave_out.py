@@ -16,11 +16,13 @@ from typing import Any
 import pandas as pd
 
 from vitmodel.config import LeaveOutConfig, listed
+from vitmodel.data.journal import removed_if_refused
 from vitmodel.data.manifest import read_manifests, usable, write_manifest
 from vitmodel.data.source import file_name
 from vitmodel.data.splits import leave_out
+from vitmodel.errors import UsageError
 from vitmodel.steps import run_step
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, to_json, write_atomic
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
 LABEL = "cancer"
 FEWEST = 2
@@ -48,25 +50,35 @@ def leave_each_out(config: LeaveOutConfig) -> None:
 
 
 def measurable(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
-    """The values to leave out, one after the other. Raises UsageError where fewer than two are known."""
+    """Return the values to leave out, one after the other.
+
+    Raises UsageError if fewer than two values are known, or none has enough patients to be measured on.
+    """
     known = usable(table).dropna(subset=[LABEL, config.by])
     values = sorted(known[config.by].unique())
     if len(values) < 2:
-        raise UsageError(f"{listed(config.manifest)}: column {config.by} has {len(values)} known values; leaving one out needs two")
+        raise UsageError(
+            f"{listed(config.manifest)}: column {config.by} has {len(values)} known values, but two are needed; choose another with --by"
+        )
     counts = known.groupby([config.by, LABEL])["patient_id"].nunique().unstack(fill_value=0).reindex(columns=[0.0, 1.0], fill_value=0)
     chosen = [value for value in values if counts.loc[value].min() >= FEWEST]
     for value in values:
         if value not in chosen:
-            print(f"{config.by} {value} is not left out alone: it has fewer than {FEWEST} patients with {LABEL}, or without")
+            print(f"{config.by} {value} is not left out: it has fewer than {FEWEST} patients with {LABEL}, or without")
     if not chosen:
         raise UsageError(f"{listed(config.manifest)}: no {config.by} has {FEWEST} patients with {LABEL} and as many without")
     return chosen
 
 
 def run(table: pd.DataFrame, value: str, folder: Path, config: LeaveOutConfig) -> None:
-    """One training and one evaluation, by the commands that a user would type. Raises VitmodelError with the step that failed."""
-    manifest, trained = folder / "manifest.csv", folder / "run"
-    write_manifest(leave_out(table, config.by, value), manifest)
-    resume = ["--resume"] if (trained / "train.yaml").exists() else []
-    run_step("train", manifest, trained, *shlex.split(config.train), *resume)
-    run_step("evaluate", trained / "package", trained / "manifest.csv", folder / "report", *shlex.split(config.evaluate))
+    """Train without the rows of `value` and evaluate on them, by the commands that a user would type.
+
+    If the training is refused before its first step, `folder` is removed again. Raises VitmodelError with the command that failed.
+    """
+    manifest = folder / "manifest.csv"
+    trained = folder / "run"
+    with removed_if_refused(folder, results=trained.name):
+        write_manifest(leave_out(table, config.by, value), manifest)
+        resume = ["--resume"] if (trained / "train.yaml").exists() else []
+        run_step("train", manifest, trained, *shlex.split(config.train), *resume)
+        run_step("evaluate", trained / "package", trained / "manifest.csv", folder / "report", *shlex.split(config.evaluate))

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from vitmodel.config import PredictorConfig, Preprocessing
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.measure import calibration
 from vitmodel.model.package import CONFIG, TENSORS, load_members
 from vitmodel.model.packs import Pack, portions
 from vitmodel.model.runtime import load_encoder, load_onnx
 from vitmodel.model.tiles import Segmenter
-from vitmodel.utils import UsageError, VitmodelError, sha256_file
+from vitmodel.utils import sha256_file
 
 
 class Member:

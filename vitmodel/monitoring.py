@@ -23,12 +23,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from vitmodel.batches import Batch, processes
 from vitmodel.data.dataset import read_crop
 from vitmodel.data.panel import tile
+from vitmodel.errors import DivergedError
 from vitmodel.learner import Course, Learner
 from vitmodel.measure import figures
 from vitmodel.measure.drawn import PrecisionRecall, Roc
 from vitmodel.measure.metrics import measure
 from vitmodel.measure.sample import Sample
-from vitmodel.utils import VitmodelError, progress, write_atomic
+from vitmodel.utils import progress, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +85,6 @@ def peak_memory() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class DivergedError(VitmodelError):
-    """A training whose steps are not finite."""
 
 
 class BadSteps(L.Callback):

@@ -20,10 +20,11 @@ import pandas as pd
 from vitmodel import __version__
 from vitmodel.config import PredictConfig
 from vitmodel.data.inputs import read_inputs
-from vitmodel.data.journal import Journal, exclusive, state
+from vitmodel.data.journal import JOURNAL, Journal, exclusive, state
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.source import file_name
+from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.exams import about_images
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.model.packs import grouped
@@ -33,7 +34,7 @@ from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import Image, ResultWriter
 from vitmodel.results.tables import write_scores
 from vitmodel.scores import say_fallbacks, say_recropped
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, seed_from
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, seed_from
 
 SHOWN = 20  # refused images named on the screen
 
@@ -70,7 +71,7 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
 
     Each is in the journal as soon as it is known, so that a killed run resumes.
     """
-    journal_path = config.out / "journal.jsonl"
+    journal_path = config.out / JOURNAL
     if not config.resume:
         journal_path.unlink(missing_ok=True)
     journal = Journal(journal_path)
@@ -139,6 +140,8 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
         try:
             region, files = writer.explain(image, heat, UNITS[method], *SCALES[method])
             return {"region": region, "files": files}
+        except ImageRefusedError as error:
+            return {"unexplained": str(error)}
         except VitmodelError:
             raise
         except Exception as error:  # noqa: BLE001 (a header that no result can be made of costs the result, not the run)

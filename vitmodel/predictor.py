@@ -19,6 +19,7 @@ from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import breast_ids, repeated
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
+from vitmodel.errors import UsageError
 from vitmodel.exams import about_images, mixed_exams, unseen_sources
 from vitmodel.measure.sample import aggregate, mean_logits
 from vitmodel.member import Member
@@ -29,7 +30,7 @@ from vitmodel.model.package import CONFIG, TENSORS
 from vitmodel.model.packs import About, Pack, chain, check_budget, grouped, pack
 from vitmodel.pixels.verdict import WARNED
 from vitmodel.scores import by_group, decide, doubt, is_duplicate
-from vitmodel.utils import UsageError, give_back_freed_memory, sha256_file
+from vitmodel.utils import give_back_freed_memory, sha256_file
 
 IDS = ["image_id", "patient_id", "laterality", "view"]
 COLUMNS = ["score", "probability", "breast_score", "breast_probability"]

@@ -26,14 +26,15 @@ from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.phantoms import PhantomDataset
 from vitmodel.data.samplers import InOrder, Shuffled
+from vitmodel.errors import UsageError
 from vitmodel.fitting import LABEL, architecture_of, read_crops
 from vitmodel.learner import Course, History, Learner, Painter
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
-from vitmodel.trainer import LAST, build_trainer, fit, is_first, next_epoch, start_or_resume, system
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError
+from vitmodel.trainer import LAST, STARTED, build_trainer, fit, is_first, next_epoch, start_or_resume, system
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 HELD_OUT = 0.1  # phantoms per epoch to watch the model on, as a share of those it learns from
 
@@ -43,7 +44,7 @@ def pretrain(config: PretrainConfig) -> None:
     frame = crops(config.manifest) if config.manifest else None
     preprocessing = commonest(frame) if frame is not None else Preprocessing(size=config.size)
     data = fingerprint(frame.assign(split="pretrain"), LABEL) if frame is not None else None
-    with exclusive(config.run) if is_first() else contextlib.nullcontext():
+    with exclusive(config.run, STARTED) if is_first() else contextlib.nullcontext():
         checkpoint = start_or_resume("pretrain", config, config.run, data["sha256"] if data else "")
         L.seed_everything(config.seed, verbose=False)
         network = NetworkConfig(vit=architecture_of(config, preprocessing.size))

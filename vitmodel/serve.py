@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from vitmodel import __version__
 from vitmodel.config import ServeConfig
 from vitmodel.data.inputs import read_inputs
+from vitmodel.errors import RequestRefusedError, UsageError, VitmodelError
 from vitmodel.predictor import Predictor
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, render_page
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, render_page
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -46,17 +47,9 @@ def serve(config: ServeConfig) -> None:
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
-class Refused(Exception):  # noqa: N818 (a verdict on a request)
-    """A request that is not answered: an HTTP status and a sentence that names cause and remedy."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(status, sentence)
-        self.status, self.sentence = status, sentence
-
-
-def too_large(what: str, limit: int) -> Refused:
-    """What is larger than `limit` bytes."""
-    return Refused(413, f"{what} larger than {limit // 1_000_000} MB; send fewer images, or start with a larger --upload-limit")
+def too_large(what: str, limit: int) -> RequestRefusedError:
+    """Return the error for an upload larger than `limit` bytes."""
+    return RequestRefusedError(413, f"{what} larger than {limit // 1_000_000} MB; send fewer images, or start with a larger --upload-limit")
 
 
 def application(config: ServeConfig) -> "FastAPI":
@@ -74,9 +67,9 @@ def application(config: ServeConfig) -> "FastAPI":
     described = description(predictor)
     page = render_page("web/scores.html.j2", title="vitmodel", subtitle="Breast cancer scores from mammograms", model=described)
 
-    @app.exception_handler(Refused)
-    async def say_refused(_: Request, refused: Refused) -> JSONResponse:
-        return JSONResponse({"error": refused.sentence, "notice": NOT_A_MEDICAL_DEVICE}, refused.status)
+    @app.exception_handler(RequestRefusedError)
+    async def say_refused(_: Request, refused: RequestRefusedError) -> JSONResponse:
+        return JSONResponse({"error": refused.message, "notice": NOT_A_MEDICAL_DEVICE}, refused.http_status)
 
     @app.get("/", response_class=HTMLResponse)
     async def show_page() -> str:
@@ -90,7 +83,7 @@ def application(config: ServeConfig) -> "FastAPI":
     async def score_upload(request: Request) -> dict[str, Any]:
         length = request.headers.get("content-length", "")
         if not length.isdecimal():
-            raise Refused(411, "the request does not say its length (Content-Length)")
+            raise RequestRefusedError(411, "the request does not say its length (Content-Length)")
         if int(length) > limit:
             raise too_large("the upload is", limit)
         async with request.form(max_files=10_000) as form:
@@ -117,18 +110,18 @@ def description(predictor: Predictor) -> dict[str, Any]:
 
 
 def answer(files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_turn: threading.Lock) -> dict[str, Any]:
-    """The tables of `predict` for what was uploaded, which is deleted again. Raises Refused where there is nothing to score."""
+    """The tables of `predict` for what was uploaded, which is deleted again. Raises RequestRefusedError where there is nothing to score."""
     with tempfile.TemporaryDirectory(prefix="vitmodel-") as name:
         folder = Path(name)
         kept = [keep(file, number, folder, limit) for number, file in enumerate(files)]
         if not kept:
-            raise Refused(422, "no file was sent; the field `files` holds images or zips of them")
+            raise RequestRefusedError(422, "no file was sent; the field `files` holds images or zips of them")
         try:
             table = read_inputs([str(path) for path in kept], "dicom_folder", folder / ".unpacked")
             with in_turn:
                 images = predictor.score_images(table)
         except VitmodelError as error:
-            raise Refused(422 if isinstance(error, UsageError) else 507, without(folder, str(error))) from error
+            raise RequestRefusedError(422 if isinstance(error, UsageError) else 507, without(folder, str(error))) from error
         breasts = predictor.score_breasts(images)
         tables = {"images": images, "breasts": breasts, "patients": predictor.score_patients(breasts)}
         rows = {level: json.loads(without(folder, table.to_json(orient="records"))) for level, table in tables.items()}
@@ -136,10 +129,13 @@ def answer(files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_t
 
 
 def keep(file: "UploadFile", number: int, folder: Path, limit: int) -> Path:
-    """The uploaded file, written below `folder` by its own name. Raises Refused for one that would have this machine read its own files."""
+    """Write the uploaded file into `folder` under its own name and return its path.
+
+    Raises RequestRefusedError for a table or DICOMDIR, which could make the server read its own files, and for a zip that is too large.
+    """
     name = Path((file.filename or "").replace("\\", "/")).name or "image"
     if name.lower().endswith(".csv") or name.upper() == "DICOMDIR":
-        raise Refused(415, f"{name} names files instead of holding an image; send the images themselves, or a zip of them")
+        raise RequestRefusedError(415, f"{name} names files instead of holding an image; send the images themselves, or a zip of them")
     path = folder / name
     while path.exists():
         path = path.with_name(f"{number}-{path.name}")

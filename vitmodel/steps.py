@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vitmodel.utils import VitmodelError
+from vitmodel.errors import VitmodelError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -35,7 +35,7 @@ from vitmodel.measure.sample import Sample, to_logit
 from vitmodel.measure.threshold import choose_threshold, purpose
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
-from vitmodel.trainer import is_first, start_or_resume, system
+from vitmodel.trainer import STARTED, is_first, start_or_resume, system
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path, write_atomic
 
 AGGREGATE = "mean_logit"
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> None:
     check_sizes(frame, config)
     parts = np.where(frame["fold"].notna(), "train", "test") if config.folds else frame["split"]
     data = fingerprint(frame.assign(split=parts), LABEL)
-    with exclusive(config.run) if is_first() else contextlib.nullcontext():
+    with exclusive(config.run, STARTED) if is_first() else contextlib.nullcontext():
         checkpoint = start_or_resume("train", config, config.run, data["sha256"])
         if is_first():
             write_manifest(frame, config.run / "manifest.csv")
@@ -156,33 +156,38 @@ def write_package(
 
 
 def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> str:
-    """MODEL_CARD.md: what the model is, what it saw, and what it must not be used for."""
+    """Return MODEL_CARD.md: what the model is, what it was trained on, and what it must not be used for."""
     splits = "\n".join(
         f"| {name} | {counts['patients']} | {counts['images']} | {counts['positive_images']} |"
         for name, counts in contents["data"]["splits"].items()
     )
-    kind = f"{config.folds} Vision Transformers, one for each fold, whose logits are averaged," if config.folds else "A Vision Transformer"
-    score = "the logit that fusion of all images of the exam gives it" if config.fusion else "its images' mean logit"
-    where = "patients of the fold that each one did not see" if config.folds else "validation patients"
-    caution = (
-        "The ensemble itself was measured on nobody: each figure is of single members."
-        if config.folds
-        else "It picked the epoch, so it flatters the model; figures on patients that played\nno part come from `vitmodel evaluate`."
-    )
+    if config.folds:
+        kind = f"An ensemble of {config.folds} Vision Transformers, one per fold, that gives the mean of their logits per cropped mammogram"
+        where = "patients of the fold that each member was not trained on"
+        caution = "This is the performance of single members; the ensemble itself was not measured on any patient."
+    else:
+        kind = "A Vision Transformer that gives one logit per cropped mammogram"
+        where = "validation patients"
+        caution = (
+            "This figure also selected the epoch and is therefore optimistic; for figures on patients\n"
+            "that played no part in training, run `vitmodel evaluate`."
+        )
+    score = "the logit that the fusion of all images of the exam gives the breast" if config.fusion else "the mean logit of its images"
     return f"""# {config.model}: breast cancer score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
 
-{kind} that give one logit per cropped mammogram; the breast's probability is that of {score}, calibrated
-({contents["calibration"]["method"]}) on the breasts of {where}. Decision threshold
-{contents["decision"]["threshold"]:.4f}, chosen for: {purpose(config.objective, config.sensitivity)}, on the same patients.
+{kind}.
+The probability of a breast is {score}, calibrated
+({contents["calibration"]["method"]}) on the breasts of {where}. The decision threshold is
+{contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {purpose(config.objective, config.sensitivity)}.
 
 | split | patients | images | cancer images |
 |---|---|---|---|
 {splits}
 
-{reached[0].upper()}{reached[1:]}. {caution} Prevalence and machines
-elsewhere differ: calibration and threshold do not carry over unchecked.
+{reached[0].upper()}{reached[1:]}. {caution}
+Prevalence and machines differ between sites: check calibration and threshold before using the model elsewhere.
 
 ```yaml
 {contents["training"]}```

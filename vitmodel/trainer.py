@@ -1,4 +1,4 @@
-"""Lightning's trainer as every training here uses it: devices, precision, checkpoints, loggers. Knows no data, and of models the parts."""
+"""Lightning's trainer as every training uses it: devices, precision, checkpoints and loggers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from lightning.pytorch.utilities import rank_zero
 from torch.distributed.fsdp import MixedPrecision
 
 from vitmodel import __version__
-from vitmodel.batches import Batches
+from vitmodel.batches import Batch, Batches
 from vitmodel.config import TrainingConfig, plain, to_yaml
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.learner import Course
 from vitmodel.model.arithmetic import device_of
 from vitmodel.model.fusion import ExamFusion
@@ -36,11 +37,13 @@ from vitmodel.model.losses import AuxiliaryHeads
 from vitmodel.model.packing import compile_blocks
 from vitmodel.model.vit import Block, Head
 from vitmodel.monitoring import BadSteps, Meter, Progress
-from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
+from vitmodel.utils import atomic_path, to_json, write_atomic
 
 logger = logging.getLogger(__name__)
 
 LAST = Path("checkpoints") / "last.ckpt"
+STARTED = f"**/{LAST.parent}"
+"""Glob pattern of what a training creates at its first step: before that, a refused run leaves nothing behind."""
 UNITS = {Block, Head, AuxiliaryHeads, ExamFusion}
 """What FSDP gathers at a time: a block; and, apart from the body, which may be frozen, what learns nevertheless."""
 
@@ -64,11 +67,30 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 ) from error
 
 
-def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = "") -> Path | None:
-    """Claim `run` for this configuration; the checkpoint to go on from, if any. Raises UsageError where it holds another run, or one on
-    other data, by their fingerprint.
+class StartMarker(Callback):
+    """Create the folder of checkpoints after the first step: from then on a run that fails keeps its folder."""
 
-    Of several processes the first one claims it for all.
+    def __init__(self, run: Path) -> None:
+        self.folder = run / LAST.parent
+
+    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.is_global_zero:
+            self.folder.mkdir(exist_ok=True)
+
+
+def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = "") -> Path | None:
+    """Claim the folder `run` for this configuration and return the checkpoint to resume from, or None.
+
+    Of several processes the first one claims the folder for all.
+
+    Args:
+        verb: Name of the recipe file, such as `train` for train.yaml.
+        config: The settings of the training.
+        run: The run folder.
+        data: SHA-256 of the images, labels and splits.
+
+    Raises:
+        UsageError: The folder holds a run, and `resume` is off, or that run has other settings or other data.
     """
     recipe, checkpoint = run / f"{verb}.yaml", run / LAST
     here = system() | {"precision": precision_of(config), "data_sha256": data}
@@ -76,16 +98,20 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = ""
         text = to_yaml(verb, replace(config, resume=False), recipe)
         if recipe.exists():
             if not config.resume:
-                raise UsageError(f"{run} holds a run already; go on with --resume or choose another folder")
+                raise UsageError(f"{run} already holds a run; continue it with --resume or choose another folder")
             changed = [new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new]
             if changed:
-                raise UsageError(f"{recipe} was started with other settings than: {', '.join(changed)}; resume with the same ones")
+                raise UsageError(
+                    f"{recipe}: the run was started with other settings than {', '.join(changed)}; resume it with the same settings"
+                )
             before = here | json.loads((run / "system.json").read_text())
             if before["data_sha256"] != data:
-                raise UsageError(f"{run} was started on other images, labels or splits than there are now; choose another folder")
+                raise UsageError(f"{run}: the images, labels or splits have changed since the run was started; choose another folder")
             for what in ("precision", "code_sha256"):
                 if before[what] != here[what]:  # such as `auto` on another machine
-                    logger.warning("%s: %s was %s and is %s; it goes on, perhaps not to the same bits", run, what, before[what], here[what])
+                    logger.warning(
+                        "%s: %s was %s and is now %s; the resumed run may differ in the last bits", run, what, before[what], here[what]
+                    )
         write_atomic(run / "system.json", to_json(here))
         write_atomic(recipe, text)
         if not (run / "run_id").exists():
@@ -150,6 +176,7 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loggers = build_loggers(config, run)
     monitors = [
+        StartMarker(run),
         BadSteps(run / "nonfinite.json", config.nonfinite),
         Meter(),
         *([LearningRateMonitor("step")] if loggers else []),
@@ -176,15 +203,24 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
 
 
 def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None, checkpoint: Path | None) -> None:
-    """Train, from `checkpoint` on if there is one."""
+    """Train `learner`, starting from `checkpoint` if there is one."""
     if learner.config.compile:
         compile_blocks(learner)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
-        trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):  # or the next training of this process, such as another fold, would go on in its run
-            logger.experiment.finish()
+        try:
+            trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)
+        except VitmodelError:
+            finish_wandb(trainer, exit_code=1)
+            raise
+    finish_wandb(trainer)
+
+
+def finish_wandb(trainer: L.Trainer, exit_code: int = 0) -> None:
+    """End the run of Weights & Biases: otherwise the next training of this process, such as another fold, would log into it."""
+    for each in trainer.loggers:
+        if isinstance(each, WandbLogger):
+            each.experiment.finish(exit_code=exit_code)
 
 
 def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:

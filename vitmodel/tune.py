@@ -19,10 +19,10 @@ from vitmodel.config import Preprocessing, TrainConfig, TuneConfig, to_yaml
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import write_manifest
+from vitmodel.errors import DivergedError, UsageError
 from vitmodel.fitting import LABEL, MONITORED, check_sizes, common_preprocessing, labelled_crops, network_of, train_on
-from vitmodel.monitoring import DivergedError
-from vitmodel.trainer import start_or_resume
-from vitmodel.utils import UsageError, atomic_path, seed_from, write_atomic
+from vitmodel.trainer import STARTED, start_or_resume
+from vitmodel.utils import atomic_path, seed_from, write_atomic
 
 WARM_UP_TRIALS = 5  # trainings that are never stopped early, for the later ones to be compared with
 
@@ -34,7 +34,7 @@ def tune(config: TuneConfig) -> None:
     preprocessing = common_preprocessing(frame, config.manifest)
     check_sizes(frame, config)
     data = fingerprint(frame, LABEL)["sha256"]
-    with exclusive(config.run):
+    with exclusive(config.run, STARTED):
         start_or_resume("tune", replace(config, trials=1), config.run, data)  # more trials may be asked for later
         write_manifest(frame, config.run / "manifest.csv")
         study = optuna.create_study(

@@ -1,4 +1,4 @@
-"""Seeds, atomic files, hashes, errors and progress bars: the few things that every floor needs. Knows nothing of images or models."""
+"""Helpers that every layer uses: atomic files, hashes, seeds, memory and progress bars."""
 
 from __future__ import annotations
 
@@ -14,24 +14,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from vitmodel.errors import VitmodelError
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 T = TypeVar("T")
 
 NOT_A_MEDICAL_DEVICE = "Research software, not a medical device: no score of it may decide about a patient."
-
-
-class VitmodelError(Exception):
-    """A failure that its message explains to the user; the command line prints it without a traceback and exits with `status`."""
-
-    status = 1
-
-
-class UsageError(VitmodelError):
-    """A wrong argument, key, file or column: something that the user can mend before trying again."""
-
-    status = 2
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from vitmodel.data.manifest import read_manifest, read_table, usable, write_mani
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.source import file_name
 from vitmodel.data.splits import SHARES, assign_splits
+from vitmodel.errors import UsageError
 from vitmodel.measure.metrics import Metrics, measure
 from vitmodel.measure.sample import Sample
 from vitmodel.model.package import load_package
@@ -33,7 +34,11 @@ CURVES = {"loss": "loss", "macro F1": "macro_f1", "AUROC": "auroc"}
 
 
 def versions(config: VersionsConfig) -> None:
-    """Write OUT/versions.md and versions.png. Running it again goes on where it was. Raises VitmodelError with the step that failed."""
+    """Write OUT/versions.md and OUT/versions.png; running it again resumes.
+
+    Raises UsageError if a recipe or a file of weights is missing, VitmodelError with the command that failed.
+    """
+    check_files(config)
     crops, ours, whole = (config.out / name / "manifest.csv" for name in ("crops", "our_crops", "whole"))
     for manifest, size in ((crops, config.size), (ours, config.our_size)):
         run_step("etl", config.source, manifest.parent, "--size", size, "--jobs", config.jobs)
@@ -57,8 +62,20 @@ def versions(config: VersionsConfig) -> None:
     print(f"{text}\n{config.out / 'versions.png'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
+def check_files(config: VersionsConfig) -> None:
+    """Raise UsageError naming a recipe or weights that do not exist: images are cropped for hours before the first training reads them."""
+    for name in ("backbone.yaml", "v2.yaml", "v3.yaml"):
+        if not (config.recipes / name).is_file():
+            raise UsageError(f"recipes: {config.recipes / name} does not exist; name the folder with the three recipes by --recipes")
+    if not config.ours.is_file():
+        raise UsageError(f"ours: {config.ours} does not exist; name a recipe of `vitmodel train` by --ours")
+    for flag, weights in (("weights", config.weights), ("our_weights", config.our_weights)):
+        if weights is not None and not weights.exists():
+            raise UsageError(f"{flag}: {weights} does not exist; correct --{flag.replace('_', '-')} or leave it out")
+
+
 def split(*manifests: Path) -> None:
-    """Give all manifests the same splits by patient, those of the first one."""
+    """Give all manifests the same split by patient, that of the first one."""
     first = assign_splits(read_manifest(manifests[0]), SHARES)
     parts = first.dropna(subset=["split"]).drop_duplicates("patient_id").set_index("patient_id")["split"]
     for manifest in manifests:

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
 
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
 from vitmodel.data.source import find_table, image_files, lookup, side
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.source import distinct, image_files, patient_of, stem
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ import pandas as pd
 
 from vitmodel.config import Preprocessing
 from vitmodel.data.parallel import parallel_map
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.image import open_image
-from vitmodel.pixels.verdict import REFUSED, ImageRefused
+from vitmodel.pixels.verdict import REFUSED
 
 SIDE = 320  # longest side of a thumbnail in pixels: twice what the page shows, for sharp screens and print
 BOX_COLOUR = (0, 159, 230)  # orange (Okabe and Ito) as blue, green, red
@@ -67,7 +68,7 @@ def make_card(row: Any) -> Card:
     try:
         box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
         source = _inline(source_thumbnail(Path(row.source_path), box, Preprocessing.from_json(row.preprocessing)))
-    except ImageRefused as refusal:
+    except ImageRefusedError as refusal:
         problem = REFUSED[refusal.code]
     crop = cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) if Path(row.path).exists() else None
     return Card(row, source, "" if crop is None else _inline(_shrink(crop)), problem)
@@ -76,7 +77,7 @@ def make_card(row: Any) -> Card:
 def source_thumbnail(path: Path, box: Box, preprocessing: Preprocessing) -> np.ndarray:
     """The image at `path` as decoded, H W 3 (blue, green, red), at most SIDE pixels long, with `box` (x0, y0, x1, y1 in its pixels) drawn.
 
-    Raises ImageRefused.
+    Raises ImageRefusedError.
     """
     file = open_image(path, preprocessing.voi, preprocessing.for_processing)
     rows, columns = file.header.rows, file.header.columns

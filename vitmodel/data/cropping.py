@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from vitmodel.config import Preprocessing
+from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.pixels.preprocessing import Geometry, Prepared, preprocess
-from vitmodel.pixels.verdict import ImageRefused
-from vitmodel.utils import VitmodelError, sha256_file
+from vitmodel.utils import sha256_file
 
 Record = dict[str, str | float | None]
 
@@ -37,8 +37,8 @@ def crop_source(source: Source, preprocessing: Preprocessing) -> Cropped:
     try:
         prepared = preprocess(source.path, preprocessing, source.laterality)
         digest = sha256_file(source.path)
-    except ImageRefused as refusal:
-        return Cropped(refused(source, preprocessing, refusal.code, refusal.sentence))
+    except ImageRefusedError as refusal:
+        return Cropped(refused(source, preprocessing, refusal.code, refusal.message))
     except VitmodelError:
         raise
     except Exception as error:  # noqa: BLE001 (the bulkhead between one file and the run: the error becomes the file's verdict)

@@ -16,7 +16,8 @@ from vitmodel.config import AugmentConfig, Size
 from vitmodel.data.lesions import NONE
 from vitmodel.data.samplers import Draw
 from vitmodel.data.transforms import Augmentation
-from vitmodel.utils import VitmodelError, seed_from
+from vitmodel.errors import VitmodelError
+from vitmodel.utils import seed_from
 
 
 class Example(NamedTuple):

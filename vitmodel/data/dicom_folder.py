@@ -12,9 +12,9 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.source import distinct, image_files, images_below, patient_of, stem
+from vitmodel.errors import ImageRefusedError, UsageError
 from vitmodel.pixels.image import open_image
-from vitmodel.pixels.verdict import ImageRefused
-from vitmodel.utils import UsageError, progress
+from vitmodel.utils import progress
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def read_files(files: list[str], root: Path) -> pd.DataFrame:
 def _row(file: str, sorted_by_patient: bool) -> dict[str, Any]:
     try:
         known = {name: value for name, value in asdict(open_image(file).header).items() if name in FROM_HEADER and value not in ("", None)}
-    except ImageRefused:
+    except ImageRefusedError:
         known = {}
     patient = patient_of(file) or (Path(file).parent.name if sorted_by_patient else stem(file))
     return {"image_id": stem(file), "patient_id": patient, "laterality": "", "view": "", "path": file} | known

@@ -18,8 +18,9 @@ from pydicom.uid import UID
 from vitmodel import __version__
 from vitmodel.data.contact_sheet import codes_of, contact_sheet, in_turns
 from vitmodel.data.manifest import breast_ids, duplicates, usable
+from vitmodel.errors import UsageError
 from vitmodel.pixels.verdict import REFUSED, WARNED
-from vitmodel.utils import UsageError, render_page, write_atomic
+from vitmodel.utils import render_page, write_atomic
 
 VERDICTS = ("ok", "warned", "refused")
 CARDS = 48

@@ -24,17 +24,10 @@ from vitmodel.data import dicom_folder
 from vitmodel.data.manifest import as_manifest, merge
 from vitmodel.data.releases import read_release
 from vitmodel.data.source import distinct
-from vitmodel.utils import UsageError, VitmodelError, seed_from
+from vitmodel.errors import InputRefusedError, UsageError, VitmodelError
+from vitmodel.utils import seed_from
 
 logger = logging.getLogger(__name__)
-
-
-class InputRefused(Exception):  # noqa: N818 (a verdict, as in pixels/verdict.py)
-    """An input that gives no image: a code of `verdict.REFUSED` and a sentence that names the cause."""
-
-    def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(code, sentence)
-        self.code, self.sentence = code, sentence
 
 
 def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataFrame:
@@ -57,9 +50,9 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
                 files += _listed(Path(name))
             else:
                 files.append(os.path.abspath(name))
-        except InputRefused as refusal:
+        except InputRefusedError as refusal:
             row = {"image_id": name, "patient_id": name, "laterality": "", "view": "", "path": os.path.abspath(name)}
-            refused.append(row | {"status": "refused", "reason": refusal.code, "remark": refusal.sentence})
+            refused.append(row | {"status": "refused", "reason": refusal.code, "remark": refusal.message})
     if files:
         tables.append(dicom_folder.read_files(_once(files), Path("/")))
     if refused:
@@ -80,11 +73,11 @@ def _names(sources: Sequence[str]) -> Iterator[str]:
 
 
 def _release(source: Path, dataset: str, name: str) -> pd.DataFrame:
-    """The table of `source`, which the user knows by `name`. Raises InputRefused where nothing there is an image."""
+    """The table of `source`, which the user knows by `name`. Raises InputRefusedError where nothing there is an image."""
     if not source.exists():
-        raise InputRefused("missing_file", f"{name} does not exist")
+        raise InputRefusedError("missing_file", f"{name} does not exist")
     if source.is_dir() and not dicom_folder.detect(source) and not any(source.glob("*.csv")):
-        raise InputRefused("not_an_image", f"{name} holds no image; looked for {dicom_folder.LOOKS_FOR}")
+        raise InputRefusedError("not_an_image", f"{name} holds no image; looked for {dicom_folder.LOOKS_FOR}")
     return read_release(source, dataset)
 
 
@@ -98,12 +91,15 @@ def _zipped(name: str, dataset: str, scratch: Path) -> pd.DataFrame:
 
 
 def _unpack(archive: Path, scratch: Path) -> Path:
-    """The folder into which the zip was unpacked. Raises InputRefused where it is damaged or encrypted, VitmodelError on a full disk."""
+    """Unpack the zip below `scratch` and return the folder.
+
+    Raises InputRefusedError if the zip is damaged or encrypted, VitmodelError if the disk is full.
+    """
     folder = scratch / f"{archive.stem}-{seed_from(archive.absolute()):016x}"
     try:
         with zipfile.ZipFile(archive) as content:
             if any(entry.flag_bits & 1 for entry in content.infolist()):
-                raise InputRefused("unreadable", f"{archive} is encrypted; unpack it and name the folder")
+                raise InputRefusedError("unreadable", f"{archive} is encrypted; unpack it and name the folder")
             scratch.mkdir(parents=True, exist_ok=True)
             needed, free = sum(entry.file_size for entry in content.infolist()), shutil.disk_usage(scratch).free
             if needed > free:
@@ -114,19 +110,19 @@ def _unpack(archive: Path, scratch: Path) -> Path:
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # bz2 tells of damage by one without a number
             raise VitmodelError(f"cannot unpack {archive} into {scratch}: {error.strerror}") from error
-        raise InputRefused("unreadable", f"{archive} cannot be unpacked: {error}") from None
+        raise InputRefusedError("unreadable", f"{archive} cannot be unpacked: {error}") from None
     return folder
 
 
 def _listed(dicomdir: Path) -> list[str]:
-    """The image files that a DICOMDIR lists (PS3.10 section 8, PS3.3 F.5), whether they are there or not. Raises InputRefused."""
+    """The image files that a DICOMDIR lists (PS3.10 section 8, PS3.3 F.5), whether they are there or not. Raises InputRefusedError."""
     try:
         records = dcmread(dicomdir).DirectoryRecordSequence
         names = [record.ReferencedFileID for record in records if record.DirectoryRecordType == "IMAGE"]
     except (InvalidDicomError, AttributeError, OSError, ValueError) as error:
-        raise InputRefused("unreadable", f"{dicomdir} cannot be read as a DICOMDIR: {error}") from None
+        raise InputRefusedError("unreadable", f"{dicomdir} cannot be read as a DICOMDIR: {error}") from None
     if not names:
-        raise InputRefused("no_pixels", f"{dicomdir} lists no image")
+        raise InputRefusedError("no_pixels", f"{dicomdir} lists no image")
     folder = os.path.abspath(dicomdir.parent)
     return [os.path.join(folder, *([name] if isinstance(name, str) else name)) for name in names]
 

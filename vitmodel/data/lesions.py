@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vitmodel.errors import UsageError
 from vitmodel.pixels.preprocessing import Geometry
-from vitmodel.utils import UsageError
 
 NONE = np.empty((0, 4), np.float32)
 

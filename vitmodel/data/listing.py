@@ -8,7 +8,7 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table, resolve_paths
 from vitmodel.data.source import header, stem, tables_with
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 LOOKS_FOR = "a CSV file with the columns patient_id and path (or image_path); the manifest's other columns where they are known"
 

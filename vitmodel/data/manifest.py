@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from vitmodel.utils import UsageError, atomic_path
+from vitmodel.errors import UsageError
+from vitmodel.utils import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import joblib
 
 from vitmodel.data.workers import TIME_LIMIT, own_process
-from vitmodel.utils import UsageError, VitmodelError, progress
+from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.utils import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

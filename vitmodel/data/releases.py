@@ -10,7 +10,7 @@ from typing import Protocol
 import pandas as pd
 
 from vitmodel.data import cbis_ddsm, class_folders, cmmd, dicom_folder, inbreast, listing, mias, rsna, vindr
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 logger = logging.getLogger(__name__)
 

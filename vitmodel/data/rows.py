@@ -11,8 +11,8 @@ import pandas as pd
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import Cropped, Record, Source, crop_source
 from vitmodel.data.dataset import read_crop
+from vitmodel.errors import VitmodelError
 from vitmodel.pixels.preprocessing import Geometry
-from vitmodel.utils import VitmodelError
 
 
 class Row(NamedTuple):

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table, usable
-from vitmodel.utils import UsageError, atomic_path, seed_from
+from vitmodel.errors import UsageError
+from vitmodel.utils import atomic_path, seed_from
 
 SHARES: Mapping[str, float] = MappingProxyType({"train": 0.7, "val": 0.15, "test": 0.15})
 

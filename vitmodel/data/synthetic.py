@@ -19,10 +19,11 @@ import numpy as np
 
 from vitmodel.config import Size, SynthConfig
 from vitmodel.data.mammogram import FAULTS, MACHINES, Exposure, Machine, encode
+from vitmodel.errors import UsageError
 from vitmodel.pixels.lesions import BENIGN_KINDS, CANCER_KINDS, ViewName, draw_lesion
 from vitmodel.pixels.looks import dress
 from vitmodel.pixels.phantom import DENSITIES, Box, Breast, render
-from vitmodel.utils import UsageError, progress, seed_from, to_json, write_atomic
+from vitmodel.utils import progress, seed_from, to_json, write_atomic
 
 IMAGE_COLUMNS = ["site_id", "patient_id", "image_id", "laterality", "view", "age"]
 TRAIN_COLUMNS = [*IMAGE_COLUMNS, "cancer", "biopsy", "invasive", "BIRADS", "implant", "density", "machine_id", "difficult_negative_case"]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from vitmodel.utils import VitmodelError
+from vitmodel.errors import VitmodelError, WorkerLostError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ def own_process(
             here.worker.wait_until_ready()
         try:
             return here.worker.call(item, time_limit)
-        except _Lost as loss:
+        except WorkerLostError as loss:
             with lock:
                 if workers is None:  # the end of the run killed it, not the item
                     raise
@@ -62,10 +62,6 @@ def own_process(
             ending, workers = workers or set(), None
         for worker in ending:
             worker.end()
-
-
-class _Lost(Exception):  # noqa: N818 (a verdict on an item, not an error of the program)
-    """The process died of an item, or did not end with it in time."""
 
 
 class _Worker:
@@ -86,17 +82,17 @@ class _Worker:
             raise VitmodelError("a worker process cannot start; a script that is run needs `if __name__ == '__main__':`") from None
 
     def call(self, item: Any, time_limit: float) -> Any:
-        """The result for one item. Raises what the function raises, and _Lost."""
+        """The result for one item. Raises what the function raises, and WorkerLostError."""
         try:
             self.pipe.send(item)
             if not any(self.pipe.poll(1) for _ in range(math.ceil(time_limit))):  # by the second: a run that was stopped for an hour
                 self.end()  # must not take its workers, which were stopped as well, for hung
-                raise _Lost(f"it took more than {time_limit:g} s and was ended")
+                raise WorkerLostError(f"it took more than {time_limit:g} s and was ended")
             error, result = self.pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
             code = self.process.exitcode or 0
-            raise _Lost(f"its process died of {signal.Signals(-code).name if code < 0 else f'exit {code}'}") from None
+            raise WorkerLostError(f"its process died of {signal.Signals(-code).name if code < 0 else f'exit {code}'}") from None
         if error is not None:
             raise error
         return result

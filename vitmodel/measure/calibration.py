@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.sample import Floats
-from vitmodel.utils import UsageError
 
 MIN_SLOPE = 1e-3
 """Stands for 'the logits say nothing' where the data ask for a falling curve: a calibration never turns the ranking round."""

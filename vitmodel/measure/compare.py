@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.bootstrap import Interval, indicator, percentile_limits, resample
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Floats, Sample
-from vitmodel.utils import UsageError
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from vitmodel.errors import UsageError
 from vitmodel.measure import calibration
 from vitmodel.measure.bootstrap import indicator
 from vitmodel.measure.sample import Floats, Sample, to_logit
 from vitmodel.measure.threshold import choose_threshold
-from vitmodel.utils import UsageError
 
 FOLDS = 5
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.bootstrap import Interval, indicator, percentile_limits, resample
 from vitmodel.measure.calibration import logistic_regression
 from vitmodel.measure.curve import MAX_FPR, Curve
 from vitmodel.measure.sample import Floats, Sample, refuse_rows, to_logit
-from vitmodel.utils import UsageError
 
 ECE_BINS = 15
 KNOTS = 512

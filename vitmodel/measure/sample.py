@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 Floats = NDArray[np.float64]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vitmodel.errors import UsageError
 from vitmodel.measure.curve import Curve
 from vitmodel.measure.metrics import Ranking
 from vitmodel.measure.sample import Floats, Sample
-from vitmodel.utils import UsageError
 
 # The curve, and the wanted sensitivity -> what to make large at each of its thresholds.
 OBJECTIVES: dict[str, Callable[[Curve, float], Floats]] = {

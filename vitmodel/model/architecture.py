@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vitmodel.config import SegmentsConfig, Size, require
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 IMAGENET_SIZE = Size(224, 224)
 

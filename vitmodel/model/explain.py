@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitmodel.errors import UsageError
 from vitmodel.model import packing
 from vitmodel.model.network import Network
 from vitmodel.model.packs import Pack
 from vitmodel.model.vit import ROWS, Layout
-from vitmodel.utils import UsageError
 
 Method = Literal["rollout", "gradient", "occlusion", "integrated"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitmodel.utils import UsageError, VitmodelError
+from vitmodel.errors import UsageError, VitmodelError
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")

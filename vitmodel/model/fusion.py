@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitmodel.errors import UsageError
 from vitmodel.model.architecture import NetworkConfig, SourcesConfig, ViTConfig
 from vitmodel.model.packing import Segments
 from vitmodel.model.packs import About, grouped
 from vitmodel.model.vit import Block, draw_matrices
-from vitmodel.utils import UsageError
 
 
 class Adapter(nn.Module):

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitmodel.utils import UsageError
+from vitmodel.errors import UsageError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits and labels (0, 1 or NaN), B each, to one loss per image, B."""

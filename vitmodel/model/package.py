@@ -19,9 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.network import Network
-from vitmodel.utils import UsageError, VitmodelError, atomic_path, to_json, write_atomic
+from vitmodel.utils import atomic_path, to_json, write_atomic
 
 FORMAT_VERSION = 1
 TENSORS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitmodel.errors import UsageError
 from vitmodel.model.architecture import grid_of
-from vitmodel.utils import UsageError
 
 T = TypeVar("T", bound="HasPack")
 

@@ -26,12 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.fusion import SourcedSegments, Sources
 from vitmodel.model.network import Network
 from vitmodel.model.packing import Segments
 from vitmodel.model.packs import Pack
 from vitmodel.model.vit import ROWS, Layout, ViT
-from vitmodel.utils import UsageError, VitmodelError, atomic_path
+from vitmodel.utils import atomic_path
 
 Inputs = dict[str, np.ndarray]
 

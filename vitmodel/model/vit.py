@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitmodel.errors import UsageError
 from vitmodel.model.architecture import ViTConfig, grid_of
 from vitmodel.model.arithmetic import linear
-from vitmodel.utils import UsageError
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

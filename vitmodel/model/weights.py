@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.formats import FOLDER_FILES, read_tensors, to_timm
 from vitmodel.model.vit import ViT, resize_positions
-from vitmodel.utils import UsageError, VitmodelError
 
 Tensors = dict[str, Tensor]
 ACTIONS = ("loaded", "resized", "folded", "dropped", "fresh")

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from vitmodel.pixels.verdict import ImageRefused, Remark
+from vitmodel.errors import ImageRefusedError
+from vitmodel.pixels.verdict import Remark
 
 Side = Literal["left", "right"]
 
@@ -59,10 +60,10 @@ class Breast:
 def find_breast(grey: np.ndarray) -> Breast:
     """The breast in `grey` (H W, float32 in [0, 1], brighter = denser, padding = 0), a view of the whole image about 512 pixels long.
 
-    Raises ImageRefused: `blank` or `no_breast`. A radiograph of another part of the body that fills its image passes for a breast.
+    Raises ImageRefusedError: `blank` or `no_breast`. A radiograph of another part of the body that fills its image passes for a breast.
     """
     if min(grey.shape) < LEAST_SIDE:
-        raise ImageRefused("no_breast", f"the image is a strip or a speck: its view has {grey.shape[0]} x {grey.shape[1]} pixels")
+        raise ImageRefusedError("no_breast", f"the image is a strip or a speck: its view has {grey.shape[0]} x {grey.shape[1]} pixels")
     remarks = []
     view = _normalised(grey)
     content = _content(view)
@@ -97,10 +98,10 @@ def find_breast(grey: np.ndarray) -> Breast:
 
 
 def _normalised(grey: np.ndarray) -> np.ndarray:
-    """The view stretched to [0, 1] and smoothed, so that neither a pedestal nor the brightness matters. Raises ImageRefused."""
+    """The view stretched to [0, 1] and smoothed, so that neither a pedestal nor the brightness matters. Raises ImageRefusedError."""
     low, high = np.quantile(grey[::4, ::4], (0.005, 0.995))
     if high - low < LEAST_RANGE:
-        raise ImageRefused("blank", f"99 % of the pixels differ by less than {LEAST_RANGE:.0%} of the grey scale")
+        raise ImageRefusedError("blank", f"99 % of the pixels differ by less than {LEAST_RANGE:.0%} of the grey scale")
     return cv2.GaussianBlur(np.clip((grey - low) / (high - low), 0, 1).astype(np.float32), (3, 3), 0)
 
 
@@ -195,7 +196,7 @@ def _rim(tone: np.ndarray, dim: np.ndarray, content: Box, mask: np.ndarray) -> n
 def _largest_component(tissue: np.ndarray) -> np.ndarray:
     """The largest connected piece of `tissue` (bool, H W), holes filled. Thin bridges to letters and frames do not connect.
 
-    Raises ImageRefused.
+    Raises ImageRefusedError.
     """
     width = 2 * round(max(tissue.shape) * LEAST_WIDTH / 2) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
@@ -204,7 +205,7 @@ def _largest_component(tissue: np.ndarray) -> np.ndarray:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     if not len(areas) or areas.max() < LEAST_AREA * core.size:
-        raise ImageRefused("no_breast", f"no connected region brighter than air covers {LEAST_AREA:.0%} of the image")
+        raise ImageRefusedError("no_breast", f"no connected region brighter than air covers {LEAST_AREA:.0%} of the image")
     largest = (labels == 1 + np.argmax(areas)).astype(np.uint8)
     grown = cv2.bitwise_and(cv2.dilate(largest, disc), whole)  # gives back the nipple and the corners that the opening took
     outlines, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

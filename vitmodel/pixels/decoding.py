@@ -31,8 +31,8 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import openjpeg
-from vitmodel.pixels.verdict import ImageRefused
 
 Bytes = bytes | memoryview
 
@@ -177,7 +177,7 @@ def grid_offset(level: int) -> float:
 
 
 def reducible(frame: bytes, layout: Layout) -> int:
-    """How many resolution levels `decode` may leave out of this frame. Raises ImageRefused."""
+    """How many resolution levels `decode` may leave out of this frame. Raises ImageRefusedError."""
     if DECODERS[layout.syntax] is not J2K or openjpeg.library() is None:
         return 0
     stream = codestream(frame, layout)
@@ -185,7 +185,7 @@ def reducible(frame: bytes, layout: Layout) -> int:
 
 
 def decode(frame: bytes, layout: Layout, level: int = 0) -> tuple[np.ndarray, str]:
-    """A frame's bit patterns, unsigned H W at 2^-level of the size, rounded up, and the decoder's name. Raises ImageRefused."""
+    """A frame's bit patterns, unsigned H W at 2^-level of the size, rounded up, and the decoder's name. Raises ImageRefusedError."""
     decoders = DECODERS[layout.syntax]
     if decoders is not NATIVE and decoders is not RLE:
         codestream(frame, layout)
@@ -195,7 +195,7 @@ def decode(frame: bytes, layout: Layout, level: int = 0) -> tuple[np.ndarray, st
             return decode_with(decoder, frame, layout, level), decoder.name
         except Exception as error:  # noqa: BLE001 - the decoder boundary: C libraries and their wrappers raise anything on damaged bytes
             problems.append(f"{decoder.name}: {error}")
-    raise ImageRefused("undecodable", f"no decoder can read the {uid.UID(layout.syntax).name} pixels ({'; '.join(problems)})")
+    raise ImageRefusedError("undecodable", f"no decoder can read the {uid.UID(layout.syntax).name} pixels ({'; '.join(problems)})")
 
 
 def decode_with(decoder: Decoder, frame: bytes, layout: Layout, level: int = 0) -> np.ndarray:
@@ -237,23 +237,23 @@ def interpret(patterns: np.ndarray, layout: Layout) -> tuple[np.ndarray, str]:
 
 
 def codestream(frame: bytes, layout: Layout) -> Codestream:
-    """The header of a JPEG, JPEG-LS or JPEG 2000 stream, checked against the file's. Raises ImageRefused."""
+    """The header of a JPEG, JPEG-LS or JPEG 2000 stream, checked against the file's. Raises ImageRefusedError."""
     try:
         start = frame.find(b"\xff\x4f\xff\x51", 0, MAX_HEADER)  # within a JP2 file's boxes where an encoder left them
         stream = jpeg2000_header(memoryview(frame)[start : start + MAX_HEADER]) if start >= 0 else jpeg_header(frame)
     except (IndexError, ValueError):
-        raise ImageRefused("undecodable", "the compressed pixels have no readable header") from None
+        raise ImageRefusedError("undecodable", "the compressed pixels have no readable header") from None
     if b"\xff\xd9" not in frame[-8:]:  # libjpeg would fill the rest with grey and say nothing
-        raise ImageRefused("undecodable", "the compressed pixels are cut short: their end marker is missing")
+        raise ImageRefusedError("undecodable", "the compressed pixels are cut short: their end marker is missing")
     if stream.components != 1:
-        raise ImageRefused("colour", f"the compressed pixels have {stream.components} components")
+        raise ImageRefusedError("colour", f"the compressed pixels have {stream.components} components")
     if (stream.rows, stream.columns) != (layout.rows, layout.columns):
         said = f"Rows x Columns say {layout.rows} x {layout.columns}"
-        raise ImageRefused("bad_header", f"{said}, the compressed pixels {stream.rows} x {stream.columns}")
+        raise ImageRefusedError("bad_header", f"{said}, the compressed pixels {stream.rows} x {stream.columns}")
     if stream.precision > layout.allocated:
-        raise ImageRefused("bad_header", f"BitsAllocated is {layout.allocated}, the compressed pixels have {stream.precision} bits")
+        raise ImageRefusedError("bad_header", f"BitsAllocated is {layout.allocated}, the compressed pixels have {stream.precision} bits")
     if stream.blocks > MAX_BLOCKS:
-        raise ImageRefused("too_large", f"the compressed pixels are cut into more than {MAX_BLOCKS} blocks")
+        raise ImageRefusedError("too_large", f"the compressed pixels are cut into more than {MAX_BLOCKS} blocks")
     return stream
 
 
@@ -276,7 +276,7 @@ def jpeg_header(frame: bytes) -> Codestream:
             repeats = payload[5] > 1 or marker & 3 == 2  # of one component, only a progressive image has more than one scan
             # the marker of a scan cannot stand within one, where FF is followed by a number below 0x80 or by D0-D7
             if repeats and frame.count(b"\xff\xda") > MAX_SCANS:
-                raise ImageRefused("too_large", f"the JPEG has more than {MAX_SCANS} scans")
+                raise ImageRefusedError("too_large", f"the JPEG has more than {MAX_SCANS} scans")
             return Codestream(int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5]), payload[5], payload[0])
         if marker == 0xDA:
             break

@@ -10,11 +10,12 @@ import numpy as np
 from pydicom import uid
 from pydicom.encaps import get_frame
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.dicom_header import identify, judge, read_header, read_layout
 from vitmodel.pixels.dicom_reading import announces_pixels, read_dataset
 from vitmodel.pixels.tags import Tags
-from vitmodel.pixels.verdict import ImageRefused, Remark
+from vitmodel.pixels.verdict import Remark
 from vitmodel.pixels.voi import Display, ForProcessing, read_display
 
 DARK = 0.05
@@ -22,7 +23,7 @@ DARK = 0.05
 
 
 class DicomFile:
-    """One DICOM file as an `ImageFile`. Raises ImageRefused where its header tells that it is no readable mammogram.
+    """One DICOM file as an `ImageFile`. Raises ImageRefusedError where its header tells that it is no readable mammogram.
 
     `voi`: which of several stored VOI LUTs or windows to use, from 1. `for_processing`: what to do with raw detector data: refuse it,
     or show the inverted logarithm ("log").
@@ -39,10 +40,10 @@ class DicomFile:
             self.layout = read_layout(tags, syntax)
             self.display = read_display(tags, self.layout.signed, self.layout.allocated, raw, voi)
             self.header = read_header(tags, self.layout, self.display.name, remarks)
-        except ImageRefused:
+        except ImageRefusedError:
             raise
         except Exception as error:  # what pydicom raises on damaged bytes has no common type
-            raise ImageRefused("bad_header", f"the header cannot be understood: {error}") from error
+            raise ImageRefusedError("bad_header", f"the header cannot be understood: {error}") from error
         self.decoder = ""
 
     @functools.cached_property
@@ -51,7 +52,7 @@ class DicomFile:
         return 0 if self._bright_padding else decoding.reducible(self.frame, self.layout)
 
     def stored(self, level: int = 0) -> np.ndarray:
-        """The stored values, H W, int or uint of 8 or 16 bits, at `level`'s grid (see `decoding.grid_offset`). Raises ImageRefused.
+        """The stored values, H W, int or uint of 8 or 16 bits, at `level`'s grid (see `decoding.grid_offset`). Raises ImageRefusedError.
 
         Padding that would show bright is replaced by the darkest value, so that averages over its border stay dark.
         """
@@ -113,18 +114,18 @@ class DicomFile:
         data = next(iter(Tags(dataset, []).values("PixelData")), None)
         if not isinstance(data, bytes) or not data:
             if announces_pixels(self.path):
-                raise ImageRefused("unreadable", "the file is cut short within its pixel data")
-            raise ImageRefused("no_pixels", "the file has no pixel data, or ends before it")
+                raise ImageRefusedError("unreadable", "the file is cut short within its pixel data")
+            raise ImageRefusedError("no_pixels", "the file has no pixel data, or ends before it")
         if not uid.UID(self.layout.syntax).is_encapsulated:
             if len(data) < expected:
-                raise ImageRefused("unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels")
+                raise ImageRefusedError("unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels")
             if self.layout.syntax == uid.ExplicitVRBigEndian and self.layout.allocated == 8 and dataset["PixelData"].VR == "OW":
                 data = np.frombuffer(data, np.uint16).byteswap().tobytes()  # bytes travel in words (PS3.5 D.1)
             return data[:expected]
         try:
             return get_frame(data, 0, number_of_frames=1)
         except Exception as error:  # damaged item lengths raise any of pydicom's exceptions
-            raise ImageRefused("unreadable", f"the compressed pixels are cut short or damaged: {error}") from error
+            raise ImageRefusedError("unreadable", f"the compressed pixels are cut short or damaged: {error}") from error
 
     def _remark(self, sentence: str) -> None:
         remark = Remark("assumed_values", sentence)

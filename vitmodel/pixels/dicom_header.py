@@ -6,11 +6,12 @@ import re
 
 from pydicom import Dataset, uid
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.decoding import Layout
 from vitmodel.pixels.image import Header
 from vitmodel.pixels.tags import Tags
-from vitmodel.pixels.verdict import ImageRefused, Remark
+from vitmodel.pixels.verdict import REFUSED, Remark
 from vitmodel.pixels.voi import ForProcessing
 
 MAMMOGRAPHY_CLASSES = {
@@ -41,7 +42,7 @@ VIEW_OF_CODE = {code: view for view, codes in VIEW_CODES.items() for code in cod
 
 
 def identify(dataset: Dataset, tags: Tags) -> tuple[str, str]:
-    """Transfer syntax and SOP class. Raises ImageRefused for a syntax that nothing here decodes."""
+    """Transfer syntax and SOP class. Raises ImageRefusedError for a syntax that nothing here decodes."""
     meta = Tags(getattr(dataset, "file_meta", Dataset()), tags.remarks)
     sop_class = tags.text("SOPClassUID") or meta.text("MediaStorageSOPClassUID")
     syntax = meta.text("TransferSyntaxUID")
@@ -50,28 +51,30 @@ def identify(dataset: Dataset, tags: Tags) -> tuple[str, str]:
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         tags.doubt(f"TransferSyntaxUID is missing; {uid.UID(syntax).name} is assumed")
     if syntax not in decoding.DECODERS:
-        raise ImageRefused("undecodable", f"transfer syntax {uid.UID(syntax).name} is not one of a mammogram's")
+        raise ImageRefusedError("undecodable", f"transfer syntax {uid.UID(syntax).name} is not one of a mammogram's")
     return str(syntax), sop_class
 
 
 def judge(tags: Tags, sop_class: str, for_processing: ForProcessing) -> bool:
     """Refuse what is no single grey mammogram for a person to look at; return whether it is raw detector data to be shown all the same."""
     if not tags.values("Rows") and not tags.values("Columns"):
-        raise ImageRefused("no_pixels", f"the object ({tags.code('Modality') or 'no Modality'}) has no Rows and Columns: it is no image")
+        raise ImageRefusedError(
+            "no_pixels", f"the object ({tags.code('Modality') or 'no Modality'}) has no Rows and Columns: it is no image"
+        )
     judge_modality(tags, sop_class)
     frames = tags.integer("NumberOfFrames") or 1
     if frames > 1:
-        raise ImageRefused("multi_frame", f"NumberOfFrames is {frames}: tomosynthesis or a series, of which no frame is the mammogram")
+        raise ImageRefusedError("multi_frame", f"NumberOfFrames is {frames}: tomosynthesis or a series, of which no frame is the mammogram")
     kind = tags.codes("ImageType")
     if sop_class == TOMOSYNTHESIS_CLASS or (any(word.startswith("TOMO") for word in kind) and "GENERATED_2D" not in kind):
-        raise ImageRefused("multi_frame", "the image is one slice or projection of a tomosynthesis")
+        raise ImageRefusedError("multi_frame", "the image is one slice or projection of a tomosynthesis")
     photometric = tags.code("PhotometricInterpretation")
     samples = tags.integer("SamplesPerPixel") or 1
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
-        raise ImageRefused("colour", f"PhotometricInterpretation is {photometric}, SamplesPerPixel {samples}")
+        raise ImageRefusedError("colour", f"PhotometricInterpretation is {photometric}, SamplesPerPixel {samples}")
     raw = tags.code("PresentationIntentType") == "FOR PROCESSING" or sop_class in FOR_PROCESSING_CLASSES
     if raw and for_processing == "refuse":
-        raise ImageRefused("for_processing")
+        raise ImageRefusedError("for_processing", REFUSED["for_processing"])
     return raw
 
 
@@ -82,11 +85,11 @@ def judge_modality(tags: Tags, sop_class: str) -> None:
         return
     where = f"Modality is {modality or 'missing'}, the SOP class {uid.UID(sop_class).name or 'missing'}"
     if modality not in {"", *PROJECTION_MODALITIES}:
-        raise ImageRefused("not_mammography", where)
+        raise ImageRefusedError("not_mammography", where)
     if shows_breast(tags):
         tags.doubt(f"{where}, yet the body part or view is the breast's", "unknown_modality")
     elif modality:
-        raise ImageRefused("not_mammography", f"{where}, and neither body part nor view is the breast's")
+        raise ImageRefusedError("not_mammography", f"{where}, and neither body part nor view is the breast's")
     elif tags.code("ImageLaterality") not in ("L", "R"):  # a release that hides everything but the side was still made of breasts
         tags.doubt(where, "unknown_modality")
 
@@ -98,12 +101,12 @@ def shows_breast(tags: Tags) -> bool:
 
 
 def read_layout(tags: Tags, syntax: str) -> Layout:
-    """How the pixels are stored. Raises ImageRefused naming the tag that makes it impossible to know."""
+    """How the pixels are stored. Raises ImageRefusedError naming the tag that makes it impossible to know."""
     rows, columns, allocated = (required(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
     if rows * columns > decoding.MAX_PIXELS:
-        raise ImageRefused("too_large", f"Rows x Columns are {rows} x {columns}")
+        raise ImageRefusedError("too_large", f"Rows x Columns are {rows} x {columns}")
     if allocated not in (8, 16):
-        raise ImageRefused("bad_header", f"BitsAllocated is {allocated}; a mammogram has 8 or 16")
+        raise ImageRefusedError("bad_header", f"BitsAllocated is {allocated}; a mammogram has 8 or 16")
     stored = tags.integer("BitsStored")
     if stored is None or not 1 <= stored <= allocated:
         tags.doubt(f"BitsStored is {'missing' if stored is None else stored}; BitsAllocated, {allocated}, is assumed")
@@ -121,10 +124,10 @@ def read_layout(tags: Tags, syntax: str) -> Layout:
 
 
 def required(tags: Tags, keyword: str) -> int:
-    """A positive whole number without which no pixel can be read. Raises ImageRefused."""
+    """A positive whole number without which no pixel can be read. Raises ImageRefusedError."""
     value = tags.integer(keyword)
     if value is None or value < 1:
-        raise ImageRefused("bad_header", f"{keyword} is {'missing' if value is None else value}")
+        raise ImageRefusedError("bad_header", f"{keyword} is {'missing' if value is None else value}")
     return value
 
 

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 
 from pydicom import Dataset, dcmread, uid
 
+from vitmodel.errors import DeflatedDataError, ImageRefusedError
 from vitmodel.pixels import decoding
-from vitmodel.pixels.verdict import ImageRefused
+from vitmodel.pixels.verdict import REFUSED
 
 # pydicom warns of every value that breaks the standard's small print; what matters here becomes a remark instead.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
@@ -27,38 +28,34 @@ DEFLATED, EXPLICIT = uid.DeflatedExplicitVRLittleEndian.encode(), uid.ExplicitVR
 
 
 def read_dataset(path: Path, pixels: int = 0) -> Dataset:
-    """The file's header without its pixels or, of at most `pixels` bytes, its pixels without its header. Raises ImageRefused."""
+    """The file's header without its pixels or, of at most `pixels` bytes, its pixels without its header. Raises ImageRefusedError."""
     options: dict[str, Any] = {"specific_tags": ["PixelData"]} if pixels else {"stop_before_pixels": True, "defer_size": SKIP_LARGER}
     try:
         with path.open("rb", buffering=0) as file:
             start = file.read(132)
             if start[128:] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):  # files of old begin with their first group
-                raise ImageRefused("not_an_image")
+                raise ImageRefusedError("not_an_image", REFUSED["not_an_image"])
             file.seek(0)
             limited = LimitedFile(file, MAX_HEADER + pixels)
             try:
                 return dcmread(limited, force=True, **options)
-            except Deflated:
+            except DeflatedDataError:
                 dataset = dcmread(LimitedFile(inflated(limited), MAX_HEADER + pixels), force=True, **options)
                 dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
                 return dataset
-    except ImageRefused:
+    except ImageRefusedError:
         raise
     except FileNotFoundError:
-        raise ImageRefused("missing_file", f"{path} does not exist") from None
+        raise ImageRefusedError("missing_file", f"{path} does not exist") from None
     except Exception as error:  # what pydicom raises on damaged bytes has no common type
-        raise ImageRefused("unreadable", f"the file cannot be parsed as DICOM: {error}") from error
-
-
-class Deflated(Exception):  # noqa: N818 (a turn on the way, not an error)
-    """The file's data set is deflated from here on."""
+        raise ImageRefusedError("unreadable", f"the file cannot be parsed as DICOM: {error}") from error
 
 
 class LimitedFile(io.BufferedReader):
     """A file of which only so many bytes can be read, whatever lengths it states: what would be more is refused, not stored.
 
     Every read also costs `READ_COST` bytes, so that no number of small values keeps a reader busy. To read what is left without
-    saying how much is what pydicom does before it inflates the whole of it; that raises Deflated instead.
+    saying how much is what pydicom does before it inflates the whole of it; that raises DeflatedDataError instead.
     """
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
@@ -71,25 +68,28 @@ class LimitedFile(io.BufferedReader):
         return ""
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next `size` bytes. Raises ImageRefused and Deflated."""
+        """The next `size` bytes. Raises ImageRefusedError and DeflatedDataError."""
         if size is None or size < 0:
-            raise Deflated
+            raise DeflatedDataError
         data = super().read(min(size, max(self.left, 0) + 1))
         self.left -= len(data) + READ_COST
         if self.left < 0:
-            raise ImageRefused("too_large", "the file holds larger or more values than any mammogram")
+            raise ImageRefusedError("too_large", "the file holds larger or more values than any mammogram")
         return data
 
 
 def inflated(file: LimitedFile) -> BinaryIO:
-    """The file with what follows from its position on inflated, and its transfer syntax renamed. Raises ImageRefused and zlib.error."""
+    """Return the file with the data set inflated from the current position on, and its transfer syntax renamed to match.
+
+    Raises ImageRefusedError if the inflated data set is too large, zlib.error if it is damaged.
+    """
     at, limit = file.tell(), MAX_HEADER + 2 * decoding.MAX_PIXELS
     file.raw.seek(0, io.SEEK_SET)
     head = file.raw.read(at).replace(DEFLATED, EXPLICIT)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     body = stream.decompress(file.raw.read(limit), limit)
     if stream.unconsumed_tail:
-        raise ImageRefused("too_large", "the file inflates to more than any mammogram")
+        raise ImageRefusedError("too_large", "the file inflates to more than any mammogram")
     return io.BytesIO(head + body)
 
 

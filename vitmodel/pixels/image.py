@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from vitmodel.pixels.verdict import ImageRefused, Remark
+from vitmodel.errors import ImageRefusedError
+from vitmodel.pixels.verdict import Remark
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ImageFile(Protocol):
         """The name of the decoder that gave the pixels, known after `stored`."""
 
     def stored(self, level: int = 0) -> np.ndarray:
-        """The stored values, H W at rows / 2^level x columns / 2^level (rounded up). Raises ImageRefused."""
+        """The stored values, H W at rows / 2^level x columns / 2^level (rounded up). Raises ImageRefusedError."""
 
     def grey(self, stored: np.ndarray) -> np.ndarray:
         """Stored values (H W, any size, may be averages) as float32 in [0, 1], brighter = denser, padding = 0."""
@@ -60,16 +61,17 @@ class ImageFile(Protocol):
 def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse", "log"] = "refuse") -> ImageFile:
     """Open a DICOM, PNG, JPEG or TIFF file, told apart by its first bytes and not by its name; the options concern DICOM alone.
 
-    `voi` chooses among several stored VOI LUTs or windows, from 1; `for_processing` what to do with raw detector data. Raises ImageRefused.
+    `voi` chooses among several stored VOI LUTs or windows, from 1; `for_processing` what to do with raw detector data.
+    Raises ImageRefusedError.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(132)
     except FileNotFoundError:
-        raise ImageRefused("missing_file", f"{path} does not exist") from None
+        raise ImageRefusedError("missing_file", f"{path} does not exist") from None
     except OSError as error:
-        raise ImageRefused("unreadable", f"{path} cannot be opened: {error.strerror}") from None
+        raise ImageRefusedError("unreadable", f"{path} cannot be opened: {error.strerror}") from None
     if start[128:] != b"DICM" and start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
         from vitmodel.pixels.raster import RasterFile
 

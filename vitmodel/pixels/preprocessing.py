@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 
 from vitmodel.config import Preprocessing, Size
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import Breast, find_breast
 from vitmodel.pixels.image import Header, ImageFile, open_image
-from vitmodel.pixels.verdict import ImageRefused, Remark
+from vitmodel.pixels.verdict import Remark
 
 OVERVIEW = 512  # longest side in pixels of the view in which the breast is looked for
 SMALLEST = 16  # pixels along a side of a canvas: one patch of a ViT
@@ -78,7 +79,7 @@ class Prepared:
 def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") -> Prepared:
     """The crop of the breast in the image at `path`; `laterality` (L, R or '' = unknown) is only compared with the pixels.
 
-    Raises ImageRefused.
+    Raises ImageRefusedError.
     """
     file = open_image(path, config.voi, config.for_processing)
     shape = (file.header.rows, file.header.columns)
@@ -118,15 +119,18 @@ def _source_box(breast: Breast, view: tuple[int, ...], source: tuple[int, int]) 
 
 
 def _canvas(box: tuple[int, int, int, int], header: Header, config: Preprocessing) -> Size:
-    """The size that was asked for or, where a scale was, that of the box; whoever cuts it into patches pads it. Raises ImageRefused."""
+    """Return the requested size or, if a scale was requested, the size of the box at that scale; callers pad it to whole patches.
+
+    Raises ImageRefusedError if the pixel spacing is unknown or the result is too large.
+    """
     if config.mm_per_pixel is None:
         return config.size
     if header.spacing is None:
-        raise ImageRefused("no_spacing", "the file states no pixel spacing, which a scale in mm needs")
+        raise ImageRefusedError("no_spacing", "the file states no pixel spacing, which a scale in mm needs")
     (row, column), (x0, y0, x1, y1) = header.spacing, box
     height = row * (y1 - y0)
     if not (0.99 < row / column < 1.01 and LIKELY_MM[0] <= height <= LIKELY_MM[1]):
-        raise ImageRefused("no_spacing", f"pixels of {row:g} x {column:g} mm are not square or make a breast of {height:.0f} mm")
+        raise ImageRefusedError("no_spacing", f"pixels of {row:g} x {column:g} mm are not square or make a breast of {height:.0f} mm")
     scale = row / config.mm_per_pixel
     return Size(max(SMALLEST, round((y1 - y0) * scale)), max(SMALLEST, round((x1 - x0) * scale)))
 

@@ -11,9 +11,10 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.decoding import MAX_PIXELS, jpeg_header
 from vitmodel.pixels.image import Header
-from vitmodel.pixels.verdict import ImageRefused, Remark
+from vitmodel.pixels.verdict import Remark
 
 HEAD_BYTES = 1 << 20
 """Enough for the size to be found in; a JPEG's may stand behind a colour profile and a thumbnail."""
@@ -40,20 +41,20 @@ class RasterFile:
                 file.seek(max(0, size - 4096))
                 tail = file.read()
         except FileNotFoundError:
-            raise ImageRefused("missing_file", f"{path} does not exist") from None
+            raise ImageRefusedError("missing_file", f"{path} does not exist") from None
         except OSError as error:
-            raise ImageRefused("unreadable", f"{path} cannot be read: {error.strerror}") from None
+            raise ImageRefusedError("unreadable", f"{path} cannot be read: {error.strerror}") from None
         if rows * columns * samples > MAX_PIXELS:
-            raise ImageRefused("too_large", f"the picture is {rows} x {columns} with {samples} values a pixel")
+            raise ImageRefusedError("too_large", f"the picture is {rows} x {columns} with {samples} values a pixel")
         if size > HEAD_BYTES + 4 * rows * columns * samples:  # twice what it needs without any compression
-            raise ImageRefused("too_large", f"the file has {size} bytes, many times those of its {rows} x {columns} picture")
+            raise ImageRefusedError("too_large", f"the file has {size} bytes, many times those of its {rows} x {columns} picture")
         if {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}.get(head, b"") not in tail:
-            raise ImageRefused("unreadable", "the picture is cut short: its end marker is missing")
+            raise ImageRefusedError("unreadable", "the picture is cut short: its end marker is missing")
         remarks = (Remark("lossy", "the picture is a JPEG"),) if head == b"\xff\xd8" else ()
         self.header = Header(rows, columns, bits, photometric="MONOCHROME2", transfer_syntax="", voi="full", remarks=remarks)
 
     def stored(self, level: int = 0) -> np.ndarray:
-        """The picture as uint8 or uint16, H W; only `level` 0. Raises ImageRefused."""
+        """The picture as uint8 or uint16, H W; only `level` 0. Raises ImageRefusedError."""
         if level:
             raise ValueError(f"level {level} is not 0")
         return self._pixels
@@ -68,31 +69,33 @@ class RasterFile:
             pixels = cv2.imread(str(self.path), cv2.IMREAD_UNCHANGED)
             pages = cv2.imcount(str(self.path))
         except cv2.error as error:
-            raise ImageRefused("undecodable", f"OpenCV cannot decode the picture: {error.err}") from None
+            raise ImageRefusedError("undecodable", f"OpenCV cannot decode the picture: {error.err}") from None
         if pixels is None:
-            raise ImageRefused("undecodable", "OpenCV cannot decode the picture: it is damaged or cut short")
+            raise ImageRefusedError("undecodable", "OpenCV cannot decode the picture: it is damaged or cut short")
         if pages > 1:
-            raise ImageRefused("multi_frame", f"the file holds {pages} pictures")
+            raise ImageRefusedError("multi_frame", f"the file holds {pages} pictures")
         if pixels.dtype not in (np.uint8, np.uint16):
-            raise ImageRefused("undecodable", f"the picture's values are {pixels.dtype}, not 8 or 16 bits")
+            raise ImageRefusedError("undecodable", f"the picture's values are {pixels.dtype}, not 8 or 16 bits")
         if pixels.shape[:2] != (self.header.rows, self.header.columns):
-            raise ImageRefused("bad_header", f"the picture is {pixels.shape[:2]}, its header says {self.header.rows, self.header.columns}")
+            raise ImageRefusedError(
+                "bad_header", f"the picture is {pixels.shape[:2]}, its header says {self.header.rows, self.header.columns}"
+            )
         return single_channel(pixels)
 
 
 def single_channel(pixels: np.ndarray) -> np.ndarray:
-    """H W [C] as H W where the colour channels agree; an alpha channel does not count. Raises ImageRefused."""
+    """H W [C] as H W where the colour channels agree; an alpha channel does not count. Raises ImageRefusedError."""
     if pixels.ndim == 2:
         return pixels
     blue, green, red = cv2.split(pixels)[:3] if pixels.shape[2] > 2 else [cv2.split(pixels)[0]] * 3
     tolerance = CHANNEL_TOLERANCE * np.iinfo(pixels.dtype).max // 255
     if max(cv2.absdiff(green, blue).max(), cv2.absdiff(green, red).max()) > tolerance:
-        raise ImageRefused("colour", "the picture's red, green and blue differ")
+        raise ImageRefusedError("colour", "the picture's red, green and blue differ")
     return green
 
 
 def read_size(file: BinaryIO) -> tuple[int, int, int, int]:
-    """Rows, columns, bits of a channel and channels from a file's header. Raises ImageRefused."""
+    """Rows, columns, bits of a channel and channels from a file's header. Raises ImageRefusedError."""
     head = file.read(HEAD_BYTES)
     try:
         if head.startswith(b"\x89PNG"):
@@ -103,7 +106,7 @@ def read_size(file: BinaryIO) -> tuple[int, int, int, int]:
             return frame.rows, frame.columns, frame.precision, frame.components
         return tiff_size(file)
     except (ValueError, IndexError, KeyError, struct.error):
-        raise ImageRefused("unreadable", "the picture's header cannot be read") from None
+        raise ImageRefusedError("unreadable", "the picture's header cannot be read") from None
 
 
 def tiff_size(file: BinaryIO) -> tuple[int, int, int, int]:

@@ -11,10 +11,10 @@ from pydicom import Dataset, dcmwrite, uid
 from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate
 
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding, openjpeg
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.dicom_reading import read_dataset
-from vitmodel.pixels.verdict import ImageRefused
 
 
 def transcode(path: Path | str) -> bytes | None:
@@ -22,7 +22,7 @@ def transcode(path: Path | str) -> bytes | None:
 
     None where a copy gains nothing (HTJ2K already) or could lose something (big endian, whose binary tables nobody can swap for sure).
     The copy is decoded again before it is returned. It leaves out what is never read: values of a megabyte and more, such as private
-    copies of the raw data. Raises ImageRefused.
+    copies of the raw data. Raises ImageRefusedError.
     """
     original = DicomFile(path, for_processing="log")
     layout = original.layout
@@ -33,7 +33,7 @@ def transcode(path: Path | str) -> bytes | None:
         values = decoding.interpret(values, layout)[0]
     frame = bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(values), reversible=True))
     if not np.array_equal(openjpeg.decode(frame), values):
-        raise ImageRefused("undecodable", "an HTJ2K copy would have other pixels")
+        raise ImageRefusedError("undecodable", "an HTJ2K copy would have other pixels")
     return with_frame(read_dataset(Path(path)), frame)
 
 

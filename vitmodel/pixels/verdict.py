@@ -1,4 +1,4 @@
-"""Verdicts on an image: the one list of reasons for which a file is refused or doubted. Knows no pixels."""
+"""Reason codes for images that are refused or used with a warning."""
 
 from __future__ import annotations
 
@@ -48,19 +48,3 @@ class Remark:
 
     def __post_init__(self) -> None:
         assert self.code in WARNED, self.code
-
-
-class ImageRefused(Exception):  # noqa: N818 (the verdict's name, not an error of the program)
-    """An image that must not be used: a code of `REFUSED` and a sentence that names the cause in this file.
-
-    It pickles, so that worker processes can raise it.
-    """
-
-    def __init__(self, code: str, sentence: str | None = None) -> None:
-        assert code in REFUSED, code
-        super().__init__(code, sentence)
-        self.code = code
-        self.sentence = sentence or REFUSED[code]
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.sentence}"

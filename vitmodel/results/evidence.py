@@ -12,9 +12,8 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
 from pydicom.valuerep import DA, TM
 
+from vitmodel.errors import ImageRefusedError, UsageError
 from vitmodel.pixels.dicom_reading import read_dataset
-from vitmodel.pixels.verdict import ImageRefused
-from vitmodel.utils import UsageError
 
 # highdicom warns of person names of one part, and prints them; no name belongs into a log.
 warnings.filterwarnings("ignore", module=r"highdicom\.")
@@ -49,13 +48,13 @@ class Software:
 def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dataset:
     """The header of a source image as results refer to it; what the standard demands and the file lacks is empty or derived.
 
-    Raises ImageRefused where the file is no DICOM object, or has no SOP Instance UID that a result could refer to.
+    Raises ImageRefusedError where the file is no DICOM object, or has no SOP Instance UID that a result could refer to.
     """
     header = read_dataset(Path(path))
     meta = header.file_meta if hasattr(header, "file_meta") else Dataset()
     name = header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID")
     if not name:
-        raise ImageRefused("bad_header", "the file has no SOP Instance UID, so that no DICOM result can refer to it")
+        raise ImageRefusedError("bad_header", "the file has no SOP Instance UID, so that no DICOM result can refer to it")
     header.SOPInstanceUID = name
     header.SOPClassUID = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
     for keyword in MAY_BE_EMPTY:

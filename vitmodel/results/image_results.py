@@ -11,11 +11,11 @@ import pandas as pd
 from pydicom import Dataset
 
 from vitmodel.config import Preprocessing
-from vitmodel.pixels.verdict import ImageRefused
+from vitmodel.errors import ImageRefusedError, UsageError
 from vitmodel.results.evidence import Software, deidentifier, read_evidence
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.overlay import Caption, draw_overlay, read_picture
-from vitmodel.utils import UsageError, atomic_path, write_atomic
+from vitmodel.utils import atomic_path, write_atomic
 
 Region = list[list[float]]
 
@@ -106,7 +106,7 @@ class ResultWriter:
         """The image's header as results refer to it; None where it is no DICOM object that one could refer to."""
         try:
             return read_evidence(path, self.deidentify)
-        except ImageRefused:
+        except ImageRefusedError:
             return None
 
     def save(self, result: Dataset) -> Path:

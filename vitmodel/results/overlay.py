@@ -49,7 +49,10 @@ class Picture:
 
 
 def read_picture(path: Path | str, heat: HeatMap, preprocessing: Preprocessing, inverted: bool) -> Picture:
-    """The image at `path` at a scale at which its breast is SIDE pixels long, or as it is where that is smaller. Raises ImageRefused."""
+    """Return the image at `path`, scaled down so that its breast is at most SIDE pixels long.
+
+    Raises ImageRefusedError if the image cannot be read.
+    """
     file = open_image(path, preprocessing.voi, preprocessing.for_processing)
     x0, y0, x1, y1 = heat.geometry.box
     scale = min(1.0, SIDE / max(y1 - y0, x1 - x0))

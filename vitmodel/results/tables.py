@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.utils import UsageError, atomic_path, write_atomic
+from vitmodel.errors import UsageError
+from vitmodel.utils import atomic_path, write_atomic
 
 
 def write_scores(

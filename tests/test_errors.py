@@ -1,0 +1,70 @@
+"""All exceptions derive from one base class, are declared in one module, and survive being sent to another process."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vitmodel import errors
+from vitmodel.pixels.verdict import REFUSED
+
+PACKAGE = Path(errors.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+VERDICTS = {"ImageRefusedError", "InputRefusedError"}
+CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+
+
+def raised_verdicts() -> Iterator[tuple[str, ast.Call]]:
+    """Yield file name and call of every verdict that the package raises."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in VERDICTS:
+                yield path.name, node
+
+
+def test_errors_are_declared_in_one_module() -> None:
+    names = {cls.__name__ for cls in CLASSES}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and path.name != "errors.py":
+                bases = {ast.unparse(base).rsplit(".", 1)[-1] for base in node.bases}
+                assert not bases & (names | {"Exception", "ValueError", "RuntimeError"}), f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_error_derives_from_the_base_class_and_is_documented(cls: type[Exception]) -> None:
+    assert issubclass(cls, errors.VitmodelError)
+    assert cls.__name__.endswith("Error")
+    assert cls.__doc__
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UsageError("wrong"),
+        errors.ImageRefusedError("blank", "all pixels are 0"),
+        errors.InputRefusedError("unreadable", "the zip is encrypted"),
+        errors.RequestRefusedError(413, "too large"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_pickles_with_its_attributes(error: errors.VitmodelError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
+
+
+def test_every_verdict_that_is_raised_has_a_known_reason_code() -> None:
+    calls = list(raised_verdicts())
+    assert len(calls) > 40
+    for name, call in calls:
+        assert len(call.args) == 2, f"{name}:{call.lineno}"
+        code = call.args[0]
+        codes = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        assert codes, f"{name}:{call.lineno}: the code is not a literal"
+        assert codes <= set(REFUSED), f"{name}:{call.lineno}"
