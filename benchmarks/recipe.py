@@ -343,7 +343,7 @@ def tune(name: str, dataset: str, data: Data, budget: Budget) -> tuple[np.ndarra
             predictor.score_images(films.table).to_csv(temporary, index=False)
     tables = (read_table(path, ["image_id", "score"]).set_index("image_id") for path in (folder / "out_of_fold.csv", said))
     own, of_films = (table["score"].astype(float) for table in tables)
-    parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
+    parameters = sum(parameter.numel() for parameter in predictor.ensemble.model.parameters())
     return logit(own[data.table["image_id"]].to_numpy()), logit(of_films[films.table["image_id"]].to_numpy()), parameters
 
 

@@ -32,8 +32,9 @@ from vitmodel.data.rows import Row
 from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
 from vitmodel.model.packs import About
-from vitmodel.predictor import TOGETHER, Loaded, Predictor
+from vitmodel.predictor import Predictor
 from vitmodel.scores import has_reason, say_fallbacks
+from vitmodel.scoring_stream import GROUP_IMAGES, LoadedImage, ScoringStream, Timings
 from vitmodel.utils import UsageError, sha256_file
 
 
@@ -62,15 +63,16 @@ def test_crops_do_not_pile_up(predictor: Predictor, crops: Path) -> None:
     begun: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
-    class Watched(Predictor):
-        def load(self, row: Row, about: About = About()) -> Loaded:  # noqa: B008
-            loaded = super().load(row, about)
+    class Watched(ScoringStream):
+        def load(self, row: Row, metadata: About = About()) -> LoadedImage:  # noqa: B008
+            loaded = super().load(row, metadata)
             begun.extend([weakref.ref(loaded.cropped.crop)] if loaded.cropped.crop is not None else [])
             held.append(sum(crop() is not None for crop in begun))
             return loaded
 
-    Watched(predictor.config).score_images(read_manifest(crops / "manifest.csv"))
-    most = 2 * TOGETHER + 4
+    stream = Watched(predictor.ensemble, predictor.config, Timings())
+    assert sum(1 for _ in stream.scores(predictor.attach(read_manifest(crops / "manifest.csv")))) > 0
+    most = 2 * GROUP_IMAGES + 4
     assert len(begun) > most
     assert max(held) <= most
 
@@ -344,7 +346,7 @@ def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: P
     table = read_manifest(run / "manifest.csv").query("split == 'val'")
     scored = predictor.score_breasts(predictor.score_images(table)).set_index(["patient_id", "laterality"]).loc[breasts.index]
     np.testing.assert_allclose(scored["probability"], fitted.apply(breasts["logit"]), rtol=1e-4)
-    assert predictor.package["calibration"]["prevalence"] == breasts["cancer"].mean()
+    assert predictor.ensemble.package["calibration"]["prevalence"] == breasts["cancer"].mean()
 
 
 def test_a_package_that_was_calibrated_image_by_image_is_read_as_it_was(run: Path, crops: Path, tmp_path: Path) -> None:
@@ -355,7 +357,7 @@ def test_a_package_that_was_calibrated_image_by_image_is_read_as_it_was(run: Pat
     (tmp_path / "package" / "config.json").write_text(json.dumps(document))
     predictor = Predictor(PredictorConfig(package=tmp_path / "package", jobs=1))
     images = predictor.score_images(read_manifest(crops / "manifest.csv"))
-    assert predictor.calibrated == "image"
+    assert predictor.ensemble.calibrated == "image"
     expected = images["probability"].groupby(breast_ids(images), sort=False).mean()
     np.testing.assert_allclose(predictor.score_breasts(images)["probability"], expected)
 
@@ -516,7 +518,7 @@ def test_images_without_a_hash_are_known_by_what_scoring_read_or_said_to_be_unkn
 
 def test_seen_images_are_told_by_their_bytes(run: Path, predictor: Predictor) -> None:
     table = read_manifest(run / "manifest.csv")
-    assert was_seen(table, predictor.package["data"]).sum() == (table["split"] != "test").sum()
+    assert was_seen(table, predictor.ensemble.package["data"]).sum() == (table["split"] != "test").sum()
 
 
 @pytest.mark.parametrize(

@@ -22,17 +22,16 @@ from vitmodel.config import PredictConfig
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.journal import Journal, exclusive, state
 from vitmodel.data.manifest import breast_ids
-from vitmodel.data.rows import Row, rows_of
+from vitmodel.data.rows import Row
 from vitmodel.data.source import file_name
-from vitmodel.exams import about_images
 from vitmodel.model.explain import SCALES, UNITS, Method
-from vitmodel.model.packs import grouped
-from vitmodel.predictor import Predictor, Scored
+from vitmodel.predictor import Predictor
 from vitmodel.results.evidence import Software
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import Image, ResultWriter
 from vitmodel.results.tables import write_scores
 from vitmodel.scores import say_fallbacks, say_recropped
+from vitmodel.scoring_stream import ScoredImage, ScoringRows
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, seed_from
 
 SHOWN = 20  # refused images named on the screen
@@ -46,16 +45,17 @@ def predict(config: PredictConfig) -> int:
     predictor = Predictor(config)
     with exclusive(config.out):
         unpacked = config.out / ".unpacked"
-        table = read_inputs(config.source, config.dataset, unpacked)
-        say_recropped(table, predictor.package["preprocessing"])
-        entries, done = score(table, predictor, config)
-        images = predictor.tabulate(table, [entry["record"] for entry in entries], [np.array(entry["logits"], float) for entry in entries])
+        rows = predictor.attach(read_inputs(config.source, config.dataset, unpacked))
+        say_recropped(rows.table, predictor.ensemble.package["preprocessing"])
+        entries, done = score(rows, predictor, config)
+        logits = [np.array(entry["logits"], float) for entry in entries]
+        tables = predictor.tables(rows.table, [entry["record"] for entry in entries], logits)
+        images, breasts = tables.images, tables.breasts
         say_fallbacks(images)
-        breasts = predictor.score_breasts(images)
         with predictor.timings.of("writing"):
-            write_scores(images, breasts, predictor.score_patients(breasts), config.out, config.parquet, config.jsonl)
+            write_scores(*tables, config.out, config.parquet, config.jsonl)
             if config.dicom:
-                report(table, images, breasts, entries, predictor, config)
+                report(rows, images, breasts, entries, predictor, config)
         shutil.rmtree(unpacked, ignore_errors=True)
     seconds = time.perf_counter() - start
     print(f"{seconds:.1f} s, {1e3 * seconds / max(1, done):.0f} ms per image, of it {predictor.timings.per_image(done)}")
@@ -65,25 +65,24 @@ def predict(config: PredictConfig) -> int:
     return summarise(images, breasts, config) or int(bool(failures))
 
 
-def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> tuple[list[Entry], int]:
-    """What became of each row: its record, its logits and, with a heat map, the hottest region; and how many rows are of this run.
+def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig) -> tuple[list[Entry], int]:
+    """Return an entry per row (record, logits and, with a heat map, the hottest region) and how many rows this run has scored.
 
-    Each is in the journal as soon as it is known, so that a killed run resumes.
+    Entries are written to the journal one by one, so that an interrupted run can be resumed.
     """
     journal_path = config.out / "journal.jsonl"
     if not config.resume:
         journal_path.unlink(missing_ok=True)
     journal = Journal(journal_path)
-    rows = rows_of(table)
-    settings = f"{predictor.fingerprint()} {config.explain} dicom={config.dicom} {seed_from(config.deidentify)}"
-    known = about_images(table, predictor.model.config)
-    marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows]
-    if predictor.model.sources or predictor.fused:
-        marks = [f"{mark} {about.sources} {about.view}" for mark, about in zip(marks, known, strict=True)]
+    table = rows.table
+    settings = f"{predictor.ensemble.fingerprint()} {config.explain} dicom={config.dicom} {seed_from(config.deidentify)}"
+    marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows.rows]
+    if predictor.ensemble.model.sources or predictor.ensemble.fused:
+        marks = [f"{mark} {about.sources} {about.view}" for mark, about in zip(marks, rows.metadata, strict=True)]
     keys = [path or image for path, image in zip(table["path"], table["image_id"], strict=True)]  # a refused row may have no path
     todo = []
-    for unit in grouped(about.exam for about in known):  # an exam is fused anew if any of its images changed, came or went
-        exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}" if predictor.fused else ""
+    for unit in rows.exams():  # an exam is fused anew if any of its images changed, came or went
+        exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}" if predictor.ensemble.fused else ""
         for n in unit:
             marks[n] += exam
         if not all(is_done(journal.entries.get(keys[n], {}), marks[n], config.out) for n in unit):
@@ -93,7 +92,7 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
         print(f"{len(rows) - len(todo)} of {len(rows)} images are scored already")
     writer = result_writer(predictor, config) if config.explain else None
     try:
-        for place, scored in predictor.stream(table.iloc[todo]):
+        for place, scored in predictor.scores(rows.take(todo)):
             number = todo[place]
             entry: Entry = {
                 "mark": marks[number],
@@ -101,7 +100,7 @@ def score(table: pd.DataFrame, predictor: Predictor, config: PredictConfig) -> t
                 "logits": [[None if np.isnan(logit) else logit for logit in level] for level in scored.logits.tolist()],
             }
             if writer is not None and config.explain and scored.loaded.pack is not None:
-                entry |= explain(table.iloc[number], rows[number], scored, predictor, writer, config.explain)
+                entry |= explain(table.iloc[number], rows.rows[number], scored, predictor, writer, config.explain)
             journal.append(keys[number], entry)
     finally:
         journal.close()
@@ -113,7 +112,7 @@ def is_done(entry: Entry, mark: str, out: Path) -> bool:
     return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
 
 
-def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, writer: ResultWriter, method: Method) -> Entry:
+def explain(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: Method) -> Entry:
     """Draw what the score rests on; the region that goes into the report."""
     cropped = scored.loaded.cropped
     known: dict[str, Any] = cropped.record
@@ -124,7 +123,7 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
         values=predictor.explain(scored.loaded, method),
         tissue=cropped.crop > 0,
         geometry=cropped.geometry,
-        patch=predictor.model.config.vit.patch,
+        patch=predictor.ensemble.model.config.vit.patch,
         source=(int(known["source_height"]), int(known["source_width"])),
     )
     image = Image(
@@ -132,7 +131,7 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
         path=row.source,
         side=place.laterality,
         view=place.view,
-        probability=predictor.probability(scored.logits[:1])[0],
+        probability=predictor.ensemble.probability(scored.logits[:1])[0],
         inverted="inverted" in (known["reason"] or ""),
     )
     with predictor.timings.of("writing"):
@@ -146,33 +145,35 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
 
 
 def report(
-    table: pd.DataFrame, images: pd.DataFrame, breasts: pd.DataFrame, entries: list[Entry], predictor: Predictor, config: PredictConfig
+    rows: ScoringRows, images: pd.DataFrame, breasts: pd.DataFrame, entries: list[Entry], predictor: Predictor, config: PredictConfig
 ) -> None:
-    """The structured reports, and how many images could have none."""
-    rows = images[["laterality", "probability"]].assign(
-        path=[str(row.source) for row in rows_of(table)],
+    """Write the structured reports and print how many images could have none."""
+    findings = images[["laterality", "probability"]].assign(
+        path=[str(row.source) for row in rows.rows],
         prediction_id=breast_ids(images),
         region=[entry.get("region") for entry in entries],
     )
-    studies, without = result_writer(predictor, config).report(rows, breasts)
+    studies, without = result_writer(predictor, config).report(findings, breasts)
     print(f"{studies} structured reports in {config.out / 'dicom'}" + (f"; {without} scored images can have none" if without else ""))
 
 
 def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
     """The writer of this run's results, which name model and version."""
-    architecture = predictor.model.config.vit
+    architecture = predictor.ensemble.model.config.vit
     software = Software(
         version=__version__,
         model=f"ViT {architecture.depth} x {architecture.dim}, patch {architecture.patch}",
-        serial=predictor.fingerprint()[:16],
+        serial=predictor.ensemble.fingerprint()[:16],
         parameters=(
-            f"packages: {len(predictor.members)}, flip averaging: {'yes' if predictor.flip else 'no'}",
-            f"breast: {predictor.aggregation} of its images; threshold {predictor.threshold:.4f}",
+            f"packages: {len(predictor.ensemble.members)}, flip averaging: {'yes' if predictor.ensemble.flip else 'no'}",
+            f"breast: {predictor.ensemble.aggregation} of its images; threshold {predictor.ensemble.threshold:.4f}",
             f"heat map: {config.explain}",
             NOT_A_MEDICAL_DEVICE,
         ),
     )
-    return ResultWriter(config.out, software, predictor.preprocessing, predictor.threshold, config.dicom, config.deidentify)
+    return ResultWriter(
+        config.out, software, predictor.ensemble.preprocessing, predictor.ensemble.threshold, config.dicom, config.deidentify
+    )
 
 
 def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig) -> int:
