@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from vitmodel.commands.predict import predict
 from vitmodel.config import PredictConfig, PredictorConfig
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.source import image_files
-from vitmodel.predict import predict
 from vitmodel.predictor import Predictor
 from vitmodel.scoring_stream import ScoredImage, ScoringRows
 from vitmodel.utils import to_json, write_atomic

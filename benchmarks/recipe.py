@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitmodel.cli import main as vitmodel
+from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Size
 from vitmodel.data.dataset import read_crop
 from vitmodel.data.manifest import breast_ids, read_manifest, read_table, usable
@@ -40,7 +41,6 @@ from vitmodel.data.phantoms import crop_phantom, draw_phantom
 from vitmodel.data.samplers import Shuffled
 from vitmodel.data.splits import assign_folds
 from vitmodel.data.transforms import Augmentation
-from vitmodel.image_ETL import etl
 from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
 from vitmodel.measure.metrics import Ranking, measure
 from vitmodel.measure.sample import Sample

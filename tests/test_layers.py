@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 STAGES = {
-    "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve", "demo", "info",
+    "commands", "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve", "demo", "info",
 }  # fmt: skip
 GROUND = {"config", "utils"}
 MAY_IMPORT = {  # of ours, beside its own folder and the ground floor

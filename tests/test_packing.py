@@ -22,11 +22,11 @@ from torch import Tensor
 
 from vitmodel.batches import Batches
 from vitmodel.cli import main
+from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Preprocessing, Size, TrainConfig
 from vitmodel.data.dataset import CropDataset, crop_size
 from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.samplers import Shuffled
-from vitmodel.image_ETL import etl
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.packing import Segments, attention, attention_maps, compile_blocks, forward
 from vitmodel.model.packs import Pack, fill, pack

@@ -540,7 +540,9 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_a_cold_start_loads_neither_a_compiler_nor_a_trainer(run: Path) -> None:
     """Each of them takes seconds to import."""
-    code = f"import sys, vitmodel.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+    code = (
+        f"import sys, vitmodel.commands.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+    )
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert "torch" in loaded
     assert not loaded & {"torch._dynamo", "sympy", "lightning", "sklearn", "matplotlib", "highdicom", "captum"}

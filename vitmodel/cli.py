@@ -27,14 +27,14 @@ class Verb(NamedTuple):
 
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.data.synthetic", "write_release"),
-    "etl": Verb("ETLConfig", "vitmodel.image_ETL", "etl"),
+    "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl"),
     "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain"),
-    "train": Verb("TrainConfig", "vitmodel.train", "train"),
+    "train": Verb("TrainConfig", "vitmodel.commands.train", "train"),
     "tune": Verb("TuneConfig", "vitmodel.tune", "tune"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate"),
     "compare": Verb("CompareConfig", "vitmodel.compare", "compare_models"),
     "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out"),
-    "predict": Verb("PredictConfig", "vitmodel.predict", "predict"),
+    "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict"),
     "serve": Verb("ServeConfig", "vitmodel.serve", "serve"),
     "versions": Verb("VersionsConfig", "vitmodel.versions", "versions"),
     "export": Verb("ExportConfig", "vitmodel.export", "export"),
