@@ -12,7 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 STAGES = {
-    "commands", "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve", "demo", "info",
+    "commands", "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve",
+    "demo", "info",
 }  # fmt: skip
 GROUND = {"config", "utils"}
 MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
@@ -31,6 +32,25 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "scoring_stream": {"data", "ensemble", "exams", "model"},
     "scores": {"data", "ensemble", "exams", "measure", "pixels"},
     "predictor": {"data", "ensemble", "model", "scores", "scoring_stream"},
+    "explanation": {"data", "model", "predictor", "results", "scoring_stream"},
+    "in_memory": set(),
+    "options": set(),
+    "prediction": {"results"},
+    "artifacts": {"data", "measure"},
+    "api": {
+        "artifacts",
+        "commands",
+        "data",
+        "evaluate",
+        "explanation",
+        "in_memory",
+        "model",
+        "options",
+        "prediction",
+        "predictor",
+        "results",
+    },
+    "__init__": {"api", "artifacts", "explanation", "in_memory", "measure", "model", "prediction"},
     "results": {"pixels"},
     "steps": set(),
     "evaluation": {"data", "measure"},

@@ -33,7 +33,7 @@ from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
 from vitmodel.model.packs import About
 from vitmodel.predictor import Predictor
-from vitmodel.scores import has_reason, say_fallbacks
+from vitmodel.scores import fallback_messages, has_reason
 from vitmodel.scoring_stream import GROUP_IMAGES, LoadedImage, ScoringStream, Timings
 from vitmodel.utils import UsageError, sha256_file
 
@@ -294,7 +294,7 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
     apart = [each.score_images(table)["probability"].to_numpy() for each in single]
     assert np.nanmax(np.abs(apart[0] - apart[1])) > 0.01
     np.testing.assert_allclose(both.score_images(table)["probability"], np.mean(apart, axis=0))
-    assert both.threshold == pytest.approx((single[0].threshold + 0.9) / 2)
+    assert both.ensemble.threshold == pytest.approx((single[0].ensemble.threshold + 0.9) / 2)
     document["preprocessing"] = document["preprocessing"].replace("64x32", "128x64")
     (tmp_path / "other" / "config.json").write_text(json.dumps(document))
     with pytest.raises(UsageError, match="preprocessing"):
@@ -328,12 +328,11 @@ def test_a_copy_in_a_breast_counts_once_and_one_view_is_said(predictor: Predicto
     assert (half.status, half.reason) == ("warned", "one_view")
 
 
-def test_left_and_right_that_nothing_tells_apart_are_said(predictor: Predictor, crops: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_laterality_that_matters_is_reported(predictor: Predictor, crops: Path) -> None:
     table = usable(read_manifest(crops / "manifest.csv")).head(3).assign(laterality="", patient_id=["a", "a", "b"])
     images = predictor.score_images(table)
     assert has_reason(images, "no_laterality").tolist() == [True, True, False]
-    say_fallbacks(images)
-    assert "2 of 3 images have no laterality" in capsys.readouterr().out
+    assert fallback_messages(images)[0].startswith("2 of 3 images have no laterality")
     assert predictor.score_breasts(images)["status"].iloc[0] == "warned"
 
 

@@ -35,7 +35,7 @@ from vitmodel.model.packs import About
 from vitmodel.predictor import Predictor
 from vitmodel.results.overlay import blend
 from vitmodel.results.tables import write_scores
-from vitmodel.scores import is_duplicate, say_fallbacks, say_recropped
+from vitmodel.scores import fallback_messages, is_duplicate, recropping_messages
 from vitmodel.scoring_stream import ScoringRows
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, UsageError, VitmodelError, sha256_file, to_json, write_atomic
 
@@ -63,11 +63,27 @@ class ScoredManifest:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Score the chosen rows, measure them against their labels, write metrics.json, report.html, the score tables and the model card."""
+    """Measure a package on a manifest and print the result."""
+    evaluate_package(config)
+
+
+def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = print) -> Report:
+    """Score the chosen rows, measure them against their labels and return the report.
+
+    Writes metrics.json, report.html, the score tables and the model card. The command line and `vitmodel.evaluate` share this function.
+
+    Args:
+        config: Packages, manifest, output folder and options.
+        say: Called with each message of the run.
+
+    Raises:
+        UsageError: The chosen rows have no labels, or none of their images could be scored.
+    """
     whole = read_manifest(config.manifest)
     table, split = choose_rows(whole, config.split, str(config.manifest))
     predictor = Predictor(config)
-    check(table, predictor, config, split)
+    for message in check(table, predictor, config, split):
+        say(message)
     rows = predictor.attach(table)
     records, logits = predictor.predict_logits(rows)
     tables = predictor.tables(table, records, logits)
@@ -76,10 +92,11 @@ def evaluate(config: EvaluateConfig) -> None:
     if not used.any():
         raise UsageError(f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons")
     write_scores(*tables, config.out)
-    say_fallbacks(images)
+    for message in fallback_messages(images):
+        say(message)
     seen = was_seen(images[used], *(member.package["data"] for member in predictor.ensemble.members))
-    for sentence in describe_seen(seen):
-        print(sentence)
+    for message in describe_seen(seen):
+        say(message)
     scored = ScoredManifest(whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen)
     report = compose_report(config, predictor, evaluation_of(config, predictor, scored), scored)
     ensemble = [str(folder) for folder in config.ensemble]
@@ -88,16 +105,18 @@ def evaluate(config: EvaluateConfig) -> None:
     write_atomic(config.out / "metrics.json", to_json(facts | report.to_dict()))
     write_report(config.out / "report.html", report)
     for level in report.levels:
-        print(f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive")
+        say(f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive")
     for found in report.audit.baselines if report.audit else ():
-        print(f"{found.name}, AUROC per {report.plotted.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}")
-    for sentence in report.missing.values():
-        print(sentence)
+        say(f"{found.name}, AUROC per {report.plotted.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}")
+    for message in report.missing.values():
+        say(message)
     if config.card and config.ensemble:
-        print("no model card is written: these are the figures of several packages together")
+        say("no model card is written: these are the figures of several packages together")
     elif config.card:
-        write_card(config, report)
-    print(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
+        for message in write_card(config, report):
+            say(message)
+    say(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
+    return report
 
 
 def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredManifest) -> Evaluation:
@@ -119,14 +138,15 @@ def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredMa
     )
 
 
-def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str) -> None:
-    """Say aloud what cannot be measured or costs time. Raises UsageError where there is nothing to measure against."""
+def check(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str) -> list[str]:
+    """Return messages on what cannot be measured or costs time. Raises UsageError if there is no label to measure against."""
     label = predictor.ensemble.package["label"]
     if label not in table or table[label].isna().all():
         raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
+    messages = []
     if not (table[label] == 1).any():
-        print(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
-    say_recropped(table, predictor.ensemble.package["preprocessing"])
+        messages.append(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
+    return messages + recropping_messages(table, predictor.ensemble.package["preprocessing"])
 
 
 def compose_report(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, scored: ScoredManifest) -> Report:
@@ -272,10 +292,11 @@ def picture(predictor: Predictor, row: Row, about: About) -> tuple[np.ndarray, n
     return crop, blend(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB), share)
 
 
-def write_card(config: EvaluateConfig, report: Report) -> None:
-    """Put the results into the package's model card; a package that cannot be changed stays as it is, and that is said."""
+def write_card(config: EvaluateConfig, report: Report) -> list[str]:
+    """Add the results to the package's model card; return a message if the package cannot be changed."""
     card = config.package / CARD
     try:
         write_atomic(card, evaluated(card.read_text(encoding="utf-8") if card.is_file() else "", report))
     except VitmodelError as error:
-        print(f"the model card stays as it was: {error}")
+        return [f"the model card stays as it was: {error}"]
+    return []

@@ -153,16 +153,21 @@ def doubt(images: pd.DataFrame, code: str, sentences: pd.Series) -> None:
     images.loc[rows, "status"] = "warned"
 
 
-def say_recropped(table: pd.DataFrame, made: str) -> None:
-    """Print how many crops of the table are not used because their preprocessing differs from the model's (`made`)."""
-    other = (table["preprocessing"].notna() & (table["preprocessing"] != made)).sum()
-    if other:
-        print(f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources")
+def recropping_messages(table: pd.DataFrame, made: str) -> list[str]:
+    """Return a message if crops of the table are not used because their preprocessing differs from the model's (`made`)."""
+    other = int((table["preprocessing"].notna() & (table["preprocessing"] != made)).sum())
+    if not other:
+        return []
+    return [f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources"]
 
 
-def say_fallbacks(images: pd.DataFrame) -> None:
-    """Print how many images have an unseen source, and how many lack the laterality that would tell their breasts apart."""
-    if unseen := int(has_reason(images, "unseen_source").sum()):
-        print(f"{unseen} of {len(images)} images are of a source that was not learned apart, and were read by the parts that all share")
-    if sideless := int(has_reason(images, "no_laterality").sum()):
-        print(f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast")
+def fallback_messages(images: pd.DataFrame) -> list[str]:
+    """Return messages on images of unseen sources, and on images without the laterality that would tell a patient's breasts apart."""
+    messages = []
+    unseen = int(has_reason(images, "unseen_source").sum())
+    if unseen:
+        messages.append(f"{unseen} of {len(images)} images used the shared adapters: their source was not seen in training")
+    sideless = int(has_reason(images, "no_laterality").sum())
+    if sideless:
+        messages.append(f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast")
+    return messages

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,14 +50,27 @@ class Outcome(NamedTuple):
 
 
 def etl(config: ETLConfig) -> int:
-    """Crop every image that SOURCE lists; rows in = rows out. Returns 1 where no image could be used."""
+    """Crop every image that SOURCE lists and report on it; return 1 if no image could be used."""
+    return summarise(crop_release(config), config.out)
+
+
+def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.DataFrame:
+    """Crop every image that SOURCE lists and return the manifest: a row per listed image, also for refused ones.
+
+    The command line and `vitmodel.etl` share this function.
+
+    Args:
+        config: Source, output folder and options.
+        say: Called with each message of the run.
+    """
     release = read_release(config.source, config.dataset)
     with exclusive(config.out):
         write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
         tasks = plan(release, config)
         journal = Journal(config.out / "journal.jsonl")
         todo = [task for task in tasks if not is_done(task, journal)]
-        say_done(tasks, todo, journal)
+        for message in describe_done(tasks, todo, journal):
+            say(message)
         work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
         try:
             lost = functools.partial(refuse_lost, preprocessing=config.preprocessing)
@@ -72,7 +85,7 @@ def etl(config: ETLConfig) -> int:
         if config.transcode != "none":
             write_manifest(list_copies(release, tasks, journal), config.out / config.transcode / "manifest.csv")
         write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
-    return summarise(manifest, config.out)
+    return manifest
 
 
 def backend_for(paths: Sequence[Path]) -> str:
@@ -92,15 +105,17 @@ def code() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(pixels.__file__).parent.glob("*.py")))).hexdigest()[:16]
 
 
-def say_done(tasks: list[Task], todo: list[Task], journal: Journal) -> None:
-    """Print how many images an earlier run has done, and whether it did so by this code."""
+def describe_done(tasks: list[Task], todo: list[Task], journal: Journal) -> list[str]:
+    """Return messages on how many images an earlier run has done, and whether it did so with this version of the code."""
     if len(todo) == len(tasks):
-        return
-    print(f"{len(tasks) - len(todo)} of {len(tasks)} images are done already")
+        return []
+    messages = [f"{len(tasks) - len(todo)} of {len(tasks)} images are done already"]
     left = {task.image_id for task in todo}
     others = sum(journal.entries[task.image_id].get("code") != code() for task in tasks if task.image_id not in left)
     if others:
-        print(f"{others} of them by another version of vitmodel/pixels, whose crops may differ; to make all anew, choose another folder")
+        redo = "to make all anew, choose another folder"
+        messages.append(f"{others} of them by another version of vitmodel/pixels, whose crops may differ; {redo}")
+    return messages
 
 
 def plan(release: pd.DataFrame, config: ETLConfig) -> list[Task]:

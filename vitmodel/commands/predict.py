@@ -3,8 +3,9 @@
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,13 @@ from vitmodel.data.inputs import read_inputs
 from vitmodel.data.journal import Journal, exclusive, state
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.rows import Row
-from vitmodel.data.source import file_name
+from vitmodel.explanation import NO_GEOMETRY, heat_map, image_of
 from vitmodel.model.explain import SCALES, UNITS, Method
 from vitmodel.predictor import Predictor
 from vitmodel.results.evidence import Software
-from vitmodel.results.heatmap import HeatMap
-from vitmodel.results.image_results import Image, ResultWriter
+from vitmodel.results.image_results import ResultWriter
 from vitmodel.results.tables import write_scores
-from vitmodel.scores import say_fallbacks, say_recropped
+from vitmodel.scores import ScoreTables, fallback_messages, recropping_messages
 from vitmodel.scoring_stream import ScoredImage, ScoringRows
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, VitmodelError, seed_from
 
@@ -31,33 +31,60 @@ SHOWN = 20  # refused images named on the screen
 Entry = dict[str, Any]
 
 
+class PredictRun(NamedTuple):
+    """What a run of `predict` gave."""
+
+    tables: ScoreTables
+    unexplained: dict[str, str]
+    """By image_id, why an image has no heat map although one was asked for."""
+    scored: int
+    """Number of images that this run scored; an earlier run scored the others."""
+
+
 def predict(config: PredictConfig) -> int:
-    """Score every input, one row each whatever happens; 1 where any was refused or has no heat map that was asked for."""
+    """Score every source and report on it; return 1 if an image was refused or lacks the heat map that was asked for."""
     start = time.perf_counter()
     predictor = Predictor(config)
+    run = score_sources(predictor, config)
+    seconds = time.perf_counter() - start
+    per_image = f"{1e3 * seconds / max(1, run.scored):.0f} ms per image, of it {predictor.timings.per_image(run.scored)}"
+    print(f"{seconds:.1f} s, {per_image}")
+    for name, message in list(run.unexplained.items())[:SHOWN]:
+        print(f"no heat map of image {name}: {message}", file=sys.stderr)
+    return summarise(run.tables.images, run.tables.breasts, config) or int(bool(run.unexplained))
+
+
+def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[str], object] = print) -> PredictRun:
+    """Score every source and write the tables and, if asked for, heat maps and DICOM results to `config.out`.
+
+    The command line and `vitmodel.Model.predict` share this function.
+
+    Args:
+        predictor: The loaded packages.
+        config: Sources, output folder and options; its package fields are those that `predictor` was made with.
+        say: Called with each message of the run.
+    """
     with exclusive(config.out):
         unpacked = config.out / ".unpacked"
         rows = predictor.attach(read_inputs(config.source, config.dataset, unpacked))
-        say_recropped(rows.table, predictor.ensemble.package["preprocessing"])
-        entries, done = score(rows, predictor, config)
+        for message in recropping_messages(rows.table, predictor.ensemble.package["preprocessing"]):
+            say(message)
+        entries, done = score(rows, predictor, config, say)
         logits = [np.array(entry["logits"], float) for entry in entries]
         tables = predictor.tables(rows.table, [entry["record"] for entry in entries], logits)
-        images, breasts = tables.images, tables.breasts
-        say_fallbacks(images)
+        for message in fallback_messages(tables.images):
+            say(message)
         with predictor.timings.of("writing"):
             write_scores(*tables, config.out, config.parquet, config.jsonl)
             if config.dicom:
-                report(rows, images, breasts, entries, predictor, config)
+                say(report(rows, tables, entries, predictor, config))
         shutil.rmtree(unpacked, ignore_errors=True)
-    seconds = time.perf_counter() - start
-    print(f"{seconds:.1f} s, {1e3 * seconds / max(1, done):.0f} ms per image, of it {predictor.timings.per_image(done)}")
-    failures = {str(name): entry["unexplained"] for name, entry in zip(images["image_id"], entries, strict=True) if "unexplained" in entry}
-    for name, sentence in list(failures.items())[:SHOWN]:
-        print(f"no heat map of image {name}: {sentence}", file=sys.stderr)
-    return summarise(images, breasts, config) or int(bool(failures))
+    names = tables.images["image_id"]
+    unexplained = {str(name): entry["unexplained"] for name, entry in zip(names, entries, strict=True) if "unexplained" in entry}
+    return PredictRun(tables, unexplained, done)
 
 
-def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig) -> tuple[list[Entry], int]:
+def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: Callable[[str], object]) -> tuple[list[Entry], int]:
     """Return an entry per row (record, logits and, with a heat map, the hottest region) and how many rows this run has scored.
 
     Entries are written to the journal one by one, so that an interrupted run can be resumed.
@@ -67,25 +94,19 @@ def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig) -> tup
         journal_path.unlink(missing_ok=True)
     journal = Journal(journal_path)
     table = rows.table
-    settings = f"{predictor.ensemble.fingerprint()} {config.explain} dicom={config.dicom} {seed_from(config.deidentify)}"
-    marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows.rows]
-    if predictor.ensemble.model.sources or predictor.ensemble.fused:
-        marks = [f"{mark} {about.sources} {about.view}" for mark, about in zip(marks, rows.metadata, strict=True)]
     keys = [path or image for path, image in zip(table["path"], table["image_id"], strict=True)]  # a refused row may have no path
+    marks = marks_of(rows, keys, predictor, config)
     todo = []
     for unit in rows.exams():  # an exam is fused anew if any of its images changed, came or went
-        exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}" if predictor.ensemble.fused else ""
-        for n in unit:
-            marks[n] += exam
         if not all(is_done(journal.entries.get(keys[n], {}), marks[n], config.out) for n in unit):
             todo += unit
     todo.sort()
     if len(todo) < len(rows):
-        print(f"{len(rows) - len(todo)} of {len(rows)} images are scored already")
+        say(f"{len(rows) - len(todo)} of {len(rows)} images are scored already")
     writer = result_writer(predictor, config) if config.explain else None
     try:
-        for place, scored in predictor.scores(rows.take(todo)):
-            number = todo[place]
+        for position, scored in predictor.scores(rows.take(todo)):
+            number = todo[position]
             entry: Entry = {
                 "mark": marks[number],
                 "record": scored.loaded.cropped.record,
@@ -99,36 +120,34 @@ def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig) -> tup
     return [journal.entries[key] for key in keys], len(todo)
 
 
+def marks_of(rows: ScoringRows, keys: Sequence[str], predictor: Predictor, config: PredictConfig) -> list[str]:
+    """Return for each row a text that changes if its result would: its file, its metadata, the packages and the options."""
+    ensemble = predictor.ensemble
+    settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {seed_from(config.deidentify)}"
+    marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows.rows]
+    if ensemble.model.sources or ensemble.fused:
+        marks = [f"{mark} {about.sources} {about.view}" for mark, about in zip(marks, rows.metadata, strict=True)]
+    if ensemble.fused:
+        for unit in rows.exams():
+            exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}"
+            for n in unit:
+                marks[n] += exam
+    return marks
+
+
 def is_done(entry: Entry, mark: str, out: Path) -> bool:
     """Whether a journal's entry is of this very image and question, and what was drawn of it is still there."""
     return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
 
 
 def explain(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: Method) -> Entry:
-    """Draw what the score rests on; the region that goes into the report."""
-    cropped = scored.loaded.cropped
-    known: dict[str, Any] = cropped.record
-    assert cropped.crop is not None
-    if cropped.geometry is None:
-        return {"unexplained": "the manifest does not say where the crop lies in its source"}
-    heat = HeatMap(
-        values=predictor.explain(scored.loaded, method),
-        tissue=cropped.crop > 0,
-        geometry=cropped.geometry,
-        patch=predictor.ensemble.model.config.vit.patch,
-        source=(int(known["source_height"]), int(known["source_width"])),
-    )
-    image = Image(
-        name=file_name(place.image_id),
-        path=row.source,
-        side=place.laterality,
-        view=place.view,
-        probability=predictor.ensemble.probability(scored.logits[:1])[0],
-        inverted="inverted" in (known["reason"] or ""),
-    )
+    """Write the heat map of an image and return its hottest region for the structured report."""
+    if scored.loaded.cropped.geometry is None:
+        return {"unexplained": NO_GEOMETRY}
+    heat = heat_map(scored.loaded, predictor, method)
     with predictor.timings.of("writing"):
         try:
-            region, files = writer.explain(image, heat, UNITS[method], *SCALES[method])
+            region, files = writer.explain(image_of(place, row, scored, predictor), heat, UNITS[method], *SCALES[method])
             return {"region": region, "files": files}
         except VitmodelError:
             raise
@@ -136,36 +155,33 @@ def explain(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predicto
             return {"unexplained": f"{type(error).__name__}: {error}"}
 
 
-def report(
-    rows: ScoringRows, images: pd.DataFrame, breasts: pd.DataFrame, entries: list[Entry], predictor: Predictor, config: PredictConfig
-) -> None:
-    """Write the structured reports and print how many images could have none."""
-    findings = images[["laterality", "probability"]].assign(
+def report(rows: ScoringRows, tables: ScoreTables, entries: list[Entry], predictor: Predictor, config: PredictConfig) -> str:
+    """Write the structured reports; return a message that counts them and the images that could have none."""
+    findings = tables.images[["laterality", "probability"]].assign(
         path=[str(row.source) for row in rows.rows],
-        prediction_id=breast_ids(images),
+        prediction_id=breast_ids(tables.images),
         region=[entry.get("region") for entry in entries],
     )
-    studies, without = result_writer(predictor, config).report(findings, breasts)
-    print(f"{studies} structured reports in {config.out / 'dicom'}" + (f"; {without} scored images can have none" if without else ""))
+    studies, without = result_writer(predictor, config).report(findings, tables.breasts)
+    return f"{studies} structured reports in {config.out / 'dicom'}" + (f"; {without} scored images can have none" if without else "")
 
 
 def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
-    """The writer of this run's results, which name model and version."""
-    architecture = predictor.ensemble.model.config.vit
+    """Return the writer of this run's results, which name the model and the version."""
+    ensemble = predictor.ensemble
+    architecture = ensemble.model.config.vit
     software = Software(
         version=__version__,
         model=f"ViT {architecture.depth} x {architecture.dim}, patch {architecture.patch}",
-        serial=predictor.ensemble.fingerprint()[:16],
+        serial=ensemble.fingerprint()[:16],
         parameters=(
-            f"packages: {len(predictor.ensemble.members)}, flip averaging: {'yes' if predictor.ensemble.flip else 'no'}",
-            f"breast: {predictor.ensemble.aggregation} of its images; threshold {predictor.ensemble.threshold:.4f}",
+            f"packages: {len(ensemble.members)}, flip averaging: {'yes' if ensemble.flip else 'no'}",
+            f"breast: {ensemble.aggregation} of its images; threshold {ensemble.threshold:.4f}",
             f"heat map: {config.explain}",
             NOT_A_MEDICAL_DEVICE,
         ),
     )
-    return ResultWriter(
-        config.out, software, predictor.ensemble.preprocessing, predictor.ensemble.threshold, config.dicom, config.deidentify
-    )
+    return ResultWriter(config.out, software, ensemble.preprocessing, ensemble.threshold, config.dicom, config.deidentify)
 
 
 def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig) -> int:
