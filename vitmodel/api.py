@@ -313,7 +313,7 @@ def evaluate(
 
     Example:
         >>> report = vitmodel.evaluate(
-        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, card=False, progress=False
+        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
         ... )
         >>> print(report.path)
         report/report.html

@@ -129,7 +129,7 @@ class EvaluationResult:
 
     Example:
         >>> report = vitmodel.evaluate(
-        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, card=False, progress=False
+        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
         ... )
         >>> 0 <= report.metrics["breast"]["auroc"].value <= 1
         True
@@ -154,7 +154,7 @@ class EvaluationResult:
 
         Example:
             >>> report = vitmodel.evaluate(
-            ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, card=False, progress=False
+            ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
             ... )
             >>> report.to_dict()["label"]
             'cancer'
