@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pydicom import dcmread
 from pydicom.fileset import FileSet
 from scipy.special import logit
 
+from vitmodel import scoring_stream
 from vitmodel.cli import main
 from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, TrainConfig
 from vitmodel.data.fingerprint import was_seen
@@ -56,6 +58,19 @@ def test_a_crop_of_etl_and_its_source_get_the_same_score(predictor: Predictor, r
     pd.testing.assert_frame_equal(predictor.score_images(cropped), predictor.score_images(sources))
     other = cropped.assign(preprocessing=cropped["preprocessing"].str.replace("64x32", "128x64"), path="unread")
     pd.testing.assert_frame_equal(predictor.score_images(cropped), predictor.score_images(other))
+
+
+def test_a_run_attaches_rows_and_metadata_once(run: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[..., object]:
+        function = getattr(scoring_stream, name)
+        return lambda *arguments: (calls.append(name), function(*arguments))[1]
+
+    for name in ("rows_of", "about_images"):
+        monkeypatch.setattr(scoring_stream, name, counted(name))
+    assert main(["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path), "--explain", "rollout"]) == 0
+    assert sorted(calls) == ["about_images", "rows_of"]
 
 
 def test_crops_do_not_pile_up(predictor: Predictor, crops: Path) -> None:
