@@ -85,7 +85,8 @@ def __dir__() -> list[str]:
 class _Package(types.ModuleType):
     """The package, whose public names no submodule can replace.
 
-    Importing the script vitmodel/train.py as a module would otherwise set the attribute `train` to that module and hide the function.
+    Importing the script vitmodel/train.py as a module would otherwise set the attribute `train` to that module and hide
+    the function.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -1,7 +1,8 @@
 """The functions of the Python API. The command line calls the same implementation, so that both give the same results.
 
-Options are keyword arguments with the names of the command line's flags, `-` written as `_`; `vitmodel VERB --help` explains them.
-The functions print nothing, except that a training reports as on the command line; other messages go to the log of `vitmodel.api`.
+Options are keyword arguments with the names of the command line's flags, `-` written as `_`; `vitmodel VERB --help`
+explains them. The functions print nothing, except that a training reports as on the command line; other messages go to
+the log of `vitmodel.api`.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
     """Load a model package or, from several, an ensemble whose probabilities are averaged.
 
     Args:
-        *packages: Folders of model packages, such as "run/package"; one or more, or a list of them. Packages of an ensemble must be
-            trained alike.
+        *packages: Folders of model packages, such as "run/package"; one or more, or a list of them. Packages of an
+            ensemble must be trained alike.
         progress: Whether `predict` shows progress bars on standard error.
-        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `runtime` and `precision`, as for `vitmodel predict`.
+        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `runtime` and `precision`, as for `vitmodel
+            predict`.
 
     Returns:
         The model, ready to score. Loading never runs code from a package.
@@ -117,15 +119,15 @@ class Model:
     def predict(self, sources: Source | Iterable[Source], *, out: AnyPath | None = None, **options: Any) -> Prediction:
         """Score mammograms: a probability per image, breast and patient.
 
-        Every input has a row in the result; what cannot be scored is refused with a reason and has no score. Tables and folders come
-        first in the result, then single files, then inputs that hold no image.
+        Every input has a row in the result; what cannot be scored is refused with a reason and has no score. Tables and
+        folders come first in the result, then single files, then inputs that hold no image.
 
         Args:
-            sources: What to score: image files (DICOM, PNG, JPEG, TIFF), folders, zips, DICOMDIRs, release tables, manifests,
-                `pydicom.Dataset`s and `vitmodel.Mammogram`s (arrays), one or a list of them.
+            sources: What to score: image files (DICOM, PNG, JPEG, TIFF), folders, zips, DICOMDIRs, release tables,
+                manifests, `pydicom.Dataset`s and `vitmodel.Mammogram`s (arrays), one or a list of them.
             out: Folder for the files that `vitmodel predict` writes; None = write nothing.
-            **options: `dataset` and, with `out`, `resume`, `parquet`, `jsonl`, `explain`, `dicom` and `deidentify`, as for
-                `vitmodel predict`.
+            **options: `dataset` and, with `out`, `resume`, `parquet`, `jsonl`, `explain`, `dicom` and `deidentify`, as
+                for `vitmodel predict`.
 
         Returns:
             Tables of scores, the same as those of the command line.
@@ -159,8 +161,9 @@ class Model:
 
         Args:
             source: One image: a file, a `pydicom.Dataset` or a `vitmodel.Mammogram`.
-            method: "gradient" (gradient-weighted attention), "rollout" (attention rollout; shows attention, not evidence for cancer),
-                "occlusion" or "integrated" (integrated gradients); the last two need the extra `explain`.
+            method: "gradient" (gradient-weighted attention), "rollout" (attention rollout; shows attention, not
+                evidence for cancer), "occlusion" or "integrated" (integrated gradients); the last two need the extra
+                `explain`.
 
         Returns:
             Values per patch, and a picture to save.
@@ -231,8 +234,8 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
         source: Release folder, folder of images, one file, or a manifest.
         out: Folder for the crops, manifest.csv and etl_report.html.
         progress: Whether progress bars are shown on standard error.
-        **options: `size` (height and width in pixels: `(1024, 512)` or "1024x512"), `mm_per_pixel`, `bits`, `dataset`, `jobs`, `backend`
-            and the others of `vitmodel etl`.
+        **options: `size` (height and width in pixels: `(1024, 512)` or "1024x512"), `mm_per_pixel`, `bits`, `dataset`,
+            `jobs`, `backend` and the others of `vitmodel etl`.
 
     Returns:
         The manifest, which can be used as a path; refused images have rows with the reason.
@@ -255,17 +258,17 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
 
 
 def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = True, **options: Any) -> Run:
-    """Train a Vision Transformer on a manifest's crops; write a run folder with checkpoints, curves and a model package.
+    """Train a Vision Transformer on a manifest's crops and write a run folder with a model package.
 
-    The best epoch, the calibration and the threshold are chosen on the split `val`; the split `test` is left alone. Several devices
-    start this program again in further processes; from a notebook use one, or the command line.
+    The best epoch, the calibration and the threshold are chosen on the split `val`; the split `test` is left alone.
+    Several devices start this program again in further processes; from a notebook use one, or the command line.
 
     Args:
         manifest: A manifest.csv that `vitmodel.etl` wrote, or a list of them, which are merged.
         run: Run folder to write; it must not hold another run.
         progress: Whether a progress bar is shown on standard error.
-        **options: `model`, `epochs`, `weights`, `batch_size`, `lr`, `augment` (a mapping), `fusion`, `folds`, `device`, `wandb` and the
-            others of `vitmodel train`.
+        **options: `model`, `epochs`, `weights`, `batch_size`, `lr`, `augment` (a mapping), `fusion`, `folds`, `device`,
+            `wandb` and the others of `vitmodel train`.
 
     Returns:
         The run, whose `package` can be loaded.
@@ -295,14 +298,16 @@ def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = T
 def evaluate(
     packages: AnyPath | Iterable[AnyPath], manifest: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any
 ) -> EvaluationResult:
-    """Measure a model package, or an ensemble of several, on a manifest with labels; write report.html and metrics.json.
+    """Measure a model package or an ensemble on a manifest with labels and write a report.
 
     Args:
         packages: A model package, or a list of packages whose probabilities are averaged.
-        manifest: A manifest.csv with labels. Its split `test` is used if it has one, else all rows; the option `split` changes this.
+        manifest: A manifest.csv with labels. Its split `test` is used if it has one, else all rows; the option `split`
+            changes this.
         out: Folder for report.html, metrics.json and the score tables.
         progress: Whether progress bars are shown on standard error.
-        **options: `split`, `replicates`, `aggregate`, `prevalence`, `audit`, `card`, `device` and the others of `vitmodel evaluate`.
+        **options: `split`, `replicates`, `aggregate`, `prevalence`, `audit`, `card`, `device` and the others of
+            `vitmodel evaluate`.
 
     Returns:
         The metrics per image, breast and patient with 95 % intervals, and the path of the report.

@@ -105,7 +105,10 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """The figures of each epoch: index epoch, a column per figure, such as "train/loss" and "val/auroc"; by fold "val/auroc/fold_0"."""
+        """The figures of each epoch: a row per epoch and a column per figure, such as "train/loss" and "val/auroc".
+
+        In a run with folds the columns are named "val/auroc/fold_0" and so on.
+        """
         import pandas as pd
 
         history = json.loads((self.package / "config.json").read_text(encoding="utf-8"))["history"]
@@ -123,8 +126,8 @@ class EvaluationResult:
 
     Attributes:
         folder: Holds report.html, metrics.json and the score tables.
-        metrics: By level ("image", "breast", "patient") and name ("auroc", "f1", "sensitivity", ...): the value with its 95 % interval
-            over patients, `Interval(value, low, high)`; NaN = not defined on these data.
+        metrics: By level ("image", "breast", "patient") and name ("auroc", "f1", "sensitivity", ...): the value with
+            its 95 % interval over patients, `Interval(value, low, high)`; NaN = not defined on these data.
         threshold: Probability from which a decision is positive.
 
     Example:

@@ -1,4 +1,4 @@
-"""The loaded model packages that score together: packed images in, logits, probabilities, decisions and explanations out."""
+"""The loaded model packages that score together: from packed images to logits, probabilities and explanations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vitmodel.utils import UsageError, sha256_file
 class Ensemble:
     """One or more model packages whose probabilities are averaged.
 
-    Each package averages the logits of an image and, with flip averaging, of its flip; then applies its own calibration. The
-    ensemble's probability and threshold are the means over its packages.
+    Each package averages the logits of an image and, with flip averaging, of its flip; then applies its own
+    calibration. The ensemble's probability and threshold are the means over its packages.
 
     Shapes: I images, L levels (image and, with exam fusion, breast), M packages.
 
@@ -96,7 +96,8 @@ class Ensemble:
 
         Args:
             image_scores: Score and probability of each image, `(N, 2)`; used by packages that aggregate probabilities.
-            logits: Logits of each image or, with exam fusion, of its breast, `(N, M)`. Their mean over a breast is calibrated.
+            logits: Logits of each image or, with exam fusion, of its breast, `(N, M)`. Their mean over a breast is
+                calibrated.
             breasts: The breast of each image, `(N,)`.
         """
         if self.pools:
@@ -106,9 +107,9 @@ class Ensemble:
         return values[np.unique(breasts, return_inverse=True)[1]]
 
     def explain(self, pack: Pack, method: Method) -> np.ndarray:
-        """Return the contribution of each patch `(h, w)` to the score of the pack's first image, averaged over all models.
+        """Return the contribution of each patch `(h, w)` to the score of the pack's first image.
 
-        Air is NaN; `model.explain.UNITS` gives the unit of each method.
+        It is the mean over all models. Air is NaN; `model.explain.UNITS` gives the unit of each method.
         """
         image = next(iter(pack)).to(self.device)
         models = [model for member in self.members for model in member.models]

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 class Mammogram:
     """A mammogram as an array, with what a file's header would state.
 
-    The array has no pixel spacing: models that crop at a physical scale (`mm_per_pixel`) refuse it; give them a `pydicom.Dataset`.
+    The array has no pixel spacing: models that crop at a physical scale (`mm_per_pixel`) refuse it; give them a
+    `pydicom.Dataset`.
 
     Args:
-        pixels: `(H, W)`, brighter = denser, air near 0: uint8 or uint16 over the full range of the type (scale 12-bit data up), or float
-            from 0 to 1.
+        pixels: `(H, W)`, brighter = denser, air near 0: uint8 or uint16 over the full range of the type (scale 12-bit
+            data up), or float from 0 to 1.
         patient_id: The patient; images with the same id and laterality make one breast.
         laterality: Side of the breast, "L" or "R"; "" = unknown.
         view: Projection, such as "CC" or "MLO"; "" = unknown.
@@ -96,8 +97,8 @@ Source = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007 (evalua
 def write_sources(sources: Source | Iterable[Source], folder: Path) -> list[str]:
     """Return a path for each source; data sets and arrays are written below `folder` first.
 
-    Data sets become DICOM files, in a folder of their own each, so that those without a PatientID count as different patients. Arrays
-    become PNG files with one table of their metadata.
+    Data sets become DICOM files, in a folder of their own each, so that those without a PatientID count as different
+    patients. Arrays become PNG files with one table of their metadata.
 
     Raises:
         UsageError: There is no source, or one is of another type or cannot be written.

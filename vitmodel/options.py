@@ -20,8 +20,8 @@ Config = TypeVar("Config")
 def make_config(cls: type[Config], options: Mapping[str, Any], **given: Any) -> Config:
     """Return the configuration `cls` from the options of a user and the values `given` by the caller.
 
-    Options have the names and types of the fields. Text and os.PathLike are taken for paths, "1024x512" and pairs for sizes, and
-    mappings for nested configurations.
+    Options have the names and types of the fields. Text and os.PathLike are taken for paths, "1024x512" and pairs for
+    sizes, and mappings for nested configurations.
 
     Raises:
         UsageError: An option is unknown, is set by the function itself, or has a value of the wrong type.

@@ -15,14 +15,15 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 class Prediction:
     """Scores per image, breast and patient. Research software, not a medical device.
 
-    The tables have the columns of scores.csv, breast_scores.csv and patient_scores.csv, which `vitmodel predict` writes.
-    `vitmodel.Model.predict` returns it.
+    The tables have the columns of scores.csv, breast_scores.csv and patient_scores.csv, which `vitmodel predict`
+    writes. `vitmodel.Model.predict` returns it.
 
     Attributes:
-        images: One row per input image, also for refused ones: image_id, patient_id, laterality, view, score (raw, 0 to 1), probability
-            (calibrated, 0 to 1; NaN = refused), breast_score, breast_probability, decision (1 = at or above the threshold), status,
-            reason, remark, source_sha256.
-        breasts: One row per breast: prediction_id, patient_id, laterality, score, probability, decision, n_images, views, status, reason.
+        images: One row per input image, also for refused ones: image_id, patient_id, laterality, view, score (raw, 0 to
+            1), probability (calibrated, 0 to 1; NaN = refused), breast_score, breast_probability, decision (1 = at or
+            above the threshold), status, reason, remark, source_sha256.
+        breasts: One row per breast: prediction_id, patient_id, laterality, score, probability, decision, n_images,
+            views, status, reason.
         patients: One row per patient: patient_id, score, probability, decision, n_breasts, status.
         threshold: Probability from which a decision is 1.
 
@@ -47,7 +48,7 @@ class Prediction:
         return self.images.loc[self.images["status"] == "refused", columns].reset_index(drop=True)
 
     def save(self, folder: str | Path, *, parquet: bool = False, jsonl: bool = False) -> Path:
-        """Write the tables as `vitmodel predict` does: scores.csv, breast_scores.csv, patient_scores.csv and submission.csv.
+        """Write the tables as `vitmodel predict` does, for example scores.csv and breast_scores.csv.
 
         Args:
             folder: Folder to write to; it is created if needed.

@@ -1,4 +1,4 @@
-"""The only way from manifest rows to scores, used by every verb that scores: the ensemble, its stream and its tables put together.
+"""From manifest rows to scores, for every verb that scores: the ensemble, its stream and its tables put together.
 
 Where a breast's score is made: `Predictor.tables` -> `scores.image_table` -> `Ensemble.breast_scores`.
 """
@@ -51,7 +51,7 @@ class Predictor:
         return records, np.reshape(logits, (len(rows), self.ensemble.levels, len(self.ensemble.members)))
 
     def tables(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray] | np.ndarray) -> ScoreTables:
-        """Return the scores per image, breast and patient of the manifest `table`, from the result of `predict_logits`."""
+        """Return the scores of the manifest `table` per image, breast and patient, from the result of `predict_logits`."""
         images = image_table(table, records, logits, self.ensemble)
         breasts = self.score_breasts(images)
         return ScoreTables(images, breasts, self.score_patients(breasts))

@@ -33,9 +33,10 @@ def image_table(
 ) -> pd.DataFrame:
     """Return one row of scores per row of the manifest `table`.
 
-    The columns are the ids, score (raw, 0 to 1), probability (calibrated), breast_score and breast_probability (of the breast, from
-    all its usable images), decision, status, reason, remark and source_sha256. A refused image has NaN scores: it is never scored.
-    Warnings are added for copies of an image, unseen sources, missing laterality and mixed exams.
+    The columns are the ids, score (raw, 0 to 1), probability (calibrated), breast_score and breast_probability (of the
+    breast, from all its usable images), decision, status, reason, remark and source_sha256. A refused image has NaN
+    scores: it is never scored. Warnings are added for copies of an image, unseen sources, missing laterality and mixed
+    exams.
 
     Args:
         table: The manifest's N rows.
@@ -77,8 +78,8 @@ def warn_of_metadata(scores: pd.DataFrame, table: pd.DataFrame, records: Sequenc
 def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return one row per breast from the rows of `image_table`, in order of first appearance.
 
-    Refused images and copies are counted in n_images but do not contribute to the score. A breast seen from one side only gets the
-    warning one_view.
+    Refused images and copies are counted in n_images but do not contribute to the score. A breast seen from one side
+    only gets the warning one_view.
     """
     images = images.assign(prediction_id=breast_ids(images))
     groups = images.groupby("prediction_id", sort=False)
@@ -104,7 +105,8 @@ def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
 def patient_table(breasts: pd.DataFrame, threshold: float, aggregation: str) -> pd.DataFrame:
     """Return one row per patient from the rows of `breast_table`.
 
-    A breast without a score is counted in n_breasts and makes the patient's status "warned"; it is not taken for healthy.
+    A breast without a score is counted in n_breasts and makes the patient's status "warned"; it is not taken for
+    healthy.
 
     Args:
         breasts: The rows of `breast_table`.
@@ -124,7 +126,7 @@ def patient_table(breasts: pd.DataFrame, threshold: float, aggregation: str) -> 
 
 
 def by_group(scores: pd.Series, groups: pd.Series, how: str) -> pd.Series:
-    """Return one score per group, indexed by its id, from the scores of its members and the group of each."""
+    """Return one score per group, indexed by its id."""
     ids, values = aggregate(scores, groups, how) if len(scores) else ([], [])
     return pd.Series(values, index=ids, dtype=float)
 
@@ -154,7 +156,7 @@ def doubt(images: pd.DataFrame, code: str, sentences: pd.Series) -> None:
 
 
 def recropping_messages(table: pd.DataFrame, made: str) -> list[str]:
-    """Return a message if crops of the table are not used because their preprocessing differs from the model's (`made`)."""
+    """Return a message if crops of the table are not used because they were not made as the model's (`made`)."""
     other = int((table["preprocessing"].notna() & (table["preprocessing"] != made)).sum())
     if not other:
         return []
@@ -162,7 +164,7 @@ def recropping_messages(table: pd.DataFrame, made: str) -> list[str]:
 
 
 def fallback_messages(images: pd.DataFrame) -> list[str]:
-    """Return messages on images of unseen sources, and on images without the laterality that would tell a patient's breasts apart."""
+    """Return messages on images of unseen sources, and on missing laterality where it would tell breasts apart."""
     messages = []
     unseen = int(has_reason(images, "unseen_source").sum())
     if unseen:

@@ -172,7 +172,7 @@ class ScoringStream:
         return result
 
     def load(self, row: Row, metadata: About = About()) -> LoadedImage:  # noqa: B008 (frozen)
-        """Return the crop of a manifest row, cut into patches; a crop that the network cannot read is refused, never an error."""
+        """Return the crop of a manifest row, cut into patches; one that the network cannot read is refused."""
         start = time.perf_counter()
         cropped = load_crop(row, self.ensemble.preprocessing)
         if cropped.crop is None:
@@ -185,7 +185,7 @@ class ScoringStream:
         return LoadedImage(cropped, patches, time.perf_counter() - start)
 
     def _pack(self, cropped: Cropped, metadata: About) -> Pack:
-        """Return the patches of a crop and, with flip averaging, of its flip. Raises UsageError if the network cannot read it."""
+        """Return the patches of a crop and, with flip averaging, of its flip. Raises UsageError if they do not fit."""
         assert cropped.crop is not None
         ensemble = self.ensemble
         vit = ensemble.model.config.vit
@@ -199,7 +199,7 @@ class ScoringStream:
         return patches
 
     def groups(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """Yield consecutive units joined up to `GROUP_IMAGES` images and the token budget; a larger unit is a group of its own."""
+        """Yield consecutive units joined up to `GROUP_IMAGES` images and the token budget; a larger unit stays alone."""
         prefix = self.ensemble.model.config.vit.prefix
         group: Unit = []
         length = 0

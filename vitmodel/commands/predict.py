@@ -42,7 +42,7 @@ class PredictRun(NamedTuple):
 
 
 def predict(config: PredictConfig) -> int:
-    """Score every source and report on it; return 1 if an image was refused or lacks the heat map that was asked for."""
+    """Score every source and print a summary; return 1 if an image was refused or lacks its heat map."""
     start = time.perf_counter()
     predictor = Predictor(config)
     run = score_sources(predictor, config)
@@ -85,9 +85,9 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
 
 
 def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: Callable[[str], object]) -> tuple[list[Entry], int]:
-    """Return an entry per row (record, logits and, with a heat map, the hottest region) and how many rows this run has scored.
+    """Return an entry per row and how many rows this run has scored.
 
-    Entries are written to the journal one by one, so that an interrupted run can be resumed.
+    An entry holds the row's record, its logits and, with a heat map, the hottest region. Entries are written to the journal one by one, so that an interrupted run can be resumed.
     """
     journal_path = config.out / "journal.jsonl"
     if not config.resume:
@@ -121,7 +121,7 @@ def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: C
 
 
 def marks_of(rows: ScoringRows, keys: Sequence[str], predictor: Predictor, config: PredictConfig) -> list[str]:
-    """Return for each row a text that changes if its result would: its file, its metadata, the packages and the options."""
+    """Return for each row a text of all that determines its result: file, metadata, packages and options."""
     ensemble = predictor.ensemble
     settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {seed_from(config.deidentify)}"
     marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows.rows]
