@@ -87,7 +87,8 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
 def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: Callable[[str], object]) -> tuple[list[Entry], int]:
     """Return an entry per row and how many rows this run has scored.
 
-    An entry holds the row's record, its logits and, with a heat map, the hottest region. Entries are written to the journal one by one, so that an interrupted run can be resumed.
+    An entry holds the row's record, its logits and, with a heat map, the hottest region. Entries are written to the
+    journal one by one, so that an interrupted run can be resumed.
     """
     journal_path = config.out / "journal.jsonl"
     if not config.resume:
