@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import importlib
 import inspect
 import json
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -464,13 +466,16 @@ class SilentWanted(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
+ONCE = {"load": functools.cache(vitmodel.load), "evaluate": functools.cache(vitmodel.evaluate)}
+"""Slow functions that many examples call with the same arguments: each such call is made once."""
 EXAMPLES = [*public_objects(), ("ViT.from_pretrained", ViT.from_pretrained.__func__)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("name", "value"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
 def test_the_examples_run(name: str, value: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
-    names = {"vitmodel": vitmodel, "np": np, "pydicom": pydicom}
+    public = types.SimpleNamespace(**{name: getattr(vitmodel, name) for name in vitmodel.__all__} | ONCE)
+    names = {"vitmodel": public, "np": np, "pydicom": pydicom}
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(value) or "", names, name, None, None)
     assert example.examples
     output: list[str] = []
