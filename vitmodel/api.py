@@ -139,8 +139,8 @@ class Model:
         Example:
             >>> model = vitmodel.load("run/package", progress=False)
             >>> result = model.predict(["exam/rcc.dcm", pydicom.dcmread("exam/rcc.dcm")])
-            >>> result.images["probability"].nunique()
-            1
+            >>> len(result.images)
+            2
         """
         from vitmodel.commands.predict import score_sources
         from vitmodel.prediction import Prediction
@@ -152,8 +152,9 @@ class Model:
             config = self._predict_config(sources, scratch, scratch / "out" if out is None else Path(out), options)
             tables = score_sources(self._predictor, config, logger.info).tables
             images = tables.images.copy()
-            for column in ("image_id", "remark"):  # the scratch folder tells nothing
-                images[column] = images[column].str.replace(f"{scratch}/", "", regex=False)
+            images["remark"] = images["remark"].str.replace(f"{scratch}/", "", regex=False)  # the folder is gone soon
+            as_id = f"{scratch}/".removeprefix("/").replace("/", "-")  # how ids that several files share are told apart
+            images["image_id"] = images["image_id"].str.replace(as_id, "", regex=False)
         return Prediction(images, tables.breasts, tables.patients, self.threshold)
 
     def explain(self, source: Source, method: Method = "gradient") -> Explanation:

@@ -83,7 +83,7 @@ class Mammogram:
         known = f"patient_id={self.patient_id!r}, laterality={self.laterality!r}, view={self.view!r}"
         return f"Mammogram({height}x{width} {self.pixels.dtype}, {known})"
 
-    def png(self) -> bytes:
+    def _png(self) -> bytes:
         """Return the pixels as a lossless PNG file of 8 or 16 bits; floats take 16."""
         pixels: np.ndarray = self.pixels
         if np.issubdtype(pixels.dtype, np.floating):
@@ -157,7 +157,7 @@ def _write_dataset(dataset: Dataset, path: Path) -> Path:
 
 def _write_array(image: Mammogram, path: Path) -> dict[str, object]:
     """Write an array as PNG; return its row of the table."""
-    write_atomic(path, image.png())
+    write_atomic(path, image._png())
     values = {name: getattr(image, name) for name in ("patient_id", "laterality", "view", "age", "machine_id", "site_id")}
     implant = None if image.implant is None else int(image.implant)
     return {"image_id": image.image_id or path.stem, "path": path.name, "implant": implant} | values
