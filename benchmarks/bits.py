@@ -47,21 +47,21 @@ def ways_of(model: ViT, calibration: list[Pack], folder: Path) -> dict[str, Call
 def score(run: Path, images: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """The rows that have a fold, and their logits out of fold by all of WAYS."""
     predictor = Predictor(PredictorConfig(package=run / "package", device="cpu", flip=False))
-    if predictor.model.sources or predictor.model.exam or predictor.model.segments:
+    if predictor.ensemble.model.sources or predictor.ensemble.model.exam or predictor.ensemble.model.segments:
         raise SystemExit(f"{run}: has sources, segments or fusion, which no ONNX file holds; its ViT alone is not the model")
     table = read_manifest(run / "manifest.csv")
     table = table[table["fold"].notna()].reset_index(drop=True)
     rows = rows_of(table)
     logits = {way: np.full(len(table), np.nan) for way in WAYS}
-    for fold, network in enumerate(predictor.members[0].models):
+    for fold, network in enumerate(predictor.ensemble.members[0].models):
         own = np.flatnonzero(table["fold"] == fold)
         others = np.flatnonzero(table["fold"] != fold)
         others = others[np.linspace(0, len(others) - 1, images).round().astype(int)]
-        calibration = [crop for crop in (predictor.load(rows[place]).pack for place in others) if crop is not None]
+        calibration = [crop for crop in (predictor.stream.load(rows[place]).pack for place in others) if crop is not None]
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             ways = ways_of(network.trunk, calibration, Path(folder))
             for place in progress(own, f"fold {fold}"):
-                if (crop := predictor.load(rows[place]).pack) is not None:
+                if (crop := predictor.stream.load(rows[place]).pack) is not None:
                     for name, way in ways.items():
                         logits[name][place] = way(crop).item()
     return table, logits

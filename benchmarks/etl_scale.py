@@ -22,9 +22,9 @@ import cv2
 import pandas as pd
 from etl import SYNTAXES, measure_parts, write_samples
 
+from vitmodel.commands.etl import etl
 from vitmodel.config import ETLConfig, Size, SynthConfig
 from vitmodel.data.synthetic import write_release
-from vitmodel.image_ETL import etl
 
 IMAGES = 12
 """In one timed run of the workers."""

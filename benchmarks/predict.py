@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from vitmodel.commands.predict import predict
 from vitmodel.config import PredictConfig, PredictorConfig
 from vitmodel.data.inputs import read_inputs
 from vitmodel.data.parallel import parallel_map
-from vitmodel.data.rows import rows_of
 from vitmodel.data.source import image_files
-from vitmodel.predict import predict
-from vitmodel.predictor import Predictor, Scored
+from vitmodel.predictor import Predictor
+from vitmodel.scoring_stream import ScoredImage, ScoringRows
 from vitmodel.utils import to_json, write_atomic
 
 
@@ -56,10 +55,10 @@ def parts(package: Path, folder: Path, scratch: Path, rounds: int) -> dict[str, 
     for number in range(rounds):
         predictor = Predictor(PredictorConfig(package=package))
         table = read_inputs([str(folder)], "auto", scratch)
-        rows = rows_of(table)
-        decoding = seconds(lambda: list(parallel_map(lambda row: predictor.load(row), rows, "decode")))  # noqa: B023 (called at once)
-        groups = list(predictor.group(predictor.units(table)))
-        network = seconds(lambda: [predictor.logits([e.pack for _, e in g if e.pack is not None]) for g in groups])  # noqa: B023
+        rows = predictor.attach(table)
+        decoding = seconds(lambda: list(parallel_map(predictor.stream.load, rows.rows, "decode")))  # noqa: B023 (called at once)
+        groups = list(predictor.stream.groups(predictor.stream.units(rows)))
+        network = seconds(lambda: [predictor.ensemble.logits([e.pack for _, e in g if e.pack is not None]) for g in groups])  # noqa: B023
         config = PredictConfig(package=package, source=[str(folder)], out=scratch / f"round{number}")
         whole = seconds(lambda: predict(config))  # noqa: B023
         for name, value in zip(found, (decoding, network, whole, whole / (decoding + network)), strict=True):
@@ -85,8 +84,8 @@ def memory(package: Path, folder: Path, scratch: Path) -> dict[str, float]:
     held: list[float] = []
 
     class Watched(Predictor):
-        def stream(self, table: pd.DataFrame) -> Iterator[tuple[int, Scored]]:
-            for scored in super().stream(table):
+        def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
+            for scored in super().scores(rows):
                 held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
                 yield scored
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitmodel.cli import main as vitmodel
+from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Size
 from vitmodel.data.dataset import read_crop
 from vitmodel.data.manifest import breast_ids, read_manifest, read_table, usable
@@ -40,7 +41,6 @@ from vitmodel.data.phantoms import crop_phantom, draw_phantom
 from vitmodel.data.samplers import Shuffled
 from vitmodel.data.splits import assign_folds
 from vitmodel.data.transforms import Augmentation
-from vitmodel.image_ETL import etl
 from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
 from vitmodel.measure.metrics import Ranking, measure
 from vitmodel.measure.sample import Sample
@@ -343,7 +343,7 @@ def tune(name: str, dataset: str, data: Data, budget: Budget) -> tuple[np.ndarra
             predictor.score_images(films.table).to_csv(temporary, index=False)
     tables = (read_table(path, ["image_id", "score"]).set_index("image_id") for path in (folder / "out_of_fold.csv", said))
     own, of_films = (table["score"].astype(float) for table in tables)
-    parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
+    parameters = sum(parameter.numel() for parameter in predictor.ensemble.model.parameters())
     return logit(own[data.table["image_id"]].to_numpy()), logit(of_films[films.table["image_id"]].to_numpy()), parameters
 
 

@@ -35,8 +35,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def crops(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `vitmodel etl` made of it, 64x32. Read only."""
+    from vitmodel.commands.etl import etl
     from vitmodel.config import ETLConfig, Size
-    from vitmodel.image_ETL import etl
 
     folder = tmp_path_factory.mktemp("crops")
     assert etl(ETLConfig(source=release, out=folder, size=Size(64, 32))) == 0

@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from vitmodel.cli import main
 from vitmodel.config import PredictorConfig
 from vitmodel.data.manifest import read_manifest, usable
-from vitmodel.data.rows import rows_of
 from vitmodel.model.explain import Method
 from vitmodel.model.package import TENSORS
 from vitmodel.predictor import Predictor
@@ -141,8 +140,9 @@ RECIPES: list[tuple[str, Method]] = [
 def settled(package: Path, images: pd.DataFrame, method: Method) -> tuple[np.ndarray, np.ndarray]:
     """What a package says of images and, as a heat map, of the first of them."""
     predictor = Predictor(PredictorConfig(package=package, flip=True, jobs=1))
-    logits = predictor.look_at(images)[1]
-    return logits, predictor.explain(predictor.load(rows_of(images)[0]), method)
+    rows = predictor.attach(images)
+    logits = predictor.predict_logits(rows)[1]
+    return logits, predictor.explain(predictor.stream.load(rows.rows[0]), method)
 
 
 @pytest.mark.parametrize(("recipe", "method"), RECIPES)

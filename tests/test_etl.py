@@ -21,15 +21,15 @@ import pandas as pd
 import pytest
 from pydicom.uid import JPEGLosslessSV1, RLELossless
 
-from vitmodel import image_ETL
 from vitmodel.cli import main
+from vitmodel.commands import etl as etl_command
+from vitmodel.commands.etl import Task, etl, file_name
 from vitmodel.config import ETLConfig, Preprocessing, Size
 from vitmodel.data import parallel
 from vitmodel.data.cropping import crop_source
 from vitmodel.data.journal import Journal, exclusive
 from vitmodel.data.manifest import read_manifest
 from vitmodel.errors import UsageError, VitmodelError
-from vitmodel.image_ETL import Task, etl, file_name
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,8 +69,8 @@ def test_every_backend_gives_the_same_bytes(
         pytest.importorskip("distributed")
     own_process = Mock(wraps=parallel.own_process)
     monkeypatch.setattr(parallel, "own_process", own_process)
-    monkeypatch.setattr(image_ETL, "MANY", many)
-    monkeypatch.setattr(image_ETL, "FEW", many)
+    monkeypatch.setattr(etl_command, "MANY", many)
+    monkeypatch.setattr(etl_command, "FEW", many)
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     assert etl(config) == 0
     assert contents(tmp_path) == contents(crops)
@@ -84,7 +84,7 @@ def test_processes_where_they_are_faster(syntax: str, count: int, backend: str, 
     """A file that cannot be read tells nothing."""
     manifest = read_manifest(crops / "manifest.csv")
     path = Path(manifest.loc[manifest["transfer_syntax"] == syntax, "source_path"].iloc[0])
-    assert image_ETL.backend_for([Path("missing"), *[path] * (count - 1)]) == backend
+    assert etl_command.backend_for([Path("missing"), *[path] * (count - 1)]) == backend
 
 
 def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +97,8 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
         done.append(task.image_id)
         return crop_to_png(task, preprocessing)
 
-    crop_to_png = image_ETL.crop_to_png
-    monkeypatch.setattr(image_ETL, "crop_to_png", watch)
+    crop_to_png = etl_command.crop_to_png
+    monkeypatch.setattr(etl_command, "crop_to_png", watch)
     etl(config)
     assert done == []
     victim = read_manifest(tmp_path / "manifest.csv").iloc[1]
@@ -117,7 +117,7 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bytes(
     """SIGKILL leaves no time to tidy up."""
     config = ETLConfig(source=release, out=tmp_path / "out", size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vitmodel.image_ETL", "vitmodel.pixels.dicom", "vitmodel.data.etl_report"])
+    context.set_forkserver_preload(["vitmodel.commands.etl", "vitmodel.pixels.dicom", "vitmodel.data.etl_report"])
     chance, left = random.Random(0), [0]
     for _ in range(kills):
         run = context.Process(target=etl, args=(config,))
@@ -139,13 +139,13 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bytes(
 def crash_on_some(task: Task, preprocessing: Preprocessing) -> dict:
     if int(task.image_id) % 23 == 0:
         os.abort()
-    return image_ETL.crop_to_png(task, preprocessing)
+    return etl_command.crop_to_png(task, preprocessing)
 
 
 def test_a_decoder_that_crashes_costs_its_file_only(release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend="processes", jobs=2)
-    original = image_ETL.parallel_map
-    monkeypatch.setattr(image_ETL, "parallel_map", lambda work, *rest, **options: original(
+    original = etl_command.parallel_map
+    monkeypatch.setattr(etl_command, "parallel_map", lambda work, *rest, **options: original(
         functools.partial(crash_on_some, preprocessing=config.preprocessing), *rest, **options))  # fmt: skip
     assert etl(config) == 0
     manifest, whole = read_manifest(tmp_path / "manifest.csv"), read_manifest(crops / "manifest.csv")
@@ -159,7 +159,7 @@ def test_a_decoder_that_crashes_costs_its_file_only(release: Path, crops: Path, 
 def test_crops_of_other_code_are_kept_and_said_so(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
     for code, said in (("older", False), ("newer", True)):
-        with patch.object(image_ETL, "code", lambda code=code: code):
+        with patch.object(etl_command, "code", lambda code=code: code):
             assert main(command) == 0
         assert ("another version of vitmodel/pixels" in capsys.readouterr().out) == said
     assert main([*command[:2], str(tmp_path / "again"), *command[3:]]) == main([*command[:2], str(tmp_path / "again"), *command[3:]]) == 0

@@ -47,7 +47,7 @@ def exam_run(crops: Path, flags: list[str], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def fused(exam_run: Path) -> Predictor:
     predictor = Predictor(PredictorConfig(package=exam_run / "package", jobs=1))
-    exam = predictor.model.exam
+    exam = predictor.ensemble.model.exam
     assert exam is not None
     torch.nn.init.trunc_normal_(exam.head.weight, std=0.05)  # as it is after three epochs it hardly speaks, and mistakes would not show
     return predictor
@@ -69,19 +69,19 @@ def test_an_exam_is_scored_as_if_it_were_alone_in_any_order_and_budget(fused: Pr
     assert (together["score"] - together["breast_score"]).abs().max() > 0.01
     mixed = both(fused, table.sample(frac=1, random_state=0)).loc[together.index]
     alone = pd.concat([both(fused, rows) for _, rows in table.groupby("patient_id")]).loc[together.index]
-    fused.members[0].tokens = 12  # of which an exam has 36
+    fused.ensemble.members[0].tokens = 12  # of which an exam has 36
     narrow = both(fused, table)
-    fused.members[0].tokens = fused.config.tokens
+    fused.ensemble.members[0].tokens = fused.config.tokens
     for other in (mixed, alone, narrow):
         np.testing.assert_allclose(together, other, atol=1e-5)
 
 
 def test_breast_and_patient_have_the_scores_that_the_network_gives_them(fused: Predictor, table: pd.DataFrame) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and rows["laterality"].nunique() == 2)
-    about = about_images(rows, fused.model.config)
+    about = about_images(rows, fused.ensemble.model.config)
     images = pack([to_tensor(read_crop(path)) for path in rows["path"]], 16, about=about)
     with torch.no_grad():
-        said = fused.model(images)
+        said = fused.ensemble.model(images)
     breasts = fused.score_breasts(fused.score_images(rows))
     np.testing.assert_allclose(breasts["score"], expit(said.breasts.numpy()), atol=1e-6)
     np.testing.assert_allclose(fused.score_patients(breasts)["score"], expit(said.patients.numpy()), atol=1e-6)

@@ -12,7 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 STAGES = {
-    "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve", "demo", "info",
+    "commands", "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve",
+    "demo", "info",
 }  # fmt: skip
 GROUND = {"config", "errors", "utils"}
 MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
@@ -27,8 +28,29 @@ MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
     "trainer": {"batches", "learner", "monitoring", "model"},
     "fitting": {"batches", "data", "exams", "learner", "model", "monitoring", "trainer"},
     "member": {"model", "measure"},
-    "scores": {"measure"},
-    "predictor": {"data", "exams", "member", "model", "measure", "pixels", "scores"},
+    "ensemble": {"member", "model", "measure"},
+    "scoring_stream": {"data", "ensemble", "exams", "model"},
+    "scores": {"data", "ensemble", "exams", "measure", "pixels"},
+    "predictor": {"data", "ensemble", "model", "scores", "scoring_stream"},
+    "explanation": {"data", "model", "predictor", "results", "scoring_stream"},
+    "in_memory": set(),
+    "options": set(),
+    "prediction": {"results"},
+    "artifacts": {"data", "measure"},
+    "api": {
+        "artifacts",
+        "commands",
+        "data",
+        "evaluate",
+        "explanation",
+        "in_memory",
+        "model",
+        "options",
+        "prediction",
+        "predictor",
+        "results",
+    },
+    "__init__": {"api", "artifacts", "explanation", "in_memory", "measure", "model", "prediction"},
     "results": {"pixels"},
     "steps": set(),
     "evaluation": {"data", "measure"},

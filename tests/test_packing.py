@@ -22,12 +22,12 @@ from torch import Tensor
 
 from vitmodel.batches import Batches
 from vitmodel.cli import main
+from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Preprocessing, Size, TrainConfig
 from vitmodel.data.dataset import CropDataset, crop_size
 from vitmodel.data.manifest import read_manifest, usable
 from vitmodel.data.samplers import Shuffled
 from vitmodel.errors import ImageRefusedError, UsageError
-from vitmodel.image_ETL import etl
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.packing import Segments, attention, attention_maps, compile_blocks, forward
 from vitmodel.model.packs import Pack, fill, pack
@@ -251,9 +251,12 @@ def test_a_package_predicts_with_air_if_it_was_trained_with_it(run: Path, crops:
     predictor = Predictor(PredictorConfig(package=run / "package"))
     table = usable(read_manifest(crops / "manifest.csv")).head(1)
     image = torch.from_numpy(cv2.imread(table["path"].item(), cv2.IMREAD_UNCHANGED) / np.float32(255))[None]
-    assert predictor.packed
-    for packed, expected in ((True, forward(predictor.model.trunk, pack([image], 16))), (False, predictor.model.trunk(image[None]))):
-        predictor.packed = packed
+    assert predictor.ensemble.packed
+    for packed, expected in (
+        (True, forward(predictor.ensemble.model.trunk, pack([image], 16))),
+        (False, predictor.ensemble.model.trunk(image[None])),
+    ):
+        predictor.ensemble.packed = packed
         assert predictor.score_images(table)["score"].item() == pytest.approx(expected.sigmoid().item(), abs=1e-6)
 
 

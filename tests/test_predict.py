@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pydicom import dcmread
 from pydicom.fileset import FileSet
 from scipy.special import logit
 
+from vitmodel import scoring_stream
 from vitmodel.cli import main
 from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, TrainConfig
 from vitmodel.data.fingerprint import was_seen
@@ -33,8 +35,9 @@ from vitmodel.errors import UsageError
 from vitmodel.fitting import labelled_crops
 from vitmodel.measure.calibration import Platt
 from vitmodel.model.packs import About
-from vitmodel.predictor import TOGETHER, Loaded, Predictor
-from vitmodel.scores import has_reason, say_fallbacks
+from vitmodel.predictor import Predictor
+from vitmodel.scores import fallback_messages, has_reason
+from vitmodel.scoring_stream import GROUP_IMAGES, LoadedImage, ScoringStream, Timings
 from vitmodel.utils import sha256_file
 
 
@@ -58,20 +61,34 @@ def test_a_crop_of_etl_and_its_source_get_the_same_score(predictor: Predictor, r
     pd.testing.assert_frame_equal(predictor.score_images(cropped), predictor.score_images(other))
 
 
+def test_a_run_attaches_rows_and_metadata_once(run: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[..., object]:
+        function = getattr(scoring_stream, name)
+        return lambda *arguments: (calls.append(name), function(*arguments))[1]
+
+    for name in ("rows_of", "about_images"):
+        monkeypatch.setattr(scoring_stream, name, counted(name))
+    assert main(["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path), "--explain", "rollout"]) == 0
+    assert sorted(calls) == ["about_images", "rows_of"]
+
+
 def test_crops_do_not_pile_up(predictor: Predictor, crops: Path) -> None:
     """So that memory does not grow with the number of images: two groups of them and what the threads hold, at most."""
     begun: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
-    class Watched(Predictor):
-        def load(self, row: Row, about: About = About()) -> Loaded:  # noqa: B008
-            loaded = super().load(row, about)
+    class Watched(ScoringStream):
+        def load(self, row: Row, metadata: About = About()) -> LoadedImage:  # noqa: B008
+            loaded = super().load(row, metadata)
             begun.extend([weakref.ref(loaded.cropped.crop)] if loaded.cropped.crop is not None else [])
             held.append(sum(crop() is not None for crop in begun))
             return loaded
 
-    Watched(predictor.config).score_images(read_manifest(crops / "manifest.csv"))
-    most = 2 * TOGETHER + 4
+    stream = Watched(predictor.ensemble, predictor.config, Timings())
+    assert sum(1 for _ in stream.scores(predictor.attach(read_manifest(crops / "manifest.csv")))) > 0
+    most = 2 * GROUP_IMAGES + 4
     assert len(begun) > most
     assert max(held) <= most
 
@@ -293,7 +310,7 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
     apart = [each.score_images(table)["probability"].to_numpy() for each in single]
     assert np.nanmax(np.abs(apart[0] - apart[1])) > 0.01
     np.testing.assert_allclose(both.score_images(table)["probability"], np.mean(apart, axis=0))
-    assert both.threshold == pytest.approx((single[0].threshold + 0.9) / 2)
+    assert both.ensemble.threshold == pytest.approx((single[0].ensemble.threshold + 0.9) / 2)
     document["preprocessing"] = document["preprocessing"].replace("64x32", "128x64")
     (tmp_path / "other" / "config.json").write_text(json.dumps(document))
     with pytest.raises(UsageError, match="preprocessing"):
@@ -327,12 +344,11 @@ def test_a_copy_in_a_breast_counts_once_and_one_view_is_said(predictor: Predicto
     assert (half.status, half.reason) == ("warned", "one_view")
 
 
-def test_left_and_right_that_nothing_tells_apart_are_said(predictor: Predictor, crops: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_laterality_that_matters_is_reported(predictor: Predictor, crops: Path) -> None:
     table = usable(read_manifest(crops / "manifest.csv")).head(3).assign(laterality="", patient_id=["a", "a", "b"])
     images = predictor.score_images(table)
     assert has_reason(images, "no_laterality").tolist() == [True, True, False]
-    say_fallbacks(images)
-    assert "2 of 3 images have no laterality" in capsys.readouterr().out
+    assert fallback_messages(images)[0].startswith("2 of 3 images have no laterality")
     assert predictor.score_breasts(images)["status"].iloc[0] == "warned"
 
 
@@ -345,7 +361,7 @@ def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: P
     table = read_manifest(run / "manifest.csv").query("split == 'val'")
     scored = predictor.score_breasts(predictor.score_images(table)).set_index(["patient_id", "laterality"]).loc[breasts.index]
     np.testing.assert_allclose(scored["probability"], fitted.apply(breasts["logit"]), rtol=1e-4)
-    assert predictor.package["calibration"]["prevalence"] == breasts["cancer"].mean()
+    assert predictor.ensemble.package["calibration"]["prevalence"] == breasts["cancer"].mean()
 
 
 def test_a_package_that_was_calibrated_image_by_image_is_read_as_it_was(run: Path, crops: Path, tmp_path: Path) -> None:
@@ -356,7 +372,7 @@ def test_a_package_that_was_calibrated_image_by_image_is_read_as_it_was(run: Pat
     (tmp_path / "package" / "config.json").write_text(json.dumps(document))
     predictor = Predictor(PredictorConfig(package=tmp_path / "package", jobs=1))
     images = predictor.score_images(read_manifest(crops / "manifest.csv"))
-    assert predictor.calibrated == "image"
+    assert predictor.ensemble.calibrated == "image"
     expected = images["probability"].groupby(breast_ids(images), sort=False).mean()
     np.testing.assert_allclose(predictor.score_breasts(images)["probability"], expected)
 
@@ -517,7 +533,7 @@ def test_images_without_a_hash_are_known_by_what_scoring_read_or_said_to_be_unkn
 
 def test_seen_images_are_told_by_their_bytes(run: Path, predictor: Predictor) -> None:
     table = read_manifest(run / "manifest.csv")
-    assert was_seen(table, predictor.package["data"]).sum() == (table["split"] != "test").sum()
+    assert was_seen(table, predictor.ensemble.package["data"]).sum() == (table["split"] != "test").sum()
 
 
 @pytest.mark.parametrize(
@@ -539,7 +555,9 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_a_cold_start_loads_neither_a_compiler_nor_a_trainer(run: Path) -> None:
     """Each of them takes seconds to import."""
-    code = f"import sys, vitmodel.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+    code = (
+        f"import sys, vitmodel.commands.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+    )
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert "torch" in loaded
     assert not loaded & {"torch._dynamo", "sympy", "lightning", "sklearn", "matplotlib", "highdicom", "captum"}

@@ -10,10 +10,10 @@ import pytest
 from pydicom import dcmread, uid
 from test_dicom import VALUE_CASES, ramp, show, write
 
+from vitmodel.commands.etl import etl
 from vitmodel.config import ETLConfig, Size
 from vitmodel.data.manifest import read_manifest
 from vitmodel.errors import ImageRefusedError
-from vitmodel.image_ETL import etl
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.transcoding import transcode
 

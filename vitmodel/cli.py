@@ -43,15 +43,15 @@ class Verb(NamedTuple):
 
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.data.synthetic", "write_release", "data"),
-    "etl": Verb("ETLConfig", "vitmodel.image_ETL", "etl", "data"),
+    "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data"),
     "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain", "training"),
-    "train": Verb("TrainConfig", "vitmodel.train", "train", "training"),
+    "train": Verb("TrainConfig", "vitmodel.commands.train", "train", "training"),
     "tune": Verb("TuneConfig", "vitmodel.tune", "tune", "training"),
     "versions": Verb("VersionsConfig", "vitmodel.versions", "versions", "training"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate", "evaluation"),
     "compare": Verb("CompareConfig", "vitmodel.compare", "compare_models", "evaluation"),
     "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out", "evaluation"),
-    "predict": Verb("PredictConfig", "vitmodel.predict", "predict", "prediction"),
+    "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.export", "export", "prediction"),
     "demo": Verb("DemoConfig", "vitmodel.demo", "demo", "other"),

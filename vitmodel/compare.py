@@ -143,14 +143,12 @@ def worse(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
 def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> Scores:
     """The package's probability of each unit, as `vitmodel predict` gives it."""
     predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, jobs=config.jobs))
-    units = images = predictor.score_images(table)
-    if config.level != "image":
-        units = predictor.score_breasts(units)
-    if config.level == "patient":
-        units = predictor.score_patients(units)
+    tables = predictor.score(table)
+    images = tables.images
+    units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]
     scores = units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])["probability"]
     used = images[images["probability"].notna()]
-    return Scores(scores, was_seen(used, predictor.package["data"]).set_axis(unit_ids(used, config.level)))
+    return Scores(scores, was_seen(used, predictor.ensemble.package["data"]).set_axis(unit_ids(used, config.level)))
 
 
 def read_scores(path: Path) -> tuple[pd.Series, str]:

@@ -23,13 +23,28 @@ class VitmodelError(Exception):
 
     Attributes:
         status: Exit status of the command line.
+
+    Example:
+        >>> try:
+        ...     vitmodel.load("no/such/package")
+        ... except vitmodel.VitmodelError as error:
+        ...     print(type(error).__name__)
+        UsageError
     """
 
     status = 1
 
 
 class UsageError(VitmodelError):
-    """Raised for a wrong argument, key, file or column, which the user can correct before trying again."""
+    """Raised for a wrong argument, key, file or column, which the user can correct before trying again.
+
+    Example:
+        >>> try:
+        ...     vitmodel.load("run/package", devise="cpu")
+        ... except vitmodel.UsageError as error:
+        ...     print(error)
+        devise: there is no such option here; did you mean device?
+    """
 
     status = 2
 

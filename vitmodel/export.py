@@ -30,7 +30,7 @@ TOLERANCE = 1e-4  # between logits of torch and of ONNX Runtime, in 32 bits
 def export(config: ExportConfig) -> None:
     """Write OUT and say by how much its logits differ from the package's. Raises VitmodelError where 32 bits differ at all."""
     predictor = Predictor(PredictorConfig(package=config.package, device="cpu"))
-    member, weights = predictor.members[0], sha256_file(config.package / TENSORS)
+    member, weights = predictor.ensemble.members[0], sha256_file(config.package / TENSORS)
     crops = noise(predictor) if config.precision == "fp32" else calibration_crops(predictor, config)
     paths = member.onnx_files(config.out)
     graphs: list[KeptPatches | Encoder] = [Encoder(each) for each in member.models]
@@ -54,14 +54,14 @@ def export(config: ExportConfig) -> None:
 
 def noise(predictor: Predictor) -> list[Pack]:
     """Images of noise, the lower half of each air, twice as high as a segment where the network reads in segments, and of any source."""
-    model = predictor.model.config
+    model = predictor.ensemble.model.config
     height, width = model.vit.image_size
     size = Size(2 * height, width) if model.segments else Size(height, width)
     images = torch.rand(4, model.vit.channels, *size, generator=torch.Generator().manual_seed(0))
     images[:, :, size.height // 2 :] = 0
     columns = model.sources.columns if model.sources else ()
     about = [About(sources=tuple(number % len(column) for column in columns)) for number in range(len(images))]
-    air = not predictor.packed
+    air = not predictor.ensemble.packed
     return [pack([image], model.vit.patch, air=air, about=[known]) for image, known in zip(images, about, strict=True)]
 
 
@@ -72,9 +72,9 @@ def calibration_crops(predictor: Predictor, config: ExportConfig) -> list[Pack]:
     table = usable(read_manifest(config.calibration))
     table = table[table["split"] != "test"]
     chosen = table.iloc[np.unique(np.linspace(0, len(table) - 1, config.images).round().astype(int))] if len(table) else table
-    alone = [replace(about, breast=-1, exam=-1) for about in about_images(chosen, predictor.model.config)]
+    alone = [replace(about, breast=-1, exam=-1) for about in about_images(chosen, predictor.ensemble.model.config)]
     rows = zip(progress(rows_of(chosen), "calibrate"), alone, strict=True)
-    found = [crop for crop in (predictor.load(*each).pack for each in rows) if crop is not None]
+    found = [crop for crop in (predictor.stream.load(*each).pack for each in rows) if crop is not None]
     if not found:
         raise UsageError(f"{config.calibration}: has no usable crop outside of the split test")
     return found

@@ -97,11 +97,11 @@ def description(predictor: Predictor) -> dict[str, Any]:
     """Which model answers, and how."""
     config = predictor.config
     return {
-        "label": predictor.package["label"],
-        "serial": predictor.fingerprint()[:16],
-        "crop": str(predictor.preprocessing.size),
-        "threshold": round(predictor.threshold, 4),
-        "flip_averaging": predictor.flip,
+        "label": predictor.ensemble.package["label"],
+        "serial": predictor.ensemble.fingerprint()[:16],
+        "crop": str(predictor.ensemble.preprocessing.size),
+        "threshold": round(predictor.ensemble.threshold, 4),
+        "flip_averaging": predictor.ensemble.flip,
         "runtime": config.runtime,
         "precision": config.precision,
         "version": __version__,
@@ -119,11 +119,10 @@ def answer(files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_t
         try:
             table = read_inputs([str(path) for path in kept], "dicom_folder", folder / ".unpacked")
             with in_turn:
-                images = predictor.score_images(table)
+                scores = predictor.score(table)
         except VitmodelError as error:
             raise RequestRefusedError(422 if isinstance(error, UsageError) else 507, without(folder, str(error))) from error
-        breasts = predictor.score_breasts(images)
-        tables = {"images": images, "breasts": breasts, "patients": predictor.score_patients(breasts)}
+        tables = scores._asdict()
         rows = {level: json.loads(without(folder, table.to_json(orient="records"))) for level, table in tables.items()}
         return rows | {"notice": NOT_A_MEDICAL_DEVICE}
 

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -112,6 +113,19 @@ def seed_from(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+_bars_shown: ContextVar[bool] = ContextVar("bars_shown", default=True)
+
+
+@contextlib.contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Show or hide the bars of `progress` within the block."""
+    token = _bars_shown.set(shown)
+    try:
+        yield
+    finally:
+        _bars_shown.reset(token)
+
+
 def progress(items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "image", initial: int = 0) -> tqdm[T]:
     """`items` behind a progress bar on standard error that shows what is done, what is left and how long it takes.
 
@@ -120,5 +134,6 @@ def progress(items: Iterable[T] | None, what: str, total: int | None = None, uni
     from tqdm import tqdm
 
     interval = 0.5 if sys.stderr.isatty() else 10
-    shown: dict[str, Any] = {"desc": what, "total": total, "unit": unit, "initial": initial, "dynamic_ncols": True, "mininterval": interval}
+    shown: dict[str, Any] = {"desc": what, "total": total, "unit": unit, "initial": initial, "dynamic_ncols": True}
+    shown |= {"mininterval": interval, "disable": not _bars_shown.get()}
     return cast("tqdm[T]", tqdm(items, file=sys.stderr, **shown))

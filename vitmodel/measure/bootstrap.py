@@ -19,7 +19,17 @@ MIN_DEFINED = 0.9
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the limits of its percentile interval; NaN = not defined on these data."""
+    """A value with the limits of its 95 % percentile interval over patients; NaN = not defined on these data.
+
+    Attributes:
+        value: The metric on all units.
+        low: Lower limit.
+        high: Upper limit.
+
+    Example:
+        >>> print(vitmodel.Interval(0.8, 0.75, 0.85))
+        0.800 (0.750 to 0.850)
+    """
 
     value: float
     low: float

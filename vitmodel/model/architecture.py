@@ -24,7 +24,15 @@ def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """The architecture: all that is needed to build a `ViT`. Raises UsageError naming the field of an impossible value."""
+    """The sizes and parts of a Vision Transformer: all that is needed to build a `ViT`.
+
+    Raises:
+        UsageError: A field has an impossible value.
+
+    Example:
+        >>> vitmodel.ViTConfig(image_size=(64, 32), dim=192, depth=12, heads=3).grid
+        (4, 2)
+    """
 
     image_size: Size = IMAGENET_SIZE
     """Height x width for which the positions are learned; other sizes resize them."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -223,7 +225,19 @@ def draw_matrices(module: nn.Module) -> None:
 
 
 class ViT(nn.Module):
-    """`forward` = `head(pool(encode(embed(images))))`; `encode` runs on tokens however they came to be."""
+    """A Vision Transformer, a `torch.nn.Module`: images `(B, C, H, W)` in [0, 1] to logits `(B, K)`.
+
+    `forward` is `head(pool(encode(embed(images))))`; `encode` also runs on tokens that were made otherwise.
+
+    Args:
+        config: Sizes and parts. Images of another size than `config.image_size` are taken, too; positions are then resized.
+
+    Example:
+        >>> import torch
+        >>> vit = vitmodel.ViT(vitmodel.ViTConfig(image_size=(64, 32), dim=64, depth=2, heads=2))
+        >>> vit(torch.zeros(3, 1, 64, 32)).shape
+        torch.Size([3, 1])
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -241,6 +255,35 @@ class ViT(nn.Module):
         self.fc_norm = nn.LayerNorm(config.dim, config.eps) if config.pool == "mean" else nn.Identity()
         self.head = Head(config.dim, config.classes)
         self.reset_parameters()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **overrides: Any) -> ViT:
+        """Return a ViT with weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or vitmodel, in evaluation mode.
+
+        Sizes follow from the file. The input normalisation of published weights is folded into the patch embedding and their three
+        colour channels are summed, so that the network takes grey images in [0, 1]. The file's head is kept.
+
+        Args:
+            path: A file of weights, or a folder as on a hub or of a model package. Code in a file is never run.
+            **overrides: Fields of `ViTConfig` that differ from the file's, such as `image_size=(1024, 512)` (positions are resized),
+                `classes=1` (a fresh head), `pool="mean"` or `channels=3` (colour images in [0, 1]).
+
+        Returns:
+            The network: images `(B, C, H, W)` to logits `(B, K)`.
+
+        Raises:
+            UsageError: The file holds no such network, or an override does not fit it.
+            VitmodelError: The file cannot be read.
+
+        Example:
+            >>> import torch
+            >>> vit = vitmodel.ViT.from_pretrained("run/package", image_size=(64, 32))
+            >>> vit(torch.zeros(1, 1, 64, 32)).shape
+            torch.Size([1, 1])
+        """
+        from vitmodel.model.pretrained import vit_from_weights
+
+        return vit_from_weights(path, **overrides)
 
     def reset_parameters(self) -> None:
         """Truncated normals of deviation 0.02 for matrices and tokens, 0 for biases; the stems draw their own."""

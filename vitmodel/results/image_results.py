@@ -54,14 +54,7 @@ class ResultWriter:
         """The overlay, and as DICOM the overlay and the map; returns the outline (x, y in source pixels) of the hottest region, and the
         files' paths below OUT.
         """
-        picture = read_picture(image.path, heat, self.preprocessing, image.inverted)
-        words = "at or above" if image.probability >= self.threshold else "below"
-        caption = Caption(
-            title=f"{image.side} {image.view}".strip() or "side and view unknown",
-            score=f"Probability of cancer by this image alone {image.probability:.1%}, {words} the threshold of {self.threshold:.1%}",
-            unit=unit, low=low, high=max(high, float(np.nanmax(heat.values))),
-        )  # fmt: skip
-        page = draw_overlay(picture, heat, caption, breast_only=self.deidentify is not None)
+        page = self.draw(image, heat, unit, low, high)
         written = [self.out / "overlays" / f"{image.name}.png"]
         write_atomic(written[0], cv2.imencode(".png", page[..., ::-1])[1].tobytes())
         if self.dicom and (source := self.evidence(image.path)) is not None:
@@ -71,6 +64,17 @@ class ResultWriter:
             written.append(self.save(parametric_map(heat.on_source(), unit, source, self.software, image.side)))
         region = [[round(float(x), 1), round(float(y), 1)] for x, y in heat.hottest()]
         return region, [str(path.relative_to(self.out)) for path in written]
+
+    def draw(self, image: Image, heat: HeatMap, unit: str, low: float, high: float) -> np.ndarray:
+        """Return the breast, plain and below the heat map, with colour bar and caption: `(H, W, 3)` uint8, RGB."""
+        picture = read_picture(image.path, heat, self.preprocessing, image.inverted)
+        words = "at or above" if image.probability >= self.threshold else "below"
+        caption = Caption(
+            title=f"{image.side} {image.view}".strip() or "side and view unknown",
+            score=f"Probability of cancer by this image alone {image.probability:.1%}, {words} the threshold of {self.threshold:.1%}",
+            unit=unit, low=low, high=max(high, float(np.nanmax(heat.values))),
+        )  # fmt: skip
+        return draw_overlay(picture, heat, caption, breast_only=self.deidentify is not None)
 
     def report(self, images: pd.DataFrame, breasts: pd.DataFrame) -> tuple[int, int]:
         """A structured report per study; how many were written, and how many scored images could have no DICOM result.

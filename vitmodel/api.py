@@ -1,0 +1,337 @@
+"""The functions of the Python API. The command line calls the same implementation, so that both give the same results.
+
+Options are keyword arguments with the names of the command line's flags, `-` written as `_`; `vitmodel VERB --help`
+explains them. The functions print nothing, except that a training reports as on the command line; other messages go to
+the log of `vitmodel.api`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitmodel.artifacts import EvaluationResult, Manifest, Run
+from vitmodel.config import ETLConfig, EvaluateConfig, PredictConfig, PredictorConfig, TrainConfig
+from vitmodel.errors import UsageError
+from vitmodel.options import check_names, make_config
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
+
+if TYPE_CHECKING:
+    from vitmodel.explanation import Explanation
+    from vitmodel.in_memory import Source
+    from vitmodel.model.network import Network
+    from vitmodel.prediction import Prediction
+
+logger = logging.getLogger(__name__)
+
+AnyPath = str | os.PathLike[str]
+Method = Literal["rollout", "gradient", "occlusion", "integrated"]
+NEED_OUT = ("resume", "parquet", "jsonl", "explain", "dicom", "deidentify")
+"""Options of `Model.predict` that write files, and have no effect without an output folder."""
+
+
+def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **options: Any) -> Model:
+    """Load a model package or, from several, an ensemble whose probabilities are averaged.
+
+    Args:
+        *packages: Folders of model packages, such as "run/package"; one or more, or a list of them. Packages of an
+            ensemble must be trained alike.
+        progress: Whether `predict` shows progress bars on standard error.
+        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `runtime` and `precision`, as for `vitmodel
+            predict`.
+
+    Returns:
+        The model, ready to score. Loading never runs code from a package.
+
+    Raises:
+        UsageError: A package does not exist, gives no scores or does not fit the others, or an option is wrong.
+        VitmodelError: A package is damaged.
+
+    Example:
+        >>> model = vitmodel.load("run/package", device="cpu")
+        >>> 0 < model.threshold < 1
+        True
+    """
+    folders = list(_paths(packages))
+    if not folders:
+        raise UsageError("packages: none is given; name a model package, such as vitmodel.load('run/package')")
+    return Model(make_config(PredictorConfig, options, package=folders[0], ensemble=folders[1:]), progress)
+
+
+def _paths(items: Iterable[AnyPath | Iterable[AnyPath]]) -> Iterator[Path]:
+    for item in items:
+        if isinstance(item, str | os.PathLike):
+            yield Path(item)
+        elif isinstance(item, Iterable):
+            yield from _paths(item)
+        else:
+            raise UsageError(f"packages: must be paths, not {type(item).__name__} {item!r}")
+
+
+class Model:
+    """One or more loaded model packages. `vitmodel.load` makes it. Research software, not a medical device.
+
+    Args:
+        config: The packages and how they run.
+        progress: Whether `predict` shows progress bars on standard error.
+
+    Raises:
+        UsageError: A package does not exist, gives no scores or does not fit the others.
+        VitmodelError: A package is damaged.
+
+    Example:
+        >>> model = vitmodel.load("run/package", progress=False)
+        >>> model.label
+        'cancer'
+    """
+
+    def __init__(self, config: PredictorConfig, progress: bool = True) -> None:
+        from vitmodel.predictor import Predictor
+
+        self.progress = progress
+        self._predictor = Predictor(config)
+
+    @property
+    def packages(self) -> list[Path]:
+        """The folders of the packages."""
+        return [member.folder for member in self._predictor.ensemble.members]
+
+    @property
+    def label(self) -> str:
+        """What the probability is of: the manifest column that the model was trained on."""
+        return str(self._predictor.ensemble.package["label"])
+
+    @property
+    def threshold(self) -> float:
+        """Probability of a breast from which the model's decision is 1."""
+        return self._predictor.ensemble.threshold
+
+    @property
+    def network(self) -> Network:
+        """The network of the first package, a `torch.nn.Module`."""
+        return self._predictor.ensemble.model
+
+    def predict(self, sources: Source | Iterable[Source], *, out: AnyPath | None = None, **options: Any) -> Prediction:
+        """Score mammograms: a probability per image, breast and patient.
+
+        Every input has a row in the result; what cannot be scored is refused with a reason and has no score. Tables and
+        folders come first in the result, then single files, then inputs that hold no image.
+
+        Args:
+            sources: What to score: image files (DICOM, PNG, JPEG, TIFF), folders, zips, DICOMDIRs, release tables,
+                manifests, `pydicom.Dataset`s and `vitmodel.Mammogram`s (arrays), one or a list of them.
+            out: Folder for the files that `vitmodel predict` writes; None = write nothing.
+            **options: `dataset` and, with `out`, `resume`, `parquet`, `jsonl`, `explain`, `dicom` and `deidentify`, as
+                for `vitmodel predict`.
+
+        Returns:
+            Tables of scores, the same as those of the command line.
+
+        Raises:
+            UsageError: A source is of a wrong type, a table is at fault, or an option is wrong.
+            VitmodelError: The disk is full or `out` cannot be written.
+
+        Example:
+            >>> model = vitmodel.load("run/package", progress=False)
+            >>> result = model.predict(["exam/rcc.dcm", pydicom.dcmread("exam/rcc.dcm")])
+            >>> len(result.images)
+            2
+        """
+        from vitmodel.commands.predict import score_sources
+        from vitmodel.prediction import Prediction
+
+        without_effect = [name for name in NEED_OUT if out is None and options.get(name)]
+        if without_effect:
+            raise UsageError(f"{without_effect[0]}: has no effect without out=FOLDER, which it writes to")
+        with _scratch() as scratch, progress_bars(self.progress):
+            config = self._predict_config(sources, scratch, scratch / "out" if out is None else Path(out), options)
+            tables = score_sources(self._predictor, config, logger.info).tables
+            images = tables.images.copy()
+            images["remark"] = images["remark"].str.replace(f"{scratch}/", "", regex=False)  # the folder is gone soon
+            as_id = f"{scratch}/".removeprefix("/").replace("/", "-")  # how ids that several files share are told apart
+            images["image_id"] = images["image_id"].str.replace(as_id, "", regex=False)
+        return Prediction(images, tables.breasts, tables.patients, self.threshold)
+
+    def explain(self, source: Source, method: Method = "gradient") -> Explanation:
+        """Return the heat map of one image: which parts contributed to its score.
+
+        Args:
+            source: One image: a file, a `pydicom.Dataset` or a `vitmodel.Mammogram`.
+            method: "gradient" (gradient-weighted attention), "rollout" (attention rollout; shows attention, not
+                evidence for cancer), "occlusion" or "integrated" (integrated gradients); the last two need the extra
+                `explain`.
+
+        Returns:
+            Values per patch, and a picture to save.
+
+        Raises:
+            UsageError: The source is no single image, the image is refused, or the method is unknown.
+
+        Example:
+            >>> model = vitmodel.load("run/package", progress=False)
+            >>> model.explain("exam/rcc.dcm", method="rollout").unit
+            'attention, times the mean of the breast'
+        """
+        from vitmodel.commands.predict import result_writer
+        from vitmodel.data.inputs import read_inputs
+        from vitmodel.explanation import NO_GEOMETRY, Explanation, heat_map, image_of
+        from vitmodel.model.explain import SCALES, UNITS
+
+        predictor = self._predictor
+        with _scratch() as scratch, progress_bars(self.progress):
+            config = self._predict_config(source, scratch, scratch / "out", {"explain": method})
+            rows = predictor.attach(read_inputs(config.source, config.dataset, scratch / "unpacked"))
+            if len(rows) != 1:
+                raise UsageError(f"source: holds {len(rows)} images; name one of them")
+            ((_, scored),) = predictor.scores(rows)
+            record = scored.loaded.cropped.record
+            if scored.loaded.pack is None:
+                raise UsageError(f"source: the image is refused ({record['reason']}): {record['remark']}")
+            if scored.loaded.cropped.geometry is None:
+                raise UsageError(f"source: {NO_GEOMETRY}; name the source image instead of its crop")
+            heat = heat_map(scored.loaded, predictor, method)
+            image = image_of(rows.table.iloc[0], rows.rows[0], scored, predictor)
+            picture = result_writer(predictor, config).draw(image, heat, UNITS[method], *SCALES[method])
+        image_id = str(rows.table["image_id"].iloc[0])
+        return Explanation(image_id, method, UNITS[method], float(image.probability), self.threshold, heat, picture)
+
+    def _predict_config(self, sources: Any, scratch: Path, out: Path, options: dict[str, Any]) -> PredictConfig:
+        """Return the command line's configuration for these sources, those in memory written below `scratch` first."""
+        from vitmodel.in_memory import write_sources
+
+        package_fields = [field.name for field in fields(PredictorConfig)]
+        allowed = [field.name for field in fields(PredictConfig) if field.name not in (*package_fields, "source", "out")]
+        check_names(options, allowed)
+        paths = write_sources(sources, scratch)
+        settings = {name: getattr(self._predictor.config, name) for name in package_fields}
+        return make_config(PredictConfig, options, source=paths, out=out, **settings)
+
+    def __repr__(self) -> str:
+        vit = self.network.config.vit
+        names = ", ".join(map(str, self.packages))
+        size = self._predictor.ensemble.preprocessing.size
+        network = f"ViT {vit.depth} x {vit.dim}, patch {vit.patch}, crops {size}"
+        return f"Model({names}: {network}, threshold {self.threshold:.4f})\n{NOT_A_MEDICAL_DEVICE}"
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a folder that is removed at the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="vitmodel-") as name:
+        yield Path(os.path.realpath(name))
+
+
+def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any) -> Manifest:
+    """Crop, orient and resize every mammogram of an archive; write PNGs and a manifest with one row per image.
+
+    Running it again does only what is missing or changed.
+
+    Args:
+        source: Release folder, folder of images, one file, or a manifest.
+        out: Folder for the crops, manifest.csv and etl_report.html.
+        progress: Whether progress bars are shown on standard error.
+        **options: `size` (height and width in pixels: `(1024, 512)` or "1024x512"), `mm_per_pixel`, `bits`, `dataset`,
+            `jobs`, `backend` and the others of `vitmodel etl`.
+
+    Returns:
+        The manifest, which can be used as a path; refused images have rows with the reason.
+
+    Raises:
+        UsageError: The source is not recognised, its table is at fault, or an option is wrong.
+        VitmodelError: The disk is full or `out` cannot be written.
+
+    Example:
+        >>> manifest = vitmodel.etl("release/", "new_crops/", size=(64, 32), progress=False)
+        >>> manifest.table["path"].notna().any().item()
+        True
+    """
+    from vitmodel.commands.etl import crop_release
+
+    config = make_config(ETLConfig, options, source=source, out=out)
+    with progress_bars(progress):
+        crop_release(config, logger.info)
+    return Manifest(config.out / "manifest.csv")
+
+
+def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = True, **options: Any) -> Run:
+    """Train a Vision Transformer on a manifest's crops and write a run folder with a model package.
+
+    The best epoch, the calibration and the threshold are chosen on the split `val`; the split `test` is left alone.
+    Several devices start this program again in further processes; from a notebook use one, or the command line.
+
+    Args:
+        manifest: A manifest.csv that `vitmodel.etl` wrote, or a list of them, which are merged.
+        run: Run folder to write; it must not hold another run.
+        progress: Whether a progress bar is shown on standard error.
+        **options: `model`, `epochs`, `weights`, `batch_size`, `lr`, `augment` (a mapping), `fusion`, `folds`, `device`,
+            `wandb` and the others of `vitmodel train`.
+
+    Returns:
+        The run, whose `package` can be loaded.
+
+    Raises:
+        UsageError: The manifest or an option is at fault, or `run` holds another run.
+        VitmodelError: Training failed or the disk is full.
+
+    Example:
+        >>> run = vitmodel.train(
+        ...     "crops/manifest.csv", "new_run", model="vit_micro", epochs=1, workers=0, wandb="off", progress=False
+        ... )
+        >>> run.package.is_dir()
+        True
+    """
+    from vitmodel.commands.train import train as run_training
+
+    manifests = manifest if isinstance(manifest, list | tuple) else [manifest]
+    if not all(isinstance(item, str | os.PathLike) for item in manifests):
+        raise UsageError(f"manifest: must be a path or a list of paths, not {manifest!r}")
+    config = make_config(TrainConfig, options, manifest=",".join(map(os.fspath, manifests)), run=run)
+    with progress_bars(progress):
+        run_training(config)
+    return Run(config.run)
+
+
+def evaluate(
+    packages: AnyPath | Iterable[AnyPath], manifest: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any
+) -> EvaluationResult:
+    """Measure a model package or an ensemble on a manifest with labels and write a report.
+
+    Args:
+        packages: A model package, or a list of packages whose probabilities are averaged.
+        manifest: A manifest.csv with labels. Its split `test` is used if it has one, else all rows; the option `split`
+            changes this.
+        out: Folder for report.html, metrics.json and the score tables.
+        progress: Whether progress bars are shown on standard error.
+        **options: `split`, `replicates`, `aggregate`, `prevalence`, `audit`, `card`, `device` and the others of
+            `vitmodel evaluate`.
+
+    Returns:
+        The metrics per image, breast and patient with 95 % intervals, and the path of the report.
+
+    Raises:
+        UsageError: The manifest has no labels on the chosen rows, no image could be scored, or an option is wrong.
+        VitmodelError: A package is damaged or `out` cannot be written.
+
+    Example:
+        >>> report = vitmodel.evaluate(
+        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
+        ... )
+        >>> print(report.path)
+        report/report.html
+    """
+    from vitmodel.evaluate import evaluate_package
+
+    folders = list(_paths([packages]))
+    if not folders:
+        raise UsageError("packages: none is given; name a model package")
+    config = make_config(EvaluateConfig, options, package=folders[0], ensemble=folders[1:], manifest=manifest, out=out)
+    with progress_bars(progress):
+        report = evaluate_package(config, logger.info)
+    metrics = {level.name: level.metrics.intervals for level in report.levels}
+    return EvaluationResult(config.out, metrics, report.plotted.metrics.threshold, report)
