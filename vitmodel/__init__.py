@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vitmodel.model.architecture import ViTConfig as ViTConfig
     from vitmodel.model.vit import ViT as ViT
     from vitmodel.prediction import Prediction as Prediction
-    from vitmodel.utils import UsageError as UsageError
-    from vitmodel.utils import VitmodelError as VitmodelError
+    from vitmodel.errors import UsageError as UsageError
+    from vitmodel.errors import VitmodelError as VitmodelError
 
 __version__ = "0.1.0"
 
@@ -44,8 +44,8 @@ _HOME = {
     "Interval": "vitmodel.measure.bootstrap",
     "ViT": "vitmodel.model.vit",
     "ViTConfig": "vitmodel.model.architecture",
-    "VitmodelError": "vitmodel.utils",
-    "UsageError": "vitmodel.utils",
+    "VitmodelError": "vitmodel.errors",
+    "UsageError": "vitmodel.errors",
 }
 """Public names and the modules that define them; a module is imported when one of its names is first used."""
 
