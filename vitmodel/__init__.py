@@ -7,8 +7,6 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
-from vitmodel.errors import UsageError, VitmodelError
-
 if TYPE_CHECKING:
     from vitmodel.api import Model as Model
     from vitmodel.api import etl as etl
@@ -18,14 +16,14 @@ if TYPE_CHECKING:
     from vitmodel.artifacts import EvaluationResult as EvaluationResult
     from vitmodel.artifacts import Manifest as Manifest
     from vitmodel.artifacts import Run as Run
+    from vitmodel.errors import UsageError as UsageError
+    from vitmodel.errors import VitmodelError as VitmodelError
     from vitmodel.explanation import Explanation as Explanation
     from vitmodel.in_memory import Mammogram as Mammogram
     from vitmodel.measure.bootstrap import Interval as Interval
     from vitmodel.model.architecture import ViTConfig as ViTConfig
     from vitmodel.model.vit import ViT as ViT
     from vitmodel.prediction import Prediction as Prediction
-    from vitmodel.errors import UsageError as UsageError
-    from vitmodel.errors import VitmodelError as VitmodelError
 
 __version__ = "0.1.0"
 
