@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
+from vitmodel.config.recipes import with_recipe_paths
 from vitmodel.utils import UsageError, VitmodelError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def parser_for(name: str) -> ArgumentParser:
     places = [place.upper() + " ..." * (place in lists(cls)) for place in positionals(cls)]
     usage = " ".join([f"vitmodel {name}", *places, "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
     parser = jsonargparse.ArgumentParser(prog=f"vitmodel {name}", usage=usage, description=cls.__doc__, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML recipe; flags after it override its keys.")
+    parser.add_argument("--config", action="config", help="YAML file or packaged recipe, such as rsna; flags after it override its keys.")
     parser.add_class_arguments(cls)
     return parser
 
@@ -127,7 +128,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     """
     parser = parser_for(name)
     cls = getattr(config, VERBS[name].config)
-    values = parser.parse_args(normalise(arguments, cls))
+    values = parser.parse_args(normalise(with_recipe_paths(arguments), cls))
     settings = parser.instantiate(values)
     return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 

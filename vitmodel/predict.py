@@ -25,7 +25,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.data.rows import Row, rows_of
 from vitmodel.data.source import file_name
 from vitmodel.exams import about_images
-from vitmodel.model.explain import SCALES, UNITS, Method
+from vitmodel.model.explain import method_named
 from vitmodel.model.packs import grouped
 from vitmodel.predictor import Predictor, Scored
 from vitmodel.results.evidence import Software
@@ -113,7 +113,7 @@ def is_done(entry: Entry, mark: str, out: Path) -> bool:
     return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
 
 
-def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, writer: ResultWriter, method: Method) -> Entry:
+def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, writer: ResultWriter, method: str) -> Entry:
     """Draw what the score rests on; the region that goes into the report."""
     cropped = scored.loaded.cropped
     known: dict[str, Any] = cropped.record
@@ -137,7 +137,8 @@ def explain(place: pd.Series, row: Row, scored: Scored, predictor: Predictor, wr
     )
     with predictor.timings.of("writing"):
         try:
-            region, files = writer.explain(image, heat, UNITS[method], *SCALES[method])
+            chosen = method_named(method)
+            region, files = writer.explain(image, heat, chosen.unit, *chosen.scale)
             return {"region": region, "files": files}
         except VitmodelError:
             raise

@@ -23,7 +23,7 @@ from vitmodel.exams import about_images, mixed_exams, unseen_sources
 from vitmodel.measure.sample import aggregate, mean_logits
 from vitmodel.member import Member
 from vitmodel.model.arithmetic import device_of
-from vitmodel.model.explain import Method, explain
+from vitmodel.model.explain import explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS
 from vitmodel.model.packs import About, Pack, chain, check_budget, grouped, pack
@@ -256,7 +256,7 @@ class Predictor:
         """The mean over packages of what each one's calibration makes of its logits: N M -> N."""
         return np.mean([member.calibration.apply(each) for member, each in zip(self.members, logits.T, strict=True)], axis=0)
 
-    def explain(self, loaded: Loaded, method: Method) -> np.ndarray:
+    def explain(self, loaded: Loaded, method: str) -> np.ndarray:
         """How much each patch of the crop speaks for the score, the mean over all models: h w, NaN = air; units as in `model.explain`."""
         assert loaded.pack is not None
         image = next(iter(loaded.pack)).to(self.device)

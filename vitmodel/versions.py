@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import Preprocessing, Size, VersionsConfig
+from vitmodel.config.recipes import RECIPES
 from vitmodel.data.manifest import read_manifest, read_table, usable, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.source import file_name
@@ -40,11 +41,12 @@ def versions(config: VersionsConfig) -> None:
     split(crops, ours)
     if not whole.exists():
         write_whole_images(read_manifest(crops), config)
+    recipes = config.recipes or RECIPES / "versions"
     weights, our_weights = (["--weights", path] if path else [] for path in (config.weights, config.our_weights))
     steps = {
-        "backbone": [whole, "--config", config.recipes / "backbone.yaml", *weights],
-        "v2": [whole, "--config", config.recipes / "v2.yaml", "--weights", config.out / "backbone" / "package"],
-        "v3": [crops, "--config", config.recipes / "v3.yaml", "--weights", config.out / "v2" / "package"],
+        "backbone": [whole, "--config", recipes / "backbone.yaml", *weights],
+        "v2": [whole, "--config", recipes / "v2.yaml", "--weights", config.out / "backbone" / "package"],
+        "v3": [crops, "--config", recipes / "v3.yaml", "--weights", config.out / "v2" / "package"],
         "ours": [ours, "--config", config.ours, *our_weights],
     }
     for name, arguments in steps.items():

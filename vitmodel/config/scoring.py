@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitmodel.config.base import require, require_apart
+from vitmodel.config.choices import ExplanationName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ class PredictConfig(PredictorConfig):
     """Also write each table as Parquet."""
     jsonl: bool = False
     """Also write each table as JSON lines."""
-    explain: Literal["rollout", "gradient", "occlusion", "integrated"] | None = None
+    explain: ExplanationName | None = None
     """Heat map of each image in OUT/overlays: integrated gradients, occlusion, gradient-weighted attention, or attention rollout, which
     shows where attention goes and not what speaks for cancer."""
     dicom: bool = False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitmodel.config.base import Size, require
+from vitmodel.config.choices import LossName
 from vitmodel.config.scoring import DecisionConfig
 
 
@@ -112,7 +113,7 @@ class IntegrationConfig:
 
 AUTO = -1
 FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0, "batch_size": 32, "freeze": 0, "flip_average": False}
-# the best of benchmarks/recipe.py, see docs/LOG.md; but for sampling: there every other image had a cancer
+# the best of benchmarks/recipe.py, see dev/LOG.md; but for sampling: there every other image had a cancer
 FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75, "batch_size": 16, "freeze": 1, "flip_average": True}
 
 
@@ -220,7 +221,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     freeze: int = AUTO
     """Epochs at the start in which the head alone learns, on features of the weights; as many as EPOCHS = a linear probe. -1 = 1 from
     given weights, else 0."""
-    loss: Literal["bce", "focal", "pf1"] = "bce"
+    loss: LossName = "bce"
     """Binary cross entropy, focal loss (gamma 2), or the mean of BCE and 1 - probabilistic F1."""
     smoothing: float = 0.0
     """Positives are taught as 1 - SMOOTHING; negatives as 0."""
@@ -329,10 +330,10 @@ class VersionsConfig:
     """Release folder, folder of images, or a manifest with labels."""
     out: Path
     """Folder for crops, whole images, one run per version, versions.md and versions.png."""
-    recipes: Path = Path("configs/versions")
-    """Folder with backbone.yaml, v2.yaml and v3.yaml, recipes of `vitmodel train`."""
-    ours: Path = Path("configs/rsna.yaml")
-    """Recipe to compare them with, trained on the crops."""
+    recipes: Path | None = None
+    """Folder with backbone.yaml, v2.yaml and v3.yaml, recipes of `vitmodel train`; none = the packaged ones."""
+    ours: Path = Path("rsna")
+    """Recipe to compare them with, trained on the crops: a YAML file or the name of a packaged recipe."""
     weights: Path | None = None
     """Weights that the backbone starts from, such as jx_vit_base_patch16_224_in21k.pth; none = from scratch."""
     our_weights: Path | None = None
