@@ -42,6 +42,6 @@ def load_choice(registry: dict[str, str], field: str, name: str) -> Any:
         UsageError: `name` is not registered; the message names `field` and lists the choices.
     """
     if name not in registry:
-        raise UsageError(f"{field}: {name!r} is unknown; choose one of {', '.join(registry)}")
+        raise UsageError(f"{field}: {name!r} is not a choice; choose from {', '.join(registry)}")
     module, _, attribute = registry[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
