@@ -66,7 +66,7 @@ def detect(source):
     return (source / "dummy.txt").is_file()
 
 def read(source):
-    image = {"image_id": ["1"], "patient_id": ["1"], "source_path": [str(source / "1.png")]}
+    image = {"image_id": ["1"], "patient_id": ["1"], "laterality": ["L"], "view": ["CC"], "path": [str(source / "1.png")]}
     return as_manifest(pd.DataFrame(image), "dummy")
 """
 
