@@ -67,7 +67,7 @@ def detect(source):
 
 def read(source):
     image = {"image_id": ["1"], "patient_id": ["1"], "laterality": ["L"], "view": ["CC"], "path": [str(source / "1.png")]}
-    return as_manifest(pd.DataFrame(image), "dummy")
+    return as_manifest(pd.DataFrame(image).assign(dataset="dummy"), "dummy")
 """
 
 
