@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo tools test check clean
+.PHONY: install demo tools test ruff format types lint check clean
 
 $(BIN)/vitmodel: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,10 +34,18 @@ tools:
 test: $(VENV)/dev tools
 	$(BIN)/python -m pytest
 
-check: $(VENV)/dev
+ruff: $(VENV)/dev
 	$(BIN)/ruff check .
+
+format: $(VENV)/dev
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
 	$(BIN)/mypy vitmodel
+
+lint: ruff format types
+
+check: lint
 	$(BIN)/python -m pytest --cov=vitmodel --cov-report=term-missing:skip-covered
 
 clean:

@@ -32,7 +32,7 @@ from vitmodel.data.cropping import Source, crop_source
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import read_manifest
 from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
-from vitmodel.model.explain import METHODS, Method, explain, logits_of, smoothed
+from vitmodel.model.explain import METHODS, explain, logits_of, smoothed
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package
 from vitmodel.model.packs import Pack, pack
@@ -132,7 +132,7 @@ def chances(model: Network, cases: list[Case]) -> list[np.ndarray]:
     ]
 
 
-def point(model: Network, cases: list[Case], method: Method) -> tuple[dict[str, list[float]], list[np.ndarray]]:
+def point(model: Network, cases: list[Case], method: str) -> tuple[dict[str, list[float]], list[np.ndarray]]:
     """Whether each case's map points at the lesion, what it cost, and the maps."""
     found: dict[str, list[float]] = {"pointing": [], "seconds": []}
     maps = []
@@ -145,7 +145,7 @@ def point(model: Network, cases: list[Case], method: Method) -> tuple[dict[str, 
 
 
 def judge(
-    model: Network, random_model: Network, cases: list[Case], maps: list[np.ndarray], chance: list[np.ndarray], method: Method
+    model: Network, random_model: Network, cases: list[Case], maps: list[np.ndarray], chance: list[np.ndarray], method: str
 ) -> dict[str, list[float]]:
     """How far each case's map is faithful to the model, and how far it depends on it."""
     found: dict[str, list[float]] = {"deletion": [], "insertion": [], "sanity": []}

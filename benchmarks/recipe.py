@@ -7,7 +7,7 @@ size; the last epoch's weights score the fold that was left out, so that nothing
 intervals from resampled patients; macro F1 at a threshold chosen on the other folds; and the same models on MIAS films, without retraining.
 A second start does only what is missing: a finished (variant, fold) is a file in WORK. DenseNet121 and ResNet-18 are MONAI's. All
 networks compute in bfloat16. With published weights of a ViT-S/14, such as DINOv2's, there are rows that do not start from scratch: frozen,
-and fine-tuned by `vitmodel train --config configs/rsna.yaml`, with its own sizes and number of images.
+and fine-tuned by `vitmodel train --config rsna`, with its own sizes and number of images.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Variant:
     size: Size = SMALL
     """Height x width of what published weights see."""
     flags: tuple[str, ...] = ()
-    """Of `vitmodel train`, beside those of configs/rsna.yaml."""
+    """Of `vitmodel train`, beside those of vitmodel/recipes/rsna.yaml."""
 
 
 VARIANTS = {
@@ -104,7 +104,7 @@ VARIANTS = {
     "larger": Variant("published ViT-S/14, fine-tuned at 336x168", network="train", size=LARGE, flags=(*PIXELS, *ONCE)),
     "larger_twice": Variant("the same, flip averaging", network="train", size=LARGE, flags=PIXELS),
     "both": Variant("at 336x168, told the age", network="train", size=LARGE, flags=ONCE),
-    "both_twice": Variant("the same, flip averaging: configs/rsna.yaml", network="train", size=LARGE),
+    "both_twice": Variant("the same, flip averaging: vitmodel/recipes/rsna.yaml", network="train", size=LARGE),
 }
 PUBLISHED = ("frozen", "train")
 """Networks that start from published weights."""

@@ -5,7 +5,7 @@ python benchmarks/sources.py WORK [--parts asymmetry one_view vendors real] [--j
 Every way is `vitmodel train` with the same number of epochs. `data.exam_phantoms` says what its designs are. All ways of a design start
 from one trunk that has learned to see densities in patients of the design `asymmetry` whom no test holds: what an image cannot tell
 teaches a trunk nothing, and radiologists mark what they see, cancer or not. `real` is rsna_640 by `vitmodel etl`, from scratch, in
-patient-wise folds, every score out of fold. There the presence of the other breast tells the label (docs/LOG.md), so each breast is read
+patient-wise folds, every score out of fold. There the presence of the other breast tells the label (dev/LOG.md), so each breast is read
 alone, in one CC and one MLO image.
 
 A row is an AUROC over images, each with the label of its breast and, but for "single image", the score of its breast. Every breast has

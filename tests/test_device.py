@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from vitmodel.cli import main
 from vitmodel.config import PredictorConfig
 from vitmodel.data.manifest import read_manifest, usable
-from vitmodel.model.explain import Method
 from vitmodel.model.package import TENSORS
 from vitmodel.predictor import Predictor
 
@@ -129,7 +128,7 @@ def test_memories_do_not_mix(elsewhere: None) -> None:
         away.numpy()
 
 
-RECIPES: list[tuple[str, Method]] = [
+RECIPES: list[tuple[str, str]] = [
     ("--stem conv --ema 0.9 --auxiliary [view,age] --loss focal --epochs 1", "rollout"),
     ("--pool attention --checkpointing true --loss pf1 --optimizer sgd --freeze 1 --accumulate 2 --epochs 2", "occlusion"),
     ("--fusion true --asymmetry true --sources site_id,machine_id --source-images 1 --tokens 1000 --epochs 1", "gradient"),
@@ -137,7 +136,7 @@ RECIPES: list[tuple[str, Method]] = [
 ]
 
 
-def settled(package: Path, images: pd.DataFrame, method: Method) -> tuple[np.ndarray, np.ndarray]:
+def settled(package: Path, images: pd.DataFrame, method: str) -> tuple[np.ndarray, np.ndarray]:
     """What a package says of images and, as a heat map, of the first of them."""
     predictor = Predictor(PredictorConfig(package=package, flip=True, jobs=1))
     rows = predictor.attach(images)
@@ -147,7 +146,7 @@ def settled(package: Path, images: pd.DataFrame, method: Method) -> tuple[np.nda
 
 @pytest.mark.parametrize(("recipe", "method"), RECIPES)
 def test_elsewhere_is_as_here(
-    recipe: str, method: Method, crops: Path, flags: list[str], tmp_path: Path, request: pytest.FixtureRequest
+    recipe: str, method: str, crops: Path, flags: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     table, options = str(crops / "manifest.csv"), [*flags, "--device", "cpu", *recipe.split()]
     package, images = tmp_path / "here" / "package", usable(read_manifest(crops / "manifest.csv"))[:8]

@@ -68,7 +68,7 @@ def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
     """From scratch and from weights, which want other learning rates; so does the sweep file."""
     trial, config = optuna.create_study().ask(), TuneConfig(manifest=Path(), run=Path(), weights=weights)
     suggest(trial, config)
-    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())["parameters"]
+    sweep = yaml.safe_load(Path("examples/sweep.yaml").read_text())["parameters"]
     for name, searched in trial.distributions.items():
         own = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
         assert searched._contains(searched.to_internal_repr(own)), name
@@ -109,7 +109,7 @@ def test_a_trial_that_diverges_is_a_bad_one(crops: Path, tmp_path: Path, monkeyp
 
 def test_the_sweep_file_runs_a_training(tmp_path: Path) -> None:
     """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
-    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())
+    sweep = yaml.safe_load(Path("examples/sweep.yaml").read_text())
     values = {name: options["values"][0] if "values" in options else options["max"] for name, options in sweep["parameters"].items()}
     flags = [f"--{name}={value}" for name, value in values.items()]
     command = [part for each in sweep["command"] for part in (flags if each == "${args}" else [each])]

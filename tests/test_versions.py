@@ -11,17 +11,17 @@ import yaml
 
 from vitmodel.cli import main
 from vitmodel.config import Size, VersionsConfig
+from vitmodel.config.recipes import RECIPES
 from vitmodel.data.manifest import as_manifest, read_manifest
 from vitmodel.versions import write_whole_images
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"model": "vit_micro", "epochs": 1, "workers": 0, "wandb": "off", "batch_size": 16}
 
 
 def test_the_chain_of_versions(release: Path, tmp_path: Path, capsys) -> None:
     """The shipped recipes, made small enough for a test."""
     for name in ("backbone", "v2", "v3"):
-        recipe = yaml.safe_load((ROOT / "configs" / "versions" / f"{name}.yaml").read_text())
+        recipe = yaml.safe_load((RECIPES / "versions" / f"{name}.yaml").read_text())
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe | SMALL))
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(SMALL))
     arguments = ["--recipes", str(tmp_path), "--ours", str(tmp_path / "ours.yaml"), "--size", "48x48", "--our-size", "64x32", "--jobs", "1"]

@@ -7,6 +7,8 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
+from vitmodel.errors import UsageError, VitmodelError
+
 if TYPE_CHECKING:
     from vitmodel.api import Model as Model
     from vitmodel.api import etl as etl

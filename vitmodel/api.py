@@ -181,9 +181,10 @@ class Model:
         from vitmodel.commands.predict import result_writer
         from vitmodel.data.inputs import read_inputs
         from vitmodel.explanation import NO_GEOMETRY, Explanation, heat_map, image_of
-        from vitmodel.model.explain import SCALES, UNITS
+        from vitmodel.model.explain import method_named
 
         predictor = self._predictor
+        chosen = method_named(method)
         with _scratch() as scratch, progress_bars(self.progress):
             config = self._predict_config(source, scratch, scratch / "out", {"explain": method})
             rows = predictor.attach(read_inputs(config.source, config.dataset, scratch / "unpacked"))
@@ -197,9 +198,9 @@ class Model:
                 raise UsageError(f"source: {NO_GEOMETRY}; name the source image instead of its crop")
             heat = heat_map(scored.loaded, predictor, method)
             image = image_of(rows.table.iloc[0], rows.rows[0], scored, predictor)
-            picture = result_writer(predictor, config).draw(image, heat, UNITS[method], *SCALES[method])
+            picture = result_writer(predictor, config).draw(image, heat, chosen.unit, *chosen.scale)
         image_id = str(rows.table["image_id"].iloc[0])
-        return Explanation(image_id, method, UNITS[method], float(image.probability), self.threshold, heat, picture)
+        return Explanation(image_id, method, chosen.unit, float(image.probability), self.threshold, heat, picture)
 
     def _predict_config(self, sources: Any, scratch: Path, out: Path, options: dict[str, Any]) -> PredictConfig:
         """Return the command line's configuration for these sources, those in memory written below `scratch` first."""

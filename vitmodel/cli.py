@@ -19,6 +19,7 @@ from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
 from vitmodel.config.base import Config
 from vitmodel.config.options import GROUPS, Option, options
+from vitmodel.config.recipes import with_recipe_paths
 from vitmodel.errors import UsageError, VitmodelError
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         raise SystemExit(0)
     cls = VERBS[name].cls
     try:
-        values = parser_for(name).parse_args(normalise(arguments, name)).as_dict()
+        values = parser_for(name).parse_args(normalise(with_recipe_paths(arguments), name)).as_dict()
     except jsonargparse.ArgumentError as error:
         raise UsageError(_parser_message(str(error), name)) from error
     missing = [option for option in options(cls) if option.required and values[option.name] is None]

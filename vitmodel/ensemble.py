@@ -14,7 +14,7 @@ from vitmodel.errors import UsageError
 from vitmodel.measure.sample import aggregate, mean_logits
 from vitmodel.member import Member
 from vitmodel.model.arithmetic import device_of
-from vitmodel.model.explain import Method, explain
+from vitmodel.model.explain import explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG, TENSORS
 from vitmodel.model.packs import Pack, chain
@@ -107,10 +107,10 @@ class Ensemble:
             values = np.stack([aggregate(column, breasts, self.aggregation)[1] for column in image_scores.T], axis=1)
         return values[np.unique(breasts, return_inverse=True)[1]]
 
-    def explain(self, pack: Pack, method: Method) -> np.ndarray:
+    def explain(self, pack: Pack, method: str) -> np.ndarray:
         """Return the contribution of each patch `(h, w)` to the score of the pack's first image.
 
-        It is the mean over all models. Air is NaN; `model.explain.UNITS` gives the unit of each method.
+        It is the mean over all models. Air is NaN; `model.explain.method_named(method).unit` is its unit.
         """
         image = next(iter(pack)).to(self.device)
         models = [model for member in self.members for model in member.models]

@@ -30,7 +30,7 @@ from vitmodel.measure.card import evaluated
 from vitmodel.measure.report import Case, Report, write_report
 from vitmodel.measure.threshold import purpose
 from vitmodel.member import Member
-from vitmodel.model.explain import SCALES, UNITS, Method
+from vitmodel.model.explain import gradient
 from vitmodel.model.package import CARD, TENSORS
 from vitmodel.model.packs import About
 from vitmodel.predictor import Predictor
@@ -40,7 +40,7 @@ from vitmodel.scores import fallback_messages, is_duplicate, recropping_messages
 from vitmodel.scoring_stream import ScoringRows
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, sha256_file, to_json, write_atomic
 
-METHOD: Method = "gradient"
+METHOD = "gradient"
 """Of the heat maps: attention that speaks for the label, a forward and a backward pass each."""
 ERRORS = 24
 """How many of the most confident errors the report shows."""
@@ -192,7 +192,7 @@ def compose_report(config: EvaluateConfig, predictor: Predictor, evaluation: Eva
         undivided=undivided,
         audit=evaluation.audit(scored.whole) if config.audit else None,
         errors=list(confident_errors(predictor, evaluation, scored.rows.take(np.flatnonzero(scored.used)))),
-        heat=UNITS[METHOD],
+        heat=gradient.unit,
     )
 
 
@@ -287,7 +287,7 @@ def picture(predictor: Predictor, row: Row, about: About) -> tuple[np.ndarray, n
     loaded = predictor.stream.load(row, about)
     assert loaded.cropped.crop is not None  # it has a score
     crop = (255 * to_tensor(loaded.cropped.crop)[0].numpy()).astype(np.uint8)
-    low, high = SCALES[METHOD]
+    low, high = gradient.scale
     share = np.clip((np.nan_to_num(predictor.explain(loaded, METHOD), nan=low) - low) / (high - low), 0, 1).astype(np.float32)
     share = cv2.resize(share, crop.shape[::-1], interpolation=cv2.INTER_LINEAR) * (crop > 0)
     return crop, blend(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB), share)

@@ -13,7 +13,6 @@ import pandas as pd
 from vitmodel.data.rows import Row
 from vitmodel.data.source import file_name
 from vitmodel.errors import UsageError
-from vitmodel.model.explain import Method
 from vitmodel.predictor import Predictor
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import Image
@@ -23,7 +22,7 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
 NO_GEOMETRY = "the manifest does not say where the crop lies in its source"
 
 
-def heat_map(image: LoadedImage, predictor: Predictor, method: Method) -> HeatMap:
+def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
     """Return the heat map of a loaded image, whose geometry must be known."""
     cropped = image.cropped
     assert cropped.crop is not None
@@ -74,7 +73,7 @@ class Explanation:
     """
 
     image_id: str
-    method: Method
+    method: str
     unit: str
     probability: float
     threshold: float

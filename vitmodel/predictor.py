@@ -13,7 +13,6 @@ import pandas as pd
 from vitmodel.config import PredictorConfig
 from vitmodel.data.cropping import Record
 from vitmodel.ensemble import Ensemble
-from vitmodel.model.explain import Method
 from vitmodel.scores import ScoreTables, breast_table, image_table, patient_table
 from vitmodel.scoring_stream import LoadedImage, ScoredImage, ScoringRows, ScoringStream, Timings
 
@@ -72,7 +71,7 @@ class Predictor:
         """Return one row per patient of a table of breasts; see `scores.patient_table`."""
         return patient_table(breasts, self.ensemble.threshold, self.ensemble.patient_aggregation)
 
-    def explain(self, image: LoadedImage, method: Method) -> np.ndarray:
+    def explain(self, image: LoadedImage, method: str) -> np.ndarray:
         """Return the contribution of each patch `(h, w)` to the image's score; see `Ensemble.explain`."""
         assert image.pack is not None
         with self.timings.of("explaining"):

@@ -141,7 +141,7 @@ def system() -> dict[str, Any]:
 
 def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """The arithmetic that training on the device does best with, unless one is asked for: on a CPU 32 bits, as bfloat16 saves little time
-    on small crops (docs/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `device_of` does."""
+    on small crops (dev/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `device_of` does."""
     device, wanted = device_of(config.device), config.precision
     if wanted == "auto":
         wanted = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import Preprocessing, TrainConfig, TuneConfig, to_yaml
+from vitmodel.config.choices import LOSSES
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import write_manifest
@@ -83,7 +84,7 @@ def suggest(trial: Any, config: TuneConfig) -> TrainConfig:
         "layer_decay": trial.suggest_categorical("layer_decay", [0.65, 0.75, 1.0]),
         "drop_path": trial.suggest_float("drop_path", 0.0, 0.3),
         "smoothing": trial.suggest_float("smoothing", 0.0, 0.2),
-        "loss": trial.suggest_categorical("loss", ["bce", "focal", "pf1"]),
+        "loss": trial.suggest_categorical("loss", list(LOSSES)),
         "ema": trial.suggest_categorical("ema", [0.0, 0.99, 0.999]),
     }
     recipe = TrainConfig(**shared | changes)

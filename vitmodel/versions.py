@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import Preprocessing, Size, VersionsConfig
+from vitmodel.config.recipes import RECIPES, recipe_path
 from vitmodel.data.manifest import read_manifest, read_table, usable, write_manifest
 from vitmodel.data.parallel import parallel_map
 from vitmodel.data.source import file_name
@@ -45,11 +46,12 @@ def versions(config: VersionsConfig) -> None:
     split(crops, ours)
     if not whole.exists():
         write_whole_images(read_manifest(crops), config)
+    recipes = config.recipes or RECIPES / "versions"
     weights, our_weights = (["--weights", path] if path else [] for path in (config.weights, config.our_weights))
     steps = {
-        "backbone": [whole, "--config", config.recipes / "backbone.yaml", *weights],
-        "v2": [whole, "--config", config.recipes / "v2.yaml", "--weights", config.out / "backbone" / "package"],
-        "v3": [crops, "--config", config.recipes / "v3.yaml", "--weights", config.out / "v2" / "package"],
+        "backbone": [whole, "--config", recipes / "backbone.yaml", *weights],
+        "v2": [whole, "--config", recipes / "v2.yaml", "--weights", config.out / "backbone" / "package"],
+        "v3": [crops, "--config", recipes / "v3.yaml", "--weights", config.out / "v2" / "package"],
         "ours": [ours, "--config", config.ours, *our_weights],
     }
     for name, arguments in steps.items():
@@ -64,11 +66,11 @@ def versions(config: VersionsConfig) -> None:
 
 def check_files(config: VersionsConfig) -> None:
     """Raise UsageError naming a recipe or weights that do not exist: images are cropped for hours before the first training reads them."""
+    folder = config.recipes or RECIPES / "versions"
     for name in ("backbone.yaml", "v2.yaml", "v3.yaml"):
-        if not (config.recipes / name).is_file():
-            raise UsageError(f"recipes: {config.recipes / name} does not exist; name the folder with the three recipes by --recipes")
-    if not config.ours.is_file():
-        raise UsageError(f"ours: {config.ours} does not exist; name a recipe of `vitmodel train` by --ours")
+        if not (folder / name).is_file():
+            raise UsageError(f"recipes: {folder / name} does not exist; name the folder with the three recipes by --recipes")
+    recipe_path(config.ours, "ours")
     for flag, weights in (("weights", config.weights), ("our_weights", config.our_weights)):
         if weights is not None and not weights.exists():
             raise UsageError(f"{flag}: {weights} does not exist; correct --{flag.replace('_', '-')} or leave it out")

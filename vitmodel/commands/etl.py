@@ -27,7 +27,7 @@ from vitmodel.utils import keep_freed_memory, write_atomic
 
 MANY, FEW = 500, 30
 """Images from which on processes are worth their start: two give 1.8 to 2 times one with every codec, two threads 1.7 to 2, and 1.4 where
-the decoder keeps the interpreter's lock, for which few images will do (docs/LOG.md)."""
+the decoder keeps the interpreter's lock, for which few images will do (dev/LOG.md)."""
 
 
 class Task(NamedTuple):

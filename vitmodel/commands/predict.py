@@ -18,7 +18,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.data.rows import Row
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.explanation import NO_GEOMETRY, heat_map, image_of
-from vitmodel.model.explain import SCALES, UNITS, Method
+from vitmodel.model.explain import method_named
 from vitmodel.predictor import Predictor
 from vitmodel.results.evidence import Software
 from vitmodel.results.image_results import ResultWriter
@@ -142,14 +142,15 @@ def is_done(entry: Entry, mark: str, out: Path) -> bool:
     return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
 
 
-def explain(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: Method) -> Entry:
+def explain(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: str) -> Entry:
     """Write the heat map of an image and return its hottest region for the structured report."""
     if scored.loaded.cropped.geometry is None:
         return {"unexplained": NO_GEOMETRY}
     heat = heat_map(scored.loaded, predictor, method)
     with predictor.timings.of("writing"):
         try:
-            region, files = writer.explain(image_of(place, row, scored, predictor), heat, UNITS[method], *SCALES[method])
+            chosen = method_named(method)
+            region, files = writer.explain(image_of(place, row, scored, predictor), heat, chosen.unit, *chosen.scale)
             return {"region": region, "files": files}
         except ImageRefusedError as error:
             return {"unexplained": str(error)}

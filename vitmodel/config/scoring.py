@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vitmodel.config.base import Config, Needs, require, require_apart
+from vitmodel.config.choices import ExplanationName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,7 @@ class PredictConfig(PredictorConfig):
     """Also write each table as Parquet."""
     jsonl: bool = False
     """Also write each table as JSON lines."""
-    explain: Literal["rollout", "gradient", "occlusion", "integrated"] | None = None
+    explain: ExplanationName | None = None
     """Write a heat map of each image to OUT/overlays: integrated = integrated gradients; occlusion; gradient =
     gradient-weighted attention; rollout = attention rollout, which shows attention and not evidence for cancer."""
     dicom: bool = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vitmodel.config.base import Config, Needs, Size, require
+from vitmodel.config.choices import LossName
 from vitmodel.config.scoring import DecisionConfig
 
 
@@ -153,7 +154,7 @@ class IntegrationConfig(Config):
 AUTO = -1
 """Stands for a default that depends on --weights."""
 FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0, "batch_size": 32, "freeze": 0, "flip_average": False}
-# The best recipe of benchmarks/recipe.py (docs/LOG.md), except for sampling: half of the images there show a cancer.
+# The best recipe of benchmarks/recipe.py (dev/LOG.md), except for sampling: half of the images there show a cancer.
 FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75, "batch_size": 16, "freeze": 1, "flip_average": True}
 
 
@@ -320,7 +321,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     """Initial weights: a timm, Hugging Face or Google file, a checkpoint, or a model package. none = random weights."""
     freeze: int = AUTO
     """Initial epochs with the backbone frozen; as many as EPOCHS = a linear probe. -1 = the default."""
-    loss: Literal["bce", "focal", "pf1"] = "bce"
+    loss: LossName = "bce"
     """Loss: bce = binary cross entropy; focal = focal loss with gamma 2; pf1 = mean of bce and 1 - probabilistic F1."""
     smoothing: float = 0.0
     """Label smoothing of positives: their target is 1 - SMOOTHING. The target of negatives stays 0."""
@@ -475,10 +476,10 @@ class VersionsConfig(Config):
     """Input: a release folder, a folder of images, or a manifest with labels."""
     out: Path
     """Output folder for crops, whole images, one run per version, versions.md and versions.png."""
-    recipes: Path = Path("configs/versions")
-    """Folder with backbone.yaml, v2.yaml and v3.yaml, recipes of `vitmodel train`."""
-    ours: Path = Path("configs/rsna.yaml")
-    """Our recipe, trained on the crops."""
+    recipes: Path | None = None
+    """Folder with backbone.yaml, v2.yaml and v3.yaml, recipes of `vitmodel train`. none = the packaged ones."""
+    ours: Path = Path("rsna")
+    """Our recipe, trained on the crops: a YAML file or the name of a packaged recipe."""
     weights: Path | None = None
     """Initial weights of the original's backbone, such as jx_vit_base_patch16_224_in21k.pth. none = random weights."""
     our_weights: Path | None = None

@@ -2,7 +2,7 @@
 
 Label 1 = the view shows a cancer (spiculated mass or microcalcifications). Every phantom shows two findings: a benign one (round mass,
 coarse or vascular calcifications), and a cancer or another benign one. So neither brightness nor the number of findings tells the label,
-but their shape (docs/LOG.md).
+but their shape (dev/LOG.md).
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import pandas as pd
 
-from vitmodel.data import cbis_ddsm, class_folders, cmmd, dicom_folder, inbreast, listing, mias, rsna, vindr
 from vitmodel.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -25,18 +25,23 @@ class Adapter(Protocol):
     def read(self, source: Path) -> pd.DataFrame: ...
 
 
+def adapter(module: str) -> Adapter:
+    """Return the adapter in the file `module`.py beside this one."""
+    return cast(Adapter, importlib.import_module(f"{__package__}.{module}"))
+
+
 ADAPTERS: dict[str, Adapter] = {
-    "vindr": vindr,
-    "cbis_ddsm": cbis_ddsm,
-    "inbreast": inbreast,
-    "cmmd": cmmd,
-    "mias": mias,
-    "rsna": rsna,
-    "listing": listing,
-    "class_folders": class_folders,
-    "dicom_folder": dicom_folder,
+    "vindr": adapter("vindr"),
+    "cbis_ddsm": adapter("cbis_ddsm"),
+    "inbreast": adapter("inbreast"),
+    "cmmd": adapter("cmmd"),
+    "mias": adapter("mias"),
+    "rsna": adapter("rsna"),
+    "listing": adapter("listing"),
+    "class_folders": adapter("class_folders"),
+    "dicom_folder": adapter("dicom_folder"),
 }
-"""By name, the most particular first: `detect` is asked in this order."""
+"""Adapters by the name that `--dataset` takes. `detect` is called in this order, so the most specific release comes first."""
 
 
 def read_release(source: Path | str, dataset: str = "auto") -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""On which device to compute and, on a CPU, by whose matrix products, as measured (docs/LOG.md). Knows no model."""
+"""On which device to compute and, on a CPU, by whose matrix products, as measured (dev/LOG.md). Knows no model."""
 
 from __future__ import annotations
 

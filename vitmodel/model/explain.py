@@ -17,45 +17,71 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitmodel.config.choices import EXPLANATIONS, load_choice
 from vitmodel.errors import UsageError
 from vitmodel.model import packing
 from vitmodel.model.network import Network
 from vitmodel.model.packs import Pack
 from vitmodel.model.vit import ROWS, Layout
 
-Method = Literal["rollout", "gradient", "occlusion", "integrated"]
-METHODS: tuple[Method, ...] = get_args(Method)
-UNITS: dict[Method, str] = {
-    "rollout": "attention, times the mean of the breast",
-    "gradient": "attention that speaks for cancer, times the mean of the breast",
-    "occlusion": "log-odds of cancer lost when covered",
-    "integrated": "log-odds of cancer added by each patch",
-}
+METHODS = tuple(EXPLANATIONS)
+"""Names of the methods that `explain` accepts."""
 
-SCALES: dict[Method, tuple[float, float]] = {"rollout": (1, 4), "gradient": (1, 4), "occlusion": (0, 1), "integrated": (0, 1)}
-"""In these units: what is not worth a colour, and what at least deserves the strongest, so that a map of little stays pale."""
+
+@dataclass(frozen=True)
+class ExplanationMethod:
+    """An explanation method and how its maps are read."""
+
+    function: Callable[[Network, Pack], Tensor]
+    """From a model and a pack of one image to the relevance of each patch: (h, w), NaN for air."""
+    unit: str
+    """Unit of a patch's value, printed beside the heat map's colour bar."""
+    scale: tuple[float, float]
+    """In these units: the value up to which a patch stays uncoloured, and the smallest that may take the strongest colour, so that a map
+    without strong evidence stays pale."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether values are multiples of the image's mean (the scale then starts at 1) rather than log-odds."""
+        return self.scale[0] == 1
+
+    def __call__(self, model: Network, image: Pack) -> Tensor:
+        return self.function(model, image)
+
+
+def explanation(unit: str, scale: tuple[float, float]) -> Callable[[Callable[[Network, Pack], Tensor]], ExplanationMethod]:
+    """Decorate a function as an explanation method; `vitmodel.config.choices.EXPLANATIONS` names it."""
+    return lambda function: ExplanationMethod(function, unit, scale)
+
+
+def method_named(name: str) -> ExplanationMethod:
+    """Return the explanation method registered under `name`. Raises UsageError if there is none."""
+    return load_choice(EXPLANATIONS, "explain", name)
+
 
 WINDOWS = 16  # as many windows as this fit below one another: on a crop of a whole breast about 1 cm each, the size of a lesion
 STEPS = 24  # points on the way from the smoothed breast to the breast, integrated by Gauss-Legendre
 TOGETHER = 4  # images per pass while occluding and integrating
 
 
-def explain(model: Network, image: Pack, method: Method) -> Tensor:
+def explain(model: Network, image: Pack, method: str) -> Tensor:
     """How much each patch of the one image in `image` speaks for the first logit of the image itself: h w, NaN = air, units as above.
 
     `rollout` and `gradient` are never negative; below 0 the other two speak against. The model's weights and their gradients stay
-    untouched. Raises UsageError where captum, which two methods need, is not installed.
+    untouched. Raises UsageError where captum, which two methods need, is not installed, or no method has that name.
     """
-    return METHOD[method](model, image) if model.segments is None else stitched(model, image, method)
+    chosen = method_named(method)
+    return chosen(model, image) if model.segments is None else stitched(model, image, chosen)
 
 
-def stitched(model: Network, image: Pack, method: Method) -> Tensor:
+def stitched(model: Network, image: Pack, method: ExplanationMethod) -> Tensor:
     """The parts that the model reads, each explained by itself, weighted by how much the image's summary attends to them: h w.
 
     The part that it attends to most keeps its values, others count in proportion; what was not read has the view of the whole alone.
@@ -63,13 +89,13 @@ def stitched(model: Network, image: Pack, method: Method) -> Tensor:
     with torch.no_grad():
         reading = model.look(image)
     (parts,), (attention,) = reading.parts, reading.attention
-    maps = [METHOD[method](model, part).cpu() for part in parts.pack]
+    maps = [method(model, part).cpu() for part in parts.pack]
     whole, *segments = (weight * each for weight, each in zip((attention / attention.max()).cpu(), maps, strict=True))
     view = F.interpolate(whole.nan_to_num()[None, None], parts.grid, mode="bilinear")[0, 0]
-    if method == "integrated":  # what sums up over patches is shared among the patches in the place of one
+    if method is integrated:  # what sums up over patches is shared among the patches in the place of one
         view = view * whole.numel() / view.numel()
     found = (parts.stitch(segments).nan_to_num() + view).flatten()[image.kept[0].cpu()]
-    if SCALES[method][0] == 1:
+    if method.relative:
         found = found / found.mean().clamp(min=torch.finfo(found.dtype).tiny)
     return image.on_grid([found.to(image.kept[0].device)])[0]
 
@@ -87,6 +113,7 @@ class Watched(Layout):
         return self.weights @ v
 
 
+@explanation(unit="attention, times the mean of the breast", scale=(1, 4))
 def rollout(model: Network, image: Pack) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): heads averaged, half of each token stays where it is.
 
@@ -102,6 +129,7 @@ def rollout(model: Network, image: Pack) -> Tensor:
     return _relative(model, image, relevance)
 
 
+@explanation(unit="attention that speaks for cancer, times the mean of the breast", scale=(1, 4))
 def gradient(model: Network, image: Pack) -> Tensor:
     """Attention weighted by its gradient (Chefer et al. 2021, arXiv 2103.15679, rules 5 and 6): R = R + mean over heads of (dA * A)+ R.
 
@@ -129,6 +157,7 @@ def gradient(model: Network, image: Pack) -> Tensor:
     return _relative(model, image, gained)
 
 
+@explanation(unit="log-odds of cancer lost when covered", scale=(0, 1))
 def occlusion(model: Network, image: Pack) -> Tensor:
     """Windows smoothed away one after another, half a window apart (Zeiler and Fergus 2014, arXiv 1311.2901), by captum."""
     captum = _captum()
@@ -145,6 +174,7 @@ def occlusion(model: Network, image: Pack) -> Tensor:
     return _per_patch(image, found)
 
 
+@explanation(unit="log-odds of cancer added by each patch", scale=(0, 1))
 def integrated(model: Network, image: Pack) -> Tensor:
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) from the smoothed breast to the breast, by captum, per patch."""
     captum = _captum()
@@ -154,14 +184,6 @@ def integrated(model: Network, image: Pack) -> Tensor:
             pixels[None], baselines=smoothed(pixels, image.patch)[None], n_steps=STEPS, internal_batch_size=TOGETHER
         )
     return _per_patch(image, found.detach()) * pixels.shape[0] * image.patch**2
-
-
-METHOD: dict[Method, Callable[[Network, Pack], Tensor]] = {
-    "rollout": rollout,
-    "gradient": gradient,
-    "occlusion": occlusion,
-    "integrated": integrated,
-}
 
 
 def smoothed(pixels: Tensor, patch: int) -> Tensor:

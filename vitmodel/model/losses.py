@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitmodel.config.choices import LOSSES, load_choice
 from vitmodel.errors import UsageError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -91,28 +92,23 @@ class SumOverProcesses(torch.autograd.Function):
         return SumOverProcesses.forward(ctx, gradient)
 
 
-def make_loss(name: Literal["bce", "focal", "pf1"], smoothing: float = 0.0) -> Loss:
-    """Return the loss with that name.
-
-    Raises:
-        UsageError: There is no such loss.
-    """
-    if name not in LOSSES:
-        raise UsageError(f"loss: {name!r} is not a choice; choose from {', '.join(LOSSES)}")
-    return LOSSES[name](smoothing)
-
-
 def pf1(smoothing: float = 0.0) -> Loss:
-    """Return the mean of BCE and 1 - pF1. Alone, pF1 has no gradient where it is saturated."""
+    """Return the mean of BCE and 1 - pF1. On its own, pF1 has no gradient where the probabilities are saturated."""
     cross_entropy = bce(smoothing)
     return lambda logits, labels: (cross_entropy(logits, labels) + soft_f1(logits, labels)) / 2
 
 
-LOSSES: Mapping[str, Callable[[float], Loss]] = {
-    "bce": bce,
-    "focal": lambda smoothing: focal(smoothing=smoothing),
-    "pf1": pf1,
-}
+def make_loss(name: str, smoothing: float = 0.0) -> Loss:
+    """Return the loss registered under `name` in `vitmodel.config.choices.LOSSES`.
+
+    Args:
+        name: Key of the registry, such as "bce".
+        smoothing: Positives are taught as 1 - `smoothing`, negatives as 0.
+
+    Raises:
+        UsageError: No loss is registered under `name`.
+    """
+    return load_choice(LOSSES, "loss", name)(smoothing=smoothing)
 
 
 @dataclass(frozen=True)

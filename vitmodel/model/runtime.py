@@ -7,7 +7,7 @@ exams): it is the blocks alone, and PyTorch does what little lies around them.
 
 Eight bits: static, weights by channel and symmetric, activations by tensor, for the inputs of all matrices but the patch embedding, the
 head, and those of the first quarter of the blocks; attention itself, norms and sums stay in 32 bits. The first blocks of published ViTs
-have channels, and make values, many times as large as others, which eight bits per tensor cannot hold (docs/LOG.md).
+have channels, and make values, many times as large as others, which eight bits per tensor cannot hold (dev/LOG.md).
 """
 
 from __future__ import annotations

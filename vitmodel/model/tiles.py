@@ -32,7 +32,7 @@ Trunk = Callable[[Pack], tuple[Tensor, Tensor, list[Tensor]]]
 WAVELENGTHS_MM = (400.0, 200.0, 100.0, 50.0, 25.0, 12.5)  # the longest exceeds a breast, the shortest tells neighbouring segments apart
 DEPTH = 2  # blocks of the transformer that integrates the parts
 LOUDEST = 10.0  # logit beyond which a part weighs no more
-SELECTION = 0.1  # weight of what the view's scores are taught; with 0.5 the trunk stayed on its plateau (docs/LOG.md)
+SELECTION = 0.1  # weight of what the view's scores are taught; with 0.5 the trunk stayed on its plateau (dev/LOG.md)
 NOMINAL_MM = 200.0  # height of a crop whose pixel spacing is unknown: positions are then fractions of it
 
 

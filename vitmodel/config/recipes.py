@@ -1,0 +1,47 @@
+"""YAML recipes that are installed with the package, and `--config` values that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitmodel.errors import UsageError
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+"""Folder of the packaged recipes."""
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the packaged recipes, such as "rsna" or "versions/v2", in alphabetical order."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def recipe_path(recipe: str | Path, option: str = "config") -> Path:
+    """Return the file of a recipe that is given as a path or as the name of a packaged recipe. An existing file takes precedence.
+
+    Args:
+        recipe: A path or a name.
+        option: The option that names it, for the error message.
+
+    Raises:
+        UsageError: There is neither a file nor a packaged recipe of that name.
+    """
+    if Path(recipe).is_file():
+        return Path(recipe)
+    if str(recipe) in recipe_names():
+        return RECIPES / f"{recipe}.yaml"
+    names = ", ".join(recipe_names())
+    raise UsageError(f"{option}: {recipe} does not exist; give the path of a YAML file, or a packaged recipe: {names}")
+
+
+def with_recipe_paths(arguments: Sequence[str]) -> list[str]:
+    """Return the command line `arguments` with the value of each `--config` resolved by `recipe_path`."""
+    resolved: list[str] = []
+    for argument in arguments:
+        if resolved and resolved[-1] == "--config":
+            resolved.append(str(recipe_path(argument)))
+        elif argument.startswith("--config="):
+            resolved.append(f"--config={recipe_path(argument.removeprefix('--config='))}")
+        else:
+            resolved.append(argument)
+    return resolved
