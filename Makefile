@@ -1,10 +1,14 @@
-# make demo   the whole road on synthetic mammograms        make test    what CI runs
-# make check  lint, types and tests with coverage           make install only the environment
+# make demo      the whole road on synthetic mammograms     make install    only the environment
+# make quick     unit tests, under a minute                 make test       all tests but the slow ones, five minutes on 2 cores
+# make test-all  the slow ones, too                         make lint       ruff and mypy
+# make check     lint, and all tests with coverage
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-.PHONY: install demo tools test check clean
+.PHONY: install demo tools test test-slow test-all quick lint check clean
 
 $(BIN)/vitmodel: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,13 +31,24 @@ tools:
 	  && apt-get update -qq && apt-get install -y -qq dicom3tools >/dev/null; } || echo "dciodvfy is not installed: its test will skip"
 
 test: $(VENV)/dev tools
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
-check: $(VENV)/dev
+test-slow: $(VENV)/dev tools
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/dev tools
+	$(PYTEST)
+
+quick: $(VENV)/dev
+	$(PYTEST) -m "not slow and not integration"
+
+lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy vitmodel
-	$(BIN)/python -m pytest --cov=vitmodel --cov-report=term-missing:skip-covered
+
+check: lint tools
+	$(PYTEST) --cov=vitmodel --cov-report=term-missing:skip-covered
 
 clean:
 	rm -rf $(VENV) demo

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread per test worker and per process that a test starts
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+"""Takes a folder's name and a function that fills the folder; returns the folder."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `integration` each test that uses a fixture made from the synthetic release."""
+    for item in items:
+        if "release" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")
@@ -23,24 +39,64 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Return a function that fills a folder once per test run: the first worker makes it, the others wait and read it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, complete = shared / name, shared / f"{name}.complete"
+        with FileLock(shared / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # left by a worker that failed halfway
+                make(folder)
+                complete.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def validation_pictures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Skip the figures that a training draws after each epoch, which take longer than the epoch of a small model.
+
+    The value is a context manager that draws them.
+    """
+    from vitmodel.monitoring import Pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw = Pictures.on_validation_end
+        patch.setattr(Pictures, "on_validation_end", lambda *_: None)
+
+        @contextmanager
+        def drawn() -> Iterator[None]:
+            with pytest.MonkeyPatch.context() as inner:
+                inner.setattr(Pictures, "on_validation_end", draw)
+                yield
+
+        yield drawn
+
+
+@pytest.fixture(scope="session")
+def release(make_once: MakeOnce) -> Path:
     """A small synthetic release with faults: 12 patients, 6 of them with a cancer. Read only."""
     from vitmodel.config import Size, SynthConfig
     from vitmodel.data.synthetic import write_release
 
-    folder = tmp_path_factory.mktemp("release")
-    return write_release(SynthConfig(out=folder, patients=12, size=Size(256, 208), difficulty=0.0, positives=0.5, faults=True))
+    settings = SynthConfig(out=Path(), patients=12, size=Size(256, 208), difficulty=0.0, positives=0.5, faults=True, jobs=1)
+    return make_once("release", lambda folder: write_release(replace(settings, out=folder)))
 
 
 @pytest.fixture(scope="session")
-def crops(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `vitmodel etl` made of it, 64x32. Read only."""
+def crops(release: Path, make_once: MakeOnce) -> Path:
+    """The folder of 64x32 crops that `vitmodel etl` makes of the release. Read only."""
     from vitmodel.config import ETLConfig, Size
     from vitmodel.image_ETL import etl
 
-    folder = tmp_path_factory.mktemp("crops")
-    assert etl(ETLConfig(source=release, out=folder, size=Size(64, 32))) == 0
-    return folder
+    def make(folder: Path) -> None:
+        assert etl(ETLConfig(source=release, out=folder, size=Size(64, 32), jobs=2)) == 0
+
+    return make_once("crops", make)
 
 
 @pytest.fixture(scope="session")
@@ -53,13 +109,17 @@ def flags() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def run(crops: Path, flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of three epochs, logged to Weights & Biases offline. Read only."""
+def run(
+    crops: Path, flags: list[str], make_once: MakeOnce, validation_pictures: Callable[[], AbstractContextManager[None]]
+) -> Path:
+    """A finished run of three epochs, logged to Weights & Biases offline, with all its figures. Read only."""
     from vitmodel.cli import main
 
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", str(crops / "manifest.csv"), str(folder), *flags[:-1], "offline"]) == 0
-    return folder
+    def make(folder: Path) -> None:
+        with validation_pictures():
+            assert main(["train", str(crops / "manifest.csv"), str(folder), *flags[:-1], "offline"]) == 0
+
+    return make_once("run", make)
 
 
 @pytest.fixture(scope="session")
