@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -103,15 +104,13 @@ def crops(release: Path, make_once: MakeOnce) -> Path:
 def flags() -> list[str]:
     """A training short enough for a test; the last value is that of --wandb."""
     return [
-        *("--model", "vit_tiny", "--epochs", "3", "--tokens", "96", "--val", "0.25", "--test", "0.25"),
+        *("--model", "vit_micro", "--epochs", "3", "--tokens", "96", "--val", "0.25", "--test", "0.25"),
         *("--workers", "0", "--drop-path", "0.2", "--wandb", "off"),
     ]
 
 
 @pytest.fixture(scope="session")
-def run(
-    crops: Path, flags: list[str], make_once: MakeOnce, validation_pictures: Callable[[], AbstractContextManager[None]]
-) -> Path:
+def run(crops: Path, flags: list[str], make_once: MakeOnce, validation_pictures: Callable[[], AbstractContextManager[None]]) -> Path:
     """A finished run of three epochs, logged to Weights & Biases offline, with all its figures. Read only."""
     from vitmodel.cli import main
 
@@ -120,6 +119,18 @@ def run(
             assert main(["train", str(crops / "manifest.csv"), str(folder), *flags[:-1], "offline"]) == 0
 
     return make_once("run", make)
+
+
+@pytest.fixture
+def steps_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the steps of a chain (versions, leave-out) in this process, where everything is imported already."""
+    from vitmodel import cli, steps
+
+    def step(arguments: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        words = arguments[arguments.index("vitmodel.cli") + 1 :]
+        return subprocess.CompletedProcess(arguments, cli.main(list(words)))
+
+    monkeypatch.setattr(steps, "subprocess", SimpleNamespace(run=step))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import MakeOnce
 from safetensors.torch import load_file
 from scipy.special import expit
 
@@ -38,10 +39,13 @@ EXAMS = ["--fusion", "--sources", "view,machine_id", "--source-images", "4"]
 
 
 @pytest.fixture(scope="module")
-def exam_run(crops: Path, flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exams") / "run"
-    assert main(["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]) == 0
-    return folder
+def exam_run(crops: Path, flags: list[str], make_once: MakeOnce) -> Path:
+    """A finished run with fusion and with adapters by view and machine. Read only."""
+
+    def make(folder: Path) -> None:
+        assert main(["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]) == 0
+
+    return make_once("exam_run", make)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +147,7 @@ def test_a_changed_image_has_its_exam_scored_again(exam_run: Path, crops: Path, 
     assert (tmp_path / "out" / "breast_scores.csv").read_text() == first
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_of_exams_ends_with_the_same_weights(
     crops: Path, exam_run: Path, tmp_path: Path, flags: list[str], kill_and_resume: Callable[[list[str], Path], None]
 ) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import MakeOnce
 from safetensors.torch import load_file
 from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,7 +36,7 @@ SHORT = [
 ]
 EVERYTHING = [
     *("--ema", "0.9", "--layer-decay", "0.7", "--auxiliary", "[density,age,birads]", "--accumulate", "2", "--sampling", "positive"),
-    *("--loss", "pf1", "--smoothing", "0.1", "--freeze", "1", "--stem", "conv", "--drop-path", "0.2", "--epochs", "3", "--seed", "3"),
+    *("--loss", "pf1", "--smoothing", "0.1", "--freeze", "1", "--stem", "conv", "--drop-path", "0.2", "--seed", "3"),
 ]
 
 
@@ -48,20 +49,22 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def cli(*arguments: str, program: tuple[str, ...] = ("-m", "vitmodel.cli")) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, for those that start others."""
+    """Run the command line in its own process, which a training on several devices needs because it starts the others."""
     return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, timeout=400, cwd=ROOT)
 
 
-def by_two(*arguments: str) -> subprocess.CompletedProcess[str]:
+def cli_on_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
     return cli(*arguments, "--device", "cpu", "--devices", "2")
 
 
 @pytest.fixture(scope="module")
-def short(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short(crops: Path, make_once: MakeOnce) -> Path:
     """A finished run of two epochs. Read only."""
-    run = tmp_path_factory.mktemp("recipe") / "run"
-    assert main(["train", str(crops / "manifest.csv"), str(run), *SHORT]) == 0
-    return run
+
+    def make(folder: Path) -> None:
+        assert main(["train", str(crops / "manifest.csv"), str(folder), *SHORT]) == 0
+
+    return make_once("short_run", make)
 
 
 def test_a_run_with_every_option_resumes_to_the_bit(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +146,9 @@ def test_a_batch_that_is_not_finite_is_skipped_and_named(
     assert "nonfinite.json" in capsys.readouterr().err
 
 
-def test_two_processes_skip_together_and_name_what_either_saw(crops: Path, tmp_path: Path) -> None:
-    done = by_two("train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2")
+@pytest.mark.slow
+def test_two_processes_skip_a_step_together_and_name_the_images_of_both(crops: Path, tmp_path: Path) -> None:
+    done = cli_on_two_processes("train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     steps = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -168,32 +172,44 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(crops: Path, tmp_path: 
     assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
 
 
-def test_crops_that_cannot_be_read_are_named_counted_and_too_many_refused(
-    crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def write_manifest_with_unreadable_crops(crops: Path, folder: Path) -> list[str]:
+    """Write a manifest of two crops without pixels among sound ones; return the paths of the two."""
     table = read_manifest(crops / "manifest.csv").query("status != 'refused'")
     spoiled = table[table["cancer"] == 0].iloc[[0, 5]]
     copies = {}
     for row in spoiled.itertuples():
-        copy = tmp_path / Path(row.path).name
+        copy = folder / Path(row.path).name
         copy.write_bytes(Path(row.path).read_bytes()[:60])  # the size can be read, the pixels cannot
         copies[row.path] = str(copy)
-    write_manifest(table.assign(path=table["path"].replace(copies)), tmp_path / "manifest.csv")
+    write_manifest(table.assign(path=table["path"].replace(copies)), folder / "manifest.csv")
+    return list(copies.values())
+
+
+def test_unreadable_crops_are_named_and_counted_and_too_many_end_the_run(
+    crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = write_manifest_with_unreadable_crops(crops, tmp_path)
     command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--sampling", "natural", "--test", "0"]
+    command += ["--epochs", "1"]
     assert main(command) == 0
-    assert all(copy in caplog.text for copy in copies.values())
+    assert all(copy in caplog.text for copy in copies)
     assert "2 of at most" in caplog.text or caplog.text.count("1 of at most") == 2  # in two loaders, or both in one
     shutil.rmtree(tmp_path / "run")
     assert main([*command, "--unreadable", "0"]) == 1
     assert str(tmp_path) in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "run")
-    together = by_two(*command, "--unreadable", "0")  # what one meets ends both
-    assert together.returncode == 1
-    assert "--unreadable" in together.stderr
-    assert "Traceback" not in together.stderr
 
 
-@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.slow
+def test_an_unreadable_crop_in_one_process_ends_both(crops: Path, tmp_path: Path) -> None:
+    write_manifest_with_unreadable_crops(crops, tmp_path)
+    command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--sampling", "natural", "--test", "0"]
+    done = cli_on_two_processes(*command, "--unreadable", "0")
+    assert done.returncode == 1
+    assert "--unreadable" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("averaged", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(averaged: bool, crops: Path, tmp_path: Path) -> None:
     """With flip averaging, by what it says of each image and the same upside down; and so does the package."""
     run = tmp_path / "run"
@@ -240,20 +256,20 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(
     "options",
-    [["--auxiliary", "[age]", "--loss", "pf1"], ["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"]],
+    [
+        ["--auxiliary", "[age]", "--loss", "pf1"],
+        pytest.param(["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"], marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path, options: list[str]) -> None:
     """DDP over gloo, the same global batch of images or exams: the loss curves agree to rounding."""
-    histories = []
-    for devices in ("1", "2"):
-        run = tmp_path / devices
-        arguments = [*SHORT, "--device", "cpu", "--devices", devices, *options, "--patience", "0"]
-        arguments += ["--precision", "fp32"]  # or rounding alone would move the curves by more
-        done = cli("train", str(crops / "manifest.csv"), str(run), *arguments)
-        assert done.returncode == 0, done.stderr[-2000:]
-        histories.append(load_package(run / "package")[1]["history"])
+    arguments = [*SHORT, *options, "--patience", "0", "--precision", "fp32"]  # in bf16, rounding alone would move the curves by more
+    assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments, "--device", "cpu"]) == 0
+    done = cli_on_two_processes("train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_package(tmp_path / run / "package")[1]["history"] for run in ("one", "two"))
     for name in ("train/loss", "val/loss", "train/tp", "val/auroc", "learning_rate"):
-        assert np.array(histories[0][name]) == pytest.approx(np.array(histories[1][name]), abs=2e-4), name
+        assert np.array(one[name]) == pytest.approx(np.array(two[name]), abs=2e-4), name
 
 
 FSDP_ON_A_CPU = """
@@ -286,6 +302,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a GPU")
 def test_shards_learn_what_one_process_does(crops: Path, tmp_path: Path) -> None:
     """Two processes with half of the weights each, which decay, and stand still while the head alone learns."""
@@ -339,6 +356,7 @@ def test_each_precision_trains_and_clips(precision: str, crops: Path, tmp_path: 
     found = []
     for name, *options in (("low", "--clip", "1e-9"), ("high", "--clip", "1e-9", "--lr", "1"), ("free", "--clip", "0", "--lr", "1e-2")):
         plain = ["--optimizer", "sgd", "--weight-decay", "0", "--warmup", "0", "--checkpointing", "true", "--precision", precision]
+        plain += ["--epochs", "1"]
         assert main(["train", str(crops / "manifest.csv"), str(tmp_path / name), *SHORT, *plain, *options]) == 0
         found.append(torch.cat([tensor.flatten() for tensor in tensors(tmp_path / name).values()]))
     low, high, free = found
