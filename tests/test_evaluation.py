@@ -265,19 +265,29 @@ def test_an_ensemble_has_seen_what_any_package_has_and_leaves_their_cards(
         assert found["model"][f"Package {number}: Weights (SHA-256)"] == sha256_file(folder / "model.safetensors")
 
 
-def test_each_machine_is_left_out_once_and_finished_ones_are_kept(
-    crops: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def two_sites(crops: Path, tmp_path: Path) -> Path:
+    """The manifest of a copy of the crops' table in which each of two sites has patients with and without cancer."""
     table = read_manifest(crops / "manifest.csv")
     patients = sorted(table["patient_id"].unique())
     sick = table.groupby("patient_id")["cancer"].max()
     ranked = sorted(patients, key=lambda patient: (sick[patient], patient))
     table["site_id"] = table["patient_id"].map({patient: str(place % 2) for place, patient in enumerate(ranked)})
     write_manifest(table, tmp_path / "manifest.csv")
-    short = " ".join(["1" if before == "--epochs" else flag for before, flag in zip(["", *flags], flags, strict=False)])
-    command = ["leave-out", str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--by", "site_id"]
-    command += ["--train", f"{short} --device cpu --devices 2"]
-    command += ["--evaluate", "--replicates 100 --no-audit"]
+    return tmp_path / "manifest.csv"
+
+
+def leave_out_command(manifest: Path, flags: list[str]) -> list[str]:
+    """Arguments of `vitmodel leave-out` by site, with trainings of one epoch; the results go to `out` beside the manifest."""
+    training = " ".join([*flags, "--epochs", "1", "--device", "cpu"])
+    command = ["leave-out", str(manifest), str(manifest.parent / "out"), "--by", "site_id"]
+    return [*command, "--train", training, "--evaluate", "--replicates 100 --no-audit"]
+
+
+def test_each_site_is_left_out_once_and_finished_trainings_are_kept(
+    two_sites: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_in_process: None
+) -> None:
+    command = leave_out_command(two_sites, flags)
     assert main(command) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
     assert set(summary) == {"0", "1"}
@@ -288,3 +298,10 @@ def test_each_machine_is_left_out_once_and_finished_ones_are_kept(
     capsys.readouterr()
     assert main(command) == 0
     assert "$ vitmodel train" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_each_step_of_leave_out_may_train_on_two_devices(two_sites: Path, flags: list[str], tmp_path: Path) -> None:
+    """The steps run in processes of their own, which start others."""
+    assert main(leave_out_command(two_sites, [*flags, "--devices", "2"])) == 0
+    assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]) == {"0", "1"}

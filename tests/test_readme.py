@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vitmodel import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -24,6 +26,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         subprocess.run([*command, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_five_verbs_run_one_after_another(tmp_path: Path) -> None:
     verbs = commands(BLOCKS[1])
     assert [command[1] for command in verbs] == ["synth", "etl", "train", "evaluate", "predict"]
@@ -33,6 +36,13 @@ def test_the_five_verbs_run_one_after_another(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
     for result in ("report/report.html", "scores/breast_scores.csv", "run/package/MODEL_CARD.md"):
         assert (tmp_path / result).is_file()
+
+
+@pytest.mark.parametrize("command", commands(BLOCKS[1]), ids=lambda command: command[1])
+def test_each_verb_takes_its_arguments(command: list[str]) -> None:
+    program, verb, *arguments = command
+    assert program == "vitmodel"
+    cli.parse(verb, arguments)
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()))

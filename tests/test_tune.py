@@ -18,21 +18,10 @@ from vitmodel.tune import Pruner, suggest
 
 optuna = pytest.importorskip("optuna")
 
+SWEEP = Path(__file__).resolve().parents[1] / "configs" / "sweep.yaml"
 SHORT = [
-    "--model",
-    "vit_micro",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "16",
-    "--val",
-    "0.25",
-    "--test",
-    "0.25",
-    "--workers",
-    "0",
-    "--wandb",
-    "off",
+    *("--model", "vit_micro", "--epochs", "1", "--batch-size", "16", "--val", "0.25", "--test", "0.25"),
+    *("--workers", "0", "--wandb", "off"),
 ]
 
 
@@ -57,7 +46,7 @@ def test_a_search_goes_on_and_its_best_recipe_trains(crops: Path, tmp_path: Path
 
 def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None:
     around = ["--fusion", "--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20"]
-    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--epochs", "1", "--trials", "1"]) == 0
+    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--trials", "1"]) == 0
     best = parse("train", ["--config", str(tmp_path / "study" / "best.yaml")])
     assert best.fusion
     assert best.segments == 32
@@ -68,7 +57,7 @@ def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
     """From scratch and from weights, which want other learning rates; so does the sweep file."""
     trial, config = optuna.create_study().ask(), TuneConfig(manifest=Path(), run=Path(), weights=weights)
     suggest(trial, config)
-    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())["parameters"]
+    sweep = yaml.safe_load(SWEEP.read_text())["parameters"]
     for name, searched in trial.distributions.items():
         own = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
         assert searched._contains(searched.to_internal_repr(own)), name
@@ -82,7 +71,7 @@ def test_a_search_is_of_one_process_and_one_split(flag: str, count: str, capsys:
     assert flag.removeprefix("--") in capsys.readouterr().err
 
 
-def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
+def test_a_hopeless_trial_is_stopped() -> None:
     from lightning.pytorch import Trainer
 
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
@@ -109,7 +98,7 @@ def test_a_trial_that_diverges_is_a_bad_one(crops: Path, tmp_path: Path, monkeyp
 
 def test_the_sweep_file_runs_a_training(tmp_path: Path) -> None:
     """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
-    sweep = yaml.safe_load(Path("configs/sweep.yaml").read_text())
+    sweep = yaml.safe_load(SWEEP.read_text())
     values = {name: options["values"][0] if "values" in options else options["max"] for name, options in sweep["parameters"].items()}
     flags = [f"--{name}={value}" for name, value in values.items()]
     command = [part for each in sweep["command"] for part in (flags if each == "${args}" else [each])]

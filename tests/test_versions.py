@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
 from vitmodel.cli import main
@@ -18,8 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"model": "vit_micro", "epochs": 1, "workers": 0, "wandb": "off", "batch_size": 16}
 
 
-def test_the_chain_of_versions(release: Path, tmp_path: Path, capsys) -> None:
-    """The shipped recipes, made small enough for a test."""
+def test_versions_share_one_split_and_each_starts_from_the_one_before(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_in_process: None
+) -> None:
+    """With the shipped recipes, made small enough for a test."""
     for name in ("backbone", "v2", "v3"):
         recipe = yaml.safe_load((ROOT / "configs" / "versions" / f"{name}.yaml").read_text())
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe | SMALL))
