@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -39,9 +40,18 @@ def shared_data() -> Path:
     return folder
 
 
+def modification_times(folder: Path) -> dict[str, int]:
+    """Return when each file under `folder` was last written, without Weights & Biases' own, which its service writes."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "wandb" not in path.parts]
+    return {str(path): path.stat().st_mtime_ns for path in paths}
+
+
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    """Return a function that fills a folder once per test run: the first worker makes it, the others wait and read it."""
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeOnce]:
+    """Return a function that fills a folder once per test run: the first worker makes it, the others wait and read it.
+
+    At the end, a file in such a folder that was changed, added or removed by a test is an error.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -51,10 +61,13 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
             if not complete.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # left by a worker that failed halfway
                 make(folder)
-                complete.touch()
+                complete.write_text(json.dumps(modification_times(folder)))
         return folder
 
-    return folder_of
+    yield folder_of
+    for complete in shared.glob("*.complete"):
+        written = json.loads(complete.read_text()).items() ^ modification_times(complete.with_suffix("")).items()
+        assert not written, f"a test wrote into a folder that all tests share: {sorted({path for path, _ in written})}"
 
 
 @pytest.fixture(scope="session", autouse=True)
