@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -130,11 +129,10 @@ def test_an_unknown_key_in_a_recipe_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "sizze" in capsys.readouterr().err
 
 
-def test_help_takes_less_than_a_second() -> None:
-    begin = time.perf_counter()
+def test_help_shows_each_fields_docstring() -> None:
+    """That it imports nothing heavy is checked in test_layers."""
     shown = subprocess.run([sys.executable, "-m", "vitmodel.cli", "train", "--help"], capture_output=True, text=True, check=True).stdout
-    assert time.perf_counter() - begin < 1
-    assert "Peak learning rate;" in shown  # the field's docstring
+    assert "Peak learning rate;" in shown
 
 
 def test_version() -> None:

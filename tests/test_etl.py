@@ -110,8 +110,11 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
     assert len(done) == 1 + len(read_manifest(tmp_path / "manifest.csv"))
 
 
-@pytest.mark.parametrize(("backend", "kills"), [("threads", 20), ("processes", 3)])
-def test_killed_at_random_moments_the_run_ends_with_the_same_bytes(
+@pytest.mark.parametrize(
+    ("backend", "kills"),
+    [("threads", 4), pytest.param("threads", 20, marks=pytest.mark.slow), pytest.param("processes", 3, marks=pytest.mark.slow)],
+)
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     backend: str, kills: int, release: Path, crops: Path, tmp_path: Path
 ) -> None:
     """SIGKILL leaves no time to tidy up."""
