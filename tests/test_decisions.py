@@ -1,4 +1,4 @@
-"""A package holds the calibration and the threshold that training was asked for, and every way to use it applies them to a breast."""
+"""A package applies the calibration and the threshold chosen at training, per breast, in every command and runtime."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def reference(method: str, labels: np.ndarray, logits: np.ndarray, wanted: np.nd
         ("isotonic", ["--objective", "sensitivity", "--sensitivity", "0.75"], ["--folds", "2"]),
     ],
 )
-def test_every_package_gives_the_probability_of_the_reference(
+def test_every_runtime_gives_the_reference_probabilities(
     method: str, objective: list[str], split: list[str], crops: Path, tmp_path: Path
 ) -> None:
     run, package = tmp_path / "run", tmp_path / "run" / "package"
@@ -77,7 +77,7 @@ def test_every_package_gives_the_probability_of_the_reference(
         np.testing.assert_allclose(usable["probability"], reference(method, *fitted.to_numpy().T, logit(usable["score"])), rtol=2e-3)
 
 
-def test_evaluation_decides_as_prediction_does_where_a_calibration_bends(run: Path, tmp_path: Path) -> None:
+def test_evaluation_calibrates_the_mean_logit_of_a_breast(run: Path, tmp_path: Path) -> None:
     """A curve with a corner between the images of a breast: it must come after their mean."""
     config = json.loads((run / "package" / "config.json").read_text())
     table = read_manifest(run / "manifest.csv").query("split == 'test'")
@@ -103,6 +103,6 @@ def test_evaluation_decides_as_prediction_does_where_a_calibration_bends(run: Pa
     assert measured["brier"]["value"] == pytest.approx(((breasts - labels) ** 2).mean())
 
 
-def test_a_sensitivity_that_nothing_asks_for_is_refused() -> None:
+def test_sensitivity_without_its_objective_is_refused() -> None:
     with pytest.raises(UsageError, match="sensitivity: is for --objective sensitivity"):
         TrainConfig(manifest=Path("m.csv"), run=Path("run"), sensitivity=0.95)

@@ -1,4 +1,4 @@
-"""What a recipe may ask for: each option does what it says, all of them resume to the bit, and what goes wrong in mid-epoch is named."""
+"""Training options: each has its effect, all of them resume exactly, and failures in mid-epoch are named."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def short(crops: Path, make_once: MakeOnce) -> Path:
     return make_once("short_run", make)
 
 
-def test_a_run_with_every_option_resumes_to_the_bit(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_every_option_resumes_to_identical_weights(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted in the middle of the second epoch, with weights averaged, gradients accumulated and a body that was frozen before."""
     command = ["train", str(crops / "manifest.csv")]
     assert main([*command, str(tmp_path / "undisturbed"), *SHORT, *EVERYTHING]) == 0
@@ -88,7 +88,7 @@ def test_a_run_with_every_option_resumes_to_the_bit(crops: Path, tmp_path: Path,
     assert histories[0] == histories[1]
 
 
-def test_a_linear_probe_moves_the_head_alone(crops: Path, short: Path, tmp_path: Path) -> None:
+def test_a_frozen_backbone_trains_only_the_head(crops: Path, short: Path, tmp_path: Path) -> None:
     arguments = [*SHORT, "--weights", str(short / "package"), "--freeze", "2", "--lr", "0.01"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *arguments]) == 0
     before, after = tensors(short), tensors(tmp_path / "run")
@@ -96,7 +96,7 @@ def test_a_linear_probe_moves_the_head_alone(crops: Path, short: Path, tmp_path:
     assert moved == {"head.weight", "head.bias"}
 
 
-def test_the_average_is_validated_and_packaged(crops: Path, short: Path, tmp_path: Path) -> None:
+def test_averaged_weights_are_validated_and_packaged(crops: Path, short: Path, tmp_path: Path) -> None:
     """With a decay of almost 1 the average stays where the first step left it, so the package is nearly the start; without, it is not."""
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--ema", "0.999999"]) == 0
     history = load_package(tmp_path / "run" / "package")[1]["history"]
@@ -105,7 +105,7 @@ def test_the_average_is_validated_and_packaged(crops: Path, short: Path, tmp_pat
     assert not same(tensors(tmp_path / "run"), tensors(short))
 
 
-def test_gradients_of_several_steps_make_one_of_a_larger_batch(crops: Path, short: Path, tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_a_larger_batch(crops: Path, short: Path, tmp_path: Path) -> None:
     """Also at an epoch's end, where one step is left of two."""
     images = (read_manifest(short / "manifest.csv")["split"] == "train").sum()
     batch = next(each for each in range(4, 9) if 0 < images % (2 * each) <= each)
@@ -121,7 +121,7 @@ def test_gradients_of_several_steps_make_one_of_a_larger_batch(crops: Path, shor
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_a_batch_that_is_not_finite_is_skipped_and_named(
+def test_a_batch_with_a_nonfinite_loss_is_skipped_and_named(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses, spoiled = Learner._losses, set()
@@ -156,7 +156,7 @@ def test_two_processes_skip_a_step_together_and_name_the_images_of_both(crops: P
     assert all(len(set(step["image_ids"])) > 4 for step in steps)  # of 8, of which either has 4
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonfinite_gradient_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite, its gradient is not: the step is skipped and the weights, their average too, stay finite."""
     losses = Learner._losses
 
@@ -210,7 +210,7 @@ def test_an_unreadable_crop_in_one_process_ends_both(crops: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("averaged", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(averaged: bool, crops: Path, tmp_path: Path) -> None:
+def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_on_her(averaged: bool, crops: Path, tmp_path: Path) -> None:
     """With flip averaging, by what it says of each image and the same upside down; and so does the package."""
     run = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(run), *SHORT, "--folds", "2", "--epochs", "1", "--workers", "1"]
@@ -261,7 +261,7 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
         pytest.param(["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"], marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path, options: list[str]) -> None:
+def test_two_processes_reproduce_the_curves_of_one(crops: Path, tmp_path: Path, options: list[str]) -> None:
     """DDP over gloo, the same global batch of images or exams: the loss curves agree to rounding."""
     arguments = [*SHORT, *options, "--patience", "0", "--precision", "fp32"]  # in bf16, rounding alone would move the curves by more
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments, "--device", "cpu"]) == 0
@@ -304,7 +304,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a GPU")
-def test_shards_learn_what_one_process_does(crops: Path, tmp_path: Path) -> None:
+def test_sharded_training_reproduces_one_process(crops: Path, tmp_path: Path) -> None:
     """Two processes with half of the weights each, which decay, and stand still while the head alone learns."""
     (tmp_path / "here.py").write_text(FSDP_ON_A_CPU)
     arguments = [*SHORT, "--freeze", "1", "--auxiliary", "[age]", "--weight-decay", "1", "--precision", "fp32"]
@@ -336,11 +336,11 @@ def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("asked", "taken"), [("auto", "32-true"), ("bf16", "bf16-mixed"), ("fp32", "32-true")])
-def test_a_cpu_trains_in_32_bits_unless_asked(asked: Any, taken: str) -> None:
+def test_a_cpu_trains_in_32_bits_by_default(asked: Any, taken: str) -> None:
     assert precision_of(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
 
 
-def test_a_run_that_goes_on_in_other_arithmetic_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_with_another_precision_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, system = TrainConfig(manifest=Path(), run=tmp_path, device="cpu", resume=True), tmp_path / "system.json"
     start_or_resume("train", config, tmp_path)
     start_or_resume("train", config, tmp_path)
@@ -351,7 +351,7 @@ def test_a_run_that_goes_on_in_other_arithmetic_says_so(tmp_path: Path, caplog: 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_precision_trains_and_clips(precision: str, crops: Path, tmp_path: Path) -> None:
+def test_each_precision_trains_and_clips_gradients(precision: str, crops: Path, tmp_path: Path) -> None:
     """A gradient that is clipped to next to nothing leaves the weights where they were, at any learning rate; one that is not, does not."""
     found = []
     for name, *options in (("low", "--clip", "1e-9"), ("high", "--clip", "1e-9", "--lr", "1"), ("free", "--clip", "0", "--lr", "1e-2")):
@@ -365,7 +365,7 @@ def test_each_precision_trains_and_clips(precision: str, crops: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("positives", [1, 3, 12])
-def test_each_batch_holds_a_positive_though_they_are_rare(positives: int) -> None:
+def test_positive_sampling_puts_a_positive_into_each_batch(positives: int) -> None:
     labels = [1.0] * positives + [0.0] * (160 - positives)
     sampler = Shuffled(labels, 0, "positive", batch=16)
     for _ in range(3):
@@ -386,7 +386,7 @@ def test_each_batch_holds_a_positive_though_they_are_rare(positives: int) -> Non
         (["--weights", "WRONG"], "WRONG"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_options_are_refused(
     arguments: list[str], named: str, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -1,4 +1,4 @@
-"""What is served is what `predict` says, by any runtime; a request cannot fill the disk, read the machine's files or leave its own."""
+"""The server gives the scores of `predict`; a request cannot fill the disk or read other files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def post(server: Server, *files: tuple[str, bytes]) -> Any:
     return httpx.post(f"{server.url}/scores", files=[("files", file) for file in files], timeout=60)
 
 
-def test_served_is_predicted(server: Server, release: Path) -> None:
+def test_served_scores_equal_those_of_predict(server: Server, release: Path) -> None:
     sources = sorted((release / "train_images").rglob("*.dcm"))[:5]
     answer = post(server, *((path.name, path.read_bytes()) for path in sources), ("notes.txt", b"none")).json()
     predictor = Predictor(PredictorConfig(package=server.package, jobs=1))
@@ -96,7 +96,7 @@ def test_a_zip_and_files_of_one_name_are_scored(server: Server, crops: Path) -> 
         ([("../../a.png", b"")], 200, '"image_id":"a"'),
     ],
 )
-def test_what_a_request_may_not_do(files: list[tuple[str, bytes]], status: int, named: str, server: Server) -> None:
+def test_a_request_that_is_too_large_or_names_files_is_refused(files: list[tuple[str, bytes]], status: int, named: str, server: Server) -> None:
     answer = post(server, *files)
     assert answer.status_code == status
     assert named in answer.text
@@ -104,14 +104,14 @@ def test_what_a_request_may_not_do(files: list[tuple[str, bytes]], status: int, 
     assert not list(server.scratch.glob("vitmodel-*"))
 
 
-def test_the_page_warns_and_names_the_model(server: Server) -> None:
+def test_the_page_shows_the_warning_and_the_model(server: Server) -> None:
     page, model = httpx.get(server.url).text, httpx.get(f"{server.url}/model").json()
     assert NOT_A_MEDICAL_DEVICE in page
     assert model["serial"] in page
     assert (model["runtime"], model["precision"]) == ("onnx", "fp32")
 
 
-def test_a_port_that_is_taken_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     port = server.url.rpartition(":")[2]
     assert main(["serve", str(server.package), "--port", port]) == 2
     assert f"127.0.0.1:{port}: Address already in use" in capsys.readouterr().err

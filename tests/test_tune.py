@@ -1,4 +1,4 @@
-"""The search goes on where it was killed, stops bad trials, and its best recipe is a recipe; the sweep file's flags are flags."""
+"""A search resumes, prunes bad trials and writes its best recipe; the sweep file's flags are valid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHORT = [
 ]
 
 
-def test_a_search_goes_on_and_its_best_recipe_trains(crops: Path, tmp_path: Path) -> None:
+def test_a_search_resumes_and_writes_its_best_recipe(crops: Path, tmp_path: Path) -> None:
     run = tmp_path / "study"
     command = ["tune", str(crops / "manifest.csv"), str(run), *SHORT]
     assert main([*command, "--trials", "1"]) == 0
@@ -53,7 +53,7 @@ def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("weights", [None, Path("dinov2_vits14.safetensors")])
-def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
+def test_the_search_space_contains_the_default_recipe(weights: Path | None) -> None:
     """From scratch and from weights, which want other learning rates; so does the sweep file."""
     trial, config = optuna.create_study().ask(), TuneConfig(manifest=Path(), run=Path(), weights=weights)
     suggest(trial, config)
@@ -66,12 +66,12 @@ def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
 
 
 @pytest.mark.parametrize(("flag", "count"), [("--devices", "2"), ("--folds", "5")])
-def test_a_search_is_of_one_process_and_one_split(flag: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_on_several_devices_or_folds_is_refused(flag: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "manifest.csv", "run", flag, count]) == 2
     assert flag.removeprefix("--") in capsys.readouterr().err
 
 
-def test_a_hopeless_trial_is_stopped() -> None:
+def test_a_trial_below_the_threshold_is_pruned() -> None:
     from lightning.pytorch import Trainer
 
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
@@ -81,7 +81,7 @@ def test_a_hopeless_trial_is_stopped() -> None:
         Pruner(study.ask(), "val/auroc").on_validation_end(trainer, None)
 
 
-def test_a_trial_that_diverges_is_a_bad_one(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_trial_is_pruned_and_the_search_continues(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search goes on."""
     losses, seen = Learner._losses, []  # learners; the first one breaks
 
@@ -96,7 +96,7 @@ def test_a_trial_that_diverges_is_a_bad_one(crops: Path, tmp_path: Path, monkeyp
     assert list(pd.read_csv(run / "trials.csv")["state"]) == ["PRUNED", "COMPLETE"]
 
 
-def test_the_sweep_file_runs_a_training(tmp_path: Path) -> None:
+def test_the_command_of_the_sweep_file_parses_as_a_training(tmp_path: Path) -> None:
     """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
     sweep = yaml.safe_load(SWEEP.read_text())
     values = {name: options["values"][0] if "values" in options else options["max"] for name, options in sweep["parameters"].items()}

@@ -1,4 +1,4 @@
-"""The chain of versions runs on one split, each from the best before it, and is drawn as one table and one picture."""
+"""The versions of the recipe share one split, each starts from the one before, and a table and a figure compare them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_versions_share_one_split_and_each_starts_from_the_one_before(
     assert "$ vitmodel train" not in capsys.readouterr().out
 
 
-def test_whole_images_are_turned_right(tmp_path: Path) -> None:
+def test_whole_images_with_inverted_polarity_are_inverted_back(tmp_path: Path) -> None:
     """A picture whose polarity ETL found to be wrong is shown to the original recipe as its negative, which is right."""
     right = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
     for name, picture in (("right", right), ("wrong", 255 - right)):
