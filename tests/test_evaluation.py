@@ -231,7 +231,9 @@ def test_an_invalid_score_file_is_named(content: str, message: str, scored: Path
     assert re.search(message, printed)
 
 
-def test_a_comparison_reports_which_package_was_trained_on_its_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_reports_which_package_was_trained_on_its_images(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = read_manifest(run / "manifest.csv").query("split == 'train'")
     scores = tmp_path / "scores.csv"
     table[["image_id"]].assign(score=np.linspace(0, 1, len(table))).to_csv(scores, index=False)

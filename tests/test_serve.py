@@ -96,7 +96,9 @@ def test_a_zip_and_files_of_one_name_are_scored(server: Server, crops: Path) -> 
         ([("../../a.png", b"")], 200, '"image_id":"a"'),
     ],
 )
-def test_a_request_that_is_too_large_or_names_files_is_refused(files: list[tuple[str, bytes]], status: int, named: str, server: Server) -> None:
+def test_a_request_that_is_too_large_or_names_files_is_refused(
+    files: list[tuple[str, bytes]], status: int, named: str, server: Server
+) -> None:
     answer = post(server, *files)
     assert answer.status_code == status
     assert named in answer.text

@@ -58,7 +58,9 @@ def test_the_package_contains_no_patient_or_image_id(run: Path) -> None:
         assert f'"{name}"' not in text
 
 
-def test_training_starts_from_a_package(crops: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+def test_training_starts_from_a_package(
+    crops: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
     arguments = [str(tmp_path / "next"), *flags, "--epochs", "1", "--weights", str(run / "package")]
     assert main(["train", str(crops / "manifest.csv"), *arguments]) == 0
     assert "loaded" in capsys.readouterr().out
