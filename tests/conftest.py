@@ -15,9 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)  # no clock, no files in the checkout
+hypothesis.settings.load_profile("repeatable")
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread per test worker and per process that a test starts
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
