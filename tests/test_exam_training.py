@@ -163,7 +163,9 @@ def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run
     assert package["decision"]["aggregate"] == "fusion"
     validation = pd.read_csv(exam_run / "validation.csv")
     assert (validation.groupby(["patient_id", "laterality"])["score"].nunique() == 1).all()
-    config = EvaluateConfig(package=exam_run / "package", manifest=exam_run / "manifest.csv", out=tmp_path, replicates=100, card=False)
+    config = EvaluateConfig(
+        package=exam_run / "package", manifest=exam_run / "manifest.csv", out=tmp_path, replicates=100, card=False, audit=False
+    )
     evaluate(config)
     images, breasts = (pd.read_csv(tmp_path / name, dtype={"patient_id": str}) for name in ("scores.csv", "breast_scores.csv"))
     expected = images.groupby(breast_ids(images), sort=False)["breast_probability"].first()
