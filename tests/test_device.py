@@ -131,14 +131,14 @@ def test_mixing_tensors_of_two_devices_is_an_error(elsewhere: None) -> None:
 
 
 RECIPES = [
-    pytest.param("--stem conv --ema 0.9 --auxiliary [view,age] --loss focal --epochs 1", "rollout", marks=pytest.mark.slow),
+    ("--stem conv --ema 0.9 --auxiliary [view,age] --loss focal --epochs 1", "rollout"),
     pytest.param(
         "--pool attention --checkpointing true --loss pf1 --optimizer sgd --freeze 1 --accumulate 2 --epochs 2",
         "occlusion",
         marks=pytest.mark.slow,
     ),
     ("--fusion true --asymmetry true --sources site_id,machine_id --source-images 1 --tokens 1000 --epochs 1", "gradient"),
-    ("--segments 256 --tokens 4000 --epochs 1", "integrated"),
+    pytest.param("--segments 256 --tokens 4000 --epochs 1", "integrated", marks=pytest.mark.slow),
 ]
 
 
