@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +136,23 @@ def run(crops: Path, flags: list[str], make_once: MakeOnce, validation_pictures:
             assert main(["train", str(crops / "manifest.csv"), str(folder), *flags[:-1], "offline"]) == 0
 
     return make_once("run", make)
+
+
+@pytest.fixture(scope="session")
+def exported(run: Path, make_once: MakeOnce) -> Path:
+    """The package of `run` with its two ONNX files; beside it in `said.txt`, what the int8 export printed. Read only."""
+    from vitmodel.cli import main
+
+    def make(folder: Path) -> None:
+        package = folder / "package"
+        shutil.copytree(run / "package", package)
+        eight_bits = ["--precision", "int8", "--calibration", str(run / "manifest.csv"), "--images", "1000"]
+        assert main(["export", str(package), str(package / "model.fp32.onnx")]) == 0
+        with redirect_stdout(io.StringIO()) as said:
+            assert main(["export", str(package), str(package / "model.int8.onnx"), *eight_bits]) == 0
+        (folder / "said.txt").write_text(said.getvalue())
+
+    return make_once("exported", make) / "package"
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pydicom
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import MakeOnce
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -295,11 +296,13 @@ def test_compiled_blocks_serve_packs_of_any_number_and_lengths(monkeypatch: pyte
 
 
 @pytest.fixture(scope="module")
-def scaled(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scaled(release: Path, make_once: MakeOnce) -> Path:
     """The release cropped at SCALE."""
-    folder = tmp_path_factory.mktemp("scaled")
-    assert etl(ETLConfig(source=release, out=folder, size=Size(32, 16), mm_per_pixel=SCALE)) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        assert etl(ETLConfig(source=release, out=folder, size=Size(32, 16), mm_per_pixel=SCALE, jobs=2)) == 0
+
+    return make_once("scaled", make)
 
 
 def test_a_scale_in_millimetres_is_kept(scaled: Path) -> None:

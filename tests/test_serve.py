@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -34,19 +34,17 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`vitmodel serve` in a process of its own, running ONNX; its folder for temporary files."""
     folder = tmp_path_factory.mktemp("serve")
-    package, scratch = folder / "package", folder / "scratch"
-    shutil.copytree(run / "package", package)
+    scratch = folder / "scratch"
     scratch.mkdir()
-    assert main(["export", str(package), str(package / "model.fp32.onnx")]) == 0
-    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(package), "--port", "0", "--runtime", "onnx", "--upload-limit", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"TMPDIR": str(scratch)}) as process:
+    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(exported), "--port", "0", "--runtime", "onnx", "--upload-limit", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}) as process:
         assert process.stdout
         found = re.search(r"http://\S+?(?=;)", process.stdout.readline())
         assert found
-        yield Server(found[0], scratch, package)
+        yield Server(found[0], scratch, exported)
         process.terminate()
 
 
