@@ -61,6 +61,7 @@ def test_painting_does_not_read_held_out_patients(crops: Path, tmp_path: Path) -
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_two_processes_paint_like_one(crops: Path, tmp_path: Path) -> None:
     """The head, which paints nothing, gets no gradient from either. They hide other patches than one process does."""
     command = ["pretrain", str(tmp_path / "run"), *SHORT, "--manifest", str(crops / "manifest.csv"), "--device", "cpu", "--devices", "2"]
