@@ -1,10 +1,14 @@
-# make demo   the whole road on synthetic mammograms        make test    what CI runs
-# make check  lint, types and tests with coverage           make install only the environment
+# make demo      the whole pipeline on synthetic mammograms  make install    only the environment
+# make quick     unit tests, under a minute                  make test       all tests but the slow ones, five minutes on 2 cores
+# make test-all  the slow ones, too                          make lint       ruff and mypy
+# make check     lint, and all tests with coverage           make docs       the documentation site, into site/
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-.PHONY: install demo tools test ruff format types lint check clean
+.PHONY: install demo docs tools test test-slow test-all quick ruff format types lint check clean
 
 $(BIN)/vitmodel: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,10 +25,17 @@ $(VENV)/dev: $(BIN)/vitmodel Makefile
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PEERS)
 	touch $@
 
+$(VENV)/docs: $(BIN)/vitmodel
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
 install: $(BIN)/vitmodel
 
 demo: install
 	$(BIN)/vitmodel demo
+
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
 
 # dciodvfy checks the DICOM files that we write; without it (and without root to install it) that test skips and says so
 tools:
@@ -32,7 +43,16 @@ tools:
 	  && apt-get update -qq && apt-get install -y -qq dicom3tools >/dev/null; } || echo "dciodvfy is not installed: its test will skip"
 
 test: $(VENV)/dev tools
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/dev tools
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/dev tools
+	$(PYTEST)
+
+quick: $(VENV)/dev
+	$(PYTEST) -m "not slow and not integration"
 
 ruff: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -45,8 +65,8 @@ types: $(VENV)/dev
 
 lint: ruff format types
 
-check: lint
-	$(BIN)/python -m pytest --cov=vitmodel --cov-report=term-missing:skip-covered
+check: lint tools
+	$(PYTEST) --cov=vitmodel --cov-report=term-missing:skip-covered
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

@@ -58,7 +58,7 @@ from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atom
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
-RECIPE = ROOT / "configs" / "rsna.yaml"
+RECIPE = ROOT / "vitmodel" / "recipes" / "rsna.yaml"
 FOLDS = 5
 BATCH = 32
 SMALL, LARGE = Size(224, 112), Size(336, 168)

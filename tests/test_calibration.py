@@ -1,4 +1,4 @@
-"""Calibrations agree with scikit-learn's and with a direct search, survive tiny and separated data, and travel as JSON."""
+"""Calibrations agree with scikit-learn and with a direct search, handle tiny and separated data, and survive JSON."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-np.mean(labels * np.log(probabilities) + (1 - labels) * np.log1p(-probabilities)))
 
 
-def test_platt_is_scikit_learns() -> None:
+def test_platt_equals_scikit_learn() -> None:
     labels, logits = overconfident()
     slope, intercept = _sigmoid_calibration(logits, labels)  # as 1 / (1 + exp(slope * logit + intercept))
     ours = fit("platt", labels, logits)
     assert (ours.slope, ours.intercept) == pytest.approx((-slope, -intercept), rel=1e-3)
 
 
-def test_temperature_is_where_a_direct_search_finds_the_least_loss() -> None:
+def test_temperature_equals_a_direct_search_for_the_lowest_loss() -> None:
     labels, logits = overconfident()
     best = minimize_scalar(lambda t: loss(platt_targets(labels), expit(logits / t)), bounds=(0.1, 20), method="bounded")
     assert fit("temperature", labels, logits).temperature == pytest.approx(best.x, rel=1e-4)
 
 
-def test_isotonic_is_scikit_learns_but_never_certain() -> None:
+def test_isotonic_equals_scikit_learn_within_open_bounds() -> None:
     labels, logits = overconfident(300)
     peer = IsotonicRegression(out_of_bounds="clip").fit(logits, labels)
     grid = np.linspace(-20, 20, 500)
@@ -69,7 +69,7 @@ def test_a_calibration_lowers_the_loss_on_new_data_and_keeps_the_order(method: s
 
 
 @pytest.mark.parametrize("method", CALIBRATIONS)
-def test_a_calibration_travels_as_json(method: str) -> None:
+def test_a_calibration_survives_json(method: str) -> None:
     calibration = fit(method, *overconfident(200))
     assert from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
 

@@ -1,4 +1,4 @@
-"""A dask cluster of separate processes: the same bytes, also where a worker is killed while it works."""
+"""ETL on a dask cluster of separate processes writes the same bytes, even when a worker is killed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vitmodel.data import parallel
 from vitmodel.errors import VitmodelError
 
 pytest.importorskip("distributed")
+pytestmark = pytest.mark.slow  # test_etl has a fast test of a local cluster
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def address(file: Path) -> str:
     raise TimeoutError(file)
 
 
-def test_a_killed_worker_costs_a_retry_and_not_a_file(
+def test_files_of_a_killed_worker_are_done_by_another(
     release: Path, crops: Path, tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
 ) -> None:
     scheduler, workers = cluster
@@ -64,7 +65,7 @@ def test_a_killed_worker_costs_a_retry_and_not_a_file(
     assert contents(out) == contents(crops)
 
 
-def test_an_absent_scheduler_is_wrong_usage(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_scheduler_is_a_usage_error(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["etl", str(release), str(tmp_path / "out"), "--backend", "dask", "--scheduler", "tcp://127.0.0.1:9"]
     assert main(command) == 2
     assert "tcp://127.0.0.1:9" in capsys.readouterr().err

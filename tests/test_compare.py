@@ -1,4 +1,4 @@
-"""DeLong's covariance is that of the slow definitions, and paired intervals know that the units are the same."""
+"""DeLong's covariance equals its definition, and paired intervals use that the units are the same."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def by_definition(samples: list[Sample]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("patients", "units"), [(40, 1), (25, 3)])
-def test_the_covariance_is_that_of_the_definition(patients: int, units: int) -> None:
+def test_the_covariance_equals_its_definition(patients: int, units: int) -> None:
     for seed in range(3):
         samples = readers(patients, units, seed)
         areas, covariance = delong(samples)
@@ -65,7 +65,7 @@ def test_the_covariance_is_that_of_the_definition(patients: int, units: int) -> 
         np.testing.assert_allclose(covariance, by_definition(samples), rtol=1e-9)
 
 
-def test_with_one_unit_each_it_is_delongs_variance() -> None:
+def test_with_one_unit_per_patient_the_variance_equals_delongs() -> None:
     """Placement variances as in DeLong's paper, by numpy's own variance."""
     sample = readers(60, 1, seed=4)[0]
     ones, zeros = sample.scores[sample.labels == 1], sample.scores[sample.labels == 0]
@@ -81,14 +81,14 @@ def test_delong_and_the_bootstrap_agree_on_clustered_units() -> None:
     assert delong([sample])[1][0, 0] ** 0.5 == pytest.approx(spread, rel=0.1)
 
 
-def test_p_values_of_equal_models_are_spread_evenly_and_of_better_ones_are_small() -> None:
+def test_p_values_are_uniform_for_equal_models_and_small_for_a_better_one() -> None:
     equal = np.array([delong_test(*readers(80, 2, seed))[1] for seed in range(200)])
     assert 0.01 < (equal < 0.05).mean() < 0.1
     assert 0.4 < (equal < 0.5).mean() < 0.6
     assert np.median([delong_test(*readers(80, 2, seed, gain=2.0))[1] for seed in range(20)]) < 0.01
 
 
-def test_a_paired_interval_is_narrower_than_one_model_s() -> None:
+def test_a_paired_interval_is_narrower_than_that_of_one_model() -> None:
     first, second = readers(150, 2, seed=0)
     found = compare(first, second, (0.5, 0.5), replicates=500)
     alone = delong([first])[1][0, 0] ** 0.5 * 2 * 1.96
@@ -101,7 +101,7 @@ def test_a_paired_interval_is_narrower_than_one_model_s() -> None:
     assert all(interval.low == interval.high == 0 for interval in same.differences.values())
 
 
-def test_other_units_are_refused() -> None:
+def test_samples_of_different_units_are_refused() -> None:
     first, second = readers(20, 2, seed=0)
     turned = Sample(second.labels[::-1], second.scores[::-1], second.patients[::-1])
     with pytest.raises(UsageError, match="same units"):

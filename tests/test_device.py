@@ -115,7 +115,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_memories_do_not_mix(elsewhere: None) -> None:
+def test_mixing_tensors_of_two_devices_is_an_error(elsewhere: None) -> None:
     here = torch.arange(3.0)
     away = here.to(AWAY)
     assert away.device == AWAY
@@ -128,11 +128,15 @@ def test_memories_do_not_mix(elsewhere: None) -> None:
         away.numpy()
 
 
-RECIPES: list[tuple[str, str]] = [
+RECIPES = [
     ("--stem conv --ema 0.9 --auxiliary [view,age] --loss focal --epochs 1", "rollout"),
-    ("--pool attention --checkpointing true --loss pf1 --optimizer sgd --freeze 1 --accumulate 2 --epochs 2", "occlusion"),
+    pytest.param(
+        "--pool attention --checkpointing true --loss pf1 --optimizer sgd --freeze 1 --accumulate 2 --epochs 2",
+        "occlusion",
+        marks=pytest.mark.slow,
+    ),
     ("--fusion true --asymmetry true --sources site_id,machine_id --source-images 1 --tokens 1000 --epochs 1", "gradient"),
-    ("--segments 256 --epochs 1", "integrated"),
+    pytest.param("--segments 256 --epochs 1", "integrated", marks=pytest.mark.slow),
 ]
 
 
@@ -145,7 +149,7 @@ def settled(package: Path, images: pd.DataFrame, method: str) -> tuple[np.ndarra
 
 
 @pytest.mark.parametrize(("recipe", "method"), RECIPES)
-def test_elsewhere_is_as_here(
+def test_another_device_gives_the_same_weights_scores_and_maps(
     recipe: str, method: str, crops: Path, flags: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     table, options = str(crops / "manifest.csv"), [*flags, "--device", "cpu", *recipe.split()]
@@ -165,7 +169,7 @@ def test_elsewhere_is_as_here(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 @pytest.mark.parametrize("verb", ["train", "predict", "evaluate"])
-def test_a_gpu_that_is_not_there(verb: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absent_gpu_is_a_usage_error(verb: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = str(crops / "manifest.csv")
     inputs = [table] if verb == "train" else [str(run / "package"), table]
     assert main([verb, *inputs, str(tmp_path / "out"), "--device", "cuda"]) == 2

@@ -1,4 +1,4 @@
-"""The ETL's report counts every image, explains every reason, shows the boxes where they are, and is one file safe with any text."""
+"""The ETL report counts every image, explains every reason, draws the boxes in place, and is one safe file."""
 
 from __future__ import annotations
 

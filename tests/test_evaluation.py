@@ -1,4 +1,4 @@
-"""Subgroups add up, leaks are found, other models are compared on the same units, and what cannot be measured is said."""
+"""Subgroups add up, leaks are found, models are compared on the same units, and undefined metrics are reported."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_subgroups_of_an_attribute_add_up_to_all() -> None:
     assert {"Site: 1 throughout", "BI-RADS: unknown throughout"} <= set(silent)
 
 
-def test_invasive_cancers_stand_against_all_negatives() -> None:
+def test_invasive_cancers_are_compared_with_all_negatives() -> None:
     table = screening()
     groups = {(g.attribute, g.value): g.rows for g in subgroups(table, "cancer")[0]}
     invasive = groups["Positives, against all negatives", "invasive"]
@@ -96,7 +96,7 @@ def test_a_breast_is_aggregated_by_the_name_that_is_given(how: str) -> None:
 
 
 @pytest.mark.parametrize(("sick", "folds"), [(1, 0), (3, 3), (9, 5)])
-def test_the_folds_are_counted_that_the_patients_allow(sick: int, folds: int) -> None:
+def test_the_number_of_folds_is_limited_by_the_patients_of_each_class(sick: int, folds: int) -> None:
     table = screening(30)
     judged = evaluation(table.assign(cancer=table["patient_id"].isin(table["patient_id"].unique()[:sick]).astype(float)))
     assert judged.folds() == folds
@@ -142,7 +142,7 @@ def test_patients_files_and_pixels_in_two_splits_are_found(tmp_path: Path) -> No
     assert found["parts"].eq("test, train").all()
 
 
-def test_whoever_was_on_the_left_out_machine_is_left_out_whole() -> None:
+def test_all_images_of_a_patient_seen_on_the_left_out_machine_are_left_out() -> None:
     table = screening(9)
     table.loc[0, "machine_id"] = "1"  # of a patient of machine 0
     split = leave_out(table, "machine_id", "1")["split"]
@@ -152,7 +152,7 @@ def test_whoever_was_on_the_left_out_machine_is_left_out_whole() -> None:
     assert set(split) == {"test", "train"}
 
 
-def test_the_command_in_a_report_is_the_one_that_ran() -> None:
+def test_the_report_shows_the_command_that_ran() -> None:
     config = EvaluateConfig(package=Path("a b"), manifest=Path("m.csv"), out=Path("o"), audit=False, prevalence=0.021)
     assert to_command("evaluate", config) == "vitmodel evaluate 'a b' m.csv o --prevalence 0.021 --no-audit"
     both = CompareConfig(models=[Path("a"), Path("b")], manifest=Path("m.csv"))
@@ -173,7 +173,7 @@ def scored(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_score_files_are_compared_on_the_units_that_all_have(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_files_are_compared_on_their_common_units(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = pd.read_csv(scored / "good.csv").astype({"image_id": str})
     lost = good["image_id"].str.contains("0L")
     good.assign(probability=good["probability"].mask(lost)).to_csv(scored / "good.csv", index=False)
@@ -202,7 +202,7 @@ def test_scores_of_breasts_are_compared_per_patient_but_not_per_image(scored: Pa
     assert "submission.csv: has a score per breast" in capsys.readouterr().err
 
 
-def test_a_patient_s_score_is_that_of_her_worse_breast() -> None:
+def test_the_score_of_a_patient_is_that_of_her_worse_breast() -> None:
     table = screening(3)
     scores = pd.Series(np.random.default_rng(0).random(len(table)), table.index)
     pooled = expit(logit(scores).groupby(breast_ids(table)).mean())
@@ -223,7 +223,7 @@ def test_a_patient_s_score_is_that_of_her_worse_breast() -> None:
         ("image_id,cancer\n1,1\n", "a score file has image_id"),
     ],
 )
-def test_a_score_file_that_cannot_be_is_named(content: str, message: str, scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_score_file_is_named(content: str, message: str, scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (scored / "bad.csv").write_text(content)
     assert main(["compare", str(scored / "good.csv"), str(scored / "bad.csv"), "--manifest", str(scored / "manifest.csv")]) == 2
     printed = capsys.readouterr().err
@@ -231,7 +231,9 @@ def test_a_score_file_that_cannot_be_is_named(content: str, message: str, scored
     assert re.search(message, printed)
 
 
-def test_a_comparison_says_which_package_has_seen_its_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_reports_which_package_was_trained_on_its_images(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = read_manifest(run / "manifest.csv").query("split == 'train'")
     scores = tmp_path / "scores.csv"
     table[["image_id"]].assign(score=np.linspace(0, 1, len(table))).to_csv(scores, index=False)
@@ -242,7 +244,7 @@ def test_a_comparison_says_which_package_has_seen_its_images(run: Path, tmp_path
     assert [each["seen_images"] for each in models.values()] == [len(table), None]
 
 
-def test_an_ensemble_has_seen_what_any_package_has_and_leaves_their_cards(
+def test_an_ensemble_has_seen_the_images_of_all_its_packages_and_keeps_their_model_cards(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     package = tmp_path / "package"
@@ -265,19 +267,29 @@ def test_an_ensemble_has_seen_what_any_package_has_and_leaves_their_cards(
         assert found["model"][f"Package {number}: Weights (SHA-256)"] == sha256_file(folder / "model.safetensors")
 
 
-def test_each_machine_is_left_out_once_and_finished_ones_are_kept(
-    crops: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def two_sites(crops: Path, tmp_path: Path) -> Path:
+    """The manifest of a copy of the crops' table in which each of two sites has patients with and without cancer."""
     table = read_manifest(crops / "manifest.csv")
     patients = sorted(table["patient_id"].unique())
     sick = table.groupby("patient_id")["cancer"].max()
     ranked = sorted(patients, key=lambda patient: (sick[patient], patient))
     table["site_id"] = table["patient_id"].map({patient: str(place % 2) for place, patient in enumerate(ranked)})
     write_manifest(table, tmp_path / "manifest.csv")
-    short = " ".join(["1" if before == "--epochs" else flag for before, flag in zip(["", *flags], flags, strict=False)])
-    command = ["leave-out", str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--by", "site_id"]
-    command += ["--train", f"{short} --device cpu --devices 2"]
-    command += ["--evaluate", "--replicates 100 --no-audit"]
+    return tmp_path / "manifest.csv"
+
+
+def leave_out_command(manifest: Path, flags: list[str]) -> list[str]:
+    """Arguments of `vitmodel leave-out` by site, with trainings of one epoch; the results go to `out` beside the manifest."""
+    training = " ".join([*flags, "--epochs", "1", "--device", "cpu"])
+    command = ["leave-out", str(manifest), str(manifest.parent / "out"), "--by", "site_id"]
+    return [*command, "--train", training, "--evaluate", "--replicates 100 --no-audit"]
+
+
+def test_each_site_is_left_out_once_and_finished_trainings_are_kept(
+    two_sites: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_in_process: None
+) -> None:
+    command = leave_out_command(two_sites, flags)
     assert main(command) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
     assert set(summary) == {"0", "1"}
@@ -288,3 +300,10 @@ def test_each_machine_is_left_out_once_and_finished_ones_are_kept(
     capsys.readouterr()
     assert main(command) == 0
     assert "$ vitmodel train" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_each_step_of_leave_out_may_train_on_two_devices(two_sites: Path, flags: list[str], tmp_path: Path) -> None:
+    """The steps run in processes of their own, which start others."""
+    assert main(leave_out_command(two_sites, [*flags, "--devices", "2"])) == 0
+    assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]) == {"0", "1"}

@@ -1,4 +1,4 @@
-"""Exams and sources from a table to scores: the same alone and together, in any order, resumed or not; what must be refused."""
+"""Training and scoring of exams and sources: independent of order and company, resumable, and invalid input is refused."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import MakeOnce
 from safetensors.torch import load_file
 from scipy.special import expit
 
@@ -38,10 +39,13 @@ EXAMS = ["--fusion", "--sources", "view,machine_id", "--source-images", "4"]
 
 
 @pytest.fixture(scope="module")
-def exam_run(crops: Path, flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exams") / "run"
-    assert main(["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]) == 0
-    return folder
+def exam_run(crops: Path, flags: list[str], make_once: MakeOnce) -> Path:
+    """A finished run with fusion and with adapters by view and machine. Read only."""
+
+    def make(folder: Path) -> None:
+        assert main(["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]) == 0
+
+    return make_once("exam_run", make)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def both(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
     return predictor.score_images(table).set_index("image_id")[["score", "breast_score"]].astype(float)
 
 
-def test_an_exam_is_scored_as_if_it_were_alone_in_any_order_and_budget(fused: Predictor, table: pd.DataFrame) -> None:
+def test_scores_of_an_exam_do_not_depend_on_other_exams_order_or_token_budget(fused: Predictor, table: pd.DataFrame) -> None:
     together = both(fused, table)
     assert together["breast_score"].notna().sum() > 20
     assert (together["score"] - together["breast_score"]).abs().max() > 0.01
@@ -76,7 +80,7 @@ def test_an_exam_is_scored_as_if_it_were_alone_in_any_order_and_budget(fused: Pr
         np.testing.assert_allclose(together, other, atol=1e-5)
 
 
-def test_breast_and_patient_have_the_scores_that_the_network_gives_them(fused: Predictor, table: pd.DataFrame) -> None:
+def test_breast_and_patient_scores_are_those_of_the_network(fused: Predictor, table: pd.DataFrame) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and rows["laterality"].nunique() == 2)
     about = about_images(rows, fused.ensemble.model.config)
     images = pack([to_tensor(read_crop(path)) for path in rows["path"]], 16, about=about)
@@ -87,7 +91,7 @@ def test_breast_and_patient_have_the_scores_that_the_network_gives_them(fused: P
     np.testing.assert_allclose(fused.score_patients(breasts)["score"], expit(said.patients.numpy()), atol=1e-6)
 
 
-def test_refused_images_and_copies_leave_the_exam_without_them(fused: Predictor, table: pd.DataFrame) -> None:
+def test_an_exam_is_scored_without_its_refused_images_and_copies(fused: Predictor, table: pd.DataFrame) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and len(rows) == 4)
     fewer, whole = both(fused, rows.iloc[1:]), both(fused, rows)
     refused = fused.score_images(rows.assign(status=["refused", "ok", "ok", "ok"], reason=["unreadable", None, None, None]))
@@ -99,7 +103,7 @@ def test_refused_images_and_copies_leave_the_exam_without_them(fused: Predictor,
     np.testing.assert_allclose(copied["breast_score"].iloc[:4], whole["breast_score"], atol=1e-5)
 
 
-def test_an_unseen_machine_is_read_as_an_unknown_one_and_said_so(fused: Predictor, table: pd.DataFrame) -> None:
+def test_an_unseen_machine_is_treated_as_unknown_and_reported(fused: Predictor, table: pd.DataFrame) -> None:
     new, unknown = (fused.score_images(table.assign(machine_id=value)) for value in ("never seen", np.nan))
     pd.testing.assert_series_equal(new["score"], unknown["score"])
     scored = new["score"].notna()
@@ -108,12 +112,12 @@ def test_an_unseen_machine_is_read_as_an_unknown_one_and_said_so(fused: Predicto
     assert not new.loc[~scored, "reason"].str.contains("unseen_source").any()
 
 
-def test_the_report_says_which_images_fell_back(exam_run: Path, table: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_report_lists_the_images_of_unseen_machines(exam_run: Path, table: pd.DataFrame, tmp_path: Path) -> None:
     rows = usable(table)
     rows = rows[rows["cancer"].notna() & (rows["view"] != "")]
     new = rows["patient_id"] == rows["patient_id"].iloc[0]
     write_manifest(rows.assign(machine_id=rows["machine_id"].mask(new, "never seen")), tmp_path / "manifest.csv")
-    options = ["--split", "all", "--replicates", "100", "--no-audit"]
+    options = ["--split", "all", "--replicates", "100", "--no-audit", "--no-card"]
     assert main(["evaluate", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), *options]) == 0
     sentence = "machine_id never seen was not learned apart"
     fell_back = json.loads((tmp_path / "out" / "metrics.json").read_text())["fell_back"]
@@ -143,6 +147,7 @@ def test_a_changed_image_has_its_exam_scored_again(exam_run: Path, crops: Path, 
     assert (tmp_path / "out" / "breast_scores.csv").read_text() == first
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_of_exams_ends_with_the_same_weights(
     crops: Path, exam_run: Path, tmp_path: Path, flags: list[str], kill_and_resume: Callable[[list[str], Path], None]
 ) -> None:
@@ -158,7 +163,9 @@ def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run
     assert package["decision"]["aggregate"] == "fusion"
     validation = pd.read_csv(exam_run / "validation.csv")
     assert (validation.groupby(["patient_id", "laterality"])["score"].nunique() == 1).all()
-    config = EvaluateConfig(package=exam_run / "package", manifest=exam_run / "manifest.csv", out=tmp_path, replicates=100, card=False)
+    config = EvaluateConfig(
+        package=exam_run / "package", manifest=exam_run / "manifest.csv", out=tmp_path, replicates=100, card=False, audit=False
+    )
     evaluate(config)
     images, breasts = (pd.read_csv(tmp_path / name, dtype={"patient_id": str}) for name in ("scores.csv", "breast_scores.csv"))
     expected = images.groupby(breast_ids(images), sort=False)["breast_probability"].first()
@@ -193,7 +200,7 @@ def replace_dropout(exams: ExamDataset) -> ExamDataset:
     return exams
 
 
-def test_each_level_is_taught_where_its_label_is_known() -> None:
+def test_the_loss_sums_the_levels_with_a_known_label() -> None:
     """Against the formula: per exam the mean over images, the mean over breasts, and the patient; unknown costs nothing."""
     vit = replace(PRESETS["vit_micro"], depth=1)
     exam = ExamConfig(views=Vocabulary("view", ("CC", "MLO")), depth=1)
@@ -220,14 +227,14 @@ def test_each_level_is_taught_where_its_label_is_known() -> None:
     torch.testing.assert_close(found, torch.stack([a, b]))
 
 
-def test_values_are_learned_apart_where_every_training_has_enough(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_gets_its_own_adapter_if_every_fold_has_enough_images(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (pd.DataFrame({"machine_id": values}) for values in (["1"] * 5 + ["2"] * 5 + ["3"], ["1"] * 4 + ["2"] + [np.nan]))
     assert learn_vocabulary("machine_id", [first], 5).values == ("1", "2")
     assert learn_vocabulary("machine_id", [first, second], 4).values == ("1",)
     assert "learned apart 1 (4 images)" in capsys.readouterr().out
 
 
-def test_ages_are_learned_by_decade() -> None:
+def test_ages_are_grouped_by_decade() -> None:
     table = pd.DataFrame({"age": [39.0, 40.0, 49.0, np.nan]})
     learned = learn_vocabulary("age", [table], 1)
     assert learned.values == ("40 to 49", "below 40")
@@ -246,7 +253,7 @@ def test_ages_are_learned_by_decade() -> None:
         (["--fusion", "--tokens", "20"], "the exam of patient"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_options_are_refused(
     crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags, *arguments]) == 2
@@ -284,7 +291,7 @@ def test_mixed_exams_are_named(
     assert scores.loc[usable, "remark"].str.contains(sentence).eq(True).equals(named[usable])
 
 
-def test_an_exam_whose_crops_are_lost_is_cropped_anew_or_refused(fused: Predictor, table: pd.DataFrame, tmp_path: Path) -> None:
+def test_lost_crops_of_an_exam_are_made_again_or_the_exam_is_refused(fused: Predictor, table: pd.DataFrame, tmp_path: Path) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all()).assign(path=str(tmp_path / "lost.png"))
     pd.testing.assert_frame_equal(both(fused, rows), both(fused, table.loc[rows.index]))
     gone = fused.score_images(rows.assign(source_path=str(tmp_path / "lost.dcm")))

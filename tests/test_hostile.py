@@ -1,4 +1,4 @@
-"""Files made to do harm end in a verdict within bounded time and memory; the long version is benchmarks/fuzz.py."""
+"""Hostile files end in a verdict within bounded time and memory; benchmarks/fuzz.py tries more of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGE = {"JPEG", "JPEG 2000", "HTJ2K", "JPEG-LS", "JPEG lossless"}
 """Bombs of a hundred million pixels that take long to make."""
 
 
-def test_bombs_are_defused(tmp_path: Path) -> None:
+def test_decompression_bombs_end_in_a_verdict_within_limits(tmp_path: Path) -> None:
     for name, path in fuzz.write_bombs(tmp_path, leave_out=LARGE):
         outcome = fuzz.try_file(name, path)
         path.unlink()

@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom, what stays light, and what must never be imported."""
+"""Which module may import which, what stays light, and what must never be imported."""
 
 from __future__ import annotations
 

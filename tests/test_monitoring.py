@@ -1,4 +1,4 @@
-"""What is logged goes to every logger under one name, and the pictures show what they say."""
+"""Every logger receives the same names, and the pictures show the crops they name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_both_loggers_get_the_same_names_and_settings(crops: Path, tmp_path: Pat
     assert settings["system"]["data_sha256"] == load_package(tmp_path / "run" / "package")[1]["data"]["sha256"]
 
 
-def test_a_panel_shows_each_crop_whole_and_apart() -> None:
+def test_a_panel_shows_each_crop_completely_and_separately() -> None:
     crops = [np.full((20, 10), value, np.uint8) for value in (50, 100, 150)] + [np.full((20, 10), 51400, np.uint16)]
     picture = tile(crops, columns=2, height=40)
     assert [np.count_nonzero(picture == value) for value in (50, 100, 150, 200)] == [40 * 20] * 4

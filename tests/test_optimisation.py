@@ -1,4 +1,4 @@
-"""Which parameter learns how fast."""
+"""Parameter groups and learning rates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_parameter_is_in_one_group_and_only_kernels_decay(layer_decay: flo
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_each_layer_learns_half_as_fast_as_the_next(alone: bool) -> None:
+def test_layer_decay_halves_the_learning_rate_per_layer(alone: bool) -> None:
     """Of a ViT, and of one within the network and module that a training makes of it."""
     network = Network(NetworkConfig(vit=CONFIG, exam=ExamConfig(views=Vocabulary("view", ("CC",)))))
     model = ViT(CONFIG) if alone else network.trunk

@@ -1,4 +1,4 @@
-"""The parallel map: in order, a bounded number of items ahead, and over when its reader is."""
+"""The parallel map keeps the order, works a bounded number of items ahead, and stops with its reader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from vitmodel.data.parallel import parallel_map
 
 
-def test_workers_go_ahead_of_a_slow_reader_by_a_bounded_number_of_items() -> None:
+def test_workers_stay_a_bounded_number_of_items_ahead_of_a_slow_reader() -> None:
     """Else a folder's crops would all wait in memory for a network that is slower than the decoder."""
     begun: list[int] = []
     taken = 0

@@ -1,4 +1,4 @@
-"""Prediction and evaluation: one road for every caller, a failed image is never scored, tables in the order of their source."""
+"""Prediction and evaluation: all callers get the same scores, refused images get none, tables keep their order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def predictor(run: Path) -> Predictor:
     return Predictor(PredictorConfig(package=run / "package", jobs=1))
 
 
-def test_batched_is_one_by_one(run: Path, predictor: Predictor, crops: Path) -> None:
+def test_batched_scores_equal_single_scores(run: Path, predictor: Predictor, crops: Path) -> None:
     table = read_manifest(crops / "manifest.csv").head(12)
     alone = Predictor(replace(predictor.config, tokens=9))
     np.testing.assert_allclose(predictor.score_images(table)["score"], alone.score_images(table)["score"], atol=1e-6)
@@ -74,7 +74,7 @@ def test_a_run_attaches_rows_and_metadata_once(run: Path, release: Path, tmp_pat
     assert sorted(calls) == ["about_images", "rows_of"]
 
 
-def test_crops_do_not_pile_up(predictor: Predictor, crops: Path) -> None:
+def test_memory_holds_a_bounded_number_of_crops(predictor: Predictor, crops: Path) -> None:
     """So that memory does not grow with the number of images: two groups of them and what the threads hold, at most."""
     begun: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
@@ -128,7 +128,7 @@ def test_submission_has_the_breasts_of_the_test_table_in_order(run: Path, releas
     assert len(pd.read_csv(tmp_path / "scores.csv")) == len(pd.read_csv(release / "test.csv"))
 
 
-def test_refused_inputs_show_in_the_exit_status(run: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_inputs_set_the_exit_status_to_1(run: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(run / "package"), str(release), str(tmp_path)]) == 1
     assert "refused: image" in capsys.readouterr().err
     assert len(pd.read_csv(tmp_path / "scores.csv")) == len(pd.read_csv(release / "train.csv"))
@@ -149,7 +149,7 @@ def files(release: Path) -> list[Path]:
     return [path for folder in sound[-2:] for path in sorted(folder.iterdir())]
 
 
-def test_any_mix_of_inputs_has_one_row_each(
+def test_any_mix_of_inputs_gives_one_row_each(
     run: Path,
     files: list[Path],
     tmp_path: Path,
@@ -193,14 +193,14 @@ def test_an_empty_standard_input_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         read_inputs(["-"], "auto", tmp_path)
 
 
-def test_a_source_is_no_place_for_results(tmp_path: Path) -> None:
+def test_the_output_folder_must_not_be_a_source(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--out must differ"):
         PredictConfig(package=tmp_path, source=[f"{tmp_path}/."], out=tmp_path)
     with pytest.raises(UsageError, match="--out must differ"):
         ETLConfig(source=tmp_path, out=tmp_path)
 
 
-def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path], tmp_path: Path) -> None:
+def test_an_encrypted_zip_gives_a_refused_row_and_no_files(files: list[Path], tmp_path: Path) -> None:
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as content:
         content.write(files[0], "inside.dcm")
@@ -214,7 +214,7 @@ def test_an_encrypted_zip_is_a_refused_row_and_leaves_nothing(files: list[Path],
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_damaged_zip_is_a_refused_row(method: int, tmp_path: Path) -> None:
+def test_a_damaged_zip_gives_a_refused_row(method: int, tmp_path: Path) -> None:
     """Each way to compress has an exception of its own for it."""
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w", method) as content:
@@ -234,7 +234,7 @@ def test_a_zip_without_an_image_is_named(tmp_path: Path) -> None:
     assert remark.startswith(f"{tmp_path / 'archive.zip'} holds no image")
 
 
-def test_a_table_at_fault_in_a_zip_is_named_by_zip_and_member(tmp_path: Path) -> None:
+def test_an_error_in_a_table_within_a_zip_names_zip_and_member(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
         content.writestr("manifest.csv", "image_id,patient_id,laterality,view,path,status\n1,p,L,CC,,perhaps\n")
     with pytest.raises(UsageError) as caught:
@@ -243,7 +243,7 @@ def test_a_table_at_fault_in_a_zip_is_named_by_zip_and_member(tmp_path: Path) ->
     assert "scratch" not in str(caught.value)
 
 
-def test_a_refused_input_that_is_named_twice_is_said_to_count_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_input_given_twice_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "empty").mkdir()
     assert len(read_inputs([str(tmp_path / "empty")] * 2, "auto", tmp_path / "scratch")) == 1
     assert "name an earlier file again: 1;" in caplog.text
@@ -261,7 +261,7 @@ def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: 
     assert states[0] == states[1]
 
 
-def test_nothing_usable_gives_rows_and_a_failure(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_without_any_usable_image_give_rows_and_exit_status_1(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.dcm").write_text("no image")
     status, table = score(run, tmp_path / "out", tmp_path / "text.dcm")
     assert status == 1
@@ -330,7 +330,7 @@ def test_with_flip_averaging_an_image_and_its_flip_score_alike(predictor: Predic
     np.testing.assert_allclose(logit(averaged[0]), (logit(plain[0]) + logit(plain[1])) / 2, atol=1e-5)
 
 
-def test_a_copy_in_a_breast_counts_once_and_one_view_is_said(predictor: Predictor, crops: Path) -> None:
+def test_a_copy_counts_once_and_a_single_view_is_reported(predictor: Predictor, crops: Path) -> None:
     table = usable(read_manifest(crops / "manifest.csv"))
     breast = table[breast_ids(table) == breast_ids(table).iloc[0]].head(2)
     copied = pd.concat([breast, breast.head(1).assign(image_id="copy")], ignore_index=True)
@@ -344,7 +344,7 @@ def test_a_copy_in_a_breast_counts_once_and_one_view_is_said(predictor: Predicto
     assert (half.status, half.reason) == ("warned", "one_view")
 
 
-def test_missing_laterality_that_matters_is_reported(predictor: Predictor, crops: Path) -> None:
+def test_images_without_laterality_are_reported(predictor: Predictor, crops: Path) -> None:
     table = usable(read_manifest(crops / "manifest.csv")).head(3).assign(laterality="", patient_id=["a", "a", "b"])
     images = predictor.score_images(table)
     assert has_reason(images, "no_laterality").tolist() == [True, True, False]
@@ -364,7 +364,7 @@ def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: P
     assert predictor.ensemble.package["calibration"]["prevalence"] == breasts["cancer"].mean()
 
 
-def test_a_package_that_was_calibrated_image_by_image_is_read_as_it_was(run: Path, crops: Path, tmp_path: Path) -> None:
+def test_a_package_calibrated_per_image_keeps_its_calibration(run: Path, crops: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "package", tmp_path / "package")
     document = json.loads((tmp_path / "package" / "config.json").read_text())
     del document["calibration"]["level"]
@@ -377,7 +377,7 @@ def test_a_package_that_was_calibrated_image_by_image_is_read_as_it_was(run: Pat
     np.testing.assert_allclose(predictor.score_breasts(images)["probability"], expected)
 
 
-def test_a_copy_counts_in_no_training_evaluation_or_comparison(
+def test_copies_are_left_out_of_training_evaluation_and_comparison(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     table = read_manifest(run / "manifest.csv")
@@ -403,14 +403,14 @@ def test_a_copy_counts_in_no_training_evaluation_or_comparison(
     assert "copies of another image of their breast: 1" in caplog.text
 
 
-def test_a_patient_is_her_worse_breast(predictor: Predictor, crops: Path) -> None:
+def test_the_probability_of_a_patient_is_that_of_her_worse_breast(predictor: Predictor, crops: Path) -> None:
     breasts = predictor.score_breasts(predictor.score_images(read_manifest(crops / "manifest.csv")))
     patients = predictor.score_patients(breasts)
     assert patients["patient_id"].tolist() == list(dict.fromkeys(breasts["patient_id"]))
     np.testing.assert_allclose(patients["probability"], breasts.groupby("patient_id", sort=False)["probability"].max())
 
 
-def test_tables_come_in_every_format_alike(run: Path, files: list[Path], tmp_path: Path) -> None:
+def test_csv_parquet_and_json_lines_hold_the_same_tables(run: Path, files: list[Path], tmp_path: Path) -> None:
     _, images = score(run, tmp_path, files[0].parent, "--parquet", "--jsonl")
     for name in ("scores", "breast_scores", "patient_scores"):
         table = pd.read_csv(tmp_path / f"{name}.csv")
@@ -455,7 +455,7 @@ def test_a_package_of_another_version_is_named(
 
 
 def test_evaluation_measures_the_test_patients_at_three_levels(run: Path, tmp_path: Path) -> None:
-    arguments = [str(run / "package"), str(run / "manifest.csv"), str(tmp_path), "--replicates", "100"]
+    arguments = [str(run / "package"), str(run / "manifest.csv"), str(tmp_path), "--replicates", "100", "--no-card"]
     assert main(["evaluate", *arguments]) == 0
     found = json.loads((tmp_path / "metrics.json").read_text())
     table = read_manifest(run / "manifest.csv").query("split == 'test'")
@@ -468,7 +468,7 @@ def test_evaluation_measures_the_test_patients_at_three_levels(run: Path, tmp_pa
     assert f"{found['breast']['intervals']['auroc']['value']:.3f}" in report
 
 
-def test_an_evaluation_says_what_it_could_not_measure(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_reports_undefined_metrics(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No positive, an unknown label, crops of another kind: said aloud, and everything else is reported."""
     table = read_manifest(run / "manifest.csv").query("split == 'test'").copy()
     table["cancer"] = table["cancer"].where(table["cancer"] == 0)
@@ -510,14 +510,15 @@ def test_the_model_card_holds_the_latest_evaluation_once(run: Path, tmp_path: Pa
     assert f"{found['breast']['intervals']['auroc']['value']:.3f}" in card
 
 
-def test_measuring_on_seen_images_is_said_aloud(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_reports_how_many_images_the_training_has_seen(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(run / "package"), str(run / "manifest.csv"), str(tmp_path), "--split", "train", "--replicates", "100"]
+    arguments += ["--no-audit", "--no-card"]
     assert main(["evaluate", *arguments]) == 0
     images = len(read_manifest(run / "manifest.csv").query("split == 'train'"))
     assert f"{images} of {images} images were seen" in capsys.readouterr().out
 
 
-def test_images_without_a_hash_are_known_by_what_scoring_read_or_said_to_be_unknown(
+def test_evaluation_hashes_the_sources_it_reads_and_reports_images_without_a_hash_as_unknown(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = read_manifest(run / "manifest.csv").query("split == 'train'").assign(source_sha256=None)
@@ -531,7 +532,7 @@ def test_images_without_a_hash_are_known_by_what_scoring_read_or_said_to_be_unkn
     assert "is not known: they have no hash" in (tmp_path / "report.html").read_text()
 
 
-def test_seen_images_are_told_by_their_bytes(run: Path, predictor: Predictor) -> None:
+def test_seen_images_are_recognised_by_their_hash(run: Path, predictor: Predictor) -> None:
     table = read_manifest(run / "manifest.csv")
     assert was_seen(table, predictor.ensemble.package["data"]).sum() == (table["split"] != "test").sum()
 
@@ -544,7 +545,7 @@ def test_seen_images_are_told_by_their_bytes(run: Path, predictor: Predictor) ->
         (lambda table: table.assign(status="refused"), 2, "refused"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_a_manifest_without_measurable_images_is_refused(
     change, status: int, named: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_manifest(change(read_manifest(run / "manifest.csv")), tmp_path / "manifest.csv")
@@ -553,7 +554,7 @@ def test_what_cannot_be_measured_is_refused(
     assert named in capsys.readouterr().err
 
 
-def test_a_cold_start_loads_neither_a_compiler_nor_a_trainer(run: Path) -> None:
+def test_loading_a_package_imports_neither_compiler_nor_trainer(run: Path) -> None:
     """Each of them takes seconds to import."""
     code = (
         f"import sys, vitmodel.commands.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
@@ -585,7 +586,7 @@ def rewrite(package: Path, old: str, new: str) -> None:
         (lambda package: rewrite(package, '"decision": {', '"verdict": {'), "'decision' is missing; use the vitmodel that wrote"),
     ],
 )
-def test_a_spoiled_package_is_named(spoil, named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_package_is_named(spoil, named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     package = tmp_path / "package"
     shutil.copytree(run / "package", package)
     spoil(package)
@@ -594,7 +595,7 @@ def test_a_spoiled_package_is_named(spoil, named: str, run: Path, crops: Path, t
     assert not (tmp_path / "out").exists()
 
 
-def test_info_tells_what_a_package_and_a_manifest_hold(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_describes_a_package_and_a_manifest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(run / "package")]) == 0
     assert "not a medical device" in capsys.readouterr().out
     assert main(["info", str(run / "manifest.csv")]) == 0

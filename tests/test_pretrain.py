@@ -1,4 +1,4 @@
-"""Pretraining gives a package that training takes and prediction refuses."""
+"""Pretraining writes a package that training accepts and prediction refuses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHORT = ["--model", "vit_micro", "--epochs", "2", "--batch-size", "8", "--worker
 
 
 @pytest.mark.parametrize("task", ["painting", "finding"])
-def test_a_pretrained_package_is_a_start_but_gives_no_score(
+def test_a_pretrained_package_starts_a_training_but_gives_no_scores(
     task: str, crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "pretrained"
@@ -45,7 +45,7 @@ def test_a_pretrained_package_is_a_start_but_gives_no_score(
     assert "--weights" in capsys.readouterr().err
 
 
-def test_painting_leaves_held_out_patients_alone(crops: Path, tmp_path: Path) -> None:
+def test_painting_does_not_read_held_out_patients(crops: Path, tmp_path: Path) -> None:
     """Crops of val and test are not read: without their files the pretraining is the same."""
     from vitmodel.data.manifest import usable, write_manifest
     from vitmodel.data.splits import assign_splits
@@ -61,7 +61,8 @@ def test_painting_leaves_held_out_patients_alone(crops: Path, tmp_path: Path) ->
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_paint(crops: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_paint_like_one(crops: Path, tmp_path: Path) -> None:
     """The head, which paints nothing, gets no gradient from either. They hide other patches than one process does."""
     command = ["pretrain", str(tmp_path / "run"), *SHORT, "--manifest", str(crops / "manifest.csv"), "--device", "cpu", "--devices", "2"]
     done = subprocess.run([sys.executable, "-m", "vitmodel.cli", *command], capture_output=True, text=True, timeout=400, cwd=ROOT)
@@ -71,7 +72,7 @@ def test_two_processes_paint(crops: Path, tmp_path: Path) -> None:
     assert np.array(one) == pytest.approx(np.array(two), abs=0.05)
 
 
-def test_phantoms_are_told_by_shape_and_not_by_brightness() -> None:
+def test_brightness_of_phantoms_does_not_predict_their_label() -> None:
     """No simple figure of the pixels tells the label: its AUROC is within 4 standard errors of chance."""
     size, count = Size(64, 32), 120
     crops = [crop_phantom(draw_phantom(seed, bool(seed % 2), 0.5, Size(96, 64)), size) for seed in range(count)]
@@ -82,7 +83,7 @@ def test_phantoms_are_told_by_shape_and_not_by_brightness() -> None:
         assert abs(auroc - 0.5) < 4 * np.sqrt(1 / (12 * count / 2))
 
 
-def test_no_two_phantoms_are_alike_and_each_can_be_made_again() -> None:
+def test_phantoms_differ_and_are_reproducible() -> None:
     images = PhantomDataset(4, Size(64, 32), 0.5, None)
     first, second, again = images[Draw(0, 1)], images[Draw(0, 2)], images[Draw(0, 1)]
     assert torch.equal(first.image, again.image)

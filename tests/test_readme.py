@@ -1,4 +1,4 @@
-"""The README's commands run as they stand there."""
+"""The README's commands and links work."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from vitmodel import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -24,7 +26,8 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         subprocess.run([*command, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_five_verbs_run_one_after_another(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_commands_for_the_verbs_run_one_after_another(tmp_path: Path) -> None:
     verbs = commands(BLOCKS[1])
     assert [command[1] for command in verbs] == ["synth", "etl", "train", "evaluate", "predict"]
     for program, *arguments in verbs:
@@ -35,6 +38,13 @@ def test_the_five_verbs_run_one_after_another(tmp_path: Path) -> None:
         assert (tmp_path / result).is_file()
 
 
+@pytest.mark.parametrize("command", commands(BLOCKS[1]), ids=lambda command: command[1])
+def test_the_command_of_each_verb_parses(command: list[str]) -> None:
+    program, verb, *arguments = command
+    assert program == "vitmodel"
+    cli.parse(verb, arguments)
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()))
-def test_every_link_leads_somewhere(target: str) -> None:
+def test_every_relative_link_has_a_target(target: str) -> None:
     assert (ROOT / target).exists()

@@ -1,4 +1,4 @@
-"""What a recipe may ask for: each option does what it says, all of them resume to the bit, and what goes wrong in mid-epoch is named."""
+"""Training options: each has its effect, all of them resume exactly, and failures in mid-epoch are named."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import MakeOnce
 from safetensors.torch import load_file
 from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,7 +37,7 @@ FOLDED = [
 SHORT = [*FOLDED, "--val", "0.25", "--test", "0.25"]
 EVERYTHING = [
     *("--ema", "0.9", "--layer-decay", "0.7", "--auxiliary", "[density,age,birads]", "--accumulate", "2", "--sampling", "positive"),
-    *("--loss", "pf1", "--smoothing", "0.1", "--freeze", "1", "--stem", "conv", "--drop-path", "0.2", "--epochs", "3", "--seed", "3"),
+    *("--loss", "pf1", "--smoothing", "0.1", "--freeze", "1", "--stem", "conv", "--drop-path", "0.2", "--seed", "3"),
 ]
 
 
@@ -49,23 +50,25 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def cli(*arguments: str, program: tuple[str, ...] = ("-m", "vitmodel.cli")) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, for those that start others."""
+    """Run the command line in its own process, which a training on several devices needs because it starts the others."""
     return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, timeout=400, cwd=ROOT)
 
 
-def by_two(*arguments: str) -> subprocess.CompletedProcess[str]:
+def cli_on_two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
     return cli(*arguments, "--device", "cpu", "--devices", "2")
 
 
 @pytest.fixture(scope="module")
-def short(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short(crops: Path, make_once: MakeOnce) -> Path:
     """A finished run of two epochs. Read only."""
-    run = tmp_path_factory.mktemp("recipe") / "run"
-    assert main(["train", str(crops / "manifest.csv"), str(run), *SHORT]) == 0
-    return run
+
+    def make(folder: Path) -> None:
+        assert main(["train", str(crops / "manifest.csv"), str(folder), *SHORT]) == 0
+
+    return make_once("short_run", make)
 
 
-def test_a_run_with_every_option_resumes_to_the_bit(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_every_option_resumes_to_identical_weights(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted in the middle of the second epoch, with weights averaged, gradients accumulated and a body that was frozen before."""
     command = ["train", str(crops / "manifest.csv")]
     assert main([*command, str(tmp_path / "undisturbed"), *SHORT, *EVERYTHING]) == 0
@@ -86,7 +89,7 @@ def test_a_run_with_every_option_resumes_to_the_bit(crops: Path, tmp_path: Path,
     assert histories[0] == histories[1]
 
 
-def test_a_linear_probe_moves_the_head_alone(crops: Path, short: Path, tmp_path: Path) -> None:
+def test_a_frozen_backbone_trains_only_the_head(crops: Path, short: Path, tmp_path: Path) -> None:
     arguments = [*SHORT, "--weights", str(short / "package"), "--freeze", "2", "--lr", "0.01"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *arguments]) == 0
     before, after = tensors(short), tensors(tmp_path / "run")
@@ -94,7 +97,7 @@ def test_a_linear_probe_moves_the_head_alone(crops: Path, short: Path, tmp_path:
     assert moved == {"head.weight", "head.bias"}
 
 
-def test_the_average_is_validated_and_packaged(crops: Path, short: Path, tmp_path: Path) -> None:
+def test_averaged_weights_are_validated_and_packaged(crops: Path, short: Path, tmp_path: Path) -> None:
     """With a decay of almost 1 the average stays where the first step left it, so the package is nearly the start; without, it is not."""
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--ema", "0.999999"]) == 0
     history = load_package(tmp_path / "run" / "package")[1]["history"]
@@ -103,7 +106,7 @@ def test_the_average_is_validated_and_packaged(crops: Path, short: Path, tmp_pat
     assert not same(tensors(tmp_path / "run"), tensors(short))
 
 
-def test_gradients_of_several_steps_make_one_of_a_larger_batch(crops: Path, short: Path, tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_a_larger_batch(crops: Path, short: Path, tmp_path: Path) -> None:
     """Also at an epoch's end, where one step is left of two."""
     images = (read_manifest(short / "manifest.csv")["split"] == "train").sum()
     batch = next(each for each in range(4, 9) if 0 < images % (2 * each) <= each)
@@ -119,7 +122,7 @@ def test_gradients_of_several_steps_make_one_of_a_larger_batch(crops: Path, shor
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_a_batch_that_is_not_finite_is_skipped_and_named(
+def test_a_batch_with_a_nonfinite_loss_is_skipped_and_named(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses, spoiled = Learner._losses, set()
@@ -144,8 +147,9 @@ def test_a_batch_that_is_not_finite_is_skipped_and_named(
     assert "nonfinite.json" in capsys.readouterr().err
 
 
-def test_two_processes_skip_together_and_name_what_either_saw(crops: Path, tmp_path: Path) -> None:
-    done = by_two("train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2")
+@pytest.mark.slow
+def test_two_processes_skip_a_step_together_and_name_the_images_of_both(crops: Path, tmp_path: Path) -> None:
+    done = cli_on_two_processes("train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     steps = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -153,7 +157,7 @@ def test_two_processes_skip_together_and_name_what_either_saw(crops: Path, tmp_p
     assert all(len(set(step["image_ids"])) > 4 for step in steps)  # of 8, of which either has 4
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nonfinite_gradient_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite, its gradient is not: the step is skipped and the weights, their average too, stay finite."""
     losses = Learner._losses
 
@@ -169,33 +173,45 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(crops: Path, tmp_path: 
     assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
 
 
-def test_crops_that_cannot_be_read_are_named_counted_and_too_many_refused(
-    crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def write_manifest_with_unreadable_crops(crops: Path, folder: Path) -> list[str]:
+    """Write a manifest of two crops without pixels among sound ones; return the paths of the two."""
     table = read_manifest(crops / "manifest.csv").query("status != 'refused'")
     spoiled = table[table["cancer"] == 0].iloc[[0, 5]]
     copies = {}
     for row in spoiled.itertuples():
-        copy = tmp_path / Path(row.path).name
+        copy = folder / Path(row.path).name
         copy.write_bytes(Path(row.path).read_bytes()[:60])  # the size can be read, the pixels cannot
         copies[row.path] = str(copy)
-    write_manifest(table.assign(path=table["path"].replace(copies)), tmp_path / "manifest.csv")
+    write_manifest(table.assign(path=table["path"].replace(copies)), folder / "manifest.csv")
+    return list(copies.values())
+
+
+def test_unreadable_crops_are_named_and_counted_and_too_many_end_the_run(
+    crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = write_manifest_with_unreadable_crops(crops, tmp_path)
     command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--sampling", "natural", "--test", "0"]
+    command += ["--epochs", "1"]
     assert main(command) == 0
-    assert all(copy in caplog.text for copy in copies.values())
+    assert all(copy in caplog.text for copy in copies)
     assert "2 of at most" in caplog.text or caplog.text.count("1 of at most") == 2  # in two loaders, or both in one
     shutil.rmtree(tmp_path / "run")
     assert main([*command, "--unreadable", "0"]) == 1
     assert str(tmp_path) in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "run")
-    together = by_two(*command, "--unreadable", "0")  # what one meets ends both
-    assert together.returncode == 1
-    assert "--unreadable" in together.stderr
-    assert "Traceback" not in together.stderr
 
 
-@pytest.mark.parametrize("averaged", [False, True])
-def test_cross_validation_scores_each_patient_by_a_model_that_did_not_see_her(averaged: bool, crops: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_unreadable_crop_in_one_process_ends_both(crops: Path, tmp_path: Path) -> None:
+    write_manifest_with_unreadable_crops(crops, tmp_path)
+    command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--sampling", "natural", "--test", "0"]
+    done = cli_on_two_processes(*command, "--unreadable", "0")
+    assert done.returncode == 1
+    assert "--unreadable" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("averaged", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_on_her(averaged: bool, crops: Path, tmp_path: Path) -> None:
     """With flip averaging, by what it says of each image and the same upside down; and so does the package."""
     run = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(run), *FOLDED, "--folds", "2", "--epochs", "1", "--workers", "1"]
@@ -242,20 +258,20 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(
     "options",
-    [["--auxiliary", "[age]", "--loss", "pf1"], ["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"]],
+    [
+        ["--auxiliary", "[age]", "--loss", "pf1"],
+        pytest.param(["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"], marks=pytest.mark.slow),
+    ],
 )
-def test_two_processes_learn_what_one_does(crops: Path, tmp_path: Path, options: list[str]) -> None:
+def test_two_processes_reproduce_the_curves_of_one(crops: Path, tmp_path: Path, options: list[str]) -> None:
     """DDP over gloo, the same global batch of images or exams: the loss curves agree to rounding."""
-    histories = []
-    for devices in ("1", "2"):
-        run = tmp_path / devices
-        arguments = [*SHORT, "--device", "cpu", "--devices", devices, *options, "--patience", "0"]
-        arguments += ["--precision", "fp32"]  # or rounding alone would move the curves by more
-        done = cli("train", str(crops / "manifest.csv"), str(run), *arguments)
-        assert done.returncode == 0, done.stderr[-2000:]
-        histories.append(load_package(run / "package")[1]["history"])
+    arguments = [*SHORT, *options, "--patience", "0", "--precision", "fp32"]  # in bf16, rounding alone would move the curves by more
+    assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments, "--device", "cpu"]) == 0
+    done = cli_on_two_processes("train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_package(tmp_path / run / "package")[1]["history"] for run in ("one", "two"))
     for name in ("train/loss", "val/loss", "train/tp", "val/auroc", "learning_rate"):
-        assert np.array(histories[0][name]) == pytest.approx(np.array(histories[1][name]), abs=2e-4), name
+        assert np.array(one[name]) == pytest.approx(np.array(two[name]), abs=2e-4), name
 
 
 FSDP_ON_A_CPU = """
@@ -288,8 +304,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a GPU")
-def test_shards_learn_what_one_process_does(crops: Path, tmp_path: Path) -> None:
+def test_sharded_training_reproduces_one_process(crops: Path, tmp_path: Path) -> None:
     """Two processes with half of the weights each, which decay, and stand still while the head alone learns."""
     (tmp_path / "here.py").write_text(FSDP_ON_A_CPU)
     arguments = [*SHORT, "--freeze", "1", "--auxiliary", "[age]", "--weight-decay", "1", "--precision", "fp32"]
@@ -321,11 +338,11 @@ def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("asked", "taken"), [("auto", "32-true"), ("bf16", "bf16-mixed"), ("fp32", "32-true")])
-def test_a_cpu_trains_in_32_bits_unless_asked(asked: Any, taken: str) -> None:
+def test_a_cpu_trains_in_32_bits_by_default(asked: Any, taken: str) -> None:
     assert precision_of(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
 
 
-def test_a_run_that_goes_on_in_other_arithmetic_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_with_another_precision_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, system = TrainConfig(manifest=Path(), run=tmp_path, device="cpu", resume=True), tmp_path / "system.json"
     start_or_resume("train", config, tmp_path)
     start_or_resume("train", config, tmp_path)
@@ -336,11 +353,12 @@ def test_a_run_that_goes_on_in_other_arithmetic_says_so(tmp_path: Path, caplog: 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_precision_trains_and_clips(precision: str, crops: Path, tmp_path: Path) -> None:
+def test_each_precision_trains_and_clips_gradients(precision: str, crops: Path, tmp_path: Path) -> None:
     """A gradient that is clipped to next to nothing leaves the weights where they were, at any learning rate; one that is not, does not."""
     found = []
     for name, *options in (("low", "--clip", "1e-9"), ("high", "--clip", "1e-9", "--lr", "1"), ("free", "--clip", "0", "--lr", "1e-2")):
         plain = ["--optimizer", "sgd", "--weight-decay", "0", "--warmup", "0", "--checkpointing", "true", "--precision", precision]
+        plain += ["--epochs", "1"]
         assert main(["train", str(crops / "manifest.csv"), str(tmp_path / name), *SHORT, *plain, *options]) == 0
         found.append(torch.cat([tensor.flatten() for tensor in tensors(tmp_path / name).values()]))
     low, high, free = found
@@ -349,7 +367,7 @@ def test_each_precision_trains_and_clips(precision: str, crops: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("positives", [1, 3, 12])
-def test_each_batch_holds_a_positive_though_they_are_rare(positives: int) -> None:
+def test_positive_sampling_puts_a_positive_into_each_batch(positives: int) -> None:
     labels = [1.0] * positives + [0.0] * (160 - positives)
     sampler = Shuffled(labels, 0, "positive", batch=16)
     for _ in range(3):
@@ -370,7 +388,7 @@ def test_each_batch_holds_a_positive_though_they_are_rare(positives: int) -> Non
         (["--weights", "WRONG"], "WRONG"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_options_are_refused(
     arguments: list[str], named: str, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

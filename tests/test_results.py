@@ -123,7 +123,7 @@ def test_results_belong_to_the_sources_study_under_new_names(original: Path, res
     assert len({result.SeriesInstanceUID for result in results[2].values()}) == 3
 
 
-def test_the_report_says_score_site_region_and_software(original: Path, results: Results) -> None:
+def test_the_structured_report_holds_score_site_region_and_software(original: Path, results: Results) -> None:
     report = results[2]["SR"]
     text = str(report)
     source = dcmread(original)
@@ -178,7 +178,7 @@ def test_dciodvfy_finds_no_error(original: Path, secret: str, tmp_path: Path) ->
         assert found.returncode == 0
 
 
-def test_what_a_source_lacks_is_empty_or_derived_not_an_error(original: Path, tmp_path: Path) -> None:
+def test_missing_source_tags_are_left_empty_or_derived(original: Path, tmp_path: Path) -> None:
     source = dcmread(original)
     for keyword in ("PatientName", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "StudyDate"):
         del source[keyword]

@@ -1,9 +1,7 @@
-"""Exported is what the package computes, in every runtime, for any batch and any patches kept; eight bits stay near; misuse is named."""
+"""Exported models give the scores of the package in every runtime, int8 stays close, and misuse is named."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import re
 import shutil
@@ -36,7 +34,7 @@ VARIANTS: list[dict[str, Any]] = [{"pool": "cls"}, {"pool": "attention", "regist
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_a_graph_gives_the_mean_logits_of_the_pack_for_any_batch(options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_exported_graph_gives_the_mean_logits_of_the_packed_models(options: dict[str, Any], tmp_path: Path) -> None:
     import onnxruntime
 
     torch.manual_seed(0)
@@ -56,23 +54,10 @@ def test_a_graph_gives_the_mean_logits_of_the_pack_for_any_batch(options: dict[s
     assert np.abs(logits - dense).max() <= 1e-4 < np.abs(logits[1:] - expected[1:].numpy()).max()
 
 
-@pytest.fixture(scope="module")
-def package(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package with its two ONNX files; beside it, what the export said."""
-    folder = tmp_path_factory.mktemp("exported") / "package"
-    shutil.copytree(run / "package", folder)
-    assert main(["export", str(folder), str(folder / "model.fp32.onnx")]) == 0
-    eight = ["--precision", "int8", "--calibration", str(run / "manifest.csv"), "--images", "1000"]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert main(["export", str(folder), str(folder / "model.int8.onnx"), *eight]) == 0
-    (folder.parent / "said.txt").write_text(said.getvalue())
-    return folder
-
-
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_every_runtime_gives_the_same_scores(runtime: Any, package: Path, crops: Path) -> None:
+def test_every_runtime_gives_the_same_scores(runtime: Any, exported: Path, crops: Path) -> None:
     table = read_manifest(crops / "manifest.csv")
-    config = PredictorConfig(package=package, jobs=1)
+    config = PredictorConfig(package=exported, jobs=1)
     torch_scores = Predictor(config).score_images(table)
     exact, rough = (Predictor(replace(config, runtime=runtime, precision=bits)).score_images(table) for bits in ("fp32", "int8"))  # type: ignore[arg-type]
     np.testing.assert_allclose(exact["score"], torch_scores["score"], atol=1e-5)
@@ -92,8 +77,8 @@ MORE = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", MORE)
-def test_a_network_that_is_more_than_a_vit_runs_its_blocks_by_onnx(kind: str, run: Path, crops: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sources", "segments")), "all"])
+def test_networks_with_adapters_segments_and_fusion_run_their_blocks_in_onnx(kind: str, run: Path, crops: Path, tmp_path: Path) -> None:
     """Two models of folds, each with a graph of its own: the scores of all images and breasts; and in eight bits nearly."""
     torch.manual_seed(0)
     models = [Network(MORE[kind]).eval() for _ in range(2)]
@@ -117,8 +102,8 @@ def test_a_network_that_is_more_than_a_vit_runs_its_blocks_by_onnx(kind: str, ru
     assert expected["score"].std() > 0.01, "or nothing would be compared"
 
 
-def test_calibration_leaves_the_test_patients_out(run: Path, package: Path) -> None:
-    (looked_at,) = re.findall(r"on (\d+) images", (package.parent / "said.txt").read_text())
+def test_int8_calibration_uses_no_test_patients(run: Path, exported: Path) -> None:
+    (looked_at,) = re.findall(r"on (\d+) images", (exported.parent / "said.txt").read_text())
     assert int(looked_at) == (usable(read_manifest(run / "manifest.csv"))["split"] != "test").sum()
 
 
@@ -130,7 +115,7 @@ def test_calibration_leaves_the_test_patients_out(run: Path, package: Path) -> N
         (["--runtime", "onnx", "--device", "cuda"], "cuda needs --runtime torch"),
     ],
 )
-def test_a_runtime_that_cannot_be_is_refused(
+def test_an_impossible_runtime_is_refused(
     options: list[str], named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(run / "package"), str(crops / "manifest.csv"), str(tmp_path / "out"), *options]) == 2
@@ -144,13 +129,13 @@ def test_a_runtime_that_cannot_be_is_refused(
         (lambda package: (package / "model.safetensors").write_bytes((package / "other").read_bytes()), 2, "other weights"),
     ],
 )
-def test_a_file_that_does_not_belong_is_refused(
-    spoil: Any, status: int, named: str, package: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_or_foreign_onnx_file_is_refused(
+    spoil: Any, status: int, named: str, exported: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     copy = tmp_path / "package"
-    shutil.copytree(package, copy)
+    shutil.copytree(exported, copy)
     tensors = load_file(copy / "model.safetensors")
     save_file(tensors | {"head.bias": tensors["head.bias"] + 1}, copy / "other")
     spoil(copy)

@@ -1,10 +1,10 @@
-"""What is served is what `predict` says, by any runtime; a request cannot fill the disk, read the machine's files or leave its own."""
+"""The server gives the scores of `predict`; a request cannot fill the disk or read other files."""
 
 from __future__ import annotations
 
 import io
+import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -34,19 +34,17 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`vitmodel serve` in a process of its own, running ONNX; its folder for temporary files."""
     folder = tmp_path_factory.mktemp("serve")
-    package, scratch = folder / "package", folder / "scratch"
-    shutil.copytree(run / "package", package)
+    scratch = folder / "scratch"
     scratch.mkdir()
-    assert main(["export", str(package), str(package / "model.fp32.onnx")]) == 0
-    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(package), "--port", "0", "--runtime", "onnx", "--upload-limit", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"TMPDIR": str(scratch)}) as process:
+    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(exported), "--port", "0", "--runtime", "onnx", "--upload-limit", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}) as process:
         assert process.stdout
         found = re.search(r"http://\S+?(?=;)", process.stdout.readline())
         assert found
-        yield Server(found[0], scratch, package)
+        yield Server(found[0], scratch, exported)
         process.terminate()
 
 
@@ -54,7 +52,7 @@ def post(server: Server, *files: tuple[str, bytes]) -> Any:
     return httpx.post(f"{server.url}/scores", files=[("files", file) for file in files], timeout=60)
 
 
-def test_served_is_predicted(server: Server, release: Path) -> None:
+def test_served_scores_equal_those_of_predict(server: Server, release: Path) -> None:
     sources = sorted((release / "train_images").rglob("*.dcm"))[:5]
     answer = post(server, *((path.name, path.read_bytes()) for path in sources), ("notes.txt", b"none")).json()
     predictor = Predictor(PredictorConfig(package=server.package, jobs=1))
@@ -96,7 +94,9 @@ def test_a_zip_and_files_of_one_name_are_scored(server: Server, crops: Path) -> 
         ([("../../a.png", b"")], 200, '"image_id":"a"'),
     ],
 )
-def test_what_a_request_may_not_do(files: list[tuple[str, bytes]], status: int, named: str, server: Server) -> None:
+def test_a_request_that_is_too_large_or_names_files_is_refused(
+    files: list[tuple[str, bytes]], status: int, named: str, server: Server
+) -> None:
     answer = post(server, *files)
     assert answer.status_code == status
     assert named in answer.text
@@ -104,14 +104,14 @@ def test_what_a_request_may_not_do(files: list[tuple[str, bytes]], status: int, 
     assert not list(server.scratch.glob("vitmodel-*"))
 
 
-def test_the_page_warns_and_names_the_model(server: Server) -> None:
+def test_the_page_shows_the_warning_and_the_model(server: Server) -> None:
     page, model = httpx.get(server.url).text, httpx.get(f"{server.url}/model").json()
     assert NOT_A_MEDICAL_DEVICE in page
     assert model["serial"] in page
     assert (model["runtime"], model["precision"]) == ("onnx", "fp32")
 
 
-def test_a_port_that_is_taken_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     port = server.url.rpartition(":")[2]
     assert main(["serve", str(server.package), "--port", port]) == 2
     assert f"127.0.0.1:{port}: Address already in use" in capsys.readouterr().err

@@ -166,7 +166,7 @@ def test_the_view_learns_which_segment_is_telling_and_the_segments_what_they_sho
         ({"segment_budget": 60}, "too few"),
     ],
 )
-def test_what_does_not_fit_the_trunk_is_refused(changes: dict[str, int], word: str) -> None:
+def test_segments_that_do_not_fit_the_trunk_are_refused(changes: dict[str, int], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         network(replace(CONFIG, **changes))
 
@@ -246,6 +246,6 @@ def test_the_command_line_trains_predicts_and_explains_in_segments(crops: Path, 
 
 
 @pytest.mark.parametrize("way", segments.WAYS)
-def test_the_benchmark_can_build_every_way(way: str) -> None:
+def test_the_benchmark_builds_every_variant(way: str) -> None:
     _, logits = segments.build(way, "vit_micro", Size(512, 256))
     assert logits(pack([breast(512, 256)], 16)).shape == (1, 1)

@@ -1,4 +1,4 @@
-"""Training: resumed = undisturbed, splits by patient, curves under the same names everywhere, and what must be refused."""
+"""Training: a resumed run equals an undisturbed one, splits are by patient, loggers agree, unusable input is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     assert load_package(folder / "package")[1]["history"] == load_package(run / "package")[1]["history"]
 
 
-def test_the_run_holds_what_a_person_looks_for(run: Path) -> None:
+def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> None:
     assert list((run / "tensorboard").glob("events.*"))
     assert list((run / "wandb").glob("offline-run-*"))
     assert (run / "train.yaml").read_text().startswith("# vitmodel train --config ")
@@ -75,13 +75,15 @@ def test_no_patient_is_in_two_splits(run: Path) -> None:
     assert (manifest.groupby("patient_id")["split"].nunique() == 1).all()
 
 
-def test_the_package_names_no_patient(run: Path) -> None:
+def test_the_package_contains_no_patient_or_image_id(run: Path) -> None:
     text = (run / "package" / "config.json").read_text() + (run / "package" / "MODEL_CARD.md").read_text()
     for name in read_manifest(run / "manifest.csv")[["patient_id", "image_id"]].to_numpy().ravel():
         assert f'"{name}"' not in text
 
 
-def test_a_previous_best_is_a_start(crops: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+def test_training_starts_from_a_package(
+    crops: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
     arguments = [str(tmp_path / "next"), *flags, "--epochs", "1", "--weights", str(run / "package")]
     assert main(["train", str(crops / "manifest.csv"), *arguments]) == 0
     assert "loaded" in capsys.readouterr().out
@@ -97,7 +99,7 @@ def test_a_used_folder_is_refused_without_resume_and_with_other_settings(
     assert "lr: 0.1" in capsys.readouterr().err
 
 
-def test_a_run_does_not_go_on_with_other_labels(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+def test_a_run_does_not_resume_with_other_labels(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     manifest = tmp_path / "manifest.csv"
     command = ["train", str(manifest), str(tmp_path / "run"), *flags, "--epochs", "1"]
     table = read_manifest(crops / "manifest.csv")
@@ -121,7 +123,7 @@ def test_a_run_does_not_go_on_with_other_labels(crops: Path, tmp_path: Path, cap
         (lambda table: table.assign(preprocessing=table["preprocessing"].where(table["view"] == "CC", "another")), "ways"),
     ],
 )
-def test_what_cannot_be_learned_from_is_refused(
+def test_a_manifest_without_usable_labels_or_crops_is_refused(
     change, named: str, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     table = read_manifest(crops / "manifest.csv")
@@ -140,7 +142,7 @@ def test_a_missing_crop_is_named(crops: Path, tmp_path: Path, capsys: pytest.Cap
     assert "gone" in capsys.readouterr().err
 
 
-def test_balanced_draws_show_both_classes_equally_often() -> None:
+def test_balanced_sampling_draws_both_classes_equally_often() -> None:
     labels = [1.0] * 3 + [0.0] * 37
     sampler = Shuffled(labels, 1, "balanced")
     draws, next_epoch = [draw.row for draw in sampler], [draw.row for draw in sampler]
@@ -150,11 +152,11 @@ def test_balanced_draws_show_both_classes_equally_often() -> None:
     assert draws != next_epoch == [draw.row for draw in Shuffled(labels, 1, "balanced", epoch=1)]
 
 
-def test_unbalanced_draws_show_every_image_once() -> None:
+def test_natural_sampling_draws_every_image_once() -> None:
     assert sorted(draw.row for draw in Shuffled([0.0, 1.0] * 10, 0, "natural")) == list(range(20))
 
 
-def test_a_draw_gives_the_same_tensor_whenever_it_is_made(crops: Path) -> None:
+def test_a_sample_depends_only_on_its_row_and_seed(crops: Path) -> None:
     config = TrainConfig(manifest=Path(), run=Path())
     usable = read_manifest(crops / "manifest.csv").query("status != 'refused'")
     dataset = CropDataset(usable["path"].tolist(), usable["cancer"].tolist(), config.augment)
@@ -164,7 +166,7 @@ def test_a_draw_gives_the_same_tensor_whenever_it_is_made(crops: Path) -> None:
     assert first.image.shape == (1, 64, 32)
 
 
-def test_a_random_part_of_a_whole_image_is_never_air_alone(tmp_path: Path) -> None:
+def test_a_random_crop_is_never_empty(tmp_path: Path) -> None:
     whole = np.zeros((64, 64), np.uint8)
     whole[20:44, :12] = 200
     cv2.imwrite(str(tmp_path / "whole.png"), whole)
@@ -174,7 +176,7 @@ def test_a_random_part_of_a_whole_image_is_never_air_alone(tmp_path: Path) -> No
     assert any(torch.equal(image, to_tensor(whole)) for image in drawn), "some of the parts were air"
 
 
-def test_a_resolved_configuration_trains_the_same_model_again(run: Path, crops: Path, tmp_path: Path) -> None:
+def test_the_saved_configuration_trains_the_same_model_again(run: Path, crops: Path, tmp_path: Path) -> None:
     train(replace(load_config(run), run=tmp_path / "again", wandb="off"))
     first, again = (load_file(folder / "package" / "model.safetensors") for folder in (run, tmp_path / "again"))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -197,6 +199,6 @@ def test_the_curves_reach_tensorboard_under_the_same_names(run: Path) -> None:
     assert [event.value for event in events.Scalars("val/loss")] == pytest.approx([value for _, value in history["val/loss"]])
 
 
-def test_splits_and_labels_stay_with_the_manifest(run: Path, crops: Path) -> None:
+def test_the_run_keeps_the_labels_of_the_manifest(run: Path, crops: Path) -> None:
     kept = read_manifest(run / "manifest.csv").set_index("image_id")["cancer"]
     pd.testing.assert_series_equal(kept, read_manifest(crops / "manifest.csv").set_index("image_id")["cancer"].loc[kept.index])

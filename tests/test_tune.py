@@ -1,4 +1,4 @@
-"""The search goes on where it was killed, stops bad trials, and its best recipe is a recipe; the sweep file's flags are flags."""
+"""A search resumes, prunes bad trials and writes its best recipe; the sweep file's flags are valid."""
 
 from __future__ import annotations
 
@@ -18,25 +18,14 @@ from vitmodel.tune import Pruner, suggest
 
 optuna = pytest.importorskip("optuna")
 
+SWEEP = Path(__file__).resolve().parents[1] / "examples" / "sweep.yaml"
 SHORT = [
-    "--model",
-    "vit_micro",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "16",
-    "--val",
-    "0.25",
-    "--test",
-    "0.25",
-    "--workers",
-    "0",
-    "--wandb",
-    "off",
+    *("--model", "vit_micro", "--epochs", "1", "--batch-size", "16", "--val", "0.25", "--test", "0.25"),
+    *("--workers", "0", "--wandb", "off"),
 ]
 
 
-def test_a_search_goes_on_and_its_best_recipe_trains(crops: Path, tmp_path: Path) -> None:
+def test_a_search_resumes_and_writes_its_best_recipe(crops: Path, tmp_path: Path) -> None:
     run = tmp_path / "study"
     command = ["tune", str(crops / "manifest.csv"), str(run), *SHORT]
     assert main([*command, "--trials", "1"]) == 0
@@ -57,18 +46,18 @@ def test_a_search_goes_on_and_its_best_recipe_trains(crops: Path, tmp_path: Path
 
 def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None:
     around = ["--fusion", "--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20"]
-    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--epochs", "1", "--trials", "1"]) == 0
+    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--trials", "1"]) == 0
     best = parse("train", ["--config", str(tmp_path / "study" / "best.yaml")])
     assert best.fusion
     assert best.segments == 32
 
 
 @pytest.mark.parametrize("weights", [None, Path("dinov2_vits14.safetensors")])
-def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
+def test_the_search_space_contains_the_default_recipe(weights: Path | None) -> None:
     """From scratch and from weights, which want other learning rates; so does the sweep file."""
     trial, config = optuna.create_study().ask(), TuneConfig(manifest=Path(), run=Path(), weights=weights)
     suggest(trial, config)
-    sweep = yaml.safe_load(Path("examples/sweep.yaml").read_text())["parameters"]
+    sweep = yaml.safe_load(SWEEP.read_text())["parameters"]
     for name, searched in trial.distributions.items():
         own = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
         assert searched._contains(searched.to_internal_repr(own)), name
@@ -77,12 +66,12 @@ def test_the_search_surrounds_the_recipe(weights: Path | None) -> None:
 
 
 @pytest.mark.parametrize(("flag", "count"), [("--devices", "2"), ("--folds", "5")])
-def test_a_search_is_of_one_process_and_one_split(flag: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_on_several_devices_or_folds_is_refused(flag: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "manifest.csv", "run", flag, count]) == 2
     assert flag.removeprefix("--") in capsys.readouterr().err
 
 
-def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
+def test_a_trial_below_the_threshold_is_pruned() -> None:
     from lightning.pytorch import Trainer
 
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
@@ -92,7 +81,7 @@ def test_a_hopeless_trial_is_stopped(crops: Path, tmp_path: Path) -> None:
         Pruner(study.ask(), "val/auroc").on_validation_end(trainer, None)
 
 
-def test_a_trial_that_diverges_is_a_bad_one(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_trial_is_pruned_and_the_search_continues(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search goes on."""
     losses, seen = Learner._losses, []  # learners; the first one breaks
 
@@ -107,9 +96,9 @@ def test_a_trial_that_diverges_is_a_bad_one(crops: Path, tmp_path: Path, monkeyp
     assert list(pd.read_csv(run / "trials.csv")["state"]) == ["PRUNED", "COMPLETE"]
 
 
-def test_the_sweep_file_runs_a_training(tmp_path: Path) -> None:
+def test_the_command_of_the_sweep_file_parses_as_a_training(tmp_path: Path) -> None:
     """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
-    sweep = yaml.safe_load(Path("examples/sweep.yaml").read_text())
+    sweep = yaml.safe_load(SWEEP.read_text())
     values = {name: options["values"][0] if "values" in options else options["max"] for name, options in sweep["parameters"].items()}
     flags = [f"--{name}={value}" for name, value in values.items()]
     command = [part for each in sweep["command"] for part in (flags if each == "${args}" else [each])]

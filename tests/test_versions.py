@@ -1,4 +1,4 @@
-"""The chain of versions runs on one split, each from the best before it, and is drawn as one table and one picture."""
+"""The versions of the recipe share one split, each starts from the one before, and a table and a figure compare them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
 from vitmodel.cli import main
@@ -18,8 +19,10 @@ from vitmodel.versions import write_whole_images
 SMALL = {"model": "vit_micro", "epochs": 1, "workers": 0, "wandb": "off", "batch_size": 16}
 
 
-def test_the_chain_of_versions(release: Path, tmp_path: Path, capsys) -> None:
-    """The shipped recipes, made small enough for a test."""
+def test_versions_share_one_split_and_each_starts_from_the_one_before(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_in_process: None
+) -> None:
+    """With the shipped recipes, made small enough for a test."""
     for name in ("backbone", "v2", "v3"):
         recipe = yaml.safe_load((RECIPES / "versions" / f"{name}.yaml").read_text())
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe | SMALL))
@@ -40,7 +43,7 @@ def test_the_chain_of_versions(release: Path, tmp_path: Path, capsys) -> None:
     assert "$ vitmodel train" not in capsys.readouterr().out
 
 
-def test_whole_images_are_turned_right(tmp_path: Path) -> None:
+def test_whole_images_with_inverted_polarity_are_inverted_back(tmp_path: Path) -> None:
     """A picture whose polarity ETL found to be wrong is shown to the original recipe as its negative, which is right."""
     right = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
     for name, picture in (("right", right), ("wrong", 255 - right)):

@@ -275,6 +275,7 @@ def test_bfloat16_autocast_stays_close() -> None:
     assert 0 < difference(rough.float(), exact) <= 0.02 * exact.abs().max().item()
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager() -> None:
     model = build(replace(SMALL, depth=2))
     images = torch.rand(2, 1, 48, 32)

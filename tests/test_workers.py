@@ -1,4 +1,4 @@
-"""A worker process that dies, hangs or raises costs its own item, whatever the others are at; none outlives its parent."""
+"""A worker process that dies, hangs or raises loses only its own item; none outlives its parent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lost(item: int, sentence: str) -> str:
     return f"{item}: {sentence}"
 
 
-def test_a_crash_costs_one_item() -> None:
+def test_a_crash_loses_only_its_item() -> None:
     results = list(parallel_map(work, range(9), "test", jobs=2, backend="processes", lost=lost))  # type: ignore[arg-type]
     assert results[3] == "3: its process died of SIGSEGV"
     assert results[5] == "5: its process died of exit 7"
@@ -42,7 +42,7 @@ def test_a_crash_without_a_substitute_is_an_error() -> None:
         list(parallel_map(work, range(9), "test", jobs=2, backend="processes"))
 
 
-def test_processes_that_cannot_start_are_no_item_s_fault(tmp_path: Path) -> None:
+def test_a_worker_process_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     script = tmp_path / "script.py"  # each process that it starts runs it again
     script.write_text("from vitmodel.data.workers import own_process\nwith own_process(int, print) as call: call('7')")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
