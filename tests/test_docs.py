@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -19,6 +20,7 @@ from vitmodel import cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.md") if "```bash" in path.read_text())
+PARSERS = functools.cache(cli.parser_for)  # building a parser takes most of the time
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
 
 
@@ -57,6 +59,7 @@ def test_each_tutorial_runs_as_printed(name: str, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_each_printed_command_has_flags_that_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "parser_for", PARSERS)
     monkeypatch.chdir(ROOT)  # recipes are named as configs/NAME.yaml
     lines = [line for _, text in blocks_of(page, "bash", "text") for line in text.replace("\\\n", " ").splitlines()]
     for line in lines:
