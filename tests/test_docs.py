@@ -1,4 +1,4 @@
-"""The documentation: tutorials run as printed, commands parse, the reference is complete, the site builds without other hosts."""
+"""The documentation: tutorials run as printed, commands parse, the reference is complete, the site builds offline."""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ def box(axes: Axes, x: float, y: float, title: str, lines: str, colour: str, hei
     """Draw a box of data, centred at x, y, with a title and what it holds."""
     width = 3.5
     style = "round,pad=0.02,rounding_size=0.12"
-    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle=style, facecolor=colour, edgecolor=EDGE))
+    corner = (x - width / 2, y - height / 2)
+    patch = FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, edgecolor=EDGE)
+    axes.add_patch(patch)
     axes.text(x, y + height / 2 - 0.3, title, ha="center", va="center", weight="bold", size=11, color="#111")
     axes.text(x, y - 0.17, lines, ha="center", va="center", size=9, color="#333", linespacing=1.45)
 
@@ -35,13 +37,35 @@ def draw() -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 19.8), ylim=(0, 6.4))
     axes.axis("off")
-    box(axes, 2.0, 4.6, "Mammograms", "DICOM, PNG, zip, DICOMDIR;\nRSNA, VinDr-Mammo, CBIS-DDSM,\nINbreast, CMMD, mini-MIAS, yours", DATA)
-    box(axes, 7.2, 4.6, "Crops + manifest.csv", "chest wall left, 0 = air;\none row per image,\nrefused ones with the reason", DATA)
+    box(
+        axes,
+        2.0,
+        4.6,
+        "Mammograms",
+        "DICOM, PNG, zip, DICOMDIR;\nRSNA, VinDr-Mammo, CBIS-DDSM,\nINbreast, CMMD, mini-MIAS, yours",
+        DATA,
+    )
+    box(
+        axes,
+        7.2,
+        4.6,
+        "Crops + manifest.csv",
+        "chest wall left, 0 = air;\none row per image,\nrefused ones with the reason",
+        DATA,
+    )
     box(axes, 12.4, 4.6, "Model package", "weights, calibration,\nthreshold, model card;\nno patient ids", DATA)
     box(axes, 17.7, 5.35, "report.html", "95 % intervals, subgroups,\nleakage audit, worst errors", RESULT, 1.5)
     box(axes, 17.7, 3.1, "Scores", "per image, breast, patient;\nheat maps, DICOM SR,\nsubmission.csv", RESULT)
     box(axes, 2.0, 1.4, "No data?", "seeded synthetic mammograms\nas a DICOM release", OPTIONAL, 1.4)
-    box(axes, 9.8, 1.4, "Weights to start from", "timm, Hugging Face, Google,\nDINOv2, or vitmodel pretrain", OPTIONAL, 1.4)
+    box(
+        axes,
+        9.8,
+        1.4,
+        "Weights to start from",
+        "timm, Hugging Face, Google,\nDINOv2, or vitmodel pretrain",
+        OPTIONAL,
+        1.4,
+    )
     arrow(axes, (3.85, 4.6), (5.35, 4.6), "etl", (4.55, 4.95))
     arrow(axes, (9.05, 4.6), (10.55, 4.6), "train", (9.75, 4.95))
     arrow(axes, (14.25, 4.8), (15.85, 5.3), "evaluate", (15.0, 5.65))

@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:
 # Every module that the generated pages read. Change these lines when a module moves.
 CLI = "vitmodel.cli"
 CONFIG = "vitmodel.config"
+OPTIONS = "vitmodel.config.options"
 MANIFEST = "vitmodel.data.manifest"
 VERDICT = "vitmodel.pixels.verdict"
 PACKAGE = "vitmodel.model.package"
@@ -55,8 +56,8 @@ class Flag:
     kind: str
     default: str
     description: str
-    declared_in: str
-    """Name of the dataclass that declares the field."""
+    group: str
+    """Title of the table that shows the flag."""
 
 
 def field_docstrings(cls: type) -> dict[str, tuple[str, str]]:
@@ -90,9 +91,8 @@ def describe_type(annotation: Any) -> str:
         return " or ".join(unique)
     if origin in (list, tuple):
         return f"list of {describe_type(arguments[0])}"
-    if dataclasses.is_dataclass(annotation):
-        return "group of keys"
-    names = {"str": "text", "int": "whole number", "float": "number", "bool": "switch", "Path": "path", "Size": "HEIGHTxWIDTH"}
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "switch", "Path": "path"}
+    names["Size"] = "HEIGHTxWIDTH"
     return names.get(getattr(annotation, "__name__", str(annotation)), str(annotation))
 
 
@@ -108,30 +108,53 @@ def describe_default(field: dataclasses.Field[Any]) -> str:
         return "none"
     if isinstance(value, bool):
         return "`on`" if value else "`off`"
-    if isinstance(value, list | tuple) and not value or value == "":
+    if (isinstance(value, list | tuple) and not value) or value == "":
         return "empty"
-    if dataclasses.is_dataclass(value):
-        return "see below"
     return f"`{value}`"
 
 
 def flags_of(cls: type) -> list[Flag]:
-    """Return the flags of a configuration class in the order of its fields."""
+    """Return the flags of a configuration class in the order of its fields, those of nested classes included."""
+    try:
+        described = importlib.import_module(OPTIONS).options(cls)
+    except ModuleNotFoundError:
+        return flags_from_annotations(cls)
+    return [flag_from_option(option) for option in described]
+
+
+def flag_from_option(option: Any) -> Flag:
+    """Return an option of `vitmodel.config.options`, which --help shows, as a row of the reference."""
+    kind = ", ".join(f"`{choice}`" for choice in option.choices) or option.kind
+    if option.is_list:
+        kind = f"list of {kind}" if option.choices else kind
+    default = "required" if option.required else f"`{option.default_text}`"
+    return Flag(option.name, kind, default, option.description, option.group.capitalize())
+
+
+def flags_from_annotations(cls: type) -> list[Flag]:
+    """Return the flags by the annotations of the fields alone: used only where OPTIONS does not exist."""
     hints = typing.get_type_hints(cls)
     documented = field_docstrings(cls)
     flags = []
     for field in dataclasses.fields(cls):
         text, declared_in = documented.get(field.name, ("", cls.__name__))
         kind = describe_type(hints[field.name])
-        flags.append(Flag(field.name, kind, describe_default(field), text, declared_in))
+        group = "Options" if declared_in == cls.__name__ else readable(declared_in)
+        nested = hints[field.name]
+        if dataclasses.is_dataclass(nested):
+            title = readable(nested.__name__)
+            for flag in flags_from_annotations(nested):  # type: ignore[arg-type]
+                flags.append(dataclasses.replace(flag, name=f"{field.name}.{flag.name}", group=title))
+            continue
+        flags.append(Flag(field.name, kind, describe_default(field), text, group))
     return flags
 
 
-def flag_table(flags: list[Flag], prefix: str = "") -> list[str]:
+def flag_table(flags: list[Flag]) -> list[str]:
     """Return a Markdown table of flags."""
     lines = ["| flag | type | default | description |", "|---|---|---|---|"]
     for flag in flags:
-        name = f"--{prefix}{flag.name.replace('_', '-')}"
+        name = f"--{flag.name.replace('_', '-')}"
         lines.append(f"| `{name}` | {cell(flag.kind)} | {cell(flag.default)} | {cell(flag.description)} |")
     return lines
 
@@ -154,37 +177,43 @@ def command_line_page() -> str:
         "`vitmodel VERB --config RECIPE.yaml`. Flags after `--config` override the recipe.",
         "- A switch is turned on by `--flag` and off by `--no-flag`.",
         "- Required values may be given in order without their flag: `vitmodel etl SOURCE OUT`.",
-        "- The exit status is 0 for success, 1 for a failure (or a refused image in `predict`), 2 for wrong usage and 130 "
-        "for an interruption.",
+        "- The exit status is 0 for success, 1 for a failure (or a refused image in `predict`), 2 for wrong "
+        "usage and 130 for an interruption.",
         "",
         NOTICE,
     ]
     for name, verb in cli.VERBS.items():
         cls = getattr(config, verb.config)
-        lines += ["", f"## {name}", "", inspect.cleandoc(cls.__doc__ or ""), "", f"How-to: [vitmodel {name}](../how-to/{name}.md)"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            inspect.cleandoc(cls.__doc__ or ""),
+            "",
+            f"How-to: [vitmodel {name}](../how-to/{name}.md)",
+        ]
         flags = flags_of(cls)
         required = [flag for flag in flags if flag.default == "required"]
         usage = " ".join(flag.name.upper() for flag in required)
-        lines += ["", "```text", f"vitmodel {name} {usage} [--config RECIPE.yaml] [--FLAG VALUE ...]".replace("  ", " "), "```"]
-        for title, group in grouped(flags, cls):
+        lines += [
+            "",
+            "```text",
+            f"vitmodel {name} {usage} [--config RECIPE.yaml] [--FLAG VALUE ...]".replace("  ", " "),
+            "```",
+        ]
+        for title, group in grouped(flags):
             lines += ["", f"**{title}**", "", *flag_table(group)]
-        for field in dataclasses.fields(cls):
-            nested = typing.get_type_hints(cls)[field.name]
-            if dataclasses.is_dataclass(nested):
-                lines += ["", f"**Keys of `{field.name}`**", "", *flag_table(flags_of(nested), f"{field.name}.")]  # type: ignore[arg-type]
     return "\n".join(lines) + "\n"
 
 
-def grouped(flags: list[Flag], cls: type) -> Iterator[tuple[str, list[Flag]]]:
-    """Yield flags under a title: the required ones, the class's own, then those of each base class."""
+def grouped(flags: list[Flag]) -> Iterator[tuple[str, list[Flag]]]:
+    """Yield flags under a title: the required ones, then each group in order of first appearance."""
     required = [flag for flag in flags if flag.default == "required"]
     if required:
         yield "Required", required
     optional = [flag for flag in flags if flag.default != "required"]
-    for base in cls.__mro__:
-        group = [flag for flag in optional if flag.declared_in == base.__name__]
-        if group:
-            yield ("Options" if base is cls else readable(base.__name__)), group
+    for title in dict.fromkeys(flag.group for flag in optional):
+        yield title, [flag for flag in optional if flag.group == title]
 
 
 def readable(name: str) -> str:
@@ -205,9 +234,9 @@ def manifest_page() -> str:
     lines = [
         "# Manifest columns",
         "",
-        "A manifest is a CSV file with one row per image. `vitmodel etl` writes it; `train`, `evaluate`, `compare`, `leave-out` and "
-        "`predict` read it. Rows are never dropped: an image that cannot be used keeps its row with `status` `refused` and a "
-        "[reason code](reason-codes.md).",
+        "A manifest is a CSV file with one row per image. `vitmodel etl` writes it; `train`, `evaluate`, `compare`, "
+        "`leave-out` and `predict` read it. Rows are never dropped: an image that cannot be used keeps its row with "
+        "`status` `refused` and a [reason code](reason-codes.md).",
         "",
         "- What is unknown is empty (NaN), never 0.",
         "- Paths are relative to the manifest's folder, or absolute.",
@@ -224,7 +253,8 @@ def manifest_page() -> str:
     for column in manifest.COLUMNS:
         choices = ", ".join(f"`{choice}`" if choice else "empty" for choice in column.choices)
         required = "yes" if column.required else ""
-        lines.append(f"| `{column.name}` | {column.kind} | {column.role} | {required} | {choices} | {cell(column.meaning)} |")
+        cells = [f"`{column.name}`", column.kind, column.role, required, choices, cell(column.meaning)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -234,8 +264,9 @@ def reason_codes_page() -> str:
     lines = [
         "# Reason codes",
         "",
-        "The columns `status`, `reason` and `remark` of a manifest and of the score tables say what is wrong with an image. `reason` "
-        "holds one or more of these codes, separated by `;`. `remark` has a sentence with the particulars of this file.",
+        "The columns `status`, `reason` and `remark` of a manifest and of the score tables say what is wrong with an "
+        "image. `reason` holds one or more of these codes, separated by `;`. `remark` has a sentence with the "
+        "particulars of this file.",
         "",
         "## Refused",
         "",
@@ -270,8 +301,8 @@ def api_page() -> str:
             lines += ["", f"## {module}", "", f"::: {module}", *options(show_root_heading=False, heading_level=3)]
         return "\n".join(lines) + "\n"
     lines += [
-        "These are the public names of `vitmodel`. Importing the package is cheap; each name is loaded when it is first used. "
-        "The command line calls the same functions, so both give the same results.",
+        "These are the public names of `vitmodel`. Importing the package is cheap; each name is loaded when it is "
+        "first used. The command line calls the same functions, so both give the same results.",
         "",
         NOTICE,
     ]
