@@ -1,4 +1,4 @@
-"""The README's commands and lines of Python run as printed."""
+"""The README's commands, lines of Python and links work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import vitmodel
+from vitmodel import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,12 +43,14 @@ def printed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_five_verbs_run_one_after_another(printed_run: Path) -> None:
+@pytest.mark.slow
+def test_the_commands_for_the_verbs_run_one_after_another(printed_run: Path) -> None:
     for result in ("report/report.html", "scores/breast_scores.csv", "run/package/MODEL_CARD.md"):
         assert (printed_run / result).is_file()
 
 
-def test_the_lines_of_python_run(printed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_lines_of_python_run_as_printed(printed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(vitmodel, "load"):
         pytest.skip("needs vitmodel.load, the Python API")
     monkeypatch.chdir(printed_run)
@@ -56,6 +59,13 @@ def test_the_lines_of_python_run(printed_run: Path, monkeypatch: pytest.MonkeyPa
     assert (printed_run / "report_again" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("command", commands(BLOCKS[1]), ids=lambda command: command[1])
+def test_the_command_of_each_verb_parses(command: list[str]) -> None:
+    program, verb, *arguments = command
+    assert program == "vitmodel"
+    cli.parse(verb, arguments)
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_every_link_leads_somewhere(target: str) -> None:
+def test_every_relative_link_has_a_target(target: str) -> None:
     assert (ROOT / target).exists()
