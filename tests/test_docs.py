@@ -138,6 +138,7 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: P
     assert not re.search(r"url\(['\"]?(https?:)?//", styles)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
