@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -104,6 +105,12 @@ def test_the_tables_of_the_reference_list_every_column_and_code() -> None:
     verdict = importlib.import_module(reference.VERDICT)
     assert all(f"| `{column.name}` |" in reference.manifest_page() for column in manifest.COLUMNS)
     assert all(f"| `{code}` |" in reference.reason_codes_page() for code in {**verdict.REFUSED, **verdict.WARNED})
+
+
+def test_the_page_of_the_model_package_explains_every_key(run: Path) -> None:
+    page = (DOCS / "reference" / "package.md").read_text()
+    package = json.loads((run / "package" / "config.json").read_text())
+    assert [key for key in package if f"`{key}`" not in page] == []
 
 
 class Loaded(HTMLParser):

@@ -28,8 +28,6 @@ CONFIG = "vitmodel.config"
 OPTIONS = "vitmodel.config.options"
 MANIFEST = "vitmodel.data.manifest"
 VERDICT = "vitmodel.pixels.verdict"
-PACKAGE = "vitmodel.model.package"
-ADAPTERS = "vitmodel.data.releases"
 API = "vitmodel"
 # The Python API until `vitmodel.__all__` exists; afterwards the page lists that, and these lines can go.
 API_MODULES = (
@@ -298,7 +296,7 @@ def api_page() -> str:
     if not names:
         lines += ["The building blocks of the package, by module.", "", NOTICE]
         for module in API_MODULES:
-            lines += ["", f"## {module}", "", f"::: {module}", *options(show_root_heading=False, heading_level=3)]
+            lines += ["", f"## {module}", "", f"::: {module}", *options(show_root_heading="false", heading_level=3)]
         return "\n".join(lines) + "\n"
     lines += [
         "These are the public names of `vitmodel`. Importing the package is cheap; each name is loaded when it is "
@@ -309,13 +307,13 @@ def api_page() -> str:
     for name in names:
         target = getattr(package, name)
         path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else f"{API}.{name}"
-        lines += ["", f"## vitmodel.{name}", "", f"::: {path}", *options(show_root_heading=False, heading_level=3)]
+        lines += ["", f"::: {path}", *options(heading=f"{API}.{name}", toc_label=f"{API}.{name}")]
     return "\n".join(lines) + "\n"
 
 
 def options(**values: object) -> list[str]:
     """Return the indented options of one mkdocstrings block."""
-    return ["    options:", *(f"      {key}: {str(value).lower()}" for key, value in values.items())]
+    return ["    options:", *(f"      {key}: {value}" for key, value in values.items())]
 
 
 PAGES: dict[str, Callable[[], str]] = {
