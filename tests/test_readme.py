@@ -1,4 +1,4 @@
-"""The README's commands and links work."""
+"""The README's commands, lines of Python and links work."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import vitmodel
 from vitmodel import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def commands(block: str) -> list[list[str]]:
@@ -26,16 +29,34 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         subprocess.run([*command, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.slow
-def test_the_commands_for_the_verbs_run_one_after_another(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def printed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which the README's verbs ran one after another."""
+    folder = tmp_path_factory.mktemp("readme")
     verbs = commands(BLOCKS[1])
     assert [command[1] for command in verbs] == ["synth", "etl", "train", "evaluate", "predict"]
     for program, *arguments in verbs:
         assert program == "vitmodel"
-        done = subprocess.run([sys.executable, "-m", "vitmodel.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        command = [sys.executable, "-m", "vitmodel.cli", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    return folder
+
+
+@pytest.mark.slow
+def test_the_commands_for_the_verbs_run_one_after_another(printed_run: Path) -> None:
     for result in ("report/report.html", "scores/breast_scores.csv", "run/package/MODEL_CARD.md"):
-        assert (tmp_path / result).is_file()
+        assert (printed_run / result).is_file()
+
+
+@pytest.mark.slow
+def test_the_lines_of_python_run_as_printed(printed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(vitmodel, "load"):
+        pytest.skip("needs vitmodel.load, the Python API")
+    monkeypatch.chdir(printed_run)
+    (block,) = PYTHON
+    exec(compile(block, "README.md", "exec"), {})
+    assert (printed_run / "report_again" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("command", commands(BLOCKS[1]), ids=lambda command: command[1])
@@ -45,6 +66,6 @@ def test_the_command_of_each_verb_parses(command: list[str]) -> None:
     cli.parse(verb, arguments)
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()))
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_every_relative_link_has_a_target(target: str) -> None:
     assert (ROOT / target).exists()

@@ -1,0 +1,333 @@
+"""Generate the reference pages from the code: command line, Python API, manifest columns, reason codes, package keys.
+
+MkDocs calls `on_files`. The functions that make the pages need no MkDocs, so that tests can call them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+# Every module that the generated pages read. Change these lines when a module moves.
+CLI = "vitmodel.cli"
+CONFIG = "vitmodel.config"
+OPTIONS = "vitmodel.config.options"
+MANIFEST = "vitmodel.data.manifest"
+VERDICT = "vitmodel.pixels.verdict"
+API = "vitmodel"
+# The Python API until `vitmodel.__all__` exists; afterwards the page lists that, and these lines can go.
+API_MODULES = (
+    "vitmodel.model.vit",
+    "vitmodel.model.network",
+    "vitmodel.model.architecture",
+    "vitmodel.model.weights",
+    "vitmodel.model.package",
+    "vitmodel.predictor",
+    "vitmodel.image_ETL",
+    "vitmodel.train",
+    "vitmodel.evaluate",
+    "vitmodel.data.manifest",
+)
+NOTICE = '!!! warning "Research software, not a medical device"\n    Do not use its scores for clinical decisions.\n'
+
+
+# ---------------------------------------------------------------- command line
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One field of a verb's configuration, as the reference shows it."""
+
+    name: str
+    kind: str
+    default: str
+    description: str
+    group: str
+    """Title of the table that shows the flag."""
+
+
+def field_docstrings(cls: type) -> dict[str, tuple[str, str]]:
+    """Return, for each field of a dataclass, its docstring and the class that declares it.
+
+    A docstring is the string literal after the field's declaration. Subclasses override their bases.
+    """
+    documented: dict[str, tuple[str, str]] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                documented[statement.target.id] = (" ".join(str(following.value.value).split()), base.__name__)
+    return documented
+
+
+def describe_type(annotation: Any) -> str:
+    """Return a type as a reader of the command line understands it: choices, a path, a number, a list of these."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [describe_type(argument) for argument in arguments if argument is not type(None)]
+        unique = list(dict.fromkeys(kind for kind in kinds if kind != "text" or len(kinds) == 1))
+        return " or ".join(unique)
+    if origin in (list, tuple):
+        return f"list of {describe_type(arguments[0])}"
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "switch", "Path": "path"}
+    names["Size"] = "HEIGHTxWIDTH"
+    return names.get(getattr(annotation, "__name__", str(annotation)), str(annotation))
+
+
+def describe_default(field: dataclasses.Field[Any]) -> str:
+    """Return a field's default as one would type it; `required` where there is none."""
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "required"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "`on`" if value else "`off`"
+    if (isinstance(value, list | tuple) and not value) or value == "":
+        return "empty"
+    return f"`{value}`"
+
+
+def flags_of(cls: type) -> list[Flag]:
+    """Return the flags of a configuration class in the order of its fields, those of nested classes included."""
+    try:
+        described = importlib.import_module(OPTIONS).options(cls)
+    except ModuleNotFoundError:
+        return flags_from_annotations(cls)
+    return [flag_from_option(option) for option in described]
+
+
+def flag_from_option(option: Any) -> Flag:
+    """Return an option of `vitmodel.config.options`, which --help shows, as a row of the reference."""
+    kind = ", ".join(f"`{choice}`" for choice in option.choices) or option.kind
+    if option.is_list:
+        kind = f"list of {kind}" if option.choices else kind
+    default = "required" if option.required else f"`{option.default_text}`"
+    return Flag(option.name, kind, default, option.description, option.group.capitalize())
+
+
+def flags_from_annotations(cls: type) -> list[Flag]:
+    """Return the flags by the annotations of the fields alone: used only where OPTIONS does not exist."""
+    hints = typing.get_type_hints(cls)
+    documented = field_docstrings(cls)
+    flags = []
+    for field in dataclasses.fields(cls):
+        text, declared_in = documented.get(field.name, ("", cls.__name__))
+        kind = describe_type(hints[field.name])
+        group = "Options" if declared_in == cls.__name__ else readable(declared_in)
+        nested = hints[field.name]
+        if dataclasses.is_dataclass(nested):
+            title = readable(nested.__name__)
+            for flag in flags_from_annotations(nested):  # type: ignore[arg-type]
+                flags.append(dataclasses.replace(flag, name=f"{field.name}.{flag.name}", group=title))
+            continue
+        flags.append(Flag(field.name, kind, describe_default(field), text, group))
+    return flags
+
+
+def flag_table(flags: list[Flag]) -> list[str]:
+    """Return a Markdown table of flags."""
+    lines = ["| flag | type | default | description |", "|---|---|---|---|"]
+    for flag in flags:
+        name = f"--{flag.name.replace('_', '-')}"
+        lines.append(f"| `{name}` | {cell(flag.kind)} | {cell(flag.default)} | {cell(flag.description)} |")
+    return lines
+
+
+def cell(text: str) -> str:
+    """Return text that fits into one cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def command_line_page() -> str:
+    """Return the page of all verbs and their flags."""
+    cli = importlib.import_module(CLI)
+    config = importlib.import_module(CONFIG)
+    lines = [
+        "# Command line",
+        "",
+        "Generated from the configuration classes of `vitmodel.config`. `vitmodel VERB --help` prints the same text.",
+        "",
+        "- Each flag is also a key of a YAML recipe with underscores (`--batch-size` is `batch_size`): "
+        "`vitmodel VERB --config RECIPE.yaml`. Flags after `--config` override the recipe.",
+        "- A switch is turned on by `--flag` and off by `--no-flag`.",
+        "- Required values may be given in order without their flag: `vitmodel etl SOURCE OUT`.",
+        "- The exit status is 0 for success, 1 for a failure (or a refused image in `predict`), 2 for wrong "
+        "usage and 130 for an interruption.",
+        "",
+        NOTICE,
+    ]
+    for name, verb in cli.VERBS.items():
+        cls = getattr(config, verb.config)
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            inspect.cleandoc(cls.__doc__ or ""),
+            "",
+            f"How-to: [vitmodel {name}](../how-to/{name}.md)",
+        ]
+        flags = flags_of(cls)
+        required = [flag for flag in flags if flag.default == "required"]
+        usage = " ".join(flag.name.upper() for flag in required)
+        lines += [
+            "",
+            "```text",
+            f"vitmodel {name} {usage} [--config RECIPE.yaml] [--FLAG VALUE ...]".replace("  ", " "),
+            "```",
+        ]
+        for title, group in grouped(flags):
+            lines += ["", f"**{title}**", "", *flag_table(group)]
+    return "\n".join(lines) + "\n"
+
+
+def grouped(flags: list[Flag]) -> Iterator[tuple[str, list[Flag]]]:
+    """Yield flags under a title: the required ones, then each group in order of first appearance."""
+    required = [flag for flag in flags if flag.default == "required"]
+    if required:
+        yield "Required", required
+    optional = [flag for flag in flags if flag.default != "required"]
+    for title in dict.fromkeys(flag.group for flag in optional):
+        yield title, [flag for flag in optional if flag.group == title]
+
+
+def readable(name: str) -> str:
+    """Return a class name as a title: SegmentsConfig -> Segments."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.removesuffix("Config"))
+
+
+# ---------------------------------------------------------------- tables of the data
+def manifest_page() -> str:
+    """Return the page of the manifest's columns."""
+    manifest = importlib.import_module(MANIFEST)
+    roles = {
+        "id": "identifies the image, the patient or the file; never an input",
+        "input": "may be used as an input (`--sources`)",
+        "target": "what is learned or measured; never an input",
+        "provenance": "where the image comes from and what was done to it",
+    }
+    lines = [
+        "# Manifest columns",
+        "",
+        "A manifest is a CSV file with one row per image. `vitmodel etl` writes it; `train`, `evaluate`, `compare`, "
+        "`leave-out` and `predict` read it. Rows are never dropped: an image that cannot be used keeps its row with "
+        "`status` `refused` and a [reason code](reason-codes.md).",
+        "",
+        "- What is unknown is empty (NaN), never 0.",
+        "- Paths are relative to the manifest's folder, or absolute.",
+        "- A `flag` is 0 or 1. A `number` is decimal. All other columns are text.",
+        "- Further columns are kept as text and may be used by `--sources`.",
+        "",
+        "| role | meaning |",
+        "|---|---|",
+        *(f"| {role} | {meaning} |" for role, meaning in roles.items()),
+        "",
+        "| column | kind | role | required | values | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for column in manifest.COLUMNS:
+        choices = ", ".join(f"`{choice}`" if choice else "empty" for choice in column.choices)
+        required = "yes" if column.required else ""
+        cells = [f"`{column.name}`", column.kind, column.role, required, choices, cell(column.meaning)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def reason_codes_page() -> str:
+    """Return the page of the codes for which an image is refused or used with a warning."""
+    verdict = importlib.import_module(VERDICT)
+    lines = [
+        "# Reason codes",
+        "",
+        "The columns `status`, `reason` and `remark` of a manifest and of the score tables say what is wrong with an "
+        "image. `reason` holds one or more of these codes, separated by `;`. `remark` has a sentence with the "
+        "particulars of this file.",
+        "",
+        "## Refused",
+        "",
+        "A refused image is never scored. `vitmodel predict` returns the exit status 1 if any image was refused.",
+        "",
+        *code_table(verdict.REFUSED),
+        "",
+        "## Warned",
+        "",
+        "The image is used. Its score deserves a second look.",
+        "",
+        *code_table(verdict.WARNED),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def code_table(codes: dict[str, str]) -> list[str]:
+    """Return a Markdown table of codes and their meaning."""
+    rows = [f"| `{code}` | {cell(meaning)} |" for code, meaning in codes.items()]
+    return ["| code | meaning |", "|---|---|", *rows]
+
+
+# ---------------------------------------------------------------- Python API
+def api_page() -> str:
+    """Return the page of the Python API: each name in `vitmodel.__all__`, documented by mkdocstrings."""
+    package = importlib.import_module(API)
+    names = [name for name in getattr(package, "__all__", ()) if not name.startswith("_")]
+    lines = ["# Python API", ""]
+    if not names:
+        lines += ["The building blocks of the package, by module.", "", NOTICE]
+        for module in API_MODULES:
+            lines += ["", f"## {module}", "", f"::: {module}", *options(show_root_heading="false", heading_level=3)]
+        return "\n".join(lines) + "\n"
+    lines += [
+        "These are the public names of `vitmodel`. Importing the package is cheap; each name is loaded when it is "
+        "first used. The command line calls the same functions, so both give the same results.",
+        "",
+        NOTICE,
+    ]
+    for name in names:
+        target = getattr(package, name)
+        path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else f"{API}.{name}"
+        lines += ["", f"::: {path}", *options(heading=f"{API}.{name}", toc_label=f"{API}.{name}")]
+    return "\n".join(lines) + "\n"
+
+
+def options(**values: object) -> list[str]:
+    """Return the indented options of one mkdocstrings block."""
+    return ["    options:", *(f"      {key}: {value}" for key, value in values.items())]
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/cli.md": command_line_page,
+    "reference/manifest.md": manifest_page,
+    "reference/reason-codes.md": reason_codes_page,
+    "reference/api.md": api_page,
+}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to the site (an event of MkDocs)."""
+    from mkdocs.structure.files import File
+
+    for path, page in PAGES.items():
+        files.append(File.generated(config, path, content=page()))
+    return files
