@@ -23,14 +23,14 @@ from torch import Tensor
 from vitmodel.config import PredictorConfig
 from vitmodel.data.manifest import read_manifest
 from vitmodel.data.rows import rows_of
-from vitmodel.measure.compare import compare
-from vitmodel.measure.metrics import measure
-from vitmodel.measure.sample import Sample
-from vitmodel.model.packing import forward
-from vitmodel.model.packs import Pack
-from vitmodel.model.runtime import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
+from vitmodel.metrics.compare import compare
+from vitmodel.metrics.metrics import measure
+from vitmodel.metrics.scored_units import Sample
+from vitmodel.model.onnx import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
+from vitmodel.model.packed_attention import forward
+from vitmodel.model.packed_batch import Pack
 from vitmodel.model.vit import ViT
-from vitmodel.predictor import Predictor
+from vitmodel.scoring.predictor import Predictor
 from vitmodel.utils import progress, to_json, write_atomic
 
 WAYS = ("torch", "onnx fp32", "onnx int8", "openvino int8")

@@ -17,7 +17,7 @@ import pandas as pd
 
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import Breast, find_breast
-from vitmodel.pixels.image import open_image
+from vitmodel.pixels.open import open_image
 from vitmodel.utils import progress, to_json, write_atomic
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -34,11 +34,11 @@ from rle.utils import encode_pixel_data
 
 from vitmodel.config import Preprocessing, Size, SynthConfig
 from vitmodel.data.cropping import Source, crop_source
-from vitmodel.data.mammogram import MACHINES
-from vitmodel.data.synthetic import write_release
-from vitmodel.pixels.lesions import ViewName
-from vitmodel.pixels.looks import dress
-from vitmodel.pixels.phantom import Breast, render
+from vitmodel.phantoms.anatomy import Breast, render
+from vitmodel.phantoms.dicom import MACHINES
+from vitmodel.phantoms.lesions import ViewName
+from vitmodel.phantoms.release import write_release
+from vitmodel.phantoms.style import dress
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.utils import keep_freed_memory, to_json, write_atomic

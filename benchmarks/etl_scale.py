@@ -24,7 +24,7 @@ from etl import SYNTAXES, measure_parts, write_samples
 
 from vitmodel.commands.etl import etl
 from vitmodel.config import ETLConfig, Size, SynthConfig
-from vitmodel.data.synthetic import write_release
+from vitmodel.phantoms.release import write_release
 
 IMAGES = 12
 """In one timed run of the workers."""
@@ -35,7 +35,7 @@ from pathlib import Path
 import cv2
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import Source, crop_source
-from vitmodel.data.workers import own_process
+from vitmodel.jobs.workers import own_process
 from vitmodel.utils import keep_freed_memory
 def work(path):
     cv2.setNumThreads(1)

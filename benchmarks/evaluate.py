@@ -17,8 +17,8 @@ import numpy as np
 import sklearn.metrics as peer
 from scipy.special import expit
 
-from vitmodel.measure.metrics import METRICS, measure
-from vitmodel.measure.sample import Sample
+from vitmodel.metrics.metrics import METRICS, measure
+from vitmodel.metrics.scored_units import Sample
 from vitmodel.utils import to_json, write_atomic
 
 IMAGES, PATIENTS, REPLICATES = 54_706, 11_913, 2_000

@@ -31,11 +31,11 @@ from vitmodel.config import Preprocessing
 from vitmodel.data.cropping import Source, crop_source
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import read_manifest
-from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
+from vitmodel.metrics.bootstrap import Interval, percentile_limits, resample
 from vitmodel.model.explain import METHODS, explain, logits_of, smoothed
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package
-from vitmodel.model.packs import Pack, pack
+from vitmodel.model.packed_batch import Pack, pack
 from vitmodel.pixels.preprocessing import Geometry
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.utils import progress, to_json, write_atomic

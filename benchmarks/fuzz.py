@@ -1,6 +1,6 @@
 """Hostile files on the road from a file to a crop: bombs made by hand, and mutants of good files. Prints what became of them.
 
-Every file is tried in a process of its own kind that may die (`vitmodel.data.workers`), with limits on time and address space, and
+Every file is tried in a process of its own kind that may die (`vitmodel.jobs.workers`), with limits on time and address space, and
 ends as a crop, as a refusal with its reason, or as `died` or `hung`, which this command exists to find: it then exits with 1. A
 mutant follows from its seed file's name and its number, so that any one can be made again.
 
@@ -35,8 +35,8 @@ from pydicom.encaps import encapsulate
 
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import Source, crop_source
-from vitmodel.data.workers import own_process
-from vitmodel.pixels.phantom import Breast, render
+from vitmodel.jobs.workers import own_process
+from vitmodel.phantoms.anatomy import Breast, render
 from vitmodel.utils import progress, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]

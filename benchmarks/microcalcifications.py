@@ -2,7 +2,7 @@
 
 python benchmarks/microcalcifications.py WORK [--operations 6] [--heights 256 512 1024 2048] [--ways ...] [--json FILE] [--plot FILE]
 
-Phantoms as `vitmodel.pixels.specks` draws them, 2048 pixels high: neither brightness nor the number of spots tells a cancer, only that
+Phantoms as `vitmodel.phantoms.specks` draws them, 2048 pixels high: neither brightness nor the number of spots tells a cancer, only that
 clustered spots are sharp. Every way is the same small ViT (patch 16, convolutional stem) from scratch, at every height with the same number
 of operations in its training (TFLOP, recomputation counted), so that a way that costs more per image sees fewer images:
 
@@ -38,15 +38,15 @@ from torch import Tensor
 from vit import operations
 
 from vitmodel.config import SegmentsConfig, Size
-from vitmodel.measure.bootstrap import percentile_limits, resample
-from vitmodel.measure.metrics import measure
-from vitmodel.measure.sample import Sample
-from vitmodel.model import tiles
+from vitmodel.metrics.bootstrap import percentile_limits, resample
+from vitmodel.metrics.metrics import measure
+from vitmodel.metrics.scored_units import Sample
+from vitmodel.model import segments
 from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
 from vitmodel.model.network import Network
-from vitmodel.model.optimisation import parameter_groups, warmup_cosine
-from vitmodel.model.packs import About, Pack, pack
-from vitmodel.pixels.specks import draw_specks
+from vitmodel.model.packed_batch import About, Pack, pack
+from vitmodel.phantoms.specks import draw_specks
+from vitmodel.training.optimizer import parameter_groups, warmup_cosine
 from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atomic
 
 FULL = 2048
@@ -139,7 +139,7 @@ def train(way: str, height: int, phantoms: Phantoms, count: int, budget: float, 
             reading = model.look(batch, known)
             features, done = reading.features, sum(4 * cost(model.config.vit, parts.pack) for parts in reading.parts)
             # a sharp cluster is a lesion; where it is blurred its place is looked at, too, and taught as none
-            extra = tiles.losses(reading, labels, known).mean()
+            extra = segments.losses(reading, labels, known).mean()
         loss = F.binary_cross_entropy_with_logits(model.trunk.head(features)[:, 0], labels)
         recent = [*recent[-19:], loss.item()]
         optimizer.zero_grad()
@@ -166,7 +166,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> list[float]:
     return [found.value, found.low, found.high]
 
 
-def locate(reading: tiles.Reading, box: Tensor) -> dict[str, float]:
+def locate(reading: segments.Reading, box: Tensor) -> dict[str, float]:
     """Whether each way to choose one segment finds the cluster."""
     (parts,), (attention,), (scores,), (logits,) = reading.parts, reading.attention, reading.scores, reading.logits
     shown = parts.holds(box)

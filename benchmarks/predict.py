@@ -25,11 +25,11 @@ import numpy as np
 
 from vitmodel.commands.predict import predict
 from vitmodel.config import PredictConfig, PredictorConfig
-from vitmodel.data.inputs import read_inputs
-from vitmodel.data.parallel import parallel_map
-from vitmodel.data.source import image_files
-from vitmodel.predictor import Predictor
-from vitmodel.scoring_stream import ScoredImage, ScoringRows
+from vitmodel.jobs.parallel import parallel_map
+from vitmodel.releases.files import image_files
+from vitmodel.releases.inputs import read_inputs
+from vitmodel.scoring.predictor import Predictor
+from vitmodel.scoring.stream import ScoredImage, ScoringRows
 from vitmodel.utils import to_json, write_atomic
 
 

@@ -36,24 +36,24 @@ from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Size
 from vitmodel.data.dataset import read_crop
 from vitmodel.data.manifest import breast_ids, read_manifest, read_table, usable
-from vitmodel.data.panel import tile
-from vitmodel.data.phantoms import crop_phantom, draw_phantom
 from vitmodel.data.samplers import Shuffled
 from vitmodel.data.splits import assign_folds
 from vitmodel.data.transforms import Augmentation
-from vitmodel.measure.bootstrap import Interval, percentile_limits, resample
-from vitmodel.measure.metrics import Ranking, measure
-from vitmodel.measure.sample import Sample
-from vitmodel.measure.threshold import choose_threshold
+from vitmodel.metrics.bootstrap import Interval, percentile_limits, resample
+from vitmodel.metrics.metrics import Ranking, measure
+from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.threshold import choose_threshold
 from vitmodel.model.architecture import PRESETS
-from vitmodel.model.losses import TARGETS, AuxiliaryHeads, bce
 from vitmodel.model.mae import MaskedAutoencoder
-from vitmodel.model.optimisation import parameter_groups, warmup_cosine
-from vitmodel.model.packing import features
-from vitmodel.model.packs import pack
+from vitmodel.model.packed_attention import features
+from vitmodel.model.packed_batch import pack
 from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
-from vitmodel.predictor import Predictor
+from vitmodel.phantoms.dataset import crop_phantom, draw_phantom
+from vitmodel.reports.panel import tile
+from vitmodel.scoring.predictor import Predictor
+from vitmodel.training.losses import TARGETS, AuxiliaryHeads, bce
+from vitmodel.training.optimizer import parameter_groups, warmup_cosine
 from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 
 from vitmodel.config import SegmentsConfig, Size
-from vitmodel.model import packing
+from vitmodel.model import packed_attention
 from vitmodel.model.architecture import PRESETS, NetworkConfig
 from vitmodel.model.network import Network
-from vitmodel.model.packing import Segments
-from vitmodel.model.packs import Pack, pack
+from vitmodel.model.packed_attention import Segments
+from vitmodel.model.packed_batch import Pack, pack
 from vitmodel.utils import to_json, write_atomic
 
 SEGMENTS = SegmentsConfig(segments=256, segment_overlap=32, segment_context=512, segment_budget=2048)
@@ -63,7 +63,7 @@ def windowed(model: Network, image: Pack, every: int) -> Tensor:
     place = kept // width // WINDOW * width + kept % width // WINDOW
     order = place.argsort(stable=True)
     _, counts = place.unique(return_counts=True)
-    tokens = packing.embed(trunk, image)
+    tokens = packed_attention.embed(trunk, image)
     prefix = trunk.config.prefix
     tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix:][:, order]], dim=1)
     windows, whole = (Segments(lengths, tokens.device) for lengths in ([prefix, *counts.tolist()], [tokens.shape[1]]))

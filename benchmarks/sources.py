@@ -28,13 +28,13 @@ import torch
 
 from vitmodel.cli import main as vitmodel
 from vitmodel.config import Size
-from vitmodel.data.exam_phantoms import draw_exam, write_exams
 from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
-from vitmodel.data.panel import tile
-from vitmodel.measure.bootstrap import Interval
-from vitmodel.measure.compare import compare
-from vitmodel.measure.metrics import measure
-from vitmodel.measure.sample import Sample
+from vitmodel.metrics.bootstrap import Interval
+from vitmodel.metrics.compare import compare
+from vitmodel.metrics.metrics import measure
+from vitmodel.metrics.scored_units import Sample
+from vitmodel.phantoms.exams import draw_exam, write_exams
+from vitmodel.reports.panel import tile
 from vitmodel.utils import to_json, write_atomic
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -23,14 +23,14 @@ import lightning as L
 import pandas as pd
 import torch
 
-from vitmodel.batches import Batches
 from vitmodel.config import Preprocessing, Size, TrainConfig
 from vitmodel.data.manifest import as_manifest, read_manifest, write_manifest
-from vitmodel.data.phantoms import crop_phantom, draw_phantom
 from vitmodel.data.samplers import Shuffled
-from vitmodel.fitting import LABEL, build_model, check_sizes, common_preprocessing, images_of, labelled_crops, network_of, train_on
-from vitmodel.learner import Learner
-from vitmodel.trainer import start_or_resume
+from vitmodel.phantoms.dataset import crop_phantom, draw_phantom
+from vitmodel.training.batching import Batches
+from vitmodel.training.fit import LABEL, build_model, check_sizes, common_preprocessing, images_of, labelled_crops, network_of, train_on
+from vitmodel.training.module import Learner
+from vitmodel.training.trainer import start_or_resume
 from vitmodel.utils import to_json, write_atomic
 
 ORIGINALS = 64

@@ -34,9 +34,9 @@ from torchvision_stub import torchvision_stub
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.dataset import to_tensor
 from vitmodel.model.architecture import PRESETS, ViTConfig
-from vitmodel.model.packing import forward
-from vitmodel.model.packs import Pack, pack
-from vitmodel.model.runtime import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
+from vitmodel.model.onnx import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
+from vitmodel.model.packed_attention import forward
+from vitmodel.model.packed_batch import Pack, pack
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.utils import atomic_path, to_json, write_atomic

@@ -80,7 +80,7 @@ def validation_pictures() -> Iterator[Callable[[], AbstractContextManager[None]]
 
     The value is a context manager that draws them.
     """
-    from vitmodel.monitoring import Pictures
+    from vitmodel.training.callbacks import Pictures
 
     with pytest.MonkeyPatch.context() as patch:
         draw = Pictures.on_validation_end
@@ -99,7 +99,7 @@ def validation_pictures() -> Iterator[Callable[[], AbstractContextManager[None]]
 def release(make_once: MakeOnce) -> Path:
     """A small synthetic release with faults: 12 patients, 6 of them with a cancer. Read only."""
     from vitmodel.config import Size, SynthConfig
-    from vitmodel.data.synthetic import write_release
+    from vitmodel.phantoms.release import write_release
 
     settings = SynthConfig(out=Path(), patients=12, size=Size(256, 208), difficulty=0.0, positives=0.5, faults=True, jobs=1)
     return make_once("release", lambda folder: write_release(replace(settings, out=folder)))
@@ -158,7 +158,8 @@ def exported(run: Path, make_once: MakeOnce) -> Path:
 @pytest.fixture
 def steps_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the steps of a chain (versions, leave-out) in this process, where everything is imported already."""
-    from vitmodel import cli, steps
+    from vitmodel import cli
+    from vitmodel.jobs import steps
 
     def step(arguments: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:
         words = arguments[arguments.index("vitmodel.cli") + 1 :]

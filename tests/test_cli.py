@@ -14,7 +14,7 @@ import pytest
 from vitmodel import __version__, cli, config
 from vitmodel.config import ETLConfig, Size, TrainConfig, options, to_yaml
 from vitmodel.model.architecture import PRESETS
-from vitmodel.model.tiles import check_segments
+from vitmodel.model.segments import check_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,60 +11,26 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
-STAGES = {
-    "commands", "image_ETL", "pretrain", "train", "tune", "versions", "evaluate", "compare", "leave_out", "predict", "export", "serve",
-    "demo", "info",
-}  # fmt: skip
-GROUND = {"config", "errors", "utils"}
-MAY_IMPORT = {  # of ours, beside its own folder and the ground floor
-    "pixels": set(),
-    "model": set(),
-    "measure": set(),
-    "data": {"pixels"},
-    "exams": {"data", "model"},
-    "batches": {"data", "model"},
-    "learner": {"batches", "data", "model", "measure"},
-    "monitoring": {"batches", "learner", "data", "measure"},
-    "trainer": {"batches", "learner", "monitoring", "model"},
-    "fitting": {"batches", "data", "exams", "learner", "model", "monitoring", "trainer"},
-    "member": {"model", "measure"},
-    "ensemble": {"member", "model", "measure"},
-    "scoring_stream": {"data", "ensemble", "exams", "model"},
-    "scores": {"data", "ensemble", "exams", "measure", "pixels"},
-    "predictor": {"data", "ensemble", "model", "scores", "scoring_stream"},
-    "explanation": {"data", "model", "predictor", "results", "scoring_stream"},
-    "in_memory": set(),
-    "options": set(),
-    "prediction": {"results"},
-    "artifacts": {"data", "measure"},
-    "api": {
-        "artifacts",
-        "commands",
-        "data",
-        "evaluate",
-        "explanation",
-        "in_memory",
-        "model",
-        "options",
-        "prediction",
-        "predictor",
-        "results",
-    },
-    "__init__": {"api", "artifacts", "explanation", "in_memory", "measure", "model", "prediction"},
-    "results": {"pixels"},
-    "steps": set(),
-    "evaluation": {"data", "measure"},
-    "config": set(),
-    "errors": set(),
-    "utils": set(),
-    "cli": set(),
-    "__main__": {"cli"},
-}
+LAYERS = [
+    {"config", "errors", "utils"},
+    {"jobs"},
+    {"pixels", "model", "metrics"},
+    {"data"},
+    {"reports", "results", "releases", "phantoms"},
+    {"training", "scoring"},
+    {"commands"},
+    {"api", "artifacts", "options", "cli"},
+    {"__init__", "__main__", "image_ETL", "train", "predict"},
+]
+"""Packages and root modules from the lowest layer to the highest; see docs/design.md."""
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEVEL |= {"errors": -2, "utils": -1}
+"""`errors` is below everything, and `utils` below all packages."""
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def floor(path: Path) -> str:
-    """The folder or root module that a file belongs to."""
+def part_of(path: Path) -> str:
+    """Return the package or root module that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -80,22 +46,34 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_the_floors_below(path: Path) -> None:
-    ours = {name.split(".")[1] for name in imports(path) if name.startswith("vitmodel.")} - {"__version__", "__doc__"}
-    here = floor(path)
-    if here in STAGES:
-        allowed = set(MAY_IMPORT) - {"cli"} | {"pixels", "data", "model", "measure"}
-        ours -= {"cli"}  # the two lines that let a stage run as a file
-        assert not ours & STAGES, "a stage never imports a stage"
-    else:
-        allowed = MAY_IMPORT.get(here, set()) | {here}
-    assert ours <= allowed | GROUND
+def test_every_package_and_root_module_has_a_layer() -> None:
+    assert {part_of(path) for path in MODULES} == set(LEVEL)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_module_hides_another(path: Path) -> None:
-    """Running a stage as a file puts its folder first on the import path for a moment."""
+def test_a_module_imports_only_from_layers_below(path: Path) -> None:
+    here = part_of(path)
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("vitmodel.")} & set(LEVEL)
+    wrong = {name for name in ours - {here, "__init__"} if LEVEL[name] >= LEVEL[here]}
+    assert not (wrong - LAYERS[-2] if here in LAYERS[-2] else wrong)
+
+
+def test_a_command_never_imports_another_command() -> None:
+    for path in (PACKAGE / "commands").glob("*.py"):
+        others = {name.split(".")[2] for name in imports(path) if name.startswith("vitmodel.commands.")}
+        assert others <= {path.stem}, path
+
+
+def test_no_module_imports_the_script_shims() -> None:
+    shims = {f"vitmodel.{name}" for name in ("image_ETL", "train", "predict")}
+    for path in MODULES:
+        modules = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        assert not modules & shims, path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_is_named_like_a_library(path: Path) -> None:
+    """Running a script shim puts its folder first on the import path for a moment."""
     known = set(sys.stdlib_module_names) | {"torch", "numpy", "lightning", "pydicom", "cv2", "joblib", "sklearn", "wandb", "pandas"}
     assert path.stem not in known
     assert not {name for name in imports(path) if name.split(".")[0] == "torchvision"}

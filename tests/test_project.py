@@ -16,8 +16,8 @@ import yaml
 from vitmodel.config import TrainConfig
 from vitmodel.config.choices import EXPLANATIONS, LOSSES, load_choice
 from vitmodel.config.recipes import RECIPES, recipe_names, recipe_path, with_recipe_paths
-from vitmodel.data import releases
 from vitmodel.errors import UsageError
+from vitmodel.releases import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -81,9 +81,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_line(package / "config" / "choices.py", f'    "pf1": "{LOSSES["pf1"]}",', '    "hinge": "vitmodel.model.hinge:hinge",')
     last = f'    "integrated": "{EXPLANATIONS["integrated"]}",'
     add_line(package / "config" / "choices.py", last, '    "brightness": "vitmodel.model.brightness:brightness",')
-    registry = root / Path(releases.__file__).relative_to(ROOT)
-    (registry.parent / "dummy.py").write_text(ADAPTER)
-    add_line(registry, '    "vindr": adapter("vindr"),', '    "dummy": adapter("dummy"),')
+    registry_copy = root / Path(registry.__file__).relative_to(ROOT)
+    (registry_copy.parent / "dummy.py").write_text(ADAPTER)
+    add_line(registry_copy, '    "vindr": adapter("vindr"),', '    "dummy": adapter("dummy"),')
     return root
 
 
@@ -91,7 +91,7 @@ def test_a_loss_is_added_by_one_file_and_one_line(extended: Path, tmp_path: Path
     code = """
 import torch
 from vitmodel.cli import main, parse
-from vitmodel.model.losses import make_loss
+from vitmodel.training.losses import make_loss
 print(parse("train", ["manifest.csv", "run", "--loss", "hinge"]).loss)
 print(make_loss("hinge")(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])).tolist())
 try:
@@ -119,14 +119,14 @@ print("brightness" in explain.METHODS, explain.method_named("brightness").unit)
 def test_a_release_adapter_is_added_by_one_file_and_one_line(extended: Path, tmp_path: Path) -> None:
     (tmp_path / "dummy.txt").touch()
     code = f"""
-from vitmodel.data.releases import read_release
+from vitmodel.releases.registry import read_release
 print(*read_release({str(tmp_path)!r})["dataset"])
 """
     assert run_python(code, tmp_path, extended).split() == ["dummy"]
 
 
 def test_every_adapter_has_what_the_protocol_asks_for() -> None:
-    for name, adapter in releases.ADAPTERS.items():
+    for name, adapter in registry.ADAPTERS.items():
         assert isinstance(adapter.LOOKS_FOR, str), name
         assert callable(adapter.detect), name
         assert callable(adapter.read), name
@@ -231,7 +231,7 @@ def test_every_template_of_the_wheel_loads(installed: Path, tmp_path: Path) -> N
     code = """
 import pathlib, jinja2, vitmodel
 folder = pathlib.Path(vitmodel.__file__).parent
-environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder))
+environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder / "reports" / "templates"))
 names = environment.list_templates(extensions=["j2"])
 for name in names:
     environment.get_template(name)

@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from vitmodel.artifacts import Run as Run
     from vitmodel.errors import UsageError as UsageError
     from vitmodel.errors import VitmodelError as VitmodelError
-    from vitmodel.explanation import Explanation as Explanation
-    from vitmodel.in_memory import Mammogram as Mammogram
-    from vitmodel.measure.bootstrap import Interval as Interval
+    from vitmodel.metrics.bootstrap import Interval as Interval
     from vitmodel.model.architecture import ViTConfig as ViTConfig
     from vitmodel.model.vit import ViT as ViT
-    from vitmodel.prediction import Prediction as Prediction
+    from vitmodel.releases.in_memory import Mammogram as Mammogram
+    from vitmodel.scoring.explanation import Explanation as Explanation
+    from vitmodel.scoring.prediction import Prediction as Prediction
 
 __version__ = "0.1.0"
 
 _HOME = {
     "load": "vitmodel.api",
     "Model": "vitmodel.api",
-    "Prediction": "vitmodel.prediction",
-    "Mammogram": "vitmodel.in_memory",
-    "Explanation": "vitmodel.explanation",
+    "Prediction": "vitmodel.scoring.prediction",
+    "Mammogram": "vitmodel.releases.in_memory",
+    "Explanation": "vitmodel.scoring.explanation",
     "etl": "vitmodel.api",
     "Manifest": "vitmodel.artifacts",
     "train": "vitmodel.api",
     "Run": "vitmodel.artifacts",
     "evaluate": "vitmodel.api",
     "EvaluationResult": "vitmodel.artifacts",
-    "Interval": "vitmodel.measure.bootstrap",
+    "Interval": "vitmodel.metrics.bootstrap",
     "ViT": "vitmodel.model.vit",
     "ViTConfig": "vitmodel.model.architecture",
     "VitmodelError": "vitmodel.errors",

@@ -23,10 +23,10 @@ from vitmodel.options import check_names, make_config
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
 
 if TYPE_CHECKING:
-    from vitmodel.explanation import Explanation
-    from vitmodel.in_memory import Source
     from vitmodel.model.network import Network
-    from vitmodel.prediction import Prediction
+    from vitmodel.releases.in_memory import Source
+    from vitmodel.scoring.explanation import Explanation
+    from vitmodel.scoring.prediction import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Model:
     """
 
     def __init__(self, config: PredictorConfig, progress: bool = True) -> None:
-        from vitmodel.predictor import Predictor
+        from vitmodel.scoring.predictor import Predictor
 
         self.progress = progress
         self._predictor = Predictor(config)
@@ -144,7 +144,7 @@ class Model:
             2
         """
         from vitmodel.commands.predict import score_sources
-        from vitmodel.prediction import Prediction
+        from vitmodel.scoring.prediction import Prediction
 
         without_effect = [name for name in NEED_OUT if out is None and options.get(name)]
         if without_effect:
@@ -179,9 +179,9 @@ class Model:
             'attention, times the mean of the breast'
         """
         from vitmodel.commands.predict import result_writer
-        from vitmodel.data.inputs import read_inputs
-        from vitmodel.explanation import NO_GEOMETRY, Explanation, heat_map, image_of
         from vitmodel.model.explain import method_named
+        from vitmodel.releases.inputs import read_inputs
+        from vitmodel.scoring.explanation import NO_GEOMETRY, Explanation, heat_map, image_of
 
         predictor = self._predictor
         chosen = method_named(method)
@@ -204,7 +204,7 @@ class Model:
 
     def _predict_config(self, sources: Any, scratch: Path, out: Path, options: dict[str, Any]) -> PredictConfig:
         """Return the command line's configuration for these sources, those in memory written below `scratch` first."""
-        from vitmodel.in_memory import write_sources
+        from vitmodel.releases.in_memory import write_sources
 
         package_fields = [field.name for field in fields(PredictorConfig)]
         allowed = [field.name for field in fields(PredictConfig) if field.name not in (*package_fields, "source", "out")]
@@ -326,7 +326,7 @@ def evaluate(
         >>> print(report.path)
         report/report.html
     """
-    from vitmodel.evaluate import evaluate_package
+    from vitmodel.commands.evaluate import evaluate_package
 
     folders = list(_paths([packages]))
     if not folders:

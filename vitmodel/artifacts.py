@@ -14,8 +14,8 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vitmodel.measure.bootstrap import Interval
-    from vitmodel.measure.report import Report
+    from vitmodel.metrics.bootstrap import Interval
+    from vitmodel.reports.evaluation import Report
 
 
 @dataclass(frozen=True)

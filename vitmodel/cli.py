@@ -43,20 +43,20 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "synth": Verb("SynthConfig", "vitmodel.data.synthetic", "write_release", "data"),
+    "synth": Verb("SynthConfig", "vitmodel.commands.synth", "synth", "data"),
     "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data"),
-    "pretrain": Verb("PretrainConfig", "vitmodel.pretrain", "pretrain", "training"),
+    "pretrain": Verb("PretrainConfig", "vitmodel.commands.pretrain", "pretrain", "training"),
     "train": Verb("TrainConfig", "vitmodel.commands.train", "train", "training"),
-    "tune": Verb("TuneConfig", "vitmodel.tune", "tune", "training"),
-    "versions": Verb("VersionsConfig", "vitmodel.versions", "versions", "training"),
-    "evaluate": Verb("EvaluateConfig", "vitmodel.evaluate", "evaluate", "evaluation"),
-    "compare": Verb("CompareConfig", "vitmodel.compare", "compare_models", "evaluation"),
-    "leave-out": Verb("LeaveOutConfig", "vitmodel.leave_out", "leave_each_out", "evaluation"),
+    "tune": Verb("TuneConfig", "vitmodel.commands.tune", "tune", "training"),
+    "versions": Verb("VersionsConfig", "vitmodel.commands.versions", "versions", "training"),
+    "evaluate": Verb("EvaluateConfig", "vitmodel.commands.evaluate", "evaluate", "evaluation"),
+    "compare": Verb("CompareConfig", "vitmodel.commands.compare", "compare_models", "evaluation"),
+    "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_each_out", "evaluation"),
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
-    "serve": Verb("ServeConfig", "vitmodel.serve", "serve", "prediction"),
-    "export": Verb("ExportConfig", "vitmodel.export", "export", "prediction"),
-    "demo": Verb("DemoConfig", "vitmodel.demo", "demo", "other"),
-    "info": Verb("InfoConfig", "vitmodel.info", "info", "other"),
+    "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
+    "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
+    "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
+    "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
 }
 WIDTH = 100
 """Largest number of columns of --help."""

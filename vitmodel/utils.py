@@ -53,17 +53,6 @@ def write_atomic(path: Path | str, content: str | bytes) -> None:
         temporary.write_bytes(data)
 
 
-def render_page(template: str, **values: Any) -> str:
-    """The HTML page that a template of this package makes of `values`, such as data/etl_report.html.j2; it extends page.html.j2."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(warning=NOT_A_MEDICAL_DEVICE, **values)
-
-
 def to_json(value: Any) -> str:
     """`value` as indented JSON; NaN and infinities, which JSON lacks, become null."""
 

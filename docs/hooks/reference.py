@@ -36,7 +36,7 @@ API_MODULES = (
     "vitmodel.model.architecture",
     "vitmodel.model.weights",
     "vitmodel.model.package",
-    "vitmodel.predictor",
+    "vitmodel.scoring.predictor",
     "vitmodel.image_ETL",
     "vitmodel.train",
     "vitmodel.evaluate",

@@ -1,1 +1,1 @@
-"""One module per verb of the command line."""
+"""The commands of `vitmodel`, one module per verb. A command never imports another command."""

@@ -13,16 +13,16 @@ import pandas as pd
 from vitmodel import pixels
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.cropping import Record, Source, crop_source, refused
-from vitmodel.data.etl_report import write_etl_report
-from vitmodel.data.journal import JOURNAL, Journal, exclusive, state
 from vitmodel.data.manifest import as_manifest, write_manifest
-from vitmodel.data.parallel import parallel_map
-from vitmodel.data.releases import read_release
-from vitmodel.data.source import file_name
 from vitmodel.errors import ImageRefusedError
+from vitmodel.jobs.journal import JOURNAL, Journal, exclusive, state
+from vitmodel.jobs.parallel import parallel_map
 from vitmodel.pixels.decoding import KEEP_LOCK
-from vitmodel.pixels.image import open_image
+from vitmodel.pixels.open import open_image
 from vitmodel.pixels.transcoding import transcode
+from vitmodel.releases.files import file_name
+from vitmodel.releases.registry import read_release
+from vitmodel.reports.etl import write_etl_report
 from vitmodel.utils import keep_freed_memory, write_atomic
 
 MANY, FEW = 500, 30

@@ -12,19 +12,19 @@ import pandas as pd
 
 from vitmodel import __version__
 from vitmodel.config import PredictConfig
-from vitmodel.data.inputs import read_inputs
-from vitmodel.data.journal import JOURNAL, Journal, exclusive, state
 from vitmodel.data.manifest import breast_ids
 from vitmodel.data.rows import Row
 from vitmodel.errors import ImageRefusedError, VitmodelError
-from vitmodel.explanation import NO_GEOMETRY, heat_map, image_of
+from vitmodel.jobs.journal import JOURNAL, Journal, exclusive, state
 from vitmodel.model.explain import method_named
-from vitmodel.predictor import Predictor
+from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.evidence import Software
 from vitmodel.results.image_results import ResultWriter
-from vitmodel.results.tables import write_scores
-from vitmodel.scores import ScoreTables, fallback_messages, recropping_messages
-from vitmodel.scoring_stream import ScoredImage, ScoringRows
+from vitmodel.results.score_files import write_scores
+from vitmodel.scoring.explanation import NO_GEOMETRY, heat_map, image_of
+from vitmodel.scoring.predictor import Predictor
+from vitmodel.scoring.stream import ScoredImage, ScoringRows
+from vitmodel.scoring.tables import ScoreTables, fallback_messages, recropping_messages
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, seed_from
 
 SHOWN = 20  # refused images named on the screen

@@ -14,20 +14,20 @@ from scipy.special import expit
 
 from vitmodel.config import Preprocessing, TrainConfig, to_yaml
 from vitmodel.data.fingerprint import Fingerprint, fingerprint
-from vitmodel.data.journal import exclusive
 from vitmodel.data.manifest import breast_ids, write_manifest
-from vitmodel.data.panel import tile
 from vitmodel.data.samplers import Draw
 from vitmodel.data.splits import write_splits
-from vitmodel.fitting import LABEL, check_sizes, common_preprocessing, images_of, labelled_crops, network_of, train_on
-from vitmodel.learner import History
-from vitmodel.measure import calibration
-from vitmodel.measure.metrics import measure
-from vitmodel.measure.sample import Sample, to_logit
-from vitmodel.measure.threshold import choose_threshold, purpose
+from vitmodel.jobs.journal import exclusive
+from vitmodel.metrics import calibration
+from vitmodel.metrics.metrics import measure
+from vitmodel.metrics.scored_units import Sample, to_logit
+from vitmodel.metrics.threshold import choose_threshold, purpose
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
-from vitmodel.trainer import STARTED, is_first, start_or_resume, system
+from vitmodel.reports.panel import tile
+from vitmodel.training.fit import LABEL, check_sizes, common_preprocessing, images_of, labelled_crops, network_of, train_on
+from vitmodel.training.module import History
+from vitmodel.training.trainer import STARTED, is_first, start_or_resume, system
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path, write_atomic
 
 AGGREGATE = "mean_logit"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitmodel.errors import UsageError
 
 LOSSES: dict[str, str] = {
-    "bce": "vitmodel.model.losses:bce",
-    "focal": "vitmodel.model.losses:focal",
-    "pf1": "vitmodel.model.losses:pf1",
+    "bce": "vitmodel.training.losses:bce",
+    "focal": "vitmodel.training.losses:focal",
+    "pf1": "vitmodel.training.losses:pf1",
 }
-"""A loss is built by `function(smoothing=...)`, which returns a `vitmodel.model.losses.Loss`."""
+"""A loss is built by `function(smoothing=...)`, which returns a `vitmodel.training.losses.Loss`."""
 
 EXPLANATIONS: dict[str, str] = {
     "rollout": "vitmodel.model.explain:rollout",

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from vitmodel.config.choices import EXPLANATIONS, load_choice
 from vitmodel.errors import UsageError
-from vitmodel.model import packing
+from vitmodel.model import packed_attention
 from vitmodel.model.network import Network
-from vitmodel.model.packs import Pack
+from vitmodel.model.packed_batch import Pack
 from vitmodel.model.vit import ROWS, Layout
 
 METHODS = tuple(EXPLANATIONS)
@@ -204,7 +204,7 @@ def smoothed(pixels: Tensor, patch: int) -> Tensor:
 
 def _inputs(model: Network, image: Pack) -> tuple[list[Tensor], Tensor]:
     """What each block takes and what the last one gives: 1 T D each."""
-    tokens, inputs, layout = packing.embed(model.trunk, image), [], model.layout(image)
+    tokens, inputs, layout = packed_attention.embed(model.trunk, image), [], model.layout(image)
     for number in range(len(model.trunk.blocks)):
         inputs.append(tokens)
         tokens = _step(model, number, tokens, layout)
@@ -231,7 +231,7 @@ def logits_of(model: Network, image: Pack) -> Callable[[Tensor], Tensor]:
         alike = dataclasses.replace(
             image, names=image.names * len(pixels), images=tuple(pixels), kept=image.kept * len(pixels), about=image.about * len(pixels)
         )
-        return model.trunk.head(packing.features(model.trunk, alike, model.layout(alike)))[:, 0]
+        return model.trunk.head(packed_attention.features(model.trunk, alike, model.layout(alike)))[:, 0]
 
     return of
 

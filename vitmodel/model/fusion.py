@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import NetworkConfig, SourcesConfig, ViTConfig
-from vitmodel.model.packing import Segments
-from vitmodel.model.packs import About, grouped
+from vitmodel.model.packed_attention import Segments
+from vitmodel.model.packed_batch import About, grouped
 from vitmodel.model.vit import Block, draw_matrices
 
 

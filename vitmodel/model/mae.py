@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitmodel.model.packing import Segments, embed
-from vitmodel.model.packs import Pack
+from vitmodel.model.packed_attention import Segments, embed
+from vitmodel.model.packed_batch import Pack
 from vitmodel.model.vit import Block, ViT, patchify, resize_positions
 
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitmodel.model import packing
+from vitmodel.model import packed_attention
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.fusion import ExamFusion, SourcedSegments, Sources, any_of, breasts
-from vitmodel.model.packing import Segments
-from vitmodel.model.packs import About, Pack, grouped
-from vitmodel.model.tiles import Reading, Segmenter
+from vitmodel.model.packed_attention import Segments
+from vitmodel.model.packed_batch import About, Pack, grouped
+from vitmodel.model.segments import Reading, Segmenter
 from vitmodel.model.vit import ViT
 
 TRUNK = "trunk."
@@ -49,7 +49,7 @@ class Network(nn.Module):
 
     def features(self, pack: Pack) -> Tensor:
         """What the heads read of each image, as if it were alone: I D."""
-        return self.look(pack).features if self.segments else packing.features(self.trunk, pack, self.layout(pack))
+        return self.look(pack).features if self.segments else packed_attention.features(self.trunk, pack, self.layout(pack))
 
     def look(self, pack: Pack, lesions: Sequence[Tensor] = ()) -> Reading:
         """What is seen of images in segments; while it trains, `lesions` (K 4 for each image, pixels) are among what is looked at."""
@@ -58,7 +58,7 @@ class Network(nn.Module):
 
     def encode(self, pack: Pack) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What the trunk makes of each part, the first logit that its head reads off that, and each part's encoded patches: I D, I, N D."""
-        tokens, prefix = packing.encode(self.trunk, pack, self.layout(pack)), self.config.vit.prefix
+        tokens, prefix = packed_attention.encode(self.trunk, pack, self.layout(pack)), self.config.vit.prefix
         summaries = torch.cat([self.trunk.pool(part) for part in tokens])
         return summaries, self.trunk.head(summaries)[:, 0], [part[0, prefix:] for part in tokens]
 

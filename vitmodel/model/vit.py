@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import ViTConfig, grid_of
-from vitmodel.model.arithmetic import linear
+from vitmodel.model.device import linear
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import PRESETS, ViTConfig
-from vitmodel.model.formats import FOLDER_FILES, read_tensors, to_timm
 from vitmodel.model.vit import ViT, resize_positions
+from vitmodel.model.weight_files import FOLDER_FILES, read_tensors, to_timm
 
 Tensors = dict[str, Tensor]
 ACTIONS = ("loaded", "resized", "folded", "dropped", "fresh")

@@ -9,7 +9,7 @@ from pydicom import Dataset, uid
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.decoding import Layout
-from vitmodel.pixels.image import Header
+from vitmodel.pixels.header import Header
 from vitmodel.pixels.tags import Tags
 from vitmodel.pixels.verdict import REFUSED, Remark
 from vitmodel.pixels.voi import ForProcessing

@@ -16,7 +16,8 @@ import numpy as np
 from vitmodel.config import Preprocessing, Size
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import Breast, find_breast
-from vitmodel.pixels.image import Header, ImageFile, open_image
+from vitmodel.pixels.header import Header, ImageFile
+from vitmodel.pixels.open import open_image
 from vitmodel.pixels.verdict import Remark
 
 OVERVIEW = 512  # longest side in pixels of the view in which the breast is looked for

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.decoding import MAX_PIXELS, jpeg_header
-from vitmodel.pixels.image import Header
+from vitmodel.pixels.header import Header
 from vitmodel.pixels.verdict import Remark
 
 HEAD_BYTES = 1 << 20

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from vitmodel.config import Preprocessing
-from vitmodel.pixels.image import open_image
+from vitmodel.pixels.open import open_image
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 

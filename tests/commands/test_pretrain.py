@@ -1,0 +1,94 @@
+"""Pretraining writes a package that training accepts and prediction refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vitmodel.cli import main
+from vitmodel.config import Size
+from vitmodel.data.manifest import read_manifest
+from vitmodel.data.samplers import Draw
+from vitmodel.metrics.metrics import Ranking
+from vitmodel.metrics.scored_units import Sample
+from vitmodel.model.package import load_package
+from vitmodel.phantoms.dataset import PhantomDataset, crop_phantom, draw_phantom
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["--model", "vit_micro", "--epochs", "2", "--batch-size", "8", "--workers", "0", "--wandb", "off"]
+
+
+@pytest.mark.parametrize("task", ["painting", "finding"])
+def test_a_pretrained_package_starts_a_training_but_gives_no_scores(
+    task: str, crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "pretrained"
+    extra = ["--manifest", str(crops / "manifest.csv")] if task == "painting" else ["--size", "64x32", "--phantoms", "16"]
+    assert main(["pretrain", str(run), *SHORT, *extra]) == 0
+    history = load_package(run / "package")[1]["history"]
+    assert [epoch for epoch, _ in history["train/loss"]] == [0, 1]
+    assert ("val/auroc" in history) == (task == "finding")
+    assert main(["info", str(run / "package")]) == 0
+    arguments = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags, "--model", "vit_micro", "--epochs", "1"]
+    assert main([*arguments, "--weights", str(run / "package")]) == 0
+    started = capsys.readouterr().out
+    assert "loaded" in started
+    assert "dropped  head.bias" in started
+    assert "fresh    head.bias" in started, "it starts at the prior, not at that of another task"
+    assert main(["predict", str(run / "package"), str(crops / "manifest.csv"), str(tmp_path / "scores")]) == 2
+    assert "--weights" in capsys.readouterr().err
+
+
+def test_painting_does_not_read_held_out_patients(crops: Path, tmp_path: Path) -> None:
+    """Crops of val and test are not read: without their files the pretraining is the same."""
+    from vitmodel.data.manifest import usable, write_manifest
+    from vitmodel.data.splits import assign_splits
+
+    table = assign_splits(usable(read_manifest(crops / "manifest.csv")), {"train": 0.5, "test": 0.5})
+    write_manifest(table, tmp_path / "whole.csv")
+    held_out = table["split"] == "test"
+    write_manifest(table.assign(path=table["path"].where(~held_out, table["path"] + ".gone")), tmp_path / "gone.csv")
+    for name in ("whole", "gone"):
+        arguments = [str(tmp_path / name), *SHORT, "--epochs", "1", "--manifest", str(tmp_path / f"{name}.csv")]
+        assert main(["pretrain", *arguments]) == 0
+    first, second = (load_file(tmp_path / name / "package" / "model.safetensors") for name in ("whole", "gone"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes_paint_like_one(crops: Path, tmp_path: Path) -> None:
+    """The head, which paints nothing, gets no gradient from either. They hide other patches than one process does."""
+    command = ["pretrain", str(tmp_path / "run"), *SHORT, "--manifest", str(crops / "manifest.csv"), "--device", "cpu", "--devices", "2"]
+    done = subprocess.run([sys.executable, "-m", "vitmodel.cli", *command], capture_output=True, text=True, timeout=400, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(["pretrain", str(tmp_path / "one"), *SHORT, "--manifest", str(crops / "manifest.csv")]) == 0
+    one, two = (load_package(tmp_path / run / "package")[1]["history"]["train/loss"] for run in ("one", "run"))
+    assert np.array(one) == pytest.approx(np.array(two), abs=0.05)
+
+
+def test_brightness_of_phantoms_does_not_predict_their_label() -> None:
+    """No simple figure of the pixels tells the label: its AUROC is within 4 standard errors of chance."""
+    size, count = Size(64, 32), 120
+    crops = [crop_phantom(draw_phantom(seed, bool(seed % 2), 0.5, Size(96, 64)), size) for seed in range(count)]
+    labels = np.arange(count) % 2
+    for figure in (lambda x: np.percentile(x, 99), np.mean, np.std):
+        values = np.array([figure(crop[crop > 0] / 255.0) for crop in crops])
+        auroc = Ranking(Sample(labels, values, np.arange(count)), 0.5).values()["auroc"]
+        assert abs(auroc - 0.5) < 4 * np.sqrt(1 / (12 * count / 2))
+
+
+def test_phantoms_differ_and_are_reproducible() -> None:
+    images = PhantomDataset(4, Size(64, 32), 0.5, None)
+    first, second, again = images[Draw(0, 1)], images[Draw(0, 2)], images[Draw(0, 1)]
+    assert torch.equal(first.image, again.image)
+    assert not torch.equal(first.image, second.image)
+    assert first.label == second.label
+    assert not torch.equal(images[Draw(0, 0)].image, images[Draw(2, 0)].image), "in order, too"
+    assert (first.image == 0).any()
+    assert first.image.shape == (1, 64, 32)

@@ -1,0 +1,119 @@
+"""A search resumes, prunes bad trials and writes its best recipe; the sweep file's flags are valid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from vitmodel.cli import main, parse
+from vitmodel.commands.tune import Pruner, suggest
+from vitmodel.config import TuneConfig
+from vitmodel.training.module import Learner
+
+optuna = pytest.importorskip("optuna")
+
+SWEEP = Path(__file__).resolve().parents[2] / "examples" / "sweep.yaml"
+SHORT = [
+    *("--model", "vit_micro", "--epochs", "1", "--batch-size", "16", "--val", "0.25", "--test", "0.25"),
+    *("--workers", "0", "--wandb", "off"),
+]
+
+
+def test_a_search_resumes_and_writes_its_best_recipe(crops: Path, tmp_path: Path) -> None:
+    run = tmp_path / "study"
+    command = ["tune", str(crops / "manifest.csv"), str(run), *SHORT]
+    assert main([*command, "--trials", "1"]) == 0
+    assert main([*command, "--trials", "2", "--resume"]) == 0
+    study = optuna.load_study(study_name="vitmodel", storage=f"sqlite:///{run / 'study.db'}")
+    killed = study.ask()  # as a kill leaves it
+    killed.suggest_float("lr", 3e-5, 3e-3, log=True)
+    assert main([*command, "--trials", "3", "--resume"]) == 0
+    trials = pd.read_csv(run / "trials.csv")
+    assert list(trials["state"].value_counts().loc[["COMPLETE", "FAIL"]]) == [3, 1]
+    assert trials["params_lr"].nunique() == 3, "a search that goes on does not draw its first trials again"
+    again = trials[trials["state"] == "COMPLETE"].iloc[-1]
+    assert again["params_lr"] == pytest.approx(killed.params["lr"]), "what was killed is tried again"
+    assert "| lr |" in (run / "report.md").read_text()
+    best = parse("train", ["--config", str(run / "best.yaml")])
+    assert best.lr == pytest.approx(trials.loc[trials["value"].idxmax(), "params_lr"])
+
+
+def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None:
+    around = ["--fusion", "--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20"]
+    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--trials", "1"]) == 0
+    best = parse("train", ["--config", str(tmp_path / "study" / "best.yaml")])
+    assert best.fusion
+    assert best.segments == 32
+
+
+@pytest.mark.parametrize("weights", [None, Path("dinov2_vits14.safetensors")])
+def test_the_search_space_contains_the_default_recipe(weights: Path | None) -> None:
+    """From scratch and from weights, which want other learning rates; so does the sweep file."""
+    trial, config = optuna.create_study().ask(), TuneConfig(manifest=Path(), run=Path(), weights=weights)
+    suggest(trial, config)
+    sweep = yaml.safe_load(SWEEP.read_text())["parameters"]
+    for name, searched in trial.distributions.items():
+        own = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
+        assert searched._contains(searched.to_internal_repr(own)), name
+        assert own in sweep[name]["values"] if "values" in sweep[name] else sweep[name]["min"] <= own <= sweep[name]["max"], name
+    assert trial.distributions["lr"].low < config.lr < trial.distributions["lr"].high
+
+
+@pytest.mark.parametrize(("flag", "count"), [("--devices", "2"), ("--folds", "5")])
+def test_a_search_on_several_devices_or_folds_is_refused(flag: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "manifest.csv", "run", flag, count]) == 2
+    assert flag.removeprefix("--") in capsys.readouterr().err
+
+
+def test_a_trial_below_the_threshold_is_pruned() -> None:
+    from lightning.pytorch import Trainer
+
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer.callback_metrics["val/auroc"] = 0.4
+    with pytest.raises(optuna.TrialPruned):
+        Pruner(study.ask(), "val/auroc").on_validation_end(trainer, None)
+
+
+def test_a_diverging_trial_is_pruned_and_the_search_continues(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search goes on."""
+    losses, seen = Learner._losses, []  # learners; the first one breaks
+
+    def poisoned(self: Learner, stage: str, *more) -> torch.Tensor:
+        if self not in seen:
+            seen.append(self)
+        return losses(self, stage, *more) * (torch.nan if self is seen[0] and stage == "train" else 1)
+
+    monkeypatch.setattr(Learner, "_losses", poisoned)
+    run = tmp_path / "study"
+    assert main(["tune", str(crops / "manifest.csv"), str(run), *SHORT, "--nonfinite", "1", "--trials", "2"]) == 0
+    assert list(pd.read_csv(run / "trials.csv")["state"]) == ["PRUNED", "COMPLETE"]
+
+
+def test_the_command_of_the_sweep_file_parses_as_a_training(tmp_path: Path) -> None:
+    """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
+    sweep = yaml.safe_load(SWEEP.read_text())
+    values = {name: options["values"][0] if "values" in options else options["max"] for name, options in sweep["parameters"].items()}
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    command = [part for each in sweep["command"] for part in (flags if each == "${args}" else [each])]
+    stand_in = tmp_path / "vitmodel"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WANDB_RUN_ID": "abc"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    verb, *arguments = done.stdout.splitlines()
+    assert verb == "train"
+    settings = parse("train", arguments)
+    assert str(settings.run) == "runs/abc"
+    for name, value in values.items():
+        found = settings
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert found == value
+    assert sweep["metric"]["name"] == "val/auroc"

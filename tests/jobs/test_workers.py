@@ -1,0 +1,86 @@
+"""A worker process that dies, hangs or raises loses only its own item; none outlives its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vitmodel.errors import VitmodelError
+from vitmodel.jobs.parallel import parallel_map
+from vitmodel.jobs.workers import own_process
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def work(item: int) -> int:
+    if item == 3:
+        ctypes.string_at(0)  # a segmentation fault
+    if item == 5:
+        os._exit(7)
+    return item * item
+
+
+def lost(item: int, sentence: str) -> str:
+    return f"{item}: {sentence}"
+
+
+def test_a_crash_loses_only_its_item() -> None:
+    results = list(parallel_map(work, range(9), "test", jobs=2, backend="processes", lost=lost))  # type: ignore[arg-type]
+    assert results[3] == "3: its process died of SIGSEGV"
+    assert results[5] == "5: its process died of exit 7"
+    assert [results[item] for item in (0, 1, 2, 4, 6, 7, 8)] == [0, 1, 4, 16, 36, 49, 64]
+
+
+def test_a_crash_without_a_substitute_is_an_error() -> None:
+    with pytest.raises(VitmodelError, match="SIGSEGV"):
+        list(parallel_map(work, range(9), "test", jobs=2, backend="processes"))
+
+
+def test_a_worker_process_that_cannot_start_is_an_error(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"  # each process that it starts runs it again
+    script.write_text("from vitmodel.jobs.workers import own_process\nwith own_process(int, print) as call: call('7')")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert "VitmodelError: a worker process cannot start" in run.stderr
+    assert not run.stdout
+
+
+def test_a_hang_ends_at_the_limit() -> None:
+    with own_process(time.sleep, lost, time_limit=3) as call:  # type: ignore[arg-type]
+        assert call(0) is None
+        assert call(60) == "60: it took more than 3 s and was ended"
+        assert call(0) is None
+
+
+def test_an_exception_comes_back_and_the_worker_goes_on() -> None:
+    with own_process(int, lost) as call:  # type: ignore[arg-type]
+        assert call("7") == 7
+        with pytest.raises(ValueError, match="seven"):
+            call("seven")
+        assert call("8") == 8
+
+
+def test_no_worker_outlives_a_killed_parent() -> None:
+    """It would go on to write into a folder whose lock died with the parent."""
+    code = """
+import os, signal, time
+from vitmodel.jobs.workers import own_process
+with own_process(time.sleep, print) as call:
+    call(0)
+    print(*[child.pid for child in __import__("multiprocessing").active_children()], flush=True)
+    signal.alarm(1)
+    call(60)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    worker = int(run.stdout)
+    assert run.returncode < 0
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{worker}"):
+        time.sleep(0.02)
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)

@@ -1,0 +1,470 @@
+"""Every published format loads into the same function, misfits are refused by name, and packages survive what may befall them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitmodel.config import SegmentsConfig, Size, TrainConfig
+from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.model import package
+from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
+from vitmodel.model.network import Network
+from vitmodel.model.package import load_package, save_package
+from vitmodel.model.vit import ViT, resize_positions
+from vitmodel.model.weights import HALF, IMAGENET, Normalisation, fit_weights, load_weights
+from vitmodel.training.fit import build_model
+
+CONFIG = ViTConfig(image_size=Size(64, 64), dim=32, depth=2, heads=2, classes=1, pool="cls")
+Tensors = dict[str, Tensor]
+
+
+def rgb_model(seed: int = 0, **options: Any) -> ViT:
+    """The model as its authors have it: three channels, an input that they normalise, many classes."""
+    torch.manual_seed(seed)
+    model = ViT(replace(CONFIG, channels=3, classes=21, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def timm_state(model: ViT) -> Tensors:
+    """As timm stores it: the class token and a square grid of positions in one sequence."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    positions = 0.1 * torch.randn(1, 1, model.config.dim)
+    state["cls_token"] -= positions
+    state["pos_embed"] = torch.cat([positions, state["pos_embed"].flatten(1, 2)], dim=1)
+    return state
+
+
+def hugging_face_state(model: ViT, version_5: bool) -> Tensors:
+    """As transformers 5 names it in memory (`vit.layers.0...`) or as it has always been on disk (`vit.encoder.layer.0...`)."""
+    config = model.config
+    names_itself = transformers.ViTForImageClassification(transformers.ViTConfig(  # type: ignore[call-arg]
+        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=config.hidden,
+        image_size=64, patch_size=16, num_labels=config.classes))  # fmt: skip
+    layer, theirs = ("layers", "attention.{}_proj") if version_5 else ("encoder.layer", "attention.attention.{}")
+    names = {"attn.proj": "attention.o_proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    if not version_5:
+        names = {"attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    names |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+    state = {}
+    for name, tensor in timm_state(model).items():
+        if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(.*)", name):
+            for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                state[f"vit.{layer}.{match[1]}.{theirs.format(part[0] if version_5 else part)}.{match[2]}"] = third.clone()
+        elif match := re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name):
+            state[f"vit.{layer}.{match[1]}.{names[match[2]]}.{match[3]}"] = tensor
+        elif name.startswith("head."):
+            state[name.replace("head", "classifier")] = tensor
+        else:
+            name = name.replace("patch_embed.proj", "patch_embeddings.projection").replace("pos_embed", "position_embeddings")
+            state["vit." + (name.replace("norm", "layernorm") if name.startswith("norm") else f"embeddings.{name}")] = tensor
+    if version_5:
+        assert state.keys() == names_itself.state_dict().keys()
+    return state
+
+
+def google_arrays(model: ViT) -> dict[str, np.ndarray]:
+    """As Google's JAX code stores it, with the representation layer of in21k."""
+    dim, heads = model.config.dim, model.config.heads
+    arrays: dict[str, Tensor] = {"pre_logits/kernel": torch.randn(dim, dim), "pre_logits/bias": torch.randn(dim)}
+    top = {"cls_token": "cls", "pos_embed": "Transformer/posembed_input/pos_embedding", "norm.weight": "Transformer/encoder_norm/scale",
+           "norm.bias": "Transformer/encoder_norm/bias", "head.bias": "head/bias", "patch_embed.proj.bias": "embedding/bias"}  # fmt: skip
+    inner = {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2", "mlp.fc1": "MlpBlock_3/Dense_0", "mlp.fc2": "MlpBlock_3/Dense_1"}
+    for name, tensor in timm_state(model).items():
+        if name in top:
+            arrays[top[name]] = tensor
+        elif name == "patch_embed.proj.weight":
+            arrays["embedding/kernel"] = tensor.permute(2, 3, 1, 0)
+        elif name == "head.weight":
+            arrays["head/kernel"] = tensor.T
+        else:
+            block, part, leaf = re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name).groups()  # type: ignore[union-attr]
+            where = f"Transformer/encoderblock_{block}/"
+            attention = where + "MultiHeadDotProductAttention_1/"
+            if part == "attn.qkv":
+                for which, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                    shaped = third.T.reshape(dim, heads, -1) if leaf == "weight" else third.reshape(heads, -1)
+                    arrays[f"{attention}{which}/{'kernel' if leaf == 'weight' else 'bias'}"] = shaped
+            elif part == "attn.proj":
+                arrays[f"{attention}out/{'kernel' if leaf == 'weight' else 'bias'}"] = (
+                    tensor.T.reshape(heads, -1, dim) if leaf == "weight" else tensor
+                )
+            else:
+                kind = "bias" if leaf == "bias" else "scale" if "norm" in part else "kernel"
+                arrays[f"{where}{inner[part]}/{kind}"] = tensor.T if kind == "kernel" else tensor
+    return {name: tensor.contiguous().numpy() for name, tensor in arrays.items()}
+
+
+def write(folder: Path, kind: str, model: ViT) -> Path:
+    """`model` as a file of `kind`."""
+    state = timm_state(model)
+    headless = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    if kind == "timm augreg .pth":
+        torch.save(state, path := folder / "augreg.pth")
+    elif kind == "timm in21k_ft_in1k .safetensors":
+        save_file(state, path := folder / "in21k_ft_in1k.safetensors")
+    elif kind == "jx in21k with pre_logits":
+        torch.save(state | {"pre_logits.fc.weight": torch.randn(32, 32), "pre_logits.fc.bias": torch.randn(32)},
+                   path := folder / "jx_vit_base_patch16_224_in21k-e5005f0a.pth")  # fmt: skip
+    elif kind == "DINO teacher":
+        teacher = {f"backbone.{name}": tensor for name, tensor in headless.items()} | {"head.mlp.0.weight": torch.randn(4, 32)}
+        torch.save({"teacher": teacher, "student": {}, "epoch": 3}, path := folder / "dino.pth")
+    elif kind == "MAE":
+        decoder = {name: torch.randn(1, 1, 16) for name in ("mask_token", "decoder_embed.weight", "decoder_blocks.0.norm1.bias")}
+        torch.save({"model": headless | decoder}, path := folder / "mae_pretrain.pth")
+    elif kind.startswith("Hugging Face"):
+        save_file(hugging_face_state(model, version_5="5" in kind), path := folder / "model.safetensors")
+    elif kind == "Google .npz":
+        arrays: dict[str, Any] = google_arrays(model)
+        np.savez(path := folder / "B_16.npz", **arrays)
+    else:
+        raise AssertionError(kind)
+    return path
+
+
+KINDS = {
+    "timm augreg .pth": HALF,
+    "timm in21k_ft_in1k .safetensors": HALF,
+    "jx in21k with pre_logits": HALF,
+    "DINO teacher": IMAGENET,
+    "MAE": IMAGENET,
+    "Hugging Face on disk": HALF,
+    "Hugging Face 5 in memory": HALF,
+    "Google .npz": HALF,
+}
+
+
+@torch.no_grad()
+def tokens_of_rgb(model: ViT, grey: Tensor, normalisation: Normalisation) -> Tensor:
+    """What the authors' model makes of a grey image replicated to three channels and normalised."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+    return model.encode(model.embed((grey.expand(-1, 3, -1, -1) - mean) / std))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_grey_image_gives_the_tokens_of_its_rgb_copy(kind: str, tmp_path: Path) -> None:
+    original = rgb_model()
+    weights = load_weights(write(tmp_path, kind, original))
+    assert weights.normalisation == KINDS[kind]
+    model = ViT(CONFIG).eval()
+    report = fit_weights(model, weights)
+    grey = torch.rand(2, 1, 64, 64)
+    assert (model.encode(model.embed(grey)) - tokens_of_rgb(original, grey, KINDS[kind])).abs().max() <= 1e-5
+    assert report.names("folded") == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
+    assert report.names("fresh") == ["head.weight", "head.bias"]
+    assert not report.names("resized")
+    assert ("pre_logits" in " ".join(report.names("dropped"))) == (kind in ("jx in21k with pre_logits", "Google .npz"))
+
+
+@pytest.mark.parametrize("prefixed", ["no position (timm)", "position of the class token (Meta)", "positions of all prefix tokens"])
+@torch.no_grad()
+def test_dinov2_with_registers_and_layer_scale(prefixed: str, tmp_path: Path) -> None:
+    original = rgb_model(registers=4, layer_scale=0.5)
+    state = {name: tensor.clone() for name, tensor in original.state_dict().items()}
+    positions = 0.1 * torch.randn(1, {"n": 0, "p": 1}[prefixed[0]] + 4 * ("all" in prefixed), 32)
+    state["cls_token"] -= positions[:, :1].sum(dim=1, keepdim=True)
+    state["reg_token"] -= positions[:, 1:] if "all" in prefixed else 0.0
+    state["pos_embed"] = torch.cat([positions, state["pos_embed"].flatten(1, 2)], dim=1)
+    if "Meta" in prefixed:
+        state["register_tokens"] = state.pop("reg_token")
+    torch.save(state | {"mask_token": torch.zeros(1, 32)}, tmp_path / "dinov2_reg4.pth")
+    model = ViT(replace(CONFIG, registers=4, layer_scale=1e-5)).eval()
+    fit_weights(model, load_weights(tmp_path / "dinov2_reg4.pth"))
+    grey = torch.rand(2, 1, 64, 64)
+    assert (model.encode(model.embed(grey)) - tokens_of_rgb(original, grey, IMAGENET)).abs().max() <= 1e-5
+    with pytest.raises(UsageError, match=r"ls1.gamma.*set layer_scale"):
+        fit_weights(ViT(replace(CONFIG, registers=4)), load_weights(tmp_path / "dinov2_reg4.pth"))
+    with pytest.raises(UsageError, match="set registers to 4"):
+        fit_weights(ViT(replace(CONFIG, layer_scale=1.0)), load_weights(tmp_path / "dinov2_reg4.pth"))
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-12])  # ours, and transformers' own
+@torch.no_grad()
+def test_what_transformers_writes_loads_as_is_stated_beside_it(eps: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    peer = transformers.ViTForImageClassification(transformers.ViTConfig(  # type: ignore[call-arg]
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=64, num_labels=7,
+        layer_norm_eps=eps)).eval()  # fmt: skip
+    peer.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
+    weights = load_weights(tmp_path)
+    assert weights.normalisation == Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert load_weights(tmp_path, HALF).normalisation == HALF
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(VitmodelError, match=r"preprocessor_config.json: broken"):
+        load_weights(tmp_path)
+    with pytest.raises(UsageError, match="layer norms"):
+        fit_weights(ViT(replace(CONFIG, classes=7, eps=1e-5)), weights)
+    model = ViT(replace(CONFIG, classes=7, eps=weights.eps)).eval()
+    assert "head.weight" in fit_weights(model, weights).names("loaded")
+    grey = torch.rand(2, 1, 64, 64)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in weights.normalisation)
+    assert (model(grey) - peer((grey.expand(-1, 3, -1, -1) - mean) / std).logits).abs().max() <= 1e-5
+
+
+def test_what_stands_beside_weights_decides_whether_they_fit(tmp_path: Path) -> None:
+    timm = tmp_path / "dino-vits16"
+    timm.mkdir()
+    save_file(timm_state(rgb_model()), timm / "model.safetensors")
+    assert load_weights(timm).normalisation == IMAGENET  # by the folder's name
+    (timm / "config.json").write_text(
+        '{"architecture": "vit_small_patch16_224", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}'
+    )
+    assert load_weights(timm).normalisation.mean == (0.1, 0.2, 0.3)
+    (timm / "config.json").write_text('{"hidden_act": "relu"}')
+    with pytest.raises(UsageError, match="relu"):
+        load_weights(timm)
+    networks = [Network(NetworkConfig(vit=replace(CONFIG, eps=1e-12))) for _ in range(2)]
+    save_package(tmp_path / "one", networks[0], {}, "card")
+    assert load_weights(tmp_path / "one").eps == 1e-12
+    save_package(tmp_path / "folds", networks, {}, "card")
+    with pytest.raises(UsageError, match=r"2 models, of folds.*fold_0"):
+        load_weights(tmp_path / "folds")
+
+
+def test_training_builds_the_network_as_its_weights_say(tmp_path: Path) -> None:
+    """So that the package that comes of it computes as the weights did."""
+    micro = replace(PRESETS["vit_micro"], image_size=Size(64, 32))
+    save_package(tmp_path / "given", Network(NetworkConfig(vit=replace(micro, eps=1e-12))), {}, "card")
+    config = TrainConfig(manifest=tmp_path, run=tmp_path, model="vit_micro", weights=tmp_path / "given")
+    model = build_model(config, NetworkConfig(vit=micro), pd.DataFrame({"cancer": [0.0, 1.0]}))
+    assert model.config.vit.eps == model.trunk.config.eps == 1e-12
+
+
+def test_published_weights_start_the_trunk_and_what_stands_around_it_is_fresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = timm_state(ViT(replace(PRESETS["vit_micro"], channels=3)))
+    save_file(published, tmp_path / "vit.safetensors")
+    config = TrainConfig(manifest=tmp_path, run=tmp_path, model="vit_micro", weights=tmp_path / "vit.safetensors")
+    micro, views = replace(PRESETS["vit_micro"], image_size=Size(64, 64)), Vocabulary("view", ("CC", "MLO"))
+    around = NetworkConfig(
+        vit=micro,
+        exam=ExamConfig(views=views),
+        sources=SourcesConfig(columns=(views,)),
+        segments=SegmentsConfig(segments=64, segment_overlap=16),
+    )
+    model = build_model(config, around, pd.DataFrame({"cancer": [0.0, 1.0]}))
+    assert all(torch.equal(tensor, published[name]) for name, tensor in model.tensors().items() if name.startswith("blocks"))
+    table = capsys.readouterr().out
+    for name in ("sources", "exam", "segments"):
+        count = sum(tensor.startswith(f"{name}.") for tensor in model.tensors())
+        assert f"  fresh    {name} ({count} tensors)" in table
+
+
+@torch.no_grad()
+def test_positions_resize_and_ends_follow_the_model(tmp_path: Path) -> None:
+    original = rgb_model()
+    path = write(tmp_path, "jx in21k with pre_logits", original)
+    model: Any = ViT(replace(CONFIG, image_size=Size(128, 48), pool="mean", registers=2, layer_scale=1e-5, classes=21))
+    report = fit_weights(model, load_weights(path))
+    assert torch.allclose(model.pos_embed, resize_positions(original.pos_embed, (8, 3)), atol=1e-6)
+    assert torch.equal(model.fc_norm.weight, original.state_dict()["norm.weight"])
+    assert report.names("resized") == ["pos_embed"]
+    scales = {f"blocks.{block}.ls{branch}.gamma" for block in (0, 1) for branch in (1, 2)}
+    assert set(report.names("fresh")) == {"head.weight", "head.bias", "reg_token"} | scales
+    assert torch.equal(model.blocks[0].ls1.gamma, torch.ones(32))
+    table = str(report)
+    assert re.search(r"resized +pos_embed +4x4 -> 8x3", table)
+    assert re.search(r"folded +patch_embed.proj.weight +3 channels -> 1.*mean 0.5, std 0.5 \(assumed", table)
+    assert re.search(r"loaded +blocks \(24 tensors\)", table)
+
+
+def test_another_stem_stays_fresh_and_the_rest_loads(tmp_path: Path) -> None:
+    report = fit_weights(ViT(replace(CONFIG, stem="conv")), load_weights(write(tmp_path, "MAE", rgb_model())))
+    assert {"patch_embed.proj.weight", "patch_embed.convs.0.weight"} <= set(report.names("fresh"))
+    assert "blocks.1.mlp.fc2.weight" in report.names("loaded")
+
+
+def test_a_file_without_class_token_leaves_it_fresh(tmp_path: Path) -> None:
+    original = rgb_model(pool="mean")
+    state = {name: tensor.clone() for name, tensor in original.state_dict().items() if name != "cls_token"}
+    torch.save(state | {"pos_embed": state["pos_embed"].flatten(1, 2)}, tmp_path / "gap.pth")
+    model = ViT(replace(CONFIG, pool="mean"))
+    report = fit_weights(model, load_weights(tmp_path / "gap.pth"))
+    assert set(report.names("fresh")) == {"cls_token", "head.weight", "head.bias"}
+    assert torch.equal(model.pos_embed, original.pos_embed)
+
+
+@pytest.mark.parametrize("kind", ["package", "Lightning checkpoint"])
+def test_our_own_weights_load_without_folding(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(vit=replace(CONFIG, image_size=Size(128, 32), stem="conv")))
+    trained = network.trunk  # 8x2 positions, as many as a square of 4x4
+    if kind == "package":
+        save_package(path := tmp_path / "package", network, {"calibration": {}}, "card")  # it gives scores
+    else:
+        state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()} | {"loss.weight": torch.ones(1)}
+        torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0", "epoch": 3, "callbacks": {}}, path := tmp_path / "last.ckpt")
+    model = ViT(trained.config)
+    report = fit_weights(model, load_weights(path))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values(), strict=True))
+    assert set(report.names("loaded")) == model.state_dict().keys()
+    assert report.names("dropped") == ([] if kind == "package" else ["loss.weight"])
+
+
+class Payload:
+    """A pickle that would write a file if it were loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.target),))
+
+
+@pytest.mark.parametrize("name", ["evil.pth", "evil.ckpt", "legacy.pt", "evil.npz"])
+def test_pickled_code_never_runs(name: str, tmp_path: Path) -> None:
+    target = tmp_path / "pwned"
+    if name == "evil.npz":
+        np.savez(tmp_path / name, array=np.array([Payload(target)], dtype=object))
+    elif name == "legacy.pt":
+        (tmp_path / name).write_bytes(pickle.dumps(Payload(target)))
+    else:
+        torch.save({"state_dict": timm_state(rgb_model()), "extra": Payload(target)}, tmp_path / name)
+    with pytest.raises(VitmodelError, match=name):
+        load_weights(tmp_path / name)
+    assert not target.exists()
+
+
+def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> None:
+    state = timm_state(rgb_model())
+    misfits: dict[str, tuple[Tensors, str]] = {
+        "resnet": ({"conv1.weight": torch.zeros(64, 3, 7, 7), "bn1.weight": torch.zeros(64)}, r"no Vision .*conv1.weight \(64, 3, 7, 7\)"),
+        "clip": (state | {"norm_pre.weight": torch.ones(32)}, r"norm_pre.weight \(32,\).*CLIP"),
+        "distilled": (state | {"dist_token": torch.ones(1, 1, 32)}, "distillation"),
+        "shallow": ({name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")}, "depth 1.*depth 2.*vit_micro"),
+        "gap": ({name: tensor for name, tensor in state.items() if name != "norm.weight"}, "lacks norm.weight"),
+        "strange": (state | {"blocks.0.adapter.weight": torch.ones(2)}, r"blocks.0.adapter.weight \(2,\) has no place"),
+        "oblong": (state | {"pos_embed": torch.zeros(1, 1 + 12, 32)}, r"pos_embed \(1, 13, 32\) is no square"),
+    }
+    for name, (tensors, message) in misfits.items():
+        torch.save(tensors, tmp_path / f"{name}.pth")
+        model = ViT(CONFIG)
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        with pytest.raises(UsageError, match=message):
+            fit_weights(model, load_weights(tmp_path / f"{name}.pth"))
+        assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    with torch.device("meta"):
+        base, small, other_heads = ViT(PRESETS["vit_base"]), ViT(PRESETS["vit_small"]), ViT(replace(PRESETS["vit_base"], heads=8))
+        large, dino = (timm_state(ViT(replace(PRESETS[name], channels=3))) for name in ("vit_large", "vit_small14"))
+    weights = load_weights(write(tmp_path, "MAE", rgb_model()))
+    with pytest.raises(UsageError, match=r"dim 1024, depth 24.*patch 16 \(vit_large\).*\(1024, 3, 16, 16\).*vit_base"):
+        fit_weights(base, replace(weights, tensors=large))
+    with pytest.raises(UsageError, match=r"patch 14 \(vit_small14\).*the model is.*patch 16 \(vit_small\)"):
+        fit_weights(small, replace(weights, tensors=dino))
+    with pytest.raises(UsageError, match="12 heads, not 8"):
+        fit_weights(other_heads, replace(weights, tensors=base.state_dict() | {"pos_embed": torch.zeros(1, 197, 768)}))
+
+
+@pytest.mark.parametrize(("name", "error"), [("absent.pth", UsageError), ("notes.txt", UsageError), ("cut.pth", VitmodelError),
+                                             ("cut.safetensors", VitmodelError), ("cut.npz", VitmodelError)])  # fmt: skip
+def test_files_that_are_no_weights_are_refused_by_name(name: str, error: type[VitmodelError], tmp_path: Path) -> None:
+    if name != "absent.pth":
+        (tmp_path / name).write_bytes(b"PK\x03\x04 not weights")
+    with pytest.raises(error, match=name):
+        load_weights(tmp_path / name)
+
+
+def same(one: Network, other: Network) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return one.config == other.config and all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_package_returns_what_was_put_in(tmp_path: Path) -> None:
+    for number, options in enumerate(({"stem": "conv"}, {"pool": "attention", "registers": 2, "layer_scale": 0.1}, {"pool": "mean"})):
+        model = Network(NetworkConfig(vit=replace(CONFIG, image_size=Size(64, 32), **options)))  # type: ignore[arg-type]
+        extra = {"threshold": 0.25, "preprocessing": {"size": "64x32"}, "auroc": float("nan"), "number": number}
+        save_package(tmp_path / "package", model, extra, "# Card")
+        loaded, config = load_package(tmp_path / "package")
+        assert same(model, loaded)
+        assert not loaded.training
+        assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in loaded.parameters())
+        assert config == extra | {"auroc": None}
+    assert sorted(path.name for path in (tmp_path / "package").iterdir()) == ["MODEL_CARD.md", "config.json", "model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_a_failed_or_killed_replacement_leaves_the_old_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = Network(NetworkConfig(vit=CONFIG)), Network(NetworkConfig(vit=CONFIG))
+    folder = tmp_path / "package"
+    save_package(folder, old, {"is": "old"}, "card")
+    rename = Path.rename
+
+    def fail_to_rename_the_new_one(error: BaseException) -> None:
+        def failing(self: Path, target: Path) -> Path:
+            if self.parent.parent == tmp_path and self.name == "package":
+                raise error
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", failing)
+
+    fail_to_rename_the_new_one(OSError(28, "No space left on device"))
+    with pytest.raises(VitmodelError, match="No space left"):
+        save_package(folder, new, {"is": "new"}, "card")
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert load_package(folder)[1] == {"is": "old"}
+    fail_to_rename_the_new_one(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        save_package(folder, new, {"is": "new"}, "card")
+    assert same(old, load_package(folder)[0])
+    monkeypatch.undo()
+    save_package(folder, new, {"is": "new"}, "card")
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert load_package(folder)[1] == {"is": "new"}
+
+
+def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not lose me")
+    with pytest.raises(UsageError, match="no model package"):
+        save_package(tmp_path, Network(NetworkConfig(vit=CONFIG)), {}, "card")
+    assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
+
+
+def test_packages_that_cannot_be_used_are_refused_by_file(tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    save_package(folder, Network(NetworkConfig(vit=CONFIG)), {}, "card")
+    tensors, text = (folder / package.TENSORS).read_bytes(), (folder / package.CONFIG).read_text()
+    document = json.loads(text)
+
+    def refused(message: str, error: type[VitmodelError] = VitmodelError) -> None:
+        with pytest.raises(error, match=message):
+            load_package(folder)
+        (folder / package.TENSORS).write_bytes(tensors)
+        (folder / package.CONFIG).write_text(text)
+        load_package(folder)
+
+    def change(**values: Any) -> None:
+        (folder / package.CONFIG).write_text(json.dumps(document | values))
+
+    change(format_version=99)
+    refused("config.json: format_version 99")
+    change(architecture=document["architecture"] | {"rotary": True})
+    refused("config.json: architecture: .*rotary")
+    change(architecture=document["architecture"] | {"dim": 64})
+    refused("model.safetensors: .*size mismatch")
+    (folder / package.CONFIG).write_text(text[:-20])
+    refused("config.json: broken")
+    (folder / package.TENSORS).write_bytes(tensors[:-100])
+    refused("model.safetensors: broken")
+    (folder / package.TENSORS).write_bytes(b"")
+    refused("model.safetensors: broken")
+    save_file(dict(list(load_file(folder / package.TENSORS).items())[1:]), folder / package.TENSORS)
+    refused("model.safetensors: .*Missing key")
+    (folder / package.TENSORS).unlink()
+    refused("model.safetensors is missing", UsageError)

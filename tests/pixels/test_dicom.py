@@ -1,0 +1,495 @@
+"""DICOM and picture files: values as highdicom shows them, headers understood, everything else refused with a reason."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import cv2
+import highdicom
+import imagecodecs
+import numpy as np
+import pytest
+from pydicom import Dataset, FileMetaDataset, dcmread, uid
+from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_voi_lut
+from pydicom.sr.codedict import Code, codes
+
+from vitmodel.errors import ImageRefusedError
+from vitmodel.pixels.dicom import DicomFile
+from vitmodel.pixels.dicom_header import VIEW_CODES
+from vitmodel.pixels.open import open_image
+from vitmodel.pixels.raster import RasterFile
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of the broken files made here
+
+MG = "1.2.840.10008.5.1.4.1.1.1.2"
+
+
+def ramp(low: int = 0, high: int = 4095, dtype: str = "u2") -> np.ndarray:
+    """40 x 52 values from `low` to `high`."""
+    return np.linspace(low, high, 40 * 52).round().astype(dtype).reshape(40, 52)
+
+
+def lut(first: int, entries: list[int], bits: int, **tags: Any) -> Dataset:
+    """An item of a LUT sequence."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", struct.pack(f"<{len(entries)}H", *entries))
+    for keyword, value in tags.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def write(path: Path, pixels: np.ndarray | None = None, syntax: str = uid.ExplicitVRLittleEndian, **tags: Any) -> Path:
+    """A small mammogram, 12 of 16 bits, with `tags` set, or left out where they are None."""
+    pixels = ramp() if pixels is None else pixels
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.PatientID = MG, "1.2.3", "1.2.4", "1.2.5", "anna"
+    ds.Modality, ds.ImageLaterality, ds.ViewPosition, ds.PresentationIntentType = "MG", "L", "CC", "FOR PRESENTATION"
+    ds.Rows, ds.Columns = pixels.shape[:2]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated = 8 * pixels.itemsize
+    ds.BitsStored = min(12, ds.BitsAllocated)
+    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
+    little = syntax != uid.ExplicitVRBigEndian
+    ds.PixelData = pixels.astype(pixels.dtype.newbyteorder("<" if little else ">")).tobytes()
+    ds["PixelData"].VR = "OW"
+    for keyword, value in tags.items():
+        if value is None:
+            del ds[keyword]
+        elif isinstance(value, tuple):  # (value representation, value)
+            ds.add_new(keyword, *value)
+        else:
+            setattr(ds, keyword, value)
+    if "HighBit" not in tags and "BitsStored" in ds:
+        ds.HighBit = ds.BitsStored - 1
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def show(path: Path, **options: Any) -> np.ndarray:
+    file = DicomFile(path, **options)
+    return file.grey(file.stored())
+
+
+def highdicom_show(dataset: Dataset) -> np.ndarray:
+    """The first window or LUT and the presentation, by highdicom, in [0, 1]."""
+    if float(dataset.get("RescaleSlope", 1)) != 1:  # its image folds the slope into the window, which LINEAR's "width - 1" forbids
+        values = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+        return highdicom.pixels.apply_voi_window(values, dataset.WindowCenter, dataset.WindowWidth, dataset.get("VOILUTFunction", "LINEAR"))
+    image = highdicom.Image.from_dataset(dataset, copy=False)
+    return image.get_frame(1, apply_voi_transform=True, apply_presentation_lut=True, dtype=np.float64)
+
+
+WINDOW: dict[str, Any] = {"WindowCenter": 2000, "WindowWidth": 1500}
+CURVE = [int(65535 * (index / 999) ** 2) for index in range(1000)]
+VALUE_CASES: dict[str, dict[str, Any]] = {
+    "linear": WINDOW,
+    "linear, width 1": {"WindowCenter": 2000, "WindowWidth": 1},
+    "linear exact": {**WINDOW, "VOILUTFunction": "LINEAR_EXACT"},
+    "linear exact, narrow": {"WindowCenter": 2000, "WindowWidth": 0.5, "VOILUTFunction": "LINEAR_EXACT"},
+    "sigmoid": {**WINDOW, "VOILUTFunction": "SIGMOID"},
+    "several windows": {"WindowCenter": [2000, 100], "WindowWidth": [1500, 7]},
+    "rescale": {**WINDOW, "RescaleSlope": 1.5, "RescaleIntercept": -300},
+    "falling rescale": {**WINDOW, "RescaleSlope": -1, "RescaleIntercept": 4095},
+    "signed": {"pixels": ramp(-2048, 2047, "i2"), "WindowCenter": 0, "WindowWidth": 3000},
+    "MONOCHROME1": {**WINDOW, "PhotometricInterpretation": "MONOCHROME1"},
+    "MONOCHROME1, INVERSE": {**WINDOW, "PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
+    "MONOCHROME2, INVERSE": {**WINDOW, "PresentationLUTShape": "INVERSE"},
+    "8 bits": {"pixels": ramp(0, 255, "u1"), "WindowCenter": 100, "WindowWidth": 90},
+    "VOI LUT": {"VOILUTSequence": [lut(500, CURVE, 16)]},
+    "VOI LUT, signed": {"pixels": ramp(-2048, 2047, "i2"), "VOILUTSequence": [lut(-500, CURVE, 16)]},
+    "VOI LUT before windows": {"VOILUTSequence": [lut(500, CURVE, 16), lut(0, CURVE, 16)]},
+    "modality LUT": {"ModalityLUTSequence": [lut(0, CURVE, 16, ModalityLUTType="US")], "WindowCenter": 30000, "WindowWidth": 40000},
+    "implicit": {**WINDOW, "syntax": uid.ImplicitVRLittleEndian},
+    "deflated": {**WINDOW, "syntax": uid.DeflatedExplicitVRLittleEndian},
+}
+
+
+@pytest.mark.parametrize("tags", VALUE_CASES.values(), ids=VALUE_CASES)
+def test_values_as_highdicom_shows_them(tmp_path: Path, tags: dict[str, Any]) -> None:
+    path = write(tmp_path / "a.dcm", **tags)
+    grey = show(path)
+    assert grey.dtype == np.float32
+    assert np.ptp(grey) > 0.4
+    np.testing.assert_allclose(grey, highdicom_show(dcmread(path)), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2"])
+def test_big_endian_shows_the_same(tmp_path: Path, dtype: str) -> None:
+    pixels = ramp(0, 255 if dtype == "u1" else 2047, dtype)
+    stored = pixels.view("u2").byteswap().view("u1") if dtype == "u1" else pixels  # bytes travel in words of 16 bits
+    np.testing.assert_array_equal(DicomFile(write(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian)).stored(), pixels)
+
+
+def test_real_files_hash_as_two_decoders_gave_them_and_show_as_highdicom_does(shared_data: Path) -> None:
+    for row in read_csv(shared_data / "rsna_dicom" / "rsna_dicom.csv"):
+        path = shared_data / "rsna_dicom" / row["image_path"]
+        file = DicomFile(path)
+        stored = file.stored()
+        assert hashlib.sha256(stored.tobytes()).hexdigest() == row["pixel_sha256"]
+        assert (file.decoder, file.levels) == ("openjpeg", 5)
+        assert (file.header.patient_id, file.header.laterality) == (row["patient_id"], row["laterality"])
+        assert_shown_alike(file, stored, dcmread(path))
+
+
+@pytest.mark.parametrize("name", ["mg_nema_mg1_j2k_lossy", "mg_sop_not_a_mammogram", "mg_ge_voilutseq_sigmoid_jpegll"])
+def test_edge_files_show_as_highdicom_does(shared_data: Path, name: str) -> None:
+    path = shared_data / "dicom_edge" / "dicom" / f"{name}.dcm"
+    file = DicomFile(path)
+    assert_shown_alike(file, file.stored(), dcmread(path))
+
+
+def assert_shown_alike(file: DicomFile, stored: np.ndarray, dataset: Dataset) -> None:
+    """Every 6th pixel, padding apart, which highdicom shows. It refuses 12-bit LUTs, which PS3.3 C.11.2.1.1 allows: pydicom then."""
+    sample = np.ascontiguousarray(stored[::6, ::6])
+    tissue = ~file.display.pads(sample)
+    if "VOILUTSequence" in dataset:
+        expected = apply_voi_lut(sample, dataset) / 4095
+    else:
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
+        dataset.Rows, dataset.Columns = sample.shape
+        dataset.PixelData = sample.tobytes()
+        dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        expected = highdicom_show(dataset)
+    np.testing.assert_allclose(file.grey(sample)[tissue], expected[tissue], atol=1e-6)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+EDGE_VERDICTS = {
+    "mg_ge_voilutseq_sigmoid_jpegll": set[str](),
+    "mg_nema_mg1_j2k_lossy": {"unknown_modality", "lossy"},
+    "mg_nema_mg1_jpegext12_undecodable": {"unknown_modality", "lossy"},  # libjpeg-turbo reads it
+    "mg_sop_not_a_mammogram": set[str](),  # its tags are a mammogram's; the crop finds no breast
+    "dbt_multiframe_header_noise_pixels": "multi_frame",
+    "other_voi_lut_seq": "not_mammography",
+    "other_rg2_jpegls_lossless": "not_mammography",
+    "other_rg2_jpegll": "not_mammography",
+    "other_rle": "not_mammography",
+}
+
+
+@pytest.mark.parametrize(("name", "verdict"), EDGE_VERDICTS.items(), ids=EDGE_VERDICTS)
+def test_edge_files_are_read_or_refused_with_a_reason(shared_data: Path, name: str, verdict: set[str] | str) -> None:
+    path = shared_data / "dicom_edge" / "dicom" / f"{name}.dcm"
+    if isinstance(verdict, str):
+        with pytest.raises(ImageRefusedError) as caught:
+            open_image(path)
+        assert caught.value.code == verdict
+        return
+    file = open_image(path)
+    assert file.grey(file.stored()).max() > 0.9
+    assert {remark.code for remark in file.header.remarks} == verdict
+
+
+def test_12_bit_jpeg_shows_the_same_film_as_its_jpeg_2000_twin(shared_data: Path) -> None:
+    twins = [DicomFile(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm") for kind in ("j2k_lossy", "jpegext12_undecodable")]
+    first, second = (file.stored()[::8, ::8].astype(float) for file in twins)
+    assert np.abs(first - second).mean() < 0.01 * np.ptp(first)
+
+
+def test_padding_is_never_tissue(tmp_path: Path) -> None:
+    pixels = ramp(100, 4000)
+    pixels[:5], pixels[5:8] = 3000, 3004
+    path = write(tmp_path / "a.dcm", pixels, PixelPaddingValue=3000, PixelPaddingRangeLimit=3004, **WINDOW)
+    file = DicomFile(path)
+    assert not file.grey(file.stored())[:8].any()
+    averages = cv2.resize(file.stored(), (13, 10), interpolation=cv2.INTER_AREA)
+    assert file.grey(averages)[:2].max() < 0.01  # bright padding has not bled into the areas
+
+
+def test_bright_padding_without_a_voi(tmp_path: Path) -> None:
+    pixels = ramp(100, 4000)
+    pixels[:5] = 0
+    file = DicomFile(write(tmp_path / "a.dcm", pixels, PixelPaddingValue=0, PhotometricInterpretation="MONOCHROME1"))
+    assert file.grey(file.stored())[:5].max() == 0
+    assert file.grey(cv2.resize(file.stored(), (13, 10), interpolation=cv2.INTER_AREA))[:1].max() < 0.01
+
+
+def test_dark_padding_of_a_signed_image_written_as_unsigned(tmp_path: Path) -> None:
+    pixels = ramp(-1000, 1000, "i2")
+    pixels[:3] = -2000
+    path = write(tmp_path / "a.dcm", pixels, PixelPaddingValue=("US", 65536 - 2000))
+    grey = show(path)
+    assert not grey[:3].any()
+    assert (grey.min(), grey.max()) == (0, 1)
+
+
+def test_without_a_voi_the_tissue_spans_the_range(tmp_path: Path) -> None:
+    pixels = ramp(700, 1900)
+    pixels[:2] = 0
+    file = DicomFile(write(tmp_path / "a.dcm", pixels, PixelPaddingValue=0))
+    np.testing.assert_allclose(file.grey(file.stored())[2:], (pixels[2:] - pixels[2:].min()) / np.ptp(pixels[2:]), atol=1e-6)
+    assert file.header.voi == "range"
+    np.testing.assert_allclose(file.grey(pixels[20:25, 7:9]), file.grey(pixels)[20:25, 7:9])  # whatever part is shown
+
+
+def test_averages_lie_between_whole_values(tmp_path: Path) -> None:
+    file = DicomFile(write(tmp_path / "a.dcm", **WINDOW, VOILUTFunction="SIGMOID"))
+    whole = np.array([[1999, 2000]], np.uint16)
+    np.testing.assert_array_equal(file.grey(whole.astype(np.float32)), file.grey(whole))
+    np.testing.assert_allclose(file.grey(np.array([[1999.25]])), file.grey(whole) @ [[0.75], [0.25]], rtol=1e-6)
+    assert file.grey(np.array([[-7.0, 1e9]])).tolist() == file.grey(np.array([[0, 65535]], np.uint16)).tolist()
+
+
+def test_raw_detector_data_is_refused_or_log_inverted(tmp_path: Path) -> None:
+    pixels = ramp(10, 4000)
+    path = write(tmp_path / "a.dcm", pixels, PresentationIntentType="FOR PROCESSING", PixelIntensityRelationship="LIN")
+    assert refusal(path).code == "for_processing"
+    np.testing.assert_allclose(show(path, for_processing="log"), 1 - np.log(pixels / 10) / np.log(400), atol=1e-6)
+
+
+def test_one_of_several_vois_is_chosen_and_recorded(tmp_path: Path) -> None:
+    windows = write(tmp_path / "a.dcm", WindowCenter=[2000, 100], WindowWidth=[1500, 7])
+    second = DicomFile(windows, voi=2)
+    assert DicomFile(windows).header.voi == "linear 2000/1500 1/2"
+    assert second.header.voi == "linear 100/7 2/2"
+    np.testing.assert_array_equal(second.grey(second.stored()), show(write(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7)))
+    luts = [lut(0, CURVE, 16, LUTExplanation="NORMAL"), lut(0, CURVE[::-1], 16, LUTExplanation="HARDER")]
+    assert DicomFile(write(tmp_path / "c.dcm", VOILUTSequence=luts), voi=2).header.voi == "lut 2/2 HARDER"
+    absent = DicomFile(windows, voi=3)
+    assert absent.header.voi == "linear 2000/1500 1/2"
+    assert [remark.code for remark in absent.header.remarks] == ["assumed_values"]
+
+
+def test_overlays_are_no_tissue(tmp_path: Path) -> None:
+    """An overlay plane of its own is left alone; one in the pixels' unused high bits (retired in 2004) is masked out."""
+    overlay = {"OverlayRows": 40, "OverlayColumns": 52, "OverlayType": "G", "OverlayOrigin": [1, 1]}
+
+    def plane(path: Path, inside: bool) -> Path:
+        ds = dcmread(path)
+        for keyword, value in overlay.items():
+            ds.add_new(0x60000000 + {"OverlayRows": 0x10, "OverlayColumns": 0x11, "OverlayType": 0x40, "OverlayOrigin": 0x50}[keyword],
+                       {"OverlayType": "CS", "OverlayOrigin": "SS"}.get(keyword, "US"), value)  # fmt: skip
+        ds.add_new(0x60000100, "US", 16 if inside else 1)
+        ds.add_new(0x60000102, "US", 15 if inside else 0)
+        if not inside:
+            ds.add_new(0x60003000, "OW", b"\xff" * 260)
+        ds.save_as(path)
+        return path
+
+    pixels = ramp()
+    np.testing.assert_array_equal(DicomFile(plane(write(tmp_path / "a.dcm", pixels), inside=False)).stored(), pixels)
+    drawn = pixels.copy()
+    drawn[3:9, 4:30] |= 0x8000
+    file = DicomFile(plane(write(tmp_path / "b.dcm", drawn), inside=True))
+    np.testing.assert_array_equal(file.stored(), pixels)
+    assert file.header.remarks == ()
+
+
+def test_presentation_lut_and_8_bit_lut_in_words(tmp_path: Path) -> None:
+    square = lut(0, [round(65535 * (index / 255) ** 2) for index in range(256)], 16)
+    path = write(tmp_path / "a.dcm", ramp(0, 255, "u1"), WindowCenter=128, WindowWidth=256, PresentationLUTSequence=[square])
+    np.testing.assert_allclose(show(path), (ramp(0, 255) / 255) ** 2, atol=1e-4)
+    packed = lut(0, [0], 8)
+    packed.LUTDescriptor = [256, 0, 8]
+    packed.LUTData = bytes(range(255, -1, -1))
+    path = write(tmp_path / "b.dcm", ramp(0, 255, "u1"), VOILUTSequence=[packed])
+    np.testing.assert_allclose(show(path), 1 - ramp(0, 255) / 255, atol=1e-6)
+
+
+def refusal(path: Path) -> ImageRefusedError:
+    with pytest.raises(ImageRefusedError) as caught:
+        open_image(path).stored()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("tags", "code", "named"),
+    [
+        ({"NumberOfFrames": 2}, "multi_frame", "2"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]}, "multi_frame", "slice"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour", "PALETTE"),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "colour", "RGB"),
+        ({"Rows": None}, "bad_header", "Rows"),
+        ({"BitsAllocated": None}, "bad_header", "BitsAllocated"),
+        ({"BitsAllocated": 32}, "bad_header", "32"),
+        ({"Rows": 65535, "Columns": 65535}, "too_large", "65535"),
+        ({"Rows": 41}, "unreadable", "bytes"),
+        ({"PixelData": None}, "no_pixels", "pixel"),
+        ({"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, "not_mammography", "CT"),
+        ({"Modality": "DX", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "ViewPosition": "AP"}, "not_mammography", "DX"),
+        ({"Modality": "PR", "Rows": None, "Columns": None}, "no_pixels", "PR"),
+        ({"syntax": "1.2.840.10008.1.2.4.100", "PixelData": encapsulate([b"\0\0"])}, "undecodable", "MPEG2"),
+    ],
+)
+def test_refused_with_the_cause_named(tmp_path: Path, tags: dict[str, Any], code: str, named: str) -> None:
+    error = refusal(write(tmp_path / "a.dcm", **tags))
+    assert error.code == code
+    assert named in error.message
+
+
+def test_synthetic_2d_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
+    assert DicomFile(write(tmp_path / "a.dcm", ImageType=["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"])).header.view == "CC"
+
+
+@pytest.mark.parametrize(
+    ("tags", "named"),
+    [
+        ({"BitsStored": None}, "BitsStored"),
+        ({"BitsStored": 10}, "BitsStored"),
+        ({"HighBit": 15}, "HighBit"),
+        ({"PixelRepresentation": None}, "PixelRepresentation"),
+        ({"PhotometricInterpretation": None}, "PhotometricInterpretation"),
+        ({"RescaleSlope": 0}, "RescaleSlope"),
+        ({"WindowCenter": [2048, 2], "WindowWidth": 4096}, "WindowCenter"),
+        ({"WindowCenter": 1, "WindowWidth": 0}, "WindowWidth"),
+        ({**WINDOW, "VOILUTFunction": "CURVED"}, "VOILUTFunction"),
+        ({**WINDOW, "PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "IDENTITY"}, "IDENTITY"),
+    ],
+)
+def test_doubtful_tags_leave_a_remark_that_names_them(tmp_path: Path, tags: dict[str, Any], named: str) -> None:
+    file = DicomFile(write(tmp_path / "a.dcm", **tags))
+    grey = file.grey(file.stored())
+    assert np.ptp(grey) > 0.9
+    [remark] = file.header.remarks
+    assert remark.code == "assumed_values"
+    assert named in remark.sentence
+
+
+def test_a_healthy_file_leaves_no_remark(tmp_path: Path) -> None:
+    file = DicomFile(write(tmp_path / "a.dcm", **WINDOW))
+    file.stored()
+    assert file.header.remarks == ()
+
+
+def test_header_is_understood(tmp_path: Path) -> None:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "R-10226", "SRT", "medio-lateral oblique"
+    tags: dict[str, Any] = {
+        "PatientAge": "061Y",
+        "BreastImplantPresent": "YES",
+        "StationName": "ROOM1",
+        "ImageLaterality": None,
+        "Laterality": "R",
+    }
+    tags |= {"ImagerPixelSpacing": [0.1, 0.12], "EstimatedRadiographicMagnificationFactor": 2, "PixelSpacing": [9, 9]}
+    header = DicomFile(write(tmp_path / "a.dcm", ViewPosition=None, ViewCodeSequence=[code], **tags)).header
+    assert (header.laterality, header.view, header.machine_id, header.implant, header.age) == ("R", "MLO", "ROOM1", 1, 61)
+    assert header.spacing == (0.05, 0.06)
+    assert (header.rows, header.columns, header.bits, header.patient_id, header.image_id) == (40, 52, 12, "anna", "1.2.3")
+    silent: dict[str, Any] = dict.fromkeys(("ImageLaterality", "ViewPosition", "PatientID"))
+    header = DicomFile(write(tmp_path / "b.dcm", PatientAge="000Y", **silent)).header
+    assert (header.laterality, header.view, header.patient_id, header.age, header.implant, header.spacing) == ("", "", "", None, None, None)
+
+
+def test_view_codes_are_those_of_the_standard() -> None:
+    for snomed, srt in VIEW_CODES.values():
+        assert Code(srt, "SRT", "") == Code(snomed, "SCT", "")
+    names = {"CC": "CranioCaudal", "LM": "LateroMedial", "LMO": "LateroMedialOblique", "XCCL": "CranioCaudalExaggeratedLaterally"}
+    for view, name in names.items():
+        assert getattr(codes.SCT, name).value == VIEW_CODES[view][0]
+
+
+def test_reduced_levels_end_to_end(tmp_path: Path) -> None:
+    pixels = ramp().repeat(4, 0).repeat(4, 1)
+    frame = imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=12, reversible=True)
+    path = write(tmp_path / "a.dcm", pixels, uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **WINDOW)
+    file = DicomFile(path)
+    assert file.levels == 4
+    assert file.stored(2).shape == (40, 52)
+    assert np.abs(file.grey(file.stored(2)) - file.grey(file.stored())[::4, ::4]).mean() < 0.02
+    with pytest.raises(ValueError, match="level"):
+        file.stored(5)
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless])
+def test_a_file_cut_short_is_never_half_an_image(tmp_path: Path, syntax: str) -> None:
+    frame = imagecodecs.jpeg2k_encode(ramp(), codecformat="j2k", bitspersample=12, reversible=True)
+    tags: dict[str, Any] = {"PixelData": encapsulate([bytes(frame)])} if syntax == uid.JPEG2000Lossless else {}
+    path = write(tmp_path / "a.dcm", None, syntax, **tags)
+    whole = path.read_bytes()
+    begin = whole.index(b"\xe0\x7f\x10\0")
+    for part in (0.05, 0.5, 0.9):
+        path.write_bytes(whole[: begin + int(part * (len(whole) - begin))])
+        assert refusal(path).code in ("unreadable", "undecodable")
+
+
+def test_no_mutant_escapes(tmp_path: Path) -> None:
+    """Bytes of a whole file changed at random end in pixels of the stated size or in a refusal, never in another exception."""
+    frame = imagecodecs.jpeg2k_encode(ramp(), codecformat="j2k", bitspersample=12, reversible=True)
+    tags: dict[str, Any] = {**WINDOW, "VOILUTSequence": [lut(500, CURVE[::50], 16)], "PixelPaddingValue": 0}
+    seeds = [
+        write(tmp_path / "a.dcm", **tags).read_bytes(),
+        write(tmp_path / "b.dcm", syntax=uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **tags).read_bytes(),
+    ]
+    chance = random.Random(0)
+    verdicts = set()
+    for _ in range(600):
+        mutant = bytearray(chance.choice(seeds))
+        for _ in range(chance.choice((1, 4, 30))):
+            mutant[chance.randrange(len(mutant))] = chance.randrange(256)
+        path = tmp_path / "mutant.dcm"
+        path.write_bytes(mutant[: chance.choice((len(mutant), chance.randrange(len(mutant))))])
+        try:
+            file = open_image(path)
+            grey = file.grey(file.stored())
+        except ImageRefusedError as error:
+            verdicts.add(error.code)
+        else:
+            assert grey.shape == (file.header.rows, file.header.columns)
+            assert np.isfinite(grey).all()
+    assert {"unreadable", "no_pixels", "bad_header", "undecodable"} <= verdicts
+
+
+def test_huge_private_value_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", **WINDOW)
+    data = path.read_bytes()
+    at = data.index(b"\x28\x00\x02\x00US")
+    private = b"\x09\x00\x10\x10OB\0\0" + (2_000_000_000).to_bytes(4, "little")
+    path.write_bytes(data[:at] + private)
+    assert refusal(path).code in ("no_pixels", "unreadable")
+
+
+def test_deep_sequences_end_in_a_refusal_or_an_image(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.dcm", **WINDOW).read_bytes()
+    at = data.index(b"\x28\x00\x02\x00US")
+    item = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    (tmp_path / "a.dcm").write_bytes(data[:at] + item * 20_000 + data[at:])
+    assert refusal(tmp_path / "a.dcm").code in ("no_pixels", "unreadable")
+
+
+@pytest.mark.parametrize(("name", "bits"), [("a.png", 8), ("a.png", 16), ("a.tif", 8), ("a.tif", 16), ("a.jpg", 8)])
+def test_pictures(tmp_path: Path, name: str, bits: int) -> None:
+    pixels = ramp(0, 2**bits - 1, f"u{bits // 8}")
+    path = tmp_path / name
+    cv2.imwrite(str(path), pixels)
+    file = open_image(path)
+    assert isinstance(file, RasterFile)
+    assert (file.header.rows, file.header.columns, file.header.bits) == (40, 52, bits)
+    grey = file.grey(file.stored())
+    np.testing.assert_allclose(grey, pixels / (2**bits - 1), atol=0.03 if name == "a.jpg" else 1e-6)
+    cv2.imwrite(str(path), cv2.merge([pixels] * 3))
+    assert np.abs(open_image(path).stored().astype(float) - file.stored()).max() <= 2
+    cv2.imwrite(str(path), cv2.merge([pixels, pixels // 2, pixels]))
+    assert refusal(path).code == "colour"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert refusal(path).code in ("unreadable", "undecodable")
+
+
+def test_a_picture_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), ramp())
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 100_000, 100_000)
+    path.write_bytes(data)
+    assert refusal(path).code == "too_large"
+
+
+def test_what_is_no_image_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(random.Random(1).randbytes(5000))
+    assert refusal(tmp_path / "a").code == "not_an_image"
+    (tmp_path / "b").write_bytes(b"")
+    assert refusal(tmp_path / "b").code == "not_an_image"
+    assert refusal(tmp_path / "c").code == "missing_file"

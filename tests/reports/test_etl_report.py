@@ -1,0 +1,216 @@
+"""The ETL report counts every image, explains every reason, draws the boxes in place, and is one safe file."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from vitmodel.config import Preprocessing
+from vitmodel.data.manifest import as_manifest, read_manifest, usable
+from vitmodel.errors import UsageError
+from vitmodel.pixels.verdict import REFUSED, WARNED
+from vitmodel.reports.contact_sheet import BOX_COLOUR, SIDE, in_turns, source_thumbnail
+from vitmodel.reports.etl import by_verdict, properties, reasons, share, shares, sides, write_etl_report
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
+
+ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
+
+
+class Page(HTMLParser):
+    """The visible text and the pictures of a page; every tag that is opened must be closed, every address must hold its picture."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text, self.pictures, self.open = "", [], []
+        html = path.read_text()
+        assert "url(" not in html
+        assert "@import" not in html
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object")
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ADDRESSES:
+                picture = base64.b64decode(value.removeprefix("data:image/jpeg;base64,"), validate=True)
+                self.pictures.append(cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if "style" in self.open else f"{data} "
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def report_on(manifest: pd.DataFrame, folder: Path) -> Page:
+    write_etl_report(folder / "etl_report.html", manifest, jobs=1)
+    return Page(folder / "etl_report.html")
+
+
+@pytest.fixture(scope="module")
+def manifest(crops: Path) -> pd.DataFrame:
+    """What the ETL made of the synthetic release, with refused images and, by decree, some warned ones of several reasons."""
+    table = read_manifest(crops / "manifest.csv")
+    ok = table.index[table.status == "ok"]
+    table.loc[ok[:6], ["status", "reason", "remark"]] = ["warned", "lossy", "lossy compression, ratio 10"]
+    table.loc[ok[:2], ["reason", "remark"]] = ["lossy;doubtful_side", "lossy compression, ratio 10; both sides are alike"]
+    return table
+
+
+def table_of(**columns: list[object]) -> pd.DataFrame:
+    """A manifest with these columns, and the required ones made up where they lack."""
+    count = len(next(iter(columns.values())))
+    names = [f"i{row}" for row in range(count)]
+    made_up = {"image_id": names, "patient_id": names, "laterality": "L", "view": "CC", "path": [f"/{name}.png" for name in names]}
+    return as_manifest(pd.DataFrame(made_up | columns), "made up")
+
+
+def test_every_row_is_counted_once(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    count = {verdict: sum(status == verdict for status in manifest.status) for verdict in ("ok", "warned", "refused")}
+    assert all(count.values())
+    assert sum(count.values()) == len(manifest)
+    for column in ("site_id", "machine_id"):
+        table = by_verdict(manifest, column)
+        assert table.images.sum() == len(manifest)
+        assert {verdict: table[verdict].sum() for verdict in count} == count
+    used = usable(manifest)
+    for title, values in properties(used).items():
+        assert shares(values).sum() == len(used), title
+    page = report_on(manifest, tmp_path)
+    assert f"{count['ok']} + {count['warned']} + {count['refused']} = {len(manifest)}" in page.words
+    assert all(image_id in page.text for image_id in manifest.image_id[manifest.status == "refused"])
+    assert len(page.pictures) == 2 * min(48, len(used))
+    assert NOT_A_MEDICAL_DEVICE in page.words
+
+
+def test_every_reason_is_explained_and_counted(tmp_path: Path) -> None:
+    known = [*REFUSED, *WARNED]
+    status = ["refused"] * len(REFUSED) + ["warned"] * (len(WARNED) + 1)
+    manifest = table_of(status=status, reason=[*known, "lossy;inverted;lossy"])
+    manifest = manifest.assign(path=[f"{tmp_path}/{name}.png" for name in manifest.image_id])
+    table = reasons(manifest)
+    assert set(table.index) == set(known)
+    assert table.images["lossy"] == table.images["inverted"] == 2
+    assert table.images.sum() == len(known) + 2
+    assert table.examples["lossy"] == f"i{known.index('lossy')}, i{len(known)}"
+    assert list(table.verdict) == ["refused"] * len(REFUSED) + ["warned"] * len(WARNED)
+    words = report_on(manifest[manifest.status == "refused"], tmp_path).words
+    assert all(code in words and meaning in words for code, meaning in REFUSED.items())
+
+
+def test_a_reason_of_another_version_is_shown(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    table = manifest.assign(reason=manifest.reason.replace("lossy", "forgotten_code"))
+    assert "forgotten_code" in report_on(table, tmp_path).words
+
+
+def test_mirrored_images_are_counted_by_machine_and_whole_patient() -> None:
+    """Machine A mirrors all of p1, one image of p2 and none of p3; B's only image is right; what is not known is not compared."""
+    rows = [
+        ("A", "p1", "L", "right"), ("A", "p1", "R", "left"), ("A", "p2", "L", "right"), ("A", "p2", "R", "right"),
+        ("A", "p3", "L", "left"), ("B", "p4", "R", "right"), ("B", "p4", "", "right"), ("C", "p5", "L", None), (None, "p6", "R", "left"),
+    ]  # fmt: skip
+    columns = dict(zip(("machine_id", "patient_id", "laterality", "chest_wall_side"), map(list, zip(*rows, strict=True)), strict=True))
+    table = sides(table_of(**columns))
+    assert table.loc["A"].to_dict() == {"images": 5, "mirrored": 3, "patients": 3, "all": 1, "some": 1}
+    assert table.loc["B"].to_dict() == {"images": 1, "mirrored": 0, "patients": 1, "all": 0, "some": 0}
+    assert table.loc["unknown"].to_dict() == {"images": 1, "mirrored": 1, "patients": 1, "all": 1, "some": 0}
+    assert "C" not in table.index
+    assert table.index[0] == "A"
+
+
+def test_a_manifest_of_refused_images_from_unknown_places(tmp_path: Path) -> None:
+    manifest = table_of(status=["refused"] * 60, reason=["blank"] * 59 + ["no_breast"], remark=["grey"] * 60)
+    page = report_on(manifest, tmp_path)
+    assert by_verdict(manifest, "site_id").to_dict("index") == {"unknown": {"ok": 0, "warned": 0, "refused": 60, "images": 60}}
+    assert "50 of 60 refused images" in page.words
+    assert page.words.count("grey") == 50
+    assert len(set(re.findall(r"\bi\d+", page.words))) >= 50
+    assert "i59 no_breast" in page.words  # the rare reason is not crowded out
+    assert "Contact sheet" not in page.words
+
+
+def test_text_is_escaped_and_patients_are_not_named(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    hostile = "<script>alert('&')</script>"
+    folder = "/nowhere/secret-patient/"
+    source = folder + manifest.image_id
+    remark = manifest.remark.fillna(hostile).where(manifest.reason != "missing_file", source + " does not exist")
+    table = manifest.assign(
+        patient_id="secret-patient-" + manifest.patient_id, source_path=source, remark=remark,
+        image_id=manifest.image_id + hostile, site_id=hostile, machine_id=hostile, dataset=hostile, voi=hostile,
+    )  # fmt: skip
+    page = report_on(table, tmp_path)
+    assert page.text.count(hostile) > len(page.pictures)
+    assert "secret-patient" not in (tmp_path / "etl_report.html").read_text()
+    assert "the file does not exist" in page.words
+    assert "The source cannot be shown: the file does not exist." in page.words
+
+
+def test_the_page_follows_from_the_manifest(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_etl_report(tmp_path / name, manifest, jobs=2)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_a_row_without_a_verdict_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="status"):
+        write_etl_report(tmp_path / "etl_report.html", table_of(status=["ok", None]))
+
+
+def outline(picture: np.ndarray) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 around the pixels that have the box's colour."""
+    y, x = np.nonzero((picture == BOX_COLOUR).all(axis=2))
+    return x.min(), y.min(), x.max() + 1, y.max() + 1
+
+
+@pytest.mark.parametrize("box", [(100, 50, 500, 550), (0, 0, 800, 1000), (400, 200, 800, 1000)])
+def test_the_box_is_drawn_where_the_manifest_says(box: tuple[int, int, int, int], tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "source.png"), np.full((1000, 800), 77, np.uint8))
+    picture = source_thumbnail(tmp_path / "source.png", box, Preprocessing())
+    assert picture.shape == (SIDE, 256, 3)
+    assert outline(picture) == tuple(round(0.32 * edge) for edge in box)
+    coloured = (picture == BOX_COLOUR).all(axis=2)
+    assert (picture[~coloured] == 77).all()
+    assert 0 < coloured.sum() <= 2 * 2 * (SIDE + 256)  # lines, not an area
+
+
+def test_boxes_are_drawn_on_every_format_of_the_release(manifest: pd.DataFrame) -> None:
+    """The release's images are smaller than a thumbnail, so that the drawn box is the manifest's."""
+    used = usable(manifest)
+    assert used.transfer_syntax.nunique() > 2
+    for row in used.itertuples():
+        box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
+        assert outline(source_thumbnail(Path(row.source_path), box, Preprocessing())) == box
+
+
+def test_reasons_take_turns_and_the_rarest_comes_first() -> None:
+    table = table_of(reason=["lossy"] * 500 + ["lossy;inverted"] * 20 + ["doubtful_crop"] + [None] * 479)
+    chosen = in_turns(table, 30)
+    assert list(chosen.group.drop_duplicates()) == ["doubtful_crop", "inverted", "lossy", ""]
+    assert chosen.group.value_counts().to_dict() == {"doubtful_crop": 1, "inverted": 10, "lossy": 10, "": 9}
+    assert chosen.image_id.is_unique
+    assert len(in_turns(table, 2000)) == len(table)
+    assert in_turns(table.head(0), 30).empty
+
+
+def test_rare_values_are_grouped_and_none_is_lost() -> None:
+    values = pd.Series(["a"] * 9 + ["b"] * 5 + list("cdefghijkl") + [None] * 7)
+    counts = shares(values, most=3)
+    assert counts.to_dict() == {"other (10 values)": 10, "a": 9, "unknown": 7, "b": 5}
+    assert shares(pd.Series(list("aab")), most=1).to_dict() == {"a": 2, "b": 1}  # no group of one
+
+
+def test_only_nothing_is_0_percent_and_only_all_is_100() -> None:
+    assert [share(part, 54706) for part in (0, 1, 547, 54705, 54706)] == ["0 %", "0.1 %", "1.0 %", "99.9 %", "100 %"]

@@ -1,0 +1,301 @@
+"""Training and scoring of exams and sources: independent of order and company, resumable, and invalid input is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import MakeOnce
+from safetensors.torch import load_file
+from scipy.special import expit
+
+from vitmodel.cli import main
+from vitmodel.commands.evaluate import evaluate
+from vitmodel.config import EvaluateConfig, PredictorConfig, TrainConfig
+from vitmodel.data.dataset import CropDataset, ExamDataset, read_crop, to_tensor
+from vitmodel.data.exams import about_images, learn_vocabulary, unseen_sources
+from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
+from vitmodel.data.samplers import Draw, InOrder
+from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, Vocabulary
+from vitmodel.model.fusion import any_of
+from vitmodel.model.network import Network
+from vitmodel.model.package import load_package
+from vitmodel.model.packed_batch import pack
+from vitmodel.scoring.predictor import Predictor
+from vitmodel.training.batching import Batch, Batches
+from vitmodel.training.fit import labelled_crops
+from vitmodel.training.module import Learner
+
+EXAMS = ["--fusion", "--sources", "view,machine_id", "--source-images", "4"]
+
+
+@pytest.fixture(scope="module")
+def exam_run(crops: Path, flags: list[str], make_once: MakeOnce) -> Path:
+    """A finished run with fusion and with adapters by view and machine. Read only."""
+
+    def make(folder: Path) -> None:
+        assert main(["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]) == 0
+
+    return make_once("exam_run", make)
+
+
+@pytest.fixture(scope="module")
+def fused(exam_run: Path) -> Predictor:
+    predictor = Predictor(PredictorConfig(package=exam_run / "package", jobs=1))
+    exam = predictor.ensemble.model.exam
+    assert exam is not None
+    torch.nn.init.trunc_normal_(exam.head.weight, std=0.05)  # as it is after three epochs it hardly speaks, and mistakes would not show
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def table(crops: Path) -> pd.DataFrame:
+    return read_manifest(crops / "manifest.csv")
+
+
+def both(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
+    """Scores per image and breast by image_id."""
+    return predictor.score_images(table).set_index("image_id")[["score", "breast_score"]].astype(float)
+
+
+def test_scores_of_an_exam_do_not_depend_on_other_exams_order_or_token_budget(fused: Predictor, table: pd.DataFrame) -> None:
+    together = both(fused, table)
+    assert together["breast_score"].notna().sum() > 20
+    assert (together["score"] - together["breast_score"]).abs().max() > 0.01
+    mixed = both(fused, table.sample(frac=1, random_state=0)).loc[together.index]
+    alone = pd.concat([both(fused, rows) for _, rows in table.groupby("patient_id")]).loc[together.index]
+    fused.ensemble.members[0].tokens = 12  # of which an exam has 36
+    narrow = both(fused, table)
+    fused.ensemble.members[0].tokens = fused.config.tokens
+    for other in (mixed, alone, narrow):
+        np.testing.assert_allclose(together, other, atol=1e-5)
+
+
+def test_breast_and_patient_scores_are_those_of_the_network(fused: Predictor, table: pd.DataFrame) -> None:
+    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and rows["laterality"].nunique() == 2)
+    about = about_images(rows, fused.ensemble.model.config)
+    images = pack([to_tensor(read_crop(path)) for path in rows["path"]], 16, about=about)
+    with torch.no_grad():
+        said = fused.ensemble.model(images)
+    breasts = fused.score_breasts(fused.score_images(rows))
+    np.testing.assert_allclose(breasts["score"], expit(said.breasts.numpy()), atol=1e-6)
+    np.testing.assert_allclose(fused.score_patients(breasts)["score"], expit(said.patients.numpy()), atol=1e-6)
+
+
+def test_an_exam_is_scored_without_its_refused_images_and_copies(fused: Predictor, table: pd.DataFrame) -> None:
+    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and len(rows) == 4)
+    fewer, whole = both(fused, rows.iloc[1:]), both(fused, rows)
+    refused = fused.score_images(rows.assign(status=["refused", "ok", "ok", "ok"], reason=["unreadable", None, None, None]))
+    assert np.isnan(refused["breast_score"].iloc[0])
+    np.testing.assert_allclose(refused["breast_score"].iloc[1:], fewer["breast_score"], atol=1e-5)
+    assert not np.allclose(fewer["breast_score"], whole["breast_score"].iloc[1:], atol=1e-5)
+    copy = rows.iloc[:1].assign(image_id="again", view="ML")
+    copied = both(fused, pd.concat([rows, copy], ignore_index=True))
+    np.testing.assert_allclose(copied["breast_score"].iloc[:4], whole["breast_score"], atol=1e-5)
+
+
+def test_an_unseen_machine_is_treated_as_unknown_and_reported(fused: Predictor, table: pd.DataFrame) -> None:
+    new, unknown = (fused.score_images(table.assign(machine_id=value)) for value in ("never seen", np.nan))
+    pd.testing.assert_series_equal(new["score"], unknown["score"])
+    scored = new["score"].notna()
+    assert new.loc[scored, "reason"].str.contains("unseen_source").all()
+    assert new.loc[scored, "remark"].str.contains("machine_id never seen was not learned apart").all()
+    assert not new.loc[~scored, "reason"].str.contains("unseen_source").any()
+
+
+def test_the_report_lists_the_images_of_unseen_machines(exam_run: Path, table: pd.DataFrame, tmp_path: Path) -> None:
+    rows = usable(table)
+    rows = rows[rows["cancer"].notna() & (rows["view"] != "")]
+    new = rows["patient_id"] == rows["patient_id"].iloc[0]
+    write_manifest(rows.assign(machine_id=rows["machine_id"].mask(new, "never seen")), tmp_path / "manifest.csv")
+    options = ["--split", "all", "--replicates", "100", "--no-audit", "--no-card"]
+    assert main(["evaluate", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), *options]) == 0
+    sentence = "machine_id never seen was not learned apart"
+    fell_back = json.loads((tmp_path / "out" / "metrics.json").read_text())["fell_back"]
+    assert fell_back[sentence] == rows["image_id"][new].tolist()
+    assert f"{sentence}: {new.sum()} images" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_changed_image_has_its_exam_scored_again(exam_run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = usable(read_manifest(crops / "manifest.csv"))
+    table = table[table["patient_id"].isin(table["patient_id"].unique()[:3])]
+    (tmp_path / "in").mkdir()
+    for place, path in zip(table.index, table["source_path"], strict=True):
+        os.link(path, tmp_path / "in" / f"{place}{Path(path).suffix}")
+        table.loc[place, "source_path"] = str(tmp_path / "in" / f"{place}{Path(path).suffix}")
+    write_manifest(table, tmp_path / "manifest.csv")
+    command = ["predict", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--resume"]
+    assert main(command) == 0
+    first = (tmp_path / "out" / "breast_scores.csv").read_text()
+    changed = Path(table["source_path"].iloc[0])
+    content = changed.read_bytes()
+    changed.unlink()
+    changed.write_bytes(content)
+    others = int((table["patient_id"] != table["patient_id"].iloc[0]).sum())
+    capsys.readouterr()
+    assert main(command) == 0
+    assert f"{others} of {len(table)} images are scored already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "breast_scores.csv").read_text() == first
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_of_exams_ends_with_the_same_weights(
+    crops: Path, exam_run: Path, tmp_path: Path, flags: list[str], kill_and_resume: Callable[[list[str], Path], None]
+) -> None:
+    folder = tmp_path / "run"
+    command = ["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]
+    kill_and_resume(command, folder)
+    resumed, undisturbed = (load_file(run / "package" / "model.safetensors") for run in (folder, exam_run))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in undisturbed.items())
+
+
+def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run: Path, tmp_path: Path) -> None:
+    package = load_package(exam_run / "package")[1]
+    assert package["decision"]["aggregate"] == "fusion"
+    validation = pd.read_csv(exam_run / "validation.csv")
+    assert (validation.groupby(["patient_id", "laterality"])["score"].nunique() == 1).all()
+    config = EvaluateConfig(
+        package=exam_run / "package", manifest=exam_run / "manifest.csv", out=tmp_path, replicates=100, card=False, audit=False
+    )
+    evaluate(config)
+    images, breasts = (pd.read_csv(tmp_path / name, dtype={"patient_id": str}) for name in ("scores.csv", "breast_scores.csv"))
+    expected = images.groupby(breast_ids(images), sort=False)["breast_probability"].first()
+    np.testing.assert_allclose(breasts.set_index("prediction_id")["probability"], expected)
+    report = (tmp_path / "report.html").read_text()
+    assert "fusion of all images" in report
+    assert "noisy-or of her breasts" in report
+
+
+def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(crops: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = usable(read_manifest(crops / "manifest.csv")).reset_index(drop=True)
+    rows.loc[rows["patient_id"] == rows["patient_id"].iloc[0], "path"] = [
+        f"lost {number}" for number in range((rows["patient_id"] == rows["patient_id"].iloc[0]).sum())
+    ]
+    labels = rows["cancer"].where(rows["laterality"] == "L")
+    images = CropDataset(rows["path"].tolist(), labels.tolist())
+    exams = ExamDataset(images, rows["patient_id"].tolist(), breast_ids(rows).tolist(), dropout=0.99)
+    for number in range(len(exams)):
+        drawn = [example.row for example in exams[Draw(number, 7)]]
+        assert set(breast_ids(rows.iloc[drawn])) >= set(breast_ids(rows.iloc[exams.exams[number]])[labels.notna()])
+    config = TrainConfig(manifest=Path(), run=Path(), workers=0)
+    batches = Batches(replace_dropout(exams), InOrder(len(exams)), config, [])
+    with caplog.at_level(logging.WARNING):
+        seen = sorted(row for batch in batches for row in batch.row.tolist())
+    assert "an exam of which no image can be read: lost 0" in caplog.text
+    assert seen == [row for row, path in enumerate(rows["path"]) if not path.startswith("lost")]
+
+
+def replace_dropout(exams: ExamDataset) -> ExamDataset:
+    """The same without leaving any out."""
+    exams.dropout = 0.0
+    return exams
+
+
+def test_the_loss_sums_the_levels_with_a_known_label() -> None:
+    """Against the formula: per exam the mean over images, the mean over breasts, and the patient; unknown costs nothing."""
+    vit = replace(PRESETS["vit_micro"], depth=1)
+    exam = ExamConfig(views=Vocabulary("view", ("CC", "MLO")), depth=1)
+    network = Network(NetworkConfig(vit=vit, exam=exam, sources=SourcesConfig(columns=(Vocabulary("machine_id", ("1",)),)))).eval()
+    table = pd.DataFrame(
+        {
+            "patient_id": ["a"] * 4 + ["b"] * 2,
+            "laterality": list("LLRRLR"),
+            "view": ["CC", "MLO"] * 2 + ["CC", "CC"],
+            "machine_id": ["1", "1", "2", "2", "1", "1"],
+        }
+    )
+    labels = torch.tensor([1, 1, torch.nan, torch.nan, 0, torch.nan])
+    crops = [torch.rand(1, 32, 32) for _ in range(6)]
+    batch = Batch(pack(crops, 16, about=about_images(table, network.config)), labels, torch.empty(6, 0), torch.arange(6), ())
+    learner = Learner(network, TrainConfig(manifest=Path(), run=Path()), images=2, history={})
+    with torch.no_grad():
+        said = network(batch.pack)
+        found = learner._losses("val", batch, said, torch.zeros(6))
+    cost = F.softplus
+    image, breast = said.images[:, 0], said.breasts
+    a = (cost(-image[0]) + cost(-image[1])) / 4 + cost(-breast[0]) / 2 + cost(-any_of(breast, [[0, 1]])[0])
+    b = cost(image[4]) / 2 + cost(breast[2]) / 2
+    torch.testing.assert_close(found, torch.stack([a, b]))
+
+
+def test_a_value_gets_its_own_adapter_if_every_fold_has_enough_images(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (pd.DataFrame({"machine_id": values}) for values in (["1"] * 5 + ["2"] * 5 + ["3"], ["1"] * 4 + ["2"] + [np.nan]))
+    assert learn_vocabulary("machine_id", [first], 5).values == ("1", "2")
+    assert learn_vocabulary("machine_id", [first, second], 4).values == ("1",)
+    assert "learned apart 1 (4 images)" in capsys.readouterr().out
+
+
+def test_ages_are_grouped_by_decade() -> None:
+    table = pd.DataFrame({"age": [39.0, 40.0, 49.0, np.nan]})
+    learned = learn_vocabulary("age", [table], 1)
+    assert learned.values == ("40 to 49", "below 40")
+    config = NetworkConfig(vit=PRESETS["vit_micro"], sources=SourcesConfig(columns=(learned,)))
+    assert [known.sources[0] for known in about_images(table, config)] == [2, 1, 1, 0]
+    assert unseen_sources(table, config) == ["", "", "", "age is not known"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sources", "vendor"], "sources: vendor is no column of"),
+        (["--sources", "density"], "sources: density tells the answer"),
+        (["--sources", "patient_id"], "who the patient is"),
+        (["--no-asymmetry"], "asymmetry: has no effect here: it needs --fusion"),
+        (["--fusion", "--tokens", "20"], "the exam of patient"),
+    ],
+)
+def test_invalid_options_are_refused(
+    crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_fusion_refuses_breasts_without_a_side(crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    table = read_manifest(crops / "manifest.csv")
+    row = usable(table).index[0]
+    table.loc[row, "laterality"] = ""
+    write_manifest(table, tmp_path / "manifest.csv")
+    assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *flags, "--fusion"]) == 2
+    assert f"column laterality is empty for image {table.loc[row, 'image_id']}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [("laterality", "L", "laterality may name both breasts as one"), ("patient_id", "", "two patients, or two exams, as one")],
+)
+def test_mixed_exams_are_named(
+    fused: Predictor, table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str, value: str, sentence: str
+) -> None:
+    """Both breasts of a patient as one, and an image of another patient among hers."""
+    mixed, first = table.copy(), table["patient_id"].iloc[0]
+    other = mixed.index[mixed["age"] != mixed["age"].iloc[0]][0]
+    rows = (mixed["patient_id"] == first) if column == "laterality" else mixed.index == other
+    mixed.loc[rows, column] = value or first
+    named = mixed["patient_id"] == first
+    write_manifest(mixed, tmp_path / "manifest.csv")
+    labelled_crops(TrainConfig(manifest=tmp_path / "manifest.csv", run=tmp_path / "run", fusion=True))
+    assert sentence in caplog.text
+    scores = fused.score_images(mixed)
+    usable = scores["status"] != "refused"
+    assert ", ".join(mixed.loc[named & usable, "image_id"]) in caplog.text
+    assert scores.loc[usable, "remark"].str.contains(sentence).eq(True).equals(named[usable])
+
+
+def test_lost_crops_of_an_exam_are_made_again_or_the_exam_is_refused(fused: Predictor, table: pd.DataFrame, tmp_path: Path) -> None:
+    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all()).assign(path=str(tmp_path / "lost.png"))
+    pd.testing.assert_frame_equal(both(fused, rows), both(fused, table.loc[rows.index]))
+    gone = fused.score_images(rows.assign(source_path=str(tmp_path / "lost.dcm")))
+    assert (gone["reason"] == "missing_file").all()
+    patients = fused.score_patients(fused.score_breasts(gone))
+    assert patients["status"].tolist() == ["refused"]
+    assert patients["score"].isna().all()

@@ -1,0 +1,101 @@
+"""Losses against independent references; unknown labels cost nothing and move nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+
+from vitmodel.errors import UsageError
+from vitmodel.metrics.metrics import Ranking
+from vitmodel.metrics.scored_units import Sample
+from vitmodel.training.losses import TARGETS, AuxiliaryHeads, bce, focal, make_loss, prior_bias, soft_f1
+
+LOGITS = torch.tensor([-3.0, -0.5, 0.2, 4.0, 1.0])
+LABELS = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
+
+
+def test_bce_is_the_log_loss_and_focal_without_focus_is_bce() -> None:
+    assert bce()(LOGITS, LABELS).mean().item() == pytest.approx(log_loss(LABELS, torch.sigmoid(LOGITS.double())))
+    torch.testing.assert_close(focal(gamma=0.0)(LOGITS, LABELS), bce()(LOGITS, LABELS))
+
+
+def test_focal_is_its_formula() -> None:
+    p = torch.where(LABELS > 0, torch.sigmoid(LOGITS), 1 - torch.sigmoid(LOGITS))
+    torch.testing.assert_close(focal(gamma=2.0)(LOGITS, LABELS), -((1 - p) ** 2) * p.log())
+
+
+def test_smoothing_softens_positives_only() -> None:
+    """The best logit of a positive becomes finite, that of a negative does not."""
+    x = torch.tensor([math.log(0.9 / 0.1)], requires_grad=True)
+    bce(smoothing=0.1)(x, torch.ones(1)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs() < 1e-6
+    torch.testing.assert_close(bce(0.1)(LOGITS[:1], LABELS[:1]), bce()(LOGITS[:1], LABELS[:1]))
+
+
+def test_soft_f1_is_the_metric() -> None:
+    labels, scores = LABELS.numpy(), torch.sigmoid(LOGITS).numpy()
+    metric = Ranking(Sample(labels, scores, np.arange(5)), threshold=0.5).values()["pf1"]
+    assert 1 - soft_f1(LOGITS, LABELS)[0].item() == pytest.approx(metric, rel=1e-5)
+    assert soft_f1(LOGITS, torch.zeros(5)).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("name", ["bce", "focal", "pf1"])
+def test_an_unknown_label_costs_and_moves_nothing(name) -> None:
+    logits = LOGITS.clone().requires_grad_()
+    labels = LABELS.clone()
+    labels[2] = math.nan
+    losses = make_loss(name, smoothing=0.1)(logits, labels)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert losses[2] == 0
+    assert logits.grad[2] == 0
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[[0, 1, 3, 4]] != 0).all()
+    others = [0, 1, 3, 4]
+    if name != "pf1":
+        torch.testing.assert_close(losses[others], make_loss(name, smoothing=0.1)(LOGITS[others], LABELS[others]))
+
+
+def test_prior_bias_starts_at_the_base_rate() -> None:
+    """With it, no first step is spent on the base rate: the mean gradient at the head's bias is 0."""
+    labels = torch.tensor([1.0] * 2 + [0.0] * 98)
+    bias = torch.tensor(prior_bias(0.02), requires_grad=True)
+    bce()(bias.expand(100), labels).mean().backward()
+    assert bias.grad is not None
+    assert bias.grad.abs() < 1e-6
+    for prior in (0.0, 1.0, math.nan):
+        with pytest.raises(UsageError, match="one class"):
+            prior_bias(prior)
+
+
+def test_auxiliary_heads_learn_from_what_is_known() -> None:
+    torch.manual_seed(0)
+    names = list(TARGETS)
+    heads = AuxiliaryHeads(8, names)
+    features = torch.randn(4, 8, requires_grad=True)
+    values = {
+        "birads": [0.0, "2", None, math.nan],
+        "density": ["A", "D", "E", None],
+        "invasive": [0.0, 1.0, math.nan, math.nan],
+        "biopsy": [math.nan] * 4,
+        "difficult_negative_case": [0.0, 0.0, 1.0, math.nan],
+        "view": ["CC", "MLO", "AT", "LM"],
+        "age": [46.0, 70.0, math.nan, math.nan],
+    }
+    targets = torch.stack([TARGETS[name].encode(values[name]) for name in names], dim=1)
+    losses = heads(features, targets)  # B A
+    assert (losses[:, names.index("biopsy")] == 0).all()
+    losses.sum().backward()
+    assert features.grad is not None
+    assert features.grad[3].abs().sum() == 0, "an image of which nothing is known moves nothing"
+    assert (features.grad[:3].abs().sum(dim=1) > 0).all()
+    assert (losses > 0).equal(~targets.isnan())
+    torch.testing.assert_close(targets[:2, names.index("age")], torch.tensor([-1.0, 1.0]))
+    density = heads.heads["density"](features)[:2]
+    expected = torch.nn.functional.cross_entropy(density, torch.tensor([0, 3]), reduction="none") / math.log(4)
+    torch.testing.assert_close(losses[:2, names.index("density")], expected)

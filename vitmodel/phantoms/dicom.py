@@ -1,0 +1,223 @@
+"""A picture of a breast as a DICOM file: Digital Mammography X-Ray Image Storage, for presentation. Knows no phantom and no table.
+
+The object follows DICOM PS3.3 A.27 (module table) and C.8.11 (DX and mammography modules).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+from pydicom import Dataset, FileDataset, Sequence, dcmread, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    MPEG2MPML,
+    UID,
+    DigitalMammographyXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
+from rle.utils import encode_pixel_data
+
+from vitmodel.phantoms.style import Look
+from vitmodel.utils import seed_from
+
+WINDOW = (1802.0, 1092.0)  # centre and width of site 2's first SIGMOID window
+MAKER = "vitmodel synthetic"
+VIEW_CODES = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A mammography unit: who owns it, what it writes, and how its pictures look."""
+
+    machine_id: int
+    site: int
+    """1 writes MONOCHROME2 with 12 bits and a linear window; 2 writes MONOCHROME1 with 16 bits and SIGMOID windows."""
+    transfer_syntax: UID
+    look: Look
+    mirrors: bool = False
+    """Writes some patients' images mirrored."""
+
+
+MACHINES = (
+    Machine(49, 1, JPEGLosslessSV1, Look(0.45, 1.1, 0.004, 0.0, "text", 0.1), mirrors=True),
+    Machine(29, 2, JPEG2000Lossless, Look(0.5, 1.3, 0.006, 0.0, "none", collimation_mm=3)),
+    Machine(216, 1, RLELossless, Look(0.38, 0.9, 0.012, 0.03, "lead", 0.05)),
+    Machine(49, 1, JPEGLosslessSV1, Look(0.45, 1.1, 0.004, 0.0, "text", 0.1), mirrors=True),
+    Machine(48, 2, JPEG2000Lossless, Look(0.42, 1.6, 0.009, 0.015, "lead", 0.04)),
+    Machine(170, 1, JPEGLosslessSV1, Look(0.55, 1.5, 0.008, 0.02, "text", 0.85, collimation_mm=2)),
+    Machine(21, 2, JPEG2000Lossless, Look(0.55, 1.0, 0.005, 0.0, "text", 0.06)),
+)
+"""Patients are shared out among these in turn, so machine 49 takes twice as many as each of the others."""
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What the header says of one image."""
+
+    patient_id: int
+    image_id: int
+    laterality: str
+    view: str
+    age: int | None
+    implant: bool
+    thickness_mm: float
+    spacing: float
+    """Millimetres per pixel."""
+    chest_wall: str
+    """Side of the picture, L or R, at which the chest wall lies; that of `laterality` unless the picture is mirrored."""
+
+
+def encode(picture: np.ndarray, exposure: Exposure, machine: Machine) -> bytes:
+    """The DICOM file of a float picture (H W in [0, 1], brighter = denser) as `machine` writes it; same arguments, same bytes."""
+    file = _header(exposure, machine)
+    _greys(file, machine)
+    stored = _stored(picture, machine)
+    file.Rows, file.Columns = stored.shape
+    file.SamplesPerPixel, file.PixelRepresentation = 1, 0
+    file.BitsAllocated, file.BitsStored = 16, 12 if machine.site == 1 else 16
+    file.HighBit = file.BitsStored - 1
+    file.PixelData = encapsulate([_compress(stored, machine.transfer_syntax, file.BitsStored)])
+    file["PixelData"].VR = "OB"
+    return _to_bytes(file)
+
+
+def _compress(stored: np.ndarray, transfer_syntax: UID, bits: int) -> bytes:
+    if transfer_syntax == JPEG2000Lossless:
+        return bytes(imagecodecs.jpeg2k_encode(stored, level=0, reversible=True, codecformat="j2k", resolutions=6, numthreads=1))
+    if transfer_syntax == JPEGLosslessSV1:
+        return bytes(imagecodecs.jpeg8_encode(stored, lossless=True, predictor=1, bitspersample=bits))
+    rows, columns = stored.shape
+    layout = {"rows": rows, "columns": columns, "samples_per_pixel": 1, "bits_allocated": 16, "number_of_frames": 1}
+    return bytes(encode_pixel_data(stored.astype("<u2").tobytes(), **layout, byteorder="<"))
+
+
+def _to_bytes(file: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dcmwrite(buffer, file, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _greys(file: Dataset, machine: Machine) -> None:
+    """The attributes that turn the stored values into greys again."""
+    file.RescaleIntercept, file.RescaleSlope, file.RescaleType = "0", "1", "US"
+    file.PixelIntensityRelationship = "LOG"
+    file.PixelPaddingValue = int(_stored(np.zeros((1, 1)), machine)[0, 0])
+    if machine.site == 1:
+        file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = "MONOCHROME2", "IDENTITY", -1
+        file.WindowCenter, file.WindowWidth = "2048", "4096"
+        return
+    centre, width = WINDOW
+    file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = "MONOCHROME1", "INVERSE", 1
+    file.VOILUTFunction = "SIGMOID"
+    file.WindowCenter = [str(centre), str(centre + 0.2 * width), str(centre - 0.2 * width)]
+    file.WindowWidth = [str(width)] * 3
+    file.WindowCenterWidthExplanation = ["NORMAL", "BRIGHTER", "DARKER"]
+
+
+def _stored(picture: np.ndarray, machine: Machine) -> np.ndarray:
+    """The values (uint16 H W) that the machine's window shows as `picture`."""
+    if machine.site == 1:
+        return np.round(picture * 4095).astype(np.uint16)
+    centre, width = WINDOW
+    shown = np.clip(1 - picture, 0.004, 0.996)  # MONOCHROME1: large = dark; the inverse of PS3.3 C.11.2.1.3.1
+    return np.round(centre - width / 4 * np.log(1 / shown - 1)).astype(np.uint16)
+
+
+def _uid(*parts: object) -> UID:
+    return UID(f"2.25.{seed_from(MAKER, *parts)}")
+
+
+def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
+
+
+def _header(exposure: Exposure, machine: Machine) -> FileDataset:
+    """All attributes but the pixels'."""
+    patient, side = exposure.patient_id, exposure.laterality
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = _uid("image", patient, exposure.image_id)
+    meta.TransferSyntaxUID = machine.transfer_syntax
+    meta.ImplementationClassUID = _uid("implementation")
+    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    # patient, study, series, equipment
+    file.PatientName, file.PatientID = f"Synthetic^{patient}", str(patient)
+    file.PatientBirthDate, file.PatientSex = "", "F"
+    if exposure.age is not None:
+        file.PatientAge = f"{exposure.age:03d}Y"
+    file.StudyInstanceUID, file.SeriesInstanceUID = _uid("study", patient), _uid("series", patient)
+    file.FrameOfReferenceUID, file.PositionReferenceIndicator = _uid("frame", patient), ""
+    file.StudyDate = file.StudyTime = file.AccessionNumber = file.ReferringPhysicianName = ""
+    file.StudyID, file.SeriesNumber, file.InstanceNumber = "1", "1", str(exposure.image_id)
+    file.Modality, file.PresentationIntentType = "MG", "FOR PRESENTATION"
+    file.Manufacturer, file.ManufacturerModelName = MAKER, f"phantom unit {machine.machine_id}"
+    file.DeviceSerialNumber, file.SoftwareVersions = str(machine.machine_id), "1"
+    # image
+    file.ImageType = ["DERIVED", "PRIMARY"]
+    file.ContentDate = file.ContentTime = ""
+    file.PatientOrientation = _orientation(exposure)
+    file.BurnedInAnnotation = "NO"  # the marker tells nothing that identifies a person
+    file.LossyImageCompression = "00"
+    file.AcquisitionContextSequence = Sequence()
+    # anatomy, detector, position
+    file.ImageLaterality, file.OrganExposed, file.BodyPartExamined = side, "BREAST", "BREAST"
+    file.AnatomicRegionSequence = Sequence([_code("76752008", "Breast")])
+    file.DetectorType, file.DetectorConfiguration, file.DetectorID = "DIRECT", "AREA", str(machine.machine_id)
+    file.DetectorTemperature = "25"
+    file.ImagerPixelSpacing = file.DetectorElementSpacing = [f"{exposure.spacing:.6g}"] * 2
+    file.PositionerType, file.ViewPosition = "MAMMOGRAPHIC", exposure.view
+    file.PositionerPrimaryAngle = "0" if exposure.view == "CC" else "45"
+    view = _code(*VIEW_CODES[exposure.view])
+    view.ViewModifierCodeSequence = Sequence()
+    file.ViewCodeSequence = Sequence([view])
+    file.BreastImplantPresent, file.PartialView = "YES" if exposure.implant else "NO", "NO"
+    file.KVP, file.BodyPartThickness, file.CompressionForce = "29", f"{exposure.thickness_mm:.0f}", "90"
+    return file
+
+
+def _orientation(exposure: Exposure) -> list[str]:
+    """Directions of the rows and columns (PS3.3 C.7.6.1.1.1): towards the nipple or away from it, and towards the feet or the midline."""
+    other = "LR"[exposure.laterality == "L"]
+    return ["A" if exposure.chest_wall == "L" else "P", other if exposure.view == "CC" else "F" + other]
+
+
+def _blank(content: bytes) -> bytes:
+    file = dcmread(io.BytesIO(content))
+    stored = np.full((file.Rows, file.Columns), 100, np.uint16)
+    file.file_meta.TransferSyntaxUID, file.PixelData = ExplicitVRLittleEndian, stored.tobytes()
+    file["PixelData"].VR, file["PixelData"].is_undefined_length = "OW", False
+    return _to_bytes(file)
+
+
+def _no_pixels(content: bytes) -> bytes:
+    file = dcmread(io.BytesIO(content))
+    del file.PixelData
+    return _to_bytes(file)
+
+
+def _unknown_codec(content: bytes) -> bytes:
+    file = dcmread(io.BytesIO(content))
+    file.file_meta.TransferSyntaxUID = MPEG2MPML
+    return _to_bytes(file)
+
+
+FAULTS: dict[str, Callable[[bytes], bytes | None]] = {
+    "truncated": lambda content: content[: len(content) * 6 // 10],
+    "text": lambda content: b"This is a text file whose name ends in .dcm\n",
+    "missing": lambda content: None,
+    "blank": _blank,
+    "no_pixels": _no_pixels,
+    "unreadable_transfer_syntax": _unknown_codec,
+}
+"""Ways to spoil a file: from its content to what is written in its place; None = no file at all."""

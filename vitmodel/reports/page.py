@@ -1,0 +1,24 @@
+"""HTML pages from the templates in `reports/templates`, all with the same frame and the same warning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return the HTML page that a template, such as "etl.html.j2", makes of `values`. Values are escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(warning=NOT_A_MEDICAL_DEVICE, **values)

@@ -1,0 +1,117 @@
+"""The loaded model packages that score together: from packed images to logits, probabilities and explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+
+from vitmodel.config import PredictorConfig
+from vitmodel.errors import UsageError
+from vitmodel.metrics.scored_units import aggregate, mean_logits
+from vitmodel.model.device import device_of
+from vitmodel.model.explain import explain
+from vitmodel.model.network import Network
+from vitmodel.model.package import CONFIG, TENSORS
+from vitmodel.model.packed_batch import Pack, chain
+from vitmodel.scoring.loaded_package import Member
+from vitmodel.utils import sha256_file
+
+
+class Ensemble:
+    """One or more model packages whose probabilities are averaged.
+
+    Each package averages the logits of an image and, with flip averaging, of its flip; then applies its own
+    calibration. The ensemble's probability and threshold are the means over its packages.
+
+    Shapes: I images, L levels (image and, with exam fusion, breast), M packages.
+
+    Args:
+        config: The packages, the device and the runtime.
+
+    Raises:
+        VitmodelError: A package cannot be loaded.
+        UsageError: The packages cannot score together, because they prepare images or aggregate scores differently.
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        self.runtime = config.runtime
+        self.device = torch.device(device_of(config.device if config.runtime == "torch" else "cpu"))
+        self.members = [Member(folder, config, self.device) for folder in (config.package, *config.ensemble)]
+        first = self.members[0]
+        for other in self.members[1:]:
+            differing = [name for name, value in first.views.items() if other.views[name] != value]
+            if differing:
+                raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
+        self.model: Network = first.models[0]
+        self.package = first.package
+        self.preprocessing = first.preprocessing
+        self.packed = first.packed
+        self.flip = first.flip
+        self.calibrated = first.calibrated
+        self.aggregation = first.aggregation
+        self.fused = self.model.exam is not None
+        """Whether the network itself scores breasts, from all images of an exam."""
+        self.levels = 1 + self.fused
+        """Number of logits per image: its own and, with exam fusion, its breast's."""
+        self.pools = self.aggregation in ("mean_logit", "fusion")
+        """Whether a breast's logits are pooled before calibration; older packages aggregate the images' probabilities."""
+        self.patient_aggregation = "noisy_or" if self.fused else "max"
+        self.threshold = float(np.mean([member.threshold for member in self.members]))
+        self.prevalence = float(np.mean([member.calibration.prevalence for member in self.members]))
+
+    def fingerprint(self) -> str:
+        """Return the hashes and settings that, together with an image, determine its score."""
+        paths = [path for member in self.members for path in (member.folder / TENSORS, member.folder / CONFIG, *member.onnx)]
+        return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
+
+    def logits(self, packs: Sequence[Pack]) -> np.ndarray:
+        """Return the logits `(I, L, M)` of `I` images, averaged over each image and its flip if the packs hold both.
+
+        The breast's logit of an image that is no part of an exam, such as a copy, is NaN.
+        """
+        if not packs:
+            return np.empty((0, self.levels, len(self.members)))
+        batch = chain(packs).to(self.device)
+        with torch.inference_mode():
+            by_pixels = np.stack([member.logits(batch) for member in self.members], axis=-1)  # (I or 2 I, L, M)
+        logits = by_pixels.reshape(len(packs), -1, *by_pixels.shape[1:]).mean(axis=1, dtype=np.float64)
+        if self.fused:
+            logits[[pack.about[0].breast < 0 for pack in packs], 1] = np.nan
+        return logits
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities `(N,)` of logits `(N, M)`: the mean over packages."""
+        calibrated = [member.calibration.apply(column) for member, column in zip(self.members, logits.T, strict=True)]
+        return np.mean(calibrated, axis=0)
+
+    def calibrate(self, logits: np.ndarray) -> np.ndarray:
+        """Return score and probability `(N, 2)` of logits `(N, M)`: the mean over packages, raw and calibrated."""
+        return np.stack([expit(logits).mean(axis=1), self.probability(logits)], axis=1)
+
+    def breast_scores(self, image_scores: np.ndarray, logits: np.ndarray, breasts: pd.Series) -> np.ndarray:
+        """Return score and probability of each image's breast, `(N, 2)`.
+
+        Args:
+            image_scores: Score and probability of each image, `(N, 2)`; used by packages that aggregate probabilities.
+            logits: Logits of each image or, with exam fusion, of its breast, `(N, M)`. Their mean over a breast is
+                calibrated.
+            breasts: The breast of each image, `(N,)`.
+        """
+        if self.pools:
+            values = self.calibrate(mean_logits(logits, breasts))
+        else:
+            values = np.stack([aggregate(column, breasts, self.aggregation)[1] for column in image_scores.T], axis=1)
+        return values[np.unique(breasts, return_inverse=True)[1]]
+
+    def explain(self, pack: Pack, method: str) -> np.ndarray:
+        """Return the contribution of each patch `(h, w)` to the score of the pack's first image.
+
+        It is the mean over all models. Air is NaN; `model.explain.method_named(method).unit` is its unit.
+        """
+        image = next(iter(pack)).to(self.device)
+        models = [model for member in self.members for model in member.models]
+        return np.mean([explain(model, image, method).float().cpu().numpy() for model in models], axis=0)

@@ -1,0 +1,152 @@
+"""Scored images and their manifest -> all that a report says: levels, thresholds, prevalence, subgroups, audit. Knows no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from vitmodel.data import audit as leakage
+from vitmodel.data.manifest import breast_ids
+from vitmodel.data.subgroups import subgroups
+from vitmodel.errors import UsageError
+from vitmodel.metrics.calibration import CALIBRATIONS, to_prevalence
+from vitmodel.metrics.compare import compare
+from vitmodel.metrics.crossfit import cross_fitted_probabilities, cross_fitted_thresholds, patient_folds
+from vitmodel.metrics.metrics import Metrics, measure
+from vitmodel.metrics.scored_units import Floats, Sample, mean_logits
+from vitmodel.metrics.threshold import purpose
+from vitmodel.reports.evaluation import Audit, Baseline, CrossFitted, Group, Level
+
+LEVELS = ("image", "breast", "patient")
+PLOTTED = "breast"
+WORDS = {"mean": "mean", "mean_logit": "mean log-odds", "max": "largest", "noisy_or": "noisy-or", "fusion": "fusion"}
+"""How each way to aggregate is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Images with a probability, and how they are judged."""
+
+    table: pd.DataFrame
+    """The manifest's rows whose image has a probability."""
+    probability: Floats
+    """Of each of them (N)."""
+    label: str
+    """The manifest's column that holds the truth."""
+    aggregate: str
+    """How a breast's images make its probability, where they do."""
+    patient_aggregate: str
+    """How a patient's breasts make hers."""
+    threshold: float
+    replicates: int
+    seed: int
+    pooled: Floats | None = None
+    """Where a breast is calibrated as a whole: what each of M packages says of each image's breast, as logits (N M). Their mean over the
+    images is the breast's, in place of what the images' probabilities make."""
+    calibrate: Callable[[Floats], Floats] | None = None
+    """From the logits of M packages (N M) to probabilities (N)."""
+
+    def sample(self, level: str, rows: np.ndarray | slice = slice(None), scores: Floats | None = None) -> Sample:
+        """The units of a level, of all images or of those in `rows` (N), by their probability or by other `scores` (N)."""
+        table = self.table[rows]
+        images = Sample(
+            table[self.label].to_numpy(), (self.probability if scores is None else scores)[rows], table["patient_id"].to_numpy()
+        )
+        if level == "image":
+            return images
+        ids = breast_ids(table).to_numpy()
+        breasts = images.aggregate(ids, self.aggregate)
+        if self.pooled is not None and self.calibrate is not None and scores is None:
+            breasts = replace(breasts, scores=self.calibrate(mean_logits(self.pooled[rows], ids)))
+        return breasts if level == "breast" else breasts.aggregate(breasts.patients, self.patient_aggregate)
+
+    def measure(self, sample: Sample, threshold: float | Floats | None = None, prevalence: float | None = None) -> Metrics:
+        return measure(sample, self.threshold if threshold is None else threshold, self.replicates, self.seed, prevalence)
+
+    def levels(self, units: Mapping[str, int]) -> list[Level]:
+        """Metrics per image, breast and patient; `units` says how many there are with the refused ones."""
+        samples = {level: self.sample(level) for level in LEVELS}
+        return [Level(name, sample, self.measure(sample), units[name] - len(sample.labels)) for name, sample in samples.items()]
+
+    def folds(self) -> int:
+        """Into how many parts the patients are dealt for cross-fitting; 0 where there are too few of them for that."""
+        try:
+            return int(patient_folds(self.sample(PLOTTED).known(), seed=self.seed).max()) + 1
+        except UsageError:
+            return 0
+
+    def thresholds(self, sensitivity: float) -> list[CrossFitted]:
+        """What decisions at cross-fitted thresholds reach; empty where there are too few patients for that."""
+        sample = self.sample(PLOTTED).known()
+        found = []
+        for objective in ("f1", "pf1", "sensitivity"):
+            try:
+                chosen = cross_fitted_thresholds(sample, objective, sensitivity, self.seed)
+            except UsageError:  # one class, or one patient of a class: the report then says that none could be chosen
+                return []
+            name = purpose(objective, sensitivity)
+            found.append(CrossFitted(name[0].upper() + name[1:], (float(chosen.min()), float(chosen.max())), self.measure(sample, chosen)))
+        return found
+
+    def recalibrated(self) -> dict[str, Metrics]:
+        """The probabilities after each method of calibration, cross-fitted; empty where there are too few patients for that."""
+        sample = self.sample(PLOTTED).known()
+        try:
+            fitted = {method: cross_fitted_probabilities(sample, method, self.seed) for method in CALIBRATIONS}
+        except UsageError:
+            return {}
+        return {method: self.measure(Sample(sample.labels, scores, sample.patients)) for method, scores in fitted.items()}
+
+    def elsewhere(self, fitted: float, wanted: float) -> Metrics | None:
+        """The metrics at another prevalence than the one that the probabilities were `fitted` at; None where a class is missing."""
+        sample = self.sample(PLOTTED).known()
+        if len(np.unique(sample.labels)) < 2:
+            return None
+        scores, threshold = to_prevalence(sample.scores, fitted, wanted), float(to_prevalence(self.threshold, fitted, wanted))
+        return self.measure(Sample(sample.labels, scores, sample.patients), threshold, prevalence=wanted)
+
+    def subgroups(self) -> tuple[list[Group], list[str]]:
+        """Every subgroup's metrics, its breasts scored by its own images alone or by fusion, and why some attributes make none."""
+        groups, silent = subgroups(self.table, self.label)
+        return [Group(group.attribute, group.value, self._if_known(self.sample(PLOTTED, group.rows))) for group in groups], silent
+
+    def _if_known(self, sample: Sample) -> Metrics | None:
+        return self.measure(sample) if np.isfinite(sample.labels).any() else None
+
+    def audit(self, whole: pd.DataFrame) -> Audit:
+        """Leaks in the `whole` manifest, and baselines that are fitted to other patients of it, judged on the same units as the model."""
+        found = leakage.links(whole)
+        names = {"patient_id": "patients", "source_sha256": "source files", "crop": "crops of the same pixels"}
+        counts = {names[kind]: int((found["kind"] == kind).sum()) for kind in names}
+        examples = [f"{names[row.kind]}: {row.images} images in {row.parts}" for row in found.head(5).itertuples()]
+        here = whole["image_id"].isin(self.table["image_id"]).to_numpy()
+        baselines = []
+        model = self.sample(PLOTTED).known()
+        for name in leakage.BASELINES if len(np.unique(model.labels)) == 2 else ():
+            scores, telling = leakage.baseline(whole, self.label, name, self.seed)
+            if np.isnan(scores).any():
+                continue
+            other = self.sample(PLOTTED, scores=scores[here]).known()
+            try:
+                compared = compare(other, model, (self.threshold, self.threshold), self.replicates, self.seed)
+            except UsageError:  # too few patients for DeLong's test
+                continue
+            baselines.append(Baseline(name, self.measure(other), compared, telling))
+        return Audit(counts, examples, baselines)
+
+    def errors(self, count: int) -> list[int]:
+        """Positions of the images that were called wrong, the most confident first: half of them missed positives, if there are as many."""
+        truth, distance = self.table[self.label].to_numpy(), self.probability - self.threshold
+        order = np.argsort(-np.abs(distance), kind="stable")
+        missed = [int(row) for row in order if truth[row] == 1 and distance[row] < 0]
+        false = [int(row) for row in order if truth[row] == 0 and distance[row] >= 0]
+        share = max(count - len(false), min(count // 2, len(missed)))
+        return missed[:share] + false[: count - min(share, len(missed))]
+
+
+def describe(row: Sequence[object]) -> str:
+    """The parts of a caption that are known."""
+    return ", ".join(str(part) for part in row if pd.notna(part) and part != "")

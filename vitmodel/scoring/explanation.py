@@ -1,0 +1,135 @@
+"""The heat map of one scored image, on its own or as the picture that the command line writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from vitmodel.data.rows import Row
+from vitmodel.errors import UsageError
+from vitmodel.releases.files import file_name
+from vitmodel.results.heatmap import HeatMap
+from vitmodel.results.image_results import Image
+from vitmodel.scoring.predictor import Predictor
+from vitmodel.scoring.stream import LoadedImage, ScoredImage
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
+
+NO_GEOMETRY = "the manifest does not say where the crop lies in its source"
+
+
+def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
+    """Return the heat map of a loaded image, whose geometry must be known."""
+    cropped = image.cropped
+    assert cropped.crop is not None
+    assert cropped.geometry is not None
+    record: dict[str, Any] = cropped.record
+    return HeatMap(
+        values=predictor.explain(image, method),
+        tissue=cropped.crop > 0,
+        geometry=cropped.geometry,
+        patch=predictor.ensemble.model.config.vit.patch,
+        source=(int(record["source_height"]), int(record["source_width"])),
+    )
+
+
+def image_of(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predictor) -> Image:
+    """Return what the picture and the DICOM results state about an image; `place` is its row of the manifest."""
+    return Image(
+        name=file_name(place.image_id),
+        path=row.source,
+        side=place.laterality,
+        view=place.view,
+        probability=predictor.ensemble.probability(scored.logits[:1])[0],
+        inverted="inverted" in (scored.loaded.cropped.record["reason"] or ""),  # type: ignore[operator]
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The contribution of each part of an image to its score. Research software, not a medical device.
+
+    It shows what influenced the network and outlines no lesion. `vitmodel.Model.explain` returns it.
+
+    Attributes:
+        image_id: The image.
+        method: "rollout", "gradient", "occlusion" or "integrated".
+        unit: What the values measure.
+        probability: Calibrated probability of cancer from this image alone, 0 to 1.
+        threshold: Probability from which the model calls an image positive.
+        heat: The values with their place in the source image.
+        picture: The breast, plain and below the heat map, with a colour bar and a caption: `(H, W, 3)` uint8, RGB.
+
+    Example:
+        >>> model = vitmodel.load("run/package", progress=False)
+        >>> heat = model.explain("exam/rcc.dcm")
+        >>> heat.values.ndim, heat.picture.shape[-1]
+        (2, 3)
+        >>> heat.save("rcc.png")
+    """
+
+    image_id: str
+    method: str
+    unit: str
+    probability: float
+    threshold: float
+    heat: HeatMap
+    picture: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """Values per patch of the crop, `(h, w)` float; NaN = air."""
+        return self.heat.values
+
+    @property
+    def peak(self) -> tuple[float, float]:
+        """Position of the highest value, `(x, y)` in pixels of the source image."""
+        return self.heat.peak()
+
+    @property
+    def region(self) -> np.ndarray:
+        """Outline of the region around the peak, `(K, 2)` points `(x, y)` in pixels of the source image."""
+        return self.heat.hottest()
+
+    def on_source(self) -> np.ndarray:
+        """Return the values in the source image's pixels, `(H, W)` float; NaN outside the breast.
+
+        Returns:
+            An array with the height and width of the source image.
+
+        Example:
+            >>> model = vitmodel.load("run/package", progress=False)
+            >>> model.explain("exam/rcc.dcm").on_source().ndim
+            2
+        """
+        return self.heat.on_source()
+
+    def save(self, path: str | Path) -> None:
+        """Write `picture` as a PNG file.
+
+        Args:
+            path: File to write; its name ends in .png.
+
+        Raises:
+            UsageError: The name does not end in .png.
+            VitmodelError: The file cannot be written.
+
+        Example:
+            >>> model = vitmodel.load("run/package", progress=False)
+            >>> model.explain("exam/rcc.dcm", method="rollout").save("rollout.png")
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise UsageError(f"path: {path} is no PNG file; use a name that ends in .png")
+        write_atomic(path, self._repr_png_())
+
+    def _repr_png_(self) -> bytes:
+        return cv2.imencode(".png", self.picture[..., ::-1])[1].tobytes()
+
+    def __repr__(self) -> str:
+        rows, columns = self.values.shape
+        size = f"{rows}x{columns} patches"
+        return f"Explanation({self.image_id!r}, {self.method}, {size}, probability {self.probability:.4f})\n{NOT_A_MEDICAL_DEVICE}"

@@ -1,0 +1,78 @@
+"""From manifest rows to scores, for every verb that scores: the ensemble, its stream and its tables put together.
+
+Where a breast's score is made: `Predictor.tables` -> `scores.image_table` -> `Ensemble.breast_scores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from vitmodel.config import PredictorConfig
+from vitmodel.data.cropping import Record
+from vitmodel.scoring.ensemble import Ensemble
+from vitmodel.scoring.stream import LoadedImage, ScoredImage, ScoringRows, ScoringStream, Timings
+from vitmodel.scoring.tables import ScoreTables, breast_table, image_table, patient_table
+
+
+class Predictor:
+    """Score manifest rows with one model package or an ensemble of them.
+
+    Args:
+        config: The packages and how they run.
+
+    Raises:
+        VitmodelError: A package cannot be loaded.
+        UsageError: The packages cannot score together.
+    """
+
+    def __init__(self, config: PredictorConfig) -> None:
+        self.config = config
+        self.ensemble = Ensemble(config)
+        self.timings = Timings()
+        self.stream = ScoringStream(self.ensemble, config, self.timings)
+
+    def attach(self, table: pd.DataFrame) -> ScoringRows:
+        """Return the rows of the manifest `table` with the metadata that the network uses."""
+        return ScoringRows.attach(table, self.ensemble.model.config)
+
+    def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
+        """Yield the position, verdict and logits of each row as soon as they are known."""
+        return self.stream.scores(rows)
+
+    def predict_logits(self, rows: ScoringRows) -> tuple[list[Record], np.ndarray]:
+        """Return the verdict on each of the N rows and its logits `(N, L, M)`; no crop is kept."""
+        results = {position: (scored.loaded.cropped.record, scored.logits) for position, scored in self.scores(rows)}
+        records = [results[position][0] for position in range(len(rows))]
+        logits = [results[position][1] for position in range(len(rows))]
+        return records, np.reshape(logits, (len(rows), self.ensemble.levels, len(self.ensemble.members)))
+
+    def tables(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray] | np.ndarray) -> ScoreTables:
+        """Return the scores of the manifest `table` per image, breast and patient, from the result of `predict_logits`."""
+        images = image_table(table, records, logits, self.ensemble)
+        breasts = self.score_breasts(images)
+        return ScoreTables(images, breasts, self.score_patients(breasts))
+
+    def score(self, table: pd.DataFrame) -> ScoreTables:
+        """Return the scores of the manifest `table` per image, breast and patient."""
+        return self.tables(table, *self.predict_logits(self.attach(table)))
+
+    def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return one row of scores per row of the manifest `table`; see `scores.image_table`."""
+        return image_table(table, *self.predict_logits(self.attach(table)), self.ensemble)
+
+    def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
+        """Return one row per breast of a table of images; see `scores.breast_table`."""
+        return breast_table(images, self.ensemble.threshold)
+
+    def score_patients(self, breasts: pd.DataFrame) -> pd.DataFrame:
+        """Return one row per patient of a table of breasts; see `scores.patient_table`."""
+        return patient_table(breasts, self.ensemble.threshold, self.ensemble.patient_aggregation)
+
+    def explain(self, image: LoadedImage, method: str) -> np.ndarray:
+        """Return the contribution of each patch `(h, w)` to the image's score; see `Ensemble.explain`."""
+        assert image.pack is not None
+        with self.timings.of("explaining"):
+            return self.ensemble.explain(image.pack, method)

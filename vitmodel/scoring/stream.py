@@ -1,0 +1,216 @@
+"""Manifest rows to logits as a stream: threads load and pack crops while the network scores groups of bounded size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from vitmodel.config import PredictorConfig
+from vitmodel.data.cropping import Cropped
+from vitmodel.data.dataset import to_tensor
+from vitmodel.data.exams import about_images
+from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
+from vitmodel.errors import UsageError
+from vitmodel.jobs.parallel import parallel_map
+from vitmodel.model.architecture import NetworkConfig
+from vitmodel.model.packed_batch import About, Pack, check_budget, grouped, pack
+from vitmodel.scoring.ensemble import Ensemble
+from vitmodel.utils import give_back_freed_memory
+
+GROUP_IMAGES = 16
+"""Most images per forward pass, so that no image waits long for later ones."""
+
+
+@dataclass(frozen=True)
+class ScoringRows:
+    """Manifest rows with what loading (`rows`) and the network (`metadata`) need of each; attached once per run."""
+
+    table: pd.DataFrame
+    rows: list[Row]
+    metadata: list[About]
+
+    @classmethod
+    def attach(cls, table: pd.DataFrame, config: NetworkConfig) -> ScoringRows:
+        """Return the rows of the manifest `table` with the metadata that a network of this configuration uses."""
+        return cls(table, rows_of(table), about_images(table, config))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, positions: Sequence[int]) -> ScoringRows:
+        """Return the rows at these positions, in this order; exams and breasts keep their numbers."""
+        rows = [self.rows[position] for position in positions]
+        metadata = [self.metadata[position] for position in positions]
+        return ScoringRows(self.table.iloc[list(positions)], rows, metadata)
+
+    def exams(self) -> list[list[int]]:
+        """Return the positions of the images that are fused together; without exam fusion, each image alone."""
+        return grouped(metadata.exam for metadata in self.metadata)
+
+
+class LoadedImage(NamedTuple):
+    """An image on its way to its score."""
+
+    cropped: Cropped
+    """The verdict and, unless the image was refused, its crop."""
+    pack: Pack | None = None
+    """The crop's patches and, with flip averaging, those of its flip; None = refused."""
+    seconds: float = 0
+    """Time spent on loading."""
+
+
+class ScoredImage(NamedTuple):
+    """An image with its logits."""
+
+    loaded: LoadedImage
+    logits: np.ndarray
+    """`(L, M)`: of the image and, with exam fusion, of its breast, by each package; NaN = refused, and for the breast of a copy."""
+
+
+Unit = list[tuple[int, LoadedImage]]
+"""Images, with their positions, that the network must see together."""
+
+
+@dataclass
+class Timings:
+    """Seconds spent so far. Those of parallel threads add up and may exceed the elapsed time."""
+
+    decoding: float = 0
+    """Reading, decoding and cropping, in all threads."""
+    waiting: float = 0
+    """The network's thread waiting for a crop."""
+    network: float = 0
+    explaining: float = 0
+    writing: float = 0
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Add the duration of the block to the field `name`."""
+        start = time.perf_counter()
+        yield
+        setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+
+    def per_image(self, images: int) -> str:
+        """Return all timings as text, in milliseconds per image."""
+        return ", ".join(f"{field.name} {1e3 * getattr(self, field.name) / max(1, images):.0f} ms" for field in fields(self))
+
+
+class ScoringStream:
+    """Score images one group after another while threads load the next ones.
+
+    Memory is bounded: about `GROUP_IMAGES` images, or the largest exam, are held at a time.
+
+    Args:
+        ensemble: The packages that score.
+        config: Token budget and number of threads.
+        timings: Where the time spent is added.
+    """
+
+    def __init__(self, ensemble: Ensemble, config: PredictorConfig, timings: Timings) -> None:
+        self.ensemble = ensemble
+        self.tokens = config.tokens
+        self.jobs = config.jobs
+        self.timings = timings
+
+    def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
+        """Yield the position, verdict and logits of each row as soon as they are known.
+
+        The order is that of the rows, except that the images of a fused exam come together.
+        """
+        groups = self.groups(self.units(rows))
+        since_cleanup = 0
+        while True:
+            with self.timings.of("waiting"):
+                group = next(groups, None)
+            if group is None:
+                return
+            with self.timings.of("network"):
+                logits = iter(self.ensemble.logits([image.pack for _, image in group if image.pack is not None]))
+            for position, image in group:
+                self.timings.decoding += image.seconds
+                yield position, ScoredImage(image, self._refused() if image.pack is None else next(logits))
+            since_cleanup += len(group)
+            if since_cleanup >= GROUP_IMAGES:
+                give_back_freed_memory()
+                since_cleanup = 0
+
+    def _refused(self) -> np.ndarray:
+        """Return the logits `(L, M)` of a refused image."""
+        return np.full((self.ensemble.levels, len(self.ensemble.members)), np.nan)
+
+    def units(self, rows: ScoringRows) -> Iterator[Unit]:
+        """Yield what the network must see together: an image or, with exam fusion, the images of an exam.
+
+        Copies of an image are taken out of the exam and scored alone.
+        """
+        units = rows.exams()
+        inputs = [(rows.rows[position], rows.metadata[position]) for unit in units for position in unit]
+        loaded = parallel_map(lambda image: self.load(*image), inputs, "score", self.jobs)
+        for unit in units:
+            images = [(position, next(loaded)) for position in unit]
+            yield self._without_copies(images, rows.metadata) if self.ensemble.fused else images
+        next(loaded, None)  # ends the map and its progress bar
+
+    def _without_copies(self, images: Unit, metadata: Sequence[About]) -> Unit:
+        """Return the images of an exam, each later copy of a file within a breast as an exam of its own."""
+        seen: set[tuple[int, object]] = set()
+        result: Unit = []
+        for position, image in images:
+            digest = image.cropped.record.get("source_sha256")
+            file = metadata[position].breast, digest
+            if image.pack is not None and file in seen:
+                alone = tuple(replace(about, breast=-1, exam=-1) for about in image.pack.about)
+                image = image._replace(pack=replace(image.pack, about=alone))
+            elif image.pack is not None and digest:
+                seen.add(file)
+            result.append((position, image))
+        return result
+
+    def load(self, row: Row, metadata: About = About()) -> LoadedImage:  # noqa: B008 (frozen)
+        """Return the crop of a manifest row, cut into patches; one that the network cannot read is refused."""
+        start = time.perf_counter()
+        cropped = load_crop(row, self.ensemble.preprocessing)
+        if cropped.crop is None:
+            return LoadedImage(cropped, None, time.perf_counter() - start)
+        try:
+            patches = self._pack(cropped, metadata)
+        except UsageError as error:
+            refused = cropped.record | {"status": "refused", "reason": "unfit", "remark": str(error)}
+            return LoadedImage(Cropped(refused), None, time.perf_counter() - start)
+        return LoadedImage(cropped, patches, time.perf_counter() - start)
+
+    def _pack(self, cropped: Cropped, metadata: About) -> Pack:
+        """Return the patches of a crop and, with flip averaging, of its flip. Raises UsageError if they do not fit."""
+        assert cropped.crop is not None
+        ensemble = self.ensemble
+        vit = ensemble.model.config.vit
+        image = to_tensor(cropped.crop)
+        images = [image, image.flip(-2)] if ensemble.flip else [image]
+        scaled = replace(metadata, mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
+        about = [scaled.apart(number, len(images)) for number in range(len(images))]  # a flipped exam is another exam
+        patches = pack(images, vit.patch, ["the crop"] * len(images), not ensemble.packed, about)
+        if not ensemble.model.segments:
+            check_budget("the crop", max(patches.lengths(vit.prefix)), self.tokens)
+        return patches
+
+    def groups(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """Yield consecutive units joined up to `GROUP_IMAGES` images and the token budget; a larger unit stays alone."""
+        prefix = self.ensemble.model.config.vit.prefix
+        group: Unit = []
+        length = 0
+        for unit in units:
+            added = sum(sum(image.pack.lengths(prefix)) for _, image in unit if image.pack)
+            if group and (len(group) + len(unit) > GROUP_IMAGES or length + added > self.tokens):
+                yield group
+                group = []
+                length = 0
+            group += unit
+            length += added
+        if group:
+            yield group

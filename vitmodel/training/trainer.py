@@ -1,0 +1,251 @@
+"""Lightning's trainer as every training uses it: devices, precision, checkpoints and loggers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import netrc
+import os
+import platform
+import shutil
+import uuid
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.precision import FSDPPrecision
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero
+from torch.distributed.fsdp import MixedPrecision
+
+from vitmodel import __version__
+from vitmodel.config import TrainingConfig, plain, to_yaml
+from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.model.device import device_of
+from vitmodel.model.fusion import ExamFusion
+from vitmodel.model.packed_attention import compile_blocks
+from vitmodel.model.vit import Block, Head
+from vitmodel.training.batching import Batch, Batches
+from vitmodel.training.callbacks import BadSteps, Meter, Progress
+from vitmodel.training.losses import AuxiliaryHeads
+from vitmodel.training.module import Course
+from vitmodel.utils import atomic_path, to_json, write_atomic
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The source folder of vitmodel, whose hash is logged with each run."""
+LAST = Path("checkpoints") / "last.ckpt"
+STARTED = f"**/{LAST.parent}"
+"""Glob pattern of what a training creates at its first step: before that, a refused run leaves nothing behind."""
+UNITS = {Block, Head, AuxiliaryHeads, ExamFusion}
+"""What FSDP gathers at a time: a block; and, apart from the body, which may be frozen, what learns nevertheless."""
+
+
+def is_first() -> bool:
+    """Whether this is the one process, or the first of several, by the environment that their starter set: the one that writes files."""
+    return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that replace the previous one only when they are whole, and that never unpickle code when read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        with atomic_path(path) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                free = shutil.disk_usage(Path(path).parent).free
+                raise VitmodelError(
+                    f"cannot write {path} ({error}; {free / 1e6:.0f} MB are free there); earlier ones are whole: make room, then --resume"
+                ) from error
+
+
+class StartMarker(Callback):
+    """Create the folder of checkpoints after the first step: from then on a run that fails keeps its folder."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / LAST.parent
+
+    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.is_global_zero:
+            self.folder.mkdir(exist_ok=True)
+
+
+def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = "") -> Path | None:
+    """Claim the folder `run` for this configuration and return the checkpoint to resume from, or None.
+
+    Of several processes the first one claims the folder for all.
+
+    Args:
+        verb: Name of the recipe file, such as `train` for train.yaml.
+        config: The settings of the training.
+        run: The run folder.
+        data: SHA-256 of the images, labels and splits.
+
+    Raises:
+        UsageError: The folder holds a run, and `resume` is off, or that run has other settings or other data.
+    """
+    recipe, checkpoint = run / f"{verb}.yaml", run / LAST
+    here = system() | {"precision": precision_of(config), "data_sha256": data}
+    if is_first():
+        text = to_yaml(verb, replace(config, resume=False), recipe)
+        if recipe.exists():
+            if not config.resume:
+                raise UsageError(f"{run} already holds a run; continue it with --resume or choose another folder")
+            changed = [new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new]
+            if changed:
+                raise UsageError(
+                    f"{recipe}: the run was started with other settings than {', '.join(changed)}; resume it with the same settings"
+                )
+            before = here | json.loads((run / "system.json").read_text())
+            if before["data_sha256"] != data:
+                raise UsageError(f"{run}: the images, labels or splits have changed since the run was started; choose another folder")
+            for what in ("precision", "code_sha256"):
+                if before[what] != here[what]:  # such as `auto` on another machine
+                    logger.warning(
+                        "%s: %s was %s and is now %s; the resumed run may differ in the last bits", run, what, before[what], here[what]
+                    )
+        write_atomic(run / "system.json", to_json(here))
+        write_atomic(recipe, text)
+        if not (run / "run_id").exists():
+            write_atomic(run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n")  # a sweep names its runs
+    return checkpoint if checkpoint.exists() else None
+
+
+def next_epoch(checkpoint: Path | None) -> int:
+    """The epoch that comes after a checkpoint."""
+    return torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint else 0
+
+
+def system() -> dict[str, Any]:
+    """The machine, the versions and, as one hash, the code that a run depends on."""
+    cuda = torch.cuda.is_available()
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py"))))
+    packages = ("torch", "lightning", "numpy", "opencv-python-headless", "pydicom")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if cuda else [],
+        "code_sha256": code.hexdigest(),
+        "versions": {"vitmodel": __version__} | {name: version(name) for name in packages},
+    }
+
+
+def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """The arithmetic that training on the device does best with, unless one is asked for: on a CPU 32 bits, as bfloat16 saves little time
+    on small crops (dev/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `device_of` does."""
+    device, wanted = device_of(config.device), config.precision
+    if wanted == "auto":
+        wanted = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if wanted == "fp16" and device == "cpu":
+        raise UsageError("precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
+    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]  # type: ignore[return-value]
+
+
+class ShardedPrecision(FSDPPrecision):
+    """The arithmetic of sharded models is that of whole ones, autocast over weights of 32 bits. Lightning would cast weights and batches,
+    labels and all, to 16, and to that end rebuild packs, which are frozen."""
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision:
+        return MixedPrecision()
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def strategy_of(config: TrainingConfig) -> Strategy | str:
+    """How several processes share the work."""
+    if config.devices * config.nodes == 1:
+        return "auto"
+    if config.strategy == "fsdp":
+        return FSDPStrategy(auto_wrap_policy=UNITS)
+    return "ddp_find_unused_parameters_true" if config.idles else "ddp"
+
+
+def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) -> L.Trainer:
+    """The trainer with our loggers, checkpoints and monitors, and `callbacks` before them."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    loggers = build_loggers(config, run)
+    monitors = [
+        StartMarker(run),
+        BadSteps(run / "nonfinite.json", config.nonfinite),
+        Meter(),
+        *([LearningRateMonitor("step")] if loggers else []),
+        Progress(),
+    ]
+    return L.Trainer(
+        accelerator=device_of(config.device),
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=strategy_of(config),
+        precision=None if config.strategy == "fsdp" else precision_of(config),
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate,
+        logger=loggers,
+        callbacks=[*callbacks, *monitors],
+        plugins=[AtomicCheckpoints()] if config.strategy == "ddp" else [ShardedPrecision(precision_of(config))],
+        gradient_clip_val=config.clip or None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
+def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None, checkpoint: Path | None) -> None:
+    """Train `learner`, starting from `checkpoint` if there is one."""
+    if learner.config.compile:
+        compile_blocks(learner)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
+        try:
+            trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)
+        except VitmodelError:
+            finish_wandb(trainer, exit_code=1)
+            raise
+    finish_wandb(trainer)
+
+
+def finish_wandb(trainer: L.Trainer, exit_code: int = 0) -> None:
+    """End the run of Weights & Biases: otherwise the next training of this process, such as another fold, would log into it."""
+    for each in trainer.loggers:
+        if isinstance(each, WandbLogger):
+            each.experiment.finish(exit_code=exit_code)
+
+
+def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
+    """TensorBoard always, Weights & Biases unless it is off; both get the same names, the settings, and RUN/system.json."""
+    loggers: list[Logger] = [TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False)]
+    if config.wandb == "online" and not has_wandb_key():
+        raise UsageError("wandb: no API key is set; set WANDB_API_KEY, run `wandb login`, or use --wandb offline")
+    if config.wandb != "off":
+        offline = config.wandb == "offline" or (config.wandb == "auto" and not has_wandb_key())
+        identifier = (run / "run_id").read_text().strip() if is_first() else None
+        os.environ.setdefault("WANDB_SILENT", "true")
+        loggers.append(WandbLogger(project="vitmodel", name=run.name, id=identifier, save_dir=run, offline=offline))
+    if is_first():
+        settings = plain(config) | {"system": json.loads((run / "system.json").read_text())}
+        for each in loggers:
+            each.log_hyperparams(settings)
+    return loggers
+
+
+def has_wandb_key() -> bool:
+    """Whether an API key is set in the environment or was stored by `wandb login`."""
+    try:
+        stored = netrc.netrc().authenticators("api.wandb.ai")
+    except (OSError, netrc.NetrcParseError):
+        stored = None
+    return bool(os.environ.get("WANDB_API_KEY") or stored)
