@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from vitmodel.cli import main
-from vitmodel.commands.train import model_card, train
+from vitmodel.commands.train import train
 from vitmodel.config import TrainConfig
 from vitmodel.data.dataset import CropDataset, to_tensor
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import Draw, Shuffled
 from vitmodel.model.package import load_package
 from vitmodel.training.module import WATCHED
+from vitmodel.training.packaging import model_card
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(
