@@ -22,13 +22,13 @@ from torch import Tensor
 
 from vitmodel.config import PredictorConfig
 from vitmodel.data.manifest import read_manifest
-from vitmodel.data.rows import rows_of
+from vitmodel.data.rows import to_manifest_rows
 from vitmodel.metrics.compare import compare
-from vitmodel.metrics.metrics import measure
-from vitmodel.metrics.scored_units import Sample
-from vitmodel.model.onnx import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
+from vitmodel.metrics.metrics import compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.model.onnx import ViTGraph, export_onnx, image_inputs, load_onnx, quantize
 from vitmodel.model.packed_attention import forward
-from vitmodel.model.packed_batch import Pack
+from vitmodel.model.packed_batch import PackedBatch
 from vitmodel.model.vit import ViT
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.utils import progress, to_json, write_atomic
@@ -36,10 +36,10 @@ from vitmodel.utils import progress, to_json, write_atomic
 WAYS = ("torch", "onnx fp32", "onnx int8", "openvino int8")
 
 
-def ways_of(model: ViT, calibration: list[Pack], folder: Path) -> dict[str, Callable[[Pack], Tensor]]:
+def ways_of(model: ViT, calibration: list[PackedBatch], folder: Path) -> dict[str, Callable[[PackedBatch], Tensor]]:
     """One model by all of WAYS."""
-    export_onnx(KeptPatches([model]), folder / "fp32.onnx", "")
-    quantize(KeptPatches([model]), folder / "int8.onnx", inputs_of_images(calibration), "")
+    export_onnx(ViTGraph([model]), folder / "fp32.onnx", "")
+    quantize(ViTGraph([model]), folder / "int8.onnx", image_inputs(calibration), "")
     runs = {way: load_onnx(folder / f"{way.split()[1]}.onnx", way.split()[0], "") for way in WAYS[1:]}
     return {"torch": lambda images: forward(model, images)} | runs
 
@@ -51,9 +51,9 @@ def score(run: Path, images: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
         raise SystemExit(f"{run}: has sources, segments or fusion, which no ONNX file holds; its ViT alone is not the model")
     table = read_manifest(run / "manifest.csv")
     table = table[table["fold"].notna()].reset_index(drop=True)
-    rows = rows_of(table)
+    rows = to_manifest_rows(table)
     logits = {way: np.full(len(table), np.nan) for way in WAYS}
-    for fold, network in enumerate(predictor.ensemble.members[0].models):
+    for fold, network in enumerate(predictor.ensemble.packages[0].models):
         own = np.flatnonzero(table["fold"] == fold)
         others = np.flatnonzero(table["fold"] != fold)
         others = others[np.linspace(0, len(others) - 1, images).round().astype(int)]
@@ -79,14 +79,14 @@ def main() -> None:
     table, logits = score(arguments.run, arguments.images)
     read = np.isfinite(logits["torch"])
     samples = {
-        name: Sample(table["cancer"].to_numpy(float)[read], expit(each[read]), table["patient_id"].to_numpy()[read])
+        name: ScoredUnits(table["cancer"].to_numpy(float)[read], expit(each[read]), table["patient_id"].to_numpy()[read])
         for name, each in logits.items()
     }
     lines = {}
     print(f"{read.sum()} images of {table['patient_id'][read].nunique()} patients")
     print("| way | AUROC | change | logits' change, mean and at most |\n|---|---|---|---|")
     for name, sample in samples.items():
-        auroc = measure(sample, 0.5).intervals["auroc"]
+        auroc = compute_metrics(sample, 0.5).intervals["auroc"]
         change = compare(samples["torch"], sample, (0.5, 0.5)).differences["auroc"]
         apart = np.abs(logits[name] - logits["torch"])[read]
         lines[name] = {"auroc": vars(auroc), "change": vars(change), "mean": float(apart.mean()), "most": float(apart.max())}

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.crop import Breast, find_breast
+from vitmodel.pixels.crop import BreastRegion, find_breast
 from vitmodel.pixels.open import open_image
 from vitmodel.utils import progress, to_json, write_atomic
 
@@ -27,9 +27,9 @@ LONG_SIDE = 512
 def view_of(path: Path) -> np.ndarray:
     """The whole image at `path`, grey, at most LONG_SIDE pixels long."""
     file = open_image(path)
-    stored = file.stored()
+    stored = file.read_stored()
     factor = min(1, LONG_SIDE / max(stored.shape))
-    return file.grey(cv2.resize(stored, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
+    return file.to_grey(cv2.resize(stored, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
 
 
 def overlap(box: np.ndarray, hand: np.ndarray) -> tuple[float, float]:
@@ -44,7 +44,7 @@ def release(name: str) -> pd.DataFrame:
     return table.assign(path=[DATA / name / path for path in table.image_path])
 
 
-def find(table: pd.DataFrame, what: str) -> list[tuple[Any, Breast | None, float]]:
+def find(table: pd.DataFrame, what: str) -> list[tuple[Any, BreastRegion | None, float]]:
     """For each row: the row, its breast (None = refused) and the milliseconds that it took."""
     found = []
     for row in progress(list(table.itertuples()), what):
@@ -94,7 +94,7 @@ def machines() -> dict[str, Any]:
         "images": len(found),
         "refused": len(found) - len(kept),
         "polarity wrong": sum(breast.inverted != row.monochrome1_not_inverted > 0 for row, breast in kept),
-        "remarks": dict(Counter(remark.code for _, breast in kept for remark in breast.remarks)),
+        "remarks": dict(Counter(warning.code for _, breast in kept for warning in breast.warnings)),
         "side agrees with laterality, by machine": agree.groupby("machine").agree.mean().to_dict(),
         "median ms": np.median([milliseconds for _, _, milliseconds in found]),
     }

@@ -3,7 +3,7 @@
 python benchmarks/etl.py [--repeats 5] [--parts speed,levels,writer,copies] [--json FILE]
 
 The peer: pydicom's pixel_array, apply_voi_lut, components at full size, everything else black, cv2.resize, PNG level 6; once as it is and
-once "tuned", with the allocator keeping its large arrays as ours does (`keep_freed_memory`). Each way runs in a process of its own. The
+once "tuned", with the allocator keeping its large arrays as ours does (`retain_freed_memory`). Each way runs in a process of its own. The
 images are two phantoms (CC, MLO) of 12 bits, half of them air, in every syntax, and, where they are at hand, the real ones of
 ../shared/data/rsna_dicom.
 """
@@ -33,15 +33,15 @@ from pydicom.pixels import apply_voi_lut
 from rle.utils import encode_pixel_data
 
 from vitmodel.config import Preprocessing, Size, SynthConfig
-from vitmodel.data.cropping import Source, crop_source
-from vitmodel.phantoms.anatomy import Breast, render
+from vitmodel.data.cropping import SourceImage, crop_image
+from vitmodel.phantoms.anatomy import BreastPhantom, render
 from vitmodel.phantoms.dicom import MACHINES
 from vitmodel.phantoms.lesions import ViewName
 from vitmodel.phantoms.release import write_release
-from vitmodel.phantoms.style import dress
+from vitmodel.phantoms.style import apply_style
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.transcoding import transcode
-from vitmodel.utils import keep_freed_memory, to_json, write_atomic
+from vitmodel.utils import retain_freed_memory, to_json, write_atomic
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "rsna_dicom" / "dicom"
 SHAPES = {"5928x4728": Size(5928, 4728), "4096x3328": Size(4096, 3328)}
@@ -78,8 +78,8 @@ SYNTAXES: dict[str, tuple[uid.UID, Callable[[np.ndarray], bytes]]] = {
 def phantom(view: ViewName, shape: Size) -> np.ndarray:
     """A breast as high as the picture, which it fills by about half: H W, 12 of 16 bits."""
     larger = Size(*(round(1.35 * side) for side in shape))
-    drawn = render(Breast(seed=7, depth_mm=78), view, larger)
-    picture = dress(drawn, MACHINES[0].look, "", seed=7, chest_wall="L")
+    drawn = render(BreastPhantom(seed=7, depth_mm=78), view, larger)
+    picture = apply_style(drawn, MACHINES[0].style, "", seed=7, chest_wall="L")
     picture = cv2.GaussianBlur(picture, None, DETECTOR)
     rows = np.flatnonzero(drawn.mask.any(axis=1))
     top = (rows[0] + rows[-1] - shape.height) // 2
@@ -135,14 +135,14 @@ def everybodys(path: Path, target: Size) -> bytes:
 
 def tuned(path: Path, target: Size) -> bytes:
     """The same with a tuned allocator."""
-    keep_freed_memory(1 << 30)  # its arrays of doubles are larger than ours
+    retain_freed_memory(1 << 30)  # its arrays of doubles are larger than ours
     return everybodys(path, target)
 
 
 def ours(path: Path, target: Size, exact: bool = False) -> bytes:
     """What ETL does with one file, to the PNG's bytes: SHA-256 of the source and verdict included."""
-    keep_freed_memory()
-    cropped = crop_source(Source(path), Preprocessing(size=target, exact=exact))
+    retain_freed_memory()
+    cropped = crop_image(SourceImage(path), Preprocessing(size=target, exact=exact))
     assert cropped.crop is not None, cropped.record
     return cv2.imencode(".png", cropped.crop)[1].tobytes()
 
@@ -227,13 +227,13 @@ def copies(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "copy.dcm"
             content = transcode(path) or b""
-            stored = DicomFile(path).stored()
+            stored = DicomFile(path).read_stored()
             functions = {
                 "make": lambda path=path: transcode(path),
                 "encode": lambda stored=stored: imagecodecs.htj2k_encode(stored, reversible=True),
                 "write": lambda copy=copy, content=content: write_atomic(copy, content),
-                "read original": lambda path=path: DicomFile(path).stored(),
-                "read copy": lambda copy=copy: DicomFile(copy).stored(),
+                "read original": lambda path=path: DicomFile(path).read_stored(),
+                "read copy": lambda copy=copy: DicomFile(copy).read_stored(),
             }
             write_atomic(copy, content)
             taken = seconds(functions, repeats)
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the tables here")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    keep_freed_memory()
+    retain_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.samples or Path(temporary)
         kept = folder / "samples.csv"

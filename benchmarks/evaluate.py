@@ -17,23 +17,23 @@ import numpy as np
 import sklearn.metrics as peer
 from scipy.special import expit
 
-from vitmodel.metrics.metrics import METRICS, measure
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.metrics import METRICS, compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.utils import to_json, write_atomic
 
 IMAGES, PATIENTS, REPLICATES = 54_706, 11_913, 2_000
 LOOPED = 10  # replicates of the peer's loop
 
 
-def screening(prevalence: float, seed: int = 0) -> Sample:
+def screening(prevalence: float, seed: int = 0) -> ScoredUnits:
     """Images of patients like those of RSNA's release, whose scores no two images share."""
     rng = np.random.default_rng(seed)
     patients = np.sort(rng.integers(PATIENTS, size=IMAGES))
     labels = (rng.random(IMAGES) < prevalence).astype(float)
-    return Sample(labels, expit(rng.normal(2 * labels - 4, 1.5)), patients)
+    return ScoredUnits(labels, expit(rng.normal(2 * labels - 4, 1.5)), patients)
 
 
-def loop(sample: Sample, threshold: float) -> float:
+def loop(sample: ScoredUnits, threshold: float) -> float:
     """Seconds a replicate of scikit-learn's AUROC, average precision, Brier score, F1 and recall."""
     rng = np.random.default_rng(0)
     rows = np.split(np.arange(IMAGES), np.flatnonzero(np.diff(sample.patients)) + 1)
@@ -56,7 +56,7 @@ def main() -> None:
     for name, prevalence in (("2.1 % positive, as in screening", 0.021), ("half positive: the longest curve", 0.5)):
         sample = screening(prevalence)
         start = time.perf_counter()
-        measure(sample, threshold=0.1, replicates=REPLICATES)
+        compute_metrics(sample, threshold=0.1, replicates=REPLICATES)
         seconds = time.perf_counter() - start
         looped = loop(sample, threshold=0.1)
         results[name] = {

@@ -28,15 +28,15 @@ import torch
 from scipy.stats import spearmanr
 
 from vitmodel.config import Preprocessing
-from vitmodel.data.cropping import Source, crop_source
+from vitmodel.data.cropping import SourceImage, crop_image
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.manifest import read_manifest
 from vitmodel.metrics.bootstrap import Interval, percentile_limits, resample
-from vitmodel.model.explain import METHODS, explain, logits_of, smoothed
+from vitmodel.model.explain import METHODS, explain, logit_function, smooth_tissue
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package
-from vitmodel.model.packed_batch import Pack, pack
-from vitmodel.pixels.preprocessing import Geometry
+from vitmodel.model.packed_batch import PackedBatch, pack_images
+from vitmodel.pixels.preprocessing import CropGeometry
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.utils import progress, to_json, write_atomic
 
@@ -50,14 +50,14 @@ class Case:
     """One image with cancer: what the model sees of it and where the lesions are."""
 
     patient: str
-    image: Pack
+    image: PackedBatch
     tissue: np.ndarray
-    geometry: Geometry
+    geometry: CropGeometry
     source: tuple[int, int]
     boxes: list[tuple[float, ...]]
 
     def heat(self, values: np.ndarray) -> HeatMap:
-        return HeatMap(values=values, tissue=self.tissue, geometry=self.geometry, patch=self.image.patch, source=self.source)
+        return HeatMap(values=values, tissue=self.tissue, geometry=self.geometry, patch=self.image.patch, source_shape=self.source)
 
     def hit(self, x: float, y: float) -> float:
         """Whether a place in the source lies in a lesion's box."""
@@ -69,9 +69,9 @@ class Case:
 
     def brightness(self) -> np.ndarray:
         """The mean of each patch that is looked at, as a map."""
-        (pixels,), (kept,), patch = self.image.images, self.image.kept, self.image.patch
+        (pixels,), (kept,), patch = self.image.images, self.image.patch_indices, self.image.patch
         means = torch.nn.functional.avg_pool2d(pixels, patch).flatten()
-        return self.image.on_grid([means[kept]])[0].numpy()
+        return self.image.scatter_to_grid([means[kept]])[0].numpy()
 
     def places(self) -> np.ndarray:
         """Every pixel of the breast, in the source: 2 K."""
@@ -85,11 +85,11 @@ def read_cases(release: Path, manifest: Path, preprocessing: Preprocessing, patc
     table = table[table.image_id.isin(lesions.image_id) & (table.status != "refused")]
     cases = []
     for row in table.head(most).itertuples():
-        cropped = crop_source(Source(Path(str(row.source_path))), preprocessing)
+        cropped = crop_image(SourceImage(Path(str(row.source_path))), preprocessing)
         assert cropped.crop is not None
         assert cropped.geometry is not None
         boxes = lesions.loc[lesions.image_id == row.image_id, ["x0", "y0", "x1", "y1"]]
-        image = pack([to_tensor(cropped.crop)], patch, air=air)
+        image = pack_images([to_tensor(cropped.crop)], patch, air=air)
         source = (int(row.source_height), int(row.source_width))
         boxes_of = [tuple(box) for box in boxes.itertuples(index=False)]
         cases.append(Case(str(row.patient_id), image, cropped.crop > 0, cropped.geometry, source, boxes_of))
@@ -98,9 +98,9 @@ def read_cases(release: Path, manifest: Path, preprocessing: Preprocessing, patc
 
 def curves(model: Network, case: Case, importance: np.ndarray) -> tuple[float, float]:
     """Mean probability while the kept patches are taken away, and while they are put back, the most important first."""
-    (pixels,), (kept,), patch = case.image.images, case.image.kept, case.image.patch
+    (pixels,), (kept,), patch = case.image.images, case.image.patch_indices, case.image.patch
     order = kept[torch.as_tensor(np.argsort(-importance, kind="stable"))]
-    smooth, width = smoothed(pixels, patch), pixels.shape[2] // patch
+    smooth, width = smooth_tissue(pixels, patch), pixels.shape[2] // patch
     taken = []
     for fraction in FRACTIONS:
         mask = torch.zeros(pixels.shape[1] // patch * width)
@@ -108,7 +108,7 @@ def curves(model: Network, case: Case, importance: np.ndarray) -> tuple[float, f
         taken.append(mask.unflatten(0, (-1, width)).repeat_interleave(patch, 0).repeat_interleave(patch, 1)[None])
     first = torch.stack(taken)
     with torch.no_grad():
-        of = logits_of(model, case.image)
+        of = logit_function(model, case.image)
         return tuple(of(pixels * (1 - mask) + smooth * mask).sigmoid().mean().item() for mask in (first, 1 - first))  # type: ignore[return-value]
 
 
@@ -127,7 +127,7 @@ def chances(model: Network, cases: list[Case]) -> list[np.ndarray]:
     """Of each case, deletion and insertion in random orders."""
     rng = np.random.default_rng(0)
     return [
-        np.mean([curves(model, case, rng.random(len(case.image.kept[0]))) for _ in range(ORDERS)], axis=0)
+        np.mean([curves(model, case, rng.random(len(case.image.patch_indices[0]))) for _ in range(ORDERS)], axis=0)
         for case in progress(cases, "random orders")
     ]
 
@@ -140,7 +140,7 @@ def point(model: Network, cases: list[Case], method: str) -> tuple[dict[str, lis
         start = time.perf_counter()
         maps.append(explain(model, case.image, method).numpy())
         found["seconds"].append(time.perf_counter() - start)
-        found["pointing"].append(case.hit(*case.heat(maps[-1]).peak()))
+        found["pointing"].append(case.hit(*case.heat(maps[-1]).peak_position()))
     return found, maps
 
 
@@ -150,7 +150,7 @@ def judge(
     """How far each case's map is faithful to the model, and how far it depends on it."""
     found: dict[str, list[float]] = {"deletion": [], "insertion": [], "sanity": []}
     for case, values, (deletion, insertion) in zip(progress(cases, method), maps, chance, strict=True):
-        kept = case.image.kept[0].numpy()
+        kept = case.image.patch_indices[0].numpy()
         with_map = curves(model, case, values.flatten()[kept])
         found["deletion"].append(deletion - with_map[0])
         found["insertion"].append(with_map[1] - insertion)
@@ -178,7 +178,7 @@ def main() -> None:
     found: dict[str, dict[str, list[float]]] = {
         "random place": {"pointing": [case.chance() for case in cases]},
         "middle of the breast": {"pointing": [case.hit(*case.places().mean(axis=1)) for case in cases]},
-        "brightest patch": {"pointing": [case.hit(*case.heat(case.brightness()).peak()) for case in cases]},
+        "brightest patch": {"pointing": [case.hit(*case.heat(case.brightness()).peak_position()) for case in cases]},
     }
     chance = [] if arguments.pointing else chances(model, cases)
     for method in METHODS:

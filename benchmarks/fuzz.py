@@ -34,9 +34,9 @@ from pydicom import Dataset, FileMetaDataset, uid
 from pydicom.encaps import encapsulate
 
 from vitmodel.config import Preprocessing, Size
-from vitmodel.data.cropping import Source, crop_source
-from vitmodel.jobs.workers import own_process
-from vitmodel.phantoms.anatomy import Breast, render
+from vitmodel.data.cropping import SourceImage, crop_image
+from vitmodel.jobs.workers import process_per_thread
+from vitmodel.phantoms.anatomy import BreastPhantom, render
 from vitmodel.utils import progress, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ REAL = 0.15
 
 
 class Outcome(NamedTuple):
-    """What became of one file; `verdict` is ok, warned, a code of `verdict.REFUSED`, died or hung."""
+    """What became of one file; `verdict` is ok, warned, a code of `verdict.REFUSAL_REASONS`, died or hung."""
 
     name: str
     verdict: str
@@ -89,7 +89,7 @@ def dicom(pixels: bytes | None = None, rows: int = 128, columns: int = 104, synt
 @functools.cache
 def phantom() -> np.ndarray:
     """128 x 104, 16 bits."""
-    return np.rint(render(Breast(seed=1), "CC", Size(128, 104)).image * 65535).astype(np.uint16)
+    return np.rint(render(BreastPhantom(seed=1), "CC", Size(128, 104)).image * 65535).astype(np.uint16)
 
 
 @functools.cache
@@ -166,7 +166,7 @@ def try_file(name: str, path: Path) -> Outcome:
     """Crop one file and measure it."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, start = peak(), time.process_time()
-    record = crop_source(Source(path, "L"), Preprocessing(size=Size(64, 32))).record
+    record = crop_image(SourceImage(path, "L"), Preprocessing(size=Size(64, 32))).record
     verdict = record["reason"] if record["status"] == "refused" else record["status"]
     return Outcome(name, str(verdict), str(record["remark"] or ""), time.process_time() - start, peak() - before)
 
@@ -526,7 +526,7 @@ def lost(case: tuple[str, Any], sentence: str) -> Outcome:
 
 def attempt(function: Callable[[Any], Outcome], items: Iterable[Any], jobs: int) -> Iterator[Outcome]:
     """The outcomes, in order."""
-    with own_process(function, lost, TIME_LIMIT) as call, ThreadPoolExecutor(jobs) as pool:
+    with process_per_thread(function, lost, TIME_LIMIT) as call, ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(call, items)
 
 

@@ -39,15 +39,15 @@ from vit import operations
 
 from vitmodel.config import SegmentsConfig, Size
 from vitmodel.metrics.bootstrap import percentile_limits, resample
-from vitmodel.metrics.metrics import measure
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.metrics import compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.model import segments
 from vitmodel.model.architecture import PRESETS, NetworkConfig, ViTConfig
 from vitmodel.model.network import Network
-from vitmodel.model.packed_batch import About, Pack, pack
-from vitmodel.phantoms.specks import draw_specks
+from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, pack_images
+from vitmodel.phantoms.specks import sample_specks
 from vitmodel.training.optimizer import parameter_groups, warmup_cosine
-from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atomic
+from vitmodel.utils import atomic_path, derive_seed, progress, to_json, write_atomic
 
 FULL = 2048
 SEGMENTS = SegmentsConfig(segments=96, segment_overlap=32, segment_context=256, segment_budget=4096, segment_samples=4)
@@ -58,7 +58,7 @@ WAYS = ("resized", "packed", "segments", "unboxed")
 
 def write_phantom(path: Path, seed: int) -> None:
     cv2.setNumThreads(1)
-    drawn = draw_specks(seed, cancer=seed % 2 == 1, height=FULL)
+    drawn = sample_specks(seed, cancer=seed % 2 == 1, height=FULL)
     with atomic_path(path) as temporary:
         np.savez(temporary, image=np.rint(drawn.image * 255).astype(np.uint8), box=drawn.box, mm=drawn.mm_per_pixel)
 
@@ -75,7 +75,7 @@ class Phantoms:
     def path(self, seed: int) -> Path:
         return self.folder / f"{seed}.npz"
 
-    def read(self, seed: int, height: int, flip: bool = False) -> tuple[Tensor, Tensor, About]:
+    def read(self, seed: int, height: int, flip: bool = False) -> tuple[Tensor, Tensor, ImageMetadata]:
         """The crop at `height` (1 H W), the cluster's box on it (1 4) and its scale."""
         with np.load(self.path(seed)) as file:
             image, box, mm = file["image"], file["box"], float(file["mm"])
@@ -87,7 +87,7 @@ class Phantoms:
         pixels, box = torch.from_numpy(image.astype(np.float32) / 255)[None], torch.tensor(box * scale, dtype=torch.float32)[None]
         if flip:
             pixels, box = pixels.flip(1), torch.stack([box[:, 0], height - box[:, 3], box[:, 2], height - box[:, 1]], dim=1)
-        return pixels, box, About(mm_per_pixel=mm / scale)
+        return pixels, box, ImageMetadata(mm_per_pixel=mm / scale)
 
 
 def stem_operations(config: ViTConfig, pixels: int) -> float:
@@ -97,9 +97,9 @@ def stem_operations(config: ViTConfig, pixels: int) -> float:
     return convolutions + 2 * config.dim**2 * pixels / config.patch**2
 
 
-def cost(config: ViTConfig, images: Pack) -> float:
+def cost(config: ViTConfig, images: PackedBatch) -> float:
     """Operations of a forward pass."""
-    return sum(operations(config, length) for length in images.lengths(config.prefix)) + sum(
+    return sum(operations(config, length) for length in images.sequence_lengths(config.num_prefix_tokens)) + sum(
         stem_operations(config, math.prod(image.shape[-2:])) for image in images.images
     )
 
@@ -114,7 +114,7 @@ def build(way: str, height: int, device: torch.device) -> Network:
 
 def draws(count: int) -> Iterator[tuple[int, bool]]:
     """Training phantoms in random order for ever, as many with as without a cancer, every other time upside down."""
-    rng = np.random.default_rng(seed_from("draws"))
+    rng = np.random.default_rng(derive_seed("draws"))
     while True:
         even, odd = (rng.permutation(np.arange(start, count, 2)) for start in (0, 1))
         yield from ((int(seed), bool(rng.integers(2))) for seed in np.stack([even, odd], 1).ravel())
@@ -127,19 +127,19 @@ def train(way: str, height: int, phantoms: Phantoms, count: int, budget: float, 
     spent, images, steps, start, recent = 0.0, 0, 0, time.process_time(), []
     order = draws(count)
     while spent < budget:
-        torch.manual_seed(seed_from("step", steps))
+        torch.manual_seed(derive_seed("step", steps))
         chosen = [next(order) for _ in range(BATCH)]
-        pixels, boxes, about = zip(*(phantoms.read(seed, height, flip) for seed, flip in chosen), strict=True)
+        pixels, boxes, metadata = zip(*(phantoms.read(seed, height, flip) for seed, flip in chosen), strict=True)
         labels = torch.tensor([float(seed % 2) for seed, _ in chosen], device=device)
-        batch = pack(pixels, 16, air=way == "resized", about=about).to(device)
+        batch = pack_images(pixels, 16, air=way == "resized", metadata=metadata).to(device)
         if model.segments is None:
             features, extra, done = model.features(batch), 0.0, 3 * cost(model.config.vit, batch)
         else:
             known = boxes if way == "segments" else [torch.empty(0, 4)] * BATCH
-            reading = model.look(batch, known)
+            reading = model.encode_segments(batch, known)
             features, done = reading.features, sum(4 * cost(model.config.vit, parts.pack) for parts in reading.parts)
             # a sharp cluster is a lesion; where it is blurred its place is looked at, too, and taught as none
-            extra = segments.losses(reading, labels, known).mean()
+            extra = segments.segment_losses(reading, labels, known).mean()
         loss = F.binary_cross_entropy_with_logits(model.trunk.head(features)[:, 0], labels)
         recent = [*recent[-19:], loss.item()]
         optimizer.zero_grad()
@@ -162,18 +162,18 @@ def interval(values: np.ndarray) -> list[float]:
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> list[float]:
     """AUROC and its limits."""
-    found = measure(Sample(labels, expit(scores), np.arange(len(labels))), 0.5, 2000).intervals["auroc"]
+    found = compute_metrics(ScoredUnits(labels, expit(scores), np.arange(len(labels))), 0.5, 2000).intervals["auroc"]
     return [found.value, found.low, found.high]
 
 
-def locate(reading: segments.Reading, box: Tensor) -> dict[str, float]:
+def locate(reading: segments.SegmentsOutput, box: Tensor) -> dict[str, float]:
     """Whether each way to choose one segment finds the cluster."""
     (parts,), (attention,), (scores,), (logits,) = reading.parts, reading.attention, reading.scores, reading.logits
-    shown = parts.holds(box)
+    shown = parts.contains_lesion(box)
     (view,) = parts.pack.grids[:1]
-    kept = torch.stack([parts.pack.kept[0] // view[1], parts.pack.kept[0] % view[1]], 1).float().mean(0)
+    kept = torch.stack([parts.pack.patch_indices[0] // view[1], parts.pack.patch_indices[0] % view[1]], 1).float().mean(0)
     middle = (kept + 0.5) / torch.tensor(view) * torch.tensor(parts.grid)
-    middles = (parts.places[1:, :2] + parts.places[1:, 2:]) / 2
+    middles = (parts.boxes_in_patches[1:, :2] + parts.boxes_in_patches[1:, 2:]) / 2
     chosen = {
         "attention": attention[1:].argmax(),
         "segment's own logit": logits[1:].argmax(),
@@ -189,13 +189,13 @@ def test(model: Network, way: str, height: int, phantoms: Phantoms, seeds: range
     found: dict[str, list[float]] = {}
     tops = {"all": 0} if model.segments is None or height < FULL else {"all": 0, "8": 8, "4": 4, "2": 2}
     for seed in seeds:
-        pixels, box, about = phantoms.read(seed, height)
-        image = pack([pixels], 16, air=way == "resized", about=[about]).to(device)
+        pixels, box, metadata = phantoms.read(seed, height)
+        image = pack_images([pixels], 16, air=way == "resized", metadata=[metadata]).to(device)
         with torch.inference_mode():
             for name, top in tops.items():
                 if model.segments is not None:
                     model.segments.config = replace(SEGMENTS, segment_top=top)
-                    reading = model.look(image)
+                    reading = model.encode_segments(image)
                     if seed % 2 and name == "all":
                         for how, hit in locate(reading, box).items():
                             found.setdefault(how, []).append(hit)

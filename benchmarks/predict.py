@@ -26,7 +26,7 @@ import numpy as np
 from vitmodel.commands.predict import predict
 from vitmodel.config import PredictConfig, PredictorConfig
 from vitmodel.jobs.parallel import parallel_map
-from vitmodel.releases.files import image_files
+from vitmodel.releases.files import list_images
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import ScoredImage, ScoringRows
@@ -36,7 +36,7 @@ from vitmodel.utils import to_json, write_atomic
 def repeat(folder: Path, files: int, into: Path) -> Path:
     """A folder of `files` links to the images of `folder`, in turn."""
     into.mkdir()
-    images = image_files(folder)
+    images = list_images(folder)
     for number in range(files):
         source = images[number % len(images)]
         (into / f"{number:05d}{Path(source).suffix}").symlink_to(source)
@@ -83,13 +83,13 @@ def memory(package: Path, folder: Path, scratch: Path) -> dict[str, float]:
     """Megabytes that the process holds after some of the files, and what each further hundred adds, by a line through the second half."""
     held: list[float] = []
 
-    class Watched(Predictor):
+    class AttentionRecorder(Predictor):
         def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
             for scored in super().scores(rows):
                 held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
                 yield scored
 
-    predictor = Watched(PredictorConfig(package=package))
+    predictor = AttentionRecorder(PredictorConfig(package=package))
     predictor.score_images(read_inputs([str(folder)], "auto", scratch))
     half = len(held) // 2
     slope = np.polyfit(np.arange(half, len(held)), held[half:], 1)[0]
@@ -113,7 +113,7 @@ def main() -> None:
             few = repeat(arguments.folder, max(1, arguments.files // 10), scratch / "few")
             results["times"] = parts(arguments.package, few, scratch, arguments.rounds)
         if arguments.only in (None, "cold"):
-            results["cold start"] = cold_start(arguments.package, image_files(arguments.folder)[0], scratch, arguments.rounds)
+            results["cold start"] = cold_start(arguments.package, list_images(arguments.folder)[0], scratch, arguments.rounds)
         if arguments.only in (None, "memory"):
             results["memory"] = memory(arguments.package, repeat(arguments.folder, arguments.files, scratch / "many"), scratch)
     for title, numbers in results.items():

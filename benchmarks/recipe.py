@@ -35,26 +35,26 @@ from vitmodel.cli import main as vitmodel
 from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Size
 from vitmodel.data.dataset import read_crop
-from vitmodel.data.manifest import breast_ids, read_manifest, read_table, usable
-from vitmodel.data.samplers import Shuffled
+from vitmodel.data.manifest import breast_ids, read_manifest, read_table, usable_rows
+from vitmodel.data.samplers import EpochSampler
 from vitmodel.data.splits import assign_folds
 from vitmodel.data.transforms import Augmentation
 from vitmodel.metrics.bootstrap import Interval, percentile_limits, resample
-from vitmodel.metrics.metrics import Ranking, measure
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.metrics import RankedUnits, compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.metrics.threshold import choose_threshold
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.packed_attention import features
-from vitmodel.model.packed_batch import pack
+from vitmodel.model.packed_batch import pack_images
 from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
-from vitmodel.phantoms.dataset import crop_phantom, draw_phantom
-from vitmodel.reports.panel import tile
+from vitmodel.phantoms.dataset import crop_phantom, sample_phantom
+from vitmodel.reports.panel import contact_grid
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.training.losses import TARGETS, AuxiliaryHeads, bce
+from vitmodel.training.losses import AUXILIARY_TARGETS, AuxiliaryHeads, bce
 from vitmodel.training.optimizer import parameter_groups, warmup_cosine
-from vitmodel.utils import atomic_path, progress, seed_from, to_json, write_atomic
+from vitmodel.utils import atomic_path, derive_seed, progress, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -150,7 +150,7 @@ def load(name: str, budget: Budget) -> Data:
     folder = budget.work / f"{name}_{budget.size}"
     if not (folder / "manifest.csv").exists():
         etl(ETLConfig(source=DATA / name, out=folder, size=budget.size, jobs=1))
-    table = usable(read_manifest(folder / "manifest.csv")).dropna(subset=["cancer"]).reset_index(drop=True)
+    table = usable_rows(read_manifest(folder / "manifest.csv")).dropna(subset=["cancer"]).reset_index(drop=True)
     return Data(table, np.stack([read_crop(path) for path in table["path"]]))
 
 
@@ -187,7 +187,7 @@ def random_resized_crop(crop: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 def batches(data: Data, images: int, way: str, change: Callable[[np.ndarray, np.random.Generator], np.ndarray], seed: int) -> Any:
     """`images` draws in batches: crops B 1 H W in [0, 1] and rows B."""
-    sampler = Shuffled(data.labels.tolist(), seed, way, BATCH)  # type: ignore[arg-type]
+    sampler = EpochSampler(data.labels.tolist(), seed, way, BATCH)  # type: ignore[arg-type]
     draws: list[Any] = []
     while len(draws) < images:
         draws += list(sampler)
@@ -227,7 +227,7 @@ def phantom_pool(budget: Budget) -> Data:
     path = budget.work / f"phantoms_{budget.size}.npy"
     if not path.exists():
         drawn_at = Size(round(budget.size.height * 1.5), budget.size.height)
-        views = (draw_phantom(seed_from("pool", number), bool(number % 2), 0.5, drawn_at) for number in range(PHANTOM_POOL))
+        views = (sample_phantom(derive_seed("pool", number), bool(number % 2), 0.5, drawn_at) for number in range(PHANTOM_POOL))
         crops = np.stack([crop_phantom(view, budget.size) for view in progress(views, "phantoms", total=PHANTOM_POOL)])
         with atomic_path(path) as temporary:
             np.save(temporary, crops)
@@ -253,14 +253,14 @@ def pretrain(variant: Variant, train: Data, fold: int, budget: Budget) -> dict[s
                 return bce()(model(crops).squeeze(-1).float(), labels[rows].to(crops.device)).mean()
 
             average = optimise(model, batches(seen, budget.pretraining, "natural", ours, 0), loss, budget.pretraining, free, budget, name)
-            auroc = Ranking(Sample(pool.labels[held], expit(score(average, pool.crops[held], budget)), np.arange(held.sum())), 0.5)
-            print(f"phantoms: AUROC on {held.sum()} held out {auroc.values()['auroc']:.3f}")
+            auroc = RankedUnits(ScoredUnits(pool.labels[held], expit(score(average, pool.crops[held], budget)), np.arange(held.sum())), 0.5)
+            print(f"phantoms: AUROC on {held.sum()} held out {auroc.metric_values()['auroc']:.3f}")
             state = average.module.state_dict()
         else:
             painter = MaskedAutoencoder(model)
 
             def paint(crops: Tensor, rows: np.ndarray) -> Tensor:
-                return painter(pack(list(crops), model.config.patch)).mean()
+                return painter(pack_images(list(crops), model.config.patch)).mean()
 
             stream = batches(train, budget.pretraining, "natural", ours, fold)
             state = optimise(painter, stream, paint, budget.pretraining, free, budget, name).module.encoder.state_dict()  # type: ignore[union-attr]
@@ -270,13 +270,13 @@ def pretrain(variant: Variant, train: Data, fold: int, budget: Budget) -> dict[s
 
 
 def fit(variant: Variant, train: Data, fold: int, budget: Budget, what: str) -> AveragedModel:
-    torch.manual_seed(seed_from("fit", fold))
+    torch.manual_seed(derive_seed("fit", fold))
     model = network(variant, budget)
     if variant.pretrained:
         model.load_state_dict(pretrain(variant, train, fold, budget), strict=False)
     labels = torch.from_numpy(train.labels)
     heads = AuxiliaryHeads(PRESETS[budget.model].dim, AUXILIARY).to(budget.device) if variant.auxiliary else None
-    targets = torch.stack([TARGETS[name].encode(train.table[name].tolist()) for name in AUXILIARY], dim=1) if heads else None
+    targets = torch.stack([AUXILIARY_TARGETS[name].encode(train.table[name].tolist()) for name in AUXILIARY], dim=1) if heads else None
     whole = nn.ModuleDict({"model": model} | ({"heads": heads} if heads else {}))
 
     def loss(crops: Tensor, rows: np.ndarray) -> Tensor:
@@ -314,7 +314,7 @@ def frozen_features(name: str, budget: Budget) -> np.ndarray:
         with torch.inference_mode(), torch.autocast(budget.device.type, torch.bfloat16):
             for part in progress(list(torch.from_numpy(data.crops).split(32)), f"features of {name}"):
                 images = part[:, None].to(budget.device).float() / 255
-                seen.append(features(model, pack(list(images), config.patch)).float().cpu())
+                seen.append(features(model, pack_images(list(images), config.patch)).float().cpu())
         with atomic_path(path) as temporary:
             np.save(temporary, torch.cat(seen).numpy())
     return np.load(path)
@@ -400,14 +400,14 @@ def collect(name: str, budget: Budget) -> Scores | None:
     )
 
 
-def to_breasts(data: Data, scores: Scores) -> tuple[Sample, np.ndarray]:
+def to_breasts(data: Data, scores: Scores) -> tuple[ScoredUnits, np.ndarray]:
     """One row per breast, its score the mean over its views; and the fold of each."""
     table = data.table.iloc[scores.rows].assign(score=expit(scores.logits), breast=breast_ids(data.table).iloc[scores.rows])
     breasts = table.groupby("breast").agg({"cancer": "max", "score": "mean", "patient_id": "first", "fold": "first"})
-    return Sample(breasts.cancer, breasts.score, breasts.patient_id), breasts.fold.to_numpy()
+    return ScoredUnits(breasts.cancer, breasts.score, breasts.patient_id), breasts.fold.to_numpy()
 
 
-def decisions(sample: Sample, folds: np.ndarray) -> np.ndarray:
+def decisions(sample: ScoredUnits, folds: np.ndarray) -> np.ndarray:
     """Calls at the threshold with the best macro F1 on the other folds; with one fold alone, at 0.5."""
     called = np.zeros(len(folds))
     for fold in np.unique(folds):
@@ -442,15 +442,15 @@ def report(data: Data, films: Data, budget: Budget) -> list[dict[str, Any]]:
         if scores is None:
             continue
         table = data.table.iloc[scores.rows]
-        images = Sample(table.cancer, expit(scores.logits), table.patient_id)
+        images = ScoredUnits(table.cancer, expit(scores.logits), table.patient_id)
         breasts, folds = to_breasts(data, scores)
         called = decisions(breasts, folds)
         line: dict[str, Any] = {
             "variant": name, "note": variant.note, "folds": len(scores.folds), "millions": scores.parameters / 1e6, "cpu_s": scores.cpu_s,
-            "auroc_image": measure(images, 0.5).intervals["auroc"],
-            "auroc_breast": measure(breasts, 0.5).intervals["auroc"],
+            "auroc_image": compute_metrics(images, 0.5).intervals["auroc"],
+            "auroc_breast": compute_metrics(breasts, 0.5).intervals["auroc"],
             "macro_f1": interval(counts(breasts.labels, called), macro_f1, breasts.patients),
-            "mias": measure(Sample(films.labels, expit(scores.films), films.table.patient_id), 0.5).intervals["auroc"],
+            "mias": compute_metrics(ScoredUnits(films.labels, expit(scores.films), films.table.patient_id), 0.5).intervals["auroc"],
         }  # fmt: skip
         if base is not None and base.folds == scores.folds and name != "original":
             both = np.concatenate([counts(breasts.labels, called), counts(breasts.labels, decisions(*to_breasts(data, base)))])
@@ -505,7 +505,7 @@ def main() -> None:
     data, films = load(arguments.dataset, budget), load("mias_512", budget)
     data.table = assign_folds(data.table, FOLDS, seed=0)
     augmented = [ours(crop.astype(np.float32) / 255, np.random.default_rng(number)) for number, crop in enumerate(data.crops[:32])]
-    write_atomic(budget.work / "augmented.png", cv2.imencode(".png", tile(augmented))[1].tobytes())
+    write_atomic(budget.work / "augmented.png", cv2.imencode(".png", contact_grid(augmented))[1].tobytes())
     if not arguments.table:
         for fold in arguments.folds:
             for name in arguments.variants:

@@ -36,8 +36,8 @@ from vitmodel.config import SegmentsConfig, Size
 from vitmodel.model import packed_attention
 from vitmodel.model.architecture import PRESETS, NetworkConfig
 from vitmodel.model.network import Network
-from vitmodel.model.packed_attention import Segments
-from vitmodel.model.packed_batch import Pack, pack
+from vitmodel.model.packed_attention import PackedLayout
+from vitmodel.model.packed_batch import PackedBatch, pack_images
 from vitmodel.utils import to_json, write_atomic
 
 SEGMENTS = SegmentsConfig(segments=256, segment_overlap=32, segment_context=512, segment_budget=2048)
@@ -57,22 +57,22 @@ def breast(size: Size) -> Tensor:
     return torch.from_numpy(noise)[None]
 
 
-def windowed(model: Network, image: Pack, every: int) -> Tensor:
+def windowed(model: Network, image: PackedBatch, every: int) -> Tensor:
     """Logits of one image whose tokens attend within windows and, in every `every`-th block (0 = none), to everything."""
-    trunk, ((_, width),), (kept,) = model.trunk, image.grids, image.kept
+    trunk, ((_, width),), (kept,) = model.trunk, image.grids, image.patch_indices
     place = kept // width // WINDOW * width + kept % width // WINDOW
     order = place.argsort(stable=True)
     _, counts = place.unique(return_counts=True)
     tokens = packed_attention.embed(trunk, image)
-    prefix = trunk.config.prefix
+    prefix = trunk.config.num_prefix_tokens
     tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix:][:, order]], dim=1)
-    windows, whole = (Segments(lengths, tokens.device) for lengths in ([prefix, *counts.tolist()], [tokens.shape[1]]))
+    windows, whole = (PackedLayout(lengths, tokens.device) for lengths in ([prefix, *counts.tolist()], [tokens.shape[1]]))
     for number, block in enumerate(trunk.blocks):
         tokens = block(tokens, whole if every and number % every == every - 1 else windows)
     return trunk.head(trunk.pool(trunk.norm(tokens)))
 
 
-def build(way: str, preset: str, size: Size, config: SegmentsConfig = SEGMENTS) -> tuple[Network, Callable[[Pack], Tensor]]:
+def build(way: str, preset: str, size: Size, config: SegmentsConfig = SEGMENTS) -> tuple[Network, Callable[[PackedBatch], Tensor]]:
     """The network of a way, and what makes logits of a pack."""
     torch.manual_seed(0)
     segments = {"segments": config, "top 8": replace(config, segment_top=8)}.get(way)
@@ -83,7 +83,7 @@ def build(way: str, preset: str, size: Size, config: SegmentsConfig = SEGMENTS) 
     return model, lambda images: model(images).images
 
 
-def step(model: Network, logits: Callable[[Pack], Tensor], images: Pack) -> Callable[[], None]:
+def step(model: Network, logits: Callable[[PackedBatch], Tensor], images: PackedBatch) -> Callable[[], None]:
     """A training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
@@ -102,8 +102,8 @@ def measure(way: str, preset: str, size: Size, threads: int, warm: bool) -> dict
     size = Size(*(math.ceil(side / 16) * 16 for side in size))
     model, logits = build(way, preset, size)
     found = {"base GB": peak()}
-    images = pack([breast(size)], 16, air=way == "dense")
-    found["tokens"] = float(sum(images.lengths(1)))
+    images = pack_images([breast(size)], 16, air=way == "dense")
+    found["tokens"] = float(sum(images.sequence_lengths(1)))
 
     def forward() -> None:
         with torch.inference_mode():
@@ -194,7 +194,7 @@ def fits(way: str, size: Size, config: SegmentsConfig) -> bool:
     try:
         model, logits = build(way, "vit_small", size, config)
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            step(model.cuda(), logits, pack([breast(size)], 16, air=way == "dense").to("cuda"))()
+            step(model.cuda(), logits, pack_images([breast(size)], 16, air=way == "dense").to("cuda"))()
     except torch.OutOfMemoryError:
         return False
     finally:

@@ -28,13 +28,13 @@ import torch
 
 from vitmodel.cli import main as vitmodel
 from vitmodel.config import Size
-from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
+from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write_manifest
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import compare
-from vitmodel.metrics.metrics import measure
-from vitmodel.metrics.scored_units import Sample
-from vitmodel.phantoms.exams import draw_exam, write_exams
-from vitmodel.reports.panel import tile
+from vitmodel.metrics.metrics import compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.phantoms.exams import sample_exam, write_exams
+from vitmodel.reports.panel import contact_grid
 from vitmodel.utils import to_json, write_atomic
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -141,7 +141,7 @@ def real_crops(work: Path) -> Path:
     folder = work / f"rsna_640_{SIZE}"
     if not (folder / "manifest.csv").exists():
         done("etl", str(DATA / "rsna_640"), str(folder), "--size", str(SIZE), "--jobs", "1")
-    table = usable(read_manifest(folder / "manifest.csv")).dropna(subset=["cancer"])
+    table = usable_rows(read_manifest(folder / "manifest.csv")).dropna(subset=["cancer"])
     table = table[table["view"].isin(["CC", "MLO"])]
     table = table.assign(breast=breast_ids(table)).drop_duplicates(["breast", "view"])
     table = table[table.groupby("breast")["view"].transform("size") == 2].drop(columns="breast")
@@ -172,11 +172,11 @@ def scored(name: str, work: Path) -> dict[str, pd.DataFrame]:
 
 
 def auroc(table: pd.DataFrame, scores: pd.Series) -> Interval:
-    return measure(Sample(table["cancer"], scores, table["patient_id"]), 0.5).intervals["auroc"]
+    return compute_metrics(ScoredUnits(table["cancer"], scores, table["patient_id"]), 0.5).intervals["auroc"]
 
 
 def gain(table: pd.DataFrame, first: pd.Series, second: pd.Series) -> Interval:
-    samples = [Sample(table["cancer"], scores, table["patient_id"]) for scores in (first, second)]
+    samples = [ScoredUnits(table["cancer"], scores, table["patient_id"]) for scores in (first, second)]
     return compare(samples[0], samples[1], (0.5, 0.5)).differences["auroc"]
 
 
@@ -202,12 +202,12 @@ def picture() -> np.ndarray:
     cases = [("vendors", sick, "A"), ("vendors", sick, "B"), ("one_view", sick, "A"), ("asymmetry", sick, "A"), ("asymmetry", healthy, "A")]
     crops, captions = [], []
     for design, sides, machine in cases:
-        exam = draw_exam(design, 3, sides, machine)  # type: ignore[arg-type]
+        exam = sample_exam(design, 3, sides, machine)  # type: ignore[arg-type]
         for (side, view), crop in exam.crops(Size(192, 128)).items():
             crops.append(crop)
             captions.append(f"{side} {view} " + {0.0: "benign", 1.0: "CANCER"}.get(exam.labels[side], "unknown"))
         captions[-4] = (f"{design} {machine}: " if design == "vendors" else f"{design}: ") + captions[-4]
-    return tile(crops, captions, columns=4)
+    return contact_grid(crops, captions, columns=4)
 
 
 def show(lines: list[dict[str, Any]]) -> None:

@@ -25,11 +25,20 @@ import torch
 
 from vitmodel.config import Preprocessing, Size, TrainConfig
 from vitmodel.data.manifest import as_manifest, read_manifest, write_manifest
-from vitmodel.data.samplers import Shuffled
-from vitmodel.phantoms.dataset import crop_phantom, draw_phantom
-from vitmodel.training.batching import Batches
-from vitmodel.training.fit import LABEL, build_model, check_sizes, common_preprocessing, images_of, labelled_crops, network_of, train_on
-from vitmodel.training.module import Learner
+from vitmodel.data.samplers import EpochSampler
+from vitmodel.phantoms.dataset import crop_phantom, sample_phantom
+from vitmodel.training.batching import BatchLoader
+from vitmodel.training.fit import (
+    LABEL,
+    build_model,
+    check_sizes,
+    common_preprocessing,
+    labelled_crops,
+    make_crop_dataset,
+    make_network_config,
+    train_and_validate,
+)
+from vitmodel.training.module import ClassificationModule
 from vitmodel.training.trainer import start_or_resume
 from vitmodel.utils import to_json, write_atomic
 
@@ -66,7 +75,7 @@ def make_manifest(folder: Path, rows: int, size: Size) -> Path:
     for number in range(ORIGINALS):
         path = originals / f"{number}.png"
         if not path.exists():
-            view = draw_phantom(number, bool(number % 2), 0.3, Size(round(size.height * 1.5), size.height))
+            view = sample_phantom(number, bool(number % 2), 0.3, Size(round(size.height * 1.5), size.height))
             write_atomic(path, cv2.imencode(".png", crop_phantom(view, size))[1].tobytes())
     manifest = folder / f"{rows}.csv"
     images = folder / f"images_{rows}"
@@ -97,8 +106,8 @@ def watch(config: TrainConfig, steps: int | None) -> Stopwatch:
     start_or_resume("train", config, config.run)
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     with contextlib.suppress(EnoughError):
-        network = network_of(config, preprocessing, [rows["train"]])
-        train_on(config, config.run, rows["train"], rows["val"], network, None, [watch])
+        network = make_network_config(config, preprocessing, [rows["train"]])
+        train_and_validate(config, config.run, rows["train"], rows["val"], network, None, [watch])
     return watch
 
 
@@ -106,14 +115,14 @@ def loader_and_step(config: TrainConfig) -> tuple[float, float]:
     """Images per second of the loader alone, and of the step alone on one batch again and again."""
     frame = labelled_crops(config)
     rows = frame[frame["split"] == "train"]
-    batches = Batches(images_of(rows, config, augment=True), Shuffled(rows[LABEL].tolist(), 0, "balanced"), config)
+    batches = BatchLoader(make_crop_dataset(rows, config, augment=True), EpochSampler(rows[LABEL].tolist(), 0, "balanced"), config)
     each = iter(batches)
     batch = next(each)
     began = time.perf_counter()
     loaded = sum(len(found.pack) for found in itertools.islice(each, STEPS))
     loader = loaded / (time.perf_counter() - began)
-    learner = Learner(
-        build_model(config, network_of(config, common_preprocessing(frame, config.manifest), [rows]), rows), config, len(rows), {}
+    learner = ClassificationModule(
+        build_model(config, make_network_config(config, common_preprocessing(frame, config.manifest), [rows]), rows), config, len(rows), {}
     )
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     learner.to(device)

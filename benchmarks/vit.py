@@ -34,9 +34,9 @@ from torchvision_stub import torchvision_stub
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.dataset import to_tensor
 from vitmodel.model.architecture import PRESETS, ViTConfig
-from vitmodel.model.onnx import KeptPatches, export_onnx, inputs_of_images, load_onnx, quantize
+from vitmodel.model.onnx import ViTGraph, export_onnx, image_inputs, load_onnx, quantize
 from vitmodel.model.packed_attention import forward
-from vitmodel.model.packed_batch import Pack, pack
+from vitmodel.model.packed_batch import PackedBatch, pack_images
 from vitmodel.model.vit import ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.utils import atomic_path, to_json, write_atomic
@@ -83,17 +83,17 @@ def transformers_like(config: ViTConfig, attention: str) -> Any:
     return transformers.ViTForImageClassification(settings).eval()
 
 
-def exported(model: ViT, images: Pack, calibration: Pack | None = None) -> dict[str, Way]:
+def exported(model: ViT, images: PackedBatch, calibration: PackedBatch | None = None) -> dict[str, Way]:
     """The runtimes that take ONNX, in 32 bits and, where there are crops to calibrate on, in 8."""
     if not (has("onnxscript") and has("onnxruntime")):
         return {}
     ways: dict[str, Way] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "fp32.onnx"}
-        export_onnx(KeptPatches([model]), paths["fp32"], "")
+        export_onnx(ViTGraph([model]), paths["fp32"], "")
         if calibration is not None:
             paths["int8"] = Path(folder) / "int8.onnx"
-            quantize(KeptPatches([model]), paths["int8"], inputs_of_images(calibration), "")
+            quantize(ViTGraph([model]), paths["int8"], image_inputs(calibration), "")
         for runtime, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
             if has(runtime.replace("onnx", "onnxruntime")):
                 ways |= {f"{name} {bits}": partial(load_onnx(path, runtime, ""), images) for bits, path in paths.items()}
@@ -157,7 +157,7 @@ def dense(preset: str, size: Size, batch: int, rounds: int, clock: Callable[[], 
         for kind in ("eager", "sdpa"):
             peer = transformers_like(model.config, kind)
             forwards[f"transformers {kind}"] = quiet(partial(peer, images))
-    forwards |= exported(model.eval(), pack(list(images), model.config.patch, air=True))
+    forwards |= exported(model.eval(), pack_images(list(images), model.config.patch, air=True))
     reference = next(iter(models))
     title = f"{preset}, {batch} images of {size}, dense"
     results = table(f"{title}, forward", measure(forwards, rounds, clock), reference)
@@ -170,10 +170,10 @@ def operations(config: ViTConfig, tokens: int) -> float:
     return config.depth * (tokens * (8 * config.dim**2 + 4 * config.dim * config.hidden) + 4 * tokens**2 * config.dim)
 
 
-def ideal(config: ViTConfig, images: Pack) -> float:
+def ideal(config: ViTConfig, images: PackedBatch) -> float:
     """How many times fewer operations the kept patches need than all."""
-    every = sum(operations(config, config.prefix + h * w) for h, w in images.grids)
-    return every / sum(operations(config, length) for length in images.lengths(config.prefix))
+    every = sum(operations(config, config.num_prefix_tokens + h * w) for h, w in images.grids)
+    return every / sum(operations(config, length) for length in images.sequence_lengths(config.num_prefix_tokens))
 
 
 @functools.cache
@@ -186,9 +186,9 @@ def crops(source: str, size: Size, count: int) -> list[Tensor]:
 def packed(preset: str, source: str, size: Size, count: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """The masks of real crops: dense against packed, in time and in memory."""
     model, batch = ours(preset, size), crops(source, size, count)
-    some, images = pack(batch, model.config.patch), torch.stack(batch)
+    some, images = pack_images(batch, model.config.patch), torch.stack(batch)
     least = ideal(model.config, some)
-    kept = sum(some.lengths(0)) / sum(h * w for h, w in some.grids)
+    kept = sum(some.sequence_lengths(0)) / sum(h * w for h, w in some.grids)
     logits: dict[str, tuple[torch.nn.Module, Way]] = {"ours dense": (model, lambda: model(images))}
     if has("timm"):
         peer = timm_like(model)
@@ -228,9 +228,9 @@ def _one_step(sender: Any, preset: str, source: str, size: Size, count: int, way
     torch.set_num_threads(1)
     model, batch = ours(preset, size), crops(source, size, count)
     peer = timm_like(model) if way == "timm" else model
-    some, images = pack(batch, model.config.patch), torch.stack(batch)
+    some, images = pack_images(batch, model.config.patch), torch.stack(batch)
     before = _highest_memory()
-    model.checkpoint = way.endswith("checkpointing")
+    model.gradient_checkpointing = way.endswith("checkpointing")
     (forward(model, some) if way.startswith("ours packed") else peer(images)).square().mean().backward()
     sender.send(_highest_memory() - before)
 
@@ -245,7 +245,7 @@ def growth(height: int, known: dict[str, Any], file: Path, clock: Callable[[], f
     """Seconds of one forward pass of ViT-S on a crop of `height`, beside those of other heights that are `known`; draws all of them."""
     size = Size(height, height * 13 // 16 // 16 * 16)
     model, batch = ours("vit_small", size).eval(), crops("rsna_dicom", size, 1)
-    some, images = pack(batch, 16), torch.stack(batch)
+    some, images = pack_images(batch, 16), torch.stack(batch)
     ways = {"ours packed": quiet(partial(forward, model, some))}
     if height <= DENSE:
         ways["ours dense"] = quiet(partial(model, images))
@@ -256,7 +256,7 @@ def growth(height: int, known: dict[str, Any], file: Path, clock: Callable[[], f
     seconds = {name: dict(points) for name, points in known.get("growth", {}).items()}
     for name, values in measure(ways, 1, clock, warm=height <= DENSE).items():
         seconds.setdefault(name, {})[str(size)] = statistics.median(values)
-        print(f"growth, {name} at {size}, {some.lengths(1)[0]} of {1 + math.prod(some.grids[0])} tokens: {statistics.median(values):.2f} s")
+        print(f"growth, {name} at {size}, {some.sequence_lengths(1)[0]} of {1 + math.prod(some.grids[0])} tokens: {statistics.median(values):.2f} s")
     draw_growth(seconds, file)
     return {"growth": seconds}
 
@@ -296,7 +296,7 @@ def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
     model, batch = ours(preset, size), crops("rsna_dicom", size, 8) * (count // 8)
     peer = timm_like(model).cuda() if has("timm") else None
     model = model.cuda()
-    some, images = pack(batch, model.config.patch).to("cuda"), torch.stack(batch).cuda()
+    some, images = pack_images(batch, model.config.patch).to("cuda"), torch.stack(batch).cuda()
     fast: Any = torch.compile(model)
     blocks = copy.deepcopy(model)
     for block in blocks.blocks:
@@ -307,14 +307,14 @@ def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
         ways = {"timm": (peer, lambda: timm(images))} | ways
     ways |= {"ours packed": (model, lambda: forward(model, some)), "ours packed, compiled": (blocks, lambda: forward(blocks, some))}
     config, least = model.config, ideal(model.config, some)
-    full = pack(batch, config.patch, air=True)
+    full = pack_images(batch, config.patch, air=True)
     results: dict[str, Any] = {"matrix rate, TFLOP/s": rate / 1e12}
     title = f"CUDA bf16, {preset}, {len(batch)} crops at {size}"
     for kind, factor, prepare in (("forward", 1, lambda _, way: quiet(way)), ("training step", 3, step_of)):
         seconds = measure({name: prepare(each, cast(way)) for name, (each, way) in ways.items()}, rounds, clock)
         results |= table(f"{title}, {kind}", seconds, next(iter(ways)), dict.fromkeys(("ours packed", "ours packed, compiled"), least))
         for name, values in seconds.items():
-            lengths = (some if name.startswith("ours packed") else full).lengths(config.prefix)
+            lengths = (some if name.startswith("ours packed") else full).sequence_lengths(config.num_prefix_tokens)
             median = statistics.median(values)
             share = factor * sum(operations(config, length) for length in lengths) / median / rate
             print(f"  {name:22} {sum(lengths) / median:12.0f} tokens/s   {share:.0%} of the matrix rate")
@@ -324,8 +324,8 @@ def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
 def runtimes(preset: str, size: Size, count: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """From crops to logits by every runtime, packed, in 32 and in 8 bits, against dense timm; the crops that calibrate are others."""
     model, batch = ours(preset, size).eval(), crops("rsna_dicom", size, 8)
-    images, others = pack(batch[:count], model.config.patch), pack(batch[count:], model.config.patch)
-    ways: dict[str, Way] = {"torch": lambda: forward(model, pack(batch[:count], model.config.patch))}
+    images, others = pack_images(batch[:count], model.config.patch), pack_images(batch[count:], model.config.patch)
+    ways: dict[str, Way] = {"torch": lambda: forward(model, pack_images(batch[:count], model.config.patch))}
     if has("timm"):
         ways = {"timm": partial(timm_like(model), torch.stack(batch[:count]))} | ways
     ways |= exported(model, images, others)
@@ -341,10 +341,10 @@ def runtimes(preset: str, size: Size, count: int, rounds: int, clock: Callable[[
 def options(preset: str, images: list[Tensor], rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     """What fused AdamW, checkpointing and bf16 are worth in a training step of packed images, and bf16 in a forward pass."""
     model = ours(preset, Size(*images[0].shape[-2:])).train()
-    some = pack(images, model.config.patch)
+    some = pack_images(images, model.config.patch)
 
     def logits(checkpoint: bool = False, bf16: bool = False) -> Tensor:
-        model.checkpoint = checkpoint
+        model.gradient_checkpointing = checkpoint
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             return forward(model, some)
 

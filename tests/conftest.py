@@ -80,16 +80,16 @@ def validation_pictures() -> Iterator[Callable[[], AbstractContextManager[None]]
 
     The value is a context manager that draws them.
     """
-    from vitmodel.training.callbacks import Pictures
+    from vitmodel.training.callbacks import ValidationFigures
 
     with pytest.MonkeyPatch.context() as patch:
-        draw = Pictures.on_validation_end
-        patch.setattr(Pictures, "on_validation_end", lambda *_: None)
+        draw = ValidationFigures.on_validation_end
+        patch.setattr(ValidationFigures, "on_validation_end", lambda *_: None)
 
         @contextmanager
         def drawn() -> Iterator[None]:
             with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(Pictures, "on_validation_end", draw)
+                inner.setattr(ValidationFigures, "on_validation_end", draw)
                 yield
 
         yield drawn

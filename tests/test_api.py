@@ -35,7 +35,7 @@ from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
-TABLES = ("scores.csv", "breast_scores.csv", "patient_scores.csv", "submission.csv")
+TABLE_NAMES = ("scores.csv", "breast_scores.csv", "patient_scores.csv", "submission.csv")
 HEAVY = {"torch", "numpy", "pandas", "lightning", "cv2", "pydicom", "sklearn", "matplotlib", "scipy", "jsonargparse"}
 
 
@@ -237,9 +237,9 @@ def test_an_explanation_is_the_picture_of_the_command_line(run: Path, model: vit
     assert (tmp_path / "rcc.png").read_bytes() == drawn.read_bytes()
     assert heat.values.shape == (4, 2)
     dataset = pydicom.dcmread(files[0])
-    assert heat.on_source().shape == (dataset.Rows, dataset.Columns)
+    assert heat.to_source_image().shape == (dataset.Rows, dataset.Columns)
     x, y = heat.peak
-    assert np.isfinite(heat.on_source()[round(y), round(x)])
+    assert np.isfinite(heat.to_source_image()[round(y), round(x)])
     assert heat.region.shape[1] == 2
     assert heat.probability == model.predict(files[0]).images["probability"].iloc[0]
     np.testing.assert_array_equal(model.explain(dataset).values, heat.values)
@@ -265,7 +265,7 @@ def test_predict_writes_the_tables_of_the_command_line(run: Path, model: vitmode
     assert main(["predict", str(run / "package"), str(source), str(tmp_path / "cli"), "--jobs", "1"]) == 1  # some are refused
     result = model.predict(source, out=tmp_path / "api")
     result.save(tmp_path / "saved")
-    for name in TABLES:
+    for name in TABLE_NAMES:
         expected = (tmp_path / "cli" / name).read_bytes()
         assert (tmp_path / "api" / name).read_bytes() == expected
         assert (tmp_path / "saved" / name).read_bytes() == expected
@@ -310,7 +310,7 @@ def test_evaluate_gives_the_figures_of_the_command_line(run: Path, crops: Path, 
     assert auroc.low <= auroc.value <= auroc.high
     assert set(report.metrics) == {"image", "breast", "patient"}
     assert report.path.is_file()
-    for name in TABLES:
+    for name in TABLE_NAMES:
         assert (tmp_path / "cli" / name).read_bytes() == (report.folder / name).read_bytes()
 
 

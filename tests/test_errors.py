@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from vitmodel import errors
-from vitmodel.pixels.verdict import REFUSED
+from vitmodel.pixels.verdict import REFUSAL_REASONS
 
 PACKAGE = Path(errors.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-VERDICTS = {"ImageRefusedError", "InputRefusedError"}
+STATUSES = {"ImageRefusedError", "InputRefusedError"}
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 
 
@@ -22,7 +22,7 @@ def raised_verdicts() -> Iterator[tuple[str, ast.Call]]:
     """Yield file name and call of every verdict that the package raises."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in VERDICTS:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in STATUSES:
                 yield path.name, node
 
 
@@ -67,4 +67,4 @@ def test_every_verdict_that_is_raised_has_a_known_reason_code() -> None:
         code = call.args[0]
         codes = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         assert codes, f"{name}:{call.lineno}: the code is not a literal"
-        assert codes <= set(REFUSED), f"{name}:{call.lineno}"
+        assert codes <= set(REFUSAL_REASONS), f"{name}:{call.lineno}"

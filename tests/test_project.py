@@ -53,7 +53,7 @@ from vitmodel.model.explain import explanation
 
 @explanation(unit="grey levels", scale=(0, 1))
 def brightness(model, image):
-    return image.on_grid([image.images[0].mean() * (image.kept[0] >= 0)])[0]
+    return image.scatter_to_grid([image.images[0].mean() * (image.patch_indices[0] >= 0)])[0]
 """
 
 ADAPTER = """
@@ -126,8 +126,8 @@ print(*read_release({str(tmp_path)!r})["dataset"])
 
 
 def test_every_adapter_has_what_the_protocol_asks_for() -> None:
-    for name, adapter in registry.ADAPTERS.items():
-        assert isinstance(adapter.LOOKS_FOR, str), name
+    for name, adapter in registry.RELEASE_ADAPTERS.items():
+        assert isinstance(adapter.EXPECTED_FILES, str), name
         assert callable(adapter.detect), name
         assert callable(adapter.read), name
 

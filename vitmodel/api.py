@@ -24,7 +24,7 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
 
 if TYPE_CHECKING:
     from vitmodel.model.network import Network
-    from vitmodel.releases.in_memory import Source
+    from vitmodel.releases.in_memory import SourceImage
     from vitmodel.scoring.explanation import Explanation
     from vitmodel.scoring.prediction import Prediction
 
@@ -100,7 +100,7 @@ class Model:
     @property
     def packages(self) -> list[Path]:
         """The folders of the packages."""
-        return [member.folder for member in self._predictor.ensemble.members]
+        return [member.folder for member in self._predictor.ensemble.packages]
 
     @property
     def label(self) -> str:
@@ -117,7 +117,7 @@ class Model:
         """The network of the first package, a `torch.nn.Module`."""
         return self._predictor.ensemble.model
 
-    def predict(self, sources: Source | Iterable[Source], *, out: AnyPath | None = None, **options: Any) -> Prediction:
+    def predict(self, sources: SourceImage | Iterable[SourceImage], *, out: AnyPath | None = None, **options: Any) -> Prediction:
         """Score mammograms: a probability per image, breast and patient.
 
         Every input has a row in the result; what cannot be scored is refused with a reason and has no score. Tables and
@@ -158,7 +158,7 @@ class Model:
             images["image_id"] = images["image_id"].str.replace(as_id, "", regex=False)
         return Prediction(images, tables.breasts, tables.patients, self.threshold)
 
-    def explain(self, source: Source, method: Method = "gradient") -> Explanation:
+    def explain(self, source: SourceImage, method: Method = "gradient") -> Explanation:
         """Return the heat map of one image: which parts contributed to its score.
 
         Args:
@@ -292,7 +292,7 @@ def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = T
     manifests = manifest if isinstance(manifest, list | tuple) else [manifest]
     if not all(isinstance(item, str | os.PathLike) for item in manifests):
         raise UsageError(f"manifest: must be a path or a list of paths, not {manifest!r}")
-    config = make_config(TrainConfig, options, manifest=",".join(map(os.fspath, manifests)), run=run)
+    config = make_config(TrainConfig, options, manifest=manifests, run=run)
     with progress_bars(progress):
         run_training(config)
     return Run(config.run)
@@ -335,4 +335,4 @@ def evaluate(
     with progress_bars(progress):
         report = evaluate_package(config, logger.info)
     metrics = {level.name: level.metrics.intervals for level in report.levels}
-    return EvaluationResult(config.out, metrics, report.plotted.metrics.threshold, report)
+    return EvaluationResult(config.out, metrics, report.headline.metrics.threshold, report)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vitmodel.metrics.bootstrap import Interval
-    from vitmodel.reports.evaluation import Report
+    from vitmodel.reports.evaluation import EvaluationReport
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class EvaluationResult:
     folder: Path
     metrics: dict[str, dict[str, Interval]]
     threshold: float
-    details: Report = field(repr=False)
+    details: EvaluationReport = field(repr=False)
     """Everything that report.html shows."""
 
     @property

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
 from vitmodel.config.base import Config
-from vitmodel.config.options import GROUPS, Option, options
+from vitmodel.config.options import MAX_GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
 from vitmodel.errors import UsageError, VitmodelError
 
@@ -51,7 +51,7 @@ VERBS = {
     "versions": Verb("VersionsConfig", "vitmodel.commands.versions", "versions", "training"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.commands.evaluate", "evaluate", "evaluation"),
     "compare": Verb("CompareConfig", "vitmodel.commands.compare", "compare_models", "evaluation"),
-    "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_each_out", "evaluation"),
+    "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_one_out", "evaluation"),
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
@@ -84,7 +84,7 @@ def verb_help(name: str) -> str:
     parts = [textwrap.fill(usage_of(name), width, subsequent_indent=" " * len(f"usage: vitmodel {name} "))]
     parts += [textwrap.fill(" ".join(paragraph.split()), width) for paragraph in paragraphs]
     parts.append(_section("required, by position or as a flag", [option for option in described if option.required], width))
-    for group in GROUPS:
+    for group in MAX_GROUPS:
         parts.append(_section(group, [option for option in described if option.group == group and not option.required], width))
     general = [
         *_entry("--config RECIPE.yaml", "Read options from a YAML file; keys have the names of the flags. Later flags override it.", width),

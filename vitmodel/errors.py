@@ -57,7 +57,7 @@ class RefusedError(VitmodelError):
     """Base class of verdicts on an input that must not be used.
 
     Args:
-        code: A reason code, one of the keys of `vitmodel.pixels.verdict.REFUSED`.
+        code: A reason code, one of the keys of `vitmodel.pixels.verdict.REFUSAL_REASONS`.
         message: The cause in this particular input.
 
     Attributes:

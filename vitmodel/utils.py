@@ -77,7 +77,7 @@ def sha256_file(path: Path | str) -> str:
 
 
 @functools.cache
-def keep_freed_memory(limit: int = 1 << 28) -> None:
+def retain_freed_memory(limit: int = 1 << 28) -> None:
     """Have glibc keep up to `limit` freed bytes for the next arrays, for work that needs the same ones again and again.
 
     As it is, it gives each array of more than 32 MB back to the system and then pays for every page of the next one. The default is
@@ -90,13 +90,13 @@ def keep_freed_memory(limit: int = 1 << 28) -> None:
             libc.mallopt(trim_threshold, limit)
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Have glibc return what it holds of freed memory, which grows with the luck of threads and not with what is in use."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def seed_from(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A 63-bit seed that depends on `parts` alone, so that a sample's randomness is independent of order, process and resumption."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

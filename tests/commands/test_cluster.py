@@ -77,6 +77,6 @@ def die(item: int) -> int:
 
 
 def test_an_item_that_kills_every_worker_ends_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "PATIENCE", 10.0)
+    monkeypatch.setattr(parallel, "CLUSTER_TIMEOUT", 10.0)
     with pytest.raises(VitmodelError, match="processes"):
         list(parallel.parallel_map(die, range(6), "test", jobs=2, backend="dask"))  # type: ignore[arg-type]

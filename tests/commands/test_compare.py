@@ -10,21 +10,21 @@ from sklearn.metrics import roc_auc_score
 from vitmodel.errors import UsageError
 from vitmodel.metrics.bootstrap import resample
 from vitmodel.metrics.compare import compare, delong, delong_test
-from vitmodel.metrics.metrics import Ranking
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.metrics import RankedUnits
+from vitmodel.metrics.scored_units import ScoredUnits
 
 
-def readers(patients: int, units: int, seed: int, gain: float = 0.0) -> list[Sample]:
+def readers(patients: int, units: int, seed: int, gain: float = 0.0) -> list[ScoredUnits]:
     """Two models that see much the same; scores are rounded, so that some tie."""
     rng = np.random.default_rng(seed)
     who = np.repeat(np.arange(patients), units)
     labels = (rng.random(len(who)) < 0.3).astype(float)
     shared = labels + rng.normal(size=len(who)) + np.repeat(rng.normal(size=patients), units)
     scores = [np.round(expit(shared + extra * labels + 0.5 * rng.normal(size=len(who))), 2) for extra in (0, gain)]
-    return [Sample(labels, each, who) for each in scores]
+    return [ScoredUnits(labels, each, who) for each in scores]
 
 
-def by_definition(samples: list[Sample]) -> np.ndarray:
+def by_definition(samples: list[ScoredUnits]) -> np.ndarray:
     """Obuchowski's covariance, equations 2 to 5 of the paper, by loops over pairs and clusters."""
     labels, patients = samples[0].labels, samples[0].patients
     ones, zeros = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
@@ -76,7 +76,7 @@ def test_with_one_unit_per_patient_the_variance_equals_delongs() -> None:
 
 def test_delong_and_the_bootstrap_agree_on_clustered_units() -> None:
     sample = readers(400, 4, seed=1)[0]
-    ranking = Ranking(sample, 0.5)
+    ranking = RankedUnits(sample, 0.5)
     spread = resample(ranking.rows, lambda sums: [ranking.curve(sums).auroc()], ranking.patients, 1000, 0).std()
     assert delong([sample])[1][0, 0] ** 0.5 == pytest.approx(spread, rel=0.1)
 
@@ -103,8 +103,8 @@ def test_a_paired_interval_is_narrower_than_that_of_one_model() -> None:
 
 def test_samples_of_different_units_are_refused() -> None:
     first, second = readers(20, 2, seed=0)
-    turned = Sample(second.labels[::-1], second.scores[::-1], second.patients[::-1])
+    turned = ScoredUnits(second.labels[::-1], second.scores[::-1], second.patients[::-1])
     with pytest.raises(UsageError, match="same units"):
         compare(first, turned, (0.5, 0.5), 100)
     with pytest.raises(UsageError, match="two of each"):
-        delong_test(*[Sample([0, 0, 1], [0.1, 0.2, 0.3], list("abc"))] * 2)
+        delong_test(*[ScoredUnits([0, 0, 1], [0.1, 0.2, 0.3], list("abc"))] * 2)

@@ -23,13 +23,13 @@ from pydicom.uid import JPEGLosslessSV1, RLELossless
 
 from vitmodel.cli import main
 from vitmodel.commands import etl as etl_command
-from vitmodel.commands.etl import Task, etl, file_name
+from vitmodel.commands.etl import CropTask, etl, safe_file_name
 from vitmodel.config import ETLConfig, Preprocessing, Size
-from vitmodel.data.cropping import crop_source
+from vitmodel.data.cropping import crop_image
 from vitmodel.data.manifest import read_manifest
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.jobs import parallel
-from vitmodel.jobs.journal import Journal, exclusive
+from vitmodel.jobs.journal import Journal, lock_folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -67,14 +67,14 @@ def test_every_backend_gives_the_same_bytes(
 ) -> None:
     if backend == "dask":
         pytest.importorskip("distributed")
-    own_process = Mock(wraps=parallel.own_process)
-    monkeypatch.setattr(parallel, "own_process", own_process)
-    monkeypatch.setattr(etl_command, "MANY", many)
-    monkeypatch.setattr(etl_command, "FEW", many)
+    process_per_thread = Mock(wraps=parallel.process_per_thread)
+    monkeypatch.setattr(parallel, "process_per_thread", process_per_thread)
+    monkeypatch.setattr(etl_command, "MIN_IMAGES_FOR_PROCESSES", many)
+    monkeypatch.setattr(etl_command, "MIN_IMAGES_TO_PROBE", many)
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     assert etl(config) == 0
     assert contents(tmp_path) == contents(crops)
-    assert own_process.called == (backend == "auto" and many == 1)
+    assert process_per_thread.called == (backend == "auto" and many == 1)
 
 
 @pytest.mark.parametrize(("syntax", "count", "backend"), [
@@ -93,7 +93,7 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
     before = contents(tmp_path)
     done: list[str] = []
 
-    def watch(task: Task, preprocessing: Preprocessing) -> dict:
+    def watch(task: CropTask, preprocessing: Preprocessing) -> dict:
         done.append(task.image_id)
         return crop_to_png(task, preprocessing)
 
@@ -139,7 +139,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     assert not list(config.out.rglob("*.tmp*")), "a killed run's halves"
 
 
-def crash_on_some(task: Task, preprocessing: Preprocessing) -> dict:
+def crash_on_some(task: CropTask, preprocessing: Preprocessing) -> dict:
     if int(task.image_id) % 23 == 0:
         os.abort()
     return etl_command.crop_to_png(task, preprocessing)
@@ -162,7 +162,7 @@ def test_a_decoder_that_crashes_costs_its_file_only(release: Path, crops: Path, 
 def test_crops_made_by_other_code_are_kept_and_reported(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
     for code, said in (("older", False), ("newer", True)):
-        with patch.object(etl_command, "code", lambda code=code: code):
+        with patch.object(etl_command, "hash_code", lambda code=code: code):
             assert main(command) == 0
         assert ("another version of vitmodel/pixels" in capsys.readouterr().out) == said
     assert main([*command[:2], str(tmp_path / "again"), *command[3:]]) == main([*command[:2], str(tmp_path / "again"), *command[3:]]) == 0
@@ -170,7 +170,7 @@ def test_crops_made_by_other_code_are_kept_and_reported(release: Path, tmp_path:
 
 
 def test_two_runs_into_one_folder_are_refused(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with exclusive(tmp_path):
+    with lock_folder(tmp_path):
         assert main(["etl", str(release), str(tmp_path)]) == 2
     assert "another run" in capsys.readouterr().err
 
@@ -178,14 +178,14 @@ def test_two_runs_into_one_folder_are_refused(release: Path, tmp_path: Path, cap
 def test_the_folder_lock_ends_with_its_owner_and_not_with_a_forked_child(tmp_path: Path) -> None:
     """As a loader's process does for some seconds after its training was killed."""
     begun, begins = os.pipe()
-    with exclusive(tmp_path):
+    with lock_folder(tmp_path):
         if not (child := os.fork()):
             os.write(begins, b".")
             time.sleep(60)
             os._exit(0)
         os.read(begun, 1)
     try:
-        with exclusive(tmp_path):
+        with lock_folder(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
@@ -301,19 +301,19 @@ def write(path: Path, text: str) -> Path:
     [(b"not a mammogram\n", "not_an_image"), (b"", "not_an_image"), (None, "missing_file"), (b"\x89PNG\r\n\x1a\nrubbish", "unreadable")],
 )
 def test_a_file_that_is_not_an_image_gives_a_row_with_a_reason(content: bytes | None, reason: str, tmp_path: Path) -> None:
-    from vitmodel.data.cropping import Source
+    from vitmodel.data.cropping import SourceImage
 
     path = tmp_path / "image.dcm"
     if content is not None:
         path.write_bytes(content)
-    cropped = crop_source(Source(path), Preprocessing(size=Size(64, 32)))
+    cropped = crop_image(SourceImage(path), Preprocessing(size=Size(64, 32)))
     assert (cropped.record["status"], cropped.record["reason"], cropped.crop) == ("refused", reason, None)
     assert str(cropped.record["remark"])
 
 
 def test_ids_become_safe_and_distinct_file_names() -> None:
-    assert file_name("10006") == "10006"
-    names = [file_name(name) for name in ("a/b", "a\\b", "a_b", "../a", "..a", "é")]
+    assert safe_file_name("10006") == "10006"
+    names = [safe_file_name(name) for name in ("a/b", "a\\b", "a_b", "../a", "..a", "é")]
     assert len(set(names)) == len(names)
     assert not any("/" in name or name.startswith(".") for name in names)
 

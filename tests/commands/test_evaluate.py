@@ -14,11 +14,11 @@ import pytest
 from scipy.special import expit, logit
 
 from vitmodel.cli import main
-from vitmodel.commands.compare import aggregated
+from vitmodel.commands.compare import aggregate_scores
 from vitmodel.config import CompareConfig, EvaluateConfig, to_command
-from vitmodel.data.audit import baseline, links
+from vitmodel.data.audit import find_links, fit_baseline
 from vitmodel.data.manifest import as_manifest, breast_ids, read_manifest, write_manifest
-from vitmodel.data.splits import leave_out
+from vitmodel.data.splits import hold_out_group
 from vitmodel.data.subgroups import subgroups
 from vitmodel.scoring.evaluation import Evaluation
 from vitmodel.utils import sha256_file
@@ -92,7 +92,7 @@ def test_a_breast_is_aggregated_by_the_name_that_is_given(how: str) -> None:
     pooled = expit(logit(pairs).mean(axis=1))
     expected = {"mean": pairs.mean(axis=1), "mean_logit": pooled, "max": pairs.max(axis=1), "noisy_or": 1 - (1 - pairs).prod(axis=1)}[how]
     order = np.argsort(breast_ids(table)[::2].to_numpy())
-    np.testing.assert_allclose(judged.sample("breast").scores, expected[order])
+    np.testing.assert_allclose(judged.scored_units("breast").scores, expected[order])
 
 
 @pytest.mark.parametrize(("sick", "folds"), [(1, 0), (3, 3), (9, 5)])
@@ -117,13 +117,13 @@ def test_errors_are_the_most_confident_ones_of_both_kinds() -> None:
 def test_a_leak_by_metadata_or_by_id_is_found_and_a_clean_table_is_not_accused() -> None:
     clean = screening()
     for name in ("Ids alone", "Metadata alone"):
-        assert not np.isnan(baseline(clean, "cancer", name)[0]).any()
+        assert not np.isnan(fit_baseline(clean, "cancer", name)[0]).any()
     audited = evaluation(clean).audit(clean)
     assert all(found.metrics.intervals["auroc"].value < 0.65 for found in audited.baselines)
     assert audited.links == {"patients": 0, "source files": 0, "crops of the same pixels": 0}
     by_machine = clean.assign(machine_id=np.where(clean["cancer"] == 1, "9", clean["machine_id"]))
     found = {each.name: each.metrics.intervals["auroc"].value for each in evaluation(by_machine).audit(by_machine).baselines}
-    assert baseline(by_machine, "cancer", "Metadata alone")[1] == "machine_id"
+    assert fit_baseline(by_machine, "cancer", "Metadata alone")[1] == "machine_id"
     assert found["Metadata alone"] > 0.9 > found["Ids alone"]
     ordered = clean.sort_values("cancer", kind="stable").reset_index(drop=True)
     found = {each.name: each.metrics.intervals["auroc"].value for each in evaluation(ordered).audit(ordered).baselines}
@@ -137,7 +137,7 @@ def test_patients_files_and_pixels_in_two_splits_are_found(tmp_path: Path) -> No
     table["path"] = [str(tmp_path / name) for name in table["path"]]
     table["source_sha256"] = [f"{row:064x}" for row in range(23)] + [f"{1:064x}"]
     table.loc[4:7, "split"] = ["train", "train", "test", "test"]
-    found = links(table)
+    found = find_links(table)
     assert found["kind"].tolist() == ["patient_id", "source_sha256", "crop"]
     assert found["parts"].eq("test, train").all()
 
@@ -145,7 +145,7 @@ def test_patients_files_and_pixels_in_two_splits_are_found(tmp_path: Path) -> No
 def test_all_images_of_a_patient_seen_on_the_left_out_machine_are_left_out() -> None:
     table = screening(9)
     table.loc[0, "machine_id"] = "1"  # of a patient of machine 0
-    split = leave_out(table, "machine_id", "1")["split"]
+    split = hold_out_group(table, "machine_id", "1")["split"]
     held = table.loc[table["machine_id"] == "1", "patient_id"].unique()
     assert len(held) == 4
     assert (split == "test").equals(table["patient_id"].isin(held))
@@ -209,7 +209,7 @@ def test_the_score_of_a_patient_is_that_of_her_worse_breast() -> None:
     worse = pooled.groupby(table.groupby(breast_ids(table))["patient_id"].first()).max()
     models = [Path("a"), Path("b")]
     for level, expected in (("image", scores.set_axis(table["image_id"])), ("breast", pooled), ("patient", worse)):
-        found = aggregated(scores, table, CompareConfig(models=models, manifest=Path("m.csv"), level=level))
+        found = aggregate_scores(scores, table, CompareConfig(models=models, manifest=Path("m.csv"), level=level))
         pd.testing.assert_series_equal(found, expected, check_names=False)
 
 

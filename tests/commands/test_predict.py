@@ -24,19 +24,19 @@ from scipy.special import logit
 
 from vitmodel.cli import main
 from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, TrainConfig
-from vitmodel.data.fingerprint import was_seen
-from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
-from vitmodel.data.rows import Row
+from vitmodel.data.fingerprint import seen_in_training
+from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write_manifest
+from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import UsageError
-from vitmodel.jobs.journal import state
+from vitmodel.jobs.journal import file_state
 from vitmodel.metrics.calibration import Platt
-from vitmodel.model.packed_batch import About
+from vitmodel.model.packed_batch import ImageMetadata
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.releases.registry import read_release
 from vitmodel.scoring import stream
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import GROUP_IMAGES, LoadedImage, ScoringStream, Timings
-from vitmodel.scoring.tables import fallback_messages, has_reason
+from vitmodel.scoring.tables import fallback_messages, has_code
 from vitmodel.training.fit import labelled_crops
 from vitmodel.utils import sha256_file
 
@@ -79,14 +79,14 @@ def test_memory_holds_a_bounded_number_of_crops(predictor: Predictor, crops: Pat
     begun: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
-    class Watched(ScoringStream):
-        def load(self, row: Row, metadata: About = About()) -> LoadedImage:  # noqa: B008
+    class AttentionRecorder(ScoringStream):
+        def load(self, row: ManifestRow, metadata: ImageMetadata = ImageMetadata()) -> LoadedImage:  # noqa: B008
             loaded = super().load(row, metadata)
             begun.extend([weakref.ref(loaded.cropped.crop)] if loaded.cropped.crop is not None else [])
             held.append(sum(crop() is not None for crop in begun))
             return loaded
 
-    stream = Watched(predictor.ensemble, predictor.config, Timings())
+    stream = AttentionRecorder(predictor.ensemble, predictor.config, Timings())
     assert sum(1 for _ in stream.scores(predictor.attach(read_manifest(crops / "manifest.csv")))) > 0
     most = 2 * GROUP_IMAGES + 4
     assert len(begun) > most
@@ -256,7 +256,7 @@ def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: 
     states = []
     for _ in range(2):
         (path,) = read_inputs([str(tmp_path / "archive.zip")], "auto", tmp_path / "scratch")["path"]
-        states.append((path, state(Path(path))))
+        states.append((path, file_state(Path(path))))
         shutil.rmtree(tmp_path / "scratch")
     assert states[0] == states[1]
 
@@ -318,7 +318,7 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
 
 
 def test_with_flip_averaging_an_image_and_its_flip_score_alike(predictor: Predictor, crops: Path, tmp_path: Path) -> None:
-    table = usable(read_manifest(crops / "manifest.csv")).head(4)
+    table = usable_rows(read_manifest(crops / "manifest.csv")).head(4)
     upside_down = table.assign(path=[str(tmp_path / f"{name}.png") for name in table["image_id"]])
     for old, new in zip(table["path"], upside_down["path"], strict=True):
         cv2.imwrite(new, cv2.imread(old, cv2.IMREAD_UNCHANGED)[::-1])
@@ -331,7 +331,7 @@ def test_with_flip_averaging_an_image_and_its_flip_score_alike(predictor: Predic
 
 
 def test_a_copy_counts_once_and_a_single_view_is_reported(predictor: Predictor, crops: Path) -> None:
-    table = usable(read_manifest(crops / "manifest.csv"))
+    table = usable_rows(read_manifest(crops / "manifest.csv"))
     breast = table[breast_ids(table) == breast_ids(table).iloc[0]].head(2)
     copied = pd.concat([breast, breast.head(1).assign(image_id="copy")], ignore_index=True)
     images = predictor.score_images(copied)
@@ -345,9 +345,9 @@ def test_a_copy_counts_once_and_a_single_view_is_reported(predictor: Predictor, 
 
 
 def test_images_without_laterality_are_reported(predictor: Predictor, crops: Path) -> None:
-    table = usable(read_manifest(crops / "manifest.csv")).head(3).assign(laterality="", patient_id=["a", "a", "b"])
+    table = usable_rows(read_manifest(crops / "manifest.csv")).head(3).assign(laterality="", patient_id=["a", "a", "b"])
     images = predictor.score_images(table)
-    assert has_reason(images, "no_laterality").tolist() == [True, True, False]
+    assert has_code(images, "no_laterality").tolist() == [True, True, False]
     assert fallback_messages(images)[0].startswith("2 of 3 images have no laterality")
     assert predictor.score_breasts(images)["status"].iloc[0] == "warned"
 
@@ -372,7 +372,7 @@ def test_a_package_calibrated_per_image_keeps_its_calibration(run: Path, crops: 
     (tmp_path / "package" / "config.json").write_text(json.dumps(document))
     predictor = Predictor(PredictorConfig(package=tmp_path / "package", jobs=1))
     images = predictor.score_images(read_manifest(crops / "manifest.csv"))
-    assert predictor.ensemble.calibrated == "image"
+    assert predictor.ensemble.calibration_level == "image"
     expected = images["probability"].groupby(breast_ids(images), sort=False).mean()
     np.testing.assert_allclose(predictor.score_breasts(images)["probability"], expected)
 
@@ -534,7 +534,7 @@ def test_evaluation_hashes_the_sources_it_reads_and_reports_images_without_a_has
 
 def test_seen_images_are_recognised_by_their_hash(run: Path, predictor: Predictor) -> None:
     table = read_manifest(run / "manifest.csv")
-    assert was_seen(table, predictor.ensemble.package["data"]).sum() == (table["split"] != "test").sum()
+    assert seen_in_training(table, predictor.ensemble.package["data"]).sum() == (table["split"] != "test").sum()
 
 
 @pytest.mark.parametrize(
@@ -599,7 +599,7 @@ def test_info_describes_a_package_and_a_manifest(run: Path, capsys: pytest.Captu
     assert main(["info", str(run / "package")]) == 0
     assert "not a medical device" in capsys.readouterr().out
     assert main(["info", str(run / "manifest.csv")]) == 0
-    assert f"{len(usable(read_manifest(run / 'manifest.csv')))} images" in capsys.readouterr().out
+    assert f"{len(usable_rows(read_manifest(run / 'manifest.csv')))} images" in capsys.readouterr().out
     assert main(["info", str(run)]) == 2
 
 

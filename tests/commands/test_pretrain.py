@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from vitmodel.cli import main
 from vitmodel.config import Size
 from vitmodel.data.manifest import read_manifest
-from vitmodel.data.samplers import Draw
-from vitmodel.metrics.metrics import Ranking
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.data.samplers import SampleRequest
+from vitmodel.metrics.metrics import RankedUnits
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.model.package import load_package
-from vitmodel.phantoms.dataset import PhantomDataset, crop_phantom, draw_phantom
+from vitmodel.phantoms.dataset import PhantomDataset, crop_phantom, sample_phantom
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--model", "vit_micro", "--epochs", "2", "--batch-size", "8", "--workers", "0", "--wandb", "off"]
@@ -47,10 +47,10 @@ def test_a_pretrained_package_starts_a_training_but_gives_no_scores(
 
 def test_painting_does_not_read_held_out_patients(crops: Path, tmp_path: Path) -> None:
     """Crops of val and test are not read: without their files the pretraining is the same."""
-    from vitmodel.data.manifest import usable, write_manifest
+    from vitmodel.data.manifest import usable_rows, write_manifest
     from vitmodel.data.splits import assign_splits
 
-    table = assign_splits(usable(read_manifest(crops / "manifest.csv")), {"train": 0.5, "test": 0.5})
+    table = assign_splits(usable_rows(read_manifest(crops / "manifest.csv")), {"train": 0.5, "test": 0.5})
     write_manifest(table, tmp_path / "whole.csv")
     held_out = table["split"] == "test"
     write_manifest(table.assign(path=table["path"].where(~held_out, table["path"] + ".gone")), tmp_path / "gone.csv")
@@ -75,20 +75,20 @@ def test_two_processes_paint_like_one(crops: Path, tmp_path: Path) -> None:
 def test_brightness_of_phantoms_does_not_predict_their_label() -> None:
     """No simple figure of the pixels tells the label: its AUROC is within 4 standard errors of chance."""
     size, count = Size(64, 32), 120
-    crops = [crop_phantom(draw_phantom(seed, bool(seed % 2), 0.5, Size(96, 64)), size) for seed in range(count)]
+    crops = [crop_phantom(sample_phantom(seed, bool(seed % 2), 0.5, Size(96, 64)), size) for seed in range(count)]
     labels = np.arange(count) % 2
     for figure in (lambda x: np.percentile(x, 99), np.mean, np.std):
         values = np.array([figure(crop[crop > 0] / 255.0) for crop in crops])
-        auroc = Ranking(Sample(labels, values, np.arange(count)), 0.5).values()["auroc"]
+        auroc = RankedUnits(ScoredUnits(labels, values, np.arange(count)), 0.5).metric_values()["auroc"]
         assert abs(auroc - 0.5) < 4 * np.sqrt(1 / (12 * count / 2))
 
 
 def test_phantoms_differ_and_are_reproducible() -> None:
     images = PhantomDataset(4, Size(64, 32), 0.5, None)
-    first, second, again = images[Draw(0, 1)], images[Draw(0, 2)], images[Draw(0, 1)]
+    first, second, again = images[SampleRequest(0, 1)], images[SampleRequest(0, 2)], images[SampleRequest(0, 1)]
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, second.image)
     assert first.label == second.label
-    assert not torch.equal(images[Draw(0, 0)].image, images[Draw(2, 0)].image), "in order, too"
+    assert not torch.equal(images[SampleRequest(0, 0)].image, images[SampleRequest(2, 0)].image), "in order, too"
     assert (first.image == 0).any()
     assert first.image.shape == (1, 64, 32)

@@ -17,7 +17,7 @@ from vitmodel.commands import leave_out
 from vitmodel.config import LeaveOutConfig, Size
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.errors import UsageError, VitmodelError
-from vitmodel.jobs.journal import exclusive
+from vitmodel.jobs.journal import lock_folder
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.vit import ViT
 
@@ -61,7 +61,7 @@ def splits_file_without_patients(folder: Path) -> list[str]:
     return ["--splits", str(folder / "splits.csv")]
 
 
-REFUSALS: list[Callable[[Path], list[str]]] = [
+MAX_REFUSALS: list[Callable[[Path], list[str]]] = [
     sources_column_that_does_not_exist,
     crops_larger_than_the_token_budget,
     exams_larger_than_the_token_budget,
@@ -81,7 +81,7 @@ def lost_crops(crops: Path, tmp_path: Path) -> Path:
     return tmp_path / "lost.csv"
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.__name__)
+@pytest.mark.parametrize("refusal", MAX_REFUSALS, ids=lambda refusal: refusal.__name__)
 def test_a_refused_training_leaves_no_run_folder(refusal: Callable[[Path], list[str]], crops: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
     assert main(["train", str(crops / "manifest.csv"), str(run), *SMALL, *SPLIT, *refusal(tmp_path)]) in (1, 2)
@@ -168,22 +168,22 @@ def test_versions_names_a_missing_file_before_it_reads_an_image(missing: str, tm
 
 
 def test_results_outlive_a_later_failure(tmp_path: Path) -> None:
-    with contextlib.suppress(UsageError), exclusive(tmp_path / "out"):
+    with contextlib.suppress(UsageError), lock_folder(tmp_path / "out"):
         (tmp_path / "out" / "journal.jsonl").write_text('{"key": "an image"}\n')
         raise UsageError("after the first result")
     assert (tmp_path / "out" / "journal.jsonl").exists()
 
 
 def test_an_unexpected_error_keeps_the_folder_for_inspection(tmp_path: Path) -> None:
-    with contextlib.suppress(ZeroDivisionError), exclusive(tmp_path / "out"):
+    with contextlib.suppress(ZeroDivisionError), lock_folder(tmp_path / "out"):
         (tmp_path / "out" / "trace.txt").touch()
         raise ZeroDivisionError
     assert (tmp_path / "out" / "trace.txt").exists()
 
 
 def test_a_folder_that_another_run_holds_is_left_alone(tmp_path: Path) -> None:
-    with exclusive(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         (tmp_path / "out" / "first.txt").touch()
-        with pytest.raises(UsageError, match="another run"), exclusive(tmp_path / "out"):
+        with pytest.raises(UsageError, match="another run"), lock_folder(tmp_path / "out"):
             pass
         assert (tmp_path / "out" / "first.txt").exists()

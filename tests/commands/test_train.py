@@ -18,9 +18,9 @@ from vitmodel.commands.train import train
 from vitmodel.config import TrainConfig
 from vitmodel.data.dataset import CropDataset, to_tensor
 from vitmodel.data.manifest import read_manifest, write_manifest
-from vitmodel.data.samplers import Draw, Shuffled
+from vitmodel.data.samplers import EpochSampler, SampleRequest
 from vitmodel.model.package import load_package
-from vitmodel.training.module import WATCHED
+from vitmodel.training.module import EPOCH_METRICS
 from vitmodel.training.packaging import model_card
 
 
@@ -40,7 +40,7 @@ def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> N
     assert list((run / "wandb").glob("offline-run-*"))
     assert (run / "train.yaml").read_text().startswith("# vitmodel train --config ")
     package = load_package(run / "package")[1]
-    figures = {f"{stage}/{name}" for stage in ("train", "val") for name in ["loss", *WATCHED, "tp", "fp", "fn", "tn"]}
+    figures = {f"{stage}/{name}" for stage in ("train", "val") for name in ["loss", *EPOCH_METRICS, "tp", "fp", "fn", "tn"]}
     assert set(package["history"]) == figures | {"learning_rate"}
     assert all([epoch for epoch, _ in points] == [0, 1, 2] for points in package["history"].values())
     assert package["decision"]["threshold"] > 0
@@ -145,23 +145,23 @@ def test_a_missing_crop_is_named(crops: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_balanced_sampling_draws_both_classes_equally_often() -> None:
     labels = [1.0] * 3 + [0.0] * 37
-    sampler = Shuffled(labels, 1, "balanced")
+    sampler = EpochSampler(labels, 1, "balanced")
     draws, next_epoch = [draw.row for draw in sampler], [draw.row for draw in sampler]
     assert len(draws) == 40
     assert sum(labels[row] for row in draws) == 20
     assert max(draws.count(row) for row in range(3)) - min(draws.count(row) for row in range(3)) <= 1
-    assert draws != next_epoch == [draw.row for draw in Shuffled(labels, 1, "balanced", epoch=1)]
+    assert draws != next_epoch == [draw.row for draw in EpochSampler(labels, 1, "balanced", epoch=1)]
 
 
 def test_natural_sampling_draws_every_image_once() -> None:
-    assert sorted(draw.row for draw in Shuffled([0.0, 1.0] * 10, 0, "natural")) == list(range(20))
+    assert sorted(draw.row for draw in EpochSampler([0.0, 1.0] * 10, 0, "natural")) == list(range(20))
 
 
 def test_a_sample_depends_only_on_its_row_and_seed(crops: Path) -> None:
     config = TrainConfig(manifest=Path(), run=Path())
     usable = read_manifest(crops / "manifest.csv").query("status != 'refused'")
     dataset = CropDataset(usable["path"].tolist(), usable["cancer"].tolist(), config.augment)
-    first, other, again = dataset[Draw(3, 7)], dataset[Draw(3, 8)], dataset[Draw(3, 7)]
+    first, other, again = dataset[SampleRequest(3, 7)], dataset[SampleRequest(3, 8)], dataset[SampleRequest(3, 7)]
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
     assert first.image.shape == (1, 64, 32)
@@ -172,7 +172,7 @@ def test_a_random_crop_is_never_empty(tmp_path: Path) -> None:
     whole[20:44, :12] = 200
     cv2.imwrite(str(tmp_path / "whole.png"), whole)
     dataset = CropDataset([str(tmp_path / "whole.png")], [0.0], replace(TrainConfig(manifest=Path(), run=Path()).augment, area=0.05))
-    drawn = [dataset[Draw(0, seed)].image for seed in range(40)]
+    drawn = [dataset[SampleRequest(0, seed)].image for seed in range(40)]
     assert all(image.any() for image in drawn)
     assert any(torch.equal(image, to_tensor(whole)) for image in drawn), "some of the parts were air"
 

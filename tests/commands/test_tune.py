@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from vitmodel.cli import main, parse
-from vitmodel.commands.tune import Pruner, suggest
+from vitmodel.commands.tune import PruningCallback, suggest
 from vitmodel.config import TuneConfig
-from vitmodel.training.module import Learner
+from vitmodel.training.module import ClassificationModule
 
 optuna = pytest.importorskip("optuna")
 
@@ -78,19 +78,19 @@ def test_a_trial_below_the_threshold_is_pruned() -> None:
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
     trainer.callback_metrics["val/auroc"] = 0.4
     with pytest.raises(optuna.TrialPruned):
-        Pruner(study.ask(), "val/auroc").on_validation_end(trainer, None)
+        PruningCallback(study.ask(), "val/auroc").on_validation_end(trainer, None)
 
 
 def test_a_diverging_trial_is_pruned_and_the_search_continues(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search goes on."""
-    losses, seen = Learner._losses, []  # learners; the first one breaks
+    losses, seen = ClassificationModule._losses, []  # learners; the first one breaks
 
-    def poisoned(self: Learner, stage: str, *more) -> torch.Tensor:
+    def poisoned(self: ClassificationModule, stage: str, *more) -> torch.Tensor:
         if self not in seen:
             seen.append(self)
         return losses(self, stage, *more) * (torch.nan if self is seen[0] and stage == "train" else 1)
 
-    monkeypatch.setattr(Learner, "_losses", poisoned)
+    monkeypatch.setattr(ClassificationModule, "_losses", poisoned)
     run = tmp_path / "study"
     assert main(["tune", str(crops / "manifest.csv"), str(run), *SHORT, "--nonfinite", "1", "--trials", "2"]) == 0
     assert list(pd.read_csv(run / "trials.csv")["state"]) == ["PRUNED", "COMPLETE"]

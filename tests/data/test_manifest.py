@@ -11,15 +11,15 @@ import pytest
 
 from vitmodel.data.manifest import (
     COLUMNS,
-    REQUIRED,
+    REQUIRED_COLUMNS,
     as_manifest,
     breast_ids,
-    duplicates,
-    leaks,
-    merge,
+    find_duplicates,
+    find_leaks,
+    merge_manifests,
     read_manifest,
     read_manifests,
-    usable,
+    usable_rows,
     write_manifest,
 )
 from vitmodel.errors import UsageError
@@ -43,7 +43,7 @@ def table(images: int = 4, **columns: Any) -> pd.DataFrame:
 def test_the_columns_are_named_once_and_a_target_is_no_input() -> None:
     names = [column.name for column in COLUMNS]
     assert len(set(names)) == len(names)
-    assert REQUIRED == ("image_id", "patient_id", "laterality", "view", "path")
+    assert REQUIRED_COLUMNS == ("image_id", "patient_id", "laterality", "view", "path")
     roles = {column.name: column.role for column in COLUMNS}
     assert {name for name, role in roles.items() if role == "input"} == {"age", "implant"}
     assert all(roles[name] == "target" for name in ("cancer", "biopsy", "invasive", "birads", "density", "difficult_negative_case"))
@@ -54,7 +54,7 @@ def test_unknown_is_nan_and_never_zero() -> None:
     assert manifest.cancer.isna().all()
     assert manifest.cancer.dtype == float
     assert manifest[["density", "site_id", "split", "status"]].isna().all().all()
-    assert len(usable(manifest)) == 4, "an image without a verdict is usable"
+    assert len(usable_rows(manifest)) == 4, "an image without a verdict is usable"
 
 
 def test_a_manifest_survives_the_disk(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_merged_releases_keep_their_rows_and_what_each_does_not_know() -> None:
     ours = table(dataset="ours", cancer=1, extra="x")
     theirs = table(6, dataset="theirs", density="B", path=[f"/other/{number}.png" for number in range(6)])
     theirs["image_id"] = ["0", "b", "c", "d", "e", "f"]
-    merged = merge([ours, theirs])
+    merged = merge_manifests([ours, theirs])
     assert len(merged) == 10
     assert merged.cancer.tolist()[:4] == [1] * 4
     assert merged.cancer[4:].isna().all()
@@ -140,31 +140,31 @@ def test_several_manifests_are_merged(tmp_path: Path) -> None:
     write_manifest(as_manifest(table(dataset="ours", cancer=1), "ours"), one)
     write_manifest(as_manifest(table(dataset="theirs", density="B", path=list("pqrs")), "theirs"), other)
     assert read_manifests([other]).equals(read_manifest(other))
-    assert read_manifests([one, other]).equals(merge([read_manifest(one), read_manifest(other)]))
+    assert read_manifests([one, other]).equals(merge_manifests([read_manifest(one), read_manifest(other)]))
     with pytest.raises(UsageError, match=r"absent\.csv"):
         read_manifests([one, tmp_path / "absent.csv"])
 
 
 def test_a_release_merged_with_itself_is_refused() -> None:
     with pytest.raises(UsageError, match="image_id"):
-        merge([table(dataset="ours"), table(dataset="ours", path=list("abcd"))])
+        merge_manifests([table(dataset="ours"), table(dataset="ours", path=list("abcd"))])
 
 
 def test_copies_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     ours = table(dataset="ours", source_sha256=list("abcd"))
     theirs = table(dataset="theirs", source_sha256=["x", "a", np.nan, np.nan], path=list("pqrs"))
-    merged = merge([ours, theirs])
+    merged = merge_manifests([ours, theirs])
     assert "2 images" in caplog.text
     assert "1 files" in caplog.text
-    assert duplicates(merged).image_id.tolist() == ["ours-0", "theirs-1"]
+    assert find_duplicates(merged).image_id.tolist() == ["ours-0", "theirs-1"]
 
 
 def test_the_audit_finds_patients_and_files_in_two_parts() -> None:
     clean = table(split=["train", "train", "test", np.nan], source_sha256=["a", "a", "b", "c"])
-    assert leaks(clean).empty
+    assert find_leaks(clean).empty
     leaking = table(split=["train", "test", "test", "test"], source_sha256=["a", "b", "a", "c"])
-    assert leaks(leaking).values.tolist() == [["patient_id", "00", "test, train", 2], ["source_sha256", "a", "test, train", 2]]
-    assert leaks(table(fold=[0, 0, 1, 2]), by="fold").value.tolist() == ["01"]
+    assert find_leaks(leaking).values.tolist() == [["patient_id", "00", "test, train", 2], ["source_sha256", "a", "test, train", 2]]
+    assert find_leaks(table(fold=[0, 0, 1, 2]), by="fold").value.tolist() == ["01"]
 
 
 def test_a_breast_is_a_patient_and_a_side() -> None:

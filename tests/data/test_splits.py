@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitmodel.data.manifest import as_manifest, leaks
-from vitmodel.data.splits import SHARES, assign_folds, assign_splits, read_splits, write_splits
+from vitmodel.data.manifest import as_manifest, find_leaks
+from vitmodel.data.splits import SPLIT_FRACTIONS, assign_folds, assign_splits, read_splits, write_splits
 from vitmodel.errors import UsageError
 
 
@@ -38,22 +38,22 @@ def cohort(patients: int, positives: int, seed: int = 0) -> pd.DataFrame:
 def test_no_patient_is_divided_and_every_part_has_its_share(patients: int, fraction: float, seed: int) -> None:
     positives = min(max(3, round(patients * fraction)), patients - 3)
     table = assign_splits(cohort(patients, positives, seed), seed=seed)
-    assert leaks(table).empty
+    assert find_leaks(table).empty
     assert table.split.notna().all()
     people = table.groupby("patient_id").agg(split=("split", "first"), cancer=("cancer", "max"))
     for cancer, count in ((1, positives), (0, patients - positives)):
         held = people.split[people.cancer == cancer].value_counts()
-        for part, share in SHARES.items():
+        for part, share in SPLIT_FRACTIONS.items():
             assert held[part] >= 1
             assert abs(held[part] - share * count) < 2
 
 
 def test_an_image_wise_split_leaks_and_ours_does_not() -> None:
     table = cohort(60, 20)
-    by_image = table.assign(split=np.random.default_rng(0).choice(list(SHARES), len(table), p=list(SHARES.values())))
-    assert len(leaks(by_image)) > 40
-    assert leaks(assign_splits(table)).empty
-    assert leaks(assign_folds(table, 5), by="fold").empty
+    by_image = table.assign(split=np.random.default_rng(0).choice(list(SPLIT_FRACTIONS), len(table), p=list(SPLIT_FRACTIONS.values())))
+    assert len(find_leaks(by_image)) > 40
+    assert find_leaks(assign_splits(table)).empty
+    assert find_leaks(assign_folds(table, 5), by="fold").empty
 
 
 @pytest.mark.parametrize("column", ["split", "fold"])
@@ -92,7 +92,7 @@ def test_official_splits_are_kept() -> None:
     filled = assign_splits(half)
     assert (filled.split == half.split)[half.split.notna()].all()
     assert filled.split.notna().all()
-    assert leaks(filled).empty
+    assert find_leaks(filled).empty
 
 
 def test_folds_leave_the_test_split_and_refused_patients_alone() -> None:
@@ -105,7 +105,7 @@ def test_folds_leave_the_test_split_and_refused_patients_alone() -> None:
 def test_unlabelled_patients_are_spread_too() -> None:
     table = cohort(60, 20)
     table.loc[table.patient_id.str.endswith("5"), "cancer"] = np.nan
-    assert set(assign_splits(table).split[table.cancer.isna()]) == set(SHARES)
+    assert set(assign_splits(table).split[table.cancer.isna()]) == set(SPLIT_FRACTIONS)
 
 
 @pytest.mark.parametrize(("patients", "positives"), [(20, 0), (20, 20), (20, 2), (20, 18)])

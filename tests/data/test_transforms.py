@@ -107,7 +107,7 @@ def test_a_box_goes_where_its_pixels_go() -> None:
             change = drawn(replace(OFF, flip=0.5, mirror=0.5, area=0.8, rotate=15, scale=0.2, shift=0.05, elastic=elastic), seed)
             rows, columns = np.nonzero(change.apply(image) > 0.6)
             found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-            ((x0, y0, x1, y1),) = change.locate(box, (192, 128))
+            ((x0, y0, x1, y1),) = change.transform_boxes(box, (192, 128))
             whole = np.clip([x0, y0, x1, y1], 0, [128, 192, 128, 192])  # it may be moved out of the image
             assert (found[:2] >= whole[:2] - 1.5).all()
             assert (found[2:] <= whole[2:] + 1.5).all()

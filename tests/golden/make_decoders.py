@@ -18,7 +18,7 @@ import numpy as np
 from pydicom import Dataset, FileMetaDataset, dcmread, uid
 from pydicom.encaps import get_frame
 
-from vitmodel.pixels.decoding import Layout, pydicom_decoder
+from vitmodel.pixels.decoding import PixelFormat, pydicom_decoder
 
 ROWS, COLUMNS = 23, 30
 DCMTK = {
@@ -31,22 +31,22 @@ DCMTK = {
 LOSSLESS_KINDS = [(8, 8, False), (16, 12, False), (16, 16, False), (16, 12, True), (16, 16, True)]
 
 
-def picture(layout: Layout) -> np.ndarray:
+def picture(pixel_format: PixelFormat) -> np.ndarray:
     """A smooth, slightly rough pattern that uses every bit, in integer arithmetic alone."""
     row, column = np.mgrid[:ROWS, :COLUMNS]
-    pattern = (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13) * (1 << layout.stored) // 2600
-    pattern %= 1 << layout.stored
-    return (pattern - (1 << (layout.stored - 1) if layout.signed else 0)).astype(layout.dtype)
+    pattern = (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13) * (1 << pixel_format.bits_stored) // 2600
+    pattern %= 1 << pixel_format.bits_stored
+    return (pattern - (1 << (pixel_format.bits_stored - 1) if pixel_format.signed else 0)).astype(pixel_format.dtype)
 
 
-def write(path: Path, layout: Layout, pixels: np.ndarray) -> Dataset:
+def write(path: Path, pixel_format: PixelFormat, pixels: np.ndarray) -> Dataset:
     """An uncompressed secondary capture."""
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
-    dataset.PhotometricInterpretation = layout.photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = layout.allocated, layout.stored, layout.stored - 1
-    dataset.PixelRepresentation = int(layout.signed)
+    dataset.PhotometricInterpretation = pixel_format.photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = pixel_format.bits_allocated, pixel_format.bits_stored, pixel_format.bits_stored - 1
+    dataset.PixelRepresentation = int(pixel_format.signed)
     dataset.PixelData = pixels.tobytes()
     dataset["PixelData"].VR = "OW"
     dataset.file_meta = FileMetaDataset()
@@ -55,39 +55,39 @@ def write(path: Path, layout: Layout, pixels: np.ndarray) -> Dataset:
     return dataset
 
 
-def by_dcmtk(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
+def by_dcmtk(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
     """A frame that DCMTK encoded, and the pixels that DCMTK decodes it to."""
     with tempfile.TemporaryDirectory() as folder:
         plain, packed, back = (Path(folder) / name for name in ("plain", "packed", "back"))
-        write(plain, layout, pixels)
-        program, *options = DCMTK[uid.UID(layout.syntax)]
+        write(plain, pixel_format, pixels)
+        program, *options = DCMTK[uid.UID(pixel_format.syntax)]
         subprocess.run([program, *options, plain, packed], check=True)
         decoder = "dcmdjpls" if program == "dcmcjpls" else "dcmdjpeg"
         subprocess.run([decoder, packed, back], check=True)
-        decoded = np.frombuffer(dcmread(back).PixelData, layout.dtype)[: ROWS * COLUMNS].reshape(ROWS, COLUMNS)
+        decoded = np.frombuffer(dcmread(back).PixelData, pixel_format.dtype)[: ROWS * COLUMNS].reshape(ROWS, COLUMNS)
         return get_frame(dcmread(packed).PixelData, 0, number_of_frames=1), decoded
 
 
-def encode(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
+def encode(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
     """The frame, and the pixels that it must decode to."""
-    match layout.syntax:
+    match pixel_format.syntax:
         case uid.ImplicitVRLittleEndian | uid.ExplicitVRLittleEndian | uid.DeflatedExplicitVRLittleEndian:
-            return pixels.astype(layout.dtype.newbyteorder("<")).tobytes(), pixels
+            return pixels.astype(pixel_format.dtype.newbyteorder("<")).tobytes(), pixels
         case uid.ExplicitVRBigEndian:
-            return pixels.astype(layout.dtype.newbyteorder(">")).tobytes(), pixels
+            return pixels.astype(pixel_format.dtype.newbyteorder(">")).tobytes(), pixels
         case uid.RLELossless:
             with tempfile.NamedTemporaryFile() as file:
-                dataset = write(Path(file.name), layout, pixels)
+                dataset = write(Path(file.name), pixel_format, pixels)
                 dataset.compress(uid.RLELossless, encoding_plugin="pydicom")
             return get_frame(dataset.PixelData, 0, number_of_frames=1), pixels
         case uid.JPEGBaseline8Bit:
             frame = bytes(imagecodecs.jpeg8_encode(pixels, level=80))
-            return frame, pydicom_decoder("gdcm")(frame, layout, 0)
+            return frame, pydicom_decoder("gdcm")(frame, pixel_format, 0)
         case uid.JPEG2000Lossless:
-            return bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=layout.stored, resolutions=4)), pixels
+            return bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=pixel_format.bits_stored, resolutions=4)), pixels
         case uid.JPEG2000:
-            frame = bytes(imagecodecs.jpeg2k_encode(pixels, level=95, codecformat="j2k", bitspersample=layout.stored, reversible=False))
-            return frame, pydicom_decoder("gdcm")(frame, layout, 0)
+            frame = bytes(imagecodecs.jpeg2k_encode(pixels, level=95, codecformat="j2k", bitspersample=pixel_format.bits_stored, reversible=False))
+            return frame, pydicom_decoder("gdcm")(frame, pixel_format, 0)
         case uid.HTJ2KLossless:
             return bytes(imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4)), pixels
         case uid.HTJ2KLosslessRPCL:
@@ -96,10 +96,10 @@ def encode(layout: Layout, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
             frame = bytes(imagecodecs.htj2k_encode(pixels, level=0.0001, reversible=False))
             return frame, imagecodecs.jpeg2k_decode(frame)
         case _:
-            return by_dcmtk(layout, pixels)
+            return by_dcmtk(pixel_format, pixels)
 
 
-def layouts() -> list[Layout]:
+def layouts() -> list[PixelFormat]:
     """Every kind of pixel for the lossless syntaxes, those that occur for the others."""
     native = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian]
     lossless = [uid.RLELossless, uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless]
@@ -110,7 +110,7 @@ def layouts() -> list[Layout]:
     kinds += [(syntax, kind) for syntax in lossy for kind in LOSSLESS_KINDS[:3]]
     photometric = {12: "MONOCHROME1"}  # it must make no difference
     return [
-        Layout(str(syntax), ROWS, COLUMNS, allocated, stored, signed, photometric.get(stored, "MONOCHROME2"))
+        PixelFormat(str(syntax), ROWS, COLUMNS, allocated, stored, signed, photometric.get(stored, "MONOCHROME2"))
         for syntax, (allocated, stored, signed) in kinds
     ]
 
@@ -118,17 +118,17 @@ def layouts() -> list[Layout]:
 def main() -> None:
     """Write the table."""
     table = []
-    for layout in layouts():
-        frame, pixels = encode(layout, picture(layout))
+    for pixel_format in layouts():
+        frame, pixels = encode(pixel_format, picture(pixel_format))
         table.append(
             {
-                "syntax": layout.syntax,
-                "name": uid.UID(layout.syntax).name,
-                "allocated": layout.allocated,
-                "stored": layout.stored,
-                "signed": layout.signed,
-                "photometric": layout.photometric,
-                "sha256": hashlib.sha256(np.ascontiguousarray(pixels.astype(layout.dtype)).tobytes()).hexdigest(),
+                "syntax": pixel_format.syntax,
+                "name": uid.UID(pixel_format.syntax).name,
+                "allocated": pixel_format.bits_allocated,
+                "stored": pixel_format.bits_stored,
+                "signed": pixel_format.signed,
+                "photometric": pixel_format.photometric,
+                "sha256": hashlib.sha256(np.ascontiguousarray(pixels.astype(pixel_format.dtype)).tobytes()).hexdigest(),
                 "frame": base64.b64encode(frame).decode(),
             }
         )

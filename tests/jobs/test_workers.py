@@ -13,7 +13,7 @@ import pytest
 
 from vitmodel.errors import VitmodelError
 from vitmodel.jobs.parallel import parallel_map
-from vitmodel.jobs.workers import own_process
+from vitmodel.jobs.workers import process_per_thread
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,12 +26,12 @@ def work(item: int) -> int:
     return item * item
 
 
-def lost(item: int, sentence: str) -> str:
-    return f"{item}: {sentence}"
+def lost(item: int, message: str) -> str:
+    return f"{item}: {message}"
 
 
 def test_a_crash_loses_only_its_item() -> None:
-    results = list(parallel_map(work, range(9), "test", jobs=2, backend="processes", lost=lost))  # type: ignore[arg-type]
+    results = list(parallel_map(work, range(9), "test", jobs=2, backend="processes", on_lost=lost))  # type: ignore[arg-type]
     assert results[3] == "3: its process died of SIGSEGV"
     assert results[5] == "5: its process died of exit 7"
     assert [results[item] for item in (0, 1, 2, 4, 6, 7, 8)] == [0, 1, 4, 16, 36, 49, 64]
@@ -51,14 +51,14 @@ def test_a_worker_process_that_cannot_start_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_hang_ends_at_the_limit() -> None:
-    with own_process(time.sleep, lost, time_limit=3) as call:  # type: ignore[arg-type]
+    with process_per_thread(time.sleep, lost, time_limit=3) as call:  # type: ignore[arg-type]
         assert call(0) is None
         assert call(60) == "60: it took more than 3 s and was ended"
         assert call(0) is None
 
 
 def test_an_exception_comes_back_and_the_worker_goes_on() -> None:
-    with own_process(int, lost) as call:  # type: ignore[arg-type]
+    with process_per_thread(int, lost) as call:  # type: ignore[arg-type]
         assert call("7") == 7
         with pytest.raises(ValueError, match="seven"):
             call("seven")

@@ -21,8 +21,8 @@ from vitmodel.metrics.calibration import (
     platt_targets,
     to_prevalence,
 )
-from vitmodel.metrics.metrics import measure
-from vitmodel.metrics.scored_units import Sample, to_logit
+from vitmodel.metrics.metrics import compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 
 
 def overconfident(n: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +114,7 @@ def test_temperature_1_leaves_the_model_as_it_is() -> None:
 def test_a_calibrated_sample_has_slope_1_and_intercept_0() -> None:
     labels, logits = overconfident()
     probabilities = fit("platt", labels, logits).apply(logits)
-    found = measure(Sample(labels, probabilities, np.arange(len(labels))), threshold=0.5, replicates=50).intervals
+    found = compute_metrics(ScoredUnits(labels, probabilities, np.arange(len(labels))), threshold=0.5, replicates=50).intervals
     assert found["calibration_slope"].value == pytest.approx(1, abs=0.01)
     assert found["calibration_intercept"].value == pytest.approx(0, abs=0.01)
     assert found["calibration_slope"].low < 1 < found["calibration_slope"].high

@@ -14,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from vitmodel.errors import UsageError
 from vitmodel.metrics.bootstrap import Interval, percentile_limits, resample
 from vitmodel.metrics.curve import MAX_FPR
-from vitmodel.metrics.metrics import ECE_BINS, KNOTS, METRICS, Ranking, measure, pf1
-from vitmodel.metrics.scored_units import Sample, aggregate, to_logit
+from vitmodel.metrics.metrics import ECE_BINS, KNOTS, METRICS, RankedUnits, compute_metrics, pf1
+from vitmodel.metrics.scored_units import ScoredUnits, aggregate, to_logit
 
 
 def fuzzed(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,8 +34,8 @@ def test_agrees_with_scikit_learn_and_torchmetrics_under_any_weights(seed: int) 
     threshold = 0.3  # a value that ties reach
     times = np.random.default_rng(seed).integers(0, 4, size=len(labels))
     times[:2] = 1  # both classes stay
-    ours = Ranking(Sample(labels, scores, np.arange(len(labels))), threshold)
-    ours_values = ours.values(ours.rows @ times[np.argsort(-scores, kind="stable")].astype(float))
+    ours = RankedUnits(ScoredUnits(labels, scores, np.arange(len(labels))), threshold)
+    ours_values = ours.metric_values(ours.rows @ times[np.argsort(-scores, kind="stable")].astype(float))
     y, p = np.repeat(labels, times), np.repeat(scores, times)  # a weight of k is k equal rows
     called = p >= threshold
     tensors = torch.from_numpy(p), torch.from_numpy(y).long()
@@ -86,7 +86,7 @@ def calibration_error_of_tenths(labels: np.ndarray, scores: np.ndarray) -> float
 def test_expected_calibration_error_of_an_example_computed_by_hand() -> None:
     """Bins of 1/15: the first two scores share one, with accuracy 1/2 and confidence 0.1; the other two have one each."""
     assert ECE_BINS == 15
-    values = measure(Sample([0, 1, 1, 0], [0.1, 0.1, 0.9, 0.95], list("abcd")), threshold=0.5, replicates=2).intervals
+    values = compute_metrics(ScoredUnits([0, 1, 1, 0], [0.1, 0.1, 0.9, 0.95], list("abcd")), threshold=0.5, replicates=2).intervals
     assert values["ece"].value == pytest.approx((2 * abs(0.5 - 0.1) + abs(1 - 0.9) + abs(0 - 0.95)) / 4)
 
 
@@ -100,9 +100,9 @@ def test_calibration_of_more_scores_than_knots_is_scikit_learns() -> None:
     """Beyond KNOTS scores the likelihood is summed over knots; that must not be seen."""
     sample = clinic(1000, seed=2)
     assert len(np.unique(sample.scores)) > KNOTS
-    ranking = Ranking(sample, 0.5)
+    ranking = RankedUnits(sample, 0.5)
     times = np.random.default_rng(0).integers(0, 4, size=4000)
-    found = ranking.values(ranking.rows @ times.astype(float))
+    found = ranking.metric_values(ranking.rows @ times.astype(float))
     y, z = np.repeat(ranking.labels, times), np.repeat(to_logit(ranking.scores), times)
     peers = LogisticRegression(C=np.inf, tol=1e-10).fit(z[:, None], y)
     assert found["calibration_slope"] == pytest.approx(peers.coef_[0, 0], rel=1e-3)
@@ -114,19 +114,19 @@ def test_another_prevalence_is_more_rows_of_a_class() -> None:
     sample = clinic(60, seed=1)
     positives, negatives = int(sample.labels.sum()), int((1 - sample.labels).sum())
     times = np.where(sample.labels == 1, negatives, 49 * positives)  # so that 1 row of 50 is positive
-    copied = measure(Sample(*(np.repeat(each, times) for each in (sample.labels, sample.scores, sample.patients))), 0.5, 2)
-    weighted = measure(sample, 0.5, replicates=200, prevalence=0.02)
+    copied = compute_metrics(ScoredUnits(*(np.repeat(each, times) for each in (sample.labels, sample.scores, sample.patients))), 0.5, 2)
+    weighted = compute_metrics(sample, 0.5, replicates=200, prevalence=0.02)
     for name, interval in weighted.intervals.items():
         assert interval.value == pytest.approx(copied.intervals[name].value, rel=1e-6), name
         assert encloses(interval, name), name
-    as_is = measure(sample, 0.5, replicates=200)
+    as_is = compute_metrics(sample, 0.5, replicates=200)
     assert weighted.intervals["auroc"].low == pytest.approx(as_is.intervals["auroc"].low)  # the order is what it was
     assert weighted.intervals["precision"].high < as_is.intervals["precision"].low
 
 
 def test_confusion_matrix_is_scikit_learns() -> None:
     labels, scores = fuzzed(4)
-    counts = measure(Sample(labels, scores, np.arange(len(labels))), threshold=0.4, replicates=2).confusion
+    counts = compute_metrics(ScoredUnits(labels, scores, np.arange(len(labels))), threshold=0.4, replicates=2).confusion
     assert [counts.tn, counts.fp, counts.fn, counts.tp] == peer.confusion_matrix(labels, scores >= 0.4).ravel().tolist()
 
 
@@ -163,12 +163,12 @@ def test_aggregation_by_mean_max_and_noisy_or() -> None:
 
 
 def test_a_group_is_positive_when_a_known_label_is_and_unknown_when_none_is() -> None:
-    images = Sample([0, 1, np.nan, 0, np.nan], [0.1, 0.2, 0.3, 0.4, 0.5], ["p", "p", "p", "q", "q"])
+    images = ScoredUnits([0, 1, np.nan, 0, np.nan], [0.1, 0.2, 0.3, 0.4, 0.5], ["p", "p", "p", "q", "q"])
     breasts = images.aggregate(["pL", "pL", "pR", "qL", "qL"], "max")
     np.testing.assert_array_equal(breasts.labels, [1, np.nan, 0])
     assert breasts.patients.tolist() == ["p", "p", "q"]
     assert breasts.aggregate(breasts.patients, "max").labels.tolist() == [1, 0]
-    found = measure(breasts, threshold=0.25, replicates=2)
+    found = compute_metrics(breasts, threshold=0.25, replicates=2)
     assert (found.units, found.positives, found.unknown, found.patients) == (2, 1, 1, 2)
     with pytest.raises(UsageError, match="more than one patient"):
         images.aggregate(["L", "L", "R", "L", "L"], "max")
@@ -182,14 +182,14 @@ def test_scores_and_labels_that_cannot_be_are_refused_by_row() -> None:
         ([0, 1], [0.1, 0.2, 0.3], "differ in length"),
     ]:
         with pytest.raises(UsageError, match=message):
-            Sample(labels, scores, ["p"] * 3)
+            ScoredUnits(labels, scores, ["p"] * 3)
     with pytest.raises(UsageError, match=r"unknown .* in all 2 rows"):
-        measure(Sample([np.nan, np.nan], [0.1, 0.2], ["p", "q"]), threshold=0.5)
+        compute_metrics(ScoredUnits([np.nan, np.nan], [0.1, 0.2], ["p", "q"]), threshold=0.5)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_gives_nan_with_the_reason(label: int) -> None:
-    found = measure(Sample([label] * 6, [0.1, 0.2, 0.2, 0.6, 0.7, 0.8], list("abcdef")), threshold=0.5, replicates=50)
+    found = compute_metrics(ScoredUnits([label] * 6, [0.1, 0.2, 0.2, 0.6, 0.7, 0.8], list("abcdef")), threshold=0.5, replicates=50)
     assert np.isnan(found.intervals["auroc"].low)
     assert found.undefined["auroc"] == f"all 6 units have the label {label}"
     assert {name for name, interval in found.intervals.items() if np.isnan(interval.value)} == set(found.undefined)
@@ -197,27 +197,27 @@ def test_one_class_gives_nan_with_the_reason(label: int) -> None:
 
 
 def test_nothing_called_positive_is_not_a_precision_of_0() -> None:
-    found = measure(Sample([0, 1, 0], [0.1, 0.2, 0.3], list("abc")), threshold=0.9, replicates=10)
+    found = compute_metrics(ScoredUnits([0, 1, 0], [0.1, 0.2, 0.3], list("abc")), threshold=0.9, replicates=10)
     assert found.intervals["f1"].value == 0
     assert "no unit is called positive" in found.undefined["precision"]
 
 
 def test_separated_classes_have_no_calibration_slope() -> None:
-    found = measure(Sample([0, 0, 1, 1], [0.1, 0.2, 0.2, 0.3], list("abcd")), threshold=0.2, replicates=10)
+    found = compute_metrics(ScoredUnits([0, 0, 1, 1], [0.1, 0.2, 0.2, 0.3], list("abcd")), threshold=0.2, replicates=10)
     assert "do not overlap" in found.undefined["calibration_slope"]
 
 
-def clinic(patients: int, seed: int) -> Sample:
+def clinic(patients: int, seed: int) -> ScoredUnits:
     """Four images for each patient, whose scores depend on the patient as much as on the image."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(rng.random(patients) < 0.4, 4).astype(float)
     logits = 1.5 * labels - 1 + np.repeat(rng.normal(size=patients), 4) + rng.normal(size=4 * patients)
-    return Sample(labels, 1 / (1 + np.exp(-logits)), np.repeat(np.arange(patients), 4))
+    return ScoredUnits(labels, 1 / (1 + np.exp(-logits)), np.repeat(np.arange(patients), 4))
 
 
 def test_intervals_are_seeded_and_enclose_the_value() -> None:
     sample = clinic(60, seed=1)
-    first, again, other = (measure(sample, 0.5, replicates=200, seed=seed).intervals for seed in (3, 3, 4))
+    first, again, other = (compute_metrics(sample, 0.5, replicates=200, seed=seed).intervals for seed in (3, 3, 4))
     assert first == again
     assert first != other
     for name, interval in first.items():
@@ -226,29 +226,29 @@ def test_intervals_are_seeded_and_enclose_the_value() -> None:
 
 def test_more_rows_of_the_same_patients_do_not_narrow_the_interval() -> None:
     sample = clinic(60, seed=1)
-    tripled = Sample(np.tile(sample.labels, 3), np.tile(sample.scores, 3), np.tile(sample.patients, 3))
-    once, thrice = (measure(s, 0.5, replicates=200).intervals["auroc"] for s in (sample, tripled))
+    tripled = ScoredUnits(np.tile(sample.labels, 3), np.tile(sample.scores, 3), np.tile(sample.patients, 3))
+    once, thrice = (compute_metrics(s, 0.5, replicates=200).intervals["auroc"] for s in (sample, tripled))
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
-    by_image = measure(Sample(sample.labels, sample.scores, np.arange(240)), 0.5, replicates=200).intervals["auroc"]
+    by_image = compute_metrics(ScoredUnits(sample.labels, sample.scores, np.arange(240)), 0.5, replicates=200).intervals["auroc"]
     assert by_image.high - by_image.low < 0.8 * (once.high - once.low)  # what resampling images would have claimed
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    truth = measure(clinic(20000, seed=0), 0.5, replicates=2).intervals["auroc"].value
+    truth = compute_metrics(clinic(20000, seed=0), 0.5, replicates=2).intervals["auroc"].value
     covered = 0
     for seed in range(60):
         sample = clinic(60, seed)
-        ranking = Ranking(sample, 0.5)
+        ranking = RankedUnits(sample, 0.5)
         low, high = percentile_limits(resample(ranking.rows, lambda sums, r=ranking: [r.curve(sums).auroc()], ranking.patients, 200, seed))
         covered += low[0] <= truth <= high[0]
     assert covered >= 51  # of 60: about 56 are expected, fewer than 51 in less than 1 run of 100
 
 
 def test_an_interval_needs_two_patients_and_most_replicates() -> None:
-    lone = measure(Sample([0, 1, 0], [0.1, 0.6, 0.3], ["p"] * 3), threshold=0.5, replicates=10).intervals["auroc"]
+    lone = compute_metrics(ScoredUnits([0, 1, 0], [0.1, 0.6, 0.3], ["p"] * 3), threshold=0.5, replicates=10).intervals["auroc"]
     assert lone.value == 1
     assert np.isnan(lone.low)
     assert np.isnan(lone.high)
-    rare = measure(Sample([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], list("abcd")), threshold=0.5, replicates=200).intervals["auroc"]
+    rare = compute_metrics(ScoredUnits([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], list("abcd")), threshold=0.5, replicates=200).intervals["auroc"]
     assert rare.value == 1  # a third of the replicates hold no positive
     assert np.isnan(rare.low)

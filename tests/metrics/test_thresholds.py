@@ -9,16 +9,16 @@ from scipy.special import expit
 
 from vitmodel.errors import UsageError
 from vitmodel.metrics.crossfit import cross_fitted_probabilities, cross_fitted_thresholds, patient_folds
-from vitmodel.metrics.metrics import measure
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.metrics import compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.metrics.threshold import choose_threshold
 
 
-def calibrated(patients: int, seed: int = 0, shift: float = -2.0) -> Sample:
+def calibrated(patients: int, seed: int = 0, shift: float = -2.0) -> ScoredUnits:
     """Four rows for each patient, whose scores are their probabilities."""
     rng = np.random.default_rng(seed)
     scores = expit(rng.normal(shift, 1.5, size=4 * patients))
-    return Sample((rng.random(len(scores)) < scores).astype(float), scores, np.repeat(np.arange(patients), 4))
+    return ScoredUnits((rng.random(len(scores)) < scores).astype(float), scores, np.repeat(np.arange(patients), 4))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -71,9 +71,9 @@ def test_folds_divide_no_patient_and_share_out_the_classes() -> None:
     assert all(len(np.unique(fold[sample.patients == patient])) == 1 for patient in range(203))
     sick = [len(np.unique(sample.patients[(fold == f) & (sample.labels == 1)])) for f in range(5)]
     assert max(sick) - min(sick) <= 1
-    assert set(patient_folds(Sample([0, 1, 0, 1, 0], [0.1] * 5, list("abcde")))) == {0, 1}
+    assert set(patient_folds(ScoredUnits([0, 1, 0, 1, 0], [0.1] * 5, list("abcde")))) == {0, 1}
     with pytest.raises(UsageError, match="1 patients with a positive and 2 without"):
-        patient_folds(Sample([0, 1, 0], [0.1, 0.2, 0.3], list("abc")))
+        patient_folds(ScoredUnits([0, 1, 0], [0.1, 0.2, 0.3], list("abc")))
 
 
 @pytest.mark.parametrize("objective", ["f1", "pf1", "sensitivity"])
@@ -83,7 +83,7 @@ def test_a_cross_fitted_threshold_does_not_know_its_own_rows(objective: str) -> 
     thresholds = cross_fitted_thresholds(sample, objective)
     here = fold == 2
     scores = np.where(here, 1 - sample.scores, sample.scores)
-    assert (cross_fitted_thresholds(Sample(sample.labels, scores, sample.patients), objective)[here] == thresholds[here]).all()
+    assert (cross_fitted_thresholds(ScoredUnits(sample.labels, scores, sample.patients), objective)[here] == thresholds[here]).all()
     assert len(np.unique(thresholds)) > 1
 
 
@@ -92,9 +92,9 @@ def test_scores_of_noise_gain_nothing_by_cross_fitting() -> None:
     own, crossed = [], []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        sample = Sample((rng.random(60) < 0.5).astype(float), rng.random(60), np.arange(60))
-        own.append(measure(sample, choose_threshold(sample.labels, sample.scores, "youden"), 2).intervals)
-        crossed.append(measure(sample, cross_fitted_thresholds(sample, "youden"), 2).intervals)
+        sample = ScoredUnits((rng.random(60) < 0.5).astype(float), rng.random(60), np.arange(60))
+        own.append(compute_metrics(sample, choose_threshold(sample.labels, sample.scores, "youden"), 2).intervals)
+        crossed.append(compute_metrics(sample, cross_fitted_thresholds(sample, "youden"), 2).intervals)
     gain = [np.mean([i["sensitivity"].value + i["specificity"].value - 1 for i in each]) for each in (own, crossed)]
     assert gain[0] > 0.15
     assert abs(gain[1]) < 0.08
@@ -103,9 +103,9 @@ def test_scores_of_noise_gain_nothing_by_cross_fitting() -> None:
 @pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
 def test_cross_fitted_calibration_mends_the_slope(method: str) -> None:
     sample = calibrated(1500, shift=0.0)
-    extreme = Sample(sample.labels, expit(3 * np.log(sample.scores / (1 - sample.scores))), sample.patients)
+    extreme = ScoredUnits(sample.labels, expit(3 * np.log(sample.scores / (1 - sample.scores))), sample.patients)
     before, after = (
-        measure(Sample(sample.labels, scores, sample.patients), 0.5, 2).intervals
+        compute_metrics(ScoredUnits(sample.labels, scores, sample.patients), 0.5, 2).intervals
         for scores in (extreme.scores, cross_fitted_probabilities(extreme, method))
     )
     assert before["calibration_slope"].value < 0.5

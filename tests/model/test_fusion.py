@@ -13,10 +13,10 @@ from torch import Tensor
 from vitmodel.config import Size
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
-from vitmodel.model.fusion import Integrator, any_of
+from vitmodel.model.fusion import Integrator, noisy_or_logits
 from vitmodel.model.network import Logits, Network
 from vitmodel.model.packed_attention import forward
-from vitmodel.model.packed_batch import About, Pack, join, pack
+from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, concat_separate_packs, pack_images
 
 VIT = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2)
 SOURCES = SourcesConfig(columns=(Vocabulary("machine_id", ("a", "b")), Vocabulary("view", ("CC", "MLO"))), rank=4, every=2)
@@ -37,16 +37,16 @@ def image(seed: int) -> Tensor:
     return torch.rand(1, 48, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def exam(*images: tuple[int, str, int]) -> Pack:
+def exam(*images: tuple[int, str, int]) -> PackedBatch:
     """A pack of (seed, breast, view) with made-up sources."""
-    about = [About(sources=(seed % 3, view), view=view, breast="LR".index(side), exam=0) for seed, side, view in images]
-    return pack([image(seed) for seed, _, _ in images], 16, about=about)
+    metadata = [ImageMetadata(sources=(seed % 3, view), view=view, breast="LR".index(side), exam=0) for seed, side, view in images]
+    return pack_images([image(seed) for seed, _, _ in images], 16, metadata=metadata)
 
 
 FOUR = (1, "L", 1), (2, "L", 2), (3, "R", 1), (4, "R", 2)
 
 
-def say(network: Network, pack: Pack) -> Logits:
+def say(network: Network, pack: PackedBatch) -> Logits:
     with torch.inference_mode():
         return network(pack)
 
@@ -68,14 +68,14 @@ def test_fresh_extras_leave_the_vit_as_it_is(options: dict[str, Any]) -> None:
 
 def test_each_source_has_a_part_of_its_own() -> None:
     network = build()
-    seen = [say(network, replace(exam(FOUR[0]), about=(About(sources=sources),))).images.item() for sources in [(0, 0), (1, 0), (1, 2)]]
+    seen = [say(network, replace(exam(FOUR[0]), metadata=(ImageMetadata(sources=sources),))).images.item() for sources in [(0, 0), (1, 0), (1, 2)]]
     assert len(set(seen)) == 3
-    assert seen[0] == say(network, replace(exam(FOUR[0]), about=(About(),))).images.item(), "what is not known goes the shared way"
+    assert seen[0] == say(network, replace(exam(FOUR[0]), metadata=(ImageMetadata(),))).images.item(), "what is not known goes the shared way"
 
 
 def test_only_the_sources_that_are_seen_learn() -> None:
     network = build(exam=None)
-    network(replace(exam(FOUR[0]), about=(About(sources=(1, 0)),))).images.sum().backward()
+    network(replace(exam(FOUR[0]), metadata=(ImageMetadata(sources=(1, 0)),))).images.sum().backward()
     for name, parameter in network.named_parameters():
         if name.startswith("sources.blocks.2.0") or name == "sources.tokens.0":
             learned = parameter.grad.flatten(1).abs().amax(dim=1) > 0
@@ -92,7 +92,7 @@ def test_neither_order_nor_copies_nor_company_matter(asymmetry: bool) -> None:
     assert close(mixed.patients, alone.patients)
     twice = say(network, exam(*FOUR, FOUR[0], FOUR[0]))
     assert close(twice.breasts, alone.breasts), "a breast is known by what it shows, not by how many images it has"
-    together = say(network, join([exam((7, "L", 1)), exam(*FOUR), exam(*FOUR[:3])]))
+    together = say(network, concat_separate_packs([exam((7, "L", 1)), exam(*FOUR), exam(*FOUR[:3])]))
     assert close(together.breasts[1:3], alone.breasts)
     assert close(together.breasts[3:], say(network, exam(*FOUR[:3])).breasts), "an exam that lacks an image is the exam without it"
     assert close(together.patients[1], alone.patients[0])
@@ -113,7 +113,7 @@ def test_any_number_of_images(count: int) -> None:
 
 
 def test_images_of_two_exams_are_no_breast() -> None:
-    mixed = replace(exam(*FOUR[:2]), about=(About(breast=3, exam=0), About(breast=3, exam=1)))
+    mixed = replace(exam(*FOUR[:2]), metadata=(ImageMetadata(breast=3, exam=0), ImageMetadata(breast=3, exam=1)))
     with pytest.raises(UsageError, match="images 1, 2 are of one breast, but not of one exam"):
         build()(mixed)
 
@@ -122,7 +122,7 @@ def test_images_of_two_exams_are_no_breast() -> None:
 def test_the_patient_has_a_cancer_if_any_breast_has_one(logits: list[float]) -> None:
     healthy = -sum(math.log1p(math.exp(logit)) for logit in logits)  # the logarithm of that probability, in 64 bits
     wanted = math.log(-math.expm1(healthy)) - healthy
-    assert any_of(torch.tensor(logits), [range(len(logits))]).item() == pytest.approx(wanted, rel=1e-5)
+    assert noisy_or_logits(torch.tensor(logits), [range(len(logits))]).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_attention_of_wholes_sums_to_one_and_needs_parts() -> None:
@@ -140,7 +140,7 @@ def test_a_config_survives_json_and_tensors_their_names(options: dict[str, Any])
     network = build(**options)
     copy = Network(NetworkConfig.from_dict(network.config.to_dict()))
     assert copy.config == network.config
-    copy.take(network.tensors())
+    copy.load_tensors(network.tensors())
     assert close(say(copy.eval(), exam(*FOUR)).images, say(network, exam(*FOUR)).images)
     assert set(network.trunk.state_dict()) <= set(network.tensors())
     if options:

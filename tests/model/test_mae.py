@@ -7,8 +7,8 @@ import torch
 
 from vitmodel.config import Size
 from vitmodel.model.architecture import ViTConfig
-from vitmodel.model.mae import MaskedAutoencoder, hide, wanted
-from vitmodel.model.packed_batch import pack
+from vitmodel.model.mae import MaskedAutoencoder, mask_patches, standardised_targets
+from vitmodel.model.packed_batch import pack_images
 from vitmodel.model.vit import ViT
 
 
@@ -27,9 +27,9 @@ def model(stem="linear") -> MaskedAutoencoder:
 
 
 def test_patches_are_shown_or_hidden_and_air_is_neither() -> None:
-    whole = pack(images(), 8)
-    visible = hide(whole, 0.75)
-    for shown, hidden, kept in zip(visible.visible.kept, visible.hidden, whole.kept, strict=True):
+    whole = pack_images(images(), 8)
+    visible = mask_patches(whole, 0.75)
+    for shown, hidden, kept in zip(visible.visible.patch_indices, visible.hidden, whole.patch_indices, strict=True):
         assert sorted([*shown.tolist(), *hidden.tolist()]) == kept.tolist()
         assert len(hidden) == round(0.75 * len(kept))
 
@@ -38,21 +38,21 @@ def test_patches_are_shown_or_hidden_and_air_is_neither() -> None:
 def test_hidden_pixels_reach_nothing_but_the_target(stem) -> None:
     """Other pixels in the hidden patches paint the same picture."""
     autoencoder = model(stem).eval()
-    whole = pack(images(), 8)
+    whole = pack_images(images(), 8)
     torch.manual_seed(1)
-    visible = hide(whole, 0.5)
+    visible = mask_patches(whole, 0.5)
     other = [image.clone() for image in images()]
     for image, hidden in zip(other, visible.hidden, strict=True):
         for number in hidden.tolist():
             row, column = divmod(number, image.shape[-1] // 8)
             image[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 0.123
     torch.manual_seed(1)
-    changed = hide(pack(other, 8), 0.5)
-    torch.testing.assert_close(autoencoder.reconstruct(whole, visible), autoencoder.reconstruct(pack(other, 8), changed))
+    changed = mask_patches(pack_images(other, 8), 0.5)
+    torch.testing.assert_close(autoencoder.reconstruct(whole, visible), autoencoder.reconstruct(pack_images(other, 8), changed))
 
 
 def test_the_target_is_standardised() -> None:
-    targets = wanted(images()[0], torch.tensor([0, 3]), 8)
+    targets = standardised_targets(images()[0], torch.tensor([0, 3]), 8)
     torch.testing.assert_close(targets.mean(dim=1), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(targets.std(dim=1), torch.ones(2), atol=0.02, rtol=0)
 
@@ -63,7 +63,7 @@ def test_painting_is_learned() -> None:
     autoencoder = model()
     optimiser = torch.optim.AdamW(autoencoder.parameters(), lr=3e-3)
     for _ in range(60):
-        loss = autoencoder(pack([stripes, stripes.transpose(1, 2).contiguous()], 8)).mean()
+        loss = autoencoder(pack_images([stripes, stripes.transpose(1, 2).contiguous()], 8)).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -16,13 +16,13 @@ import torch
 
 from vitmodel.cli import main
 from vitmodel.config import PredictorConfig, SegmentsConfig, Size
-from vitmodel.data.manifest import read_manifest, usable
+from vitmodel.data.manifest import read_manifest, usable_rows
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.network import Network
-from vitmodel.model.onnx import KeptPatches, export_onnx, load_onnx
+from vitmodel.model.onnx import ViTGraph, export_onnx, load_onnx
 from vitmodel.model.package import load_package, save_package
 from vitmodel.model.packed_attention import forward
-from vitmodel.model.packed_batch import pack
+from vitmodel.model.packed_batch import pack_images
 from vitmodel.model.vit import ViT
 from vitmodel.scoring.predictor import Predictor
 
@@ -43,8 +43,8 @@ def test_an_exported_graph_gives_the_mean_logits_of_the_packed_models(options: d
         parameter.add_(0.1 * torch.randn_like(parameter))
     images = torch.rand(3, 1, 64, 48)
     images[1:, :, 32:] = 0
-    some = pack(list(images), 16)
-    export_onnx(KeptPatches(models), tmp_path / "vit.onnx", "weights")
+    some = pack_images(list(images), 16)
+    export_onnx(ViTGraph(models), tmp_path / "vit.onnx", "weights")
     expected = torch.stack([forward(model, some) for model in models]).mean(dim=0)
     for runtime in ("onnx", "openvino"):
         assert (load_onnx(tmp_path / "vit.onnx", runtime, "weights")(some) - expected).abs().max() <= 1e-4
@@ -104,7 +104,7 @@ def test_networks_with_adapters_segments_and_fusion_run_their_blocks_in_onnx(kin
 
 def test_int8_calibration_uses_no_test_patients(run: Path, exported: Path) -> None:
     (looked_at,) = re.findall(r"on (\d+) images", (exported.parent / "said.txt").read_text())
-    assert int(looked_at) == (usable(read_manifest(run / "manifest.csv"))["split"] != "test").sum()
+    assert int(looked_at) == (usable_rows(read_manifest(run / "manifest.csv"))["split"] != "test").sum()
 
 
 @pytest.mark.parametrize(

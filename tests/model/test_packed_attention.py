@@ -25,16 +25,16 @@ from vitmodel.cli import main
 from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Preprocessing, Size, TrainConfig
 from vitmodel.data.dataset import CropDataset, crop_size
-from vitmodel.data.manifest import read_manifest, usable
-from vitmodel.data.samplers import Shuffled
+from vitmodel.data.manifest import read_manifest, usable_rows
+from vitmodel.data.samplers import EpochSampler
 from vitmodel.errors import ImageRefusedError, UsageError
 from vitmodel.model.architecture import ViTConfig
-from vitmodel.model.packed_attention import Segments, attention, attention_maps, compile_blocks, forward
-from vitmodel.model.packed_batch import Pack, fill, pack
-from vitmodel.model.vit import ROWS, ViT
+from vitmodel.model.packed_attention import PackedLayout, attention, attention_maps, compile_blocks, forward
+from vitmodel.model.packed_batch import PackedBatch, best_fit_groups, pack_images
+from vitmodel.model.vit import DENSE_LAYOUT, ViT
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.training.batching import Batches
+from vitmodel.training.batching import BatchLoader
 
 SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3)
 VARIANTS: list[dict[str, Any]] = [
@@ -72,7 +72,7 @@ def alone(model: ViT, image: Tensor) -> Tensor:
     tissue = image.unflatten(2, (-1, 16)).unflatten(1, (-1, 16)).amax(dim=(0, 2, 4)).flatten() > 0
     assert 0 < tissue.sum() < len(tissue)
     tokens = model.embed(image[None])
-    kept = torch.cat([torch.ones(model.config.prefix, dtype=torch.bool), tissue])
+    kept = torch.cat([torch.ones(model.config.num_prefix_tokens, dtype=torch.bool), tissue])
     return model.head(model.pool(model.encode(tokens[:, kept])))
 
 
@@ -85,7 +85,7 @@ def gradients(model: ViT, logits: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_a_pack_gives_the_values_and_gradients_of_single_images(options: dict[str, Any]) -> None:
     model, images = build(**options), breasts(*SIZES)
-    packed, single = forward(model, pack(images, 16)), torch.cat([alone(model, image) for image in images])
+    packed, single = forward(model, pack_images(images, 16)), torch.cat([alone(model, image) for image in images])
     assert (packed - single).abs().max() <= 1e-5 < 1e-2 < single.abs().max()
     for ours, reference in zip(gradients(model, packed), gradients(model, single), strict=True):
         assert (ours - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
@@ -96,24 +96,24 @@ def test_a_pack_gives_the_values_and_gradients_of_single_images(options: dict[st
 def test_without_air_or_with_all_of_it_a_pack_is_the_dense_vit(options: dict[str, Any]) -> None:
     model = build(**options)
     full, half = torch.rand(3, 1, 64, 48).clamp(min=0.01), torch.stack(breasts((64, 48), (64, 48)))
-    assert (forward(model, pack(list(full), 16)) - model(full)).abs().max() <= 1e-5
-    assert (forward(model, pack(list(half), 16, air=True)) - model(half)).abs().max() <= 1e-5
-    assert (forward(model, pack(list(half), 16)) - model(half)).abs().max() > 1e-3
+    assert (forward(model, pack_images(list(full), 16)) - model(full)).abs().max() <= 1e-5
+    assert (forward(model, pack_images(list(half), 16, air=True)) - model(half)).abs().max() <= 1e-5
+    assert (forward(model, pack_images(list(half), 16)) - model(half)).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_another_image_in_the_pack_changes_nothing() -> None:
     model, images = build(), breasts(*SIZES)
-    before = forward(model, pack(images, 16))
-    after = forward(model, pack([*images[:2], images[2] / 2, *images[3:]], 16))
+    before = forward(model, pack_images(images, 16))
+    after = forward(model, pack_images([*images[:2], images[2] / 2, *images[3:]], 16))
     assert torch.equal(before[[0, 1, 3]], after[[0, 1, 3]])
     assert (before[2] - after[2]).abs().max() > 1e-3
 
 
 def test_checkpointing_and_stochastic_depth_work_packed() -> None:
-    model, images = build(drop_path=0.5).train(), pack(breasts(*SIZES), 16)
+    model, images = build(drop_path=0.5).train(), pack_images(breasts(*SIZES), 16)
     found = []
-    for model.checkpoint in (False, True):
+    for model.gradient_checkpointing in (False, True):
         torch.manual_seed(1)
         found.append(gradients(model, forward(model, images)))
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
@@ -122,8 +122,8 @@ def test_checkpointing_and_stochastic_depth_work_packed() -> None:
 @torch.no_grad()
 def test_stochastic_depth_draws_once_per_image() -> None:
     lengths = [3, 1, 5] * 100
-    layout = Segments(lengths, torch.device("cpu"))
-    drawn = layout.draw(torch.empty(1, sum(lengths), 4))
+    layout = PackedLayout(lengths, torch.device("cpu"))
+    drawn = layout.sample_per_image(torch.empty(1, sum(lengths), 4))
     assert drawn.shape == (1, sum(lengths), 1)
     each = [image.unique() for image in drawn[0, :, 0].split(lengths)]
     assert all(len(values) == 1 for values in each)
@@ -134,15 +134,15 @@ def test_stochastic_depth_draws_once_per_image() -> None:
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
 def test_attention_returns_to_each_images_own_grid(options: dict[str, Any]) -> None:
-    model, images = build(**options), pack(breasts(*SIZES), 16)
-    prefix = model.config.prefix
+    model, images = build(**options), pack_images(breasts(*SIZES), 16)
+    prefix = model.config.num_prefix_tokens
     for weights, maps, one in zip(attention(model, images), attention_maps(model, images), images, strict=True):
-        (grid,), (length,) = one.grids, one.lengths(prefix)
+        (grid,), (length,) = one.grids, one.sequence_lengths(prefix)
         assert weights.shape == (2, length, length)
         assert torch.allclose(weights.sum(dim=-1), torch.ones(2, length))
         assert torch.allclose(weights, attention(model, one)[0], atol=1e-6)
         assert maps.shape == (*grid, 2)
-        assert torch.equal(maps.isfinite().all(dim=-1).flatten().nonzero().squeeze(1), one.kept[0])
+        assert torch.equal(maps.isfinite().all(dim=-1).flatten().nonzero().squeeze(1), one.patch_indices[0])
         readers = weights[:, :1] if model.config.pool == "cls" else weights[:, prefix:]
         assert torch.allclose(maps.nansum(dim=(0, 1)), readers[..., prefix:].sum(dim=-1).mean(dim=-1), atol=1e-6)
 
@@ -152,9 +152,9 @@ def test_with_all_air_attention_is_that_of_the_dense_vit() -> None:
     model, images = build(registers=2), torch.stack(breasts((48, 32), (48, 32)))
     x = model.embed(images)
     for block in model.blocks[:-1]:
-        x = block(x, ROWS)
-    dense = model.blocks[-1].attn.weights(model.blocks[-1].norm1(x))  # B A T T
-    full = pack(list(images), 16, air=True)
+        x = block(x, DENSE_LAYOUT)
+    dense = model.blocks[-1].attn.attention_weights(model.blocks[-1].norm1(x))  # B A T T
+    full = pack_images(list(images), 16, air=True)
     assert torch.allclose(torch.stack(attention(model, full)), dense, atol=1e-6)
     seen = dense[:, :, 3:, 3:].mean(dim=2).unflatten(-1, (3, 2))  # B A h w: by all patches, for the mean is what the head reads
     assert torch.allclose(torch.stack(attention_maps(model, full)).permute(0, 3, 1, 2), seen, atol=1e-6)
@@ -163,7 +163,7 @@ def test_with_all_air_attention_is_that_of_the_dense_vit() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.no_grad()
 def test_the_16_bit_kernel_stays_close_on_cuda() -> None:
-    model, images = build(dim=128).cuda(), pack(breasts(*SIZES), 16).to("cuda")
+    model, images = build(dim=128).cuda(), pack_images(breasts(*SIZES), 16).to("cuda")
     exact = forward(model, images)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         rough = forward(model, images)
@@ -181,26 +181,26 @@ def test_the_16_bit_kernel_stays_close_on_cuda() -> None:
 )
 def test_an_image_without_usable_patches_is_refused_by_name(image: Tensor, problem: str) -> None:
     with pytest.raises(UsageError, match=f"left CC: .*{problem}"):
-        pack([torch.ones(1, 16, 16), image], 16, ["right CC", "left CC"])
+        pack_images([torch.ones(1, 16, 16), image], 16, ["right CC", "left CC"])
 
 
 class Item(NamedTuple):
     number: int
-    pack: Pack
+    pack: PackedBatch
 
 
 def items(lengths: list[int]) -> Iterator[Item]:
     """Images of so many patches."""
-    return (Item(n, Pack((f"image {n}",), (torch.empty(1, 0, 0),), (torch.empty(length),), 16)) for n, length in enumerate(lengths))
+    return (Item(n, PackedBatch((f"image {n}",), (torch.empty(1, 0, 0),), (torch.empty(length),), 16)) for n, length in enumerate(lengths))
 
 
 def total(group: list[Item]) -> int:
-    return sum(sum(item.pack.lengths(1)) for item in group)
+    return sum(sum(item.pack.sequence_lengths(1)) for item in group)
 
 
 @given(st.lists(st.integers(1, 99), max_size=60))
 def test_groups_keep_their_budget_and_every_image_once(lengths: list[int]) -> None:
-    groups = list(fill(items(lengths), tokens=100, prefix=1))
+    groups = list(best_fit_groups(items(lengths), tokens=100, prefix=1))
     assert sorted(item.number for group in groups for item in group) == list(range(len(lengths)))
     assert all(0 < total(group) <= 100 for group in groups)
 
@@ -209,24 +209,24 @@ def test_groups_keep_their_budget_and_every_image_once(lengths: list[int]) -> No
 def test_at_most_a_twentieth_of_the_budget_is_wasted(tokens: int, spread: int) -> None:
     """Lengths as those of real crops of 1024x512 (mean 1250, deviation 250), and twice as uneven."""
     lengths = np.random.default_rng(0).normal(1250, spread, 2000).clip(100, 2048).astype(int).tolist()
-    groups = list(fill(items(lengths), tokens, prefix=1))
+    groups = list(best_fit_groups(items(lengths), tokens, prefix=1))
     assert sum(map(total, groups)) >= 0.95 * tokens * len(groups)
 
 
 def test_an_image_over_the_budget_is_named() -> None:
     with pytest.raises(UsageError, match="image 2 has 101 tokens, more than --tokens 100"):
-        list(fill(items([50, 50, 100]), tokens=100, prefix=1))
+        list(best_fit_groups(items([50, 50, 100]), tokens=100, prefix=1))
 
 
 def test_batches_depend_only_on_seed_and_epoch(crops: Path) -> None:
     """Not on workers, and not on whether the epochs before were run: so a resumed run sees what it would have seen."""
-    rows = usable(read_manifest(crops / "manifest.csv")).dropna(subset=["cancer"])
+    rows = usable_rows(read_manifest(crops / "manifest.csv")).dropna(subset=["cancer"])
     config = TrainConfig(manifest=Path(), run=Path(), tokens=30, workers=0)
 
     def epoch(number: int, workers: int, before: int) -> list[tuple[list[int], Tensor]]:
-        sampler = Shuffled(rows["cancer"].tolist(), 0, "balanced", epoch=number - before)
+        sampler = EpochSampler(rows["cancer"].tolist(), 0, "balanced", epoch=number - before)
         images = CropDataset(rows["path"].tolist(), rows["cancer"].tolist(), AugmentConfig())
-        batches = Batches(images, sampler, replace(config, workers=workers))
+        batches = BatchLoader(images, sampler, replace(config, workers=workers))
         for _ in range(before):
             assert sum(len(batch.pack) for batch in batches) == len(rows)
         return [(batch.row.tolist(), torch.cat([image.flatten() for image in batch.pack.images])) for batch in batches]
@@ -250,11 +250,11 @@ def test_training_refuses_at_once_a_budget_that_a_crop_may_exceed(
 @torch.no_grad()
 def test_a_package_trained_with_air_predicts_with_air(run: Path, crops: Path) -> None:
     predictor = Predictor(PredictorConfig(package=run / "package"))
-    table = usable(read_manifest(crops / "manifest.csv")).head(1)
+    table = usable_rows(read_manifest(crops / "manifest.csv")).head(1)
     image = torch.from_numpy(cv2.imread(table["path"].item(), cv2.IMREAD_UNCHANGED) / np.float32(255))[None]
     assert predictor.ensemble.packed
     for packed, expected in (
-        (True, forward(predictor.ensemble.model.trunk, pack([image], 16))),
+        (True, forward(predictor.ensemble.model.trunk, pack_images([image], 16))),
         (False, predictor.ensemble.model.trunk(image[None])),
     ):
         predictor.ensemble.packed = packed
@@ -268,7 +268,7 @@ def test_a_package_trained_with_air_predicts_with_air(run: Path, crops: Path) ->
 def test_an_unusable_crop_is_refused_and_the_others_are_scored(
     shape: tuple[int, int], value: int, problem: str, run: Path, crops: Path, tmp_path: Path
 ) -> None:
-    table = usable(read_manifest(crops / "manifest.csv")).head(3).reset_index(drop=True)
+    table = usable_rows(read_manifest(crops / "manifest.csv")).head(3).reset_index(drop=True)
     table.loc[1, "path"] = str(tmp_path / "unfit.png")
     cv2.imwrite(table["path"][1], np.full(shape, value, np.uint8))
     scores = Predictor(PredictorConfig(package=run / "package", tokens=512)).score_images(table)
@@ -290,7 +290,7 @@ def test_compiled_blocks_serve_packs_of_any_number_and_lengths(monkeypatch: pyte
     compiled = []
     for count in (2, 3, 1, 8, 5):
         torch.manual_seed(count)
-        some = pack(images[:count], 16)
+        some = pack_images(images[:count], 16)
         found = forward(model, some)
         found.sum().backward()
         compiled.append(counter.frame_count)
@@ -308,7 +308,7 @@ def scaled(release: Path, make_once: MakeOnce) -> Path:
 
 
 def test_a_scale_in_millimetres_is_kept(scaled: Path) -> None:
-    table = usable(read_manifest(scaled / "manifest.csv"))
+    table = usable_rows(read_manifest(scaled / "manifest.csv"))
     sizes = [crop_size(path) for path in table["path"]]
     assert len(set(sizes)) > 5
     for (low, high), spacing, side in (
@@ -338,7 +338,7 @@ def test_crops_of_many_sizes_train_evaluate_and_predict(scaled: Path, release: P
 
 @pytest.mark.parametrize("spacing", [None, [0.0, 0.0], [1.0, 2.0], [50.0, 50.0], [0.001, 0.001]])
 def test_a_scale_needs_a_spacing_that_can_be_true(spacing: list[float] | None, crops: Path, tmp_path: Path) -> None:
-    dataset = pydicom.dcmread(usable(read_manifest(crops / "manifest.csv"))["source_path"].iloc[0])
+    dataset = pydicom.dcmread(usable_rows(read_manifest(crops / "manifest.csv"))["source_path"].iloc[0])
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         dataset.pop(name, None)
     if spacing:

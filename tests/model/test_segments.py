@@ -18,8 +18,8 @@ from vitmodel.errors import UsageError
 from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.explain import explain, method_named
 from vitmodel.model.network import Logits, Network
-from vitmodel.model.packed_batch import About, Pack, pack
-from vitmodel.model.segments import Parts, cut, losses
+from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, pack_images
+from vitmodel.model.segments import SegmentedImage, cut_segments, segment_losses
 
 VIT = ViTConfig(image_size=Size(64, 64), patch=8, dim=32, depth=2, heads=2)
 CONFIG = SegmentsConfig(segments=64, segment_overlap=16, segment_context=64, segment_budget=100)
@@ -38,40 +38,40 @@ def network(config: SegmentsConfig = CONFIG, **changes: object) -> Network:
     return Network(NetworkConfig(vit=replace(VIT, **changes), segments=config))  # type: ignore[arg-type]
 
 
-def two() -> Pack:
-    return pack([breast(seed=1), breast(256, 144, seed=2)], 8, about=[About(mm_per_pixel=0.1), About()])
+def two() -> PackedBatch:
+    return pack_images([breast(seed=1), breast(256, 144, seed=2)], 8, metadata=[ImageMetadata(mm_per_pixel=0.1), ImageMetadata()])
 
 
-def covered(parts: Parts) -> Tensor:
+def covered(parts: SegmentedImage) -> Tensor:
     """How many segments show each patch: h w."""
     count = torch.zeros(parts.grid)
-    for top, left, bottom, right in parts.places[1:].tolist():
+    for top, left, bottom, right in parts.boxes_in_patches[1:].tolist():
         count[top:bottom, left:right] += 1
     return count
 
 
 @pytest.mark.parametrize("size", [(320, 200), (64, 64), (40, 400), (512, 72)])
 def test_segments_cover_all_tissue_and_each_shows_some(size: tuple[int, int]) -> None:
-    image = pack([breast(*size)], 8)
-    parts = cut(image, CONFIG)
-    assert (covered(parts).flatten()[image.kept[0]] >= 1).all()
-    assert min(map(len, parts.pack.kept)) > 0
-    for pixels, (top, left, bottom, right) in zip(parts.pack.images[1:], parts.places[1:].tolist(), strict=True):
+    image = pack_images([breast(*size)], 8)
+    parts = cut_segments(image, CONFIG)
+    assert (covered(parts).flatten()[image.patch_indices[0]] >= 1).all()
+    assert min(map(len, parts.pack.patch_indices)) > 0
+    for pixels, (top, left, bottom, right) in zip(parts.pack.images[1:], parts.boxes_in_patches[1:].tolist(), strict=True):
         assert torch.equal(pixels, image.images[0][:, top * 8 : bottom * 8, left * 8 : right * 8])
     assert max(parts.pack.images[0].shape) <= 64
 
 
 def test_neighbours_share_the_overlap_and_air_costs_no_segment() -> None:
-    full = cut(pack([torch.full((1, 320, 320), 0.5)], 8), CONFIG)
-    lefts = full.places[1:, 1].unique()
+    full = cut_segments(pack_images([torch.full((1, 320, 320), 0.5)], 8), CONFIG)
+    lefts = full.boxes_in_patches[1:, 1].unique()
     assert (lefts.diff() <= (64 - 16) // 8).all()
     assert lefts[-1] + 8 == 40
     corner = torch.zeros(1, 320, 320)
     corner[:, :100, :100] = 0.5
-    assert len(cut(pack([corner], 8), CONFIG)) < len(full) / 3
+    assert len(cut_segments(pack_images([corner], 8), CONFIG)) < len(full) / 3
 
 
-def gradients(model: Network, images: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(model: Network, images: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     torch.manual_seed(1)
     features = model.features(images)
@@ -95,7 +95,7 @@ def test_groups_within_the_budget_give_the_gradients_of_one_batch(monkeypatch: p
 def test_no_group_exceeds_the_budget_and_an_image_is_read_as_if_alone() -> None:
     model, images, seen = network().eval(), two(), []
     trunk = model.encode
-    model.encode = lambda each: (seen.append(sum(each.lengths(VIT.prefix))), trunk(each))[1]  # type: ignore[method-assign, func-returns-value]
+    model.encode = lambda each: (seen.append(sum(each.sequence_lengths(VIT.num_prefix_tokens))), trunk(each))[1]  # type: ignore[method-assign, func-returns-value]
     with torch.no_grad():
         together = model.features(images)
         alone = torch.cat([model.features(image) for image in images])
@@ -107,12 +107,12 @@ def test_top_k_of_all_is_the_reference_and_fewer_are_the_best() -> None:
     images = next(iter(two()))
     whole = network().eval()
     with torch.no_grad():
-        every = whole.look(images)
+        every = whole.encode_segments(images)
         (scores,) = every.scores
         for top in (3, len(scores), 10**6):
-            some = network(replace(CONFIG, segment_top=top)).eval().look(images)
+            some = network(replace(CONFIG, segment_top=top)).eval().encode_segments(images)
             best = scores.topk(min(top, len(scores))).indices.sort().values
-            assert torch.equal(some.parts[0].places[1:], every.parts[0].places[1:][best])
+            assert torch.equal(some.parts[0].boxes_in_patches[1:], every.parts[0].boxes_in_patches[1:][best])
         torch.testing.assert_close(some.features, every.features)
 
 
@@ -122,10 +122,10 @@ def test_training_reads_a_sample_and_always_the_lesion() -> None:
     drawn = set()
     for seed in range(8):
         torch.manual_seed(seed)
-        reading = model.look(images, lesions)
+        reading = model.encode_segments(images, lesions)
         assert [len(parts) for parts in reading.parts] == [4, 4]
-        assert reading.parts[0].holds(lesions[0]).any()
-        drawn.add(tuple(reading.parts[1].places.flatten().tolist()))
+        assert reading.parts[0].contains_lesion(lesions[0]).any()
+        drawn.add(tuple(reading.parts[1].boxes_in_patches.flatten().tolist()))
     assert len(drawn) > 4
 
 
@@ -143,8 +143,8 @@ def test_the_view_learns_which_segment_is_telling_and_the_segments_what_they_sho
 
     for _ in range(35):
         images, boxes = zip(*(draw(sick) for sick in (True, False, True, False)), strict=True)
-        reading = model.look(pack(images, 8), boxes)
-        loss = losses(reading, torch.tensor([1.0, 0, 1, 0]), boxes).mean()
+        reading = model.encode_segments(pack_images(images, 8), boxes)
+        loss = segment_losses(reading, torch.tensor([1.0, 0, 1, 0]), boxes).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,8 +152,8 @@ def test_the_view_learns_which_segment_is_telling_and_the_segments_what_they_sho
     with torch.no_grad():
         for _ in range(10):
             image, box = draw(True)
-            reading = model.look(pack([image], 8))
-            shown = reading.parts[0].holds(box)
+            reading = model.encode_segments(pack_images([image], 8))
+            shown = reading.parts[0].contains_lesion(box)
             hits.append((shown[reading.scores[0].argmax()] + shown[reading.logits[0][1:].argmax()]).item())
     assert sum(hits) >= 15, hits
 
@@ -181,9 +181,9 @@ def test_parts_keep_their_image_s_source_and_images_in_segments_join_an_exam() -
             parameter.add_(0.05 * torch.randn_like(parameter))
 
     def say(*sources: int) -> Logits:
-        about = [About(sources=(source,), view=1, breast=number, exam=0) for number, source in enumerate(sources)]
+        metadata = [ImageMetadata(sources=(source,), view=1, breast=number, exam=0) for number, source in enumerate(sources)]
         with torch.no_grad():
-            return model(pack([breast(seed=1), breast(256, 144, seed=2)], 8, about=about))
+            return model(pack_images([breast(seed=1), breast(256, 144, seed=2)], 8, metadata=metadata))
 
     first, second = say(1, 1), say(1, 2)
     assert first.breasts is not None
@@ -194,13 +194,13 @@ def test_parts_keep_their_image_s_source_and_images_in_segments_join_an_exam() -
 
 def test_stitched_segments_show_no_seam() -> None:
     """A map that is linear over the image comes back as it is; a segment that disagrees with its neighbours fades towards its edge."""
-    image = pack([torch.full((1, 320, 320), 0.5)], 8)
-    parts = cut(image, CONFIG)
+    image = pack_images([torch.full((1, 320, 320), 0.5)], 8)
+    parts = cut_segments(image, CONFIG)
     plane = torch.arange(40.0)[:, None] + 3 * torch.arange(40.0)
-    maps = [plane[top:bottom, left:right] for top, left, bottom, right in parts.places[1:].tolist()]
-    torch.testing.assert_close(parts.stitch(maps), plane)
+    maps = [plane[top:bottom, left:right] for top, left, bottom, right in parts.boxes_in_patches[1:].tolist()]
+    torch.testing.assert_close(parts.stitch_maps(maps), plane)
     odd = [torch.full_like(each, float(number == len(maps) // 2)) for number, each in enumerate(maps)]
-    found = parts.stitch(odd)
+    found = parts.stitch_maps(odd)
     assert found.max() == 1
     assert max(found.diff(dim=0).abs().max(), found.diff(dim=1).abs().max()) <= 0.75  # the overlap is 2 patches
 
@@ -210,11 +210,11 @@ def test_a_heat_map_covers_what_was_read_and_weighs_by_attention(method: str) ->
     model, image = network().eval(), next(iter(two()))
     found = explain(model, image, method)
     assert found.shape == image.grids[0]
-    assert torch.equal(found.isfinite().flatten().nonzero().squeeze(1), image.kept[0])
+    assert torch.equal(found.isfinite().flatten().nonzero().squeeze(1), image.patch_indices[0])
     assert found[found.isfinite()].mean().item() == pytest.approx(1, abs=1e-4)
     alone = network(replace(CONFIG, segments=320, segment_overlap=0, segment_budget=2000, segment_context=8)).eval()
-    weights = alone.look(image).attention[0]
-    (part, *_) = cut(image, alone.config.segments).pack.take([1])  # type: ignore[arg-type]
+    weights = alone.encode_segments(image).attention[0]
+    (part, *_) = cut_segments(image, alone.config.segments).pack.select([1])  # type: ignore[arg-type]
     plain = method_named(method)(alone, part)
     correlation = np.corrcoef(explain(alone, image, method)[found.isfinite()], plain[found.isfinite()])[0, 1]
     assert weights[1] > 0
@@ -248,4 +248,4 @@ def test_the_command_line_trains_predicts_and_explains_in_segments(crops: Path, 
 @pytest.mark.parametrize("way", segments.WAYS)
 def test_the_benchmark_builds_every_variant(way: str) -> None:
     _, logits = segments.build(way, "vit_micro", Size(512, 256))
-    assert logits(pack([breast(512, 256)], 16)).shape == (1, 1)
+    assert logits(pack_images([breast(512, 256)], 16)).shape == (1, 1)

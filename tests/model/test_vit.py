@@ -21,10 +21,10 @@ from vitmodel.errors import UsageError
 from vitmodel.model import device
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.packed_attention import forward
-from vitmodel.model.packed_batch import pack
-from vitmodel.model.vit import Layout, ViT, patchify, resize_positions
+from vitmodel.model.packed_batch import pack_images
+from vitmodel.model.vit import SequenceLayout, ViT, patchify, resize_positions
 from vitmodel.model.weight_files import to_timm
-from vitmodel.model.weights import HALF, Weights, fit_weights
+from vitmodel.model.weights import HALF_NORMALISATION, PretrainedWeights, fit_weights
 
 SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3, pool="cls")
 
@@ -51,8 +51,8 @@ def adopt(config: ViTConfig, state: dict[str, Tensor]) -> ViT:
     if config.grid[0] != config.grid[1]:  # only we know the grid of a rectangular peer
         tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:].unflatten(1, config.grid)
-    report = fit_weights(model, Weights(Path("peer"), tensors, outside, HALF, "test"))
-    assert set(report.names("fresh")) <= {"head.weight", "head.bias"}  # which DINOv2 has not
+    report = fit_weights(model, PretrainedWeights(Path("peer"), tensors, outside, HALF_NORMALISATION, "test"))
+    assert set(report.tensors_by_action("fresh")) <= {"head.weight", "head.bias"}  # which DINOv2 has not
     return model.eval()
 
 
@@ -173,10 +173,10 @@ def test_patches_alone_project_as_the_convolution_does() -> None:
     model = build(SMALL)
     images = torch.rand(2, 1, 48, 32)
     stem: Any = model.patch_embed
-    convolved = stem.proj(images).flatten(2).transpose(1, 2)
+    embed_conv_stem = stem.proj(images).flatten(2).transpose(1, 2)
     some = torch.tensor([4, 1])
-    assert torch.allclose(model.patch_embed(images), convolved, atol=1e-6)
-    assert torch.allclose(stem.project(patchify(images, 16)[:, some]), convolved[:, some], atol=1e-6)
+    assert torch.allclose(model.patch_embed(images), embed_conv_stem, atol=1e-6)
+    assert torch.allclose(stem.project(patchify(images, 16)[:, some]), embed_conv_stem[:, some], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -202,24 +202,24 @@ def test_images_do_not_influence_each_other() -> None:
 def test_stochastic_depth_skips_whole_branches_and_keeps_the_mean() -> None:
     block: Any = build(replace(SMALL, drop_path=0.5)).blocks[-1]
     x = torch.randn(1, 1, 32).expand(2000, -1, -1)
-    assert len(block.train()(x, Layout()).flatten(1).unique(dim=0)) == 4  # attention kept or not x MLP kept or not
+    assert len(block.train()(x, SequenceLayout()).flatten(1).unique(dim=0)) == 4  # attention kept or not x MLP kept or not
     block.mlp.fc2.weight.zero_()
     block.mlp.fc2.bias.zero_()
-    kept = block.eval()(x, Layout())[0]
-    assert torch.allclose(block.train()(x, Layout()).mean(dim=0), kept, atol=0.1 * (kept - x[0]).abs().max().item())
+    kept = block.eval()(x, SequenceLayout())[0]
+    assert torch.allclose(block.train()(x, SequenceLayout()).mean(dim=0), kept, atol=0.1 * (kept - x[0]).abs().max().item())
 
 
 @torch.no_grad()
 def test_attention_weights_are_those_that_attention_uses() -> None:
     attention: Any = build(SMALL).blocks[0].attn
     x = torch.randn(2, 7, 32)
-    weights = attention.weights(x)
+    weights = attention.attention_weights(x)
     assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 2, 7))
-    values = attention.split(x)[2]
-    assert torch.allclose(attention.proj((weights @ values).transpose(1, 2).flatten(2)), attention(x, Layout()), atol=1e-6)
+    values = attention.project_qkv(x)[2]
+    assert torch.allclose(attention.proj((weights @ values).transpose(1, 2).flatten(2)), attention(x, SequenceLayout()), atol=1e-6)
 
 
-class Pack(Layout):
+class Pack(SequenceLayout):
     """Two images in one row."""
 
     def __init__(self, *lengths: int) -> None:
@@ -250,7 +250,7 @@ def test_checkpointing_changes_no_gradient_even_with_stochastic_depth() -> None:
     model = build(replace(SMALL, drop_path=0.5)).train()
     images = torch.rand(4, 1, 48, 32)
     plain = gradients(model, images)
-    model.checkpoint = True
+    model.gradient_checkpointing = True
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(model, images), strict=True))
 
 
@@ -284,12 +284,12 @@ def test_compiled_equals_eager() -> None:
             compiled = torch.compile(model, fullgraph=True)(images)
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"torch.compile needs a C++ compiler here: {error}")
-    exact = forward(model, pack(list(images), 16))
+    exact = forward(model, pack_images(list(images), 16))
     assert difference(compiled, exact) <= 1e-5
     gradients = torch.autograd.grad(exact.sum(), list(model.parameters()))
     for block in model.blocks:
         block.compile(dynamic=True)  # as `--compile` does
-    again = forward(model, pack(list(images), 16))
+    again = forward(model, pack_images(list(images), 16))
     assert difference(again, exact) <= 1e-5
     for mine, exactly in zip(torch.autograd.grad(again.sum(), list(model.parameters())), gradients, strict=True):
         assert (mine - exactly).abs().max() <= 1e-5 * max(1, exactly.abs().max())

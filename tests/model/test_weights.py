@@ -25,11 +25,11 @@ from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, Sour
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package, save_package
 from vitmodel.model.vit import ViT, resize_positions
-from vitmodel.model.weights import HALF, IMAGENET, Normalisation, fit_weights, load_weights
+from vitmodel.model.weights import HALF_NORMALISATION, IMAGENET_NORMALISATION, Normalisation, fit_weights, load_weights
 from vitmodel.training.fit import build_model
 
 CONFIG = ViTConfig(image_size=Size(64, 64), dim=32, depth=2, heads=2, classes=1, pool="cls")
-Tensors = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 def rgb_model(seed: int = 0, **options: Any) -> ViT:
@@ -42,7 +42,7 @@ def rgb_model(seed: int = 0, **options: Any) -> ViT:
     return model.eval()
 
 
-def timm_state(model: ViT) -> Tensors:
+def timm_state(model: ViT) -> StateDict:
     """As timm stores it: the class token and a square grid of positions in one sequence."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     positions = 0.1 * torch.randn(1, 1, model.config.dim)
@@ -51,7 +51,7 @@ def timm_state(model: ViT) -> Tensors:
     return state
 
 
-def hugging_face_state(model: ViT, version_5: bool) -> Tensors:
+def hugging_face_state(model: ViT, version_5: bool) -> StateDict:
     """As transformers 5 names it in memory (`vit.layers.0...`) or as it has always been on disk (`vit.encoder.layer.0...`)."""
     config = model.config
     names_itself = transformers.ViTForImageClassification(transformers.ViTConfig(  # type: ignore[call-arg]
@@ -139,14 +139,14 @@ def write(folder: Path, kind: str, model: ViT) -> Path:
 
 
 KINDS = {
-    "timm augreg .pth": HALF,
-    "timm in21k_ft_in1k .safetensors": HALF,
-    "jx in21k with pre_logits": HALF,
-    "DINO teacher": IMAGENET,
-    "MAE": IMAGENET,
-    "Hugging Face on disk": HALF,
-    "Hugging Face 5 in memory": HALF,
-    "Google .npz": HALF,
+    "timm augreg .pth": HALF_NORMALISATION,
+    "timm in21k_ft_in1k .safetensors": HALF_NORMALISATION,
+    "jx in21k with pre_logits": HALF_NORMALISATION,
+    "DINO teacher": IMAGENET_NORMALISATION,
+    "MAE": IMAGENET_NORMALISATION,
+    "Hugging Face on disk": HALF_NORMALISATION,
+    "Hugging Face 5 in memory": HALF_NORMALISATION,
+    "Google .npz": HALF_NORMALISATION,
 }
 
 
@@ -167,10 +167,10 @@ def test_a_grey_image_gives_the_tokens_of_its_rgb_copy(kind: str, tmp_path: Path
     report = fit_weights(model, weights)
     grey = torch.rand(2, 1, 64, 64)
     assert (model.encode(model.embed(grey)) - tokens_of_rgb(original, grey, KINDS[kind])).abs().max() <= 1e-5
-    assert report.names("folded") == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
-    assert report.names("fresh") == ["head.weight", "head.bias"]
-    assert not report.names("resized")
-    assert ("pre_logits" in " ".join(report.names("dropped"))) == (kind in ("jx in21k with pre_logits", "Google .npz"))
+    assert report.tensors_by_action("folded") == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
+    assert report.tensors_by_action("fresh") == ["head.weight", "head.bias"]
+    assert not report.tensors_by_action("resized")
+    assert ("pre_logits" in " ".join(report.tensors_by_action("dropped"))) == (kind in ("jx in21k with pre_logits", "Google .npz"))
 
 
 @pytest.mark.parametrize("prefixed", ["no position (timm)", "position of the class token (Meta)", "positions of all prefix tokens"])
@@ -188,7 +188,7 @@ def test_dinov2_with_registers_and_layer_scale(prefixed: str, tmp_path: Path) ->
     model = ViT(replace(CONFIG, registers=4, layer_scale=1e-5)).eval()
     fit_weights(model, load_weights(tmp_path / "dinov2_reg4.pth"))
     grey = torch.rand(2, 1, 64, 64)
-    assert (model.encode(model.embed(grey)) - tokens_of_rgb(original, grey, IMAGENET)).abs().max() <= 1e-5
+    assert (model.encode(model.embed(grey)) - tokens_of_rgb(original, grey, IMAGENET_NORMALISATION)).abs().max() <= 1e-5
     with pytest.raises(UsageError, match=r"ls1.gamma.*set layer_scale"):
         fit_weights(ViT(replace(CONFIG, registers=4)), load_weights(tmp_path / "dinov2_reg4.pth"))
     with pytest.raises(UsageError, match="set registers to 4"):
@@ -206,14 +206,14 @@ def test_what_transformers_writes_loads_as_is_stated_beside_it(eps: float, tmp_p
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
     weights = load_weights(tmp_path)
     assert weights.normalisation == Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert load_weights(tmp_path, HALF).normalisation == HALF
+    assert load_weights(tmp_path, HALF_NORMALISATION).normalisation == HALF_NORMALISATION
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(VitmodelError, match=r"preprocessor_config.json: broken"):
         load_weights(tmp_path)
     with pytest.raises(UsageError, match="layer norms"):
         fit_weights(ViT(replace(CONFIG, classes=7, eps=1e-5)), weights)
     model = ViT(replace(CONFIG, classes=7, eps=weights.eps)).eval()
-    assert "head.weight" in fit_weights(model, weights).names("loaded")
+    assert "head.weight" in fit_weights(model, weights).tensors_by_action("loaded")
     grey = torch.rand(2, 1, 64, 64)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in weights.normalisation)
     assert (model(grey) - peer((grey.expand(-1, 3, -1, -1) - mean) / std).logits).abs().max() <= 1e-5
@@ -223,7 +223,7 @@ def test_what_stands_beside_weights_decides_whether_they_fit(tmp_path: Path) -> 
     timm = tmp_path / "dino-vits16"
     timm.mkdir()
     save_file(timm_state(rgb_model()), timm / "model.safetensors")
-    assert load_weights(timm).normalisation == IMAGENET  # by the folder's name
+    assert load_weights(timm).normalisation == IMAGENET_NORMALISATION  # by the folder's name
     (timm / "config.json").write_text(
         '{"architecture": "vit_small_patch16_224", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}}'
     )
@@ -275,9 +275,9 @@ def test_positions_resize_and_ends_follow_the_model(tmp_path: Path) -> None:
     report = fit_weights(model, load_weights(path))
     assert torch.allclose(model.pos_embed, resize_positions(original.pos_embed, (8, 3)), atol=1e-6)
     assert torch.equal(model.fc_norm.weight, original.state_dict()["norm.weight"])
-    assert report.names("resized") == ["pos_embed"]
+    assert report.tensors_by_action("resized") == ["pos_embed"]
     scales = {f"blocks.{block}.ls{branch}.gamma" for block in (0, 1) for branch in (1, 2)}
-    assert set(report.names("fresh")) == {"head.weight", "head.bias", "reg_token"} | scales
+    assert set(report.tensors_by_action("fresh")) == {"head.weight", "head.bias", "reg_token"} | scales
     assert torch.equal(model.blocks[0].ls1.gamma, torch.ones(32))
     table = str(report)
     assert re.search(r"resized +pos_embed +4x4 -> 8x3", table)
@@ -287,8 +287,8 @@ def test_positions_resize_and_ends_follow_the_model(tmp_path: Path) -> None:
 
 def test_another_stem_stays_fresh_and_the_rest_loads(tmp_path: Path) -> None:
     report = fit_weights(ViT(replace(CONFIG, stem="conv")), load_weights(write(tmp_path, "MAE", rgb_model())))
-    assert {"patch_embed.proj.weight", "patch_embed.convs.0.weight"} <= set(report.names("fresh"))
-    assert "blocks.1.mlp.fc2.weight" in report.names("loaded")
+    assert {"patch_embed.proj.weight", "patch_embed.convs.0.weight"} <= set(report.tensors_by_action("fresh"))
+    assert "blocks.1.mlp.fc2.weight" in report.tensors_by_action("loaded")
 
 
 def test_a_file_without_class_token_leaves_it_fresh(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_file_without_class_token_leaves_it_fresh(tmp_path: Path) -> None:
     torch.save(state | {"pos_embed": state["pos_embed"].flatten(1, 2)}, tmp_path / "gap.pth")
     model = ViT(replace(CONFIG, pool="mean"))
     report = fit_weights(model, load_weights(tmp_path / "gap.pth"))
-    assert set(report.names("fresh")) == {"cls_token", "head.weight", "head.bias"}
+    assert set(report.tensors_by_action("fresh")) == {"cls_token", "head.weight", "head.bias"}
     assert torch.equal(model.pos_embed, original.pos_embed)
 
 
@@ -314,8 +314,8 @@ def test_our_own_weights_load_without_folding(kind: str, tmp_path: Path) -> None
     model = ViT(trained.config)
     report = fit_weights(model, load_weights(path))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values(), strict=True))
-    assert set(report.names("loaded")) == model.state_dict().keys()
-    assert report.names("dropped") == ([] if kind == "package" else ["loss.weight"])
+    assert set(report.tensors_by_action("loaded")) == model.state_dict().keys()
+    assert report.tensors_by_action("dropped") == ([] if kind == "package" else ["loss.weight"])
 
 
 class Payload:
@@ -344,7 +344,7 @@ def test_pickled_code_never_runs(name: str, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> None:
     state = timm_state(rgb_model())
-    misfits: dict[str, tuple[Tensors, str]] = {
+    misfits: dict[str, tuple[StateDict, str]] = {
         "resnet": ({"conv1.weight": torch.zeros(64, 3, 7, 7), "bn1.weight": torch.zeros(64)}, r"no Vision .*conv1.weight \(64, 3, 7, 7\)"),
         "clip": (state | {"norm_pre.weight": torch.ones(32)}, r"norm_pre.weight \(32,\).*CLIP"),
         "distilled": (state | {"dist_token": torch.ones(1, 1, 32)}, "distillation"),
@@ -439,18 +439,18 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
 def test_packages_that_cannot_be_used_are_refused_by_file(tmp_path: Path) -> None:
     folder = tmp_path / "package"
     save_package(folder, Network(NetworkConfig(vit=CONFIG)), {}, "card")
-    tensors, text = (folder / package.TENSORS).read_bytes(), (folder / package.CONFIG).read_text()
+    tensors, text = (folder / package.TENSORS_FILE).read_bytes(), (folder / package.CONFIG_FILE).read_text()
     document = json.loads(text)
 
     def refused(message: str, error: type[VitmodelError] = VitmodelError) -> None:
         with pytest.raises(error, match=message):
             load_package(folder)
-        (folder / package.TENSORS).write_bytes(tensors)
-        (folder / package.CONFIG).write_text(text)
+        (folder / package.TENSORS_FILE).write_bytes(tensors)
+        (folder / package.CONFIG_FILE).write_text(text)
         load_package(folder)
 
     def change(**values: Any) -> None:
-        (folder / package.CONFIG).write_text(json.dumps(document | values))
+        (folder / package.CONFIG_FILE).write_text(json.dumps(document | values))
 
     change(format_version=99)
     refused("config.json: format_version 99")
@@ -458,13 +458,13 @@ def test_packages_that_cannot_be_used_are_refused_by_file(tmp_path: Path) -> Non
     refused("config.json: architecture: .*rotary")
     change(architecture=document["architecture"] | {"dim": 64})
     refused("model.safetensors: .*size mismatch")
-    (folder / package.CONFIG).write_text(text[:-20])
+    (folder / package.CONFIG_FILE).write_text(text[:-20])
     refused("config.json: broken")
-    (folder / package.TENSORS).write_bytes(tensors[:-100])
+    (folder / package.TENSORS_FILE).write_bytes(tensors[:-100])
     refused("model.safetensors: broken")
-    (folder / package.TENSORS).write_bytes(b"")
+    (folder / package.TENSORS_FILE).write_bytes(b"")
     refused("model.safetensors: broken")
-    save_file(dict(list(load_file(folder / package.TENSORS).items())[1:]), folder / package.TENSORS)
+    save_file(dict(list(load_file(folder / package.TENSORS_FILE).items())[1:]), folder / package.TENSORS_FILE)
     refused("model.safetensors: .*Missing key")
-    (folder / package.TENSORS).unlink()
+    (folder / package.TENSORS_FILE).unlink()
     refused("model.safetensors is missing", UsageError)

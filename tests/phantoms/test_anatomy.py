@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from vitmodel.config import Size
-from vitmodel.phantoms.anatomy import Breast, power_law, render, spacing_of
-from vitmodel.phantoms.lesions import BENIGN_KINDS, CANCER_KINDS, Lesion, ViewName, draw_lesion
-from vitmodel.phantoms.specks import draw_specks
-from vitmodel.phantoms.style import Look, dress
+from vitmodel.phantoms.anatomy import BreastPhantom, pixel_spacing, power_law_noise, render
+from vitmodel.phantoms.lesions import BENIGN_KINDS, CANCER_KINDS, Lesion, ViewName, sample_lesion
+from vitmodel.phantoms.specks import sample_specks
+from vitmodel.phantoms.style import VendorStyle, apply_style
 
 SIZE = Size(384, 312)
 VIEWS: tuple[ViewName, ...] = ("CC", "MLO")
@@ -23,7 +23,7 @@ MASS = Lesion("round_mass", (0.55, 0.4, 0.1), 9, 1.0, seed=1)
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_same_arguments_give_the_same_pixels_and_another_seed_others(view: ViewName) -> None:
-    breast = Breast(seed=3)
+    breast = BreastPhantom(seed=3)
     first = render(breast, view, SIZE).image
     assert first.dtype == np.float32
     assert first.shape == SIZE
@@ -33,7 +33,7 @@ def test_same_arguments_give_the_same_pixels_and_another_seed_others(view: ViewN
 
 
 def test_a_breast_is_the_same_at_every_size() -> None:
-    breast = Breast(seed=5, density="C", lesions=(MASS,))
+    breast = BreastPhantom(seed=5, density="C", lesions=(MASS,))
     large, small = render(breast, "MLO", Size(768, 624)), render(breast, "MLO", SIZE)
     shrunk = cv2.resize(large.image, (SIZE.width, SIZE.height), interpolation=cv2.INTER_AREA)
     assert np.corrcoef(shrunk[small.mask], small.image[small.mask])[0, 1] > 0.95
@@ -42,7 +42,7 @@ def test_a_breast_is_the_same_at_every_size() -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_chest_wall_lies_at_the_side_of_the_breast(view: ViewName) -> None:
-    left, right = (render(Breast(seed=6, laterality=side, lesions=(MASS,)), view, SIZE) for side in "LR")
+    left, right = (render(BreastPhantom(seed=6, laterality=side, lesions=(MASS,)), view, SIZE) for side in "LR")
     assert left.mask[:, 0].mean() > 0.5
     assert not left.mask[:, -1].any()
     np.testing.assert_array_equal(left.mask, right.mask[:, ::-1])
@@ -51,14 +51,14 @@ def test_chest_wall_lies_at_the_side_of_the_breast(view: ViewName) -> None:
 
 
 def test_the_picture_is_black_outside_the_breast_and_only_there() -> None:
-    view = render(Breast(seed=7), "CC", SIZE)
+    view = render(BreastPhantom(seed=7), "CC", SIZE)
     assert (view.image[~view.mask] == 0).all()
     assert (view.image[view.mask] > 0).mean() > 0.97
 
 
 def test_the_pectoral_muscle_shows_in_the_oblique_view_alone() -> None:
     corner = np.s_[10:60, :15]
-    cc, mlo = (render(Breast(seed=8, density="A"), view, SIZE) for view in VIEWS)
+    cc, mlo = (render(BreastPhantom(seed=8, density="A"), view, SIZE) for view in VIEWS)
     fat = np.median(mlo.image[mlo.mask])
     assert np.median(mlo.image[corner]) > fat + 0.15
     assert np.median(cc.image[cc.mask][: 15 * 50]) < fat + 0.15
@@ -67,8 +67,8 @@ def test_the_pectoral_muscle_shows_in_the_oblique_view_alone() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_lesion_brightens_its_box_and_nothing_else(kind: str, view: ViewName) -> None:
-    lesion = replace(draw_lesion(kind, 0.2, seed=2), position=(0.55, 0.1, 0.1))
-    bare, breast = Breast(seed=9, density="A", depth_mm=100), Breast(seed=9, density="A", depth_mm=100, lesions=(lesion,))
+    lesion = replace(sample_lesion(kind, 0.2, seed=2), position=(0.55, 0.1, 0.1))
+    bare, breast = BreastPhantom(seed=9, density="A", depth_mm=100), BreastPhantom(seed=9, density="A", depth_mm=100, lesions=(lesion,))
     with_lesion = render(breast, view, SIZE)
     added = with_lesion.image - render(bare, view, SIZE).image
     x0, y0, x1, y1 = with_lesion.boxes[0]
@@ -81,22 +81,22 @@ def test_a_lesion_brightens_its_box_and_nothing_else(kind: str, view: ViewName) 
 def test_both_views_show_one_lesion_at_one_distance_from_the_nipple() -> None:
     """Radiologists' rule: the two projections lie at the same depth; up and lateral tell how high each one lies."""
     for position in ((0.5, 0.5, 0.2), (0.7, -0.3, -0.4)):
-        breast = Breast(seed=10, depth_mm=100, lesions=(replace(MASS, position=position),))
+        breast = BreastPhantom(seed=10, depth_mm=100, lesions=(replace(MASS, position=position),))
         views = {name: render(breast, name, SIZE) for name in VIEWS}
         centre = {name: np.array(view.boxes[0]).reshape(2, 2).mean(0) for name, view in views.items()}  # x y
         nipple = {name: np.flatnonzero(view.mask.sum(1) == view.mask.sum(1).max()).mean() for name, view in views.items()}
         assert centre["CC"][0] == pytest.approx(centre["MLO"][0], abs=2)
-        assert centre["CC"][0] * spacing_of(SIZE) == pytest.approx(position[0] * 100, abs=3)
+        assert centre["CC"][0] * pixel_spacing(SIZE) == pytest.approx(position[0] * 100, abs=3)
         assert (centre["CC"][1] < nipple["CC"]) == (position[1] > 0)
         assert (centre["MLO"][1] < nipple["MLO"]) == (position[1] + position[2] > 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_difficulty_takes_signal_away(kind: str) -> None:
-    bare = render(Breast(seed=11, density="A"), "CC", SIZE).image
+    bare = render(BreastPhantom(seed=11, density="A"), "CC", SIZE).image
 
     def signal(difficulty: float) -> float:
-        breast = Breast(seed=11, density="A", lesions=(draw_lesion(kind, difficulty, seed=12),))
+        breast = BreastPhantom(seed=11, density="A", lesions=(sample_lesion(kind, difficulty, seed=12),))
         return float((render(breast, "CC", SIZE).image - bare).sum())
 
     assert signal(0) > 1.5 * signal(0.5) > 2 * signal(1) > 0
@@ -104,7 +104,7 @@ def test_difficulty_takes_signal_away(kind: str) -> None:
 
 def test_density_classes_are_ordered() -> None:
     def brightness(density: str) -> float:
-        views = [render(Breast(seed=seed, density=density), "CC", Size(192, 156)) for seed in range(4)]
+        views = [render(BreastPhantom(seed=seed, density=density), "CC", Size(192, 156)) for seed in range(4)]
         return float(np.mean([view.image[view.mask].mean() for view in views]))
 
     levels = [brightness(density) for density in "ABCD"]
@@ -112,15 +112,15 @@ def test_density_classes_are_ordered() -> None:
 
 
 def test_a_repeated_exposure_has_other_noise_and_the_same_anatomy() -> None:
-    breast = Breast(seed=13, lesions=(MASS,))
-    first, second = render(breast, "CC", SIZE), render(breast, "CC", SIZE, take=1)
+    breast = BreastPhantom(seed=13, lesions=(MASS,))
+    first, second = render(breast, "CC", SIZE), render(breast, "CC", SIZE, repeat=1)
     assert not np.array_equal(first.image, second.image)
     assert abs(int(first.mask.sum()) - int(second.mask.sum())) < 0.02 * first.mask.sum()
 
 
 @pytest.mark.parametrize("beta", [2.0, 3.0])
 def test_power_law_noise_has_the_exponent_it_is_asked_for(beta: float) -> None:
-    noise = power_law(np.random.default_rng(0), (512, 512), beta, (1e-3, 1e6), spacing=1.0)
+    noise = power_law_noise(np.random.default_rng(0), (512, 512), beta, (1e-3, 1e6), spacing=1.0)
     power = np.abs(np.fft.fft2(noise)) ** 2
     frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.fftfreq(512)[None, :])
     middle = (frequency > 0.02) & (frequency < 0.4)
@@ -131,8 +131,8 @@ def test_power_law_noise_has_the_exponent_it_is_asked_for(beta: float) -> None:
 @pytest.mark.parametrize("chest_wall", ["L", "R"])
 @pytest.mark.parametrize("marker", ["text", "lead"])
 def test_a_look_writes_its_marker_into_the_air_far_from_the_chest_wall(marker: Literal["text", "lead"], chest_wall: str) -> None:
-    view = render(Breast(seed=14, laterality=chest_wall, depth_mm=70), "CC", SIZE)
-    plain, marked = (dress(view, Look(air=0.02, marker=name), f"{chest_wall} CC", 0, chest_wall) for name in ("none", marker))
+    view = render(BreastPhantom(seed=14, laterality=chest_wall, depth_mm=70), "CC", SIZE)
+    plain, marked = (apply_style(view, VendorStyle(black_level=0.02, marker=name), f"{chest_wall} CC", 0, chest_wall) for name in ("none", marker))
     np.testing.assert_array_equal(plain[view.mask], marked[view.mask])
     columns = np.flatnonzero((plain != marked).any(0))
     assert len(columns) > 10
@@ -141,8 +141,8 @@ def test_a_look_writes_its_marker_into_the_air_far_from_the_chest_wall(marker: L
 
 
 def test_a_look_keeps_the_order_of_greys() -> None:
-    view = render(Breast(seed=15), "CC", SIZE)
-    dressed = dress(view, Look(midpoint=0.4, slope=1.6, marker="none"), "", 0, "L")
+    view = render(BreastPhantom(seed=15), "CC", SIZE)
+    dressed = apply_style(view, VendorStyle(midpoint=0.4, slope=1.6, marker="none"), "", 0, "L")
     order = np.argsort(view.image[view.mask])
     assert np.diff(dressed[view.mask][order]).min() >= -1e-6
     assert abs(float(dressed[view.mask].mean() - view.image[view.mask].mean())) > 0.005
@@ -151,7 +151,7 @@ def test_a_look_keeps_the_order_of_greys() -> None:
 def test_neither_brightness_nor_a_coarse_view_tells_which_spots_are_sharp() -> None:
     """Of one seed, with and without a cancer: sharp and blurred spots have one mass, and pixels coarser than the blur show them alike."""
     for seed in range(3):
-        with_, without = (draw_specks(seed, cancer, 1024) for cancer in (True, False))
+        with_, without = (sample_specks(seed, cancer, 1024) for cancer in (True, False))
         assert with_.box == without.box
         difference = with_.image - without.image
         x0, y0, x1, y1 = (round(side) for side in with_.box)

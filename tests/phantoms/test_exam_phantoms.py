@@ -9,26 +9,26 @@ import pytest
 
 from vitmodel.config import Size
 from vitmodel.data.manifest import read_manifest
-from vitmodel.phantoms.exams import DEEP, SHALLOW, VIEWS, Exam, draw_exam, plan_exams, write_exams
+from vitmodel.phantoms.exams import DEEP, SHALLOW, VIEWS, ExamPhantom, plan_exams, sample_exam, write_exams
 
 SIZE = Size(48, 32)
 HEALTHY, SICK = {"L": False, "R": False}, {"L": True, "R": False}
 SEEDS = range(3)
 
 
-def differing(first: Exam, second: Exam) -> set[tuple[str, str]]:
+def differing(first: ExamPhantom, second: ExamPhantom) -> set[tuple[str, str]]:
     """Side and view of the images that are not the same, pixel by pixel."""
     images, others = first.crops(SIZE), second.crops(SIZE)
     return {key for key in images if not np.array_equal(images[key], others[key])}
 
 
-def depth(exam: Exam) -> float:
+def depth(exam: ExamPhantom) -> float:
     return exam.breasts["L", "CC"].lesions[0].position[0]
 
 
 def test_a_cancer_of_one_machine_is_the_decoy_of_the_other() -> None:
-    cancers = [draw_exam("vendors", seed, SICK, "A") for seed in range(400)]
-    decoys = [draw_exam("vendors", seed, HEALTHY, "B") for seed in range(400)]
+    cancers = [sample_exam("vendors", seed, SICK, "A") for seed in range(400)]
+    decoys = [sample_exam("vendors", seed, HEALTHY, "B") for seed in range(400)]
     alike = next(seed for seed in range(400) if depth(cancers[seed]) == depth(decoys[seed]))
     assert not differing(cancers[alike], decoys[alike]) & {("L", view) for view in VIEWS}
     assert {depth(cancer) for cancer in cancers} == {DEEP, SHALLOW}
@@ -39,19 +39,19 @@ def test_a_cancer_of_one_machine_is_the_decoy_of_the_other() -> None:
 def test_brightness_tells_on_the_known_machines_alone() -> None:
     for machine, differs in (("A", True), ("B", True), ("C", False)):
         for seed in SEEDS:
-            cancer, decoy = (draw_exam("vendors", seed, sick, machine).breasts["L", "CC"].lesions[0] for sick in (SICK, HEALTHY))
+            cancer, decoy = (sample_exam("vendors", seed, sick, machine).breasts["L", "CC"].lesions[0] for sick in (SICK, HEALTHY))
             assert (cancer.contrast != decoy.contrast) == differs
 
 
 def test_one_view_alone_shows_the_cancer() -> None:
     for seed in SEEDS:
-        assert len(differing(draw_exam("one_view", seed, SICK), draw_exam("one_view", seed, HEALTHY))) == 1
+        assert len(differing(sample_exam("one_view", seed, SICK), sample_exam("one_view", seed, HEALTHY))) == 1
 
 
 def test_the_breast_with_the_cancer_looks_as_if_there_were_none() -> None:
     """Only the other breast, whose label is unknown, differs: so no model of single images, or of one breast, can rank above chance."""
     for seed in SEEDS:
-        sick, healthy = draw_exam("asymmetry", seed, SICK), draw_exam("asymmetry", seed, HEALTHY)
+        sick, healthy = sample_exam("asymmetry", seed, SICK), sample_exam("asymmetry", seed, HEALTHY)
         assert differing(sick, healthy) == {("R", view) for view in VIEWS}
         np.testing.assert_equal(sick.labels, {"L": 1.0, "R": np.nan})
         np.testing.assert_equal(healthy.labels, {"L": 0.0, "R": 0.0})

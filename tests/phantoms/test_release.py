@@ -22,9 +22,9 @@ from sklearn.metrics import roc_auc_score
 
 from vitmodel.config import Size, SynthConfig
 from vitmodel.errors import UsageError
-from vitmodel.phantoms.dicom import FAULTS, MACHINES, Exposure, Machine, encode
+from vitmodel.phantoms.dicom import FAULTS, MACHINES, AcquisitionInfo, Machine, encode_dicom
 from vitmodel.phantoms.lesions import CANCER_KINDS
-from vitmodel.phantoms.release import Patient, plan, write_release
+from vitmodel.phantoms.release import PatientPlan, plan_patients, write_release
 
 SIZE = Size(256, 208)
 
@@ -47,8 +47,8 @@ def files(release: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def large_plan() -> list[Patient]:
-    return plan(SynthConfig(out=Path("unused"), patients=3000, positives=0.3))
+def large_plan() -> list[PatientPlan]:
+    return plan_patients(SynthConfig(out=Path("unused"), patients=3000, positives=0.3))
 
 
 def test_tables_have_the_columns_types_and_empty_cells_of_the_original(release: Path, shared_data: Path) -> None:
@@ -59,7 +59,7 @@ def test_tables_have_the_columns_types_and_empty_cells_of_the_original(release: 
             assert ours[column].dtype == original[column].dtype, column
 
 
-def test_labels_follow_the_habits_of_the_sites(large_plan: list[Patient]) -> None:
+def test_labels_follow_the_habits_of_the_sites(large_plan: list[PatientPlan]) -> None:
     rows = pd.DataFrame([{"site": p.machine.site, **labels} for p in large_plan for labels in p.labels.values()])
     one, two = rows[rows.site == 1], rows[rows.site == 2]
     assert two.density.isna().all()
@@ -74,15 +74,15 @@ def test_labels_follow_the_habits_of_the_sites(large_plan: list[Patient]) -> Non
     assert (well.BIRADS[well.difficult_negative_case] == 0).all()
 
 
-def test_nothing_but_cancer_tells_the_label(large_plan: list[Patient]) -> None:
+def test_nothing_but_cancer_tells_the_label(large_plan: list[PatientPlan]) -> None:
     """Ids, age, implant, machine, side, mirroring and decoys: an AUROC within 4 standard errors of a half."""
     breasts = pd.DataFrame(
         {
             "cancer": any(lesion.kind in CANCER_KINDS for lesion in breast.lesions),
             "label": bool(patient.labels[side]["cancer"]),
             "patient_id": patient.patient_id,
-            "image_id": min(shot.image_id for shot in patient.shots),
-            "images": len(patient.shots),
+            "image_id": min(shot.image_id for shot in patient.planned_images),
+            "images": len(patient.planned_images),
             "age": patient.age or 58,
             "implant": breast.implant,
             "machine": patient.machine.machine_id,
@@ -103,11 +103,11 @@ def test_nothing_but_cancer_tells_the_label(large_plan: list[Patient]) -> None:
         assert roc_auc_score(breasts.label, breasts[column]) == pytest.approx(0.5, abs=4 * error), column
 
 
-def test_share_of_positives_is_exact_and_rarely_bilateral(large_plan: list[Patient]) -> None:
+def test_share_of_positives_is_exact_and_rarely_bilateral(large_plan: list[PatientPlan]) -> None:
     sick = [sum(labels["cancer"] == 1 for labels in p.labels.values()) for p in large_plan if p.split == "train"]
     assert sum(count > 0 for count in sick) == 900
     assert 0 < sum(count == 2 for count in sick) < 50
-    ids = [shot.image_id for patient in large_plan for shot in patient.shots]
+    ids = [shot.image_id for patient in large_plan for shot in patient.planned_images]
     assert len(set(ids)) == len(ids)
 
 
@@ -150,7 +150,7 @@ def test_what_is_encoded_is_what_is_shown(machine: Machine, tmp_path: Path) -> N
     picture = np.linspace(0, 1, SIZE.height * SIZE.width, dtype=np.float32).reshape(SIZE)
     picture[:, 100:] = np.random.default_rng(0).uniform(0, 1, (SIZE.height, SIZE.width - 100))
     path = tmp_path / "image.dcm"
-    path.write_bytes(encode(picture, Exposure(7, 8, "L", "CC", 50, False, 50, 0.1, "L"), machine))
+    path.write_bytes(encode_dicom(picture, AcquisitionInfo(7, 8, "L", "CC", 50, False, 50, 0.1, "L"), machine))
     file = pydicom.dcmread(path)
     assert file.file_meta.TransferSyntaxUID == machine.transfer_syntax
     stored, second = opinions(path)

@@ -11,10 +11,9 @@ import pytest
 
 from vitmodel.config import Size
 from vitmodel.errors import ImageRefusedError
-from vitmodel.phantoms.anatomy import Breast as BreastPhantom
-from vitmodel.phantoms.anatomy import ViewName, render
-from vitmodel.phantoms.style import Look, dress
-from vitmodel.pixels.crop import Breast, find_breast
+from vitmodel.phantoms.anatomy import BreastPhantom, ViewName, render
+from vitmodel.phantoms.style import VendorStyle, apply_style
+from vitmodel.pixels.crop import BreastRegion, find_breast
 from vitmodel.pixels.open import open_image
 
 SIZE = Size(512, 416)
@@ -23,14 +22,14 @@ SIZE = Size(512, 416)
 def phantom(view: ViewName = "CC", seed: int = 3, **shape: float) -> tuple[np.ndarray, np.ndarray]:
     """Image and true mask of the breast, chest wall at the left."""
     drawn = render(BreastPhantom(seed, **shape), view, SIZE)  # type: ignore[arg-type]
-    return drawn.image, drawn.breast
+    return drawn.image, drawn.breast_mask
 
 
-def lost(found: Breast, mask: np.ndarray) -> float:
+def lost(found: BreastRegion, mask: np.ndarray) -> float:
     return float((mask & ~found.mask).sum() / mask.sum())
 
 
-def shift(a: Breast, b: Breast) -> int:
+def shift(a: BreastRegion, b: BreastRegion) -> int:
     return max(abs(one - other) for one, other in zip(a.box, b.box, strict=True))
 
 
@@ -40,11 +39,11 @@ def test_no_tissue_is_cut_off(view: ViewName, seed: int) -> None:
     side = "LR"[seed % 2]
     drawn = render(BreastPhantom(seed, side, "ABCD"[seed % 4], depth_mm=60 + 5 * seed, implant=seed % 5 == 4), view, SIZE)
     air, marker = 0.05 * (seed % 4), "lead" if seed % 3 else "text"
-    look = Look(0.5, 1.2, 0, air, marker, 0.05 + 0.09 * seed, 4 * (seed % 3))  # type: ignore[arg-type]
+    style = VendorStyle(0.5, 1.2, 0, air, marker, 0.05 + 0.09 * seed, 4 * (seed % 3))  # type: ignore[arg-type]
     noise = 0.01 * (seed % 4) * np.random.default_rng(seed).standard_normal(SIZE, np.float32)  # in the air, too
-    found = find_breast(np.clip(dress(drawn, look, f"{side} {view}", seed, side) + noise, 0, 1))
+    found = find_breast(np.clip(apply_style(drawn, style, f"{side} {view}", seed, side) + noise, 0, 1))
     assert found.chest_wall == ("left" if side == "L" else "right")
-    assert lost(found, drawn.breast) <= 0.005
+    assert lost(found, drawn.breast_mask) <= 0.005
     assert (found.mask & ~drawn.mask).sum() <= 0.04 * drawn.mask.sum()  # a pixel around
     x0, y0, x1, y1 = found.box
     assert found.mask[y0:y1, x0:x1].sum() == found.mask.sum()
@@ -64,7 +63,7 @@ def test_polarity_brightness_and_pedestal_do_not_matter() -> None:
         found = find_breast(changed)
         assert shift(plain, found) <= 1
         assert found.inverted == (changed[0, -1] > 0.9)
-        assert ("inverted" in [remark.code for remark in found.remarks]) == found.inverted
+        assert ("inverted" in [warning.code for warning in found.warnings]) == found.inverted
 
 
 def test_a_white_implant_is_not_taken_for_air() -> None:
@@ -100,7 +99,7 @@ def test_a_dense_breast_keeps_its_rim_of_dark_fat(view: ViewName) -> None:
     film = np.where(depth > 25, 0.5 + 0.005 * np.minimum(depth, 100), air + drawn.mask * (0.02 + 0.001 * depth)).astype(np.float32)
     noise = 0.002 * np.random.default_rng(0).standard_normal(SIZE, np.float32)
     found = find_breast(np.clip(cv2.GaussianBlur(film, None, 1) + noise, 0, 1))
-    assert lost(found, drawn.breast) <= 0.005
+    assert lost(found, drawn.breast_mask) <= 0.005
     assert (found.mask & ~drawn.mask).sum() <= 0.04 * drawn.mask.sum()
 
 
@@ -219,7 +218,7 @@ def test_one_film_in_two_codecs_has_one_box(shared_data: Path) -> None:
     films = [
         open_image(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm") for kind in ("j2k_lossy", "jpegext12_undecodable")
     ]
-    first, second = (find_breast(film.grey(cv2.resize(film.stored(), (336, 512), interpolation=cv2.INTER_AREA))) for film in films)
+    first, second = (find_breast(film.to_grey(cv2.resize(film.read_stored(), (336, 512), interpolation=cv2.INTER_AREA))) for film in films)
     assert first.chest_wall == second.chest_wall == "left"
     assert shift(first, second) <= 4
 

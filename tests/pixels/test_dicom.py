@@ -76,7 +76,7 @@ def write(path: Path, pixels: np.ndarray | None = None, syntax: str = uid.Explic
 
 def show(path: Path, **options: Any) -> np.ndarray:
     file = DicomFile(path, **options)
-    return file.grey(file.stored())
+    return file.to_grey(file.read_stored())
 
 
 def highdicom_show(dataset: Dataset) -> np.ndarray:
@@ -126,14 +126,14 @@ def test_values_as_highdicom_shows_them(tmp_path: Path, tags: dict[str, Any]) ->
 def test_big_endian_shows_the_same(tmp_path: Path, dtype: str) -> None:
     pixels = ramp(0, 255 if dtype == "u1" else 2047, dtype)
     stored = pixels.view("u2").byteswap().view("u1") if dtype == "u1" else pixels  # bytes travel in words of 16 bits
-    np.testing.assert_array_equal(DicomFile(write(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian)).stored(), pixels)
+    np.testing.assert_array_equal(DicomFile(write(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian)).read_stored(), pixels)
 
 
 def test_real_files_hash_as_two_decoders_gave_them_and_show_as_highdicom_does(shared_data: Path) -> None:
     for row in read_csv(shared_data / "rsna_dicom" / "rsna_dicom.csv"):
         path = shared_data / "rsna_dicom" / row["image_path"]
         file = DicomFile(path)
-        stored = file.stored()
+        stored = file.read_stored()
         assert hashlib.sha256(stored.tobytes()).hexdigest() == row["pixel_sha256"]
         assert (file.decoder, file.levels) == ("openjpeg", 5)
         assert (file.header.patient_id, file.header.laterality) == (row["patient_id"], row["laterality"])
@@ -144,13 +144,13 @@ def test_real_files_hash_as_two_decoders_gave_them_and_show_as_highdicom_does(sh
 def test_edge_files_show_as_highdicom_does(shared_data: Path, name: str) -> None:
     path = shared_data / "dicom_edge" / "dicom" / f"{name}.dcm"
     file = DicomFile(path)
-    assert_shown_alike(file, file.stored(), dcmread(path))
+    assert_shown_alike(file, file.read_stored(), dcmread(path))
 
 
 def assert_shown_alike(file: DicomFile, stored: np.ndarray, dataset: Dataset) -> None:
     """Every 6th pixel, padding apart, which highdicom shows. It refuses 12-bit LUTs, which PS3.3 C.11.2.1.1 allows: pydicom then."""
     sample = np.ascontiguousarray(stored[::6, ::6])
-    tissue = ~file.display.pads(sample)
+    tissue = ~file.display.is_padding(sample)
     if "VOILUTSequence" in dataset:
         expected = apply_voi_lut(sample, dataset) / 4095
     else:
@@ -159,7 +159,7 @@ def assert_shown_alike(file: DicomFile, stored: np.ndarray, dataset: Dataset) ->
         dataset.PixelData = sample.tobytes()
         dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
         expected = highdicom_show(dataset)
-    np.testing.assert_allclose(file.grey(sample)[tissue], expected[tissue], atol=1e-6)
+    np.testing.assert_allclose(file.to_grey(sample)[tissue], expected[tissue], atol=1e-6)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -189,13 +189,13 @@ def test_edge_files_are_read_or_refused_with_a_reason(shared_data: Path, name: s
         assert caught.value.code == verdict
         return
     file = open_image(path)
-    assert file.grey(file.stored()).max() > 0.9
-    assert {remark.code for remark in file.header.remarks} == verdict
+    assert file.to_grey(file.read_stored()).max() > 0.9
+    assert {warning.code for warning in file.header.warnings} == verdict
 
 
 def test_12_bit_jpeg_shows_the_same_film_as_its_jpeg_2000_twin(shared_data: Path) -> None:
     twins = [DicomFile(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm") for kind in ("j2k_lossy", "jpegext12_undecodable")]
-    first, second = (file.stored()[::8, ::8].astype(float) for file in twins)
+    first, second = (file.read_stored()[::8, ::8].astype(float) for file in twins)
     assert np.abs(first - second).mean() < 0.01 * np.ptp(first)
 
 
@@ -204,17 +204,17 @@ def test_padding_is_never_tissue(tmp_path: Path) -> None:
     pixels[:5], pixels[5:8] = 3000, 3004
     path = write(tmp_path / "a.dcm", pixels, PixelPaddingValue=3000, PixelPaddingRangeLimit=3004, **WINDOW)
     file = DicomFile(path)
-    assert not file.grey(file.stored())[:8].any()
-    averages = cv2.resize(file.stored(), (13, 10), interpolation=cv2.INTER_AREA)
-    assert file.grey(averages)[:2].max() < 0.01  # bright padding has not bled into the areas
+    assert not file.to_grey(file.read_stored())[:8].any()
+    averages = cv2.resize(file.read_stored(), (13, 10), interpolation=cv2.INTER_AREA)
+    assert file.to_grey(averages)[:2].max() < 0.01  # bright padding has not bled into the areas
 
 
 def test_bright_padding_without_a_voi(tmp_path: Path) -> None:
     pixels = ramp(100, 4000)
     pixels[:5] = 0
     file = DicomFile(write(tmp_path / "a.dcm", pixels, PixelPaddingValue=0, PhotometricInterpretation="MONOCHROME1"))
-    assert file.grey(file.stored())[:5].max() == 0
-    assert file.grey(cv2.resize(file.stored(), (13, 10), interpolation=cv2.INTER_AREA))[:1].max() < 0.01
+    assert file.to_grey(file.read_stored())[:5].max() == 0
+    assert file.to_grey(cv2.resize(file.read_stored(), (13, 10), interpolation=cv2.INTER_AREA))[:1].max() < 0.01
 
 
 def test_dark_padding_of_a_signed_image_written_as_unsigned(tmp_path: Path) -> None:
@@ -230,17 +230,17 @@ def test_without_a_voi_the_tissue_spans_the_range(tmp_path: Path) -> None:
     pixels = ramp(700, 1900)
     pixels[:2] = 0
     file = DicomFile(write(tmp_path / "a.dcm", pixels, PixelPaddingValue=0))
-    np.testing.assert_allclose(file.grey(file.stored())[2:], (pixels[2:] - pixels[2:].min()) / np.ptp(pixels[2:]), atol=1e-6)
+    np.testing.assert_allclose(file.to_grey(file.read_stored())[2:], (pixels[2:] - pixels[2:].min()) / np.ptp(pixels[2:]), atol=1e-6)
     assert file.header.voi == "range"
-    np.testing.assert_allclose(file.grey(pixels[20:25, 7:9]), file.grey(pixels)[20:25, 7:9])  # whatever part is shown
+    np.testing.assert_allclose(file.to_grey(pixels[20:25, 7:9]), file.to_grey(pixels)[20:25, 7:9])  # whatever part is shown
 
 
 def test_averages_lie_between_whole_values(tmp_path: Path) -> None:
     file = DicomFile(write(tmp_path / "a.dcm", **WINDOW, VOILUTFunction="SIGMOID"))
     whole = np.array([[1999, 2000]], np.uint16)
-    np.testing.assert_array_equal(file.grey(whole.astype(np.float32)), file.grey(whole))
-    np.testing.assert_allclose(file.grey(np.array([[1999.25]])), file.grey(whole) @ [[0.75], [0.25]], rtol=1e-6)
-    assert file.grey(np.array([[-7.0, 1e9]])).tolist() == file.grey(np.array([[0, 65535]], np.uint16)).tolist()
+    np.testing.assert_array_equal(file.to_grey(whole.astype(np.float32)), file.to_grey(whole))
+    np.testing.assert_allclose(file.to_grey(np.array([[1999.25]])), file.to_grey(whole) @ [[0.75], [0.25]], rtol=1e-6)
+    assert file.to_grey(np.array([[-7.0, 1e9]])).tolist() == file.to_grey(np.array([[0, 65535]], np.uint16)).tolist()
 
 
 def test_raw_detector_data_is_refused_or_log_inverted(tmp_path: Path) -> None:
@@ -255,12 +255,12 @@ def test_one_of_several_vois_is_chosen_and_recorded(tmp_path: Path) -> None:
     second = DicomFile(windows, voi=2)
     assert DicomFile(windows).header.voi == "linear 2000/1500 1/2"
     assert second.header.voi == "linear 100/7 2/2"
-    np.testing.assert_array_equal(second.grey(second.stored()), show(write(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7)))
+    np.testing.assert_array_equal(second.to_grey(second.read_stored()), show(write(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7)))
     luts = [lut(0, CURVE, 16, LUTExplanation="NORMAL"), lut(0, CURVE[::-1], 16, LUTExplanation="HARDER")]
     assert DicomFile(write(tmp_path / "c.dcm", VOILUTSequence=luts), voi=2).header.voi == "lut 2/2 HARDER"
     absent = DicomFile(windows, voi=3)
     assert absent.header.voi == "linear 2000/1500 1/2"
-    assert [remark.code for remark in absent.header.remarks] == ["assumed_values"]
+    assert [warning.code for warning in absent.header.warnings] == ["assumed_values"]
 
 
 def test_overlays_are_no_tissue(tmp_path: Path) -> None:
@@ -280,12 +280,12 @@ def test_overlays_are_no_tissue(tmp_path: Path) -> None:
         return path
 
     pixels = ramp()
-    np.testing.assert_array_equal(DicomFile(plane(write(tmp_path / "a.dcm", pixels), inside=False)).stored(), pixels)
+    np.testing.assert_array_equal(DicomFile(plane(write(tmp_path / "a.dcm", pixels), inside=False)).read_stored(), pixels)
     drawn = pixels.copy()
     drawn[3:9, 4:30] |= 0x8000
     file = DicomFile(plane(write(tmp_path / "b.dcm", drawn), inside=True))
-    np.testing.assert_array_equal(file.stored(), pixels)
-    assert file.header.remarks == ()
+    np.testing.assert_array_equal(file.read_stored(), pixels)
+    assert file.header.warnings == ()
 
 
 def test_presentation_lut_and_8_bit_lut_in_words(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_presentation_lut_and_8_bit_lut_in_words(tmp_path: Path) -> None:
 
 def refusal(path: Path) -> ImageRefusedError:
     with pytest.raises(ImageRefusedError) as caught:
-        open_image(path).stored()
+        open_image(path).read_stored()
     return caught.value
 
 
@@ -351,17 +351,17 @@ def test_synthetic_2d_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
 )
 def test_doubtful_tags_leave_a_remark_that_names_them(tmp_path: Path, tags: dict[str, Any], named: str) -> None:
     file = DicomFile(write(tmp_path / "a.dcm", **tags))
-    grey = file.grey(file.stored())
+    grey = file.to_grey(file.read_stored())
     assert np.ptp(grey) > 0.9
-    [remark] = file.header.remarks
-    assert remark.code == "assumed_values"
-    assert named in remark.sentence
+    [warning] = file.header.warnings
+    assert warning.code == "assumed_values"
+    assert named in warning.message
 
 
 def test_a_healthy_file_leaves_no_remark(tmp_path: Path) -> None:
     file = DicomFile(write(tmp_path / "a.dcm", **WINDOW))
-    file.stored()
-    assert file.header.remarks == ()
+    file.read_stored()
+    assert file.header.warnings == ()
 
 
 def test_header_is_understood(tmp_path: Path) -> None:
@@ -398,10 +398,10 @@ def test_reduced_levels_end_to_end(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", pixels, uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **WINDOW)
     file = DicomFile(path)
     assert file.levels == 4
-    assert file.stored(2).shape == (40, 52)
-    assert np.abs(file.grey(file.stored(2)) - file.grey(file.stored())[::4, ::4]).mean() < 0.02
+    assert file.read_stored(2).shape == (40, 52)
+    assert np.abs(file.to_grey(file.read_stored(2)) - file.to_grey(file.read_stored())[::4, ::4]).mean() < 0.02
     with pytest.raises(ValueError, match="level"):
-        file.stored(5)
+        file.read_stored(5)
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless])
@@ -434,7 +434,7 @@ def test_no_mutant_escapes(tmp_path: Path) -> None:
         path.write_bytes(mutant[: chance.choice((len(mutant), chance.randrange(len(mutant))))])
         try:
             file = open_image(path)
-            grey = file.grey(file.stored())
+            grey = file.to_grey(file.read_stored())
         except ImageRefusedError as error:
             verdicts.add(error.code)
         else:
@@ -468,10 +468,10 @@ def test_pictures(tmp_path: Path, name: str, bits: int) -> None:
     file = open_image(path)
     assert isinstance(file, RasterFile)
     assert (file.header.rows, file.header.columns, file.header.bits) == (40, 52, bits)
-    grey = file.grey(file.stored())
+    grey = file.to_grey(file.read_stored())
     np.testing.assert_allclose(grey, pixels / (2**bits - 1), atol=0.03 if name == "a.jpg" else 1e-6)
     cv2.imwrite(str(path), cv2.merge([pixels] * 3))
-    assert np.abs(open_image(path).stored().astype(float) - file.stored()).max() <= 2
+    assert np.abs(open_image(path).read_stored().astype(float) - file.read_stored()).max() <= 2
     cv2.imwrite(str(path), cv2.merge([pixels, pixels // 2, pixels]))
     assert refusal(path).code == "colour"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitmodel.config import Preprocessing, Size
-from vitmodel.data.lesions import from_text, on_crop, to_text
-from vitmodel.phantoms.anatomy import Breast, View, render
-from vitmodel.pixels.preprocessing import Geometry, Prepared, preprocess, resample
+from vitmodel.data.lesions import boxes_from_text, boxes_on_crop, boxes_to_text
+from vitmodel.phantoms.anatomy import BreastPhantom, PhantomView, render
+from vitmodel.pixels.preprocessing import CropGeometry, PreprocessedImage, preprocess, resample_to_canvas
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
-    return render(Breast(seed=1, laterality="L", density="C"), "MLO", Size(512, 416))
+def view() -> PhantomView:
+    return render(BreastPhantom(seed=1, laterality="L", density="C"), "MLO", Size(512, 416))
 
 
-def prepare(folder: Path, image: np.ndarray, config: Preprocessing, laterality: str = "") -> Prepared:
+def prepare(folder: Path, image: np.ndarray, config: Preprocessing, laterality: str = "") -> PreprocessedImage:
     """The crop of a picture (H W float in [0, 1]) that is first saved with 16 bits."""
     path = folder / "image.png"
     cv2.imwrite(str(path), np.rint(image * 65535).astype(np.uint16))
@@ -35,12 +35,12 @@ def prepare(folder: Path, image: np.ndarray, config: Preprocessing, laterality: 
 def test_a_crop_pixel_shows_the_source_pixel_that_the_geometry_names(
     x0: int, y0: int, width: int, height: int, flipped: bool, canvas_height: int, canvas_width: int
 ) -> None:
-    geometry = Geometry((x0, y0, x0 + width, y0 + height), flipped, Size(canvas_height, canvas_width))
+    geometry = CropGeometry((x0, y0, x0 + width, y0 + height), flipped, Size(canvas_height, canvas_width))
     rows, columns = np.mgrid[0:220, 0:220].astype(np.float32)
     top, content_height, content_width = geometry.content
     rim = 2 + int(geometry.scale / 2)  # there the kernel looks past the box
     inner = np.s_[top + rim : top + content_height - rim, rim : content_width - rim]
-    shown_x, shown_y = resample(columns, geometry, 0)[inner], resample(rows, geometry, 0)[inner]
+    shown_x, shown_y = resample_to_canvas(columns, geometry, 0)[inner], resample_to_canvas(rows, geometry, 0)[inner]
     canvas_y, canvas_x = np.mgrid[0:canvas_height, 0:canvas_width][(slice(None), *inner)]
     matrix = geometry.to_source()
     np.testing.assert_allclose(shown_x, matrix[0, 0] * canvas_x + matrix[0, 2], atol=0.1)
@@ -51,13 +51,13 @@ def test_a_crop_pixel_shows_the_source_pixel_that_the_geometry_names(
 def test_a_lesion_is_on_the_crop_where_its_pixels_are(flipped: bool) -> None:
     source = np.zeros((200, 150), np.float32)
     source[80:104, 40:60] = 1
-    geometry = Geometry((10, 20, 130, 180), flipped, Size(240, 200))
-    rows, columns = np.nonzero(resample(source, geometry, 0) > 0.5)
-    (box,) = on_crop(from_text(to_text([(40, 80, 60, 104)])), geometry)
+    geometry = CropGeometry((10, 20, 130, 180), flipped, Size(240, 200))
+    rows, columns = np.nonzero(resample_to_canvas(source, geometry, 0) > 0.5)
+    (box,) = boxes_on_crop(boxes_from_text(boxes_to_text([(40, 80, 60, 104)])), geometry)
     np.testing.assert_allclose(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], atol=1)
 
 
-def test_zero_is_air_and_nothing_else(view: View, tmp_path: Path) -> None:
+def test_zero_is_air_and_nothing_else(view: PhantomView, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, view.image, Preprocessing(size=Size(256, 128)))
     x0, y0, x1, y1 = prepared.geometry.box
     top, height, width = prepared.geometry.content
@@ -69,14 +69,14 @@ def test_zero_is_air_and_nothing_else(view: View, tmp_path: Path) -> None:
     assert not prepared.crop[:, width:].any()
 
 
-def test_a_mirrored_image_gives_the_same_crop(view: View, tmp_path: Path) -> None:
+def test_a_mirrored_image_gives_the_same_crop(view: PhantomView, tmp_path: Path) -> None:
     config = Preprocessing(size=Size(256, 128))
     left, right = prepare(tmp_path, view.image, config), prepare(tmp_path, view.image[:, ::-1], config)
     assert (left.geometry.flipped, right.geometry.flipped) == (False, True)
     np.testing.assert_array_equal(left.crop, right.crop)
 
 
-def test_a_marker_in_the_air_leaves_no_trace(view: View, tmp_path: Path) -> None:
+def test_a_marker_in_the_air_leaves_no_trace(view: PhantomView, tmp_path: Path) -> None:
     config = Preprocessing(size=Size(256, 128))
     marker = np.zeros(view.image.shape, np.uint8)
     cv2.putText(marker, "L MLO", (280, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2)
@@ -85,15 +85,15 @@ def test_a_marker_in_the_air_leaves_no_trace(view: View, tmp_path: Path) -> None
     np.testing.assert_array_equal(prepare(tmp_path, marked, config).crop, prepare(tmp_path, view.image, config).crop)
 
 
-def test_a_contradicting_side_is_doubted_and_never_trusted(view: View, tmp_path: Path) -> None:
+def test_a_contradicting_side_is_doubted_and_never_trusted(view: PhantomView, tmp_path: Path) -> None:
     config = Preprocessing(size=Size(256, 128))
     stated_right = prepare(tmp_path, view.image, config, laterality="R")
-    assert "laterality_mismatch" in [remark.code for remark in stated_right.remarks]
+    assert "laterality_mismatch" in [warning.code for warning in stated_right.warnings]
     assert stated_right.geometry.flipped is False
-    assert "laterality_mismatch" not in [remark.code for remark in prepare(tmp_path, view.image, config, "L").remarks]
+    assert "laterality_mismatch" not in [warning.code for warning in prepare(tmp_path, view.image, config, "L").warnings]
 
 
-def test_16_bits_hold_what_8_bits_hold(view: View, tmp_path: Path) -> None:
+def test_16_bits_hold_what_8_bits_hold(view: PhantomView, tmp_path: Path) -> None:
     eight = prepare(tmp_path, view.image, Preprocessing(size=Size(256, 128)))
     sixteen = prepare(tmp_path, view.image, Preprocessing(size=Size(256, 128), bits=16))
     assert sixteen.crop.dtype == np.uint16

@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 from pydicom.data import get_testdata_file
 
-from vitmodel.data.lesions import from_text
-from vitmodel.data.manifest import as_manifest, leaks, read_manifest, write_manifest
+from vitmodel.data.lesions import boxes_from_text
+from vitmodel.data.manifest import as_manifest, find_leaks, read_manifest, write_manifest
 from vitmodel.data.splits import assign_splits
 from vitmodel.errors import UsageError
-from vitmodel.jobs.journal import exclusive
-from vitmodel.releases.registry import ADAPTERS, read_release
+from vitmodel.jobs.journal import lock_folder
+from vitmodel.releases.registry import RELEASE_ADAPTERS, read_release
 
 RSNA = "site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,density,machine_id,difficult_negative_case\n"
 TRAIN = RSNA + "2,10,1,L,CC,61,0,0,0,,0,,29,False\n1,10,2,R,MLO,,1,1,1,0,0,B,49,False\n1,11,3,L,AT,50,0,0,0,1,1,D,49,True\n"
@@ -66,7 +66,7 @@ def test_rsna(write: Callable[..., Path]) -> None:
     (source / "lesions.csv").write_text(lesions)
     found = read_release(source).lesions
     assert found.isna().tolist() == [True, False, True]
-    assert from_text(found[1]).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8.5]], "a benign finding is no lesion"
+    assert boxes_from_text(found[1]).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8.5]], "a benign finding is no lesion"
 
     test = read_release(source / "test.csv")
     assert names(test, source) == ["test_images/10/9.dcm"]
@@ -145,7 +145,7 @@ def test_cbis_ddsm(write: Callable[..., Path], caplog: pytest.LogCaptureFixture)
     assert set(table.density) == {"B"}
     assert table.split.to_dict() == {"M1": "train", "M2": "test", "M3": "test", "C4": "train", "C2": "test"}
     assert table.official_split["M2"] == "train"
-    assert leaks(table.reset_index()).empty
+    assert find_leaks(table.reset_index()).empty
     assert "1 patients" in caplog.text
 
 
@@ -215,7 +215,7 @@ def test_class_folders_within_splits(write: Callable[..., Path]) -> None:
 def test_patients_called_0_and_1_are_no_classes(write: Callable[..., Path]) -> None:
     source = write({"negative/1/a.png": "", "positive/2/b.png": ""})
     assert read_release(source).cancer.tolist() == [0, 1], "the outermost class folder decides"
-    assert not ADAPTERS["class_folders"].detect(write({"x/0/a.png": "", "x/1/a.png": "", "x/2/a.png": ""}) / "x")
+    assert not RELEASE_ADAPTERS["class_folders"].detect(write({"x/0/a.png": "", "x/1/a.png": "", "x/2/a.png": ""}) / "x")
 
 
 def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -225,7 +225,7 @@ def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: 
     cv2.imwrite(str(source / "b" / "2.png"), np.zeros((4, 4), np.uint8))
     (source / "b" / "1.2.840.7").write_bytes(Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes())
     (source / "b" / "loop").symlink_to(source)
-    with exclusive(source / "out"):  # OUT of a run over this very folder
+    with lock_folder(source / "out"):  # OUT of a run over this very folder
         (source / "out" / "overlays").mkdir()
         shutil.copy(source / "b" / "2.png", source / "out" / "overlays")
     table = read_release(source)
@@ -331,13 +331,13 @@ def test_the_real_tables_have_the_known_counts_and_no_leak(shared_data: Path, na
     cancer, split = table.cancer, table.split
     counts = ((cancer == 1).sum(), (cancer == 0).sum(), cancer.isna().sum()), ((split == "train").sum(), (split == "test").sum())
     assert (len(table), table.patient_id.nunique(), *counts) == FACTS[name]
-    assert leaks(table).empty
+    assert find_leaks(table).empty
     assert set(table.laterality) == {"L", "R"}
     assert all(map(os.path.exists, table.path)) == (not name.startswith("metadata"))
     if name in ("metadata/rsna", "mias_512", "rsna_crop256"):
         parts = assign_splits(table)
         rates = parts.groupby("split").cancer.mean() / table.cancer.mean()
-        assert leaks(parts).empty
+        assert find_leaks(parts).empty
         assert rates.between(0.75, 1.25).all(), rates
 
 

@@ -13,11 +13,19 @@ import pandas as pd
 import pytest
 
 from vitmodel.config import Preprocessing
-from vitmodel.data.manifest import as_manifest, read_manifest, usable
+from vitmodel.data.manifest import as_manifest, read_manifest, usable_rows
 from vitmodel.errors import UsageError
-from vitmodel.pixels.verdict import REFUSED, WARNED
-from vitmodel.reports.contact_sheet import BOX_COLOUR, SIDE, in_turns, source_thumbnail
-from vitmodel.reports.etl import by_verdict, properties, reasons, share, shares, sides, write_etl_report
+from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
+from vitmodel.reports.contact_sheet import BOX_COLOUR, THUMBNAIL_SIDE, sample_by_reason, source_thumbnail
+from vitmodel.reports.etl import (
+    count_by_status,
+    count_values,
+    format_percentage,
+    image_properties,
+    summarize_reasons,
+    summarize_sides,
+    write_etl_report,
+)
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
@@ -83,12 +91,12 @@ def test_every_row_is_counted_once(manifest: pd.DataFrame, tmp_path: Path) -> No
     assert all(count.values())
     assert sum(count.values()) == len(manifest)
     for column in ("site_id", "machine_id"):
-        table = by_verdict(manifest, column)
+        table = count_by_status(manifest, column)
         assert table.images.sum() == len(manifest)
         assert {verdict: table[verdict].sum() for verdict in count} == count
-    used = usable(manifest)
-    for title, values in properties(used).items():
-        assert shares(values).sum() == len(used), title
+    used = usable_rows(manifest)
+    for title, values in image_properties(used).items():
+        assert count_values(values).sum() == len(used), title
     page = report_on(manifest, tmp_path)
     assert f"{count['ok']} + {count['warned']} + {count['refused']} = {len(manifest)}" in page.words
     assert all(image_id in page.text for image_id in manifest.image_id[manifest.status == "refused"])
@@ -97,18 +105,18 @@ def test_every_row_is_counted_once(manifest: pd.DataFrame, tmp_path: Path) -> No
 
 
 def test_every_reason_is_explained_and_counted(tmp_path: Path) -> None:
-    known = [*REFUSED, *WARNED]
-    status = ["refused"] * len(REFUSED) + ["warned"] * (len(WARNED) + 1)
+    known = [*REFUSAL_REASONS, *WARNING_REASONS]
+    status = ["refused"] * len(REFUSAL_REASONS) + ["warned"] * (len(WARNING_REASONS) + 1)
     manifest = table_of(status=status, reason=[*known, "lossy;inverted;lossy"])
     manifest = manifest.assign(path=[f"{tmp_path}/{name}.png" for name in manifest.image_id])
-    table = reasons(manifest)
+    table = summarize_reasons(manifest)
     assert set(table.index) == set(known)
     assert table.images["lossy"] == table.images["inverted"] == 2
     assert table.images.sum() == len(known) + 2
     assert table.examples["lossy"] == f"i{known.index('lossy')}, i{len(known)}"
-    assert list(table.verdict) == ["refused"] * len(REFUSED) + ["warned"] * len(WARNED)
+    assert list(table.verdict) == ["refused"] * len(REFUSAL_REASONS) + ["warned"] * len(WARNING_REASONS)
     words = report_on(manifest[manifest.status == "refused"], tmp_path).words
-    assert all(code in words and meaning in words for code, meaning in REFUSED.items())
+    assert all(code in words and meaning in words for code, meaning in REFUSAL_REASONS.items())
 
 
 def test_a_reason_of_another_version_is_shown(manifest: pd.DataFrame, tmp_path: Path) -> None:
@@ -123,7 +131,7 @@ def test_mirrored_images_are_counted_by_machine_and_whole_patient() -> None:
         ("A", "p3", "L", "left"), ("B", "p4", "R", "right"), ("B", "p4", "", "right"), ("C", "p5", "L", None), (None, "p6", "R", "left"),
     ]  # fmt: skip
     columns = dict(zip(("machine_id", "patient_id", "laterality", "chest_wall_side"), map(list, zip(*rows, strict=True)), strict=True))
-    table = sides(table_of(**columns))
+    table = summarize_sides(table_of(**columns))
     assert table.loc["A"].to_dict() == {"images": 5, "mirrored": 3, "patients": 3, "all": 1, "some": 1}
     assert table.loc["B"].to_dict() == {"images": 1, "mirrored": 0, "patients": 1, "all": 0, "some": 0}
     assert table.loc["unknown"].to_dict() == {"images": 1, "mirrored": 1, "patients": 1, "all": 1, "some": 0}
@@ -134,7 +142,7 @@ def test_mirrored_images_are_counted_by_machine_and_whole_patient() -> None:
 def test_a_manifest_of_refused_images_from_unknown_places(tmp_path: Path) -> None:
     manifest = table_of(status=["refused"] * 60, reason=["blank"] * 59 + ["no_breast"], remark=["grey"] * 60)
     page = report_on(manifest, tmp_path)
-    assert by_verdict(manifest, "site_id").to_dict("index") == {"unknown": {"ok": 0, "warned": 0, "refused": 60, "images": 60}}
+    assert count_by_status(manifest, "site_id").to_dict("index") == {"unknown": {"ok": 0, "warned": 0, "refused": 60, "images": 60}}
     assert "50 of 60 refused images" in page.words
     assert page.words.count("grey") == 50
     assert len(set(re.findall(r"\bi\d+", page.words))) >= 50
@@ -179,16 +187,16 @@ def outline(picture: np.ndarray) -> tuple[int, int, int, int]:
 def test_the_box_is_drawn_where_the_manifest_says(box: tuple[int, int, int, int], tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "source.png"), np.full((1000, 800), 77, np.uint8))
     picture = source_thumbnail(tmp_path / "source.png", box, Preprocessing())
-    assert picture.shape == (SIDE, 256, 3)
+    assert picture.shape == (THUMBNAIL_SIDE, 256, 3)
     assert outline(picture) == tuple(round(0.32 * edge) for edge in box)
     coloured = (picture == BOX_COLOUR).all(axis=2)
     assert (picture[~coloured] == 77).all()
-    assert 0 < coloured.sum() <= 2 * 2 * (SIDE + 256)  # lines, not an area
+    assert 0 < coloured.sum() <= 2 * 2 * (THUMBNAIL_SIDE + 256)  # lines, not an area
 
 
 def test_boxes_are_drawn_on_every_format_of_the_release(manifest: pd.DataFrame) -> None:
     """The release's images are smaller than a thumbnail, so that the drawn box is the manifest's."""
-    used = usable(manifest)
+    used = usable_rows(manifest)
     assert used.transfer_syntax.nunique() > 2
     for row in used.itertuples():
         box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
@@ -197,20 +205,20 @@ def test_boxes_are_drawn_on_every_format_of_the_release(manifest: pd.DataFrame) 
 
 def test_reasons_take_turns_and_the_rarest_comes_first() -> None:
     table = table_of(reason=["lossy"] * 500 + ["lossy;inverted"] * 20 + ["doubtful_crop"] + [None] * 479)
-    chosen = in_turns(table, 30)
+    chosen = sample_by_reason(table, 30)
     assert list(chosen.group.drop_duplicates()) == ["doubtful_crop", "inverted", "lossy", ""]
     assert chosen.group.value_counts().to_dict() == {"doubtful_crop": 1, "inverted": 10, "lossy": 10, "": 9}
     assert chosen.image_id.is_unique
-    assert len(in_turns(table, 2000)) == len(table)
-    assert in_turns(table.head(0), 30).empty
+    assert len(sample_by_reason(table, 2000)) == len(table)
+    assert sample_by_reason(table.head(0), 30).empty
 
 
 def test_rare_values_are_grouped_and_none_is_lost() -> None:
     values = pd.Series(["a"] * 9 + ["b"] * 5 + list("cdefghijkl") + [None] * 7)
-    counts = shares(values, most=3)
+    counts = count_values(values, most=3)
     assert counts.to_dict() == {"other (10 values)": 10, "a": 9, "unknown": 7, "b": 5}
-    assert shares(pd.Series(list("aab")), most=1).to_dict() == {"a": 2, "b": 1}  # no group of one
+    assert count_values(pd.Series(list("aab")), most=1).to_dict() == {"a": 2, "b": 1}  # no group of one
 
 
 def test_only_nothing_is_0_percent_and_only_all_is_100() -> None:
-    assert [share(part, 54706) for part in (0, 1, 547, 54705, 54706)] == ["0 %", "0.1 %", "1.0 %", "99.9 %", "100 %"]
+    assert [format_percentage(part, 54706) for part in (0, 1, 547, 54705, 54706)] == ["0 %", "0.1 %", "1.0 %", "99.9 %", "100 %"]

@@ -18,9 +18,9 @@ from scipy.special import expit
 from vitmodel.errors import VitmodelError
 from vitmodel.metrics.compare import compare
 from vitmodel.metrics.curve_data import Curves
-from vitmodel.metrics.metrics import METRICS, Ranking, measure
-from vitmodel.metrics.scored_units import Sample
-from vitmodel.reports.evaluation import Audit, Baseline, Case, CrossFitted, Level, Report, write_report
+from vitmodel.metrics.metrics import METRICS, RankedUnits, compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.reports.evaluation import Audit, Baseline, CrossFitted, ErrorCase, EvaluationReport, Level, write_report
 from vitmodel.reports.figures import history
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json
 
@@ -51,23 +51,23 @@ class Page(HTMLParser):
         self.text += "" if "style" in self.open else f"{data} "
 
 
-def made_up(labels_known: bool = True) -> Report:
+def made_up(labels_known: bool = True) -> EvaluationReport:
     rng = np.random.default_rng(0)
     labels = np.repeat(rng.random(60) < 0.3, 4).astype(float) if labels_known else np.zeros(240)
     labels[-8:] = np.nan
     scores = 1 / (1 + np.exp(-rng.normal(1.5 * np.nan_to_num(labels) - 1)))
-    images = Sample(labels, scores, np.repeat(np.arange(60), 4))
+    images = ScoredUnits(labels, scores, np.repeat(np.arange(60), 4))
     breasts = images.aggregate(np.repeat(np.arange(120), 2), "mean")
     levels = [
-        Level(name, sample, measure(sample, threshold=0.4321, replicates=50), refused)
+        Level(name, sample, compute_metrics(sample, threshold=0.4321, replicates=50), refused)
         for name, sample, refused in (("image", images, 7), ("breast", breasts, 1))
     ]
-    return Report(
+    return EvaluationReport(
         title="Evaluation",
         command="vitmodel evaluate package manifest.csv out",
         created="2025-01-01 12:00 UTC",
         levels=levels,
-        plotted=levels[1],
+        headline=levels[1],
         label="cancer",
         method={"Threshold": "best F1 on the validation split"},
         model={"SHA-256": "9f86d081"},
@@ -78,12 +78,12 @@ def made_up(labels_known: bool = True) -> Report:
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> EvaluationReport:
     return made_up()
 
 
 @pytest.fixture(scope="module")
-def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> str:
+def page(report: EvaluationReport, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, report)
     return path.read_text(encoding="utf-8")
@@ -101,9 +101,9 @@ def test_every_picture_is_a_drawing(page: str) -> None:
     assert not any(re.search(rb'(href|src)="(?!#)', picture) for picture in pictures)
 
 
-def test_the_points_that_are_drawn_are_those_of_the_json(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_points_that_are_drawn_are_those_of_the_json(report: EvaluationReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crop, shown = np.ones((2, 2), np.uint8), []
-    report = replace(report, errors=[Case("7", 0.1, 1, "L CC, age 71", crop)])
+    report = replace(report, errors=[ErrorCase("7", 0.1, 1, "L CC, age 71", crop)])
     monkeypatch.setattr("vitmodel.reports.evaluation._inline", lambda figure: shown.append(figure.axes[0]) or "data:,")
     write_report(tmp_path / "report.html", report)
     document = json.loads(to_json(report.to_dict()))
@@ -123,7 +123,7 @@ def test_the_points_that_are_drawn_are_those_of_the_json(report: Report, tmp_pat
         assert corners >= {*zip(band["x"], band["low"], strict=True), *zip(band["x"], band["high"], strict=True)}
     whiskers = [segment[:, 1].tolist() for segment in reliability.collections[0].get_segments()]
     np.testing.assert_allclose(np.transpose(whiskers), [curves["reliability"][name] for name in ("low", "high")])
-    assert sum(curves["reliability"]["units"]) == sum(bars["negatives"] + bars["positives"]) == report.plotted.metrics.units
+    assert sum(curves["reliability"]["units"]) == sum(bars["negatives"] + bars["positives"]) == report.headline.metrics.units
     for stairs, name in ((histogram.patches[0], "negatives"), (histogram.patches[2], "positives")):
         np.testing.assert_allclose(stairs.get_data().values, np.array(bars[name]) / sum(bars[name]))
         assert stairs.get_data().edges.tolist() == bars["edges"]
@@ -134,8 +134,8 @@ def test_a_curve_of_many_scores_is_thinned_to_what_can_be_seen(monkeypatch: pyte
     monkeypatch.setattr("vitmodel.metrics.curve_data.BAND_REPLICATES", 20)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 54706).astype(float)
-    sample = Sample(labels, expit(rng.normal(labels)), np.arange(len(labels)))
-    exact, kept = Ranking(sample, 1.0).curve(), Curves.of(sample)
+    sample = ScoredUnits(labels, expit(rng.normal(labels)), np.arange(len(labels)))
+    exact, kept = RankedUnits(sample, 1.0).curve(), Curves.from_units(sample)
     assert len(exact.fpr) > 20000
     assert max(len(kept.roc.fpr), len(kept.precision_recall.recall)) <= 3000
     assert np.abs(np.interp(exact.fpr + exact.tpr, kept.roc.fpr + kept.roc.tpr, kept.roc.tpr) - exact.tpr).max() < 0.001
@@ -143,7 +143,7 @@ def test_a_curve_of_many_scores_is_thinned_to_what_can_be_seen(monkeypatch: pyte
     assert len(to_json(asdict(kept))) < 500e3
 
 
-def test_it_shows_every_number_with_its_interval_and_every_count(page: str, report: Report) -> None:
+def test_it_shows_every_number_with_its_interval_and_every_count(page: str, report: EvaluationReport) -> None:
     text = " ".join(Page(page).text.split()).replace("−", "-")
     for level in report.levels:
         metrics = level.metrics
@@ -165,10 +165,10 @@ def test_the_warning_stands_beside_the_scores(page: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_errors_are_shown_small_enough_to_be_sent(kind: type[np.integer], report: Report, tmp_path: Path) -> None:
+def test_errors_are_shown_small_enough_to_be_sent(kind: type[np.integer], report: EvaluationReport, tmp_path: Path) -> None:
     crop = np.full((2048, 1000), np.iinfo(kind).max, dtype=kind)
     orange = np.full((256, 128, 3), (255, 128, 0), dtype=np.uint8)
-    write_report(tmp_path / "report.html", replace(report, errors=[Case("7", 0.1, 1, "L CC", crop, orange)]))
+    write_report(tmp_path / "report.html", replace(report, errors=[ErrorCase("7", 0.1, 1, "L CC", crop, orange)]))
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "report.html").read_text(encoding="utf-8"))
     pictures = [cv2.imdecode(np.frombuffer(base64.b64decode(each), np.uint8), cv2.IMREAD_UNCHANGED) for each in found]
     assert [picture.shape for picture in pictures] == [(512, 250), (256, 128, 3)]
@@ -187,7 +187,7 @@ def test_the_folds_of_a_split_share_its_colour_and_one_entry_of_the_legend() -> 
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "val"]
 
 
-def test_text_from_outside_is_never_markup(report: Report, tmp_path: Path) -> None:
+def test_text_from_outside_is_never_markup(report: EvaluationReport, tmp_path: Path) -> None:
     hostile = '$<script>alert("x")</script><img src=http://x.example>'
     curves = {hostile: {"train": [(0, 1.0)]}}
     hostile_report = replace(report, title=hostile, command=hostile, model={hostile: hostile}, refusals={hostile: 1}, history=curves)
@@ -206,8 +206,8 @@ def test_one_class_is_reported_without_curves_and_with_the_reason(tmp_path: Path
     assert "nan" not in re.findall(r"\w+", page.text)
 
 
-def test_the_captions_of_cross_fitting_name_the_folds_that_there_were(report: Report, tmp_path: Path) -> None:
-    metrics = report.plotted.metrics
+def test_the_captions_of_cross_fitting_name_the_folds_that_there_were(report: EvaluationReport, tmp_path: Path) -> None:
+    metrics = report.headline.metrics
     few = replace(report, folds=3, thresholds=[CrossFitted("Largest F1", (0.1, 0.2), metrics)], recalibrated={"platt": metrics})
     write_report(tmp_path / "report.html", few)
     text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text.split())
@@ -215,23 +215,23 @@ def test_the_captions_of_cross_fitting_name_the_folds_that_there_were(report: Re
         assert said in text
 
 
-def test_a_baseline_without_pixels_that_ranks_better_is_a_warning(report: Report, tmp_path: Path) -> None:
-    model = report.plotted.sample.known()
-    oracle = Sample(model.labels, 0.1 + 0.8 * model.labels, model.patients)
+def test_a_baseline_without_pixels_that_ranks_better_is_a_warning(report: EvaluationReport, tmp_path: Path) -> None:
+    model = report.headline.sample.labelled()
+    oracle = ScoredUnits(model.labels, 0.1 + 0.8 * model.labels, model.patients)
     for name, other, warnings in (("oracle", oracle, 3), ("itself", model, 2)):
-        found = Baseline("Metadata alone", measure(other, 0.5, 50), compare(other, model, (0.5, 0.5), 50, 0), "machine_id")
+        found = Baseline("Metadata alone", compute_metrics(other, 0.5, 50), compare(other, model, (0.5, 0.5), 50, 0), "machine_id")
         write_report(tmp_path / name, replace(report, audit=Audit(links={"patients": 0}, examples=[], baselines=[found])))
         page = (tmp_path / name).read_text(encoding="utf-8")
         assert page.count('class="warning"') == warnings
         assert ("Metadata alone ranks these better than the model does, by machine_id" in page) == (name == "oracle")
 
 
-def test_the_same_report_gives_the_same_bytes(report: Report, page: str, tmp_path: Path) -> None:
+def test_the_same_report_gives_the_same_bytes(report: EvaluationReport, page: str, tmp_path: Path) -> None:
     write_report(tmp_path / "again.html", report)
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
-def test_a_place_that_cannot_be_written_is_named(report: Report, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_named(report: EvaluationReport, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(VitmodelError, match=r"cannot write .*file/report\.html"):
         write_report(tmp_path / "file" / "report.html", report)

@@ -13,11 +13,11 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from vitmodel.config import Preprocessing, Size
-from vitmodel.pixels.preprocessing import Geometry, preprocess
-from vitmodel.results.evidence import Software, read_evidence
+from vitmodel.pixels.preprocessing import CropGeometry, preprocess
+from vitmodel.results.evidence import Software, read_source_header
 from vitmodel.results.heatmap import HeatMap
-from vitmodel.results.image_results import Image, ResultWriter
-from vitmodel.results.overlay import Caption, Picture, draw_overlay
+from vitmodel.results.image_results import ImageResult, ResultWriter
+from vitmodel.results.overlay import Caption, DisplayImage, draw_overlay
 from vitmodel.utils import sha256_file
 
 SOFTWARE = Software(version="1.2.3", model="ViT 3 x 24", serial="0123456789abcdef", parameters=("threshold 0.3",))
@@ -25,23 +25,23 @@ SOFTWARE = Software(version="1.2.3", model="ViT 3 x 24", serial="0123456789abcde
 
 def ramp(flipped: bool) -> tuple[HeatMap, np.ndarray]:
     """A map whose patches hold a linear function of where they lie in the source, and that function on the source's pixels."""
-    geometry = Geometry((30, 40, 330, 560), flipped, Size(128, 64))
+    geometry = CropGeometry((30, 40, 330, 560), flipped, Size(128, 64))
     rows, columns = np.mgrid[3.5:128:8, 3.5:64:8]
     x, y = np.einsum("ij,jkl->ikl", geometry.to_source(), np.stack([columns, rows, np.ones_like(rows)]))
     top, height, width = geometry.content
     tissue = np.zeros((128, 64), bool)
     tissue[top : top + height, :width] = True
     source_rows, source_columns = np.mgrid[:600, :400]
-    return HeatMap(values=x + 2 * y, tissue=tissue, geometry=geometry, patch=8, source=(600, 400)), source_columns + 2.0 * source_rows
+    return HeatMap(values=x + 2 * y, tissue=tissue, geometry=geometry, patch=8, source_shape=(600, 400)), source_columns + 2.0 * source_rows
 
 
 @pytest.mark.parametrize("flipped", [False, True])
 def test_a_map_lies_on_the_source_where_its_patches_came_from(flipped: bool) -> None:
     heat, expected = ramp(flipped)
-    found = heat.on_source()
+    found = heat.to_source_image()
     inner = (slice(80, 520), slice(60, 300))  # between the centres of the outer patches
     np.testing.assert_allclose(found[inner], expected[inner], atol=1)
-    half = heat.on_source(0.5)
+    half = heat.to_source_image(0.5)
     centres = expected.reshape(300, 2, 200, 2).mean((1, 3))  # a shrunk pixel stands for the middle of four
     np.testing.assert_allclose(half[40:260, 30:150], centres[40:260, 30:150], atol=1)
     outside = np.ones_like(found, bool)
@@ -54,10 +54,10 @@ def test_the_peak_lies_in_the_hottest_region(flipped: bool) -> None:
     heat, _ = ramp(flipped)
     values = np.zeros((16, 8))
     values[10, 3] = 5
-    spot = HeatMap(values=values, tissue=heat.tissue, geometry=heat.geometry, patch=8, source=heat.source)
+    spot = HeatMap(values=values, tissue=heat.tissue, geometry=heat.geometry, patch=8, source_shape=heat.source_shape)
     expected = heat.geometry.to_source() @ [3 * 8 + 3.5, 10 * 8 + 3.5, 1]
-    np.testing.assert_allclose(spot.peak(), expected)
-    outline = spot.hottest()
+    np.testing.assert_allclose(spot.peak_position(), expected)
+    outline = spot.peak_outline()
     assert (outline.min(0) < expected).all()
     assert (expected < outline.max(0)).all()
     assert np.ptp(outline, axis=0).max() < 2.5 * 8 / heat.geometry.scale
@@ -65,8 +65,8 @@ def test_the_peak_lies_in_the_hottest_region(flipped: bool) -> None:
 
 def test_an_overlay_of_nothing_is_the_picture_and_can_blank_all_but_the_breast() -> None:
     heat, _ = ramp(False)
-    nothing = HeatMap(values=np.zeros((16, 8)), tissue=heat.tissue, geometry=heat.geometry, patch=8, source=heat.source)
-    picture = Picture(np.full((600, 400), 100, np.uint8), 1.0)
+    nothing = HeatMap(values=np.zeros((16, 8)), tissue=heat.tissue, geometry=heat.geometry, patch=8, source_shape=heat.source_shape)
+    picture = DisplayImage(np.full((600, 400), 100, np.uint8), 1.0)
     caption = Caption(title="L CC", score="10 %", unit="log-odds", low=0, high=1)
     page = draw_overlay(picture, nothing, caption)
     height, width = 560 + 24 - 16, 330 + 24 - 6
@@ -88,12 +88,12 @@ def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dic
     rng = np.random.default_rng(0)
     heat = HeatMap(
         values=rng.normal(size=(8, 4)), tissue=prepared.crop > 0, geometry=prepared.geometry, patch=16,
-        source=(prepared.header.rows, prepared.header.columns),
+        source_shape=(prepared.header.rows, prepared.header.columns),
     )  # fmt: skip
     side = prepared.header.laterality
     writer = ResultWriter(out, SOFTWARE, preprocessing, 0.3, dicom=True, secret=secret)
-    image = Image(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
-    region, _ = writer.explain(image, heat, "log-odds", 0, 1)
+    image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
+    region, _ = writer.write_explanation(image, heat, "log-odds", 0, 1)
     rows = pd.DataFrame([{"path": str(original), "prediction_id": "p", "laterality": side, "probability": 0.6, "region": region}])
     assert writer.report(rows, rows[["prediction_id", "laterality"]].assign(probability=0.45, decision=1.0)) == (1, 0)
     results = [dcmread(path) for path in sorted((out / "dicom").iterdir())]
@@ -139,7 +139,7 @@ def test_the_parametric_map_holds_the_maps_values(results: Results) -> None:
     _, heat, found = results
     stored = found["Parametric Map Storage"]
     mapping = stored.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
-    expected = heat.on_source()
+    expected = heat.to_source_image()
     pixels = stored.pixel_array
     assert np.array_equal(pixels == 0, np.isnan(expected))
     values = pixels * mapping.RealWorldValueSlope + mapping.RealWorldValueIntercept
@@ -185,8 +185,8 @@ def test_missing_source_tags_are_left_empty_or_derived(original: Path, tmp_path:
     source.add_new("PatientBirthDate", "LO", "00000000")
     source["PatientBirthDate"].VR = "DA"
     source.save_as(tmp_path / "bare.dcm")
-    header = read_evidence(tmp_path / "bare.dcm")
+    header = read_source_header(tmp_path / "bare.dcm")
     assert (header.PatientName, header.PatientBirthDate, header.StudyDate) == ("", "", "")
-    assert header.StudyInstanceUID == read_evidence(tmp_path / "bare.dcm").StudyInstanceUID
+    assert header.StudyInstanceUID == read_source_header(tmp_path / "bare.dcm").StudyInstanceUID
     _, results = write_all(tmp_path / "bare.dcm", tmp_path / "out")
     assert len(results) == 3

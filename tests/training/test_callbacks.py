@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vitmodel.cli import main
 from vitmodel.model.package import load_package
-from vitmodel.reports.panel import tile
+from vitmodel.reports.panel import contact_grid
 
 
 def test_both_loggers_get_the_same_names_and_settings(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_both_loggers_get_the_same_names_and_settings(crops: Path, tmp_path: Pat
 
 def test_a_panel_shows_each_crop_completely_and_separately() -> None:
     crops = [np.full((20, 10), value, np.uint8) for value in (50, 100, 150)] + [np.full((20, 10), 51400, np.uint16)]
-    picture = tile(crops, columns=2, height=40)
+    picture = contact_grid(crops, columns=2, height=40)
     assert [np.count_nonzero(picture == value) for value in (50, 100, 150, 200)] == [40 * 20] * 4
-    captioned = tile(crops, ["a", "b", "c", "d"], columns=2, height=40)
+    captioned = contact_grid(crops, ["a", "b", "c", "d"], columns=2, height=40)
     assert captioned.shape[0] > picture.shape[0]

@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vitmodel.cli import main
 from vitmodel.config import PredictorConfig
-from vitmodel.data.manifest import read_manifest, usable
-from vitmodel.model.package import TENSORS
+from vitmodel.data.manifest import read_manifest, usable_rows
+from vitmodel.model.package import TENSORS_FILE
 from vitmodel.scoring.predictor import Predictor
 
 AWAY = torch.device("meta")
@@ -108,7 +108,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # which tensors that hold others do not know
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_: None)
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda *_: None)
-    monkeypatch.setattr("vitmodel.training.trainer.strategy_of", lambda _: SingleDeviceStrategy(AWAY))
+    monkeypatch.setattr("vitmodel.training.trainer.resolve_strategy", lambda _: SingleDeviceStrategy(AWAY))
     for module in ("vitmodel.training.fit", "vitmodel.scoring.predictor"):
         monkeypatch.setattr(f"{module}.device_of", lambda _: AWAY)
     with OtherMemory():
@@ -153,14 +153,14 @@ def test_another_device_gives_the_same_weights_scores_and_maps(
     recipe: str, method: str, crops: Path, flags: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     table, options = str(crops / "manifest.csv"), [*flags, "--device", "cpu", *recipe.split()]
-    package, images = tmp_path / "here" / "package", usable(read_manifest(crops / "manifest.csv"))[:8]
+    package, images = tmp_path / "here" / "package", usable_rows(read_manifest(crops / "manifest.csv"))[:8]
     assert main(["train", table, str(tmp_path / "here"), *options]) == 0
     said, heat = settled(package, images, method)
 
     request.getfixturevalue("elsewhere")
     assert main(["train", table, str(tmp_path / "away"), *options]) == 0
-    trained = load_file(tmp_path / "away" / "package" / TENSORS)
-    for name, tensor in load_file(package / TENSORS).items():
+    trained = load_file(tmp_path / "away" / "package" / TENSORS_FILE)
+    for name, tensor in load_file(package / TENSORS_FILE).items():
         torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     said_away, heat_away = settled(package, images, method)
     np.testing.assert_allclose(said_away, said, rtol=1e-4, atol=1e-5)

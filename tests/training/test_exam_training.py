@@ -22,18 +22,18 @@ from vitmodel.cli import main
 from vitmodel.commands.evaluate import evaluate
 from vitmodel.config import EvaluateConfig, PredictorConfig, TrainConfig
 from vitmodel.data.dataset import CropDataset, ExamDataset, read_crop, to_tensor
-from vitmodel.data.exams import about_images, learn_vocabulary, unseen_sources
-from vitmodel.data.manifest import breast_ids, read_manifest, usable, write_manifest
-from vitmodel.data.samplers import Draw, InOrder
+from vitmodel.data.exams import build_vocabulary, describe_unseen_sources, image_metadata
+from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write_manifest
+from vitmodel.data.samplers import SampleRequest, SequentialSampler
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, Vocabulary
-from vitmodel.model.fusion import any_of
+from vitmodel.model.fusion import noisy_or_logits
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package
-from vitmodel.model.packed_batch import pack
+from vitmodel.model.packed_batch import pack_images
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.training.batching import Batch, Batches
+from vitmodel.training.batching import Batch, BatchLoader
 from vitmodel.training.fit import labelled_crops
-from vitmodel.training.module import Learner
+from vitmodel.training.module import ClassificationModule
 
 EXAMS = ["--fusion", "--sources", "view,machine_id", "--source-images", "4"]
 
@@ -73,17 +73,17 @@ def test_scores_of_an_exam_do_not_depend_on_other_exams_order_or_token_budget(fu
     assert (together["score"] - together["breast_score"]).abs().max() > 0.01
     mixed = both(fused, table.sample(frac=1, random_state=0)).loc[together.index]
     alone = pd.concat([both(fused, rows) for _, rows in table.groupby("patient_id")]).loc[together.index]
-    fused.ensemble.members[0].tokens = 12  # of which an exam has 36
+    fused.ensemble.packages[0].tokens = 12  # of which an exam has 36
     narrow = both(fused, table)
-    fused.ensemble.members[0].tokens = fused.config.tokens
+    fused.ensemble.packages[0].tokens = fused.config.tokens
     for other in (mixed, alone, narrow):
         np.testing.assert_allclose(together, other, atol=1e-5)
 
 
 def test_breast_and_patient_scores_are_those_of_the_network(fused: Predictor, table: pd.DataFrame) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and rows["laterality"].nunique() == 2)
-    about = about_images(rows, fused.ensemble.model.config)
-    images = pack([to_tensor(read_crop(path)) for path in rows["path"]], 16, about=about)
+    metadata = image_metadata(rows, fused.ensemble.model.config)
+    images = pack_images([to_tensor(read_crop(path)) for path in rows["path"]], 16, metadata=metadata)
     with torch.no_grad():
         said = fused.ensemble.model(images)
     breasts = fused.score_breasts(fused.score_images(rows))
@@ -113,7 +113,7 @@ def test_an_unseen_machine_is_treated_as_unknown_and_reported(fused: Predictor, 
 
 
 def test_the_report_lists_the_images_of_unseen_machines(exam_run: Path, table: pd.DataFrame, tmp_path: Path) -> None:
-    rows = usable(table)
+    rows = usable_rows(table)
     rows = rows[rows["cancer"].notna() & (rows["view"] != "")]
     new = rows["patient_id"] == rows["patient_id"].iloc[0]
     write_manifest(rows.assign(machine_id=rows["machine_id"].mask(new, "never seen")), tmp_path / "manifest.csv")
@@ -126,7 +126,7 @@ def test_the_report_lists_the_images_of_unseen_machines(exam_run: Path, table: p
 
 
 def test_a_changed_image_has_its_exam_scored_again(exam_run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = usable(read_manifest(crops / "manifest.csv"))
+    table = usable_rows(read_manifest(crops / "manifest.csv"))
     table = table[table["patient_id"].isin(table["patient_id"].unique()[:3])]
     (tmp_path / "in").mkdir()
     for place, path in zip(table.index, table["source_path"], strict=True):
@@ -176,7 +176,7 @@ def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run
 
 
 def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(crops: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = usable(read_manifest(crops / "manifest.csv")).reset_index(drop=True)
+    rows = usable_rows(read_manifest(crops / "manifest.csv")).reset_index(drop=True)
     rows.loc[rows["patient_id"] == rows["patient_id"].iloc[0], "path"] = [
         f"lost {number}" for number in range((rows["patient_id"] == rows["patient_id"].iloc[0]).sum())
     ]
@@ -184,10 +184,10 @@ def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(crops
     images = CropDataset(rows["path"].tolist(), labels.tolist())
     exams = ExamDataset(images, rows["patient_id"].tolist(), breast_ids(rows).tolist(), dropout=0.99)
     for number in range(len(exams)):
-        drawn = [example.row for example in exams[Draw(number, 7)]]
+        drawn = [example.row for example in exams[SampleRequest(number, 7)]]
         assert set(breast_ids(rows.iloc[drawn])) >= set(breast_ids(rows.iloc[exams.exams[number]])[labels.notna()])
     config = TrainConfig(manifest=Path(), run=Path(), workers=0)
-    batches = Batches(replace_dropout(exams), InOrder(len(exams)), config, [])
+    batches = BatchLoader(replace_dropout(exams), SequentialSampler(len(exams)), config, [])
     with caplog.at_level(logging.WARNING):
         seen = sorted(row for batch in batches for row in batch.row.tolist())
     assert "an exam of which no image can be read: lost 0" in caplog.text
@@ -215,32 +215,32 @@ def test_the_loss_sums_the_levels_with_a_known_label() -> None:
     )
     labels = torch.tensor([1, 1, torch.nan, torch.nan, 0, torch.nan])
     crops = [torch.rand(1, 32, 32) for _ in range(6)]
-    batch = Batch(pack(crops, 16, about=about_images(table, network.config)), labels, torch.empty(6, 0), torch.arange(6), ())
-    learner = Learner(network, TrainConfig(manifest=Path(), run=Path()), images=2, history={})
+    batch = Batch(pack_images(crops, 16, metadata=image_metadata(table, network.config)), labels, torch.empty(6, 0), torch.arange(6), ())
+    learner = ClassificationModule(network, TrainConfig(manifest=Path(), run=Path()), images_per_epoch=2, history={})
     with torch.no_grad():
         said = network(batch.pack)
         found = learner._losses("val", batch, said, torch.zeros(6))
     cost = F.softplus
     image, breast = said.images[:, 0], said.breasts
-    a = (cost(-image[0]) + cost(-image[1])) / 4 + cost(-breast[0]) / 2 + cost(-any_of(breast, [[0, 1]])[0])
+    a = (cost(-image[0]) + cost(-image[1])) / 4 + cost(-breast[0]) / 2 + cost(-noisy_or_logits(breast, [[0, 1]])[0])
     b = cost(image[4]) / 2 + cost(breast[2]) / 2
     torch.testing.assert_close(found, torch.stack([a, b]))
 
 
 def test_a_value_gets_its_own_adapter_if_every_fold_has_enough_images(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (pd.DataFrame({"machine_id": values}) for values in (["1"] * 5 + ["2"] * 5 + ["3"], ["1"] * 4 + ["2"] + [np.nan]))
-    assert learn_vocabulary("machine_id", [first], 5).values == ("1", "2")
-    assert learn_vocabulary("machine_id", [first, second], 4).values == ("1",)
+    assert build_vocabulary("machine_id", [first], 5).values == ("1", "2")
+    assert build_vocabulary("machine_id", [first, second], 4).values == ("1",)
     assert "learned apart 1 (4 images)" in capsys.readouterr().out
 
 
 def test_ages_are_grouped_by_decade() -> None:
     table = pd.DataFrame({"age": [39.0, 40.0, 49.0, np.nan]})
-    learned = learn_vocabulary("age", [table], 1)
+    learned = build_vocabulary("age", [table], 1)
     assert learned.values == ("40 to 49", "below 40")
     config = NetworkConfig(vit=PRESETS["vit_micro"], sources=SourcesConfig(columns=(learned,)))
-    assert [known.sources[0] for known in about_images(table, config)] == [2, 1, 1, 0]
-    assert unseen_sources(table, config) == ["", "", "", "age is not known"]
+    assert [known.sources[0] for known in image_metadata(table, config)] == [2, 1, 1, 0]
+    assert describe_unseen_sources(table, config) == ["", "", "", "age is not known"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_invalid_options_are_refused(
 
 def test_fusion_refuses_breasts_without_a_side(crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     table = read_manifest(crops / "manifest.csv")
-    row = usable(table).index[0]
+    row = usable_rows(table).index[0]
     table.loc[row, "laterality"] = ""
     write_manifest(table, tmp_path / "manifest.csv")
     assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *flags, "--fusion"]) == 2

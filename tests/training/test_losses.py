@@ -10,9 +10,9 @@ import torch
 from sklearn.metrics import log_loss
 
 from vitmodel.errors import UsageError
-from vitmodel.metrics.metrics import Ranking
-from vitmodel.metrics.scored_units import Sample
-from vitmodel.training.losses import TARGETS, AuxiliaryHeads, bce, focal, make_loss, prior_bias, soft_f1
+from vitmodel.metrics.metrics import RankedUnits
+from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.training.losses import AUXILIARY_TARGETS, AuxiliaryHeads, bce, focal, make_loss, prior_bias, soft_f1
 
 LOGITS = torch.tensor([-3.0, -0.5, 0.2, 4.0, 1.0])
 LABELS = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
@@ -39,7 +39,7 @@ def test_smoothing_softens_positives_only() -> None:
 
 def test_soft_f1_is_the_metric() -> None:
     labels, scores = LABELS.numpy(), torch.sigmoid(LOGITS).numpy()
-    metric = Ranking(Sample(labels, scores, np.arange(5)), threshold=0.5).values()["pf1"]
+    metric = RankedUnits(ScoredUnits(labels, scores, np.arange(5)), threshold=0.5).metric_values()["pf1"]
     assert 1 - soft_f1(LOGITS, LABELS)[0].item() == pytest.approx(metric, rel=1e-5)
     assert soft_f1(LOGITS, torch.zeros(5)).tolist() == [0] * 5
 
@@ -75,7 +75,7 @@ def test_prior_bias_starts_at_the_base_rate() -> None:
 
 def test_auxiliary_heads_learn_from_what_is_known() -> None:
     torch.manual_seed(0)
-    names = list(TARGETS)
+    names = list(AUXILIARY_TARGETS)
     heads = AuxiliaryHeads(8, names)
     features = torch.randn(4, 8, requires_grad=True)
     values = {
@@ -87,7 +87,7 @@ def test_auxiliary_heads_learn_from_what_is_known() -> None:
         "view": ["CC", "MLO", "AT", "LM"],
         "age": [46.0, 70.0, math.nan, math.nan],
     }
-    targets = torch.stack([TARGETS[name].encode(values[name]) for name in names], dim=1)
+    targets = torch.stack([AUXILIARY_TARGETS[name].encode(values[name]) for name in names], dim=1)
     losses = heads(features, targets)  # B A
     assert (losses[:, names.index("biopsy")] == 0).all()
     losses.sum().backward()

@@ -23,11 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vitmodel.cli import main
 from vitmodel.config import TrainConfig
 from vitmodel.data.manifest import read_manifest, write_manifest
-from vitmodel.data.samplers import Shuffled
+from vitmodel.data.samplers import EpochSampler
 from vitmodel.errors import VitmodelError
-from vitmodel.model.package import load_members, load_package
-from vitmodel.training.module import Learner
-from vitmodel.training.trainer import AtomicCheckpoints, precision_of, start_or_resume
+from vitmodel.model.package import load_models, load_package
+from vitmodel.training.module import ClassificationModule
+from vitmodel.training.trainer import AtomicCheckpoints, resolve_precision, start_or_resume
 
 ROOT = Path(__file__).parents[2]
 FOLDED = [
@@ -72,14 +72,14 @@ def test_a_run_with_every_option_resumes_to_identical_weights(crops: Path, tmp_p
     """Interrupted in the middle of the second epoch, with weights averaged, gradients accumulated and a body that was frozen before."""
     command = ["train", str(crops / "manifest.csv")]
     assert main([*command, str(tmp_path / "undisturbed"), *SHORT, *EVERYTHING]) == 0
-    step = Learner.training_step
+    step = ClassificationModule.training_step
 
-    def interrupted(self: Learner, batch, number: int):
+    def interrupted(self: ClassificationModule, batch, number: int):
         if self.current_epoch == 1 and number == 1:
             raise RuntimeError("power cut")
         return step(self, batch, number)
 
-    monkeypatch.setattr(Learner, "training_step", interrupted)
+    monkeypatch.setattr(ClassificationModule, "training_step", interrupted)
     with pytest.raises(RuntimeError, match="power cut"):
         main([*command, str(tmp_path / "resumed"), *SHORT, *EVERYTHING])
     monkeypatch.undo()
@@ -125,16 +125,16 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(crops: Path, short:
 def test_a_batch_with_a_nonfinite_loss_is_skipped_and_named(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses, spoiled = Learner._losses, set()
+    losses, spoiled = ClassificationModule._losses, set()
 
-    def poisoned(self: Learner, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
+    def poisoned(self: ClassificationModule, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
         values = losses(self, stage, batch, said, more)
         if stage == "train" and self.current_epoch == 0 and len(spoiled) < 2:
             spoiled.add(batch.pack.names)
             return values * torch.nan
         return values
 
-    monkeypatch.setattr(Learner, "_losses", poisoned)
+    monkeypatch.setattr(ClassificationModule, "_losses", poisoned)
     command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT]
     assert main([*command, "--nonfinite", "3"]) == 0
     named = {tuple(step["image_ids"]) for step in json.loads((tmp_path / "run" / "nonfinite.json").read_text())}
@@ -159,15 +159,15 @@ def test_two_processes_skip_a_step_together_and_name_the_images_of_both(crops: P
 
 def test_a_nonfinite_gradient_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite, its gradient is not: the step is skipped and the weights, their average too, stay finite."""
-    losses = Learner._losses
+    losses = ClassificationModule._losses
 
-    def steep(self: Learner, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
+    def steep(self: ClassificationModule, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
         values = losses(self, stage, batch, said, more)
-        if stage == "train" and self.current_epoch == 0 and not self.nonfinite:
+        if stage == "train" and self.current_epoch == 0 and not self.nonfinite_steps:
             return values + torch.sqrt(values.detach() * 0 + values * 0)  # 0, with an infinite slope times 0
         return values
 
-    monkeypatch.setattr(Learner, "_losses", steep)
+    monkeypatch.setattr(ClassificationModule, "_losses", steep)
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--ema", "0.9"]) == 0
     assert len(json.loads((tmp_path / "run" / "nonfinite.json").read_text())) == 1
     assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
@@ -223,18 +223,18 @@ def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_
     assert (found.groupby("patient_id")["fold"].nunique() == 1).all()
     assert (found["fold"] == found["patient_id"].map(folds)).all()
     assert found.groupby("fold")["cancer"].nunique().eq(2).all()
-    members, package = load_members(run / "package")
+    members, package = load_models(run / "package")
     assert len(members) == 2
     assert package["calibration"]
     assert main(["predict", str(run / "package"), str(run / "manifest.csv"), str(tmp_path / "scores")]) == 0
     scores = pd.read_csv(tmp_path / "scores" / "scores.csv", dtype={"image_id": str}).set_index("image_id")["score"]
     for number, member in enumerate(members):
         from vitmodel.data.dataset import read_crop, to_tensor
-        from vitmodel.model.packed_batch import pack
+        from vitmodel.model.packed_batch import pack_images
 
         row = read_manifest(run / "manifest.csv").set_index("image_id").loc[found[found["fold"] == number].iloc[0]["image_id"]]
         crop = to_tensor(read_crop(row.path))
-        images = pack([crop, crop.flip(-2)] if averaged else [crop], 16)
+        images = pack_images([crop, crop.flip(-2)] if averaged else [crop], 16)
         with torch.inference_mode():
             mine, all_of_them = member(images).images.mean().item(), [each(images).images.mean().item() for each in members]
         alone = found.set_index("image_id")["score"][row.name]
@@ -339,7 +339,7 @@ def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "taken"), [("auto", "32-true"), ("bf16", "bf16-mixed"), ("fp32", "32-true")])
 def test_a_cpu_trains_in_32_bits_by_default(asked: Any, taken: str) -> None:
-    assert precision_of(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
+    assert resolve_precision(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
 
 
 def test_resuming_with_another_precision_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -369,7 +369,7 @@ def test_each_precision_trains_and_clips_gradients(precision: str, crops: Path, 
 @pytest.mark.parametrize("positives", [1, 3, 12])
 def test_positive_sampling_puts_a_positive_into_each_batch(positives: int) -> None:
     labels = [1.0] * positives + [0.0] * (160 - positives)
-    sampler = Shuffled(labels, 0, "positive", batch=16)
+    sampler = EpochSampler(labels, 0, "positive", batch=16)
     for _ in range(3):
         rows = [draw.row for draw in sampler]
         assert len(rows) == 160

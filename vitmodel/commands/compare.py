@@ -8,33 +8,33 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import CompareConfig, PredictorConfig, to_command
-from vitmodel.data.fingerprint import describe_seen, was_seen
-from vitmodel.data.manifest import breast_ids, read_manifest, read_table, repeated
-from vitmodel.data.splits import choose_rows
+from vitmodel.data.fingerprint import describe_training_overlap, seen_in_training
+from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifest, read_table
+from vitmodel.data.splits import select_split
 from vitmodel.errors import UsageError
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import Comparison, compare
 from vitmodel.metrics.crossfit import cross_fitted_thresholds
-from vitmodel.metrics.metrics import METRICS, Metrics, measure
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.metrics import METRICS, Metrics, compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.scoring.tables import by_group
+from vitmodel.scoring.tables import aggregate_by_group
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
-SCORES = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}
+SCORE_FILE_COLUMNS = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}
 """By the column that names a file's units: the columns that may hold their scores, of which the first is taken. `cancer` is the score in
 Kaggle's submissions, but the truth in a table of images."""
-SHOWN = ("auroc", "partial_auroc", "auprc", "pf1", "f1", "sensitivity", "specificity", "brier", "ece", "calibration_slope")
+SHOWN_METRICS = ("auroc", "partial_auroc", "auprc", "pf1", "f1", "sensitivity", "specificity", "brier", "ece", "calibration_slope")
 
 
-class Scores(NamedTuple):
+class UnitScores(NamedTuple):
     """What a model says of each unit that it scored, by the unit's id."""
 
     units: pd.Series
     seen: pd.Series | None = None
     """Whether the model has learned from each image, by the id of its unit; a score file does not say."""
 
-    def of(self, units: pd.Index) -> pd.Series | None:
+    def training_overlap(self, units: pd.Index) -> pd.Series | None:
         """`seen` of the images of these units."""
         return None if self.seen is None else self.seen[self.seen.index.isin(units)]
 
@@ -42,10 +42,10 @@ class Scores(NamedTuple):
 def compare_models(config: CompareConfig) -> None:
     """Print the figures of each model and its differences from the first, on the units that all of them scored; write them to OUT."""
     check_used(config)
-    table, split = choose_rows(read_manifest(config.manifest), config.split, str(config.manifest))
+    table, split = select_split(read_manifest(config.manifest), config.split, str(config.manifest))
     if config.label not in table or table[config.label].isna().all():
         raise UsageError(f"{config.manifest}: column {config.label} is empty on the {len(table)} rows to compare on ({split})")
-    copies = repeated(table)
+    copies = is_repeated_file(table)
     if copies.any():
         print(f"left out, byte for byte copies of another image of their breast: {copies.sum()}")
         table = table[~copies]
@@ -56,18 +56,18 @@ def compare_models(config: CompareConfig) -> None:
     print(f"{len(together)} of {len(units)} labelled {config.level} units are scored by all; split {split}")
     if together.empty:
         raise UsageError(f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of each of them")
-    seen = [each.of(together.index) for each in found]
+    seen = [each.training_overlap(together.index) for each in found]
     for model, images in zip(config.models, seen, strict=True):
-        for sentence in () if images is None else describe_seen(images, str(model)):
+        for sentence in () if images is None else describe_training_overlap(images, str(model)):
             print(sentence)
-    samples = [Sample(together["label"], together[position], together["patient_id"]) for position in range(len(config.models))]
+    samples = [ScoredUnits(together["label"], together[position], together["patient_id"]) for position in range(len(config.models))]
     thresholds = [cross_fitted_thresholds(sample, "f1", seed=config.seed) for sample in samples]
-    figures = [measure(sample, cut, config.replicates, config.seed) for sample, cut in zip(samples, thresholds, strict=True)]
+    figures = [compute_metrics(sample, cut, config.replicates, config.seed) for sample, cut in zip(samples, thresholds, strict=True)]
     against = [
         compare(samples[0], sample, (thresholds[0], cut), config.replicates, config.seed)
         for sample, cut in zip(samples[1:], thresholds[1:], strict=True)
     ]
-    show(config, figures, against)
+    print_comparison(config, figures, against)
     if config.out:
         models = {
             str(model): metrics.to_dict() | {"seen_images": None if images is None else int(images.sum())}
@@ -104,7 +104,7 @@ def labelled_units(table: pd.DataFrame, config: CompareConfig) -> pd.DataFrame:
     return groups.agg(label=("label", "max"), patient_id=("patient_id", "first")).dropna()
 
 
-def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> Scores:
+def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
     """The model's score of each unit that it scored, by the unit's id. Raises UsageError naming the file."""
     if model.is_dir():
         return package_scores(model, table, config)
@@ -112,27 +112,27 @@ def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> Scor
     if key == "prediction_id":
         if config.level == "image":
             raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per image")
-        return Scores(scored if config.level == "breast" else worse(scored.dropna(), table))
+        return UnitScores(scored if config.level == "breast" else worst_breast_scores(scored.dropna(), table))
     rows = table[table["image_id"].isin(scored.dropna().index)]
     if rows.empty:
-        return Scores(pd.Series(dtype=float))
-    return Scores(aggregated(scored.loc[rows["image_id"]].set_axis(rows.index), rows, config))
+        return UnitScores(pd.Series(dtype=float))
+    return UnitScores(aggregate_scores(scored.loc[rows["image_id"]].set_axis(rows.index), rows, config))
 
 
-def aggregated(scores: pd.Series, rows: pd.DataFrame, config: CompareConfig) -> pd.Series:
+def aggregate_scores(scores: pd.Series, rows: pd.DataFrame, config: CompareConfig) -> pd.Series:
     """The images' scores as those of units, by the unit's id: aggregated per breast, and then, as packages do, a patient's largest."""
     if config.level == "image":
         return scores.set_axis(rows["image_id"])
-    breasts = by_group(scores, breast_ids(rows), config.aggregate)
-    return breasts if config.level == "breast" else worse(breasts, rows)
+    breasts = aggregate_by_group(scores, breast_ids(rows), config.aggregate)
+    return breasts if config.level == "breast" else worst_breast_scores(breasts, rows)
 
 
-def worse(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
+def worst_breast_scores(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
     """Each patient's largest score, by her id, of the scores of breasts by theirs; breasts that `rows` lack are left out."""
     return breasts.groupby(rows.groupby(breast_ids(rows))["patient_id"].first()).max()
 
 
-def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> Scores:
+def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
     """The package's probability of each unit, as `vitmodel predict` gives it."""
     predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, jobs=config.jobs))
     tables = predictor.score(table)
@@ -140,14 +140,14 @@ def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> 
     units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]
     scores = units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])["probability"]
     used = images[images["probability"].notna()]
-    return Scores(scores, was_seen(used, predictor.ensemble.package["data"]).set_axis(unit_ids(used, config.level)))
+    return UnitScores(scores, seen_in_training(used, predictor.ensemble.package["data"]).set_axis(unit_ids(used, config.level)))
 
 
 def read_scores(path: Path) -> tuple[pd.Series, str]:
     """The scores of a file by image_id or prediction_id, and which of the two; NaN = refused. Raises UsageError naming file and row."""
     table = read_table(path)
-    key = next((name for name in SCORES if name in table), "")
-    column = next((name for name in SCORES.get(key, ()) if name in table), None)
+    key = next((name for name in SCORE_FILE_COLUMNS if name in table), "")
+    column = next((name for name in SCORE_FILE_COLUMNS.get(key, ()) if name in table), None)
     if column is None:
         raise UsageError(f"{path}: a score file has image_id with probability or score, or prediction_id with one of these or cancer")
     values = pd.to_numeric(table[column], errors="coerce")
@@ -162,7 +162,7 @@ def read_scores(path: Path) -> tuple[pd.Series, str]:
     return pd.Series(values.to_numpy(), index=table[key].to_numpy()), key
 
 
-def show(config: CompareConfig, figures: list[Metrics], against: list[Comparison]) -> None:
+def print_comparison(config: CompareConfig, figures: list[Metrics], against: list[Comparison]) -> None:
     """The table on standard output."""
     titles = {name: title for group in METRICS.values() for name, title in group.items()}
     first = figures[0]
@@ -171,7 +171,7 @@ def show(config: CompareConfig, figures: list[Metrics], against: list[Comparison
     )
     for position, (model, metrics) in enumerate(zip(config.models, figures, strict=True)):
         print(f"\n{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[position % 26]}  {model}")
-        for name in SHOWN:
+        for name in SHOWN_METRICS:
             difference = f"   difference from A {against[position - 1].differences[name]}" if position else ""
             print(f"  {titles[name]:52} {metrics.intervals[name]}{difference}")
         if position:

@@ -20,9 +20,9 @@ def info(config: InfoConfig) -> None:
 
 def describe_package(folder: Path) -> str:
     """Architecture, preprocessing, decision, data and versions, then the model card."""
-    from vitmodel.model.package import load_members
+    from vitmodel.model.package import load_models
 
-    models, package = load_members(folder)
+    models, package = load_models(folder)
     count = sum(parameter.numel() for model in models for parameter in model.parameters())
     shown: dict[str, Any] = {key: package[key] for key in ("label", "preprocessing", "decision", "versions") if key in package}
     shown["calibration"] = {

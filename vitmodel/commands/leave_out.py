@@ -8,26 +8,26 @@ from typing import Any
 import pandas as pd
 
 from vitmodel.config import LeaveOutConfig, listed
-from vitmodel.data.manifest import read_manifests, usable, write_manifest
-from vitmodel.data.splits import leave_out
+from vitmodel.data.manifest import read_manifests, usable_rows, write_manifest
+from vitmodel.data.splits import hold_out_group
 from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import removed_if_refused
 from vitmodel.jobs.steps import run_step
-from vitmodel.releases.files import file_name
+from vitmodel.releases.files import safe_file_name
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
 LABEL = "cancer"
-FEWEST = 2
+MIN_PATIENTS = 2
 """Patients of each class that a value needs, to be measured on."""
 
 
-def leave_each_out(config: LeaveOutConfig) -> None:
+def leave_one_out(config: LeaveOutConfig) -> None:
     """Run `vitmodel train` and `vitmodel evaluate` once for each value; what was finished earlier is kept. Writes OUT/summary.json."""
     table = read_manifests(config.manifest)
-    values = measurable(table, config)
+    values = select_values(table, config)
     found: dict[str, Any] = {}
     for value in values:
-        folder = config.out / file_name(f"{config.by}-{value}")
+        folder = config.out / safe_file_name(f"{config.by}-{value}")
         metrics = folder / "report" / "metrics.json"
         if not metrics.exists():
             run(table, value, folder, config)
@@ -41,24 +41,24 @@ def leave_each_out(config: LeaveOutConfig) -> None:
     print(f"summary: {config.out / 'summary.json'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
-def measurable(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
+def select_values(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
     """Return the values to leave out, one after the other.
 
     Raises UsageError if fewer than two values are known, or none has enough patients to be measured on.
     """
-    known = usable(table).dropna(subset=[LABEL, config.by])
+    known = usable_rows(table).dropna(subset=[LABEL, config.by])
     values = sorted(known[config.by].unique())
     if len(values) < 2:
         raise UsageError(
             f"{listed(config.manifest)}: column {config.by} has {len(values)} known values, but two are needed; choose another with --by"
         )
     counts = known.groupby([config.by, LABEL])["patient_id"].nunique().unstack(fill_value=0).reindex(columns=[0.0, 1.0], fill_value=0)
-    chosen = [value for value in values if counts.loc[value].min() >= FEWEST]
+    chosen = [value for value in values if counts.loc[value].min() >= MIN_PATIENTS]
     for value in values:
         if value not in chosen:
-            print(f"{config.by} {value} is not left out: it has fewer than {FEWEST} patients with {LABEL}, or without")
+            print(f"{config.by} {value} is not left out: it has fewer than {MIN_PATIENTS} patients with {LABEL}, or without")
     if not chosen:
-        raise UsageError(f"{listed(config.manifest)}: no {config.by} has {FEWEST} patients with {LABEL} and as many without")
+        raise UsageError(f"{listed(config.manifest)}: no {config.by} has {MIN_PATIENTS} patients with {LABEL} and as many without")
     return chosen
 
 
@@ -70,7 +70,7 @@ def run(table: pd.DataFrame, value: str, folder: Path, config: LeaveOutConfig) -
     manifest = folder / "manifest.csv"
     trained = folder / "run"
     with removed_if_refused(folder, results=trained.name):
-        write_manifest(leave_out(table, config.by, value), manifest)
+        write_manifest(hold_out_group(table, config.by, value), manifest)
         resume = ["--resume"] if (trained / "train.yaml").exists() else []
         run_step("train", manifest, trained, *shlex.split(config.train), *resume)
         run_step("evaluate", trained / "package", trained / "manifest.csv", folder / "report", *shlex.split(config.evaluate))

@@ -13,21 +13,21 @@ import pandas as pd
 from vitmodel import __version__
 from vitmodel.config import PredictConfig
 from vitmodel.data.manifest import breast_ids
-from vitmodel.data.rows import Row
+from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import ImageRefusedError, VitmodelError
-from vitmodel.jobs.journal import JOURNAL, Journal, exclusive, state
+from vitmodel.jobs.journal import JOURNAL, Journal, file_state, lock_folder
 from vitmodel.model.explain import method_named
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.evidence import Software
 from vitmodel.results.image_results import ResultWriter
-from vitmodel.results.score_files import write_scores
+from vitmodel.results.score_files import write_score_files
 from vitmodel.scoring.explanation import NO_GEOMETRY, heat_map, image_of
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import ScoredImage, ScoringRows
 from vitmodel.scoring.tables import ScoreTables, fallback_messages, recropping_messages
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, seed_from
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, derive_seed
 
-SHOWN = 20  # refused images named on the screen
+MAX_REFUSALS_SHOWN = 20  # refused images named on the screen
 
 Entry = dict[str, Any]
 
@@ -50,7 +50,7 @@ def predict(config: PredictConfig) -> int:
     seconds = time.perf_counter() - start
     per_image = f"{1e3 * seconds / max(1, run.scored):.0f} ms per image, of it {predictor.timings.per_image(run.scored)}"
     print(f"{seconds:.1f} s, {per_image}")
-    for name, message in list(run.unexplained.items())[:SHOWN]:
+    for name, message in list(run.unexplained.items())[:MAX_REFUSALS_SHOWN]:
         print(f"no heat map of image {name}: {message}", file=sys.stderr)
     return summarise(run.tables.images, run.tables.breasts, config) or int(bool(run.unexplained))
 
@@ -65,7 +65,7 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         config: Sources, output folder and options; its package fields are those that `predictor` was made with.
         say: Called with each message of the run.
     """
-    with exclusive(config.out):
+    with lock_folder(config.out):
         unpacked = config.out / ".unpacked"
         rows = predictor.attach(read_inputs(config.source, config.dataset, unpacked))
         for message in recropping_messages(rows.table, predictor.ensemble.package["preprocessing"]):
@@ -75,8 +75,8 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         tables = predictor.tables(rows.table, [entry["record"] for entry in entries], logits)
         for message in fallback_messages(tables.images):
             say(message)
-        with predictor.timings.of("writing"):
-            write_scores(*tables, config.out, config.parquet, config.jsonl)
+        with predictor.timings.record("writing"):
+            write_score_files(*tables, config.out, config.parquet, config.jsonl)
             if config.dicom:
                 say(report(rows, tables, entries, predictor, config))
         shutil.rmtree(unpacked, ignore_errors=True)
@@ -125,13 +125,13 @@ def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: C
 def marks_of(rows: ScoringRows, keys: Sequence[str], predictor: Predictor, config: PredictConfig) -> list[str]:
     """Return for each row a text of all that determines its result: file, metadata, packages and options."""
     ensemble = predictor.ensemble
-    settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {seed_from(config.deidentify)}"
-    marks = [f"{state(row.source)} {row.laterality} {settings}" for row in rows.rows]
+    settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
+    marks = [f"{file_state(row.source_file)} {row.laterality} {settings}" for row in rows.rows]
     if ensemble.model.sources or ensemble.fused:
-        marks = [f"{mark} {about.sources} {about.view}" for mark, about in zip(marks, rows.metadata, strict=True)]
+        marks = [f"{mark} {metadata.sources} {metadata.view}" for mark, metadata in zip(marks, rows.metadata, strict=True)]
     if ensemble.fused:
         for unit in rows.exams():
-            exam = f" {seed_from(*sorted(keys[n] + marks[n] for n in unit)):016x}"
+            exam = f" {derive_seed(*sorted(keys[n] + marks[n] for n in unit)):016x}"
             for n in unit:
                 marks[n] += exam
     return marks
@@ -142,15 +142,15 @@ def is_done(entry: Entry, mark: str, out: Path) -> bool:
     return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
 
 
-def explain(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: str) -> Entry:
+def explain(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: str) -> Entry:
     """Write the heat map of an image and return its hottest region for the structured report."""
     if scored.loaded.cropped.geometry is None:
         return {"unexplained": NO_GEOMETRY}
     heat = heat_map(scored.loaded, predictor, method)
-    with predictor.timings.of("writing"):
+    with predictor.timings.record("writing"):
         try:
             chosen = method_named(method)
-            region, files = writer.explain(image_of(place, row, scored, predictor), heat, chosen.unit, *chosen.scale)
+            region, files = writer.write_explanation(image_of(place, row, scored, predictor), heat, chosen.unit, *chosen.scale)
             return {"region": region, "files": files}
         except ImageRefusedError as error:
             return {"unexplained": str(error)}
@@ -163,7 +163,7 @@ def explain(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predicto
 def report(rows: ScoringRows, tables: ScoreTables, entries: list[Entry], predictor: Predictor, config: PredictConfig) -> str:
     """Write the structured reports; return a message that counts them and the images that could have none."""
     findings = tables.images[["laterality", "probability"]].assign(
-        path=[str(row.source) for row in rows.rows],
+        path=[str(row.source_file) for row in rows.rows],
         prediction_id=breast_ids(tables.images),
         region=[entry.get("region") for entry in entries],
     )
@@ -180,7 +180,7 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
         model=f"ViT {architecture.depth} x {architecture.dim}, patch {architecture.patch}",
         serial=ensemble.fingerprint()[:16],
         parameters=(
-            f"packages: {len(ensemble.members)}, flip averaging: {'yes' if ensemble.flip else 'no'}",
+            f"packages: {len(ensemble.packages)}, flip averaging: {'yes' if ensemble.flip else 'no'}",
             f"breast: {ensemble.aggregation} of its images; threshold {ensemble.threshold:.4f}",
             f"heat map: {config.explain}",
             NOT_A_MEDICAL_DEVICE,
@@ -192,10 +192,10 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
 def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig) -> int:
     """Say what was refused or is in doubt and what Kaggle would not take; the exit status."""
     refused = images[images["status"] == "refused"]
-    for row in refused.head(SHOWN).itertuples():
+    for row in refused.head(MAX_REFUSALS_SHOWN).itertuples():
         print(f"refused: image {row.image_id}: {row.reason}: {row.remark}", file=sys.stderr)
-    if len(refused) > SHOWN:
-        print(f"refused: {len(refused) - SHOWN} more images, see scores.csv", file=sys.stderr)
+    if len(refused) > MAX_REFUSALS_SHOWN:
+        print(f"refused: {len(refused) - MAX_REFUSALS_SHOWN} more images, see scores.csv", file=sys.stderr)
     doubts = breasts.loc[breasts["status"] == "warned", "reason"].str.split(";").explode().value_counts()
     if len(doubts):
         counts = ", ".join(f"{code} {count}" for code, count in doubts.items())

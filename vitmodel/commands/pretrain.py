@@ -14,18 +14,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from vitmodel.config import Preprocessing, PretrainConfig, TrainConfig, TrainingConfig, listed, to_yaml
 from vitmodel.data.dataset import CropDataset
 from vitmodel.data.fingerprint import Fingerprint, fingerprint
-from vitmodel.data.samplers import InOrder, Shuffled
+from vitmodel.data.samplers import EpochSampler, SequentialSampler
 from vitmodel.errors import UsageError
-from vitmodel.jobs.journal import exclusive
+from vitmodel.jobs.journal import lock_folder
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.phantoms.dataset import PhantomDataset
-from vitmodel.training.batching import Batches
-from vitmodel.training.fit import LABEL, architecture_of, read_crops
-from vitmodel.training.module import Course, History, Learner, Painter
-from vitmodel.training.trainer import LAST, STARTED, build_trainer, fit, is_first, next_epoch, start_or_resume, system
+from vitmodel.training.batching import BatchLoader
+from vitmodel.training.fit import LABEL, make_vit_config, read_cropped_manifest
+from vitmodel.training.module import ClassificationModule, History, MaePretrainer, TrainingModule
+from vitmodel.training.trainer import LAST_CHECKPOINT, STARTED, build_trainer, fit, is_rank_zero, next_epoch, start_or_resume, system_info
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 HELD_OUT = 0.1  # phantoms per epoch to watch the model on, as a share of those it learns from
@@ -33,30 +33,30 @@ HELD_OUT = 0.1  # phantoms per epoch to watch the model on, as a share of those 
 
 def pretrain(config: PretrainConfig) -> None:
     """Write RUN/package with the weights of the last epoch. Raises UsageError where the manifest has nothing to learn from."""
-    frame = crops(config.manifest) if config.manifest else None
-    preprocessing = commonest(frame) if frame is not None else Preprocessing(size=config.size)
+    frame = training_crops(config.manifest) if config.manifest else None
+    preprocessing = most_common_preprocessing(frame) if frame is not None else Preprocessing(size=config.size)
     data = fingerprint(frame.assign(split="pretrain"), LABEL) if frame is not None else None
-    with exclusive(config.run, STARTED) if is_first() else contextlib.nullcontext():
+    with lock_folder(config.run, STARTED) if is_rank_zero() else contextlib.nullcontext():
         checkpoint = start_or_resume("pretrain", config, config.run, data["sha256"] if data else "")
         L.seed_everything(config.seed, verbose=False)
-        network = NetworkConfig(vit=architecture_of(config, preprocessing.size))
+        network = NetworkConfig(vit=make_vit_config(config, preprocessing.size))
 
-        def task(model: Network) -> Task:
-            return finding(config, model, checkpoint) if frame is None else painting(config, model, frame, checkpoint)
+        def task(model: Network) -> PretrainTask:
+            return phantom_task(config, model, checkpoint) if frame is None else mae_task(config, model, frame, checkpoint)
 
         learner, train, val = task(Network(network))
-        last = ModelCheckpoint(config.run / LAST.parent, LAST.stem, enable_version_counter=False)
+        last = ModelCheckpoint(config.run / LAST_CHECKPOINT.parent, LAST_CHECKPOINT.stem, enable_version_counter=False)
         trainer = build_trainer(config, config.run, [last])
         fit(trainer, learner, train, val, checkpoint)
         if trainer.is_global_zero:
             whole = task(model := Network(network))[0]  # afresh: shards are no model
-            whole.load_state_dict(torch.load(config.run / LAST, weights_only=True)["state_dict"])
+            whole.load_state_dict(torch.load(config.run / LAST_CHECKPOINT, weights_only=True)["state_dict"])
             write_package(config, model, learner.history, data, preprocessing)
 
 
-def crops(manifests: Sequence[Path]) -> pd.DataFrame:
+def training_crops(manifests: Sequence[Path]) -> pd.DataFrame:
     """The manifest's usable crops; where it has splits, those of `train` alone: what is held out is not looked at, label or no label."""
-    frame = read_crops(manifests)
+    frame = read_cropped_manifest(manifests)
     if frame["split"].notna().any():
         frame = frame[frame["split"] == "train"]
     if frame.empty:
@@ -64,29 +64,29 @@ def crops(manifests: Sequence[Path]) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def commonest(frame: pd.DataFrame) -> Preprocessing:
+def most_common_preprocessing(frame: pd.DataFrame) -> Preprocessing:
     """The preprocessing of most crops: nothing but the size matters here, and the model takes any."""
     return Preprocessing.from_json(frame["preprocessing"].mode()[0])
 
 
-Task = tuple[Course, Batches, Batches | None]  # what learns, what from, and what it is watched on
+PretrainTask = tuple[TrainingModule, BatchLoader, BatchLoader | None]  # what learns, what from, and what it is watched on
 
 
-def painting(config: PretrainConfig, model: Network, frame: pd.DataFrame, checkpoint: Path | None) -> Task:
+def mae_task(config: PretrainConfig, model: Network, frame: pd.DataFrame, checkpoint: Path | None) -> PretrainTask:
     """Masked autoencoding of crops."""
     images = CropDataset(frame["path"].tolist(), [float("nan")] * len(frame), config.augment)
-    order = Shuffled(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
-    return Painter(MaskedAutoencoder(model.trunk, config.ratio), config, len(images), history={}), Batches(images, order, config), None
+    order = EpochSampler(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
+    return MaePretrainer(MaskedAutoencoder(model.trunk, config.ratio), config, len(images), history={}), BatchLoader(images, order, config), None
 
 
-def finding(config: PretrainConfig, model: Network, checkpoint: Path | None) -> Task:
+def phantom_task(config: PretrainConfig, model: Network, checkpoint: Path | None) -> PretrainTask:
     """Cancers in phantoms, no two of them alike."""
     images = PhantomDataset(config.phantoms, config.size, config.difficulty, config.augment)
     watched = PhantomDataset(max(2, round(HELD_OUT * config.phantoms)), config.size, config.difficulty, None)
-    order = Shuffled(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
+    order = EpochSampler(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
     shared = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
-    learner = Learner(model, TrainConfig(manifest=(config.run,), run=config.run, **shared), len(images), history={})
-    return learner, Batches(images, order, config), Batches(watched, InOrder(len(watched)), config)
+    learner = ClassificationModule(model, TrainConfig(manifest=(config.run,), run=config.run, **shared), len(images), history={})
+    return learner, BatchLoader(images, order, config), BatchLoader(watched, SequentialSampler(len(watched)), config)
 
 
 def write_package(config: PretrainConfig, model: Network, history: History, data: Fingerprint | None, made: Preprocessing) -> None:
@@ -97,7 +97,7 @@ def write_package(config: PretrainConfig, model: Network, history: History, data
         "packed": config.packed,
         "history": history,
         "training": recipe,
-        "versions": system()["versions"],
+        "versions": system_info()["versions"],
     }
     if data is not None:
         contents["data"] = data

@@ -28,7 +28,7 @@ def serve(config: ServeConfig) -> None:
     try:
         import uvicorn
 
-        app = application(config)
+        app = create_app(config)
     except ImportError as error:
         raise UsageError(f"serve: needs the extra `serve` ({error.name} is missing): pip install 'vitmodel[serve]'") from None
     try:
@@ -45,7 +45,7 @@ def too_large(what: str, limit: int) -> RequestRefusedError:
     return RequestRefusedError(413, f"{what} larger than {limit // 1_000_000} MB; send fewer images, or start with a larger --upload-limit")
 
 
-def application(config: ServeConfig) -> "FastAPI":
+def create_app(config: ServeConfig) -> "FastAPI":
     """`GET /` the page, `GET /model` what answers, `POST /scores` (multipart, field `files`: images or zips of them) the scores.
 
     Requests are scored one after the other; each may use all cores.
@@ -57,7 +57,7 @@ def application(config: ServeConfig) -> "FastAPI":
     predictor = Predictor(config)
     limit, in_turn = config.upload_limit * 1_000_000, threading.Lock()
     app = FastAPI(title="vitmodel", version=__version__, description=NOT_A_MEDICAL_DEVICE, docs_url=None, redoc_url=None)
-    described = description(predictor)
+    described = describe_model(predictor)
     page = render_page("scores.html.j2", title="vitmodel", subtitle="Breast cancer scores from mammograms", model=described)
 
     @app.exception_handler(RequestRefusedError)
@@ -81,12 +81,12 @@ def application(config: ServeConfig) -> "FastAPI":
             raise too_large("the upload is", limit)
         async with request.form(max_files=10_000) as form:
             files = [value for value in form.getlist("files") if not isinstance(value, str)]
-            return await run_in_threadpool(answer, files, predictor, limit, in_turn)
+            return await run_in_threadpool(score_uploads, files, predictor, limit, in_turn)
 
     return app
 
 
-def description(predictor: Predictor) -> dict[str, Any]:
+def describe_model(predictor: Predictor) -> dict[str, Any]:
     """Which model answers, and how."""
     config = predictor.config
     return {
@@ -102,11 +102,11 @@ def description(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def answer(files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_turn: threading.Lock) -> dict[str, Any]:
+def score_uploads(files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_turn: threading.Lock) -> dict[str, Any]:
     """The tables of `predict` for what was uploaded, which is deleted again. Raises RequestRefusedError where there is nothing to score."""
     with tempfile.TemporaryDirectory(prefix="vitmodel-") as name:
         folder = Path(name)
-        kept = [keep(file, number, folder, limit) for number, file in enumerate(files)]
+        kept = [save_upload(file, number, folder, limit) for number, file in enumerate(files)]
         if not kept:
             raise RequestRefusedError(422, "no file was sent; the field `files` holds images or zips of them")
         try:
@@ -114,13 +114,13 @@ def answer(files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_t
             with in_turn:
                 scores = predictor.score(table)
         except VitmodelError as error:
-            raise RequestRefusedError(422 if isinstance(error, UsageError) else 507, without(folder, str(error))) from error
+            raise RequestRefusedError(422 if isinstance(error, UsageError) else 507, strip_path(folder, str(error))) from error
         tables = scores._asdict()
-        rows = {level: json.loads(without(folder, table.to_json(orient="records"))) for level, table in tables.items()}
+        rows = {level: json.loads(strip_path(folder, table.to_json(orient="records"))) for level, table in tables.items()}
         return rows | {"notice": NOT_A_MEDICAL_DEVICE}
 
 
-def keep(file: "UploadFile", number: int, folder: Path, limit: int) -> Path:
+def save_upload(file: "UploadFile", number: int, folder: Path, limit: int) -> Path:
     """Write the uploaded file into `folder` under its own name and return its path.
 
     Raises RequestRefusedError for a table or DICOMDIR, which could make the server read its own files, and for a zip that is too large.
@@ -140,6 +140,6 @@ def keep(file: "UploadFile", number: int, folder: Path, limit: int) -> Path:
     return path
 
 
-def without(folder: Path, text: str) -> str:
+def strip_path(folder: Path, text: str) -> str:
     """`text` without the place where the upload lay for a moment, as it is and as JSON spells it."""
     return text.replace(f"{folder}/", "").replace(f"{folder}/".replace("/", "\\/"), "")

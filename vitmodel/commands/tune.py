@@ -12,10 +12,18 @@ from vitmodel.config.choices import LOSSES
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.manifest import write_manifest
 from vitmodel.errors import DivergedError, UsageError
-from vitmodel.jobs.journal import exclusive
-from vitmodel.training.fit import LABEL, MONITORED, check_sizes, common_preprocessing, labelled_crops, network_of, train_on
+from vitmodel.jobs.journal import lock_folder
+from vitmodel.training.fit import (
+    LABEL,
+    MONITOR_METRICS,
+    check_sizes,
+    common_preprocessing,
+    labelled_crops,
+    make_network_config,
+    train_and_validate,
+)
 from vitmodel.training.trainer import STARTED, start_or_resume
-from vitmodel.utils import atomic_path, seed_from, write_atomic
+from vitmodel.utils import atomic_path, derive_seed, write_atomic
 
 WARM_UP_TRIALS = 5  # trainings that are never stopped early, for the later ones to be compared with
 
@@ -27,7 +35,7 @@ def tune(config: TuneConfig) -> None:
     preprocessing = common_preprocessing(frame, config.manifest)
     check_sizes(frame, config)
     data = fingerprint(frame, LABEL)["sha256"]
-    with exclusive(config.run, STARTED):
+    with lock_folder(config.run, STARTED):
         start_or_resume("tune", replace(config, trials=1), config.run, data)  # more trials may be asked for later
         write_manifest(frame, config.run / "manifest.csv")
         study = optuna.create_study(
@@ -35,9 +43,9 @@ def tune(config: TuneConfig) -> None:
             pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
         )  # fmt: skip
         requeue(study)
-        while (done := len(finished(study))) < config.trials:
+        while (done := len(finished_trials(study))) < config.trials:
             # a seed for each trial, or a search that goes on would draw its first trials again
-            study.sampler = optuna.samplers.TPESampler(seed=seed_from("trial", config.seed, done) % 2**32)
+            study.sampler = optuna.samplers.TPESampler(seed=derive_seed("trial", config.seed, done) % 2**32)
             study.optimize(lambda trial: objective(trial, config, frame, preprocessing, data), n_trials=1)
             write_report(study, config)
         write_report(study, config)
@@ -61,7 +69,7 @@ def requeue(study: Any) -> None:
         study.enqueue_trial(trial.params)
 
 
-def finished(study: Any) -> list[Any]:
+def finished_trials(study: Any) -> list[Any]:
     """The trials that ended by themselves or were stopped for being bad."""
     states = import_optuna().trial.TrialState
     return study.get_trials(states=[states.COMPLETE, states.PRUNED])
@@ -89,10 +97,10 @@ def objective(trial: Any, config: TuneConfig, frame: pd.DataFrame, preprocessing
     run = config.run / "trials" / f"{trial.number:04d}"
     start_or_resume("train", replace(recipe, run=run), run, data)
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
-    network = network_of(recipe, preprocessing, [rows["train"]])
-    watcher = Pruner(trial, MONITORED[config.monitor])
+    network = make_network_config(recipe, preprocessing, [rows["train"]])
+    watcher = PruningCallback(trial, MONITOR_METRICS[config.monitor])
     try:
-        fitted = train_on(recipe, run, rows["train"], rows["val"], network, None, [watcher])
+        fitted = train_and_validate(recipe, run, rows["train"], rows["val"], network, None, [watcher])
     except DivergedError as error:
         print(f"trial {trial.number}: {error}")
         raise import_optuna().TrialPruned from error
@@ -100,7 +108,7 @@ def objective(trial: Any, config: TuneConfig, frame: pd.DataFrame, preprocessing
     return max(value for _, value in fitted.history[watcher.figure])
 
 
-class Pruner(L.Callback):
+class PruningCallback(L.Callback):
     """Tells the study how a trial goes, and ends it where the study thinks it hopeless."""
 
     def __init__(self, trial: Any, figure: str) -> None:
@@ -130,7 +138,7 @@ def write_report(study: Any, config: TuneConfig) -> None:
     best = study.best_trial
     values = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in best.params.items()}
     rows = "\n".join(f"| {name} | {value} | {importances.get(name, float('nan')):.3f} |" for name, value in values.items())
-    text = f"""# Search of {len(finished(study))} trials, {len(complete)} of them to the end
+    text = f"""# Search of {len(finished_trials(study))} trials, {len(complete)} of them to the end
 
 Best validation {config.monitor}: {best.value:.4f} (trial {best.number}). It was chosen among all, so it flatters; what it is worth shows on
 other patients only.
@@ -142,4 +150,4 @@ other patients only.
     write_atomic(config.run / "report.md", text)
     recipe = replace(suggest(optuna.trial.FixedTrial(best.params), config), run=config.run / "best")
     write_atomic(config.run / "best.yaml", to_yaml("train", recipe, config.run / "best.yaml"))
-    print(f"trial {finished(study)[-1].number}: best {config.monitor} {best.value:.4f} of {len(finished(study))} trials")
+    print(f"trial {finished_trials(study)[-1].number}: best {config.monitor} {best.value:.4f} of {len(finished_trials(study))} trials")

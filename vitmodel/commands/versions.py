@@ -9,17 +9,17 @@ import pandas as pd
 
 from vitmodel.config import Preprocessing, Size, VersionsConfig
 from vitmodel.config.recipes import RECIPES, recipe_path
-from vitmodel.data.manifest import read_manifest, read_table, usable, write_manifest
-from vitmodel.data.splits import SHARES, assign_splits
+from vitmodel.data.manifest import read_manifest, read_table, usable_rows, write_manifest
+from vitmodel.data.splits import SPLIT_FRACTIONS, assign_splits
 from vitmodel.errors import UsageError
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.jobs.steps import run_step
-from vitmodel.metrics.metrics import Metrics, measure
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.metrics import Metrics, compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.model.package import load_package
 from vitmodel.pixels.open import open_image
-from vitmodel.releases.files import file_name
-from vitmodel.scoring.tables import has_reason
+from vitmodel.releases.files import safe_file_name
+from vitmodel.scoring.tables import has_code
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
 
 FIGURES = {"macro F1": "macro_f1", "recall": "sensitivity", "precision": "precision", "AUROC": "auroc"}
@@ -35,7 +35,7 @@ def versions(config: VersionsConfig) -> None:
     crops, ours, whole = (config.out / name / "manifest.csv" for name in ("crops", "our_crops", "whole"))
     for manifest, size in ((crops, config.size), (ours, config.our_size)):
         run_step("etl", config.source, manifest.parent, "--size", size, "--jobs", config.jobs)
-    split(crops, ours)
+    assign_common_splits(crops, ours)
     if not whole.exists():
         write_whole_images(read_manifest(crops), config)
     recipes = config.recipes or RECIPES / "versions"
@@ -49,8 +49,8 @@ def versions(config: VersionsConfig) -> None:
     for name, arguments in steps.items():
         if not (config.out / name / "package").exists():
             run_step("train", *arguments, "--run", config.out / name, "--resume")
-    found = {name: result(config.out / name) for name in steps}
-    text = table(found)
+    found = {name: validation_metrics(config.out / name) for name in steps}
+    text = format_table(found)
     write_atomic(config.out / "versions.md", text)
     write_picture({name: load_package(config.out / name / "package")[1]["history"] for name in steps}, config.out / "versions.png")
     print(f"{text}\n{config.out / 'versions.png'}\n{NOT_A_MEDICAL_DEVICE}")
@@ -68,9 +68,9 @@ def check_files(config: VersionsConfig) -> None:
             raise UsageError(f"{flag}: {weights} does not exist; correct --{flag.replace('_', '-')} or leave it out")
 
 
-def split(*manifests: Path) -> None:
+def assign_common_splits(*manifests: Path) -> None:
     """Give all manifests the same split by patient, that of the first one."""
-    first = assign_splits(read_manifest(manifests[0]), SHARES)
+    first = assign_splits(read_manifest(manifests[0]), SPLIT_FRACTIONS)
     parts = first.dropna(subset=["split"]).drop_duplicates("patient_id").set_index("patient_id")["split"]
     for manifest in manifests:
         table = read_manifest(manifest)
@@ -80,29 +80,29 @@ def split(*manifests: Path) -> None:
 def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
     """The images of `table` whole, burned-in markers and all, squashed to SIZE as the original recipe did."""
     folder = config.out / "whole"
-    rows = usable(table)
-    paths = [str(folder / "images" / f"{file_name(name)}.png") for name in rows["image_id"]]
-    images = list(zip(rows["source_path"], has_reason(rows, "inverted"), paths, strict=True))
-    list(parallel_map(lambda image: squash(*image, config.size), images, "whole", config.jobs))
+    rows = usable_rows(table)
+    paths = [str(folder / "images" / f"{safe_file_name(name)}.png") for name in rows["image_id"]]
+    images = list(zip(rows["source_path"], has_code(rows, "inverted"), paths, strict=True))
+    list(parallel_map(lambda image: write_resized(*image, config.size), images, "whole", config.jobs))
     written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
     write_manifest(written, folder / "manifest.csv")
 
 
-def squash(source: str, inverted: bool, path: str, size: Size) -> None:
+def write_resized(source: str, inverted: bool, path: str, size: Size) -> None:
     """Write one whole image as an 8-bit PNG, turned right where its polarity was found to be wrong."""
     file = open_image(Path(source))
-    grey = file.grey(cv2.resize(file.stored(), (size.width, size.height), interpolation=cv2.INTER_AREA))
+    grey = file.to_grey(cv2.resize(file.read_stored(), (size.width, size.height), interpolation=cv2.INTER_AREA))
     write_atomic(path, cv2.imencode(".png", np.rint(255 * (1 - grey if inverted else grey)).astype(np.uint8))[1].tobytes())
 
 
-def result(folder: Path) -> Metrics:
+def validation_metrics(folder: Path) -> Metrics:
     """What a run reached on its validation images at the threshold 0.5, with intervals over patients."""
     scores = read_table(folder / "validation.csv", ["patient_id", "cancer", "score"]).dropna(subset=["score"])
-    sample = Sample(scores["cancer"].astype(float), scores["score"].astype(float), scores["patient_id"].to_numpy())
-    return measure(sample, threshold=0.5)
+    sample = ScoredUnits(scores["cancer"].astype(float), scores["score"].astype(float), scores["patient_id"].to_numpy())
+    return compute_metrics(sample, threshold=0.5)
 
 
-def table(found: dict[str, Metrics]) -> str:
+def format_table(found: dict[str, Metrics]) -> str:
     """Markdown: a row per version."""
     rows = [
         f"| {name} | {' | '.join(str(metrics.intervals[key]) for key in FIGURES.values())} | {metrics.patients} |"

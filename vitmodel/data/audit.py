@@ -7,23 +7,23 @@ import os
 import numpy as np
 import pandas as pd
 
-from vitmodel.data.manifest import breast_ids, leaks
+from vitmodel.data.manifest import breast_ids, find_leaks
 from vitmodel.utils import sha256_file
 
-ACQUISITION = (
+ACQUISITION_COLUMNS = (
     *("age", "implant", "site_id", "machine_id", "dataset", "view", "laterality"),
     *("source_height", "source_width", "spacing_row", "photometric", "transfer_syntax"),
 )
-FOLDS = 5
-CATEGORIES = 255
+AUDIT_FOLDS = 5
+MAX_CATEGORIES = 255
 """The most that a tree's categorical feature may have."""
 
 
-def links(table: pd.DataFrame) -> pd.DataFrame:
+def find_links(table: pd.DataFrame) -> pd.DataFrame:
     """What links two splits: patients, source files, and crops with the same pixels; columns as in `manifest.leaks`."""
     pixels = table.assign(source_sha256=crop_digests(table))
-    copies = leaks(pixels).query("kind == 'source_sha256'").assign(kind="crop")
-    return pd.concat([leaks(table), copies], ignore_index=True)
+    copies = find_leaks(pixels).query("kind == 'source_sha256'").assign(kind="crop")
+    return pd.concat([find_leaks(table), copies], ignore_index=True)
 
 
 def crop_digests(table: pd.DataFrame) -> pd.Series:
@@ -50,14 +50,14 @@ def id_features(table: pd.DataFrame) -> pd.DataFrame:
 def metadata_features(table: pd.DataFrame) -> pd.DataFrame:
     """Age, implant, how the image was taken, and how many images its breast has; no target and no pixel."""
     breasts = breast_ids(table)
-    return table[list(ACQUISITION)].assign(**{"images of the breast": breasts.map(breasts.value_counts())})
+    return table[list(ACQUISITION_COLUMNS)].assign(**{"images of the breast": breasts.map(breasts.value_counts())})
 
 
-BASELINES = {"Ids alone": id_features, "Metadata alone": metadata_features}
+BASELINE_FEATURES = {"Ids alone": id_features, "Metadata alone": metadata_features}
 
 
-def baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> tuple[np.ndarray, str]:
-    """A probability for each row (N) by boosted trees on one of `BASELINES`, each fitted to other patients (5 folds); and the feature
+def fit_baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> tuple[np.ndarray, str]:
+    """A probability for each row (N) by boosted trees on one of `BASELINE_FEATURES`, each fitted to other patients (5 folds); and the feature
     that they lean on most: the one whose shuffling costs the most AUROC.
 
     NaN throughout where a class has fewer than two patients, or nothing varies. Rows with an unknown label are scored, but nothing is
@@ -67,14 +67,14 @@ def baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> tuple
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold
 
-    features = BASELINES[name](table)
+    features = BASELINE_FEATURES[name](table)
     text = [column for column in features if features[column].dtype == object]
     for column in text:
         features[column] = features[column].astype("category").cat.codes.where(features[column].notna())
-    categorical = np.array([column in text and features[column].nunique() < CATEGORIES for column in features])
+    categorical = np.array([column in text and features[column].nunique() < MAX_CATEGORIES for column in features])
     truth = table[label].to_numpy()
     patients = table["patient_id"].to_numpy()
-    folds = min(FOLDS, *(len(np.unique(patients[truth == value])) for value in (0, 1)))
+    folds = min(AUDIT_FOLDS, *(len(np.unique(patients[truth == value])) for value in (0, 1)))
     scores = np.full(len(table), np.nan)
     shuffled = {column: scores.copy() for column in features}
     if folds < 2:

@@ -9,14 +9,14 @@ import numpy as np
 
 from vitmodel.config import Preprocessing
 from vitmodel.errors import ImageRefusedError, VitmodelError
-from vitmodel.pixels.preprocessing import Geometry, Prepared, preprocess
+from vitmodel.pixels.preprocessing import CropGeometry, PreprocessedImage, preprocess
 from vitmodel.utils import sha256_file
 
-Record = dict[str, str | float | None]
+ProvenanceRecord = dict[str, str | float | None]
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceImage:
     """An image to crop: its file, and the side that the table states (L, R or '')."""
 
     path: Path
@@ -24,47 +24,47 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Cropped:
+class CropResult:
     """The manifest's provenance columns of one image and, unless it was refused, its crop (H W) and geometry."""
 
-    record: Record
+    record: ProvenanceRecord
     crop: np.ndarray | None = None
-    geometry: Geometry | None = None
+    geometry: CropGeometry | None = None
 
 
-def crop_source(source: Source, preprocessing: Preprocessing) -> Cropped:
+def crop_image(source: SourceImage, preprocessing: Preprocessing) -> CropResult:
     """Crop one image; a refusal is a record too, and so is a failure that no rule foresaw, so that one file never ends a run."""
     try:
         prepared = preprocess(source.path, preprocessing, source.laterality)
         digest = sha256_file(source.path)
     except ImageRefusedError as refusal:
-        return Cropped(refused(source, preprocessing, refusal.code, refusal.message))
+        return CropResult(refusal_record(source, preprocessing, refusal.code, refusal.message))
     except VitmodelError:
         raise
     except Exception as error:  # noqa: BLE001 (the bulkhead between one file and the run: the error becomes the file's verdict)
-        return Cropped(refused(source, preprocessing, "failed", f"{type(error).__name__}: {error}"))
-    record = identify(source, preprocessing) | {"source_sha256": digest} | describe(prepared)
-    return Cropped(record, prepared.crop, prepared.geometry)
+        return CropResult(refusal_record(source, preprocessing, "failed", f"{type(error).__name__}: {error}"))
+    record = base_record(source, preprocessing) | {"source_sha256": digest} | crop_record(prepared)
+    return CropResult(record, prepared.crop, prepared.geometry)
 
 
-def identify(source: Source, preprocessing: Preprocessing) -> Record:
+def base_record(source: SourceImage, preprocessing: Preprocessing) -> ProvenanceRecord:
     """The columns that every image has, refused or not."""
     return {"source_path": str(source.path), "preprocessing": preprocessing.to_json()}
 
 
-def refused(source: Source, preprocessing: Preprocessing, code: str, sentence: str) -> Record:
-    """The provenance columns of an image that is not used: a code of `verdict.REFUSED` and what happened."""
-    return identify(source, preprocessing) | {"status": "refused", "reason": code, "remark": sentence}
+def refusal_record(source: SourceImage, preprocessing: Preprocessing, code: str, message: str) -> ProvenanceRecord:
+    """The provenance columns of an image that is not used: a code of `verdict.REFUSAL_REASONS` and what happened."""
+    return base_record(source, preprocessing) | {"status": "refused", "reason": code, "remark": message}
 
 
-def describe(prepared: Prepared) -> Record:
+def crop_record(prepared: PreprocessedImage) -> ProvenanceRecord:
     """The provenance columns of a crop."""
     header, geometry = prepared.header, prepared.geometry
     spacing = header.spacing or (None, None)
     return {
-        "status": "warned" if prepared.remarks else "ok",
-        "reason": ";".join(dict.fromkeys(remark.code for remark in prepared.remarks)) or None,
-        "remark": "; ".join(remark.sentence for remark in prepared.remarks) or None,
+        "status": "warned" if prepared.warnings else "ok",
+        "reason": ";".join(dict.fromkeys(warning.code for warning in prepared.warnings)) or None,
+        "remark": "; ".join(warning.message for warning in prepared.warnings) or None,
         **dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), geometry.box, strict=True)),
         "source_height": header.rows,
         "source_width": header.columns,

@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from vitmodel.config import AugmentConfig, Size
-from vitmodel.data.lesions import NONE
-from vitmodel.data.samplers import Draw
+from vitmodel.data.lesions import NO_BOXES
+from vitmodel.data.samplers import SampleRequest
 from vitmodel.data.transforms import Augmentation
 from vitmodel.errors import VitmodelError
-from vitmodel.utils import seed_from
+from vitmodel.utils import derive_seed
 
 
 class Example(NamedTuple):
@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
     image: torch.Tensor  # 1 H W in [0, 1], 0 = air
     label: torch.Tensor  # 0, 1 or NaN = unknown
-    targets: torch.Tensor  # A auxiliary targets as `model.losses.Target` encodes them, NaN = unknown
+    targets: torch.Tensor  # A auxiliary targets as `model.losses.AuxiliaryTarget` encodes them, NaN = unknown
     row: int
     lesions: torch.Tensor = torch.empty(0, 4)
     """Boxes of known cancers in pixels, K 4: x0 y0 x1 y1."""
@@ -58,7 +58,7 @@ def to_tensor(crop: np.ndarray) -> torch.Tensor:
 
 
 class CropDataset(Dataset[Example]):
-    """Crops by `Draw`; a draw gives the same tensor in any process, order or epoch."""
+    """Crops by `SampleRequest`; a draw gives the same tensor in any process, order or epoch."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class CropDataset(Dataset[Example]):
         self.labels = torch.as_tensor(np.asarray(labels, np.float32))
         self.targets = torch.empty(len(self.paths), 0) if targets is None else targets
         self.augment = augment
-        self.lesions = lesions or [NONE] * len(self.paths)
+        self.lesions = lesions or [NO_BOXES] * len(self.paths)
         self.mm_per_pixel = mm_per_pixel or [float("nan")] * len(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, draw: Draw) -> Example:
+    def __getitem__(self, draw: SampleRequest) -> Example:
         known = self.labels[draw.row], self.targets[draw.row], draw.row
         try:
             image = to_tensor(read_crop(self.paths[draw.row]))
@@ -91,13 +91,13 @@ class CropDataset(Dataset[Example]):
             augmentation = Augmentation.sample(self.augment, np.random.default_rng(draw.seed))
             changed = augmentation.apply(image[0].numpy())
             if changed.any():  # a random part of a whole image may be air alone; then the image stays as it is
-                boxes = augmentation.locate(boxes, (image.shape[1], image.shape[2]))
+                boxes = augmentation.transform_boxes(boxes, (image.shape[1], image.shape[2]))
                 image = torch.from_numpy(changed)[None]
         return Example(image, *known, torch.from_numpy(boxes), self.mm_per_pixel[draw.row])
 
 
 class ExamDataset(Dataset[list[Example]]):
-    """Exams by `Draw`, with the images of each as `crops` gives them; some may be left out by chance."""
+    """Exams by `SampleRequest`, with the images of each as `crops` gives them; some may be left out by chance."""
 
     def __init__(self, crops: CropDataset, patients: Sequence[str], breasts: Sequence[str], dropout: float = 0.0) -> None:
         """`patients` and `breasts` of each crop; `dropout` is the chance that an image is left out. Of a labelled breast one stays."""
@@ -114,12 +114,12 @@ class ExamDataset(Dataset[list[Example]]):
     def __len__(self) -> int:
         return len(self.exams)
 
-    def __getitem__(self, draw: Draw) -> list[Example]:
-        rows, rng = self.exams[draw.row], np.random.default_rng(seed_from("exam", draw.seed))
+    def __getitem__(self, draw: SampleRequest) -> list[Example]:
+        rows, rng = self.exams[draw.row], np.random.default_rng(derive_seed("exam", draw.seed))
         kept = rng.random(len(rows)) >= self.dropout
         labelled = ~self.crops.labels[rows].isnan().numpy()
         for breast in np.unique(self.breasts[rows][labelled]):
             members = np.flatnonzero((self.breasts[rows] == breast) & labelled)
             if not kept[members].any():
                 kept[rng.choice(members)] = True
-        return [self.crops[Draw(row, seed_from("image", draw.seed, row))] for row in rows[kept].tolist()]
+        return [self.crops[SampleRequest(row, derive_seed("image", draw.seed, row))] for row in rows[kept].tolist()]

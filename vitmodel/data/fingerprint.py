@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-BYTES = 8  # of each image's SHA-256: enough to tell a million images apart
+HASH_BYTES = 8  # of each image's SHA-256: enough to tell a million images apart
 
 Fingerprint = dict[str, Any]
 
@@ -29,7 +29,7 @@ def fingerprint(table: pd.DataFrame, label: str) -> Fingerprint:
     }
 
 
-def was_seen(table: pd.DataFrame, *trainings: Fingerprint) -> pd.Series:
+def seen_in_training(table: pd.DataFrame, *trainings: Fingerprint) -> pd.Series:
     """Whether any of the models was trained, calibrated or tuned on each image of `table`, by the fingerprints of their `trainings`;
     NA = the image's hash is missing, so that nobody can tell."""
     seen = set().union(*(_seen(data) for data in trainings))
@@ -37,8 +37,8 @@ def was_seen(table: pd.DataFrame, *trainings: Fingerprint) -> pd.Series:
     return known.map(lambda digest: _short(digest) in seen, na_action="ignore").astype("boolean")
 
 
-def describe_seen(seen: pd.Series, model: str = "the model") -> list[str]:
-    """What `was_seen` found that a reader must know, in sentences."""
+def describe_training_overlap(seen: pd.Series, model: str = "the model") -> list[str]:
+    """What `seen_in_training` found that a reader must know, in sentences."""
     count, unknown = int(seen.sum()), int(seen.isna().sum())
     sentences = {
         f"{count} of {len(seen)} images were seen by {model} in training or validation: its figures are flattered": count,
@@ -49,8 +49,8 @@ def describe_seen(seen: pd.Series, model: str = "the model") -> list[str]:
 
 def _seen(data: Fingerprint) -> set[bytes]:
     digests = base64.b64decode(data["seen_images"])
-    return {digests[start : start + BYTES] for start in range(0, len(digests), BYTES)}
+    return {digests[start : start + HASH_BYTES] for start in range(0, len(digests), HASH_BYTES)}
 
 
 def _short(digest: str) -> bytes:
-    return bytes.fromhex(digest)[:BYTES]
+    return bytes.fromhex(digest)[:HASH_BYTES]

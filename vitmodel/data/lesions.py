@@ -7,17 +7,17 @@ from collections.abc import Iterable
 import numpy as np
 
 from vitmodel.errors import UsageError
-from vitmodel.pixels.preprocessing import Geometry
+from vitmodel.pixels.preprocessing import CropGeometry
 
-NONE = np.empty((0, 4), np.float32)
+NO_BOXES = np.empty((0, 4), np.float32)
 
 
-def to_text(boxes: Iterable[Iterable[float]]) -> str:
+def boxes_to_text(boxes: Iterable[Iterable[float]]) -> str:
     """Boxes x0, y0, x1, y1, ends exclusive, in source pixels as a cell of the column `lesions`."""
     return ";".join(" ".join(f"{value:g}" for value in box) for box in boxes)
 
 
-def from_text(text: str) -> np.ndarray:
+def boxes_from_text(text: str) -> np.ndarray:
     """The boxes of such a cell: K 4. Raises UsageError where it is no such text."""
     try:
         return np.array([[float(value) for value in box.split()] for box in text.split(";")], np.float32).reshape(-1, 4)
@@ -25,7 +25,7 @@ def from_text(text: str) -> np.ndarray:
         raise UsageError(f"column lesions: {text!r} is not x0 y0 x1 y1, boxes separated by ';'") from None
 
 
-def on_crop(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
+def boxes_on_crop(boxes: np.ndarray, geometry: CropGeometry) -> np.ndarray:
     """Boxes of the source (K 4) on the crop that `geometry` describes: K 4, ends exclusive, in its pixels."""
     matrix = geometry.to_source()
     scale, shift = np.diag(matrix[:, :2]), matrix[:, 2]

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Column:
+class ManifestColumn:
     """One column: `kind` tells how it is read, `role` what it may be used for (a target never becomes a model's input)."""
 
     name: str
@@ -34,51 +34,51 @@ class Column:
     choices: tuple[str, ...] = ()
 
 
-COLUMNS: tuple[Column, ...] = (
-    Column("image_id", "text", "id", "unique name of the image", required=True),
-    Column("patient_id", "text", "id", "the patient, unique across the releases of the table; never an input", required=True),
-    Column("laterality", "text", "id", "side of the breast", required=True, choices=("L", "R", "")),
-    Column("view", "text", "id", "projection: CC, MLO, ML, LM, LMO, AT, XCCL ... (DICOM PS3.16 CID 4014)", required=True),
-    Column("path", "path", "id", "the image to use; relative to the manifest's folder in the file, absolute in memory", required=True),
-    Column("dataset", "text", "provenance", "the release that the image comes from"),
-    Column("split", "text", "provenance", "part of the data that all images of the patient belong to: train, val, test"),
-    Column("fold", "number", "provenance", "cross-validation fold of the patient, from 0"),
-    Column("cancer", "flag", "target", "1 = cancer in this breast (by pathology), 0 = none"),
-    Column("invasive", "flag", "target", "1 = the cancer is invasive"),
-    Column("biopsy", "flag", "target", "1 = the breast was biopsied"),
-    Column("birads", "number", "target", "BI-RADS assessment, 0 to 6; 4A, 4B and 4C count as 4"),
-    Column("density", "text", "target", "breast density, ACR category", choices=("A", "B", "C", "D")),
-    Column("difficult_negative_case", "flag", "target", "1 = a negative that was hard to tell"),
-    Column("lesions", "text", "target", "boxes of proven cancers in source pixels, x0 y0 x1 y1 each, separated by ';'"),
-    Column("age", "number", "input", "years"),
-    Column("implant", "flag", "input", "1 = the breast has an implant"),
-    Column("site_id", "text", "provenance", "the hospital"),
-    Column("machine_id", "text", "provenance", "the device"),
-    Column("source_path", "path", "provenance", "the file as released"),
-    Column("source_sha256", "text", "provenance", "SHA-256 of that file's bytes"),
-    Column("status", "text", "provenance", "verdict on the image", choices=("ok", "warned", "refused")),
-    Column("reason", "text", "provenance", "codes of pixels/verdict.py, separated by ';'"),
-    Column("remark", "text", "provenance", "the reasons' sentences, with their particulars"),
-    Column("source_height", "number", "provenance", "rows of the source image"),
-    Column("source_width", "number", "provenance", "columns of the source image"),
-    Column("box_x0", "number", "provenance", "crop box in source pixels: left, inclusive"),
-    Column("box_y0", "number", "provenance", "top, inclusive"),
-    Column("box_x1", "number", "provenance", "right, exclusive"),
-    Column("box_y1", "number", "provenance", "bottom, exclusive"),
-    Column("spacing_row", "number", "provenance", "distance of the source's rows in mm"),
-    Column("spacing_column", "number", "provenance", "distance of the source's columns in mm"),
-    Column("flipped", "flag", "provenance", "1 = mirrored to bring the chest wall to its canonical side"),
-    Column("chest_wall_side", "text", "provenance", "side of the chest wall in the source's pixels", choices=("left", "right")),
-    Column("photometric", "text", "provenance", "PhotometricInterpretation of the source"),
-    Column("transfer_syntax", "text", "provenance", "TransferSyntaxUID of the source"),
-    Column("voi", "text", "provenance", "the values-of-interest transform that was used"),
-    Column("decoder", "text", "provenance", "what decoded the pixels"),
-    Column("decode_level", "number", "provenance", "resolution reductions at decoding; 0 = full size"),
-    Column("preprocessing", "text", "provenance", "how the crop was made, as config.Preprocessing writes it"),
+COLUMNS: tuple[ManifestColumn, ...] = (
+    ManifestColumn("image_id", "text", "id", "unique name of the image", required=True),
+    ManifestColumn("patient_id", "text", "id", "the patient, unique across the releases of the table; never an input", required=True),
+    ManifestColumn("laterality", "text", "id", "side of the breast", required=True, choices=("L", "R", "")),
+    ManifestColumn("view", "text", "id", "projection: CC, MLO, ML, LM, LMO, AT, XCCL ... (DICOM PS3.16 CID 4014)", required=True),
+    ManifestColumn("path", "path", "id", "the image to use; relative to the manifest's folder in the file, absolute in memory", required=True),
+    ManifestColumn("dataset", "text", "provenance", "the release that the image comes from"),
+    ManifestColumn("split", "text", "provenance", "part of the data that all images of the patient belong to: train, val, test"),
+    ManifestColumn("fold", "number", "provenance", "cross-validation fold of the patient, from 0"),
+    ManifestColumn("cancer", "flag", "target", "1 = cancer in this breast (by pathology), 0 = none"),
+    ManifestColumn("invasive", "flag", "target", "1 = the cancer is invasive"),
+    ManifestColumn("biopsy", "flag", "target", "1 = the breast was biopsied"),
+    ManifestColumn("birads", "number", "target", "BI-RADS assessment, 0 to 6; 4A, 4B and 4C count as 4"),
+    ManifestColumn("density", "text", "target", "breast density, ACR category", choices=("A", "B", "C", "D")),
+    ManifestColumn("difficult_negative_case", "flag", "target", "1 = a negative that was hard to tell"),
+    ManifestColumn("lesions", "text", "target", "boxes of proven cancers in source pixels, x0 y0 x1 y1 each, separated by ';'"),
+    ManifestColumn("age", "number", "input", "years"),
+    ManifestColumn("implant", "flag", "input", "1 = the breast has an implant"),
+    ManifestColumn("site_id", "text", "provenance", "the hospital"),
+    ManifestColumn("machine_id", "text", "provenance", "the device"),
+    ManifestColumn("source_path", "path", "provenance", "the file as released"),
+    ManifestColumn("source_sha256", "text", "provenance", "SHA-256 of that file's bytes"),
+    ManifestColumn("status", "text", "provenance", "verdict on the image", choices=("ok", "warned", "refused")),
+    ManifestColumn("reason", "text", "provenance", "codes of pixels/verdict.py, separated by ';'"),
+    ManifestColumn("remark", "text", "provenance", "the reasons' sentences, with their particulars"),
+    ManifestColumn("source_height", "number", "provenance", "rows of the source image"),
+    ManifestColumn("source_width", "number", "provenance", "columns of the source image"),
+    ManifestColumn("box_x0", "number", "provenance", "crop box in source pixels: left, inclusive"),
+    ManifestColumn("box_y0", "number", "provenance", "top, inclusive"),
+    ManifestColumn("box_x1", "number", "provenance", "right, exclusive"),
+    ManifestColumn("box_y1", "number", "provenance", "bottom, exclusive"),
+    ManifestColumn("spacing_row", "number", "provenance", "distance of the source's rows in mm"),
+    ManifestColumn("spacing_column", "number", "provenance", "distance of the source's columns in mm"),
+    ManifestColumn("flipped", "flag", "provenance", "1 = mirrored to bring the chest wall to its canonical side"),
+    ManifestColumn("chest_wall_side", "text", "provenance", "side of the chest wall in the source's pixels", choices=("left", "right")),
+    ManifestColumn("photometric", "text", "provenance", "PhotometricInterpretation of the source"),
+    ManifestColumn("transfer_syntax", "text", "provenance", "TransferSyntaxUID of the source"),
+    ManifestColumn("voi", "text", "provenance", "the values-of-interest transform that was used"),
+    ManifestColumn("decoder", "text", "provenance", "what decoded the pixels"),
+    ManifestColumn("decode_level", "number", "provenance", "resolution reductions at decoding; 0 = full size"),
+    ManifestColumn("preprocessing", "text", "provenance", "how the crop was made, as config.Preprocessing writes it"),
 )
-REQUIRED = tuple(column.name for column in COLUMNS if column.required)
-PATHS = tuple(column.name for column in COLUMNS if column.kind == "path")
-TRUTH = {"true": "1", "false": "0"}
+REQUIRED_COLUMNS = tuple(column.name for column in COLUMNS if column.required)
+PATH_COLUMNS = tuple(column.name for column in COLUMNS if column.kind == "path")
+BOOLEAN_TEXT = {"true": "1", "false": "0"}
 
 
 def as_manifest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -86,9 +86,9 @@ def as_manifest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
     Raises UsageError naming the column and the first offending row, counted from 1 below the header.
     """
-    missing = [column for column in REQUIRED if column not in frame]
+    missing = [column for column in REQUIRED_COLUMNS if column not in frame]
     if missing:
-        raise UsageError(f"{name}: column {missing[0]} is missing; a manifest needs {', '.join(REQUIRED)}")
+        raise UsageError(f"{name}: column {missing[0]} is missing; a manifest needs {', '.join(REQUIRED_COLUMNS)}")
     unknown = pd.Series(np.nan, index=frame.index)
     typed = {column.name: _typed(frame.get(column.name, unknown), column, name) for column in COLUMNS}
     extra = {str(column): frame[column] for column in frame if column not in typed}
@@ -97,13 +97,13 @@ def as_manifest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return table
 
 
-def _typed(values: pd.Series, column: Column, name: str) -> pd.Series:
+def _typed(values: pd.Series, column: ManifestColumn, name: str) -> pd.Series:
     if column.kind in ("text", "path"):
         return _text(values, blank="" if column.role == "id" else np.nan)
     if pd.api.types.is_numeric_dtype(values):
         return values.astype(float)
     text = _text(values, blank=np.nan)
-    numbers = pd.to_numeric(text.map(lambda value: TRUTH.get(value.lower(), value), na_action="ignore"), errors="coerce")
+    numbers = pd.to_numeric(text.map(lambda value: BOOLEAN_TEXT.get(value.lower(), value), na_action="ignore"), errors="coerce")
     _refuse(text.notna() & numbers.isna(), text, f"{name}: column {column.name}", "is not a number")
     return numbers.astype(float)
 
@@ -145,7 +145,7 @@ def _refuse(bad: pd.Series, values: pd.Series, where: str, problem: str) -> None
 def read_manifest(path: Path | str) -> pd.DataFrame:
     """The manifest in `path` as a typed, checked table with absolute paths; extra columns as text. Raises UsageError."""
     path = Path(path)
-    return as_manifest(resolve_paths(read_table(path, REQUIRED), path.parent), str(path))
+    return as_manifest(resolve_paths(read_table(path, REQUIRED_COLUMNS), path.parent), str(path))
 
 
 def read_manifests(paths: Sequence[Path | str]) -> pd.DataFrame:
@@ -155,7 +155,7 @@ def read_manifests(paths: Sequence[Path | str]) -> pd.DataFrame:
         UsageError: A manifest cannot be read, or two of them do not fit together.
     """
     tables = [read_manifest(path) for path in paths]
-    return tables[0] if len(tables) == 1 else merge(tables)
+    return tables[0] if len(tables) == 1 else merge_manifests(tables)
 
 
 def read_table(path: Path | str, needed: Sequence[str] = (), separator: str = ",") -> pd.DataFrame:
@@ -179,14 +179,14 @@ def resolve_paths(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     def absolute(path: Any) -> str:
         return os.path.normpath(os.path.join(root, str(path).strip()))
 
-    return table.assign(**{column: table[column].map(absolute, na_action="ignore") for column in PATHS if column in table})
+    return table.assign(**{column: table[column].map(absolute, na_action="ignore") for column in PATH_COLUMNS if column in table})
 
 
 def write_manifest(table: pd.DataFrame, path: Path | str) -> None:
     """Write `table` to `path` as CSV, whole or not at all; what lies below that folder is written relative to it."""
     folder = os.path.join(os.path.abspath(Path(path).parent), "")
     text = table.copy()
-    for column in PATHS:
+    for column in PATH_COLUMNS:
         text[column] = text[column].str.removeprefix(folder)
     for name, numbers in text.select_dtypes("number").items():
         if (numbers.dropna() % 1 == 0).all():  # 1 and not 1.0, for people who edit the file
@@ -195,7 +195,7 @@ def write_manifest(table: pd.DataFrame, path: Path | str) -> None:
         text.to_csv(temporary, index=False)
 
 
-def usable(table: pd.DataFrame) -> pd.DataFrame:
+def usable_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The rows whose image was not refused."""
     return table[table.status != "refused"]
 
@@ -205,14 +205,14 @@ def breast_ids(table: pd.DataFrame) -> pd.Series:
     return (table.patient_id + "_" + table.laterality).str.removesuffix("_")
 
 
-def repeated(table: pd.DataFrame) -> pd.Series:
+def is_repeated_file(table: pd.DataFrame) -> pd.Series:
     """Which rows hold the same file, byte for byte, as an earlier usable row of the same breast, where it would count twice."""
-    known = usable(table).dropna(subset=["source_sha256"])
+    known = usable_rows(table).dropna(subset=["source_sha256"])
     files = pd.DataFrame({"breast": breast_ids(known), "file": known.source_sha256})
     return files.duplicated().reindex(table.index, fill_value=False)
 
 
-def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def merge_manifests(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Several releases as one table; an image or patient id that two of them use is told apart by its dataset's name in front.
 
     Raises UsageError where one release (one `dataset`) brings the same image twice. Files that several rows share are counted in the log.
@@ -224,19 +224,19 @@ def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         clash = table[column].map(shared)
         table[column] = table[column].where(~clash, release + "-" + table[column])
     merged = as_manifest(table, "the merged table")
-    copies = duplicates(merged)
+    copies = find_duplicates(merged)
     if len(copies):
         logger.warning("%d images of the merged table are copies of %d files", len(copies), copies.source_sha256.nunique())
     return merged
 
 
-def duplicates(table: pd.DataFrame) -> pd.DataFrame:
+def find_duplicates(table: pd.DataFrame) -> pd.DataFrame:
     """The rows whose source file has the same bytes as another row's, copies side by side."""
     known = table[table.source_sha256.notna()]
     return known[known.source_sha256.duplicated(keep=False)].sort_values(["source_sha256", "image_id"])
 
 
-def leaks(table: pd.DataFrame, by: str = "split") -> pd.DataFrame:
+def find_leaks(table: pd.DataFrame, by: str = "split") -> pd.DataFrame:
     """What links two parts of the data: every patient and every file (by its bytes) that stands in more than one value of `by`.
 
     Returns the columns kind (patient_id or source_sha256), value, parts (such as 'test, train') and images (their number); empty = clean.

@@ -8,17 +8,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from vitmodel.utils import seed_from
+from vitmodel.utils import derive_seed
 
 
-class Draw(NamedTuple):
+class SampleRequest(NamedTuple):
     """One image to load, and the seed of everything random about it."""
 
     row: int
     seed: int
 
 
-class InOrder(Sampler[Draw]):
+class SequentialSampler(Sampler[SampleRequest]):
     """Every image once, in order."""
 
     def __init__(self, count: int) -> None:
@@ -27,11 +27,11 @@ class InOrder(Sampler[Draw]):
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Draw]:
-        return (Draw(index, 0) for index in range(self.count))
+    def __iter__(self) -> Iterator[SampleRequest]:
+        return (SampleRequest(index, 0) for index in range(self.count))
 
 
-class Shuffled(Sampler[Draw]):
+class EpochSampler(Sampler[SampleRequest]):
     """As many draws an epoch as there are images, in one of three ways.
 
     natural   each image once
@@ -44,24 +44,24 @@ class Shuffled(Sampler[Draw]):
     """
 
     def __init__(
-        self, labels: Sequence[float], seed: int, way: Literal["natural", "positive", "balanced"], batch: int = 32, epoch: int = 0
+        self, labels: Sequence[float], seed: int, mode: Literal["natural", "positive", "balanced"], batch: int = 32, epoch: int = 0
     ) -> None:
         """`epoch` comes next."""
         self.labels = np.asarray(labels)
         self.seed = seed
-        self.way = way
+        self.mode = mode
         self.batch = batch
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleRequest]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        rng = np.random.default_rng(seed_from("order", self.seed, epoch))
-        draw = {"natural": self._natural, "positive": self._with_positives, "balanced": self._balanced}[self.way]
+        rng = np.random.default_rng(derive_seed("order", self.seed, epoch))
+        draw = {"natural": self._natural, "positive": self._with_positives, "balanced": self._balanced}[self.mode]
         for position, row in enumerate(draw(rng)):
-            yield Draw(int(row), seed_from("draw", self.seed, epoch, position))
+            yield SampleRequest(int(row), derive_seed("draw", self.seed, epoch, position))
 
     def _natural(self, rng: np.random.Generator) -> np.ndarray:
         return rng.permutation(len(self))

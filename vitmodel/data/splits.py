@@ -15,27 +15,27 @@ from typing import Any
 
 import pandas as pd
 
-from vitmodel.data.manifest import as_manifest, read_table, usable
+from vitmodel.data.manifest import as_manifest, read_table, usable_rows
 from vitmodel.errors import UsageError
-from vitmodel.utils import atomic_path, seed_from
+from vitmodel.utils import atomic_path, derive_seed
 
-SHARES: Mapping[str, float] = MappingProxyType({"train": 0.7, "val": 0.15, "test": 0.15})
+SPLIT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "val": 0.15, "test": 0.15})
 
 
-def assign_splits(table: pd.DataFrame, shares: Mapping[str, float] = SHARES, seed: int = 0) -> pd.DataFrame:
+def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float] = SPLIT_FRACTIONS, seed: int = 0) -> pd.DataFrame:
     """`table` with `split` filled in. A split that a patient already has (an official one) is kept, with one exception: a part of
     `shares` that the given split lacks, as official splits lack 'val', is taken out of its 'train'.
 
     Patients whose images are all refused stay as they are. Raises UsageError where a class has fewer patients than there are parts to fill.
     """
-    if any(share <= 0 for share in shares.values()):
-        raise UsageError(f"splits: every share must be positive, not {dict(shares)}")
+    if any(share <= 0 for share in fractions.values()):
+        raise UsageError(f"splits: every share must be positive, not {dict(fractions)}")
     patients = _patients(table)
     given = patients.split.dropna()
-    absent = {part: share for part, share in shares.items() if part not in set(given)}
-    dealt = _deal(patients[patients.split.isna()], shares, seed)
-    if len(given) and absent and "train" in shares:
-        divided = {"train": shares["train"]} | absent
+    absent = {part: share for part, share in fractions.items() if part not in set(given)}
+    dealt = _deal(patients[patients.split.isna()], fractions, seed)
+    if len(given) and absent and "train" in fractions:
+        divided = {"train": fractions["train"]} | absent
         dealt = dealt | _deal(patients[patients.split == "train"], divided, seed)
     split = table.patient_id.map(given.to_dict() | dealt).astype(object)
     return table.assign(split=split.where(split.notna(), table.split))
@@ -55,38 +55,38 @@ def assign_folds(table: pd.DataFrame, folds: int, seed: int = 0) -> pd.DataFrame
 
 def _patients(table: pd.DataFrame) -> pd.DataFrame:
     """One row per patient with a usable image: site, machine, split, and cancer (1 if any image shows one). Raises UsageError."""
-    groups = usable(table).sort_values(["site_id", "machine_id"]).groupby("patient_id")
+    groups = usable_rows(table).sort_values(["site_id", "machine_id"]).groupby("patient_id")
     divided = groups.split.nunique() > 1
     if divided.any():
         raise UsageError(f"column split: {divided.sum()} patients stand in two splits (the first is {divided.idxmax()!r})")
     return groups[["site_id", "machine_id", "split"]].first().assign(cancer=groups.cancer.max())
 
 
-def _deal(patients: pd.DataFrame, shares: Mapping[Any, float], seed: int) -> dict[str, Any]:
+def _deal(patients: pd.DataFrame, fractions: Mapping[Any, float], seed: int) -> dict[str, Any]:
     """A part for every patient. Raises UsageError where some are labelled, and either class has fewer patients than there are parts."""
     sick, healthy = (patients.cancer == 1).sum(), (patients.cancer == 0).sum()
-    if sick + healthy and min(sick, healthy) < len(shares):
+    if sick + healthy and min(sick, healthy) < len(fractions):
         remedy = "use fewer parts or more patients" if min(sick, healthy) else "one class alone cannot be learned"
         raise UsageError(
-            f"cannot split {len(patients)} patients, {sick} with a cancer and {healthy} without, into {len(shares)} parts that all hold "
+            f"cannot split {len(patients)} patients, {sick} with a cancer and {healthy} without, into {len(fractions)} parts that all hold "
             f"both: {remedy}"
         )
-    ranked = patients.assign(hash=[seed_from(seed, patient) for patient in patients.index]).sort_values(["site_id", "machine_id", "hash"])
-    return {patient: part for _, same in ranked.groupby("cancer", dropna=False) for patient, part in _rounds(same.index, shares)}
+    ranked = patients.assign(hash=[derive_seed(seed, patient) for patient in patients.index]).sort_values(["site_id", "machine_id", "hash"])
+    return {patient: part for _, same in ranked.groupby("cancer", dropna=False) for patient, part in _rounds(same.index, fractions)}
 
 
-def _rounds(patients: Iterable[str], shares: Mapping[Any, float]) -> list[tuple[str, Any]]:
+def _rounds(patients: Iterable[str], fractions: Mapping[Any, float]) -> list[tuple[str, Any]]:
     """Deal the patients in their order, each to the part that holds the fewest for its share, and so one to every part at first."""
-    held = dict.fromkeys(shares, 0)
+    held = dict.fromkeys(fractions, 0)
     dealt = []
     for patient in patients:
-        part = min(shares, key=lambda name: held[name] / shares[name])
+        part = min(fractions, key=lambda name: held[name] / fractions[name])
         held[part] += 1
         dealt.append((patient, part))
     return dealt
 
 
-def leave_out(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+def hold_out_group(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     """`table` with the split `test` for every patient who has an image with `value` in `column`, and `train` for all others.
 
     `assign_splits` then takes a `val` out of `train`. Raises UsageError where the table has no such value.
@@ -97,7 +97,7 @@ def leave_out(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     return table.assign(split=held.map({True: "test", False: "train"}).astype(object))
 
 
-def choose_rows(table: pd.DataFrame, split: str, name: str) -> tuple[pd.DataFrame, str]:
+def select_split(table: pd.DataFrame, split: str, name: str) -> tuple[pd.DataFrame, str]:
     """The rows of a split and its name; `auto` = test where the table has it, else `all`. `name` stands in the message.
 
     Raises UsageError where there are none.

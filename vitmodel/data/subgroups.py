@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-AGES = (0, 40, 50, 60, 70, 200)
-BANDS = ("below 40", "40 to 49", "50 to 59", "60 to 69", "70 and above")
+AGE_EDGES = (0, 40, 50, 60, 70, 200)
+AGE_BANDS = ("below 40", "40 to 49", "50 to 59", "60 to 69", "70 and above")
 
 
 class Subgroup(NamedTuple):
@@ -21,7 +21,7 @@ class Subgroup(NamedTuple):
 
     attribute: str
     value: str
-    rows: np.ndarray
+    mask: np.ndarray
 
 
 def yes_or_no(values: pd.Series) -> pd.Series:
@@ -29,25 +29,25 @@ def yes_or_no(values: pd.Series) -> pd.Series:
 
 
 def age_band(values: pd.Series) -> pd.Series:
-    return pd.cut(values, AGES, right=False, labels=BANDS).astype(object)
+    return pd.cut(values, AGE_EDGES, right=False, labels=AGE_BANDS).astype(object)
 
 
-def as_text(values: pd.Series) -> pd.Series:
+def blank_to_nan(values: pd.Series) -> pd.Series:
     return values.replace("", np.nan)
 
 
-ATTRIBUTES: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
-    "Data set": ("dataset", as_text),
-    "Site": ("site_id", as_text),
-    "Machine": ("machine_id", as_text),
-    "View": ("view", as_text),
-    "Side": ("laterality", as_text),
+SUBGROUP_ATTRIBUTES: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
+    "Data set": ("dataset", blank_to_nan),
+    "Site": ("site_id", blank_to_nan),
+    "Machine": ("machine_id", blank_to_nan),
+    "View": ("view", blank_to_nan),
+    "Side": ("laterality", blank_to_nan),
     "Age": ("age", age_band),
-    "Density": ("density", as_text),
+    "Density": ("density", blank_to_nan),
     "Implant": ("implant", yes_or_no),
     "BI-RADS": ("birads", lambda values: values.map("{:.0f}".format, na_action="ignore")),
 }
-AGAINST: dict[str, tuple[str, int, dict[float, str]]] = {
+ONE_CLASS_ATTRIBUTES: dict[str, tuple[str, int, dict[float, str]]] = {
     "Positives, against all negatives": ("invasive", 1, {1.0: "invasive", 0.0: "not invasive"}),
     "Negatives, against all positives": ("difficult_negative_case", 0, {1.0: "difficult to tell", 0.0: "other"}),
 }
@@ -61,13 +61,13 @@ def subgroups(table: pd.DataFrame, label: str) -> tuple[list[Subgroup], list[str
     """
     found: list[Subgroup] = []
     silent: list[str] = []
-    for attribute, (column, name) in ATTRIBUTES.items():
+    for attribute, (column, name) in SUBGROUP_ATTRIBUTES.items():
         values = name(table[column]).astype(object).fillna("unknown")
         if values.nunique() == 1:
             silent.append(f"{attribute}: {values.iloc[0]} throughout")
             continue
-        found += [Subgroup(attribute, value, (values == value).to_numpy()) for value in in_order(values)]
-    for attribute, (column, divided, names) in AGAINST.items():
+        found += [Subgroup(attribute, value, (values == value).to_numpy()) for value in sort_values(values)]
+    for attribute, (column, divided, names) in ONE_CLASS_ATTRIBUTES.items():
         values = table[column].map(names).where(table[label] == divided)
         if values.isna().all():
             silent.append(f"{attribute} ({column}): unknown throughout")
@@ -77,11 +77,11 @@ def subgroups(table: pd.DataFrame, label: str) -> tuple[list[Subgroup], list[str
     return found, silent
 
 
-def in_order(values: pd.Series) -> list[str]:
+def sort_values(values: pd.Series) -> list[str]:
     """The distinct values, numbers by size and text by the alphabet, `unknown` last."""
 
     def place(value: str) -> tuple[bool, float, str]:
         return value == "unknown", float(value) if value.replace(".", "", 1).isdecimal() else np.inf, value
 
-    ages = [band for band in BANDS if (values == band).any()]
+    ages = [band for band in AGE_BANDS if (values == band).any()]
     return ages + sorted(set(values) - set(ages), key=place)

@@ -16,12 +16,12 @@ from vitmodel.errors import UsageError, VitmodelError
 
 JOURNAL = "journal.jsonl"
 """Name of the journal in an output folder."""
-LOCK = ".vitmodel.lock"
+LOCK_FILE = ".vitmodel.lock"
 """Lock file of an output folder. It also marks the files there as results, which are never read as sources."""
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, results: str = JOURNAL) -> Iterator[None]:
+def lock_folder(folder: Path, results: str = JOURNAL) -> Iterator[None]:
     """Hold `folder` for this process alone, and remove what the run created there if it is refused before it has results.
 
     Args:
@@ -36,7 +36,7 @@ def exclusive(folder: Path, results: str = JOURNAL) -> Iterator[None]:
         cleanup = removed_if_refused(folder, results)  # remembers what was there before the lock file
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / LOCK).open("w"))
+            lock = stack.enter_context((folder / LOCK_FILE).open("w"))
         except OSError as error:
             raise VitmodelError(f"cannot write to {folder}: {error.strerror}; free the disk or choose another folder") from error
         try:
@@ -85,7 +85,7 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
                 path.rmdir()
 
 
-def state(path: Path) -> str:
+def file_state(path: Path) -> str:
     """A file's size and time of change, or that it is missing."""
     try:
         status = path.stat()

@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import joblib
 
 from vitmodel.errors import UsageError, VitmodelError
-from vitmodel.jobs.workers import TIME_LIMIT, own_process
+from vitmodel.jobs.workers import TIME_LIMIT, process_per_thread
 from vitmodel.utils import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PATIENCE = 2 * TIME_LIMIT
+CLUSTER_TIMEOUT = 2 * TIME_LIMIT
 """Seconds that a cluster may take for the item that comes next."""
 
 
-def _no_result(item: object, sentence: str) -> Any:
-    raise VitmodelError(f"a worker process was lost: {sentence}")
+def _no_result(item: object, message: str) -> Any:
+    raise VitmodelError(f"a worker process was lost: {message}")
 
 
 def parallel_map(
@@ -35,7 +35,7 @@ def parallel_map(
     backend: str = "threads",
     scheduler: str = "",
     unit: str = "image",
-    lost: Callable[[Item, str], Result] = _no_result,
+    on_lost: Callable[[Item, str], Result] = _no_result,
 ) -> Iterator[Result]:
     """Yield function(item) for each item, in order, while `jobs` workers (0 = one per core) go ahead by a bounded number of items.
 
@@ -53,11 +53,11 @@ def parallel_map(
         if backend == "dask":
             stack.enter_context(_cluster(jobs, scheduler))
             tasks = (joblib.delayed(function)(item) for item in items)
-            options: dict[str, Any] = {"return_as": "generator", "pre_dispatch": "2*n_jobs", "batch_size": 1, "timeout": PATIENCE}
+            options: dict[str, Any] = {"return_as": "generator", "pre_dispatch": "2*n_jobs", "batch_size": 1, "timeout": CLUSTER_TIMEOUT}
             results = joblib.Parallel(n_jobs=jobs, **options)(tasks)
         else:
             if backend == "processes":
-                function = stack.enter_context(own_process(function, lost))
+                function = stack.enter_context(process_per_thread(function, on_lost))
             results = stack.enter_context(contextlib.closing(_in_threads(function, items, jobs)))
         yield from progress(results, what, total=len(items), unit=unit)
 
@@ -100,5 +100,5 @@ def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
         except multiprocessing.TimeoutError as error:  # dask has given up on the item, which joblib's dask backend does not tell
             remedy = "run the same command again or, if that ends alike, with --backend processes, which refuses the file that does it"
             raise VitmodelError(
-                f"the cluster gave no result for {PATIENCE:g} s: its workers are gone, or died of one file; {remedy}"
+                f"the cluster gave no result for {CLUSTER_TIMEOUT:g} s: its workers are gone, or died of one file; {remedy}"
             ) from error

@@ -26,8 +26,8 @@ TIME_LIMIT = 300.0
 
 
 @contextlib.contextmanager
-def own_process(
-    function: Callable[[Item], Result], lost: Callable[[Item, str], Result], time_limit: float = TIME_LIMIT
+def process_per_thread(
+    function: Callable[[Item], Result], on_lost: Callable[[Item, str], Result], time_limit: float = TIME_LIMIT
 ) -> Iterator[Callable[[Item], Result]]:
     """`function` run in processes, one for each thread that calls it; what it raises is raised there.
 
@@ -53,7 +53,7 @@ def own_process(
                     raise
                 workers.discard(here.worker)
             del here.worker
-            return lost(item, str(loss))
+            return on_lost(item, str(loss))
 
     try:
         yield call

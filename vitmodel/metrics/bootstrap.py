@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from vitmodel.metrics.scored_units import Floats
+from vitmodel.metrics.scored_units import FloatArray
 
-BLOCK = 2**21
+MAX_BLOCK_SUMS = 2**21
 """Sums held at once, over all replicates of a block: 16 MB."""
 MIN_DEFINED = 0.9
 """Below this fraction of replicates with a value, an interval would describe a selection, and is not given."""
@@ -43,8 +43,8 @@ class Interval:
 
 
 def resample(
-    rows: ArrayLike | sparse.sparray, statistic: Callable[[Floats], ArrayLike], patients: ArrayLike, replicates: int, seed: int
-) -> Floats:
+    rows: ArrayLike | sparse.sparray, statistic: Callable[[FloatArray], ArrayLike], patients: ArrayLike, replicates: int, seed: int
+) -> FloatArray:
     """`statistic` of patients drawn with replacement, R K for R replicates and K numbers.
 
     The statistic must be a function of sums over rows: `rows` (F N) holds what each of the N rows adds to F sums, `patients` (N)
@@ -56,9 +56,9 @@ def resample(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6 and 13.
     """
     ids, patient = np.unique(np.asarray(patients), return_inverse=True)
-    per_patient = (sparse.csr_array(rows) @ indicator(patient).T).tocsr()  # F P
+    per_patient = (sparse.csr_array(rows) @ group_indicator(patient).T).tocsr()  # F P
     generator = np.random.default_rng(seed)
-    block = int(np.clip(BLOCK // per_patient.shape[0], 8, 256))
+    block = int(np.clip(MAX_BLOCK_SUMS // per_patient.shape[0], 8, 256))
 
     def draw() -> NDArray[np.intp]:
         return np.bincount(generator.integers(len(ids), size=len(ids)), minlength=len(ids))
@@ -70,13 +70,13 @@ def resample(
     return np.concatenate(results)
 
 
-def indicator(groups: NDArray[np.intp]) -> sparse.csr_array:
+def group_indicator(groups: NDArray[np.intp]) -> sparse.csr_array:
     """G N, 1 where row n is of group g = `groups[n]`: its product with a column of values sums them over each group."""
     count = len(groups)
     return sparse.csr_array((np.ones(count), (groups, np.arange(count))))
 
 
-def percentile_limits(replicates: Floats, coverage: float = 0.95) -> tuple[Floats, Floats]:
+def percentile_limits(replicates: FloatArray, coverage: float = 0.95) -> tuple[FloatArray, FloatArray]:
     """The lower and upper limits (K each) that enclose `coverage` of the replicates (R K) that have a value.
 
     NaN where fewer than `MIN_DEFINED` of the replicates have one.

@@ -11,15 +11,15 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from vitmodel.errors import UsageError
-from vitmodel.metrics.scored_units import Floats
+from vitmodel.metrics.scored_units import FloatArray
 
 MIN_SLOPE = 1e-3
 """Stands for 'the logits say nothing' where the data ask for a falling curve: a calibration never turns the ranking round."""
 
 
 def logistic_regression(
-    design: Floats, hits: Floats, weights: Floats, offset: Floats | float = 0.0, start: Floats | None = None, tolerance: float = 1e-10
-) -> Floats:
+    design: FloatArray, hits: FloatArray, weights: FloatArray, offset: FloatArray | float = 0.0, start: FloatArray | None = None, tolerance: float = 1e-10
+) -> FloatArray:
     """The coefficients (K) that maximise the likelihood of targets (N, in [0, 1]) under sigmoid(coefficients @ design + offset).
 
     `design` is K N, `weights` N, `offset` N, `start` K; of the targets only `hits` = design @ (weights * targets) (K) matter. With
@@ -67,10 +67,10 @@ class Calibration(ABC):
 
     @classmethod
     @abstractmethod
-    def _fit(cls, labels: Floats, logits: Floats) -> Self: ...
+    def _fit(cls, labels: FloatArray, logits: FloatArray) -> Self: ...
 
     @abstractmethod
-    def apply(self, logits: ArrayLike) -> Floats:
+    def apply(self, logits: ArrayLike) -> FloatArray:
         """Probabilities of the same shape; NaN stays NaN."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,11 +90,11 @@ class Temperature(Calibration):
     temperature: float
 
     @classmethod
-    def _fit(cls, labels: Floats, logits: Floats) -> Self:
+    def _fit(cls, labels: FloatArray, logits: FloatArray) -> Self:
         slope = logistic_regression(logits[None], logits[None] @ platt_targets(labels), np.ones_like(labels))[0]
         return cls(prevalence=float(labels.mean()), temperature=float(1 / max(slope, MIN_SLOPE)))
 
-    def apply(self, logits: ArrayLike) -> Floats:
+    def apply(self, logits: ArrayLike) -> FloatArray:
         return np.asarray(expit(np.asarray(logits, dtype=np.float64) / self.temperature))
 
 
@@ -110,7 +110,7 @@ class Platt(Calibration):
     intercept: float
 
     @classmethod
-    def _fit(cls, labels: Floats, logits: Floats) -> Self:
+    def _fit(cls, labels: FloatArray, logits: FloatArray) -> Self:
         ones, targets = np.ones_like(logits), platt_targets(labels)
         design = np.stack([logits, ones])
         slope, intercept = logistic_regression(design, design @ targets, ones)
@@ -118,7 +118,7 @@ class Platt(Calibration):
             slope, intercept = MIN_SLOPE, logistic_regression(ones[None], ones[None] @ targets, ones, offset=MIN_SLOPE * logits)[0]
         return cls(prevalence=float(labels.mean()), slope=float(slope), intercept=float(intercept))
 
-    def apply(self, logits: ArrayLike) -> Floats:
+    def apply(self, logits: ArrayLike) -> FloatArray:
         return np.asarray(expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept))
 
 
@@ -137,14 +137,14 @@ class Isotonic(Calibration):
     probabilities: tuple[float, ...]
 
     @classmethod
-    def _fit(cls, labels: Floats, logits: Floats) -> Self:
+    def _fit(cls, labels: FloatArray, logits: FloatArray) -> Self:
         from sklearn.isotonic import IsotonicRegression
 
         least = 1 / (len(labels) + 2)
         curve = IsotonicRegression(y_min=least, y_max=1 - least).fit(logits, labels)
         return cls(float(labels.mean()), tuple(curve.X_thresholds_.tolist()), tuple(curve.y_thresholds_.tolist()))
 
-    def apply(self, logits: ArrayLike) -> Floats:
+    def apply(self, logits: ArrayLike) -> FloatArray:
         return np.asarray(np.interp(np.asarray(logits, dtype=np.float64), self.logits, self.probabilities))
 
 
@@ -171,13 +171,13 @@ def _named(method: str) -> type[Calibration]:
     return CALIBRATIONS[method]
 
 
-def platt_targets(labels: Floats) -> Floats:
+def platt_targets(labels: FloatArray) -> FloatArray:
     """(n1 + 1) / (n1 + 2) for the n1 positives and 1 / (n0 + 2) for the n0 negatives: a fit to separated classes stays finite."""
     positives = labels.sum()
     return np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
 
 
-def to_prevalence(probability: ArrayLike, fitted: float, wanted: float) -> Floats:
+def to_prevalence(probability: ArrayLike, fitted: float, wanted: float) -> FloatArray:
     """Probabilities that are right at the prevalence `fitted`, as they are right at the prevalence `wanted`.
 
     Holds where the images of each class are alike at both places and only their mix differs. NaN stays NaN.

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
 from vitmodel.errors import UsageError
-from vitmodel.metrics.bootstrap import Interval, indicator, percentile_limits, resample
-from vitmodel.metrics.metrics import Ranking
-from vitmodel.metrics.scored_units import Floats, Sample
+from vitmodel.metrics.bootstrap import Interval, group_indicator, percentile_limits, resample
+from vitmodel.metrics.metrics import RankedUnits
+from vitmodel.metrics.scored_units import FloatArray, ScoredUnits
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Comparison:
     """DeLong's two-sided test of no difference of the AUROCs."""
 
 
-def compare(first: Sample, second: Sample, thresholds: tuple[ArrayLike, ArrayLike], replicates: int = 2000, seed: int = 0) -> Comparison:
+def compare(first: ScoredUnits, second: ScoredUnits, thresholds: tuple[ArrayLike, ArrayLike], replicates: int = 2000, seed: int = 0) -> Comparison:
     """Two models' scores of the same units in the same order, each judged at its own threshold (one, or N). Raises UsageError."""
     _refuse_other_units([first, second])
     values, replicated = [], []
     for sample, threshold in zip((first, second), thresholds, strict=True):
-        ranking = Ranking(sample, threshold)
+        ranking = RankedUnits(sample, threshold)
 
-        def statistic(sums: Floats, ranking: Ranking = ranking) -> list[Floats]:
-            return list(ranking.values(sums).values())
+        def statistic(sums: FloatArray, ranking: RankedUnits = ranking) -> list[FloatArray]:
+            return list(ranking.metric_values(sums).values())
 
-        values.append(ranking.values())
+        values.append(ranking.metric_values())
         replicated.append(resample(ranking.rows, statistic, ranking.patients, replicates, seed))  # the seed draws the same patients
     low, high = percentile_limits(replicated[1] - replicated[0])
     names = list(values[0])
@@ -45,7 +45,7 @@ def compare(first: Sample, second: Sample, thresholds: tuple[ArrayLike, ArrayLik
     return Comparison(differences, *delong_test(first, second))
 
 
-def delong_test(first: Sample, second: Sample) -> tuple[Interval, float]:
+def delong_test(first: ScoredUnits, second: ScoredUnits) -> tuple[Interval, float]:
     """The difference second - first of two AUROCs on the same units with its 95 % interval, and the two-sided p value."""
     areas, covariance = delong([first, second])
     difference = float(areas[1] - areas[0])
@@ -56,7 +56,7 @@ def delong_test(first: Sample, second: Sample) -> tuple[Interval, float]:
     return Interval(difference, difference - reach, difference + reach), float(2 * norm.sf(abs(difference) / error))
 
 
-def delong(samples: Sequence[Sample]) -> tuple[Floats, Floats]:
+def delong(samples: Sequence[ScoredUnits]) -> tuple[FloatArray, FloatArray]:
     """The AUROCs (M) of M models on the same units, and their covariance (M M) where a patient's units depend on each other.
 
     With one unit per patient it is DeLong's; it needs two patients with each label. Raises UsageError.
@@ -67,7 +67,7 @@ def delong(samples: Sequence[Sample]) -> tuple[Floats, Floats]:
     _refuse_other_units(samples)
     positive = samples[0].labels == 1
     _, patient = np.unique(samples[0].patients, return_inverse=True)
-    owners = indicator(patient)  # P N
+    owners = group_indicator(patient)  # P N
     counts = owners @ np.stack([positive, ~positive], axis=1).astype(np.float64)  # P 2
     holders = (counts > 0).sum(axis=0)  # patients with a positive, with a negative
     if holders.min() < 2:
@@ -88,7 +88,7 @@ def delong(samples: Sequence[Sample]) -> tuple[Floats, Floats]:
     return areas, within + both + both.T
 
 
-def _refuse_other_units(samples: Sequence[Sample]) -> None:
+def _refuse_other_units(samples: Sequence[ScoredUnits]) -> None:
     for sample in samples[1:]:
         same = all(np.array_equal(getattr(sample, name), getattr(samples[0], name)) for name in ("labels", "patients"))
         if not same:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from vitmodel.metrics.bootstrap import percentile_limits, resample
 from vitmodel.metrics.curve import Curve
-from vitmodel.metrics.metrics import Ranking
-from vitmodel.metrics.scored_units import Floats, Sample
+from vitmodel.metrics.metrics import RankedUnits
+from vitmodel.metrics.scored_units import FloatArray, ScoredUnits
 
 BAND_REPLICATES = 500
 RESOLUTION = 0.001
@@ -23,15 +23,15 @@ RESOLUTION = 0.001
 class Band:
     """The pointwise 95 % band of a curve over patients drawn with replacement, read off at `x`."""
 
-    x: Floats
-    low: Floats
-    high: Floats
+    x: FloatArray
+    low: FloatArray
+    high: FloatArray
 
     @classmethod
-    def of(cls, sample: Sample, x: Floats, at_x: Callable[[Curve], Floats]) -> Self:
-        ranking = Ranking(sample, threshold=1.0)
+    def from_units(cls, sample: ScoredUnits, x: FloatArray, at_x: Callable[[Curve], FloatArray]) -> Self:
+        ranking = RankedUnits(sample, threshold=1.0)
 
-        def read(sums: Floats) -> Floats:  # F B -> len(x) B
+        def read(sums: FloatArray) -> FloatArray:  # F B -> len(x) B
             curves = [ranking.curve(replicate) for replicate in sums.T]
             return np.stack([at_x(c) if c.positives and c.negatives else np.full(len(x), np.nan) for c in curves], axis=1)
 
@@ -42,16 +42,16 @@ class Band:
 class Roc:
     """The ROC curve, thinned to `RESOLUTION`. The first threshold, at which nothing is called, is infinite."""
 
-    threshold: Floats
-    fpr: Floats
-    tpr: Floats
+    threshold: FloatArray
+    fpr: FloatArray
+    tpr: FloatArray
     band: Band
 
     @classmethod
-    def of(cls, sample: Sample) -> Self:
-        grid, curve = np.linspace(0, 1, 201), Ranking(sample, threshold=1.0).curve()
-        kept = _thinned(curve.fpr, curve.tpr)
-        band = Band.of(sample, grid, lambda each: np.interp(grid, each.fpr, each.tpr))
+    def from_units(cls, sample: ScoredUnits) -> Self:
+        grid, curve = np.linspace(0, 1, 201), RankedUnits(sample, threshold=1.0).curve()
+        kept = _thin(curve.fpr, curve.tpr)
+        band = Band.from_units(sample, grid, lambda each: np.interp(grid, each.fpr, each.tpr))
         return cls(curve.thresholds[kept], curve.fpr[kept], curve.tpr[kept], band)
 
 
@@ -59,17 +59,17 @@ class Roc:
 class PrecisionRecall:
     """Precision at each gain in recall, as average precision counts it, thinned to `RESOLUTION`: steps that end at the points."""
 
-    recall: Floats
-    precision: Floats
+    recall: FloatArray
+    precision: FloatArray
     band: Band
 
     @classmethod
-    def of(cls, sample: Sample) -> Self:
-        grid, curve = np.linspace(0.005, 1, 200), Ranking(sample, threshold=1.0).curve()
+    def from_units(cls, sample: ScoredUnits) -> Self:
+        grid, curve = np.linspace(0.005, 1, 200), RankedUnits(sample, threshold=1.0).curve()
         gains = 1 + np.flatnonzero(np.diff(curve.tp))
         recall, precision = np.append(0, curve.tpr[gains]), curve.precision[np.append(gains[0], gains)]
-        kept = _thinned(recall, precision)
-        band = Band.of(sample, grid, lambda each: each.precision[np.searchsorted(each.tpr, grid - 1e-9)])
+        kept = _thin(recall, precision)
+        band = Band.from_units(sample, grid, lambda each: each.precision[np.searchsorted(each.tpr, grid - 1e-9)])
         return cls(recall[kept], precision[kept], band)
 
 
@@ -77,15 +77,15 @@ class PrecisionRecall:
 class Reliability:
     """The fraction of positives in bins of equally many scores (up to ten, of ten or more), with Wilson's 95 % intervals."""
 
-    units: Floats
-    score: Floats
+    units: FloatArray
+    score: FloatArray
     """The bin's mean."""
-    observed: Floats
-    low: Floats
-    high: Floats
+    observed: FloatArray
+    low: FloatArray
+    high: FloatArray
 
     @classmethod
-    def of(cls, sample: Sample) -> Self:
+    def from_units(cls, sample: ScoredUnits) -> Self:
         order = np.argsort(sample.scores, kind="stable")
         bins = np.array_split(order, min(10, max(1, len(order) // 10)))
         score, observed = (np.array([values[rows].mean() for rows in bins]) for values in (sample.scores, sample.labels))
@@ -100,12 +100,12 @@ class DecisionCurve:
     Up to where fewer than 1 unit in 200 is called. Source: Vickers and Elkin, Medical Decision Making 26 (2006) 565-574.
     """
 
-    threshold: Floats
-    model: Floats
-    everyone: Floats
+    threshold: FloatArray
+    model: FloatArray
+    everyone: FloatArray
 
     @classmethod
-    def of(cls, sample: Sample) -> Self:
+    def from_units(cls, sample: ScoredUnits) -> Self:
         end = min(0.95, max(0.05, float(np.quantile(sample.scores, 0.995))))
         thresholds = np.linspace(0.005, end, 100)
         called = sample.scores >= thresholds[:, None]
@@ -118,12 +118,12 @@ class DecisionCurve:
 class Histogram:
     """How many units of each class have a score between two `edges`, which reach to the highest score or the threshold."""
 
-    edges: Floats
+    edges: FloatArray
     negatives: NDArray[np.intp]
     positives: NDArray[np.intp]
 
     @classmethod
-    def of(cls, sample: Sample, threshold: float) -> Self:
+    def from_units(cls, sample: ScoredUnits, threshold: float) -> Self:
         edges = np.linspace(0, max(sample.scores.max(), threshold, 1e-3), 31)
         return cls(edges, *(np.histogram(sample.scores[sample.labels == truth], edges)[0] for truth in (0, 1)))
 
@@ -138,31 +138,31 @@ class Curves:
     decision_curve: DecisionCurve
 
     @classmethod
-    def of(cls, sample: Sample) -> Self:
-        return cls(Roc.of(sample), PrecisionRecall.of(sample), Reliability.of(sample), DecisionCurve.of(sample))
+    def from_units(cls, sample: ScoredUnits) -> Self:
+        return cls(Roc.from_units(sample), PrecisionRecall.from_units(sample), Reliability.from_units(sample), DecisionCurve.from_units(sample))
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class CurveData:
     """All of it; no curves where a class is missing."""
 
     histogram: Histogram
     curves: Curves | None
 
     @classmethod
-    def of(cls, sample: Sample, threshold: float) -> Self:
+    def from_units(cls, sample: ScoredUnits, threshold: float) -> Self:
         """Of a sample's rows with a known label."""
-        known = sample.known()
-        return cls(Histogram.of(known, threshold), Curves.of(known) if len(np.unique(known.labels)) == 2 else None)
+        known = sample.labelled()
+        return cls(Histogram.from_units(known, threshold), Curves.from_units(known) if len(np.unique(known.labels)) == 2 else None)
 
 
-def _thinned(x: Floats, y: Floats) -> NDArray[np.intp]:
+def _thin(x: FloatArray, y: FloatArray) -> NDArray[np.intp]:
     """Which points of a line to keep: of those that lie within `RESOLUTION` of each other along it the last, and both ends."""
     way = np.cumsum(np.abs(np.diff(x, prepend=x[0])) + np.abs(np.diff(y, prepend=y[0])))
     return np.flatnonzero(np.diff(np.ceil(way / RESOLUTION), append=np.inf))
 
 
-def _wilson(labels: Floats) -> tuple[float, float]:
+def _wilson(labels: FloatArray) -> tuple[float, float]:
     """Wilson's 95 % interval of a fraction. Source: Wilson, JASA 22 (1927) 209-212."""
     n, z = len(labels), 1.96
     fraction = labels.mean()

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from vitmodel.errors import UsageError
-from vitmodel.metrics.bootstrap import Interval, indicator, percentile_limits, resample
+from vitmodel.metrics.bootstrap import Interval, group_indicator, percentile_limits, resample
 from vitmodel.metrics.calibration import logistic_regression
 from vitmodel.metrics.curve import MAX_FPR, Curve
-from vitmodel.metrics.scored_units import Floats, Sample, refuse_rows, to_logit
+from vitmodel.metrics.scored_units import FloatArray, ScoredUnits, check_rows, to_logit
 
 ECE_BINS = 15
 KNOTS = 512
@@ -61,14 +61,14 @@ class Confusion:
     tn: int
 
 
-class Ranking:
+class RankedUnits:
     """A sample in order of falling score, from which every metric is read as a function of sums over its rows.
 
     `rows` (F N, sparse) is what each row adds to F sums; `rows @ weights`, with weights N or N B, are the sums F or F B of rows that
     are counted as often as their weight says. So thousands of weightings cost one product, and no further sorting.
     """
 
-    def __init__(self, sample: Sample, threshold: ArrayLike) -> None:
+    def __init__(self, sample: ScoredUnits, threshold: ArrayLike) -> None:
         """A row is called positive where its score reaches `threshold`, one for all or one for each of the N rows."""
         order = np.argsort(-sample.scores, kind="stable")
         self.labels, self.scores, self.patients = sample.labels[order], sample.scores[order], sample.patients[order]
@@ -87,19 +87,19 @@ class Ranking:
             "logits": self.labels * logits,
         }
         bins = np.minimum((self.scores * ECE_BINS).astype(np.intp), ECE_BINS - 1)
-        runs = indicator(np.searchsorted(ends, np.arange(len(order))))
+        runs = group_indicator(np.searchsorted(ends, np.arange(len(order))))
         self.knots, near = _spread(logits)
         parts = (
             sparse.csr_array(np.stack(list(terms.values()))),
             runs * self.labels,
             runs,
-            indicator(bins) * (self.labels - self.scores),
+            group_indicator(bins) * (self.labels - self.scores),
             near,
         )
         self.rows = sparse.vstack(parts, format="csr")
         self.names, self.thresholds = list(terms), np.append(np.inf, self.scores[ends])
         self.ends = np.cumsum([part.shape[0] for part in parts])[:-1]
-        self.start: Floats | None = None
+        self.start: FloatArray | None = None
         named, curve, _, near = self._parts(self.rows.sum(axis=1)[:, None])
         self.start = self._calibration(named, curve, near)[:, 0]
 
@@ -113,14 +113,14 @@ class Ranking:
         gains = np.diff(np.cumsum(self.labels)[ends], prepend=0.0, append=np.inf) > 0
         return ends[gains[:-1] | gains[1:]]
 
-    def _parts(self, sums: Floats) -> tuple[dict[str, Floats], Curve, Floats, Floats]:
+    def _parts(self, sums: FloatArray) -> tuple[dict[str, FloatArray], Curve, FloatArray, FloatArray]:
         """What sums F B hold: those with a name, the curve, positives minus scores in each bin of the ECE, weights at the knots."""
         named, tp, total, gaps, near = np.split(sums, self.ends)
         zero = np.zeros_like(sums[:1])
         tp, total = (np.concatenate([zero, np.cumsum(part, axis=0)]) for part in (tp, total))
         return dict(zip(self.names, named, strict=True)), Curve(self.thresholds, tp, total - tp), gaps, near
 
-    def curve(self, sums: Floats | None = None) -> Curve:
+    def curve(self, sums: FloatArray | None = None) -> Curve:
         """The curve of sums F or F B, of the sample as it is where none are given."""
         return self._parts(self.rows.sum(axis=1) if sums is None else sums)[1]
 
@@ -128,7 +128,7 @@ class Ranking:
         named = self._parts(self.rows.sum(axis=1))[0]
         return Confusion(**{name: round(float(count)) for name, count in _counts(named).items()})
 
-    def values(self, sums: Floats | None = None) -> dict[str, Floats]:
+    def metric_values(self, sums: FloatArray | None = None) -> dict[str, FloatArray]:
         """Every metric of `METRICS` from sums F or F B, of the sample as it is where none are given; NaN = not defined."""
         sums = self.rows.sum(axis=1) if sums is None else sums
         named, curve, gaps, near = self._parts(sums.reshape(len(sums), -1))
@@ -145,7 +145,7 @@ class Ranking:
             }
         return {name: value.reshape(sums.shape[1:]) for name, value in values.items()}
 
-    def _calibration(self, named: Mapping[str, Floats], curve: Curve, near: Floats) -> Floats:
+    def _calibration(self, named: Mapping[str, FloatArray], curve: Curve, near: FloatArray) -> FloatArray:
         """Slope and intercept of the labels' logistic regression on logit(score), and the intercept of one with the slope 1: 3 B.
 
         Perfect are a slope of 1 and, at it, an intercept of 0. Slope < 1: scores too extreme; intercept < 0: too high on the whole.
@@ -164,7 +164,7 @@ class Ranking:
         return found
 
 
-def _spread(values: Floats) -> tuple[Floats, sparse.csr_array]:
+def _spread(values: FloatArray) -> tuple[FloatArray, sparse.csr_array]:
     """Knots (K) and the weights (K N) that share each value out between the two knots beside it.
 
     A sum over rows of a smooth function of the values is then, for all weightings alike, one over knots: without error where few
@@ -176,19 +176,19 @@ def _spread(values: Floats) -> tuple[Floats, sparse.csr_array]:
     right = np.clip(np.searchsorted(knots, values), 1, max(len(knots) - 1, 1))
     at = np.arange(len(values))
     if len(knots) == 1:
-        return knots, indicator(np.zeros_like(at))
+        return knots, group_indicator(np.zeros_like(at))
     part = (values - knots[right - 1]) / (knots[right] - knots[right - 1])
     entries = np.concatenate([1 - part, part]), (np.concatenate([right - 1, right]), np.concatenate([at, at]))
     return knots, sparse.csr_array(entries, shape=(len(knots), len(values)))
 
 
-def _first(rising: Floats, other: Floats) -> Floats:
+def _first(rising: FloatArray, other: FloatArray) -> FloatArray:
     """`other` (T or T B) where `rising` leaves 0 first."""
     at = np.argmax(rising > 0, axis=0)
     return np.take_along_axis(other, at[None], axis=0)[0]
 
 
-def _ranking(curve: Curve) -> dict[str, Floats]:
+def _ranking(curve: Curve) -> dict[str, FloatArray]:
     defined = (curve.positives > 0) & (curve.negatives > 0)
     values = {
         "auroc": curve.auroc(),
@@ -202,12 +202,12 @@ def _ranking(curve: Curve) -> dict[str, Floats]:
     return {name: np.where(defined, value, np.nan) for name, value in values.items()}
 
 
-def _counts(sums: Mapping[str, Floats]) -> dict[str, Floats]:
+def _counts(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     tp, fp = sums["tp"], sums["called"] - sums["tp"]
     return {"tp": tp, "fp": fp, "fn": sums["positives"] - tp, "tn": sums["total"] - sums["positives"] - fp}
 
 
-def _decisions(tp: Floats, fp: Floats, fn: Floats, tn: Floats) -> dict[str, Floats]:
+def _decisions(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> dict[str, FloatArray]:
     """Ratios of counts; 0 / 0 is NaN."""
     total = tp + fp + fn + tn
     f1, f1_negative = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
@@ -245,7 +245,7 @@ class Metrics:
         return asdict(self)
 
 
-def measure(sample: Sample, threshold: ArrayLike, replicates: int = 2000, seed: int = 0, prevalence: float | None = None) -> Metrics:
+def compute_metrics(sample: ScoredUnits, threshold: ArrayLike, replicates: int = 2000, seed: int = 0, prevalence: float | None = None) -> Metrics:
     """Every metric of a sample at one threshold, or at one for each row, with 95 % percentile intervals over patients drawn with
     replacement.
 
@@ -258,9 +258,9 @@ def measure(sample: Sample, threshold: ArrayLike, replicates: int = 2000, seed: 
     if not known.any():
         raise UsageError(f"column 'label': unknown (NaN) in all {len(sample.labels)} rows, so there is nothing to measure against")
     thresholds = np.broadcast_to(np.asarray(threshold, dtype=np.float64), known.shape)[known]
-    ranking = Ranking(sample.known(), thresholds)
+    ranking = RankedUnits(sample.labelled(), thresholds)
     rows: sparse.csr_array = ranking.rows
-    statistic: Callable[[Floats], dict[str, Floats]] = ranking.values
+    statistic: Callable[[FloatArray], dict[str, FloatArray]] = ranking.metric_values
     if prevalence is not None:
         rows, statistic = _reweighted(ranking, prevalence)
     values = {name: float(value) for name, value in statistic(rows.sum(axis=1)).items()}
@@ -284,20 +284,20 @@ def measure(sample: Sample, threshold: ArrayLike, replicates: int = 2000, seed: 
     )
 
 
-def _reweighted(ranking: Ranking, prevalence: float) -> tuple[sparse.csr_array, Callable[[Floats], dict[str, Floats]]]:
+def _reweighted(ranking: RankedUnits, prevalence: float) -> tuple[sparse.csr_array, Callable[[FloatArray], dict[str, FloatArray]]]:
     """The sums over positives and, below them, over negatives (2F N), and the metrics of both mixed to a prevalence."""
     rows = sparse.vstack([ranking.rows * ranking.labels, ranking.rows * (1 - ranking.labels)], format="csr")
     total = ranking.names.index("total")
 
-    def values(sums: Floats) -> dict[str, Floats]:
+    def values(sums: FloatArray) -> dict[str, FloatArray]:
         positives, negatives = np.split(sums, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return ranking.values(positives / positives[total] * prevalence + negatives / negatives[total] * (1 - prevalence))
+            return ranking.metric_values(positives / positives[total] * prevalence + negatives / negatives[total] * (1 - prevalence))
 
     return rows, values
 
 
-def _reason(name: str, labels: Floats) -> str:
+def _reason(name: str, labels: FloatArray) -> str:
     if (labels == labels[0]).all():
         return f"all {len(labels)} units have the label {int(labels[0])}"
     if name.startswith("calibration"):
@@ -312,8 +312,8 @@ def pf1(labels: ArrayLike, predictions: ArrayLike) -> float:
     a label is not 0 or 1, or a prediction is NaN.
     """
     truth, clipped = np.asarray(labels, dtype=np.float64), np.clip(np.asarray(predictions, dtype=np.float64), 0, 1)
-    refuse_rows(np.isnan(clipped), "prediction", "is NaN")
-    refuse_rows(~np.isin(truth, (0, 1)), "label", "is neither 0 nor 1")
+    check_rows(np.isnan(clipped), "prediction", "is NaN")
+    check_rows(~np.isin(truth, (0, 1)), "label", "is neither 0 nor 1")
     if not truth.any():
         raise UsageError(f"pF1 is not defined: none of the {len(truth)} labels is 1")
     return float(2 * (truth @ clipped) / (clipped.sum() + truth.sum()))

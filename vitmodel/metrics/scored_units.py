@@ -12,20 +12,20 @@ from scipy.special import expit, logit
 
 from vitmodel.errors import UsageError
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
-def to_logit(probability: ArrayLike) -> Floats:
+def to_logit(probability: ArrayLike) -> FloatArray:
     """log(p / (1 - p)), with p kept 1e-7 away from 0 and 1 so that the result is finite; |logit| <= 16.2."""
     return np.asarray(logit(np.clip(np.asarray(probability, dtype=np.float64), 1e-7, 1 - 1e-7)))
 
 
-def _mean(values: Floats, starts: NDArray[np.intp]) -> Floats:
+def _mean(values: FloatArray, starts: NDArray[np.intp]) -> FloatArray:
     return np.add.reduceat(values, starts) / np.diff(starts, append=len(values))
 
 
 # Scores of a group's members in order, and where each group starts -> one score per group.
-AGGREGATES: dict[str, Callable[[Floats, NDArray[np.intp]], Floats]] = {
+AGGREGATES: dict[str, Callable[[FloatArray, NDArray[np.intp]], FloatArray]] = {
     "mean": _mean,
     "mean_logit": lambda scores, starts: np.asarray(expit(_mean(to_logit(scores), starts))),
     "max": lambda scores, starts: np.maximum.reduceat(scores, starts),
@@ -33,7 +33,7 @@ AGGREGATES: dict[str, Callable[[Floats, NDArray[np.intp]], Floats]] = {
 }
 
 
-def aggregate(scores: ArrayLike, groups: ArrayLike, how: str) -> tuple[NDArray[Any], Floats]:
+def aggregate(scores: ArrayLike, groups: ArrayLike, how: str) -> tuple[NDArray[Any], FloatArray]:
     """The group ids, sorted (G), and one score for each (G), from scores (N) and the group of each (N).
 
     `how` is `mean`, `mean_logit` (the mean of log-odds, so that a linear calibration of logits may come before or after it), `max` or
@@ -45,7 +45,7 @@ def aggregate(scores: ArrayLike, groups: ArrayLike, how: str) -> tuple[NDArray[A
     return ids, AGGREGATES[how](np.asarray(scores, dtype=np.float64)[order], starts)
 
 
-def mean_logits(logits: ArrayLike, groups: ArrayLike) -> Floats:
+def mean_logits(logits: ArrayLike, groups: ArrayLike) -> FloatArray:
     """The mean over each group, in the order of the sorted ids (G M), of what M packages say (N M): for a calibration that bends, which
     may not come before the mean."""
     order, _, starts = _grouped(groups)
@@ -61,15 +61,15 @@ def _grouped(groups: ArrayLike) -> tuple[NDArray[np.intp], NDArray[Any], NDArray
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class ScoredUnits:
     """Scores to be judged, one row per unit (image, breast or patient).
 
     `labels` (N) are 0, 1 or NaN = unknown, `scores` (N) lie in [0, 1], `patients` (N) are ids. A refused image has no
     score and does not belong here. Raises UsageError.
     """
 
-    labels: Floats
-    scores: Floats
+    labels: FloatArray
+    scores: FloatArray
     patients: NDArray[Any]
 
     def __post_init__(self) -> None:
@@ -77,26 +77,26 @@ class Sample:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
         if not len(self.labels) == len(self.scores) == len(self.patients):
             raise UsageError(f"labels, scores and patients differ in length: {len(self.labels)}, {len(self.scores)}, {len(self.patients)}")
-        refuse_rows(np.isnan(self.scores), "score", "is NaN: leave refused images out and count them")
-        refuse_rows((self.scores < 0) | (self.scores > 1), "score", "lies outside [0, 1]")
-        refuse_rows(~np.isin(self.labels, (0, 1)) & ~np.isnan(self.labels), "label", "is neither 0, 1 nor unknown (NaN)")
+        check_rows(np.isnan(self.scores), "score", "is NaN: leave refused images out and count them")
+        check_rows((self.scores < 0) | (self.scores > 1), "score", "lies outside [0, 1]")
+        check_rows(~np.isin(self.labels, (0, 1)) & ~np.isnan(self.labels), "label", "is neither 0, 1 nor unknown (NaN)")
 
-    def known(self) -> Sample:
+    def labelled(self) -> ScoredUnits:
         """The rows whose label is known."""
         rows = ~np.isnan(self.labels)
-        return Sample(self.labels[rows], self.scores[rows], self.patients[rows])
+        return ScoredUnits(self.labels[rows], self.scores[rows], self.patients[rows])
 
-    def aggregate(self, groups: ArrayLike, how: str) -> Sample:
+    def aggregate(self, groups: ArrayLike, how: str) -> ScoredUnits:
         """One row per group, in the order of the sorted ids; its label is the largest known one. Raises UsageError."""
         order, _, starts = _grouped(groups)
         patients, (_, owner) = self.patients[order], np.unique(self.patients[order], return_inverse=True)
         strangers = np.minimum.reduceat(owner, starts) != np.maximum.reduceat(owner, starts)
         if strangers.any():
             raise UsageError(f"groups: {np.count_nonzero(strangers)} hold rows of more than one patient, so ids are not unique")
-        return Sample(np.fmax.reduceat(self.labels[order], starts), aggregate(self.scores, groups, how)[1], patients[starts])
+        return ScoredUnits(np.fmax.reduceat(self.labels[order], starts), aggregate(self.scores, groups, how)[1], patients[starts])
 
 
-def refuse_rows(bad: NDArray[np.bool_], column: str, problem: str) -> None:
+def check_rows(bad: NDArray[np.bool_], column: str, problem: str) -> None:
     """Name the first of the rows that are `bad` (N). Raises UsageError where there is one."""
     rows = np.flatnonzero(bad)
     if rows.size:

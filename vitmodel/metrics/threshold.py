@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike
 
 from vitmodel.errors import UsageError
 from vitmodel.metrics.curve import Curve
-from vitmodel.metrics.metrics import Ranking
-from vitmodel.metrics.scored_units import Floats, Sample
+from vitmodel.metrics.metrics import RankedUnits
+from vitmodel.metrics.scored_units import FloatArray, ScoredUnits
 
 # The curve, and the wanted sensitivity -> what to make large at each of its thresholds.
-OBJECTIVES: dict[str, Callable[[Curve, float], Floats]] = {
+OBJECTIVES: dict[str, Callable[[Curve, float], FloatArray]] = {
     "f1": lambda c, _: 2 * c.tp / (c.tp + c.fp + c.positives),
     "macro_f1": lambda c, _: (
         c.tp / (c.tp + c.fp + c.positives) + (c.negatives - c.fp) / (c.negatives - c.fp + c.negatives + c.positives - c.tp)
@@ -23,7 +23,7 @@ OBJECTIVES: dict[str, Callable[[Curve, float], Floats]] = {
 }
 
 
-def purpose(objective: str, sensitivity: float) -> str:
+def describe_objective(objective: str, sensitivity: float) -> str:
     """What `choose_threshold` looks for, in words."""
     names = {"f1": "largest F1", "pf1": "largest expected F1 (pF1 of decisions)", "sensitivity": f"sensitivity {100 * sensitivity:.0f} %"}
     return names.get(objective, f"largest {objective}")
@@ -42,14 +42,14 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike, objective: str = "f1"
     """
     if objective not in (*OBJECTIVES, "pf1"):
         raise UsageError(f"objective: {objective!r} is unknown; known are {', '.join(OBJECTIVES)}, pf1")
-    known = Sample(np.asarray(labels), np.asarray(scores), np.arange(len(np.asarray(scores)))).known()
+    known = ScoredUnits(np.asarray(labels), np.asarray(scores), np.arange(len(np.asarray(scores)))).labelled()
     if set(known.labels) != {0.0, 1.0}:
         raise UsageError("labels: a threshold can only be chosen on rows of both classes, 0 and 1")
     if objective == "pf1":
         falling = -np.sort(-known.scores)
         expected = 2 * np.cumsum(falling) / (np.arange(1, len(falling) + 1) + max(falling.sum(), 1e-12))
         return float(expected.max() / 2)
-    curve = Ranking(known, threshold=0.5).curve()
+    curve = RankedUnits(known, threshold=0.5).curve()
     best = 1 + int(np.argmax(OBJECTIVES[objective](curve, sensitivity)[1:]))
     lowest = curve.thresholds[best]
     next_below = np.max(known.scores, initial=0.0, where=known.scores < lowest)

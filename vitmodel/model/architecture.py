@@ -11,7 +11,7 @@ from vitmodel.errors import UsageError
 IMAGENET_SIZE = Size(224, 224)
 
 
-def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
+def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches in an image of `size` (height, width). Raises UsageError where the patches do not fill it exactly."""
     height, width = size
     if min(height, width) < patch:
@@ -75,12 +75,12 @@ class ViTConfig:
         require(self.stem == "linear" or powers_of_two, "stem", "conv needs a patch that is a power of two and divides twice the dim")
         require(self.registers >= 0, "registers", "must not be negative")
         require(0 <= self.drop_path < 1, "drop_path", "must lie in [0, 1)")
-        grid_of(self.image_size, self.patch)
+        patch_grid(self.image_size, self.patch)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at `image_size`."""
-        return grid_of(self.image_size, self.patch)
+        return patch_grid(self.image_size, self.patch)
 
     @property
     def hidden(self) -> int:
@@ -88,7 +88,7 @@ class ViTConfig:
         return int(self.dim * self.mlp_ratio)
 
     @property
-    def prefix(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Number of tokens before the patches: the class token and the registers."""
         return 1 + self.registers
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from vitmodel.errors import UsageError
 
 
-def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """Where to compute: on a GPU, if there is one and nothing else is wanted. Raises UsageError where there is none but it is asked for."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device: {wanted!r} is not a choice; choose from auto, cpu, cuda")
@@ -24,7 +24,7 @@ def device_of(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
 
 
 @functools.cache
-def processor() -> Mapping[str, Any]:
+def cpu_capabilities() -> Mapping[str, Any]:
     """What PyTorch says of this CPU; nothing before PyTorch knew."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
@@ -32,7 +32,7 @@ def processor() -> Mapping[str, Any]:
 @functools.cache
 def mkl_is_slow() -> bool:
     """Whether this is a processor by AMD with AVX-512, on which MKL's products of 32 bits take twice the time of oneDNN's."""
-    return "AMD" in processor().get("cpu_name", "") and processor().get("avx512_f", False) and torch.backends.mkldnn.is_available()
+    return "AMD" in cpu_capabilities().get("cpu_name", "") and cpu_capabilities().get("avx512_f", False) and torch.backends.mkldnn.is_available()
 
 
 def linear(x: Tensor, *layers: nn.Linear) -> Tensor:

@@ -7,7 +7,7 @@
 | occlusion  | how far the logit falls where a window is smoothed away     | logits per window                 | a pass per window     |
 | integrated | how far each patch lifts the logit above a smoothed breast  | logits; they sum to the whole     | `STEPS` of both       |
 
-A network that reads segments is explained part by part (`stitched`).
+A network that reads segments is explained part by part (`explain_segments`).
 
 Attention says where the network looks, not why; the last two ask the function itself. None of them is a segmentation of a lesion.
 `benchmarks/explain.py` measures all four on phantoms whose lesions are known.
@@ -28,8 +28,8 @@ from vitmodel.config.choices import EXPLANATIONS, load_choice
 from vitmodel.errors import UsageError
 from vitmodel.model import packed_attention
 from vitmodel.model.network import Network
-from vitmodel.model.packed_batch import Pack
-from vitmodel.model.vit import ROWS, Layout
+from vitmodel.model.packed_batch import PackedBatch
+from vitmodel.model.vit import DENSE_LAYOUT, SequenceLayout
 
 METHODS = tuple(EXPLANATIONS)
 """Names of the methods that `explain` accepts."""
@@ -39,7 +39,7 @@ METHODS = tuple(EXPLANATIONS)
 class ExplanationMethod:
     """An explanation method and how its maps are read."""
 
-    function: Callable[[Network, Pack], Tensor]
+    function: Callable[[Network, PackedBatch], Tensor]
     """From a model and a pack of one image to the relevance of each patch: (h, w), NaN for air."""
     unit: str
     """Unit of a patch's value, printed beside the heat map's colour bar."""
@@ -52,11 +52,11 @@ class ExplanationMethod:
         """Whether values are multiples of the image's mean (the scale then starts at 1) rather than log-odds."""
         return self.scale[0] == 1
 
-    def __call__(self, model: Network, image: Pack) -> Tensor:
+    def __call__(self, model: Network, image: PackedBatch) -> Tensor:
         return self.function(model, image)
 
 
-def explanation(unit: str, scale: tuple[float, float]) -> Callable[[Callable[[Network, Pack], Tensor]], ExplanationMethod]:
+def explanation(unit: str, scale: tuple[float, float]) -> Callable[[Callable[[Network, PackedBatch], Tensor]], ExplanationMethod]:
     """Decorate a function as an explanation method; `vitmodel.config.choices.EXPLANATIONS` names it."""
     return lambda function: ExplanationMethod(function, unit, scale)
 
@@ -66,47 +66,47 @@ def method_named(name: str) -> ExplanationMethod:
     return load_choice(EXPLANATIONS, "explain", name)
 
 
-WINDOWS = 16  # as many windows as this fit below one another: on a crop of a whole breast about 1 cm each, the size of a lesion
-STEPS = 24  # points on the way from the smoothed breast to the breast, integrated by Gauss-Legendre
-TOGETHER = 4  # images per pass while occluding and integrating
+WINDOWS_PER_HEIGHT = 16  # as many windows as this fit below one another: on a crop of a whole breast about 1 cm each, the size of a lesion
+INTEGRATION_STEPS = 24  # points on the way from the smoothed breast to the breast, integrated by Gauss-Legendre
+IMAGES_PER_PASS = 4  # images per pass while occluding and integrating
 
 
-def explain(model: Network, image: Pack, method: str) -> Tensor:
+def explain(model: Network, image: PackedBatch, method: str) -> Tensor:
     """How much each patch of the one image in `image` speaks for the first logit of the image itself: h w, NaN = air, units as above.
 
     `rollout` and `gradient` are never negative; below 0 the other two speak against. The model's weights and their gradients stay
     untouched. Raises UsageError where captum, which two methods need, is not installed, or no method has that name.
     """
     chosen = method_named(method)
-    return chosen(model, image) if model.segments is None else stitched(model, image, chosen)
+    return chosen(model, image) if model.segments is None else explain_segments(model, image, chosen)
 
 
-def stitched(model: Network, image: Pack, method: ExplanationMethod) -> Tensor:
+def explain_segments(model: Network, image: PackedBatch, method: ExplanationMethod) -> Tensor:
     """The parts that the model reads, each explained by itself, weighted by how much the image's summary attends to them: h w.
 
     The part that it attends to most keeps its values, others count in proportion; what was not read has the view of the whole alone.
     """
     with torch.no_grad():
-        reading = model.look(image)
+        reading = model.encode_segments(image)
     (parts,), (attention,) = reading.parts, reading.attention
     maps = [method(model, part).cpu() for part in parts.pack]
     whole, *segments = (weight * each for weight, each in zip((attention / attention.max()).cpu(), maps, strict=True))
     view = F.interpolate(whole.nan_to_num()[None, None], parts.grid, mode="bilinear")[0, 0]
-    if method is integrated:  # what sums up over patches is shared among the patches in the place of one
+    if method is integrated_gradients:  # what sums up over patches is shared among the patches in the place of one
         view = view * whole.numel() / view.numel()
-    found = (parts.stitch(segments).nan_to_num() + view).flatten()[image.kept[0].cpu()]
+    found = (parts.stitch_maps(segments).nan_to_num() + view).flatten()[image.patch_indices[0].cpu()]
     if method.relative:
         found = found / found.mean().clamp(min=torch.finfo(found.dtype).tiny)
-    return image.on_grid([found.to(image.kept[0].device)])[0]
+    return image.scatter_to_grid([found.to(image.patch_indices[0].device)])[0]
 
 
-class Watched(Layout):
+class AttentionRecorder(SequenceLayout):
     """Attention within one image, written out and kept: A T T after each call. What else its `layout` does is done."""
 
     weights: Tensor
 
-    def __init__(self, layout: Layout = ROWS) -> None:
-        self.enter = layout.enter  # type: ignore[method-assign]
+    def __init__(self, layout: SequenceLayout = DENSE_LAYOUT) -> None:
+        self.prepare_block_input = layout.prepare_block_input  # type: ignore[method-assign]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)  # 1 A T T
@@ -114,23 +114,23 @@ class Watched(Layout):
 
 
 @explanation(unit="attention, times the mean of the breast", scale=(1, 4))
-def rollout(model: Network, image: Pack) -> Tensor:
+def rollout(model: Network, image: PackedBatch) -> Tensor:
     """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): heads averaged, half of each token stays where it is.
 
     The attention that the head reads is followed from the last block to the first, so that one block's is held at a time.
     """
     with torch.no_grad():
-        inputs, last = _inputs(model, image)
-        relevance = _readers(model, last)  # 1 T
-        watched = Watched(model.layout(image))
+        inputs, last = _block_inputs(model, image)
+        relevance = _readout_weights(model, last)  # 1 T
+        recorder = AttentionRecorder(model.make_layout(image))
         for number, tokens in reversed(list(enumerate(inputs))):
-            _step(model, number, tokens, watched)
-            relevance = (relevance + torch.einsum("bt,bats->bs", relevance, watched.weights) / watched.weights.shape[1]) / 2
-    return _relative(model, image, relevance)
+            _run_block(model, number, tokens, recorder)
+            relevance = (relevance + torch.einsum("bt,bats->bs", relevance, recorder.weights) / recorder.weights.shape[1]) / 2
+    return _relative_to_mean(model, image, relevance)
 
 
 @explanation(unit="attention that speaks for cancer, times the mean of the breast", scale=(1, 4))
-def gradient(model: Network, image: Pack) -> Tensor:
+def gradient(model: Network, image: PackedBatch) -> Tensor:
     """Attention weighted by its gradient (Chefer et al. 2021, arXiv 2103.15679, rules 5 and 6): R = R + mean over heads of (dA * A)+ R.
 
     Of R only the rows of the tokens that the head reads are needed, so the rule runs from the last block to the first, and one block's
@@ -139,60 +139,60 @@ def gradient(model: Network, image: Pack) -> Tensor:
     phantoms the map pointed away from the lesion.)
     """
     with torch.no_grad():
-        inputs, last = _inputs(model, image)
-        read = _readers(model, last)  # 1 T
+        inputs, last = _block_inputs(model, image)
+        read = _readout_weights(model, last)  # 1 T
         gained = torch.zeros_like(read)  # apart from `read`, beside which it would be lost in rounding
     with torch.enable_grad():
         last.requires_grad_()
         trunk = model.trunk
         logit = trunk.head(trunk.pool(trunk.norm(last)))[:, 0].sum()
         (slope,) = torch.autograd.grad(logit, last)  # 1 T D
-        watched = Watched(model.layout(image))
+        recorder = AttentionRecorder(model.make_layout(image))
         for number, tokens in reversed(list(enumerate(inputs))):
             tokens = tokens.requires_grad_()
-            out = _step(model, number, tokens, watched)
-            slope, by_weight = torch.autograd.grad(out, (tokens, watched.weights), slope)
-            spoken = (by_weight * watched.weights.detach()).clamp(min=0)  # 1 A T T
+            out = _run_block(model, number, tokens, recorder)
+            slope, by_weight = torch.autograd.grad(out, (tokens, recorder.weights), slope)
+            spoken = (by_weight * recorder.weights.detach()).clamp(min=0)  # 1 A T T
             gained = gained + torch.einsum("bt,bats->bs", read + gained, spoken) / spoken.shape[1]
-    return _relative(model, image, gained)
+    return _relative_to_mean(model, image, gained)
 
 
 @explanation(unit="log-odds of cancer lost when covered", scale=(0, 1))
-def occlusion(model: Network, image: Pack) -> Tensor:
+def occlusion(model: Network, image: PackedBatch) -> Tensor:
     """Windows smoothed away one after another, half a window apart (Zeiler and Fergus 2014, arXiv 1311.2901), by captum."""
     captum = _captum()
     (pixels,) = image.images
-    side = image.patch * max(1, round(pixels.shape[1] / WINDOWS / image.patch))
+    side = image.patch * max(1, round(pixels.shape[1] / WINDOWS_PER_HEIGHT / image.patch))
     with torch.no_grad():
-        found = captum.Occlusion(logits_of(model, image)).attribute(
+        found = captum.Occlusion(logit_function(model, image)).attribute(
             pixels[None],
             sliding_window_shapes=(pixels.shape[0], side, min(side, pixels.shape[2])),
             strides=(pixels.shape[0], side // 2, side // 2),
-            baselines=smoothed(pixels, image.patch)[None],
-            perturbations_per_eval=TOGETHER,
+            baselines=smooth_tissue(pixels, image.patch)[None],
+            perturbations_per_eval=IMAGES_PER_PASS,
         )
     return _per_patch(image, found)
 
 
 @explanation(unit="log-odds of cancer added by each patch", scale=(0, 1))
-def integrated(model: Network, image: Pack) -> Tensor:
+def integrated_gradients(model: Network, image: PackedBatch) -> Tensor:
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) from the smoothed breast to the breast, by captum, per patch."""
     captum = _captum()
     (pixels,) = image.images
     with torch.enable_grad():
-        found = captum.IntegratedGradients(logits_of(model, image)).attribute(
-            pixels[None], baselines=smoothed(pixels, image.patch)[None], n_steps=STEPS, internal_batch_size=TOGETHER
+        found = captum.IntegratedGradients(logit_function(model, image)).attribute(
+            pixels[None], baselines=smooth_tissue(pixels, image.patch)[None], n_steps=INTEGRATION_STEPS, internal_batch_size=IMAGES_PER_PASS
         )
     return _per_patch(image, found.detach()) * pixels.shape[0] * image.patch**2
 
 
-def smoothed(pixels: Tensor, patch: int) -> Tensor:
+def smooth_tissue(pixels: Tensor, patch: int) -> Tensor:
     """The breast without anything lesion-sized: each pixel (C H W) the mean of the tissue about it, air still air.
 
     What is compared with it is tissue, not a black hole that no mammogram has, and it has the same patches.
     """
     tissue = (pixels > 0).to(pixels.dtype)
-    side = 2 * max(patch, round(pixels.shape[1] / WINDOWS)) + 1
+    side = 2 * max(patch, round(pixels.shape[1] / WINDOWS_PER_HEIGHT)) + 1
 
     def blur(x: Tensor) -> Tensor:
         for _ in range(2):  # two boxes are nearly a Gaussian
@@ -202,50 +202,50 @@ def smoothed(pixels: Tensor, patch: int) -> Tensor:
     return tissue * blur(pixels) / blur(tissue).clamp(min=1e-6)
 
 
-def _inputs(model: Network, image: Pack) -> tuple[list[Tensor], Tensor]:
+def _block_inputs(model: Network, image: PackedBatch) -> tuple[list[Tensor], Tensor]:
     """What each block takes and what the last one gives: 1 T D each."""
-    tokens, inputs, layout = packed_attention.embed(model.trunk, image), [], model.layout(image)
+    tokens, inputs, layout = packed_attention.embed(model.trunk, image), [], model.make_layout(image)
     for number in range(len(model.trunk.blocks)):
         inputs.append(tokens)
-        tokens = _step(model, number, tokens, layout)
+        tokens = _run_block(model, number, tokens, layout)
     return inputs, tokens
 
 
-def _step(model: Network, number: int, tokens: Tensor, layout: Layout) -> Tensor:
+def _run_block(model: Network, number: int, tokens: Tensor, layout: SequenceLayout) -> Tensor:
     """From what block `number` takes to what the next one takes: 1 T D -> 1 T D."""
-    return model.trunk.blocks[number](layout.enter(number, tokens), layout)
+    return model.trunk.blocks[number](layout.prepare_block_input(number, tokens), layout)
 
 
-def _readers(model: Network, tokens: Tensor) -> Tensor:
+def _readout_weights(model: Network, tokens: Tensor) -> Tensor:
     """The share of each token (1 T D) in what the head reads: the class token, or all patches alike; 1 T."""
     share = torch.zeros_like(tokens[..., 0])
-    readers = slice(0, 1) if model.config.vit.pool == "cls" else slice(model.config.vit.prefix, None)
+    readers = slice(0, 1) if model.config.vit.pool == "cls" else slice(model.config.vit.num_prefix_tokens, None)
     share[:, readers] = 1 / share[:, readers].shape[1]
     return share
 
 
-def logits_of(model: Network, image: Pack) -> Callable[[Tensor], Tensor]:
+def logit_function(model: Network, image: PackedBatch) -> Callable[[Tensor], Tensor]:
     """The model as a function of pixels (B C H W -> B) that looks at the patches of `image` whatever the pixels are."""
 
     def of(pixels: Tensor) -> Tensor:
         alike = dataclasses.replace(
-            image, names=image.names * len(pixels), images=tuple(pixels), kept=image.kept * len(pixels), about=image.about * len(pixels)
+            image, names=image.names * len(pixels), images=tuple(pixels), patch_indices=image.patch_indices * len(pixels), metadata=image.metadata * len(pixels)
         )
-        return model.trunk.head(packed_attention.features(model.trunk, alike, model.layout(alike)))[:, 0]
+        return model.trunk.head(packed_attention.features(model.trunk, alike, model.make_layout(alike)))[:, 0]
 
     return of
 
 
-def _relative(model: Network, image: Pack, relevance: Tensor) -> Tensor:
+def _relative_to_mean(model: Network, image: PackedBatch, relevance: Tensor) -> Tensor:
     """Relevance of all tokens (1 T) as multiples of the kept patches' mean: h w; all 0 where nothing speaks."""
-    patches = relevance[0, model.config.vit.prefix :]
-    return image.on_grid([patches / patches.mean().clamp(min=torch.finfo(patches.dtype).tiny)])[0]
+    patches = relevance[0, model.config.vit.num_prefix_tokens :]
+    return image.scatter_to_grid([patches / patches.mean().clamp(min=torch.finfo(patches.dtype).tiny)])[0]
 
 
-def _per_patch(image: Pack, found: Tensor) -> Tensor:
+def _per_patch(image: PackedBatch, found: Tensor) -> Tensor:
     """Pixel values (1 C H W) as the mean of each kept patch: h w, NaN = air."""
     means = F.avg_pool2d(found.mean(dim=1), image.patch)[0]
-    return image.on_grid([means.flatten()[image.kept[0]]])[0]
+    return image.scatter_to_grid([means.flatten()[image.patch_indices[0]]])[0]
 
 
 def _captum() -> Any:

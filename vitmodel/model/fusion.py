@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import NetworkConfig, SourcesConfig, ViTConfig
-from vitmodel.model.packed_attention import Segments
-from vitmodel.model.packed_batch import About, grouped
-from vitmodel.model.vit import Block, draw_matrices
+from vitmodel.model.packed_attention import PackedLayout
+from vitmodel.model.packed_batch import ImageMetadata, group_indices
+from vitmodel.model.vit import Block, init_linear_layers
 
 
-class Adapter(nn.Module):
+class SourceAdapter(nn.Module):
     """For each value of a source: a normalisation's affine and two matrices with a narrow waist, added to the stream. Starts as nothing."""
 
     def __init__(self, values: int, dim: int, rank: int, eps: float) -> None:
@@ -44,7 +44,7 @@ class Adapter(nn.Module):
         return torch.cat(each)
 
 
-class Sources(nn.Module):
+class SourceAdapters(nn.Module):
     """Of each source a token, added to the class token, and adapters before some of the blocks. Fresh, they change nothing."""
 
     def __init__(self, config: SourcesConfig, vit: ViTConfig) -> None:
@@ -53,20 +53,20 @@ class Sources(nn.Module):
         chosen = range((vit.depth - 1) % config.every, vit.depth, config.every)
         self.blocks = nn.ModuleDict(
             {
-                str(block): nn.ModuleList(Adapter(len(column), vit.dim, config.rank, vit.eps) for column in config.columns)
+                str(block): nn.ModuleList(SourceAdapter(len(column), vit.dim, config.rank, vit.eps) for column in config.columns)
                 for block in chosen
             }
         )
 
-    def values(self, about: Sequence[About]) -> list[list[int]]:
+    def value_indices(self, metadata: Sequence[ImageMetadata]) -> list[list[int]]:
         """The images' values of each source: C lists of I. What is not known of an image is 0."""
-        return [list(each) for each in zip(*(known.sources or (0,) * len(self.tokens) for known in about), strict=True)]
+        return [list(each) for each in zip(*(known.sources or (0,) * len(self.tokens) for known in metadata), strict=True)]
 
-    def first(self, values: list[list[int]]) -> Tensor:
+    def class_token_offset(self, values: list[list[int]]) -> Tensor:
         """What is added to the class token of each image: I D."""
         return torch.stack([token[each] for token, each in zip(self.tokens, values, strict=True)]).sum(dim=0)
 
-    def added(self, number: int, tokens: Tensor, lengths: list[int], values: list[list[int]]) -> Tensor | None:
+    def block_input_offset(self, number: int, tokens: Tensor, lengths: list[int], values: list[list[int]]) -> Tensor | None:
         """What is added to the tokens (T D) before block `number`, summed over the sources; None = nothing."""
         if str(number) not in self.blocks:
             return None
@@ -74,39 +74,39 @@ class Sources(nn.Module):
         return torch.stack([adapter(tokens, lengths, each) for adapter, each in zip(adapters, values, strict=True)]).sum(dim=0)
 
 
-class SourcedSegments(Segments):
+class SourceAdaptedLayout(PackedLayout):
     """Images in one row of tokens, which pass through the parts of their own sources."""
 
-    def __init__(self, sources: Sources, about: Sequence[About], lengths: list[int], device: torch.device) -> None:
+    def __init__(self, sources: SourceAdapters, metadata: Sequence[ImageMetadata], lengths: list[int], device: torch.device) -> None:
         super().__init__(lengths, device)
         self.sources = sources
-        self.values = sources.values(about)
+        self.values = sources.value_indices(metadata)
 
-    def enter(self, number: int, x: Tensor) -> Tensor:
+    def prepare_block_input(self, number: int, x: Tensor) -> Tensor:
         if number == 0:
-            x = x.index_add(1, self.bounds[:-1], self.sources.first(self.values)[None].to(x.dtype))
-        added = self.sources.added(number, x[0], self.lengths, self.values)
+            x = x.index_add(1, self.cu_seqlens[:-1], self.sources.class_token_offset(self.values)[None].to(x.dtype))
+        added = self.sources.block_input_offset(number, x[0], self.lengths, self.values)
         return x if added is None else x + added[None]
 
 
-class Wholes(Segments):
+class IntegratorLayout(PackedLayout):
     """Wholes in one row of tokens, each a query before its parts. A token attends to the parts of its whole, each weighing as much as it
     is told, and to no query: a part that stands there twice at half the weight changes nothing, so that a whole is not known by how many
     parts it has."""
 
-    reading: list[Tensor]
+    query_attention: list[Tensor]
     """What each query attended to at the last call: P_g each, for the g-th whole with P_g parts, the mean over heads."""
 
     def __init__(self, lengths: list[int], weights: Tensor) -> None:
         super().__init__([1 + length for length in lengths], weights.device)
-        self.shares = [F.pad(each.log(), (1, 0), value=-torch.inf) for each in weights.split(lengths)]  # of keys, 1 + P_g each
+        self.key_log_weights = [F.pad(each.log(), (1, 0), value=-torch.inf) for each in weights.split(lengths)]  # of keys, 1 + P_g each
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        read, self.reading = [], []
-        each = zip(*(x.split(self.lengths, dim=2) for x in (q / q.shape[-1] ** 0.5, k, v)), self.shares, strict=True)
+        read, self.query_attention = [], []
+        each = zip(*(x.split(self.lengths, dim=2) for x in (q / q.shape[-1] ** 0.5, k, v)), self.key_log_weights, strict=True)
         for queries, keys, values, share in each:
             weights = (queries @ keys.transpose(-2, -1) + share).softmax(dim=-1)  # 1 A 1+P_g 1+P_g
-            self.reading.append(weights[0, :, 0, 1:].mean(dim=0))
+            self.query_attention.append(weights[0, :, 0, 1:].mean(dim=0))
             read.append(weights.to(values.dtype) @ values)
         return torch.cat(read, dim=2)
 
@@ -117,9 +117,9 @@ class Integrator(nn.Module):
     def __init__(self, vit: ViTConfig, depth: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.empty(1, vit.dim))
-        self.blocks = nn.ModuleList(Block(vit, drop=0.0) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(vit, drop_path=0.0) for _ in range(depth))
         self.norm = nn.LayerNorm(vit.dim, vit.eps)
-        draw_matrices(self)
+        init_linear_layers(self)
         nn.init.trunc_normal_(self.query, std=0.02)
 
     def forward(self, parts: Tensor, lengths: list[int], weights: Tensor | None = None) -> Tensor:
@@ -134,11 +134,11 @@ class Integrator(nn.Module):
     def _read(self, parts: Tensor, lengths: list[int], weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         if min(lengths) < 1:
             raise UsageError(f"whole {lengths.index(0) + 1} of {len(lengths)} has no part that can be read")
-        layout = Wholes(lengths, parts.new_ones(len(parts)) if weights is None else weights)
+        layout = IntegratorLayout(lengths, parts.new_ones(len(parts)) if weights is None else weights)
         tokens = torch.cat([part for whole in parts.split(lengths) for part in (self.query.to(parts.dtype), whole)])[None]  # 1 G+P D
         for block in self.blocks:
             tokens = block(tokens, layout)
-        return self.norm(tokens[0, layout.bounds[:-1]]), layout.reading
+        return self.norm(tokens[0, layout.cu_seqlens[:-1]]), layout.query_attention
 
 
 class ExamFusion(nn.Module):
@@ -165,44 +165,44 @@ class ExamFusion(nn.Module):
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, features: Tensor, logits: Tensor, about: Sequence[About]) -> Tensor:
+    def forward(self, features: Tensor, logits: Tensor, metadata: Sequence[ImageMetadata]) -> Tensor:
         """Features and logits of images, in any order -> logits of breasts, in order of first appearance: I D, I -> G."""
-        weights = view_weights(about, features.device)
-        parts, places = self.parts(features, about)
+        weights = view_weights(metadata, features.device)
+        parts, places = self.integrator_inputs(features, metadata)
         whole = self.integrator(parts, [len(each) for each in places], weights[[place for each in places for place in each]])  # G D
-        means = torch.stack([(logits[each] * weights[each]).sum() / weights[each].sum() for each in breasts(about)])
+        means = torch.stack([(logits[each] * weights[each]).sum() / weights[each].sum() for each in group_by_breast(metadata)])
         return means + self.head(whole).squeeze(-1).to(means.dtype)
 
-    def parts(self, features: Tensor, about: Sequence[About]) -> tuple[Tensor, list[list[int]]]:
+    def integrator_inputs(self, features: Tensor, metadata: Sequence[ImageMetadata]) -> tuple[Tensor, list[list[int]]]:
         """The integrator's input, features with what each image is to the breast; and which images these are, for each breast: P D, G."""
-        of_exam = {place: exam for exam in grouped(known.exam for known in about) for place in exam}
-        x = features + self.views[[known.view for known in about]].to(features.dtype)
+        of_exam = {place: exam for exam in group_indices(known.exam for known in metadata) for place in exam}
+        x = features + self.views[[known.view for known in metadata]].to(features.dtype)
         for number, source in enumerate(self.sources):
-            x = x + source[[known.sources[number] if known.sources else 0 for known in about]].to(x.dtype)
+            x = x + source[[known.sources[number] if known.sources else 0 for known in metadata]].to(x.dtype)
         places, far = [], []
-        for breast in breasts(about):
+        for breast in group_by_breast(metadata):
             others = [place for place in of_exam[breast[0]] if place not in breast] if self.asymmetry else []
             places.append(breast + others)
             far += [0] * len(breast) + [1] * len(others)
         return x[[place for each in places for place in each]] + self.sides[far].to(x.dtype), places
 
 
-def breasts(about: Sequence[About]) -> list[list[int]]:
+def group_by_breast(metadata: Sequence[ImageMetadata]) -> list[list[int]]:
     """The images of each breast, in order of first appearance. Raises UsageError where a breast has images of two exams."""
-    found = grouped(known.breast for known in about)
+    found = group_indices(known.breast for known in metadata)
     for breast in found:
-        if len({about[place].exam for place in breast}) > 1:
+        if len({metadata[place].exam for place in breast}) > 1:
             raise UsageError(f"images {', '.join(str(place + 1) for place in breast)} are of one breast, but not of one exam")
     return found
 
 
-def view_weights(about: Sequence[About], device: torch.device) -> Tensor:
+def view_weights(metadata: Sequence[ImageMetadata], device: torch.device) -> Tensor:
     """What each image counts beside others of its breast: I, 1 / the number of images that show the breast in the same view."""
-    alike = Counter((known.breast, known.view) for known in about)
-    return torch.tensor([1 / alike[known.breast, known.view] if known.breast >= 0 else 1.0 for known in about], device=device)
+    alike = Counter((known.breast, known.view) for known in metadata)
+    return torch.tensor([1 / alike[known.breast, known.view] if known.breast >= 0 else 1.0 for known in metadata], device=device)
 
 
-def any_of(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+def noisy_or_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """The logit that at least one member of each group is positive, if they are independent (noisy or): B -> one per group.
 
     log(1 - p) = -softplus(logit) adds up to -s; the logit of 1 - exp(-s) is s + log(1 - exp(-s)).

@@ -13,25 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitmodel.model.packed_attention import Segments, embed
-from vitmodel.model.packed_batch import Pack
+from vitmodel.model.packed_attention import PackedLayout, embed
+from vitmodel.model.packed_batch import PackedBatch
 from vitmodel.model.vit import Block, ViT, patchify, resize_positions
 
 
-class Hidden(NamedTuple):
+class MaskedBatch(NamedTuple):
     """A pack with most patches hidden, and which ones; numbers are of patches as in `Pack.kept`."""
 
-    visible: Pack
+    visible: PackedBatch
     hidden: tuple[Tensor, ...]
 
 
-def hide(pack: Pack, ratio: float) -> Hidden:
+def mask_patches(pack: PackedBatch, ratio: float) -> MaskedBatch:
     """Hide the share `ratio` of each image's kept patches, at random, but at least one and not all where there are two.
 
     Hidden patches are blanked in the image, too: a convolutional stem must not see them from next door.
     """
     images, kept, hidden = [], [], []
-    for image, numbers, (h, w) in zip(pack.images, pack.kept, pack.grids, strict=True):
+    for image, numbers, (h, w) in zip(pack.images, pack.patch_indices, pack.grids, strict=True):
         count = min(max(1, round(ratio * len(numbers))), max(1, len(numbers) - 1))
         order = numbers[torch.randperm(len(numbers), device=numbers.device)]
         gone, shown = order[:count].sort().values, order[count:].sort().values
@@ -40,7 +40,7 @@ def hide(pack: Pack, ratio: float) -> Hidden:
         images.append(image * mask.view(h, 1, w, 1).expand(h, pack.patch, w, pack.patch).reshape(image.shape[-2:]))
         kept.append(shown)
         hidden.append(gone)
-    return Hidden(Pack(pack.names, tuple(images), tuple(kept), pack.patch), tuple(hidden))
+    return MaskedBatch(PackedBatch(pack.names, tuple(images), tuple(kept), pack.patch), tuple(hidden))
 
 
 class MaskedAutoencoder(nn.Module):
@@ -57,7 +57,7 @@ class MaskedAutoencoder(nn.Module):
         self.narrow = nn.Linear(config.dim, width)
         self.mark = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty(1, *config.grid, width))
-        self.blocks = nn.ModuleList(Block(small, drop=0.0) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(small, drop_path=0.0) for _ in range(depth))
         self.paint = nn.Sequential(nn.LayerNorm(width, config.eps), nn.Linear(width, config.channels * config.patch**2))
         self.reset_parameters()
 
@@ -70,38 +70,38 @@ class MaskedAutoencoder(nn.Module):
         nn.init.trunc_normal_(self.mark, std=0.02)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
-    def reconstruct(self, pack: Pack, visible: Hidden) -> Tensor:
+    def reconstruct(self, pack: PackedBatch, visible: MaskedBatch) -> Tensor:
         """Paint the hidden patches of all images, one after another: M P·P, in units of `wanted`."""
-        prefix = self.encoder.config.prefix
-        lengths = visible.visible.lengths(prefix)
+        prefix = self.encoder.config.num_prefix_tokens
+        lengths = visible.visible.sequence_lengths(prefix)
         tokens = embed(self.encoder, visible.visible)
-        layout = Segments(lengths, tokens.device)
+        layout = PackedLayout(lengths, tokens.device)
         for block in self.encoder.blocks:
             tokens = block(tokens, layout)
         tokens = self.narrow(self.norm(tokens))[0]  # T D'
         sequences, marks = [], []
-        for shown, grid, kept, hidden in zip(tokens.split(lengths), pack.grids, visible.visible.kept, visible.hidden, strict=True):
+        for shown, grid, kept, hidden in zip(tokens.split(lengths), pack.grids, visible.visible.patch_indices, visible.hidden, strict=True):
             positions = resize_positions(self.positions, grid).flatten(1, 2)[0].to(shown.dtype)
             sequences += [shown[:prefix], shown[prefix:] + positions[kept], self.mark.to(shown.dtype) + positions[hidden]]
             marks += [torch.zeros(len(shown), dtype=torch.bool), torch.ones(len(hidden), dtype=torch.bool)]
         x = torch.cat(sequences)[None]
-        layout = Segments(
-            [prefix + len(kept) + len(hidden) for kept, hidden in zip(visible.visible.kept, visible.hidden, strict=True)], x.device
+        layout = PackedLayout(
+            [prefix + len(kept) + len(hidden) for kept, hidden in zip(visible.visible.patch_indices, visible.hidden, strict=True)], x.device
         )
         for block in self.blocks:
             x = block(x, layout)
         return self.paint(x[0, torch.cat(marks).to(x.device)])
 
-    def forward(self, pack: Pack) -> Tensor:
+    def forward(self, pack: PackedBatch) -> Tensor:
         """Mean squared error over each image's hidden patches, their pixels standardised patch by patch (the paper's best target): B."""
-        visible = hide(pack, self.ratio)
+        visible = mask_patches(pack, self.ratio)
         painted = self.reconstruct(pack, visible).float()
-        targets = torch.cat([wanted(image, hidden, pack.patch) for image, hidden in zip(pack.images, visible.hidden, strict=True)])
+        targets = torch.cat([standardised_targets(image, hidden, pack.patch) for image, hidden in zip(pack.images, visible.hidden, strict=True)])
         errors = F.mse_loss(painted, targets, reduction="none").mean(dim=1)
         return torch.stack([each.mean() for each in errors.split([len(hidden) for hidden in visible.hidden])])
 
 
-def wanted(image: Tensor, hidden: Tensor, patch: int) -> Tensor:
+def standardised_targets(image: Tensor, hidden: Tensor, patch: int) -> Tensor:
     """The hidden patches, each with mean 0 and deviation 1: C H W -> M C·P·P."""
     pixels = patchify(image[None], patch)[0, hidden].float()
     return (pixels - pixels.mean(dim=1, keepdim=True)) / (pixels.var(dim=1, keepdim=True) + 1e-4).sqrt()

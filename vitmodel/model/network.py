@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from vitmodel.model import packed_attention
 from vitmodel.model.architecture import NetworkConfig
-from vitmodel.model.fusion import ExamFusion, SourcedSegments, Sources, any_of, breasts
-from vitmodel.model.packed_attention import Segments
-from vitmodel.model.packed_batch import About, Pack, grouped
-from vitmodel.model.segments import Reading, Segmenter
+from vitmodel.model.fusion import ExamFusion, SourceAdaptedLayout, SourceAdapters, group_by_breast, noisy_or_logits
+from vitmodel.model.packed_attention import PackedLayout
+from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, group_indices
+from vitmodel.model.segments import SegmentAggregator, SegmentsOutput
 from vitmodel.model.vit import ViT
 
-TRUNK = "trunk."
+TRUNK_PREFIX = "trunk."
 
 
 class Logits(NamedTuple):
@@ -38,58 +38,58 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = ViT(config.vit)
-        self.sources = Sources(config.sources, config.vit) if config.sources else None
+        self.sources = SourceAdapters(config.sources, config.vit) if config.sources else None
         self.exam = ExamFusion(config) if config.exam else None
-        self.segments = Segmenter(config.segments, config.vit) if config.segments else None
+        self.segments = SegmentAggregator(config.segments, config.vit) if config.segments else None
 
-    def layout(self, pack: Pack) -> Segments:
+    def make_layout(self, pack: PackedBatch) -> PackedLayout:
         """How the pack's images go through the trunk: each through the parts of its own sources."""
-        lengths, device = pack.lengths(self.config.vit.prefix), pack.images[0].device
-        return Segments(lengths, device) if self.sources is None else SourcedSegments(self.sources, pack.about, lengths, device)
+        lengths, device = pack.sequence_lengths(self.config.vit.num_prefix_tokens), pack.images[0].device
+        return PackedLayout(lengths, device) if self.sources is None else SourceAdaptedLayout(self.sources, pack.metadata, lengths, device)
 
-    def features(self, pack: Pack) -> Tensor:
+    def features(self, pack: PackedBatch) -> Tensor:
         """What the heads read of each image, as if it were alone: I D."""
-        return self.look(pack).features if self.segments else packed_attention.features(self.trunk, pack, self.layout(pack))
+        return self.encode_segments(pack).features if self.segments else packed_attention.features(self.trunk, pack, self.make_layout(pack))
 
-    def look(self, pack: Pack, lesions: Sequence[Tensor] = ()) -> Reading:
+    def encode_segments(self, pack: PackedBatch, lesions: Sequence[Tensor] = ()) -> SegmentsOutput:
         """What is seen of images in segments; while it trains, `lesions` (K 4 for each image, pixels) are among what is looked at."""
         assert self.segments is not None
-        return self.segments.read(self.encode, pack, lesions)
+        return self.segments.encode_and_aggregate(self.encode, pack, lesions)
 
-    def encode(self, pack: Pack) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def encode(self, pack: PackedBatch) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What the trunk makes of each part, the first logit that its head reads off that, and each part's encoded patches: I D, I, N D."""
-        tokens, prefix = packed_attention.encode(self.trunk, pack, self.layout(pack)), self.config.vit.prefix
+        tokens, prefix = packed_attention.encode(self.trunk, pack, self.make_layout(pack)), self.config.vit.num_prefix_tokens
         summaries = torch.cat([self.trunk.pool(part) for part in tokens])
         return summaries, self.trunk.head(summaries)[:, 0], [part[0, prefix:] for part in tokens]
 
-    def read(self, features: Tensor, about: Sequence[About]) -> Logits:
+    def apply_heads(self, features: Tensor, metadata: Sequence[ImageMetadata]) -> Logits:
         """The logits of images from their features (I D) and, with the fusion of exams, of their breasts and patients."""
         images = self.trunk.head(features)
         if self.exam is None:
             return Logits(images)
-        of_breasts = self.exam(features, images[:, 0], about)
-        exams = grouped(about[breast[0]].exam for breast in breasts(about))
-        return Logits(images, of_breasts, any_of(of_breasts, exams))
+        of_breasts = self.exam(features, images[:, 0], metadata)
+        exams = group_indices(metadata[breast[0]].exam for breast in group_by_breast(metadata))
+        return Logits(images, of_breasts, noisy_or_logits(of_breasts, exams))
 
-    def forward(self, pack: Pack) -> Logits:
-        return self.read(self.features(pack), pack.about)
+    def forward(self, pack: PackedBatch) -> Logits:
+        return self.apply_heads(self.features(pack), pack.metadata)
 
-    def rows(self, features: Tensor, about: Sequence[About]) -> Tensor:
+    def image_and_breast_logits(self, features: Tensor, metadata: Sequence[ImageMetadata]) -> Tensor:
         """Of each image its own first logit and, with the fusion of exams, its breast's: I L, L = 1 or 2."""
-        said = self.read(features, about)
+        said = self.apply_heads(features, metadata)
         own = said.images[:, :1]
         if said.breasts is None:
             return own
         breast = torch.empty_like(own[:, 0])
-        for places, logit in zip(breasts(about), said.breasts, strict=True):
+        for places, logit in zip(group_by_breast(metadata), said.breasts, strict=True):
             breast[places] = logit.to(breast.dtype)
         return torch.cat([own, breast[:, None]], dim=1)
 
-    def encoded_by(self, encode: Callable[[Tensor, Segments], Tensor]) -> Network:
+    def with_encoder(self, encode: Callable[[Tensor, PackedLayout], Tensor]) -> Network:
         """This network with its tensors, but the trunk's blocks are run by `encode`, such as another runtime, in place of `ViT.encode`."""
         with torch.device("meta"):
             twin = Network(self.config)
-        twin.take(self.tensors())
+        twin.load_tensors(self.tensors())
         if self.segments is not None and twin.segments is not None:
             twin.segments.config = self.segments.config  # whose budget may be another one
         twin.trunk.encode = encode  # type: ignore[method-assign, assignment]
@@ -97,10 +97,10 @@ class Network(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors; the trunk's under the ViT's own names."""
-        return {name.removeprefix(TRUNK): tensor for name, tensor in self.state_dict().items()}
+        return {name.removeprefix(TRUNK_PREFIX): tensor for name, tensor in self.state_dict().items()}
 
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Become what `tensors` returned. Raises RuntimeError where they are of another network."""
-        extras = tuple(f"{name}." for name, _ in self.named_children() if name != TRUNK[:-1])
-        renamed = {name if name.startswith(extras) else TRUNK + name: tensor for name, tensor in tensors.items()}
+        extras = tuple(f"{name}." for name, _ in self.named_children() if name != TRUNK_PREFIX[:-1])
+        renamed = {name if name.startswith(extras) else TRUNK_PREFIX + name: tensor for name, tensor in tensors.items()}
         self.load_state_dict(renamed, assign=True)

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitmodel.errors import UsageError
-from vitmodel.model.architecture import grid_of
+from vitmodel.model.architecture import patch_grid
 
 T = TypeVar("T", bound="HasPack")
 
-OPEN = 8  # groups that `fill` keeps open: wastes 1 % of a budget that holds 13 images, 3 % of one that holds 6 (with one open: 4 % and 8 %)
+MAX_OPEN_GROUPS = 8  # groups that `fill` keeps open: wastes 1 % of a budget that holds 13 images, 3 % of one that holds 6 (with one open: 4 % and 8 %)
 
 
 @dataclass(frozen=True)
-class About:
+class ImageMetadata:
     """What is known of an image beside its pixels."""
 
     mm_per_pixel: float = math.nan
@@ -38,13 +38,13 @@ class About:
     exam: int = -1
     """The same number for all breasts of an exam; -1 = an exam of its own."""
 
-    def apart(self, place: int, places: int) -> About:
+    def with_unique_ids(self, place: int, places: int) -> ImageMetadata:
         """The same, its breast and exam numbered so that they are none of another place's."""
         breast, exam = (number if number < 0 else number * places + place for number in (self.breast, self.exam))
         return replace(self, breast=breast, exam=exam)
 
 
-def grouped(numbers: Iterable[int]) -> list[list[int]]:
+def group_indices(numbers: Iterable[int]) -> list[list[int]]:
     """The places of each number, in order of first appearance; each -1 is a group by itself."""
     found: dict[int, list[int]] = {}
     for place, number in enumerate(numbers):
@@ -53,62 +53,62 @@ def grouped(numbers: Iterable[int]) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Pack:
+class PackedBatch:
     """Images of any sizes and, of each, the patches to look at."""
 
     names: tuple[str, ...]
     """What messages call the images."""
     images: tuple[Tensor, ...]
     """C H W each, sides multiples of the patch."""
-    kept: tuple[Tensor, ...]
+    patch_indices: tuple[Tensor, ...]
     """Numbers of the patches that are kept, counted row by row; N of them each."""
     patch: int
     """Side of a patch in pixels."""
-    about: tuple[About, ...] = ()
+    metadata: tuple[ImageMetadata, ...] = ()
     """What is known of each image; none given = nothing known."""
 
     def __post_init__(self) -> None:
-        if not self.about:
-            object.__setattr__(self, "about", (About(),) * len(self.images))
+        if not self.metadata:
+            object.__setattr__(self, "metadata", (ImageMetadata(),) * len(self.images))
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __iter__(self) -> Iterator[Pack]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         """Each image as a pack of its own."""
-        return (self.take([number]) for number in range(len(self)))
+        return (self.select([number]) for number in range(len(self)))
 
-    def take(self, numbers: Iterable[int]) -> Pack:
+    def select(self, numbers: Iterable[int]) -> PackedBatch:
         """The images with these numbers, in their order."""
-        chosen = [(self.names[n], self.images[n], self.kept[n], self.about[n]) for n in numbers]
-        names, images, kept, about = zip(*chosen, strict=True)
-        return Pack(names, images, kept, self.patch, about)
+        chosen = [(self.names[n], self.images[n], self.patch_indices[n], self.metadata[n]) for n in numbers]
+        names, images, kept, metadata = zip(*chosen, strict=True)
+        return PackedBatch(names, images, kept, self.patch, metadata)
 
     @property
     def grids(self) -> list[tuple[int, int]]:
         """Rows and columns of patches in each image, air included."""
-        return [grid_of((image.shape[-2], image.shape[-1]), self.patch) for image in self.images]
+        return [patch_grid((image.shape[-2], image.shape[-1]), self.patch) for image in self.images]
 
-    def lengths(self, prefix: int) -> list[int]:
+    def sequence_lengths(self, prefix: int) -> list[int]:
         """Tokens of each image, with `prefix` tokens before its patches."""
-        return [prefix + len(kept) for kept in self.kept]
+        return [prefix + len(kept) for kept in self.patch_indices]
 
-    def to(self, device: torch.device | str) -> Pack:
+    def to(self, device: torch.device | str) -> PackedBatch:
         """The same pack in another memory."""
-        images, kept = (tuple(tensor.to(device, non_blocking=True) for tensor in tensors) for tensors in (self.images, self.kept))
-        return replace(self, images=images, kept=kept)
+        images, kept = (tuple(tensor.to(device, non_blocking=True) for tensor in tensors) for tensors in (self.images, self.patch_indices))
+        return replace(self, images=images, patch_indices=kept)
 
-    def on_grid(self, values: Iterable[Tensor]) -> list[Tensor]:
+    def scatter_to_grid(self, values: Iterable[Tensor]) -> list[Tensor]:
         """One value (or vector) per kept patch of each image back in its place: N ... -> h w ..., NaN where a patch was left out."""
         placed = []
-        for (h, w), kept, value in zip(self.grids, self.kept, values, strict=True):
+        for (h, w), kept, value in zip(self.grids, self.patch_indices, values, strict=True):
             grid = value.new_full((h * w, *value.shape[1:]), torch.nan)
             grid[kept] = value
             placed.append(grid.unflatten(0, (h, w)))
         return placed
 
 
-def pack(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = None, air: bool = False, about: Sequence[About] = ()) -> Pack:
+def pack_images(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = None, air: bool = False, metadata: Sequence[ImageMetadata] = ()) -> PackedBatch:
     """Pack images (C H W each, 0 = air), padded with air to whole patches; patches of air alone are left out unless `air`.
 
     Raises UsageError, with the image's name, for one that is smaller than a patch, shows air alone, or has NaN or infinite pixels.
@@ -127,72 +127,72 @@ def pack(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = Non
             raise UsageError(f"{name}: shows air alone, all pixels are 0; leave it out")
         padded.append(image)
         kept.append(torch.arange(len(tissue)) if air else tissue.nonzero().squeeze(1))
-    return Pack(tuple(names), tuple(padded), tuple(kept), patch, tuple(about))
+    return PackedBatch(tuple(names), tuple(padded), tuple(kept), patch, tuple(metadata))
 
 
-def chain(packs: Sequence[Pack]) -> Pack:
+def concat_packs(packs: Sequence[PackedBatch]) -> PackedBatch:
     """Several packs as one; equal numbers of breasts and exams mean the same ones."""
-    each = zip(*((pack.names, pack.images, pack.kept, pack.about) for pack in packs), strict=True)
-    names, images, kept, about = (sum(parts, ()) for parts in each)
-    return Pack(names, images, kept, packs[0].patch, about)
+    each = zip(*((pack.names, pack.images, pack.patch_indices, pack.metadata) for pack in packs), strict=True)
+    names, images, kept, metadata = (sum(parts, ()) for parts in each)
+    return PackedBatch(names, images, kept, packs[0].patch, metadata)
 
 
-def join(packs: Sequence[Pack]) -> Pack:
+def concat_separate_packs(packs: Sequence[PackedBatch]) -> PackedBatch:
     """Several packs as one; breasts and exams of different packs stay apart, whatever their numbers."""
-    return chain([replace(each, about=tuple(known.apart(place, len(packs)) for known in each.about)) for place, each in enumerate(packs)])
+    return concat_packs([replace(each, metadata=tuple(known.with_unique_ids(place, len(packs)) for known in each.metadata)) for place, each in enumerate(packs)])
 
 
-def portions(pack: Pack, tokens: int, prefix: int) -> Iterator[Pack]:
+def split_by_token_budget(pack: PackedBatch, tokens: int, prefix: int) -> Iterator[PackedBatch]:
     """Consecutive images of at most `tokens` tokens, `prefix` of them before each one's patches; a longer image is alone."""
     group: list[int] = []
     total = 0
-    for number, length in enumerate(pack.lengths(prefix)):
+    for number, length in enumerate(pack.sequence_lengths(prefix)):
         if group and total + length > tokens:
-            yield pack.take(group)
+            yield pack.select(group)
             group, total = [], 0
         group.append(number)
         total += length
-    yield pack.take(group)
+    yield pack.select(group)
 
 
 class HasPack(Protocol):
     """Anything that goes with one image."""
 
     @property
-    def pack(self) -> Pack: ...
+    def pack(self) -> PackedBatch: ...
 
 
 @dataclass(eq=False)
-class Group(Generic[T]):
+class TokenBin(Generic[T]):
     """Items that share a pack to be, and their tokens."""
 
     tokens: int = 0
     items: list[T] = field(default_factory=list)
 
 
-def check_budget(name: str, length: int, tokens: int) -> None:
+def check_token_budget(name: str, length: int, tokens: int) -> None:
     """Raises UsageError naming an image whose own `length` tokens exceed the budget of `tokens`."""
     if length > tokens:
         raise UsageError(f"tokens: {name} has {length} tokens, more than --tokens {tokens} allows; raise it")
 
 
-def fill(items: Iterable[T], tokens: int, prefix: int, images: int | None = None) -> Iterator[list[T]]:
+def best_fit_groups(items: Iterable[T], tokens: int, prefix: int, images: int | None = None) -> Iterator[list[T]]:
     """Group a stream into at most `tokens` tokens each, with `prefix` of them before each image's patches, and at most `images` images.
 
     Best fit among 8 open groups: an item goes where it leaves the least room; where it fits nowhere, the fullest group is done. So lengths
     need not be known in advance, little memory is held, and the groups depend on the order of the stream alone, never on workers.
     Raises UsageError naming an image that exceeds the budget by itself.
     """
-    groups: list[Group[T]] = []  # those still open
+    groups: list[TokenBin[T]] = []  # those still open
     for item in items:
-        length = sum(item.pack.lengths(prefix))
-        check_budget(item.pack.names[0], length, tokens)
+        length = sum(item.pack.sequence_lengths(prefix))
+        check_token_budget(item.pack.names[0], length, tokens)
         fitting = [group for group in groups if group.tokens + length <= tokens]
         if not fitting:
-            if len(groups) == OPEN:
+            if len(groups) == MAX_OPEN_GROUPS:
                 groups.sort(key=attrgetter("tokens"))
                 yield groups.pop().items
-            groups.append(Group())
+            groups.append(TokenBin())
         group = max(fitting, key=attrgetter("tokens"), default=groups[-1])
         group.tokens += length
         group.items.append(item)

@@ -11,7 +11,7 @@ from typing import Any
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.vit import ViT
-from vitmodel.model.weights import Outline, Weights, fit_weights, load_weights
+from vitmodel.model.weights import BackboneShape, PretrainedWeights, fit_weights, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ def vit_from_weights(path: Path | str, **overrides: Any) -> ViT:
     return model.eval()
 
 
-def described(weights: Weights) -> dict[str, Any]:
+def described(weights: PretrainedWeights) -> dict[str, Any]:
     """Return the fields of ViTConfig that the tensors of a file determine, heads by the preset of the same width."""
     tensors = weights.tensors
-    outline = Outline.of_tensors(tensors)
+    outline = BackboneShape.from_tensors(tensors)
     if outline is None:
-        raise UsageError(f"{weights.source}: holds no Vision Transformer; take a ViT of timm, Hugging Face, Google or vitmodel")
+        raise UsageError(f"{weights.path}: holds no Vision Transformer; take a ViT of timm, Hugging Face, Google or vitmodel")
     preset = next((preset for preset in PRESETS.values() if preset.dim == outline.dim), None)
     values = {} if preset is None else asdict(preset)
     values |= {"dim": outline.dim, "depth": outline.depth, "mlp_ratio": outline.hidden / outline.dim}
@@ -45,7 +45,7 @@ def described(weights: Weights) -> dict[str, Any]:
         values["patch"] = outline.patch
     if weights.eps is not None:
         values["eps"] = weights.eps
-    if "head.weight" in tensors and weights.scores:
+    if "head.weight" in tensors and weights.head_is_usable:
         values["classes"] = tensors["head.weight"].shape[0]
     values["pool"] = _pool(weights)
     rows, columns = _grid(weights, values["registers"])
@@ -53,21 +53,21 @@ def described(weights: Weights) -> dict[str, Any]:
     return values
 
 
-def _pool(weights: Weights) -> str:
+def _pool(weights: PretrainedWeights) -> str:
     """Return how the file's network reads its tokens: by attention, by their mean (`fc_norm`), or by the class token."""
     if any(name.startswith("attn_pool.") for name in weights.tensors):
         return "attention"
     return "mean" if "fc_norm.weight" in weights.tensors or "cls_token" not in weights.tensors else "cls"
 
 
-def _grid(weights: Weights, registers: int) -> tuple[int, int]:
+def _grid(weights: PretrainedWeights, registers: int) -> tuple[int, int]:
     """Return the grid of the file's position embeddings; published ones are square, after those of the prefix tokens."""
     positions = weights.tensors["pos_embed"]
-    if weights.ours:
+    if weights.is_vitmodel:
         return positions.shape[1], positions.shape[2]
     length = positions.shape[1]
     for prefix in (0, 1, 1 + registers):
         side = math.isqrt(max(0, length - prefix))
         if side * side == length - prefix:
             return side, side
-    raise UsageError(f"{weights.source}: pos_embed {tuple(positions.shape)} is no square grid; take weights of a square image size")
+    raise UsageError(f"{weights.path}: pos_embed {tuple(positions.shape)} is no square grid; take weights of a square image size")

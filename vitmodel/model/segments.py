@@ -24,16 +24,16 @@ from vitmodel.config import SegmentsConfig, require
 from vitmodel.model import packed_batch
 from vitmodel.model.architecture import ViTConfig
 from vitmodel.model.fusion import Integrator
-from vitmodel.model.packed_batch import Pack
+from vitmodel.model.packed_batch import PackedBatch
 
-Trunk = Callable[[Pack], tuple[Tensor, Tensor, list[Tensor]]]
+PartEncoder = Callable[[PackedBatch], tuple[Tensor, Tensor, list[Tensor]]]
 """What encodes a pack of I parts: the summary of each, I D, the logit that a head reads off it, I, and its encoded patches, N D each."""
 
 WAVELENGTHS_MM = (400.0, 200.0, 100.0, 50.0, 25.0, 12.5)  # the longest exceeds a breast, the shortest tells neighbouring segments apart
-DEPTH = 2  # blocks of the transformer that integrates the parts
-LOUDEST = 10.0  # logit beyond which a part weighs no more
-SELECTION = 0.1  # weight of what the view's scores are taught; with 0.5 the trunk stayed on its plateau (dev/LOG.md)
-NOMINAL_MM = 200.0  # height of a crop whose pixel spacing is unknown: positions are then fractions of it
+INTEGRATOR_DEPTH = 2  # blocks of the transformer that integrates the parts
+MAX_WEIGHT_LOGIT = 10.0  # logit beyond which a part weighs no more
+SELECTION_LOSS_WEIGHT = 0.1  # weight of what the view's scores are taught; with 0.5 the trunk stayed on its plateau (dev/LOG.md)
+NOMINAL_HEIGHT_MM = 200.0  # height of a crop whose pixel spacing is unknown: positions are then fractions of it
 
 
 def check_segments(config: SegmentsConfig, patch: int, prefix: int) -> None:
@@ -47,7 +47,7 @@ def check_segments(config: SegmentsConfig, patch: int, prefix: int) -> None:
     require(enough, "segment_budget", f"{config.segment_budget} tokens are too few for one part, which may have {most}; raise it")
 
 
-def spread(begin: int, end: int, size: int, overlap: int, limit: int) -> list[int]:
+def window_starts(begin: int, end: int, size: int, overlap: int, limit: int) -> list[int]:
     """Where the fewest windows of `size` begin that cover `begin` to `end`, evenly, sharing `overlap` or more, within 0 and `limit`."""
     count = max(1, math.ceil((end - begin - overlap) / (size - overlap)))
     first = max(0, min(begin, limit - size))
@@ -55,7 +55,7 @@ def spread(begin: int, end: int, size: int, overlap: int, limit: int) -> list[in
     return [round(first + (last - first) * number / max(1, count - 1)) for number in range(count)]
 
 
-def places(tissue: Tensor, size: int, overlap: int) -> Tensor:
+def place_segments(tissue: Tensor, size: int, overlap: int) -> Tensor:
     """Places of the segments that cover the patches with tissue (h w bool), `size` patches a side: S 4.
 
     Bands of rows cover all tissue, and segments along each band what lies in it. Those at the ends reach to the last patch of tissue, and
@@ -64,111 +64,111 @@ def places(tissue: Tensor, size: int, overlap: int) -> Tensor:
     h, w = tissue.shape
     found = []
     rows = tissue.any(dim=1).nonzero()
-    for top in spread(int(rows[0]), int(rows[-1]) + 1, size, overlap, h):
+    for top in window_starts(int(rows[0]), int(rows[-1]) + 1, size, overlap, h):
         band = tissue[top : top + size]
         columns = band.any(dim=0).nonzero()
         if len(columns):
-            lefts = spread(int(columns[0]), int(columns[-1]) + 1, size, overlap, w)
+            lefts = window_starts(int(columns[0]), int(columns[-1]) + 1, size, overlap, w)
             found += [(top, left, min(top + size, h), min(left + size, w)) for left in lefts if band[:, left : left + size].any()]
     return torch.tensor(found)
 
 
 @dataclass(frozen=True)
-class Parts:
+class SegmentedImage:
     """One image, cut."""
 
-    pack: Pack
+    pack: PackedBatch
     """P parts."""
-    places: Tensor
+    boxes_in_patches: Tensor
     """P 4; the first is the image as a whole."""
     grid: tuple[int, int]
     """Rows and columns of patches in the image."""
     mm_per_patch: float
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.boxes_in_patches)
 
     @property
-    def middles(self) -> Tensor:
+    def centres_mm(self) -> Tensor:
         """Where the parts' middles are, mm down from the top of the crop and out from the chest wall: P 2."""
-        return (self.places[:, :2] + self.places[:, 2:]) / 2 * self.mm_per_patch
+        return (self.boxes_in_patches[:, :2] + self.boxes_in_patches[:, 2:]) / 2 * self.mm_per_patch
 
-    def take(self, chosen: Tensor) -> Parts:
+    def select_segments(self, chosen: Tensor) -> SegmentedImage:
         """The view of the whole and, of the segments, those numbered `chosen`."""
         numbers = [0, *(1 + chosen).tolist()]
-        return replace(self, pack=self.pack.take(numbers), places=self.places[numbers])
+        return replace(self, pack=self.pack.select(numbers), boxes_in_patches=self.boxes_in_patches[numbers])
 
-    def holds(self, boxes: Tensor) -> Tensor:
+    def contains_lesion(self, boxes: Tensor) -> Tensor:
         """Whether each segment shows one of the boxes (K 4: x0 y0 x1 y1 in pixels): half of it, or is half full of it; S, 0 or 1."""
-        segments, boxes = self.places[1:, None] * self.pack.patch, boxes[None, :, [1, 0, 3, 2]]  # top, left, bottom, right
+        segments, boxes = self.boxes_in_patches[1:, None] * self.pack.patch, boxes[None, :, [1, 0, 3, 2]]  # top, left, bottom, right
         shared = (torch.minimum(segments[..., 2:], boxes[..., 2:]) - torch.maximum(segments[..., :2], boxes[..., :2])).clamp(min=0).prod(-1)
         areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (segments, boxes)]
         return (shared >= torch.minimum(*areas) / 2).any(dim=1).float()
 
-    def stitch(self, maps: Sequence[Tensor]) -> Tensor:
+    def stitch_maps(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps of the segments (one value per patch, NaN = air) as one of the image: h w, NaN where no segment shows tissue.
 
         Where segments overlap it is their mean, in which each weighs less towards its edge, so that no seam shows.
         """
         total, weights = torch.zeros(self.grid), torch.zeros(self.grid)
-        for (top, left, bottom, right), values in zip(self.places[1:].tolist(), maps, strict=True):
-            weight = tent(bottom - top)[:, None] * tent(right - left) * ~values.isnan()
+        for (top, left, bottom, right), values in zip(self.boxes_in_patches[1:].tolist(), maps, strict=True):
+            weight = triangular_window(bottom - top)[:, None] * triangular_window(right - left) * ~values.isnan()
             total[top:bottom, left:right] += weight * values.nan_to_num()
             weights[top:bottom, left:right] += weight
         return total / weights
 
-    def cover(self, cells: tuple[int, int]) -> Tensor:
+    def coverage(self, cells: tuple[int, int]) -> Tensor:
         """How much each part covers of each cell, where `cells` (rows, columns) divide the image evenly: P rows columns, in cells."""
 
         def along(axis: int) -> Tensor:
-            begin, end = (self.places[:, side, None] * cells[axis] / self.grid[axis] for side in (axis, axis + 2))
+            begin, end = (self.boxes_in_patches[:, side, None] * cells[axis] / self.grid[axis] for side in (axis, axis + 2))
             cell = torch.arange(cells[axis])
             return (torch.minimum(end, cell + 1) - torch.maximum(begin, cell)).clamp(0, 1)
 
         return along(0)[:, :, None] * along(1)[:, None, :]
 
 
-def tent(length: int) -> Tensor:
+def triangular_window(length: int) -> Tensor:
     """1, 2, 3 ... 2, 1."""
     return torch.minimum(torch.arange(length) + 1, length - torch.arange(length)).float()
 
 
-def cut(image: Pack, config: SegmentsConfig) -> Parts:
+def cut_segments(image: PackedBatch, config: SegmentsConfig) -> SegmentedImage:
     """The one image of `image` in parts; segments are views of its pixels. Only its kept patches are looked at."""
-    (pixels,), (kept,), (grid,), patch = image.images, image.kept, image.grids, image.patch
+    (pixels,), (kept,), (grid,), patch = image.images, image.patch_indices, image.grids, image.patch
     tissue = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
     tissue[kept.cpu()] = True
     tissue = tissue.unflatten(0, grid)
-    segments = places(tissue, config.segments // patch, config.segment_overlap // patch)
+    segments = place_segments(tissue, config.segments // patch, config.segment_overlap // patch)
     images, inside = [], []
     for top, left, bottom, right in segments.tolist():
         images.append(pixels[:, top * patch : bottom * patch, left * patch : right * patch])
         inside.append(tissue[top:bottom, left:right].flatten().nonzero().squeeze(1).to(kept.device))
     count = len(images)
-    parts = Pack(image.names * count, tuple(images), tuple(inside), patch, image.about * count)
-    millimetres = image.about[0].mm_per_pixel
-    mm_per_patch = patch * (NOMINAL_MM / pixels.shape[-2] if math.isnan(millimetres) else millimetres)
+    parts = PackedBatch(image.names * count, tuple(images), tuple(inside), patch, image.metadata * count)
+    millimetres = image.metadata[0].mm_per_pixel
+    mm_per_patch = patch * (NOMINAL_HEIGHT_MM / pixels.shape[-2] if math.isnan(millimetres) else millimetres)
     placed = torch.cat([torch.tensor([[0, 0, *grid]]), segments])
-    return Parts(packed_batch.join([whole(image, config.segment_context), parts]), placed, grid, mm_per_patch)
+    return SegmentedImage(packed_batch.concat_separate_packs([downscaled_overview(image, config.segment_context), parts]), placed, grid, mm_per_patch)
 
 
-def whole(image: Pack, side: int) -> Pack:
+def downscaled_overview(image: PackedBatch, side: int) -> PackedBatch:
     """The one image of `image` as a small one, its longer side at most `side` pixels."""
     (pixels,) = image.images
     scale = min(1.0, side / max(pixels.shape[-2:]))
     height, width = (max(image.patch, round(length * scale)) for length in pixels.shape[-2:])
     small = F.interpolate(pixels[None], size=(height, width), mode="area")[0]
-    everything = len(image.kept[0]) == math.prod(image.grids[0])  # whoever looks at air looks at it here, too
-    return packed_batch.pack([small], image.patch, image.names, everything, image.about)
+    everything = len(image.patch_indices[0]) == math.prod(image.grids[0])  # whoever looks at air looks at it here, too
+    return packed_batch.pack_images([small], image.patch, image.names, everything, image.metadata)
 
 
 @dataclass(frozen=True)
-class Reading:
+class SegmentsOutput:
     """What was seen of the images of a pack."""
 
     features: Tensor
     """I D, what the head reads of each image."""
-    parts: tuple[Parts, ...]
+    parts: tuple[SegmentedImage, ...]
     """What was read of each image."""
     logits: tuple[Tensor, ...]
     """P, what the head says of each part by itself."""
@@ -178,95 +178,95 @@ class Reading:
     """P, how much the image's summary attended to each part; sums to 1."""
 
 
-class Segmenter(nn.Module):
+class SegmentAggregator(nn.Module):
     """What makes one summary of an image's parts, and knows which are worth reading."""
 
     def __init__(self, config: SegmentsConfig, vit: ViTConfig) -> None:
         """Raises UsageError where the sizes do not fit the trunk."""
         super().__init__()
-        check_segments(config, vit.patch, vit.prefix)
+        check_segments(config, vit.patch, vit.num_prefix_tokens)
         self.config = config
-        self.patch, self.prefix = vit.patch, vit.prefix
+        self.patch, self.prefix = vit.patch, vit.num_prefix_tokens
         self.place = nn.Linear(4 * len(WAVELENGTHS_MM), vit.dim)
         self.scales = nn.Parameter(torch.empty(2, vit.dim))  # the whole, a segment
         self.scorer = nn.Linear(vit.dim, 1)
-        self.integrator = Integrator(replace(vit, layer_scale=None), DEPTH)
+        self.integrator = Integrator(replace(vit, layer_scale=None), INTEGRATOR_DEPTH)
         for token in (self.place.weight, self.scales, self.scorer.weight):
             nn.init.trunc_normal_(token, std=0.02)
 
-    def limit(self, budget: int) -> None:
+    def set_token_budget(self, budget: int) -> None:
         """Encode at most `budget` tokens at once, which changes no number. Raises UsageError where that is too few for a part."""
         self.config = replace(self.config, segment_budget=budget)
         check_segments(self.config, self.patch, self.prefix)
 
-    def read(self, trunk: Trunk, pack: Pack, lesions: Sequence[Tensor] = ()) -> Reading:
+    def encode_and_aggregate(self, trunk: PartEncoder, pack: PackedBatch, lesions: Sequence[Tensor] = ()) -> SegmentsOutput:
         """Cut, choose, encode and integrate. While it trains, segments that show one of an image's `lesions` (K 4, pixels) are chosen."""
-        every = [cut(image, self.config) for image in pack]
-        whole, view_logits, patches = self.encode(trunk, packed_batch.join([each.pack.take([0]) for each in every]))
-        found = [self.score(*each) for each in zip(every, patches, strict=True)]
+        every = [cut_segments(image, self.config) for image in pack]
+        whole, view_logits, patches = self.encode(trunk, packed_batch.concat_separate_packs([each.pack.select([0]) for each in every]))
+        found = [self.score_segments(*each) for each in zip(every, patches, strict=True)]
         known = lesions or [torch.empty(0, 4)] * len(pack)
-        chosen = [self.choose(*each) for each in zip(every, found, known, strict=True)]
-        parts = [each.take(numbers) for each, numbers in zip(every, chosen, strict=True)]
+        chosen = [self.choose_segments(*each) for each in zip(every, found, known, strict=True)]
+        parts = [each.select_segments(numbers) for each, numbers in zip(every, chosen, strict=True)]
         counts = [len(each) - 1 for each in parts]
-        segments, segment_logits, _ = self.encode(trunk, packed_batch.join([each.pack.take(range(1, len(each))) for each in parts]))
+        segments, segment_logits, _ = self.encode(trunk, packed_batch.concat_separate_packs([each.pack.select(range(1, len(each))) for each in parts]))
         summaries, logits = (
             [torch.cat(pair) for pair in zip(of_wholes.split(1), of_segments.split(counts), strict=True)]
             for of_wholes, of_segments in ((whole, segments), (view_logits, segment_logits))
         )
-        placed = torch.cat([self.placed(*each) for each in zip(summaries, parts, strict=True)])  # all P D
+        placed = torch.cat([self.add_position_encoding(*each) for each in zip(summaries, parts, strict=True)])  # all P D
         # detached: a segment's logit is taught what it shows, not how much its part of the image should weigh
-        told = torch.cat(logits).detach().float().clamp(-LOUDEST, LOUDEST).exp()
+        told = torch.cat(logits).detach().float().clamp(-MAX_WEIGHT_LOGIT, MAX_WEIGHT_LOGIT).exp()
         lengths = [1 + count for count in counts]
         features = self.integrator(placed, lengths, told)
         with torch.no_grad():
             attention = self.integrator.attention(placed, lengths, told)
         scores = [score[numbers] for score, numbers in zip(found, chosen, strict=True)]
-        return Reading(features, tuple(parts), tuple(logits), tuple(scores), tuple(attention))
+        return SegmentsOutput(features, tuple(parts), tuple(logits), tuple(scores), tuple(attention))
 
-    def encode(self, trunk: Trunk, parts: Pack) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def encode(self, trunk: PartEncoder, parts: PackedBatch) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Summaries, logits and patch scores of parts, in groups that fit the budget; recomputed where gradients are wanted."""
 
-        def group(some: Pack) -> tuple[Tensor, Tensor, Tensor]:
+        def group(some: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
             summaries, logits, patches = trunk(some)
             return summaries, logits, self.scorer(torch.cat(patches)).squeeze(-1)
 
         wanted = torch.is_grad_enabled()
-        done = [checkpoint(group, each, use_reentrant=False) if wanted else group(each) for each in self.groups(parts)]
+        done = [checkpoint(group, each, use_reentrant=False) if wanted else group(each) for each in self.token_budget_groups(parts)]
         summaries, logits, scores = (torch.cat(each) for each in zip(*done, strict=True))
-        return summaries, logits, list(scores.split(parts.lengths(0)))
+        return summaries, logits, list(scores.split(parts.sequence_lengths(0)))
 
-    def groups(self, parts: Pack) -> Iterator[Pack]:
+    def token_budget_groups(self, parts: PackedBatch) -> Iterator[PackedBatch]:
         """Consecutive parts of at most `segment_budget` tokens."""
-        return packed_batch.portions(parts, self.config.segment_budget, self.prefix)
+        return packed_batch.split_by_token_budget(parts, self.config.segment_budget, self.prefix)
 
-    def score(self, parts: Parts, seen: Tensor) -> Tensor:
+    def score_segments(self, parts: SegmentedImage, seen: Tensor) -> Tensor:
         """How telling each segment is: the mean of the scores of the view's patches (N) that it covers; S."""
-        view = parts.pack.take([0])
-        (grid,) = view.on_grid([seen])
+        view = parts.pack.select([0])
+        (grid,) = view.scatter_to_grid([seen])
         kept = ~grid.isnan()
-        cover = parts.cover((grid.shape[0], grid.shape[1]))[1:].to(seen) * kept
+        cover = parts.coverage((grid.shape[0], grid.shape[1]))[1:].to(seen) * kept
         return (cover * grid.nan_to_num()).sum((1, 2)) / cover.sum((1, 2)).clamp(min=1e-6)
 
-    def choose(self, parts: Parts, scores: Tensor, lesions: Tensor) -> Tensor:
+    def choose_segments(self, parts: SegmentedImage, scores: Tensor, lesions: Tensor) -> Tensor:
         """Numbers of the segments to read, ascending. In training with `segment_samples` those with a lesion first, then by chance."""
         config, count = self.config, len(parts) - 1
         if self.training and config.segment_samples:
             order = torch.randperm(count)
-            first = parts.holds(lesions.cpu())[order]
+            first = parts.contains_lesion(lesions.cpu())[order]
             return order[first.argsort(descending=True, stable=True)][: config.segment_samples].sort().values
         if config.segment_top:
             return scores.detach().cpu().topk(min(config.segment_top, count)).indices.sort().values
         return torch.arange(count)
 
-    def placed(self, summaries: Tensor, parts: Parts) -> Tensor:
+    def add_position_encoding(self, summaries: Tensor, parts: SegmentedImage) -> Tensor:
         """Summaries with where each part lies and at which scale: P D."""
-        angles = parts.middles[:, :, None] * (2 * math.pi / torch.tensor(WAVELENGTHS_MM))  # P 2 F
+        angles = parts.centres_mm[:, :, None] * (2 * math.pi / torch.tensor(WAVELENGTHS_MM))  # P 2 F
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(summaries)
         scales = self.scales[[0] + [1] * (len(parts) - 1)]
         return summaries + self.place(waves).to(summaries.dtype) + scales.to(summaries.dtype)
 
 
-def losses(reading: Reading, labels: Tensor, lesions: Sequence[Tensor]) -> Tensor:
+def segment_losses(reading: SegmentsOutput, labels: Tensor, lesions: Sequence[Tensor]) -> Tensor:
     """What the parts are taught, one loss per image: I.
 
     A segment's own logit is taught whether it shows a lesion (K 4, pixels); in an image without cancer none does, and where the cancer's
@@ -277,11 +277,11 @@ def losses(reading: Reading, labels: Tensor, lesions: Sequence[Tensor]) -> Tenso
     read = zip(reading.parts, reading.logits, reading.scores, reading.attention, strict=True)
     for (parts, logits, scores, attention), label, boxes in zip(read, labels, lesions, strict=True):
         own = logits[1:]
-        shown = (parts.holds(boxes.cpu()) * float(label == 1)).to(own)
+        shown = (parts.contains_lesion(boxes.cpu()) * float(label == 1)).to(own)
         certain = label == 0 or (label == 1 and bool(shown.any()))
         weights = shown / (2 * shown.sum()).clamp(min=1) + (1 - shown) / (2 * (1 - shown).sum()).clamp(min=1)  # both kinds weigh alike
         taught = F.binary_cross_entropy_with_logits(own.float(), shown, weights, reduction="sum") if certain else own.new_zeros(())
         wanted = shown if shown.any() else attention[1:].to(own)
         wanted = wanted / wanted.sum().clamp(min=1e-6)
-        found.append(taught - SELECTION * (wanted * scores.float().log_softmax(dim=0)).sum())
+        found.append(taught - SELECTION_LOSS_WEIGHT * (wanted * scores.float().log_softmax(dim=0)).sum())
     return torch.stack(found)

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitmodel.errors import UsageError
-from vitmodel.model.architecture import ViTConfig, grid_of
+from vitmodel.model.architecture import ViTConfig, patch_grid
 from vitmodel.model.device import linear
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
     """Cut images into patches, row by row, each flattened as a convolution's kernel is: B C H W -> B N C·P·P."""
-    h, w = grid_of((images.shape[-2], images.shape[-1]), patch)
+    h, w = patch_grid((images.shape[-2], images.shape[-1]), patch)
     return images.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
@@ -41,26 +41,26 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     return resized.permute(0, 2, 3, 1).to(positions.dtype)
 
 
-class Layout:
+class SequenceLayout:
     """How images share a tensor of tokens: here one image per row, B T D. A pack of many images in one row overrides the first two."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention of each token to the tokens of its own image: 3 x (B A T D/A) -> B A T D/A."""
         return F.scaled_dot_product_attention(q, k, v)
 
-    def draw(self, x: Tensor) -> Tensor:
+    def sample_per_image(self, x: Tensor) -> Tensor:
         """One uniform random number in [0, 1) per image, in a shape that broadcasts over its tokens: B T D -> B 1 1."""
         return torch.rand(x.shape[0], 1, 1, device=x.device)
 
-    def enter(self, number: int, x: Tensor) -> Tensor:
+    def prepare_block_input(self, number: int, x: Tensor) -> Tensor:
         """What block `number` is given of the tokens before it: B T D -> B T D. Here it is all of them as they are."""
         return x
 
 
-ROWS = Layout()
+DENSE_LAYOUT = SequenceLayout()
 
 
-def standardising(conv: nn.Conv2d) -> nn.Conv2d:
+def fold_input_standardisation(conv: nn.Conv2d) -> nn.Conv2d:
     """A freshly drawn layer that takes crops as if they were standardised: they have mean and deviation of about a quarter.
 
     On the meta device, where a package's tensors will come, nothing is computed: torch would import its compiler for it.
@@ -80,7 +80,7 @@ class LinearStem(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        self.proj = standardising(nn.Conv2d(config.channels, config.dim, config.patch, config.patch))
+        self.proj = fold_input_standardisation(nn.Conv2d(config.channels, config.dim, config.patch, config.patch))
 
     def project(self, patches: Tensor) -> Tensor:
         """B N C·P·P -> B N D, each patch for itself: those that nobody needs can be left out before."""
@@ -106,7 +106,7 @@ class ConvStem(nn.Module):
         for conv in convs:
             if not conv.weight.is_meta:
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # keeps the variance through the ReLUs
-        standardising(convs[0])
+        fold_input_standardisation(convs[0])
         self.convs = nn.ModuleList(convs)
         self.proj = nn.Conv2d(config.dim, config.dim, 1)
 
@@ -126,18 +126,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every head: B T D -> 3 x (B A T D/A)."""
         q, k, v = linear(x, self.qkv).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def weights(self, x: Tensor) -> Tensor:
+    def attention_weights(self, x: Tensor) -> Tensor:
         """How much each token attends to each other, written out for inspection: B T D -> B A T T, rows sum to 1."""
-        q, k, _ = self.split(x)
+        q, k, _ = self.project_qkv(x)
         return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        mixed = layout.attend(*self.split(x)).transpose(1, 2).flatten(2)  # B T D
+    def forward(self, x: Tensor, layout: SequenceLayout) -> Tensor:
+        mixed = layout.attend(*self.project_qkv(x)).transpose(1, 2).flatten(2)  # B T D
         return linear(mixed, self.proj)
 
 
@@ -167,13 +167,13 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP: each normalised before, scaled and in training now and then skipped after, and added to the stream."""
 
-    def __init__(self, config: ViTConfig, drop: float) -> None:
+    def __init__(self, config: ViTConfig, drop_path: float) -> None:
         super().__init__()
 
         def scale() -> nn.Module:
             return nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
 
-        self.drop = drop
+        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(config.dim, config.eps)
         self.attn = Attention(config)
         self.ls1 = scale()
@@ -181,15 +181,15 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.ls2 = scale()
 
-    def skip(self, branch: Tensor, layout: Layout) -> Tensor:
+    def apply_drop_path(self, branch: Tensor, layout: SequenceLayout) -> Tensor:
         """Stochastic depth per image, scaled so that the expectation stays."""
-        if not self.training or self.drop == 0:
+        if not self.training or self.drop_path == 0:
             return branch
-        return branch * ((layout.draw(branch) >= self.drop) / (1 - self.drop)).to(branch.dtype)
+        return branch * ((layout.sample_per_image(branch) >= self.drop_path) / (1 - self.drop_path)).to(branch.dtype)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        x = x + self.skip(self.ls1(self.attn(self.norm1(x), layout)), layout)  # B T D
-        return x + self.skip(self.ls2(self.mlp(self.norm2(x))), layout)  # B T D
+    def forward(self, x: Tensor, layout: SequenceLayout) -> Tensor:
+        x = x + self.apply_drop_path(self.ls1(self.attn(self.norm1(x), layout)), layout)  # B T D
+        return x + self.apply_drop_path(self.ls2(self.mlp(self.norm2(x))), layout)  # B T D
 
 
 class AttentionPool(nn.Module):
@@ -216,7 +216,7 @@ class Head(nn.Linear):
     """From what the pool reads to logits; a class of its own, by which a sharded model holds it apart from the body."""
 
 
-def draw_matrices(module: nn.Module) -> None:
+def init_linear_layers(module: nn.Module) -> None:
     """Truncated normals of deviation 0.02 for all matrices of `module`, 0 for their biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -242,7 +242,7 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint = False  # recompute each block in the backward pass: less memory, more time
+        self.gradient_checkpointing = False  # recompute each block in the backward pass: less memory, more time
         self.patch_embed = LinearStem(config) if config.stem == "linear" else ConvStem(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.dim)) if config.registers else None
@@ -287,7 +287,7 @@ class ViT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Truncated normals of deviation 0.02 for matrices and tokens, 0 for biases; the stems draw their own."""
-        draw_matrices(self)
+        init_linear_layers(self)
         for token in (self.cls_token, self.reg_token, self.pos_embed, getattr(self.attn_pool, "latent", None)):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
@@ -296,7 +296,7 @@ class ViT(nn.Module):
         """Position embeddings of a grid of patches, row by row: 1 N D."""
         return resize_positions(self.pos_embed, grid).flatten(1, 2)
 
-    def prefix(self) -> Tensor:
+    def prefix_tokens(self) -> Tensor:
         """The tokens that go before an image's patches: 1 R D."""
         return self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], dim=1)
 
@@ -304,15 +304,15 @@ class ViT(nn.Module):
         """Images to tokens with positions: B C H W -> B T D. Raises UsageError for a wrong shape."""
         if images.ndim != 4 or images.shape[1] != self.config.channels:
             raise UsageError(f"images must have shape B x {self.config.channels} x H x W, not {'x'.join(map(str, images.shape))}")
-        grid = grid_of((images.shape[-2], images.shape[-1]), self.config.patch)
+        grid = patch_grid((images.shape[-2], images.shape[-1]), self.config.patch)
         patches = self.patch_embed(images) + self.positions(grid)  # B N D
-        return torch.cat([self.prefix().expand(patches.shape[0], -1, -1), patches], dim=1)  # B T D
+        return torch.cat([self.prefix_tokens().expand(patches.shape[0], -1, -1), patches], dim=1)  # B T D
 
-    def encode(self, tokens: Tensor, layout: Layout = ROWS) -> Tensor:
+    def encode(self, tokens: Tensor, layout: SequenceLayout = DENSE_LAYOUT) -> Tensor:
         """The blocks and the norm after them: B T D -> B T D."""
         for number, block in enumerate(self.blocks):
-            tokens = layout.enter(number, tokens)
-            if self.checkpoint and torch.is_grad_enabled():
+            tokens = layout.prepare_block_input(number, tokens)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, layout, use_reentrant=False)
             else:
                 tokens = block(tokens, layout)
@@ -322,7 +322,7 @@ class ViT(nn.Module):
         """Encoded tokens to one feature vector per image: B T D -> B D."""
         if self.config.pool == "cls":
             return tokens[:, 0]
-        patches = tokens[:, self.config.prefix :]
+        patches = tokens[:, self.config.num_prefix_tokens :]
         return self.fc_norm(patches.mean(dim=1)) if self.attn_pool is None else self.attn_pool(patches)
 
     def forward(self, images: Tensor) -> Tensor:

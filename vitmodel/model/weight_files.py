@@ -23,7 +23,7 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("state_dict", "model", "teacher")
 
 # What stands before these names (`model.`, `vit.`, `backbone.`, ...) wraps the ViT; tensors without it belong to something else.
-ANCHOR = re.compile(r"(.*?)(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)\.weight")
+PATCH_EMBED_KEY = re.compile(r"(.*?)(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)\.weight")
 
 # Hugging Face (both key styles), DINOv2 and DeiT-3 -> timm; applied in turn.
 RENAMES = [
@@ -102,7 +102,7 @@ def to_timm(raw: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """`raw` under timm's names, and the names of tensors that lie outside the ViT. A file that holds no ViT keeps its names."""
     if any("MultiHeadDotProductAttention" in name for name in raw):
         return _merge_qkv({_rename(name, GOOGLE_RENAMES): _from_google(name, tensor) for name, tensor in raw.items()}), []
-    prefix = next((match[1] for name in raw if (match := ANCHOR.fullmatch(name))), "")
+    prefix = next((match[1] for name in raw if (match := PATCH_EMBED_KEY.fullmatch(name))), "")
     tensors, outside = {}, []
     for name, tensor in raw.items():
         if name.startswith("classifier."):  # Hugging Face's head stands beside the ViT

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from vitmodel.config import Size
-from vitmodel.phantoms.lesions import Lesion, ViewName, draw_thread, fine_grid, portray
-from vitmodel.utils import seed_from
+from vitmodel.phantoms.lesions import Lesion, ViewName, draw_polyline, fine_grid, project_lesion
+from vitmodel.utils import derive_seed
 
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 
 DENSITIES = ("A", "B", "C", "D")
 
@@ -33,7 +33,7 @@ GLAND_THRESHOLD = {"A": 1.75, "B": 0.95, "C": 0.25, "D": -0.6}
 
 
 @dataclass(frozen=True)
-class Breast:
+class BreastPhantom:
     """What a breast is, the same in every view of it."""
 
     seed: int
@@ -48,17 +48,17 @@ class Breast:
 
 
 @dataclass(frozen=True)
-class View:
+class PhantomView:
     """A projection: `image` float32 H W in [0, 1], brighter = denser; `mask` bool H W, all tissue; one pixel box
     (x0, y0, x1, y1), ends excluded, for each lesion; `spacing` mm per pixel."""
 
     image: np.ndarray
     mask: np.ndarray
-    boxes: tuple[Box, ...]
+    boxes: tuple[PixelBox, ...]
     spacing: float
 
     @property
-    def breast(self) -> np.ndarray:
+    def breast_mask(self) -> np.ndarray:
         """`mask` as far as the inframammary fold, the narrowest row below the nipple: the belly under it is no breast."""
         width = self.mask.sum(1)
         nipple = int(width.argmax())
@@ -66,39 +66,39 @@ class View:
         breast[nipple + int(width[nipple:].argmin()) :] = False
         return breast
 
-    def mirrored(self) -> View:
+    def mirrored(self) -> PhantomView:
         """The same view with left and right exchanged."""
         width = self.image.shape[1]
         boxes = tuple((width - x1, y0, width - x0, y1) for x0, y0, x1, y1 in self.boxes)
-        return View(np.ascontiguousarray(self.image[:, ::-1]), np.ascontiguousarray(self.mask[:, ::-1]), boxes, self.spacing)
+        return PhantomView(np.ascontiguousarray(self.image[:, ::-1]), np.ascontiguousarray(self.mask[:, ::-1]), boxes, self.spacing)
 
 
-def spacing_of(size: Size) -> float:
+def pixel_spacing(size: Size) -> float:
     """Millimetres per pixel at which an image of `size` shows at least `FIELD_MM`."""
     return max(FIELD_MM[0] / size.height, FIELD_MM[1] / size.width)
 
 
-def render(breast: Breast, view: ViewName, size: Size, take: int = 0) -> View:
+def render(breast: BreastPhantom, view: ViewName, size: Size, repeat: int = 0) -> PhantomView:
     """Project `breast`: log attenuation with Poisson noise, thickness-equalised as for presentation. Same arguments, same pixels.
 
     A right breast has its chest wall at the right edge of the image, a left breast at the left edge. Another `take` is a
     repeated exposure: the same breast, placed a little higher or lower, with other noise.
     """
-    scene = _Scene(breast, view, size, take)
+    scene = _Scene(breast, view, size, repeat)
     lesions, boxes = scene.lesions()
-    drawn = View(scene.expose(scene.tissue() + lesions), scene.mask, tuple(boxes), scene.spacing)
+    drawn = PhantomView(scene.expose(scene.tissue() + lesions), scene.mask, tuple(boxes), scene.spacing)
     return drawn.mirrored() if breast.laterality == "R" else drawn
 
 
 class _Scene:
     """One view in the making, chest wall at the left."""
 
-    def __init__(self, breast: Breast, view: ViewName, size: Size, take: int) -> None:
-        self.breast, self.view, self.size, self.take = breast, view, size, take
-        self.spacing = spacing_of(size)
+    def __init__(self, breast: BreastPhantom, view: ViewName, size: Size, repeat: int) -> None:
+        self.breast, self.view, self.size, self.repeat = breast, view, size, repeat
+        self.spacing = pixel_spacing(size)
         shape = self._rng("shape")
         self.height_mm, self.width_mm = size.height * self.spacing, size.width * self.spacing
-        self.nipple_mm = self.height_mm * (0.5 if view == "CC" else 0.6) + self._rng(f"position {take}").uniform(-8, 8)
+        self.nipple_mm = self.height_mm * (0.5 if view == "CC" else 0.6) + self._rng(f"position {repeat}").uniform(-8, 8)
         self.above_mm = breast.depth_mm * shape.uniform(1.0, 1.15)
         self.below_mm = breast.depth_mm * (shape.uniform(1.0, 1.15) if view == "CC" else shape.uniform(0.8, 0.95))
         self.axilla_mm = breast.depth_mm * shape.uniform(0.5, 0.62)
@@ -113,7 +113,7 @@ class _Scene:
         self.skin_mm = cv2.GaussianBlur(skin, (0, 0), 0.8)
 
     def _rng(self, what: str) -> np.random.Generator:
-        return np.random.default_rng(seed_from(self.breast.seed, self.view, what))
+        return np.random.default_rng(derive_seed(self.breast.seed, self.view, what))
 
     def _edge(self, rows: np.ndarray) -> np.ndarray:
         """The skin's distance from the chest wall, mm, at rows in mm."""
@@ -162,13 +162,13 @@ class _Scene:
         across = (rows - self.nipple_mm) / (0.5 * (self.above_mm + self.below_mm))
         disc = 1.1 - ((depth - 0.6) / 0.42) ** 2 - (across / 0.6) ** 2  # where gland is likely: behind the nipple
         fan = self._fan(rows, columns, rng)
-        clumps = 0.75 * power_law(rng, shape, 3.2, (6, 60)) + 0.38 * fan + 0.14 * power_law(rng, shape, 2.6, (1, 8))
+        clumps = 0.75 * power_law_noise(rng, shape, 3.2, (6, 60)) + 0.38 * fan + 0.14 * power_law_noise(rng, shape, 2.6, (1, 8))
         gland = 1 / (1 + np.exp(-2.2 * (np.maximum(disc, -3) + clumps - GLAND_THRESHOLD[self.breast.density])))
         gland *= np.clip((skin - 3) / 12, 0, 1)  # fat lies under the skin
-        gland *= np.clip(0.75 + 0.12 * fan + 0.12 * power_law(rng, shape, 2.8, (1, 12)), 0.25, 1.3)
-        web = np.exp(-((power_law(rng, shape, 2.6, (3, 18)) / 0.16) ** 2))  # zero crossings of noise: a mesh of Cooper-like septa
-        web *= np.clip(0.65 + 0.4 * power_law(rng, shape, 3, (8, 60)), 0, 1) * np.clip((skin - 1.5) / 6, 0, 1)
-        gland += 0.2 * web * (1 - 0.6 * gland) + 0.035 * power_law(rng, shape, 3, (2, 50))
+        gland *= np.clip(0.75 + 0.12 * fan + 0.12 * power_law_noise(rng, shape, 2.8, (1, 12)), 0.25, 1.3)
+        web = np.exp(-((power_law_noise(rng, shape, 2.6, (3, 18)) / 0.16) ** 2))  # zero crossings of noise: a mesh of Cooper-like septa
+        web *= np.clip(0.65 + 0.4 * power_law_noise(rng, shape, 3, (8, 60)), 0, 1) * np.clip((skin - 1.5) / 6, 0, 1)
+        gland += 0.2 * web * (1 - 0.6 * gland) + 0.035 * power_law_noise(rng, shape, 3, (2, 50))
         muscle = self._muscle(rows, columns, rng, shape)
         return gland * (1 - 0.8 * muscle) + 0.75 * muscle
 
@@ -177,7 +177,7 @@ class _Scene:
         across, behind = rows - self.nipple_mm, self.breast.depth_mm + 40 - columns
         radius = np.hypot(across, behind)
         angle = np.arctan2(across, behind)
-        noise = power_law(rng, (512, 512), 2.4, (1, 25))
+        noise = power_law_noise(rng, (512, 512), 2.4, (1, 25))
         x, y = (0.3 * radius / COARSE_MM).astype(np.float32), (80 * angle / COARSE_MM + 256).astype(np.float32)
         return cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
@@ -186,8 +186,8 @@ class _Scene:
         if self.view == "CC":
             return np.zeros(shape)
         top, bottom = self.pectoral_mm
-        border = top * np.clip(1 - rows / bottom, 0, None) ** 0.85 + 1.5 * power_law(rng, shape, 3.5, (30, 120))
-        fibres = power_law(rng, shape, 2.6, (1.5, 30))
+        border = top * np.clip(1 - rows / bottom, 0, None) ** 0.85 + 1.5 * power_law_noise(rng, shape, 3.5, (30, 120))
+        fibres = power_law_noise(rng, shape, 2.6, (1.5, 30))
         inside = np.clip((border - columns) / 3.5, 0, 1) * (rows < bottom)
         return inside * (0.8 + 0.3 * np.clip((border - columns) / 40, 0, 1) + 0.05 * fibres)
 
@@ -203,12 +203,12 @@ class _Scene:
             sway = np.cumsum(rng.normal(0, 0.012, 14)) * length
             x = depth - 4 - length * along * np.cos(angle)
             y = self.nipple_mm + length * along * np.sin(angle) + sway + rng.normal(0, 2.5)
-            draw_thread(canvas, np.stack([x, y], 1), rng.uniform(0.4, 1.1), 0.3, grid, int(rng.integers(60, 150)))
+            draw_polyline(canvas, np.stack([x, y], 1), rng.uniform(0.4, 1.1), 0.3, grid, int(rng.integers(60, 150)))
         for _ in range(60):
             turn = rng.uniform(0, np.pi) + np.cumsum(rng.normal(0, 0.16, 16))
             start = np.array([rng.uniform(0, depth), self.nipple_mm + rng.uniform(-1, 1) * self.above_mm])
             path = start + np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1) * rng.uniform(0.8, 3.0), axis=0)
-            draw_thread(canvas, path, rng.uniform(0.3, 0.9), 0.25, grid, int(rng.integers(50, 130)))
+            draw_polyline(canvas, path, rng.uniform(0.3, 0.9), 0.25, grid, int(rng.integers(50, 130)))
         soft = cv2.GaussianBlur(canvas, (0, 0), max(0.3 / grid, 0.5))
         strands = cv2.resize(soft, (self.size.width, self.size.height), interpolation=cv2.INTER_AREA)
         return strands.astype(np.float32) * np.clip((self.skin_mm - 1.5) / 5, 0, 1) * np.float32(0.4 / 255)
@@ -217,7 +217,7 @@ class _Scene:
         """Fine texture below the coarse grid's reach, about 1 in standard deviation: a tile without seams, repeated."""
         if self.spacing > COARSE_MM:
             return np.zeros((), np.float32)
-        tile = power_law(self._rng("grain"), (512, 512), 2.0, (0.2, 1.5), self.spacing)
+        tile = power_law_noise(self._rng("grain"), (512, 512), 2.0, (0.2, 1.5), self.spacing)
         repeats = -(-self.size.height // 512), -(-self.size.width // 512)
         return np.tile(tile, repeats)[: self.size.height, : self.size.width]
 
@@ -229,11 +229,11 @@ class _Scene:
         inside = 1 - across**2 - (columns / (0.38 * self.breast.depth_mm)) ** 2
         return np.clip(inside * 12, 0, 1.2)
 
-    def lesions(self) -> tuple[np.ndarray, list[Box]]:
+    def lesions(self) -> tuple[np.ndarray, list[PixelBox]]:
         """Log attenuation that the lesions add, H W, and their boxes."""
         layer, boxes = np.zeros(self.size, np.float32), []
         for lesion in self.breast.lesions:
-            drawn, (x, y) = portray(lesion, self.view, self._centre(lesion.position), self.spacing)
+            drawn, (x, y) = project_lesion(lesion, self.view, self._centre(lesion.position), self.spacing)
             box = cv2.boundingRect((drawn > 0.15 * drawn.max()).astype(np.uint8))
             height, width = drawn.shape
             x0, y0 = max(0, x), max(0, y)
@@ -257,12 +257,12 @@ class _Scene:
     def expose(self, attenuation: np.ndarray) -> np.ndarray:
         """Counting noise and the grey scale: H W in [0, 1]. With hundreds of photons in a pixel Poisson's law is the normal one."""
         photons = PHOTONS_PER_MM2 * self.spacing**2 * np.exp(-attenuation)
-        noise = self._rng(f"photons {self.take}").standard_normal(self.size, np.float32) / np.sqrt(np.maximum(photons, 1))
+        noise = self._rng(f"photons {self.repeat}").standard_normal(self.size, np.float32) / np.sqrt(np.maximum(photons, 1))
         image = np.clip((attenuation + noise - BLACK) / (WHITE - BLACK), 0, 1)
         return np.where(self.mask, image, 0).astype(np.float32)
 
 
-def power_law(
+def power_law_noise(
     rng: np.random.Generator, shape: tuple[int, int], beta: float, band_mm: tuple[float, float], spacing: float = COARSE_MM
 ) -> np.ndarray:
     """Noise with a power spectrum of 1 / f^beta between two wavelengths: float32 `shape`, mean 0, standard deviation 1."""

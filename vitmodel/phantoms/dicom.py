@@ -25,11 +25,11 @@ from pydicom.uid import (
 )
 from rle.utils import encode_pixel_data
 
-from vitmodel.phantoms.style import Look
-from vitmodel.utils import seed_from
+from vitmodel.phantoms.style import VendorStyle
+from vitmodel.utils import derive_seed
 
-WINDOW = (1802.0, 1092.0)  # centre and width of site 2's first SIGMOID window
-MAKER = "vitmodel synthetic"
+SIGMOID_WINDOW = (1802.0, 1092.0)  # centre and width of site 2's first SIGMOID window
+MANUFACTURER = "vitmodel synthetic"
 VIEW_CODES = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
 
 
@@ -41,25 +41,25 @@ class Machine:
     site: int
     """1 writes MONOCHROME2 with 12 bits and a linear window; 2 writes MONOCHROME1 with 16 bits and SIGMOID windows."""
     transfer_syntax: UID
-    look: Look
-    mirrors: bool = False
+    style: VendorStyle
+    writes_mirrored: bool = False
     """Writes some patients' images mirrored."""
 
 
 MACHINES = (
-    Machine(49, 1, JPEGLosslessSV1, Look(0.45, 1.1, 0.004, 0.0, "text", 0.1), mirrors=True),
-    Machine(29, 2, JPEG2000Lossless, Look(0.5, 1.3, 0.006, 0.0, "none", collimation_mm=3)),
-    Machine(216, 1, RLELossless, Look(0.38, 0.9, 0.012, 0.03, "lead", 0.05)),
-    Machine(49, 1, JPEGLosslessSV1, Look(0.45, 1.1, 0.004, 0.0, "text", 0.1), mirrors=True),
-    Machine(48, 2, JPEG2000Lossless, Look(0.42, 1.6, 0.009, 0.015, "lead", 0.04)),
-    Machine(170, 1, JPEGLosslessSV1, Look(0.55, 1.5, 0.008, 0.02, "text", 0.85, collimation_mm=2)),
-    Machine(21, 2, JPEG2000Lossless, Look(0.55, 1.0, 0.005, 0.0, "text", 0.06)),
+    Machine(49, 1, JPEGLosslessSV1, VendorStyle(0.45, 1.1, 0.004, 0.0, "text", 0.1), writes_mirrored=True),
+    Machine(29, 2, JPEG2000Lossless, VendorStyle(0.5, 1.3, 0.006, 0.0, "none", collimation_mm=3)),
+    Machine(216, 1, RLELossless, VendorStyle(0.38, 0.9, 0.012, 0.03, "lead", 0.05)),
+    Machine(49, 1, JPEGLosslessSV1, VendorStyle(0.45, 1.1, 0.004, 0.0, "text", 0.1), writes_mirrored=True),
+    Machine(48, 2, JPEG2000Lossless, VendorStyle(0.42, 1.6, 0.009, 0.015, "lead", 0.04)),
+    Machine(170, 1, JPEGLosslessSV1, VendorStyle(0.55, 1.5, 0.008, 0.02, "text", 0.85, collimation_mm=2)),
+    Machine(21, 2, JPEG2000Lossless, VendorStyle(0.55, 1.0, 0.005, 0.0, "text", 0.06)),
 )
 """Patients are shared out among these in turn, so machine 49 takes twice as many as each of the others."""
 
 
 @dataclass(frozen=True)
-class Exposure:
+class AcquisitionInfo:
     """What the header says of one image."""
 
     patient_id: int
@@ -75,7 +75,7 @@ class Exposure:
     """Side of the picture, L or R, at which the chest wall lies; that of `laterality` unless the picture is mirrored."""
 
 
-def encode(picture: np.ndarray, exposure: Exposure, machine: Machine) -> bytes:
+def encode_dicom(picture: np.ndarray, exposure: AcquisitionInfo, machine: Machine) -> bytes:
     """The DICOM file of a float picture (H W in [0, 1], brighter = denser) as `machine` writes it; same arguments, same bytes."""
     file = _header(exposure, machine)
     _greys(file, machine)
@@ -114,7 +114,7 @@ def _greys(file: Dataset, machine: Machine) -> None:
         file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = "MONOCHROME2", "IDENTITY", -1
         file.WindowCenter, file.WindowWidth = "2048", "4096"
         return
-    centre, width = WINDOW
+    centre, width = SIGMOID_WINDOW
     file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = "MONOCHROME1", "INVERSE", 1
     file.VOILUTFunction = "SIGMOID"
     file.WindowCenter = [str(centre), str(centre + 0.2 * width), str(centre - 0.2 * width)]
@@ -126,13 +126,13 @@ def _stored(picture: np.ndarray, machine: Machine) -> np.ndarray:
     """The values (uint16 H W) that the machine's window shows as `picture`."""
     if machine.site == 1:
         return np.round(picture * 4095).astype(np.uint16)
-    centre, width = WINDOW
+    centre, width = SIGMOID_WINDOW
     shown = np.clip(1 - picture, 0.004, 0.996)  # MONOCHROME1: large = dark; the inverse of PS3.3 C.11.2.1.3.1
     return np.round(centre - width / 4 * np.log(1 / shown - 1)).astype(np.uint16)
 
 
 def _uid(*parts: object) -> UID:
-    return UID(f"2.25.{seed_from(MAKER, *parts)}")
+    return UID(f"2.25.{derive_seed(MANUFACTURER, *parts)}")
 
 
 def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
@@ -141,7 +141,7 @@ def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
     return code
 
 
-def _header(exposure: Exposure, machine: Machine) -> FileDataset:
+def _header(exposure: AcquisitionInfo, machine: Machine) -> FileDataset:
     """All attributes but the pixels'."""
     patient, side = exposure.patient_id, exposure.laterality
     meta = FileMetaDataset()
@@ -161,7 +161,7 @@ def _header(exposure: Exposure, machine: Machine) -> FileDataset:
     file.StudyDate = file.StudyTime = file.AccessionNumber = file.ReferringPhysicianName = ""
     file.StudyID, file.SeriesNumber, file.InstanceNumber = "1", "1", str(exposure.image_id)
     file.Modality, file.PresentationIntentType = "MG", "FOR PRESENTATION"
-    file.Manufacturer, file.ManufacturerModelName = MAKER, f"phantom unit {machine.machine_id}"
+    file.Manufacturer, file.ManufacturerModelName = MANUFACTURER, f"phantom unit {machine.machine_id}"
     file.DeviceSerialNumber, file.SoftwareVersions = str(machine.machine_id), "1"
     # image
     file.ImageType = ["DERIVED", "PRIMARY"]
@@ -186,7 +186,7 @@ def _header(exposure: Exposure, machine: Machine) -> FileDataset:
     return file
 
 
-def _orientation(exposure: Exposure) -> list[str]:
+def _orientation(exposure: AcquisitionInfo) -> list[str]:
     """Directions of the rows and columns (PS3.3 C.7.6.1.1.1): towards the nipple or away from it, and towards the feet or the midline."""
     other = "LR"[exposure.laterality == "L"]
     return ["A" if exposure.chest_wall == "L" else "P", other if exposure.view == "CC" else "F" + other]

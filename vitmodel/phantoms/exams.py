@@ -26,91 +26,91 @@ import pandas as pd
 
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.manifest import as_manifest, write_manifest
-from vitmodel.phantoms.anatomy import Breast, render
-from vitmodel.phantoms.dataset import crop_phantom, draw_body, draw_look, shown
+from vitmodel.phantoms.anatomy import BreastPhantom, render
+from vitmodel.phantoms.dataset import crop_phantom, sample_breast, sample_style, style_view
 from vitmodel.phantoms.lesions import Lesion, ViewName
-from vitmodel.phantoms.style import Look
-from vitmodel.utils import progress, seed_from, write_atomic
+from vitmodel.phantoms.style import VendorStyle
+from vitmodel.utils import derive_seed, progress, write_atomic
 
-Design = Literal["vendors", "one_view", "asymmetry"]
+ExamDesign = Literal["vendors", "one_view", "asymmetry"]
 
 SIDES = ("L", "R")
 VIEWS: tuple[ViewName, ...] = get_args(ViewName)
-MACHINES: Mapping[str, str] = {"train": "AB", "val": "AB", "test": "ABC"}
+SPLIT_MACHINES: Mapping[str, str] = {"train": "AB", "val": "AB", "test": "ABC"}
 """Of the design `vendors`, dealt out in turn; all other exams are of machine A."""
 RADIUS_MM = 13.0
 FAINT, BRIGHT = 0.75, 1.5  # log attenuation
 DEEP, SHALLOW = 0.3, 0.7  # from the chest wall to the nipple
-TELLING = 0.75  # how often the depth is the one that goes with the label
+INFORMATIVE_DEPTH_RATE = 0.75  # how often the depth is the one that goes with the label
 
 
 @dataclass(frozen=True)
-class Exam:
+class ExamPhantom:
     """One patient: what each of her four images shows, and what is known of each breast."""
 
     seed: int
     machine: str
-    look: Look
+    style: VendorStyle
     labels: dict[str, float]
     """By side: 1 = cancer, 0 = none, NaN = unknown."""
-    breasts: dict[tuple[str, ViewName], Breast]
+    breasts: dict[tuple[str, ViewName], BreastPhantom]
     """By side and view: the breast with what this view shows of it."""
 
     def crops(self, size: Size) -> dict[tuple[str, ViewName], np.ndarray]:
         """The images as `vitmodel etl` would crop them, H W uint8 each: all with the chest wall at the left."""
         drawn_at = Size(round(size.height * 1.5), size.height)  # 240 x 160 mm, of which the breast fills some two thirds
         views = {key: render(breast, key[1], drawn_at) for key, breast in self.breasts.items()}
-        return {key: crop_phantom(shown(view, self.look, seed_from(self.seed, *key)), size) for key, view in views.items()}
+        return {key: crop_phantom(style_view(view, self.style, derive_seed(self.seed, *key)), size) for key, view in views.items()}
 
 
-def draw_exam(design: Design, seed: int, sick: Mapping[str, bool], machine: str = "A") -> Exam:
+def sample_exam(design: ExamDesign, seed: int, sick: Mapping[str, bool], machine: str = "A") -> ExamPhantom:
     """The exam of a patient who is `sick` in these sides; only one of them in the design `asymmetry`.
 
     Whatever chance decides is drawn alike for sick and healthy, so that exams of one seed differ in what tells them apart alone.
     """
-    rng = np.random.default_rng(seed_from("exam", seed))
-    body, look = replace(draw_body(rng), density="A"), draw_look(rng)
+    rng = np.random.default_rng(derive_seed("exam", seed))
+    body, style = replace(sample_breast(rng), density="A"), sample_style(rng)
     place = rng.uniform(0.4, 0.65), *rng.uniform(-0.4, 0.4, 2)
     labels = {side: float(sick[side]) for side in SIDES}
     if design == "asymmetry" and any(sick.values()):
         labels = {side: 1.0 if sick[side] else np.nan for side in SIDES}
-    breasts: dict[tuple[str, ViewName], Breast] = {}
+    breasts: dict[tuple[str, ViewName], BreastPhantom] = {}
     for side in SIDES:
-        chance = np.random.default_rng(seed_from("breast", seed, side))
+        chance = np.random.default_rng(derive_seed("breast", seed, side))
         coin, one = chance.random(2), VIEWS[chance.integers(2)]
         bright, seen_in = True, VIEWS
         if design == "vendors":
             bright = bool(coin[0] < 0.5 if machine == "C" else sick[side] == (machine == "A"))
-            deep = coin[1] < (TELLING if sick[side] else 1 - TELLING)
+            deep = coin[1] < (INFORMATIVE_DEPTH_RATE if sick[side] else 1 - INFORMATIVE_DEPTH_RATE)
             place = DEEP if deep else SHALLOW, *place[1:]
         elif design == "one_view":
             seen_in = (one,) if sick[side] else ()
         elif np.isnan(labels[side]):
             seen_in = ()
-        finding = Lesion("round_mass", place, RADIUS_MM, BRIGHT if bright else FAINT, seed_from("finding", seed, side))
-        bare = replace(body, seed=seed_from("tissue", seed, side))
+        finding = Lesion("round_mass", place, RADIUS_MM, BRIGHT if bright else FAINT, derive_seed("finding", seed, side))
+        bare = replace(body, seed=derive_seed("tissue", seed, side))
         breasts |= {(side, view): replace(bare, lesions=(finding,) if view in seen_in else ()) for view in VIEWS}
-    return Exam(seed, machine, look, labels, breasts)
+    return ExamPhantom(seed, machine, style, labels, breasts)
 
 
-def plan_exams(design: Design, patients: Mapping[str, int], seed: int = 0) -> Iterator[tuple[str, str, Exam]]:
+def plan_exams(design: ExamDesign, patients: Mapping[str, int], seed: int = 0) -> Iterator[tuple[str, str, ExamPhantom]]:
     """Split, patient's id and exam of so many `patients` of each split.
 
     Half of the breasts have a cancer, drawn breast by breast; in the design `asymmetry` half of the patients have one.
     """
     for split, count in patients.items():
-        rng = np.random.default_rng(seed_from(seed, split))
+        rng = np.random.default_rng(derive_seed(seed, split))
         sick = rng.permutation(2 * count).reshape(count, 2) % 2 == 1
         if design == "asymmetry":
             sick = (rng.permutation(count)[:, None] % 2 == 1) & np.eye(2, dtype=bool)[rng.integers(2, size=count)]
-        machines = MACHINES[split] if design == "vendors" else "A"
+        machines = SPLIT_MACHINES[split] if design == "vendors" else "A"
         for number, sides in enumerate(sick.tolist()):
             patient = f"{split}-{number}"
-            exam = draw_exam(design, seed_from(seed, patient), dict(zip(SIDES, sides, strict=True)), machines[number % len(machines)])
+            exam = sample_exam(design, derive_seed(seed, patient), dict(zip(SIDES, sides, strict=True)), machines[number % len(machines)])
             yield split, patient, exam
 
 
-def write_exams(folder: Path, design: Design, patients: Mapping[str, int], size: Size, seed: int = 0) -> Path:
+def write_exams(folder: Path, design: ExamDesign, patients: Mapping[str, int], size: Size, seed: int = 0) -> Path:
     """Write the crops of `plan_exams` and, last, FOLDER/manifest.csv, whose path is returned; same arguments, same bytes."""
     rows = []
     for split, patient, exam in progress(plan_exams(design, patients, seed), design, total=sum(patients.values()), unit="patient"):

@@ -13,13 +13,13 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from vitmodel.utils import seed_from
+from vitmodel.utils import derive_seed
 
 ViewName = Literal["CC", "MLO"]
 
 CANCER_KINDS = ("spiculated_mass", "microcalcifications")
 BENIGN_KINDS = ("round_mass", "coarse_calcifications", "vascular_calcifications")
-FINE_MM = 0.25  # thin things are drawn on a grid at least this fine, then averaged
+FINE_GRID_MM = 0.25  # thin things are drawn on a grid at least this fine, then averaged
 PROJECTIONS: dict[ViewName, np.ndarray] = {
     "CC": np.array([[1, 0], [0, -1], [0, 0]]),
     "MLO": np.array([[1, 0], [0, -np.sqrt(0.5)], [0, -np.sqrt(0.5)]]),
@@ -46,7 +46,7 @@ class Lesion:
         assert max(map(abs, self.position)) <= 1, self.position
 
 
-def draw_lesion(kind: str, difficulty: float, seed: int) -> Lesion:
+def sample_lesion(kind: str, difficulty: float, seed: int) -> Lesion:
     """A lesion of `kind` somewhere within the breast; size and contrast fall as `difficulty` goes from 0 to 1."""
     rng = np.random.default_rng(seed)
     ease = (1 - difficulty) * rng.uniform(0.85, 1.15)
@@ -76,7 +76,7 @@ def _directions(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _anatomy(lesion: Lesion) -> _Finding:
-    rng, radius = np.random.default_rng(seed_from(lesion.seed, "anatomy")), lesion.radius_mm
+    rng, radius = np.random.default_rng(derive_seed(lesion.seed, "anatomy")), lesion.radius_mm
     if lesion.kind == "spiculated_mass":
         core = [(d * radius * rng.uniform(0.1, 0.5), radius * rng.uniform(0.25, 0.5)) for d in _directions(rng, 14)]
         spicules = []
@@ -101,7 +101,7 @@ def _anatomy(lesion: Lesion) -> _Finding:
     return _Finding([], [(piece, 0.07 * radius, 0.07 * radius) for piece in pieces], blur=0.1)
 
 
-def portray(lesion: Lesion, view: ViewName, centre_mm: tuple[float, float], spacing: float) -> tuple[np.ndarray, tuple[int, int]]:
+def project_lesion(lesion: Lesion, view: ViewName, centre_mm: tuple[float, float], spacing: float) -> tuple[np.ndarray, tuple[int, int]]:
     """The lesion's projection about `centre_mm` (x, y from the picture's corner), pixels of `spacing` mm.
 
     Returns the patch (square, 1 = full contrast) and the picture's pixel (x, y) that its first column and row fall on.
@@ -113,7 +113,7 @@ def portray(lesion: Lesion, view: ViewName, centre_mm: tuple[float, float], spac
     origin = centre - corner * spacing  # the lesion's centre within the patch, mm
     canvas = np.zeros((count * zoom, count * zoom), np.uint8)
     for points, first, last in anatomy.threads:
-        draw_thread(canvas, points @ flat + origin, first, last, grid, anatomy.thread_level)
+        draw_polyline(canvas, points @ flat + origin, first, last, grid, anatomy.thread_level)
     patch = canvas.astype(np.float32) / 255
     for point, radius in anatomy.balls:
         _stamp(patch, (point @ flat + origin) / grid - 0.5, radius / grid)
@@ -123,11 +123,11 @@ def portray(lesion: Lesion, view: ViewName, centre_mm: tuple[float, float], spac
 
 def fine_grid(spacing: float) -> tuple[int, float]:
     """How many times finer than `spacing` thin things are drawn, and the distance in mm of the points of that grid."""
-    zoom = max(1, int(np.ceil(spacing / FINE_MM)))
+    zoom = max(1, int(np.ceil(spacing / FINE_GRID_MM)))
     return zoom, spacing / zoom
 
 
-def draw_thread(canvas: np.ndarray, path: np.ndarray, first: float, last: float, grid: float, level: int) -> None:
+def draw_polyline(canvas: np.ndarray, path: np.ndarray, first: float, last: float, grid: float, level: int) -> None:
     """Draw a polyline (points x y and widths in mm) that tapers from `first` to `last`; thinner than a pixel = fainter."""
     points = np.round(path / grid * 16).astype(int)
     for (a, b), width in zip(pairwise(points), np.linspace(first, last, len(points) - 1) / grid, strict=True):

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 from vitmodel.config import Size
-from vitmodel.phantoms.anatomy import DENSITIES, Breast, render
+from vitmodel.phantoms.anatomy import DENSITIES, BreastPhantom, render
 from vitmodel.phantoms.lesions import ViewName
-from vitmodel.utils import seed_from
+from vitmodel.utils import derive_seed
 
 SMALL = Size(384, 256)  # of the rendered breast, 240 x 160 mm
 SPOTS = 8, 13  # in the cluster, and as many scattered
@@ -28,7 +28,7 @@ NOISE = 0.02  # standard deviation of the detector's noise
 
 
 @dataclass(frozen=True)
-class Specks:
+class SpeckPhantom:
     """A crop, and where its cluster is."""
 
     image: np.ndarray
@@ -38,11 +38,11 @@ class Specks:
     mm_per_pixel: float
 
 
-def draw_specks(seed: int, cancer: bool, height: int) -> Specks:
+def sample_specks(seed: int, cancer: bool, height: int) -> SpeckPhantom:
     """The crop of this seed, `height` pixels high and as wide as the breast. Same arguments, same pixels."""
-    rng = np.random.default_rng(seed_from("specks", seed))
+    rng = np.random.default_rng(derive_seed("specks", seed))
     views: tuple[ViewName, ...] = ("CC", "MLO")
-    breast = Breast(seed, density=DENSITIES[rng.integers(3)], depth_mm=rng.uniform(70, 105))
+    breast = BreastPhantom(seed, density=DENSITIES[rng.integers(3)], depth_mm=rng.uniform(70, 105))
     drawn = render(breast, views[rng.integers(2)], SMALL)
     rows, columns = np.nonzero(drawn.mask)
     box = np.s_[rows.min() : rows.max() + 1, : columns.max() + 1]
@@ -64,7 +64,7 @@ def draw_specks(seed: int, cancer: bool, height: int) -> Specks:
             _add(image, place + rng.uniform(-0.5, 0.5, 2), rng.uniform(*PEAK), SHARP if sharp else BLURRED)
     y, x = middle
     box_of = (x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
-    return Specks(np.where(mask, np.clip(image, 1 / 65535, 1), 0).astype(np.float32), box_of, drawn.spacing / scale)
+    return SpeckPhantom(np.where(mask, np.clip(image, 1 / 65535, 1), 0).astype(np.float32), box_of, drawn.spacing / scale)
 
 
 def _add(image: np.ndarray, place: np.ndarray, peak: float, deviation: float) -> None:

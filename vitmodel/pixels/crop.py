@@ -15,23 +15,23 @@ import cv2
 import numpy as np
 
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.verdict import Remark
+from vitmodel.pixels.verdict import ImageWarning
 
 Side = Literal["left", "right"]
 
-LEAST_RANGE = 0.01  # of the grey scale, between the darkest and the brightest half per cent: less is a blank image
-LEAST_SIDE = 8  # pixels of the view: no breast can be told in fewer
-LEAST_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
-AIR_TOP = 0.006  # of the view's range: what is darker is air, whatever the histogram says
+MIN_RANGE = 0.01  # of the grey scale, between the darkest and the brightest half per cent: less is a blank image
+MIN_SIDE = 8  # pixels of the view: no breast can be told in fewer
+MIN_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
+MAX_AIR_LEVEL = 0.006  # of the view's range: what is darker is air, whatever the histogram says
 FOG_WIDTH, FOG_AREA, FOG_EDGE = 24, 0.05, 0.2  # of a second peak of air: tones to its foot, part of the picture, part of its outer edge
 RIM, RIM_AIR, RIM_STEP = 0.08, 0.01, 8  # of fat hardly brighter than air: its width, as LEAST_WIDTH; the air around; tones above air
-LEAST_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
+MIN_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
 NIPPLE = 0.1  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
-LEAST_NOTCH = 0.03  # depth of a concavity that ends the breast, as a fraction of its rows
-FAINT_SIDE = 0.1  # of the breast's width: the two sides must differ by as much in their distance from the box
+MIN_NOTCH = 0.03  # depth of a concavity that ends the breast, as a fraction of its rows
+MIN_SIDE_DIFFERENCE = 0.1  # of the breast's width: the two sides must differ by as much in their distance from the box
 
 
-class Box(NamedTuple):
+class BoundingBox(NamedTuple):
     """Whole pixels; x1 and y1 are excluded."""
 
     x0: int
@@ -41,7 +41,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Breast:
+class BreastRegion:
     """The breast in a view of H W pixels.
 
     `mask` (bool, H W) is true on the breast with skin line, nipple and the pectoral muscle beside it, and on one pixel around, so that
@@ -51,32 +51,32 @@ class Breast:
     """
 
     mask: np.ndarray
-    box: Box
+    box: BoundingBox
     chest_wall: Side
     inverted: bool
-    remarks: tuple[Remark, ...] = ()
+    warnings: tuple[ImageWarning, ...] = ()
 
 
-def find_breast(grey: np.ndarray) -> Breast:
+def find_breast(grey: np.ndarray) -> BreastRegion:
     """The breast in `grey` (H W, float32 in [0, 1], brighter = denser, padding = 0), a view of the whole image about 512 pixels long.
 
     Raises ImageRefusedError: `blank` or `no_breast`. A radiograph of another part of the body that fills its image passes for a breast.
     """
-    if min(grey.shape) < LEAST_SIDE:
+    if min(grey.shape) < MIN_SIDE:
         raise ImageRefusedError("no_breast", f"the image is a strip or a speck: its view has {grey.shape[0]} x {grey.shape[1]} pixels")
-    remarks = []
+    warnings = []
     view = _normalised(grey)
     content = _content(view)
     inverted = _is_inverted(view, content)
     if inverted:
         view = 1 - view
-        remarks.append(Remark("inverted", "the air is brighter than the breast; the picture was inverted"))
+        warnings.append(ImageWarning("inverted", "the air is brighter than the breast; the picture was inverted"))
     x0, y0, x1, y1 = content
     tone = np.sqrt(view * 255**2).astype(np.uint8)  # the root spreads the dark tones, where air ends and skin begins
     limit = _air_limit(tone[y0:y1, x0:x1])
     if limit is None:
-        remarks.append(Remark("doubtful_crop", "no air can be told from tissue by its grey; what is not padding was kept"))
-    bright = tone > (limit or 255 * AIR_TOP**0.5)
+        warnings.append(ImageWarning("doubtful_crop", "no air can be told from tissue by its grey; what is not padding was kept"))
+    bright = tone > (limit or 255 * MAX_AIR_LEVEL**0.5)
     border = view > 0.95  # white outside the content: of a film or of collimation
     border[y0:y1, x0:x1] = False
     found = [_largest_component(bright & ~border)]
@@ -85,33 +85,33 @@ def find_breast(grey: np.ndarray) -> Breast:
         found.append(_largest_component(found[0] | rim))
     mask = found[-1]
     chest_wall, certainty = _chest_wall(mask)
-    if certainty < FAINT_SIDE:
-        remarks.append(Remark("doubtful_side", f"both sides of the breast are alike; the {chest_wall} one was taken for the chest wall"))
+    if certainty < MIN_SIDE_DIFFERENCE:
+        warnings.append(ImageWarning("doubtful_side", f"both sides of the breast are alike; the {chest_wall} one was taken for the chest wall"))
     ends = [_rows_of_breast(each, chest_wall) for each in found]  # a rim found in part must not turn the rest into an arm or a belly
     rows = slice(min(end.start for end in ends), max(end.stop for end in ends))
     if mask[rows].sum() < 0.5 * mask.sum():
-        remarks.append(Remark("doubtful_crop", "arm or belly would be larger than the breast; nothing was cut off"))
+        warnings.append(ImageWarning("doubtful_crop", "arm or belly would be larger than the breast; nothing was cut off"))
     else:
         mask[: rows.start] = mask[rows.stop :] = False
     mask = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    return Breast(mask, _box_around(mask), chest_wall, inverted, tuple(remarks))
+    return BreastRegion(mask, _box_around(mask), chest_wall, inverted, tuple(warnings))
 
 
 def _normalised(grey: np.ndarray) -> np.ndarray:
     """The view stretched to [0, 1] and smoothed, so that neither a pedestal nor the brightness matters. Raises ImageRefusedError."""
     low, high = np.quantile(grey[::4, ::4], (0.005, 0.995))
-    if high - low < LEAST_RANGE:
-        raise ImageRefusedError("blank", f"99 % of the pixels differ by less than {LEAST_RANGE:.0%} of the grey scale")
+    if high - low < MIN_RANGE:
+        raise ImageRefusedError("blank", f"99 % of the pixels differ by less than {MIN_RANGE:.0%} of the grey scale")
     return cv2.GaussianBlur(np.clip((grey - low) / (high - low), 0, 1).astype(np.float32), (3, 3), 0)
 
 
-def _is_inverted(view: np.ndarray, content: Box) -> bool:
+def _is_inverted(view: np.ndarray, content: BoundingBox) -> bool:
     """Whether the air is white: it lies along the edges of the picture, where a white implant or muscle has but a small part.
 
     It does so further inside, too, where the white border of a film has ended.
     """
     x0, y0, x1, y1 = content
-    inside = min(round(LEAST_WIDTH * max(view.shape)), (x1 - x0) // 4, (y1 - y0) // 4)
+    inside = min(round(MIN_WIDTH * max(view.shape)), (x1 - x0) // 4, (y1 - y0) // 4)
     return all(_is_white_around(view[y0 + margin : y1 - margin, x0 + margin : x1 - margin]) for margin in (0, inside))
 
 
@@ -121,7 +121,7 @@ def _is_white_around(part: np.ndarray) -> bool:
     return white > max(0.1, black)
 
 
-def _content(view: np.ndarray) -> Box:
+def _content(view: np.ndarray) -> BoundingBox:
     """The view without the lines of one tone at its edges: padding, film borders, white collimation and empty air."""
     step = max(1, max(view.shape) // 128)
     sample = view[step // 2 :: step, step // 2 :: step]
@@ -132,9 +132,9 @@ def _content(view: np.ndarray) -> Box:
             np.flatnonzero(np.mean(np.abs(part - np.median(part, axis, keepdims=True)) > 0.05, axis) > 0.02) for axis in (1, 0)
         )
         if not len(rows) or not len(columns):
-            return Box(0, 0, view.shape[1], view.shape[0])
+            return BoundingBox(0, 0, view.shape[1], view.shape[0])
         if rows[0] == columns[0] == 0 and (rows[-1] + 1, columns[-1] + 1) == part.shape:
-            return Box(x0 * step, y0 * step, min(x1 * step, view.shape[1]), min(y1 * step, view.shape[0]))
+            return BoundingBox(x0 * step, y0 * step, min(x1 * step, view.shape[1]), min(y1 * step, view.shape[0]))
         y0, y1, x0, x1 = y0 + rows[0], y0 + rows[-1] + 1, x0 + columns[0], x0 + columns[-1] + 1
 
 
@@ -164,14 +164,14 @@ def _air_limit(tone: np.ndarray) -> int | None:
 
 def _foot(counts: np.ndarray, peak: int) -> int | None:
     """The tone at which the peak has fallen into the valley before the end of `counts`; None where there is no valley."""
-    start = max(peak, int(255 * AIR_TOP**0.5))
+    start = max(peak, int(255 * MAX_AIR_LEVEL**0.5))
     slope = counts[start:]
     if not len(slope) or slope.min() > 0.5 * counts[peak]:
         return None
     return start + int(np.argmax(slope <= 1.5 * slope.min() + 1))
 
 
-def _rim(tone: np.ndarray, dim: np.ndarray, content: Box, mask: np.ndarray) -> np.ndarray:
+def _rim(tone: np.ndarray, dim: np.ndarray, content: BoundingBox, mask: np.ndarray) -> np.ndarray:
     """Fat and skin beside the breast (bool, H W) among `dim` (bool, H W), the tones that pass for air.
 
     Beside the glands of a dense breast on film they are hardly brighter than air, whose own tone drifts over the film. So each place is
@@ -188,7 +188,7 @@ def _rim(tone: np.ndarray, dim: np.ndarray, content: Box, mask: np.ndarray) -> n
     share[~known] = 1
     mean = total / share
     deviation = np.sqrt(np.maximum(squares / share - mean**2, 0))
-    limit = np.where(known, np.maximum(mean + np.maximum(3 * deviation, RIM_STEP), 255 * AIR_TOP**0.5), 255).astype(np.float32)
+    limit = np.where(known, np.maximum(mean + np.maximum(3 * deviation, RIM_STEP), 255 * MAX_AIR_LEVEL**0.5), 255).astype(np.float32)
     rim = dim & (distance <= reach) & (tone > cv2.resize(limit, tone.shape[::-1]))
     return cv2.morphologyEx(rim.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)).astype(bool)  # a thinner one is a halo
 
@@ -198,14 +198,14 @@ def _largest_component(tissue: np.ndarray) -> np.ndarray:
 
     Raises ImageRefusedError.
     """
-    width = 2 * round(max(tissue.shape) * LEAST_WIDTH / 2) + 1
+    width = 2 * round(max(tissue.shape) * MIN_WIDTH / 2) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     whole = tissue.astype(np.uint8)
     core = cv2.morphologyEx(whole, cv2.MORPH_OPEN, disc)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
-    if not len(areas) or areas.max() < LEAST_AREA * core.size:
-        raise ImageRefusedError("no_breast", f"no connected region brighter than air covers {LEAST_AREA:.0%} of the image")
+    if not len(areas) or areas.max() < MIN_AREA * core.size:
+        raise ImageRefusedError("no_breast", f"no connected region brighter than air covers {MIN_AREA:.0%} of the image")
     largest = (labels == 1 + np.argmax(areas)).astype(np.uint8)
     grown = cv2.bitwise_and(cv2.dilate(largest, disc), whole)  # gives back the nipple and the corners that the opening took
     outlines, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -230,7 +230,7 @@ def _rows_of_breast(mask: np.ndarray, chest_wall: Side) -> slice:
     reach = np.maximum(rounded, np.minimum(_reach(upright), 0.6 * rounded.max()))  # without the nipple, but with the thin ends
     quarter = count // 4
     peak = quarter + int(np.argmax(reach[quarter : count - quarter]))
-    above, below = (_end_of_breast(part, LEAST_NOTCH * count) for part in (reach[peak::-1], reach[peak:]))
+    above, below = (_end_of_breast(part, MIN_NOTCH * count) for part in (reach[peak::-1], reach[peak:]))
     return slice(first + peak - above, first + peak + below + 1)
 
 
@@ -276,6 +276,6 @@ def _hull(values: np.ndarray) -> np.ndarray:
     return np.interp(np.arange(len(values)), kept, values[kept])
 
 
-def _box_around(mask: np.ndarray) -> Box:
+def _box_around(mask: np.ndarray) -> BoundingBox:
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return Box(x, y, x + width, y + height)
+    return BoundingBox(x, y, x + width, y + height)

@@ -38,7 +38,7 @@ Bytes = bytes | memoryview
 
 MAX_PIXELS = 100_000_000
 """More than any mammogram: film of 24 x 30 cm scanned at 30 um has 80 million."""
-MAX_HEADER = 1 << 20
+MAX_CODESTREAM_HEADER = 1 << 20
 """Bytes in which a codestream's main header must lie."""
 MAX_BLOCKS = 500_000
 """Of JPEG 2000: precincts and code blocks cost OpenJPEG up to 1.4 kB each, and the header alone can ask for 25 million of them."""
@@ -47,14 +47,14 @@ MAX_SCANS = 32
 
 
 @dataclass(frozen=True)
-class Layout:
+class PixelFormat:
     """How the header says that pixels are stored (PS3.3 C.7.6.3)."""
 
     syntax: str
     rows: int
     columns: int
-    allocated: int = 16
-    stored: int = 12
+    bits_allocated: int = 16
+    bits_stored: int = 12
     signed: bool = False
     photometric: str = "MONOCHROME2"
     overlay_bits: bool = False
@@ -63,15 +63,15 @@ class Layout:
     @property
     def dtype(self) -> np.dtype:
         """The type of stored values: int or uint of 8 or 16 bits."""
-        return np.dtype(f"{'i' if self.signed else 'u'}{self.allocated // 8}")
+        return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
 
     @property
-    def patterns(self) -> np.dtype:
+    def unsigned_dtype(self) -> np.dtype:
         """The unsigned type of the same size."""
-        return np.dtype(f"u{self.allocated // 8}")
+        return np.dtype(f"u{self.bits_allocated // 8}")
 
 
-class Codestream(NamedTuple):
+class CodestreamHeader(NamedTuple):
     """What a compressed frame says about itself."""
 
     rows: int
@@ -86,53 +86,53 @@ class Codestream(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """A named way from bytes to H W values of any integer type; `reduces` says that it can leave out resolution levels itself."""
+    """A named way from bytes to H W values of any integer type; `supports_levels` says that it can leave out resolution levels itself."""
 
     name: str
-    decode: Callable[[bytes, Layout, int], np.ndarray]
-    reduces: bool = False
+    decode: Callable[[bytes, PixelFormat, int], np.ndarray]
+    supports_levels: bool = False
 
 
-def pydicom_decoder(plugin: str) -> Callable[[bytes, Layout, int], np.ndarray]:
+def pydicom_decoder(plugin: str) -> Callable[[bytes, PixelFormat, int], np.ndarray]:
     """One of pydicom's decoders of compressed frames by the name of its plugin."""
 
-    def decode(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+    def decode(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
         options: dict[str, Any] = {
-            "rows": layout.rows,
-            "columns": layout.columns,
+            "rows": pixel_format.rows,
+            "columns": pixel_format.columns,
             "number_of_frames": 1,
             "samples_per_pixel": 1,
-            "bits_allocated": layout.allocated,
-            "bits_stored": layout.stored,
-            "pixel_representation": int(layout.signed),
-            "photometric_interpretation": layout.photometric,
+            "bits_allocated": pixel_format.bits_allocated,
+            "bits_stored": pixel_format.bits_stored,
+            "pixel_representation": int(pixel_format.signed),
+            "photometric_interpretation": pixel_format.photometric,
             "pixel_keyword": "PixelData",
-            "pixel_vr": "OW" if layout.allocated > 8 else "OB",
+            "pixel_vr": "OW" if pixel_format.bits_allocated > 8 else "OB",
             "decoding_plugin": plugin,
         }
-        return get_decoder(uid.UID(layout.syntax)).as_array(encapsulate([frame]), raw=True, **options)[0]
+        return get_decoder(uid.UID(pixel_format.syntax)).as_array(encapsulate([frame]), raw=True, **options)[0]
 
     return decode
 
 
-def native(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+def native(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
     """Uncompressed pixels; pydicom would wrap values that a wrong BitsStored does not foresee."""
-    dtype = layout.patterns.newbyteorder(">" if layout.syntax == uid.ExplicitVRBigEndian else "<")
-    return np.frombuffer(frame, dtype).reshape(layout.rows, layout.columns)
+    dtype = pixel_format.unsigned_dtype.newbyteorder(">" if pixel_format.syntax == uid.ExplicitVRBigEndian else "<")
+    return np.frombuffer(frame, dtype).reshape(pixel_format.rows, pixel_format.columns)
 
 
-def rle(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+def rle(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
     """RLE by pylibjpeg-rle. Raises ValueError."""
     try:
-        data = pylibjpeg_rle.decode_pixel_data(frame, version=2, rows=layout.rows, columns=layout.columns, bits_allocated=layout.allocated)
+        data = pylibjpeg_rle.decode_pixel_data(frame, version=2, rows=pixel_format.rows, columns=pixel_format.columns, bits_allocated=pixel_format.bits_allocated)
     except BaseException as error:  # its Rust code panics on damage, and that is deliberately no Exception
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError(str(error)) from None
-    return np.frombuffer(data, layout.patterns.newbyteorder("<")).reshape(layout.rows, layout.columns)
+    return np.frombuffer(data, pixel_format.unsigned_dtype.newbyteorder("<")).reshape(pixel_format.rows, pixel_format.columns)
 
 
-def jpegls(frame: bytes, layout: Layout, level: int) -> np.ndarray:
+def jpegls(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
     """JPEG-LS by pyjpegls."""
     data, info = pyjpegls_decode(frame)
     return np.frombuffer(data, "<u2" if info["bits_per_sample"] > 8 else "u1").reshape(info["height"], info["width"])
@@ -140,10 +140,10 @@ def jpegls(frame: bytes, layout: Layout, level: int) -> np.ndarray:
 
 NATIVE = (Decoder("numpy", native),)
 RLE = (Decoder("pylibjpeg-rle", rle),)
-JPEG = (Decoder("libjpeg-turbo", lambda frame, layout, level: imagecodecs.jpeg8_decode(frame)),)
-JPEG_LS = (Decoder("charls", lambda frame, layout, level: imagecodecs.jpegls_decode(frame)), Decoder("pyjpegls", jpegls))
-OPENJPEG = Decoder("openjpeg", lambda frame, layout, level: openjpeg.decode(frame, level), reduces=True)
-PYLIBJPEG_OPENJPEG = Decoder("pylibjpeg-openjpeg", lambda frame, layout, level: pylibjpeg_openjpeg.decode(frame))
+JPEG = (Decoder("libjpeg-turbo", lambda frame, pixel_format, level: imagecodecs.jpeg8_decode(frame)),)
+JPEG_LS = (Decoder("charls", lambda frame, pixel_format, level: imagecodecs.jpegls_decode(frame)), Decoder("pyjpegls", jpegls))
+OPENJPEG = Decoder("openjpeg", lambda frame, pixel_format, level: openjpeg.decode(frame, level), supports_levels=True)
+PYLIBJPEG_OPENJPEG = Decoder("pylibjpeg-openjpeg", lambda frame, pixel_format, level: pylibjpeg_openjpeg.decode(frame))
 J2K = (OPENJPEG, PYLIBJPEG_OPENJPEG)
 HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 
@@ -163,7 +163,7 @@ DECODERS: dict[str, tuple[Decoder, ...]] = {
     uid.JPEG2000: J2K,
     **dict.fromkeys(HTJ2K, J2K),
 }
-KEEP_LOCK = (uid.RLELossless,)
+GIL_BOUND_SYNTAXES = (uid.RLELossless,)
 """Syntaxes whose decoder keeps the interpreter's lock: two threads are 1.4 times as fast as one there, 1.7 to 2 times elsewhere."""
 
 
@@ -176,88 +176,88 @@ def grid_offset(level: int) -> float:
     return 0.5 - 0.5 / 2**level
 
 
-def reducible(frame: bytes, layout: Layout) -> int:
+def available_levels(frame: bytes, pixel_format: PixelFormat) -> int:
     """How many resolution levels `decode` may leave out of this frame. Raises ImageRefusedError."""
-    if DECODERS[layout.syntax] is not J2K or openjpeg.library() is None:
+    if DECODERS[pixel_format.syntax] is not J2K or openjpeg.load_library() is None:
         return 0
-    stream = codestream(frame, layout)
-    return stream.levels if stream.signed == layout.signed else 0  # -1 written as 65535 would be averaged with 0
+    stream = read_codestream_header(frame, pixel_format)
+    return stream.levels if stream.signed == pixel_format.signed else 0  # -1 written as 65535 would be averaged with 0
 
 
-def decode(frame: bytes, layout: Layout, level: int = 0) -> tuple[np.ndarray, str]:
+def decode(frame: bytes, pixel_format: PixelFormat, level: int = 0) -> tuple[np.ndarray, str]:
     """A frame's bit patterns, unsigned H W at 2^-level of the size, rounded up, and the decoder's name. Raises ImageRefusedError."""
-    decoders = DECODERS[layout.syntax]
+    decoders = DECODERS[pixel_format.syntax]
     if decoders is not NATIVE and decoders is not RLE:
-        codestream(frame, layout)
+        read_codestream_header(frame, pixel_format)
     problems = []
     for decoder in decoders:
         try:
-            return decode_with(decoder, frame, layout, level), decoder.name
+            return decode_with(decoder, frame, pixel_format, level), decoder.name
         except Exception as error:  # noqa: BLE001 - the decoder boundary: C libraries and their wrappers raise anything on damaged bytes
             problems.append(f"{decoder.name}: {error}")
-    raise ImageRefusedError("undecodable", f"no decoder can read the {uid.UID(layout.syntax).name} pixels ({'; '.join(problems)})")
+    raise ImageRefusedError("undecodable", f"no decoder can read the {uid.UID(pixel_format.syntax).name} pixels ({'; '.join(problems)})")
 
 
-def decode_with(decoder: Decoder, frame: bytes, layout: Layout, level: int = 0) -> np.ndarray:
+def decode_with(decoder: Decoder, frame: bytes, pixel_format: PixelFormat, level: int = 0) -> np.ndarray:
     """`decode` by one decoder, whatever it raises."""
     step = 1 << level
-    pixels = decoder.decode(frame, layout, level)
-    if level and not decoder.reduces:  # put the full image on the grid of the reduced one, see grid_offset
+    pixels = decoder.decode(frame, pixel_format, level)
+    if level and not decoder.supports_levels:  # put the full image on the grid of the reduced one, see grid_offset
         pixels = cv2.blur(np.ascontiguousarray(pixels), (step + 1, step + 1))[::step, ::step]
-    expected = -(-layout.rows // step), -(-layout.columns // step)
+    expected = -(-pixel_format.rows // step), -(-pixel_format.columns // step)
     if pixels.shape != expected:
         raise ValueError(f"{pixels.shape} pixels, not {expected}")
-    patterns = pixels.astype(layout.patterns, copy=False)
-    precision = layout.allocated if DECODERS[layout.syntax] in (NATIVE, RLE) else codestream(frame, layout).precision
-    if precision == layout.allocated:
+    patterns = pixels.astype(pixel_format.unsigned_dtype, copy=False)
+    precision = pixel_format.bits_allocated if DECODERS[pixel_format.syntax] in (NATIVE, RLE) else read_codestream_header(frame, pixel_format).precision
+    if precision == pixel_format.bits_allocated:
         return patterns
     return np.bitwise_and(patterns, (1 << precision) - 1, out=patterns if patterns.flags.writeable else None)
 
 
-def interpret(patterns: np.ndarray, layout: Layout) -> tuple[np.ndarray, str]:
+def to_stored_values(patterns: np.ndarray, pixel_format: PixelFormat) -> tuple[np.ndarray, str]:
     """Bit patterns as stored values of the header's type, and a sentence on what was assumed, '' for nothing.
 
     Unused high bits are undefined in old files: sign-extended or not, holding overlays, or used after all (a wrong BitsStored).
     """
-    if layout.stored == layout.allocated or patterns.size == 0:
-        return patterns.view(layout.dtype), ""
-    limit = 1 << layout.stored
-    if layout.overlay_bits:
+    if pixel_format.bits_stored == pixel_format.bits_allocated or patterns.size == 0:
+        return patterns.view(pixel_format.dtype), ""
+    limit = 1 << pixel_format.bits_stored
+    if pixel_format.overlay_bits:
         patterns = patterns & (limit - 1)
-    if not layout.signed:
+    if not pixel_format.signed:
         largest = int(patterns.max())
-        return patterns, f"values reach {largest} though BitsStored is {layout.stored}; they are kept" if largest >= limit else ""
-    values = patterns.view(layout.dtype)
+        return patterns, f"values reach {largest} though BitsStored is {pixel_format.bits_stored}; they are kept" if largest >= limit else ""
+    values = patterns.view(pixel_format.dtype)
     half = limit // 2
     if -half <= values.min() and values.max() < half:
         return values, ""
     if patterns.max() < limit:  # two's complement of BitsStored bits
-        return (patterns ^ half).view(layout.dtype) - layout.dtype.type(half), ""
-    return values, f"values reach {values.min()} and {values.max()} though BitsStored is {layout.stored}; they are kept"
+        return (patterns ^ half).view(pixel_format.dtype) - pixel_format.dtype.type(half), ""
+    return values, f"values reach {values.min()} and {values.max()} though BitsStored is {pixel_format.bits_stored}; they are kept"
 
 
-def codestream(frame: bytes, layout: Layout) -> Codestream:
+def read_codestream_header(frame: bytes, pixel_format: PixelFormat) -> CodestreamHeader:
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream, checked against the file's. Raises ImageRefusedError."""
     try:
-        start = frame.find(b"\xff\x4f\xff\x51", 0, MAX_HEADER)  # within a JP2 file's boxes where an encoder left them
-        stream = jpeg2000_header(memoryview(frame)[start : start + MAX_HEADER]) if start >= 0 else jpeg_header(frame)
+        start = frame.find(b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_HEADER)  # within a JP2 file's boxes where an encoder left them
+        stream = read_jpeg2000_header(memoryview(frame)[start : start + MAX_CODESTREAM_HEADER]) if start >= 0 else read_jpeg_header(frame)
     except (IndexError, ValueError):
         raise ImageRefusedError("undecodable", "the compressed pixels have no readable header") from None
     if b"\xff\xd9" not in frame[-8:]:  # libjpeg would fill the rest with grey and say nothing
         raise ImageRefusedError("undecodable", "the compressed pixels are cut short: their end marker is missing")
     if stream.components != 1:
         raise ImageRefusedError("colour", f"the compressed pixels have {stream.components} components")
-    if (stream.rows, stream.columns) != (layout.rows, layout.columns):
-        said = f"Rows x Columns say {layout.rows} x {layout.columns}"
+    if (stream.rows, stream.columns) != (pixel_format.rows, pixel_format.columns):
+        said = f"Rows x Columns say {pixel_format.rows} x {pixel_format.columns}"
         raise ImageRefusedError("bad_header", f"{said}, the compressed pixels {stream.rows} x {stream.columns}")
-    if stream.precision > layout.allocated:
-        raise ImageRefusedError("bad_header", f"BitsAllocated is {layout.allocated}, the compressed pixels have {stream.precision} bits")
+    if stream.precision > pixel_format.bits_allocated:
+        raise ImageRefusedError("bad_header", f"BitsAllocated is {pixel_format.bits_allocated}, the compressed pixels have {stream.precision} bits")
     if stream.blocks > MAX_BLOCKS:
         raise ImageRefusedError("too_large", f"the compressed pixels are cut into more than {MAX_BLOCKS} blocks")
     return stream
 
 
-def segments(frame: Bytes) -> Iterator[tuple[int, Bytes]]:
+def marker_segments(frame: Bytes) -> Iterator[tuple[int, Bytes]]:
     """Marker and payload of each segment after the start-of-image marker, up to the entropy-coded data."""
     at = 2
     while frame[at] == 0xFF:
@@ -269,28 +269,28 @@ def segments(frame: Bytes) -> Iterator[tuple[int, Bytes]]:
         at += 2 + max(size, 2)
 
 
-def jpeg_header(frame: bytes) -> Codestream:
+def read_jpeg_header(frame: bytes) -> CodestreamHeader:
     """The frame header (SOF) of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2). Raises ValueError."""
-    for marker, payload in segments(frame):
+    for marker, payload in marker_segments(frame):
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             repeats = payload[5] > 1 or marker & 3 == 2  # of one component, only a progressive image has more than one scan
             # the marker of a scan cannot stand within one, where FF is followed by a number below 0x80 or by D0-D7
             if repeats and frame.count(b"\xff\xda") > MAX_SCANS:
                 raise ImageRefusedError("too_large", f"the JPEG has more than {MAX_SCANS} scans")
-            return Codestream(int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5]), payload[5], payload[0])
+            return CodestreamHeader(int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5]), payload[5], payload[0])
         if marker == 0xDA:
             break
     raise ValueError("no frame header")
 
 
-def jpeg2000_header(frame: Bytes) -> Codestream:
+def read_jpeg2000_header(frame: Bytes) -> CodestreamHeader:
     """The SIZ and COD segments of a JPEG 2000 main header (ITU-T T.800 A.5.1, A.6.1). Raises ValueError."""
     stream = None
-    for marker, payload in segments(frame):
+    for marker, payload in marker_segments(frame):
         if marker == 0x51:
             x1, y1, x0, y0 = (int.from_bytes(payload[at : at + 4]) for at in (2, 6, 10, 14))
             depth, components = payload[36], int.from_bytes(payload[34:36])
-            stream = Codestream(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, depth > 0x7F)
+            stream = CodestreamHeader(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, depth > 0x7F)
             moved = bool(x0 or y0)
         elif marker == 0x52 and stream is not None:
             # an image that does not start at 0 has another grid: no levels
@@ -300,7 +300,7 @@ def jpeg2000_header(frame: Bytes) -> Codestream:
     raise ValueError("no SIZ or COD segment")
 
 
-def count_blocks(stream: Codestream, cod: Bytes) -> int:
+def count_blocks(stream: CodestreamHeader, cod: Bytes) -> int:
     """About how many precincts or code blocks the COD segment `cod` cuts the image into, at all of its resolution levels."""
     levels, sizes = cod[5], cod[10:] if cod[0] & 1 else b""
     count = 0

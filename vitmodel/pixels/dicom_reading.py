@@ -13,14 +13,14 @@ from pydicom import Dataset, dcmread, uid
 
 from vitmodel.errors import DeflatedDataError, ImageRefusedError
 from vitmodel.pixels import decoding
-from vitmodel.pixels.verdict import REFUSED
+from vitmodel.pixels.verdict import REFUSAL_REASONS
 
 # pydicom warns of every value that breaks the standard's small print; what matters here becomes a remark instead.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
 
-SKIP_LARGER = 1 << 20
+MAX_VALUE_BYTES = 1 << 20
 """Bytes; larger values, such as private copies of the raw data, are never read with the header."""
-MAX_HEADER = 64 << 20
+MAX_HEADER_BYTES = 64 << 20
 """Bytes of all values that are read with the header; most files have less than one million."""
 READ_COST = 256
 """Bytes of that for each read, so that values without length run out as well."""
@@ -29,18 +29,18 @@ DEFLATED, EXPLICIT = uid.DeflatedExplicitVRLittleEndian.encode(), uid.ExplicitVR
 
 def read_dataset(path: Path, pixels: int = 0) -> Dataset:
     """The file's header without its pixels or, of at most `pixels` bytes, its pixels without its header. Raises ImageRefusedError."""
-    options: dict[str, Any] = {"specific_tags": ["PixelData"]} if pixels else {"stop_before_pixels": True, "defer_size": SKIP_LARGER}
+    options: dict[str, Any] = {"specific_tags": ["PixelData"]} if pixels else {"stop_before_pixels": True, "defer_size": MAX_VALUE_BYTES}
     try:
         with path.open("rb", buffering=0) as file:
             start = file.read(132)
             if start[128:] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):  # files of old begin with their first group
-                raise ImageRefusedError("not_an_image", REFUSED["not_an_image"])
+                raise ImageRefusedError("not_an_image", REFUSAL_REASONS["not_an_image"])
             file.seek(0)
-            limited = LimitedFile(file, MAX_HEADER + pixels)
+            limited = LimitedFile(file, MAX_HEADER_BYTES + pixels)
             try:
                 return dcmread(limited, force=True, **options)
             except DeflatedDataError:
-                dataset = dcmread(LimitedFile(inflated(limited), MAX_HEADER + pixels), force=True, **options)
+                dataset = dcmread(LimitedFile(inflate(limited), MAX_HEADER_BYTES + pixels), force=True, **options)
                 dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
                 return dataset
     except ImageRefusedError:
@@ -60,7 +60,7 @@ class LimitedFile(io.BufferedReader):
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
         super().__init__(file)  # type: ignore[arg-type] # any file in binary mode will do
-        self.left = limit
+        self.remaining = limit
 
     @property
     def name(self) -> str:
@@ -71,19 +71,19 @@ class LimitedFile(io.BufferedReader):
         """The next `size` bytes. Raises ImageRefusedError and DeflatedDataError."""
         if size is None or size < 0:
             raise DeflatedDataError
-        data = super().read(min(size, max(self.left, 0) + 1))
-        self.left -= len(data) + READ_COST
-        if self.left < 0:
+        data = super().read(min(size, max(self.remaining, 0) + 1))
+        self.remaining -= len(data) + READ_COST
+        if self.remaining < 0:
             raise ImageRefusedError("too_large", "the file holds larger or more values than any mammogram")
         return data
 
 
-def inflated(file: LimitedFile) -> BinaryIO:
+def inflate(file: LimitedFile) -> BinaryIO:
     """Return the file with the data set inflated from the current position on, and its transfer syntax renamed to match.
 
     Raises ImageRefusedError if the inflated data set is too large, zlib.error if it is damaged.
     """
-    at, limit = file.tell(), MAX_HEADER + 2 * decoding.MAX_PIXELS
+    at, limit = file.tell(), MAX_HEADER_BYTES + 2 * decoding.MAX_PIXELS
     file.raw.seek(0, io.SEEK_SET)
     head = file.raw.read(at).replace(DEFLATED, EXPLICIT)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -93,7 +93,7 @@ def inflated(file: LimitedFile) -> BinaryIO:
     return io.BytesIO(head + body)
 
 
-def announces_pixels(path: Path) -> bool:
+def has_pixel_data_tag(path: Path) -> bool:
     """Whether the Pixel Data tag stands anywhere in a file in which pydicom did not find its value."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(b"\xe0\x7f\x10\0") >= 0

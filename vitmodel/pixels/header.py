@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from vitmodel.pixels.verdict import Remark
+from vitmodel.pixels.verdict import ImageWarning
 
 
 @dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """What a file says about its image; '' and None mean that it does not say.
 
     `laterality` is L or R, `view` one of the manifest's views, `spacing` the (row, column) distance of pixel centres in
@@ -32,14 +32,14 @@ class Header:
     implant: int | None = None
     age: float | None = None
     spacing: tuple[float, float] | None = None
-    remarks: tuple[Remark, ...] = ()
+    warnings: tuple[ImageWarning, ...] = ()
 
 
 class ImageFile(Protocol):
     """One opened image: a header at once, pixels when asked, at full size or at a power of two below it."""
 
     @property
-    def header(self) -> Header: ...
+    def header(self) -> ImageHeader: ...
 
     @property
     def levels(self) -> int:
@@ -49,8 +49,8 @@ class ImageFile(Protocol):
     def decoder(self) -> str:
         """The name of the decoder that gave the pixels, known after `stored`."""
 
-    def stored(self, level: int = 0) -> np.ndarray:
+    def read_stored(self, level: int = 0) -> np.ndarray:
         """The stored values, H W at rows / 2^level x columns / 2^level (rounded up). Raises ImageRefusedError."""
 
-    def grey(self, stored: np.ndarray) -> np.ndarray:
+    def to_grey(self, stored: np.ndarray) -> np.ndarray:
         """Stored values (H W, any size, may be averages) as float32 in [0, 1], brighter = denser, padding = 0."""

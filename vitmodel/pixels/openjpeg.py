@@ -20,18 +20,18 @@ RAW_CODESTREAM, JP2_FILE = 0, 2
 """opj_codec_format."""
 END_OF_STREAM = c_size_t(-1).value
 
-Read = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_size_t, c_void_p)
-Skip = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, c_void_p)
-Seek = ctypes.CFUNCTYPE(c_int, ctypes.c_int64, c_void_p)
+ReadFunction = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_size_t, c_void_p)
+SkipFunction = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, c_void_p)
+SeekFunction = ctypes.CFUNCTYPE(c_int, ctypes.c_int64, c_void_p)
 
 
-class Parameters(ctypes.Structure):
+class OpjParameters(ctypes.Structure):
     """The head of opj_dparameters_t, and room for its rest, which the library fills in."""
 
     _fields_ = (("reduce", c_uint32), ("layers", c_uint32), ("rest", ctypes.c_byte * 16384))
 
 
-class Component(ctypes.Structure):
+class OpjComponent(ctypes.Structure):
     """opj_image_comp_t."""
 
     _fields_ = (
@@ -41,20 +41,20 @@ class Component(ctypes.Structure):
     )
 
 
-class Image(ctypes.Structure):
+class OpjImage(ctypes.Structure):
     """opj_image_t."""
 
     _fields_ = (
         *((name, c_uint32) for name in ("x0", "y0", "x1", "y1", "numcomps")),
         ("color_space", c_int),
-        ("comps", POINTER(Component)),
+        ("comps", POINTER(OpjComponent)),
         ("icc_profile_buf", c_void_p),
         ("icc_profile_len", c_uint32),
     )
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """libopenjp2 from imagecodecs' wheel or from the system; None where neither has one."""
     import imagecodecs
 
@@ -63,31 +63,31 @@ def library() -> ctypes.CDLL | None:
     for name in [*map(str, bundled), ctypes.util.find_library("openjp2")]:
         if name:
             try:
-                return declared(ctypes.CDLL(name))
+                return declare_signatures(ctypes.CDLL(name))
             except (OSError, AttributeError):  # built for another machine, or too old to have every function
                 continue
     return None
 
 
-def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+def declare_signatures(lib: ctypes.CDLL) -> ctypes.CDLL:
     """`lib` with the argument and result types of the functions used here. Raises AttributeError where one is missing."""
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "opj_version": (c_char_p, []),
         "opj_create_decompress": (c_void_p, [c_int]),
         "opj_destroy_codec": (None, [c_void_p]),
-        "opj_set_default_decoder_parameters": (None, [POINTER(Parameters)]),
-        "opj_setup_decoder": (c_int, [c_void_p, POINTER(Parameters)]),
+        "opj_set_default_decoder_parameters": (None, [POINTER(OpjParameters)]),
+        "opj_setup_decoder": (c_int, [c_void_p, POINTER(OpjParameters)]),
         "opj_decoder_set_strict_mode": (c_int, [c_void_p, c_int]),
         "opj_stream_create": (c_void_p, [c_size_t, c_int]),
         "opj_stream_destroy": (None, [c_void_p]),
-        "opj_stream_set_read_function": (None, [c_void_p, Read]),
-        "opj_stream_set_skip_function": (None, [c_void_p, Skip]),
-        "opj_stream_set_seek_function": (None, [c_void_p, Seek]),
+        "opj_stream_set_read_function": (None, [c_void_p, ReadFunction]),
+        "opj_stream_set_skip_function": (None, [c_void_p, SkipFunction]),
+        "opj_stream_set_seek_function": (None, [c_void_p, SeekFunction]),
         "opj_stream_set_user_data_length": (None, [c_void_p, c_uint64]),
-        "opj_read_header": (c_int, [c_void_p, c_void_p, POINTER(POINTER(Image))]),
-        "opj_decode": (c_int, [c_void_p, c_void_p, POINTER(Image)]),
+        "opj_read_header": (c_int, [c_void_p, c_void_p, POINTER(POINTER(OpjImage))]),
+        "opj_decode": (c_int, [c_void_p, c_void_p, POINTER(OpjImage)]),
         "opj_end_decompress": (c_int, [c_void_p, c_void_p]),
-        "opj_image_destroy": (None, [POINTER(Image)]),
+        "opj_image_destroy": (None, [POINTER(OpjImage)]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)
@@ -95,9 +95,9 @@ def declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     return lib
 
 
-def version() -> str:
+def library_version() -> str:
     """The version of the library at hand, '' where there is none."""
-    lib = library()
+    lib = load_library()
     return lib.opj_version().decode() if lib else ""
 
 
@@ -107,7 +107,7 @@ def decode(data: bytes, reduce: int = 0) -> np.ndarray:
     The type is the smallest of 8, 16 or 32 bits that holds the codestream's precision, with its sign.
     Strict: a stream that is cut short is an error, not half an image. Raises ValueError, and RuntimeError where OpenJPEG is absent.
     """
-    lib = library()
+    lib = load_library()
     if lib is None:
         raise RuntimeError("no OpenJPEG library is at hand")
     position, start = 0, np.frombuffer(data, np.uint8).ctypes.data
@@ -131,16 +131,16 @@ def decode(data: bytes, reduce: int = 0) -> np.ndarray:
         position = min(max(offset, 0), len(data))
         return position == offset
 
-    callbacks = Read(read), Skip(skip), Seek(seek)  # kept alive here while the library holds their addresses
+    callbacks = ReadFunction(read), SkipFunction(skip), SeekFunction(seek)  # kept alive here while the library holds their addresses
     codec = lib.opj_create_decompress(RAW_CODESTREAM if data.startswith(b"\xff\x4f") else JP2_FILE)
     stream = lib.opj_stream_create(1 << 20, 1)
-    image = POINTER(Image)()
+    image = POINTER(OpjImage)()
     try:
         lib.opj_stream_set_read_function(stream, callbacks[0])
         lib.opj_stream_set_skip_function(stream, callbacks[1])
         lib.opj_stream_set_seek_function(stream, callbacks[2])
         lib.opj_stream_set_user_data_length(stream, len(data))
-        parameters = Parameters()
+        parameters = OpjParameters()
         lib.opj_set_default_decoder_parameters(byref(parameters))
         parameters.reduce = reduce
         if not (lib.opj_setup_decoder(codec, byref(parameters)) and lib.opj_decoder_set_strict_mode(codec, 1)):

@@ -15,20 +15,20 @@ import numpy as np
 
 from vitmodel.config import Preprocessing, Size
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.crop import Breast, find_breast
-from vitmodel.pixels.header import Header, ImageFile
+from vitmodel.pixels.crop import BreastRegion, find_breast
+from vitmodel.pixels.header import ImageFile, ImageHeader
 from vitmodel.pixels.open import open_image
-from vitmodel.pixels.verdict import Remark
+from vitmodel.pixels.verdict import ImageWarning
 
-OVERVIEW = 512  # longest side in pixels of the view in which the breast is looked for
-SMALLEST = 16  # pixels along a side of a canvas: one patch of a ViT
-LIKELY_MM = 20, 500  # length of a breast's box along the chest wall; the largest detectors and films measure 300 mm
-SPARE = 1.09  # a level must show the box this much larger than the canvas: 45 dB against a full decode on real images (white noise 42)
-FINER = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # from a canvas of twice the size to the canvas
+OVERVIEW_SIZE = 512  # longest side in pixels of the view in which the breast is looked for
+MIN_CANVAS_SIDE = 16  # pixels along a side of a canvas: one patch of a ViT
+PLAUSIBLE_HEIGHT_MM = 20, 500  # length of a breast's box along the chest wall; the largest detectors and films measure 300 mm
+OVERSAMPLING = 1.09  # a level must show the box this much larger than the canvas: 45 dB against a full decode on real images (white noise 42)
+SUPERSAMPLE_TO_CANVAS = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # from a canvas of twice the size to the canvas
 
 
 @dataclass(frozen=True)
-class Geometry:
+class CropGeometry:
     """Where a crop's pixels lie in its source image; the whole map is box + flip + canvas, so it fits in a table's row."""
 
     box: tuple[int, int, int, int]
@@ -64,62 +64,62 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreprocessedImage:
     """A crop and how it came to be."""
 
     crop: np.ndarray
     """H W, uint8 or uint16, 0 = air."""
-    geometry: Geometry
-    header: Header
-    breast: Breast
+    geometry: CropGeometry
+    header: ImageHeader
+    breast: BreastRegion
     decoder: str
     decode_level: int
-    remarks: tuple[Remark, ...]
+    warnings: tuple[ImageWarning, ...]
 
 
-def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") -> Prepared:
+def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") -> PreprocessedImage:
     """The crop of the breast in the image at `path`; `laterality` (L, R or '' = unknown) is only compared with the pixels.
 
     Raises ImageRefusedError.
     """
     file = open_image(path, config.voi, config.for_processing)
     shape = (file.header.rows, file.header.columns)
-    level = min(file.levels, max(0, int(np.ceil(np.log2(max(shape) / OVERVIEW)))))
-    stored = file.stored(level)
+    level = min(file.levels, max(0, int(np.ceil(np.log2(max(shape) / OVERVIEW_SIZE)))))
+    stored = file.read_stored(level)
     overview = _grey_overview(file, stored)
     breast = find_breast(overview)
 
     box = _source_box(breast, overview.shape, shape)
-    geometry = Geometry(box, flipped=breast.chest_wall == "right", canvas=_canvas(box, file.header, config))
-    wanted = 0 if config.exact else min(file.levels, max(0, int(np.floor(-np.log2(SPARE * geometry.scale)))))
+    geometry = CropGeometry(box, flipped=breast.chest_wall == "right", canvas=_canvas(box, file.header, config))
+    wanted = 0 if config.exact else min(file.levels, max(0, int(np.floor(-np.log2(OVERSAMPLING * geometry.scale)))))
     if wanted != level:
-        stored = file.stored(wanted)
-    grey = file.grey(resample(stored, geometry, wanted))
+        stored = file.read_stored(wanted)
+    grey = file.to_grey(resample_to_canvas(stored, geometry, wanted))
     if breast.inverted:
         grey = 1 - grey
     mask = _resample_mask(breast.mask, geometry, shape)
     crop = quantise(grey, mask, config.bits)
-    remarks = (*file.header.remarks, *breast.remarks, *_doubts(geometry, breast, laterality))
-    return Prepared(crop, geometry, file.header, breast, file.decoder, wanted, remarks)
+    warnings = (*file.header.warnings, *breast.warnings, *_geometry_warnings(geometry, breast, laterality))
+    return PreprocessedImage(crop, geometry, file.header, breast, file.decoder, wanted, warnings)
 
 
 def _grey_overview(file: ImageFile, stored: np.ndarray) -> np.ndarray:
     """The whole image, grey, at most OVERVIEW pixels long."""
-    factor = max(1.0, max(stored.shape) / OVERVIEW)
+    factor = max(1.0, max(stored.shape) / OVERVIEW_SIZE)
     if factor > 1:
         size = (max(1, round(stored.shape[1] / factor)), max(1, round(stored.shape[0] / factor)))
         stored = cv2.resize(stored, size, interpolation=cv2.INTER_AREA)
-    return file.grey(stored)
+    return file.to_grey(stored)
 
 
-def _source_box(breast: Breast, view: tuple[int, ...], source: tuple[int, int]) -> tuple[int, int, int, int]:
+def _source_box(breast: BreastRegion, view: tuple[int, ...], source: tuple[int, int]) -> tuple[int, int, int, int]:
     """The breast's box, which is in pixels of the view, in source pixels, rounded outwards."""
     scale_y, scale_x = source[0] / view[0], source[1] / view[1]
     x0, y0, x1, y1 = breast.box
     return int(x0 * scale_x), int(y0 * scale_y), int(np.ceil(x1 * scale_x)), int(np.ceil(y1 * scale_y))
 
 
-def _canvas(box: tuple[int, int, int, int], header: Header, config: Preprocessing) -> Size:
+def _canvas(box: tuple[int, int, int, int], header: ImageHeader, config: Preprocessing) -> Size:
     """Return the requested size or, if a scale was requested, the size of the box at that scale; callers pad it to whole patches.
 
     Raises ImageRefusedError if the pixel spacing is unknown or the result is too large.
@@ -130,10 +130,10 @@ def _canvas(box: tuple[int, int, int, int], header: Header, config: Preprocessin
         raise ImageRefusedError("no_spacing", "the file states no pixel spacing, which a scale in mm needs")
     (row, column), (x0, y0, x1, y1) = header.spacing, box
     height = row * (y1 - y0)
-    if not (0.99 < row / column < 1.01 and LIKELY_MM[0] <= height <= LIKELY_MM[1]):
+    if not (0.99 < row / column < 1.01 and PLAUSIBLE_HEIGHT_MM[0] <= height <= PLAUSIBLE_HEIGHT_MM[1]):
         raise ImageRefusedError("no_spacing", f"pixels of {row:g} x {column:g} mm are not square or make a breast of {height:.0f} mm")
     scale = row / config.mm_per_pixel
-    return Size(max(SMALLEST, round((y1 - y0) * scale)), max(SMALLEST, round((x1 - x0) * scale)))
+    return Size(max(MIN_CANVAS_SIDE, round((y1 - y0) * scale)), max(MIN_CANVAS_SIDE, round((x1 - x0) * scale)))
 
 
 def quantise(grey: np.ndarray, mask: np.ndarray, bits: int) -> np.ndarray:
@@ -141,7 +141,7 @@ def quantise(grey: np.ndarray, mask: np.ndarray, bits: int) -> np.ndarray:
     return np.where(mask, np.maximum(np.rint(grey * (2**bits - 1)), 1), 0).astype(np.uint8 if bits == 8 else np.uint16)
 
 
-def resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:
+def resample_to_canvas(stored: np.ndarray, geometry: CropGeometry, level: int) -> np.ndarray:
     """The box of `stored` (H W at `level`) on the canvas, mirrored where the geometry says so; still in stored values."""
     canvas = geometry.canvas
     top, height, width = geometry.content
@@ -154,13 +154,13 @@ def resample(stored: np.ndarray, geometry: Geometry, level: int) -> np.ndarray:
         return placed
     # A JPEG 2000 sample at level r stands at full-size index 2^r * i (ISO 15444-1 B.5), not at the middle of the 2^r pixels. Twice as
     # many samples as canvas pixels, then averaged, stand for INTER_AREA, which knows no shift: 46 to 54 dB against a full decode.
-    matrix = geometry.to_source() / 2**level @ FINER
+    matrix = geometry.to_source() / 2**level @ SUPERSAMPLE_TO_CANVAS
     finer = (canvas.width * 2, canvas.height * 2)
     sampled = cv2.warpAffine(stored, matrix, finer, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
     return cv2.resize(sampled, (canvas.width, canvas.height), interpolation=cv2.INTER_AREA)
 
 
-def _resample_mask(mask: np.ndarray, geometry: Geometry, source: tuple[int, int]) -> np.ndarray:
+def _resample_mask(mask: np.ndarray, geometry: CropGeometry, source: tuple[int, int]) -> np.ndarray:
     """The overview's breast mask on the canvas."""
     scale = np.array([mask.shape[1] / source[1], mask.shape[0] / source[0]])
     matrix = geometry.to_source()
@@ -176,14 +176,14 @@ def _resample_mask(mask: np.ndarray, geometry: Geometry, source: tuple[int, int]
     return (placed > 0.5) & inside
 
 
-def _doubts(geometry: Geometry, breast: Breast, laterality: str) -> list[Remark]:
+def _geometry_warnings(geometry: CropGeometry, breast: BreastRegion, laterality: str) -> list[ImageWarning]:
     """Remarks that need the crop's geometry or the stated side."""
-    doubts = []
+    warnings = []
     expected = {"L": "left", "R": "right"}.get(laterality)
     if expected and expected != breast.chest_wall:
-        doubts.append(
-            Remark("laterality_mismatch", f"the chest wall is at the {breast.chest_wall} edge, but the stated laterality is {laterality}")
+        warnings.append(
+            ImageWarning("laterality_mismatch", f"the chest wall is at the {breast.chest_wall} edge, but the stated laterality is {laterality}")
         )
     if geometry.scale > 1:
-        doubts.append(Remark("low_resolution", f"the breast was enlarged {geometry.scale:.2f} times to fill the canvas"))
-    return doubts
+        warnings.append(ImageWarning("low_resolution", f"the breast was enlarged {geometry.scale:.2f} times to fill the canvas"))
+    return warnings

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.decoding import MAX_PIXELS, jpeg_header
-from vitmodel.pixels.header import Header
-from vitmodel.pixels.verdict import Remark
+from vitmodel.pixels.decoding import MAX_PIXELS, read_jpeg_header
+from vitmodel.pixels.header import ImageHeader
+from vitmodel.pixels.verdict import ImageWarning
 
 HEAD_BYTES = 1 << 20
 """Enough for the size to be found in; a JPEG's may stand behind a colour profile and a thumbnail."""
@@ -50,16 +50,16 @@ class RasterFile:
             raise ImageRefusedError("too_large", f"the file has {size} bytes, many times those of its {rows} x {columns} picture")
         if {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}.get(head, b"") not in tail:
             raise ImageRefusedError("unreadable", "the picture is cut short: its end marker is missing")
-        remarks = (Remark("lossy", "the picture is a JPEG"),) if head == b"\xff\xd8" else ()
-        self.header = Header(rows, columns, bits, photometric="MONOCHROME2", transfer_syntax="", voi="full", remarks=remarks)
+        warnings = (ImageWarning("lossy", "the picture is a JPEG"),) if head == b"\xff\xd8" else ()
+        self.header = ImageHeader(rows, columns, bits, photometric="MONOCHROME2", transfer_syntax="", voi="full", warnings=warnings)
 
-    def stored(self, level: int = 0) -> np.ndarray:
+    def read_stored(self, level: int = 0) -> np.ndarray:
         """The picture as uint8 or uint16, H W; only `level` 0. Raises ImageRefusedError."""
         if level:
             raise ValueError(f"level {level} is not 0")
         return self._pixels
 
-    def grey(self, stored: np.ndarray) -> np.ndarray:
+    def to_grey(self, stored: np.ndarray) -> np.ndarray:
         """Values of the picture, whole or averaged, as float32 in [0, 1] of its type's range."""
         return np.clip(stored.astype(np.float32) / np.iinfo(self._pixels.dtype).max, 0, 1)
 
@@ -102,14 +102,14 @@ def read_size(file: BinaryIO) -> tuple[int, int, int, int]:
             width, height, bits, colour = struct.unpack_from(">IIBB", head, 16)
             return height, width, max(bits, 8), PNG_CHANNELS[colour]
         if head.startswith(b"\xff\xd8"):
-            frame = jpeg_header(head + file.read(4 * MAX_PIXELS))
+            frame = read_jpeg_header(head + file.read(4 * MAX_PIXELS))
             return frame.rows, frame.columns, frame.precision, frame.components
-        return tiff_size(file)
+        return read_tiff_size(file)
     except (ValueError, IndexError, KeyError, struct.error):
         raise ImageRefusedError("unreadable", "the picture's header cannot be read") from None
 
 
-def tiff_size(file: BinaryIO) -> tuple[int, int, int, int]:
+def read_tiff_size(file: BinaryIO) -> tuple[int, int, int, int]:
     """The same of a TIFF's first directory (TIFF 6.0, section 2). Raises KeyError and struct.error."""
     file.seek(0)
     order = "<" if file.read(4).startswith(b"II") else ">"

@@ -7,28 +7,28 @@ from typing import Any
 
 from pydicom import Dataset
 
-from vitmodel.pixels.verdict import Remark
+from vitmodel.pixels.verdict import ImageWarning
 
 
-class Tags:
-    """A pydicom dataset of doubtful quality; every doubt goes to `remarks`, which the items of its sequences share."""
+class TagReader:
+    """A pydicom dataset of doubtful quality; every doubt goes to `warnings`, which the items of its sequences share."""
 
-    def __init__(self, dataset: Dataset, remarks: list[Remark]) -> None:
+    def __init__(self, dataset: Dataset, warnings: list[ImageWarning]) -> None:
         self.dataset = dataset
-        self.remarks = remarks
+        self.warnings = warnings
 
-    def doubt(self, sentence: str, code: str = "assumed_values") -> None:
+    def add_warning(self, message: str, code: str = "assumed_values") -> None:
         """Remember what was assumed, once."""
-        remark = Remark(code, sentence)
-        if remark not in self.remarks:
-            self.remarks.append(remark)
+        warning = ImageWarning(code, message)
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     def values(self, keyword: str) -> list[Any]:
         """All values of a tag, [] where it is absent, empty or damaged."""
         try:
             value = self.dataset.get(keyword)
         except Exception as error:  # noqa: BLE001 - pydicom converts lazily, and a damaged value raises nearly any exception here
-            self.doubt(f"{keyword} cannot be read ({error}) and counts as missing")
+            self.add_warning(f"{keyword} cannot be read ({error}) and counts as missing")
             return []
         if value is None or value == "":
             return []
@@ -55,7 +55,7 @@ class Tags:
             numbers = [math.nan]
         if all(map(math.isfinite, numbers)):
             return numbers
-        self.doubt(f"{keyword} is not a number and counts as missing")
+        self.add_warning(f"{keyword} is not a number and counts as missing")
         return []
 
     def number(self, keyword: str) -> float | None:
@@ -67,6 +67,6 @@ class Tags:
         number = self.number(keyword)
         return None if number is None else int(number)
 
-    def items(self, keyword: str) -> list[Tags]:
+    def items(self, keyword: str) -> list[TagReader]:
         """The items of a sequence."""
-        return [Tags(item, self.remarks) for item in self.values(keyword) if isinstance(item, Dataset)]
+        return [TagReader(item, self.warnings) for item in self.values(keyword) if isinstance(item, Dataset)]

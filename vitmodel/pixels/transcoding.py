@@ -25,19 +25,19 @@ def transcode(path: Path | str) -> bytes | None:
     copies of the raw data. Raises ImageRefusedError.
     """
     original = DicomFile(path, for_processing="log")
-    layout = original.layout
-    if layout.syntax in (*decoding.HTJ2K, uid.ExplicitVRBigEndian):
+    pixel_format = original.pixel_format
+    if pixel_format.syntax in (*decoding.HTJ2K, uid.ExplicitVRBigEndian):
         return None
-    values = decoding.decode(original.frame, layout)[0]
-    if layout.signed:  # the codestream must say so too, or no level of it could be averaged
-        values = decoding.interpret(values, layout)[0]
+    values = decoding.decode(original.frame, pixel_format)[0]
+    if pixel_format.signed:  # the codestream must say so too, or no level of it could be averaged
+        values = decoding.to_stored_values(values, pixel_format)[0]
     frame = bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(values), reversible=True))
     if not np.array_equal(openjpeg.decode(frame), values):
         raise ImageRefusedError("undecodable", "an HTJ2K copy would have other pixels")
-    return with_frame(read_dataset(Path(path)), frame)
+    return replace_frame(read_dataset(Path(path)), frame)
 
 
-def with_frame(dataset: Dataset, frame: bytes) -> bytes:
+def replace_frame(dataset: Dataset, frame: bytes) -> bytes:
     """The DICOM file of `dataset` with `frame` as its pixels."""
     for tag in [tag for tag in dataset.keys() if is_deferred(dataset, tag)]:  # noqa: SIM118 (iterating over it would read the values)
         del dataset[tag]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-REFUSED = {
+REFUSAL_REASONS = {
     "missing_file": "the file does not exist",
     "unreadable": "the file cannot be opened or is cut short",
     "not_an_image": "the file is neither DICOM nor a PNG, JPEG or TIFF image",
@@ -22,7 +22,7 @@ REFUSED = {
     "no_spacing": "the distance of the pixels in millimetres, which --mm-per-pixel needs, is unknown or impossible",
     "unfit": "the crop shows air alone, is smaller than a patch, or has more patches than --tokens allows",
 }
-WARNED = {
+WARNING_REASONS = {
     "laterality_mismatch": "the side seen in the pixels contradicts the stated laterality",
     "unknown_modality": "the modality is not stated as mammography (MG)",
     "inverted": "the picture's polarity was wrong (bright background) and has been inverted",
@@ -40,11 +40,11 @@ WARNED = {
 
 
 @dataclass(frozen=True)
-class Remark:
-    """One doubt about an image that is used all the same: a code of `WARNED` and a sentence with its particulars."""
+class ImageWarning:
+    """One doubt about an image that is used all the same: a code of `WARNING_REASONS` and a sentence with its particulars."""
 
     code: str
-    sentence: str
+    message: str
 
     def __post_init__(self) -> None:
-        assert self.code in WARNED, self.code
+        assert self.code in WARNING_REASONS, self.code

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from vitmodel.pixels.tags import Tags
+from vitmodel.pixels.tags import TagReader
 
 ForProcessing = Literal["refuse", "log"]
-Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+VoiFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Window:
 
     center: float
     width: float
-    function: Function = "LINEAR"
+    function: VoiFunction = "LINEAR"
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if self.function == "SIGMOID":
@@ -69,8 +69,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Display:
-    """The whole chain; `voi` None means that the file has none and that the image's own range must be given by `over`."""
+class DisplayPipeline:
+    """The whole chain; `voi` None means that the file has none and that the image's own range must be given by `with_range`."""
 
     modality: Callable[[np.ndarray], np.ndarray]
     voi: Lut | Window | None
@@ -80,7 +80,7 @@ class Display:
     name: str
     """What was chosen for the VOI, for the table."""
 
-    def over(self, low: float, high: float) -> Display:
+    def with_range(self, low: float, high: float) -> DisplayPipeline:
         """This chain with the stored values `low`..`high` spread over the whole range of grey."""
         ends = self.modality(np.array([low, high], float))
         bottom, width = float(ends.min()), float(np.ptp(ends)) or 1.0
@@ -97,34 +97,34 @@ class Display:
             grey = table(table.first + grey * (len(table.entries) - 1)) / (2**table.bits - 1)
         return 1 - grey if self.inverse else grey
 
-    def pads(self, stored: np.ndarray) -> np.ndarray:
+    def is_padding(self, stored: np.ndarray) -> np.ndarray:
         """Where stored values are Pixel Padding Value or within its range (PS3.3 C.7.5.1.1.2)."""
         if self.padding is None:
             return np.zeros(stored.shape, bool)
         return (stored >= self.padding[0]) & (stored <= self.padding[1])
 
 
-def read_display(tags: Tags, signed: bool, allocated: int, raw: bool, wanted: int) -> Display:
+def read_display_pipeline(tags: TagReader, signed: bool, allocated: int, raw: bool, wanted: int) -> DisplayPipeline:
     """The chain that the header describes. Several VOIs: the `wanted`th LUT, else window, from 1. Doubts become remarks.
 
     `raw`: FOR PROCESSING data, whose VOI tags mean nothing; shown as the inverted logarithm of the exposure.
     """
     photometric, shape = tags.code("PhotometricInterpretation"), tags.code("PresentationLUTShape")
     if photometric == "MONOCHROME1" and shape == "IDENTITY":
-        tags.doubt("MONOCHROME1 contradicts PresentationLUTShape IDENTITY; inverted as MONOCHROME1 asks")
+        tags.add_warning("MONOCHROME1 contradicts PresentationLUTShape IDENTITY; inverted as MONOCHROME1 asks")
     inverse = photometric == "MONOCHROME1" or shape == "INVERSE"
     padding = read_padding(tags, signed, allocated)
     if raw:
         logarithmic = tags.code("PixelIntensityRelationship") == "LOG"
         sign = tags.integer("PixelIntensityRelationshipSign")  # +1: more exposure, larger value (PS3.3 C.8.11.3.1.2)
         modality = Rescale() if logarithmic else log_exposure
-        return Display(modality, None, None, sign != -1, padding, "for processing: " + ("range" if logarithmic else "log, range"))
+        return DisplayPipeline(modality, None, None, sign != -1, padding, "for processing: " + ("range" if logarithmic else "log, range"))
     voi, name = read_voi(tags, signed, wanted)
     presentation = next((read_lut(item, False) for item in tags.items("PresentationLUTSequence")), None)
-    return Display(read_modality(tags, signed), voi, presentation, inverse, padding, name)
+    return DisplayPipeline(read_modality(tags, signed), voi, presentation, inverse, padding, name)
 
 
-def read_modality(tags: Tags, signed: bool) -> Lut | Rescale:
+def read_modality(tags: TagReader, signed: bool) -> Lut | Rescale:
     """Modality LUT Sequence, else slope and intercept, else identity."""
     for item in tags.items("ModalityLUTSequence"):
         lut = read_lut(item, signed)
@@ -132,11 +132,11 @@ def read_modality(tags: Tags, signed: bool) -> Lut | Rescale:
             return lut
     slope, intercept = tags.number("RescaleSlope"), tags.number("RescaleIntercept")
     if slope == 0:
-        tags.doubt("RescaleSlope is 0; 1 is assumed")
+        tags.add_warning("RescaleSlope is 0; 1 is assumed")
     return Rescale(slope or 1.0, intercept or 0.0)
 
 
-def read_voi(tags: Tags, signed: bool, wanted: int) -> tuple[Lut | Window | None, str]:
+def read_voi(tags: TagReader, signed: bool, wanted: int) -> tuple[Lut | Window | None, str]:
     """The VOI LUT, else the valid window, that is the `wanted`th (from 1) of its kind, else none; with its name for the table."""
     luts = [(item, lut) for item in tags.items("VOILUTSequence") if (lut := read_lut(item, signed)) is not None]
     windows = read_windows(tags)
@@ -144,7 +144,7 @@ def read_voi(tags: Tags, signed: bool, wanted: int) -> tuple[Lut | Window | None
     if not count:
         return None, "range"
     if wanted > count:
-        tags.doubt(f"VOI {wanted} is wanted but {count} are stored; the first is used")
+        tags.add_warning(f"VOI {wanted} is wanted but {count} are stored; the first is used")
         wanted = 1
     if luts:
         item, lut = luts[wanted - 1]
@@ -153,32 +153,32 @@ def read_voi(tags: Tags, signed: bool, wanted: int) -> tuple[Lut | Window | None
     return window, f"{window.function.lower()} {window.center:g}/{window.width:g} {wanted}/{count}"
 
 
-def read_windows(tags: Tags) -> list[Window]:
+def read_windows(tags: TagReader) -> list[Window]:
     """The valid windows, in the file's order."""
     centers, widths = tags.numbers("WindowCenter"), tags.numbers("WindowWidth")
     if len(centers) != len(widths):
-        tags.doubt(f"{len(centers)} WindowCenter and {len(widths)} WindowWidth values do not match; the pairs are used")
+        tags.add_warning(f"{len(centers)} WindowCenter and {len(widths)} WindowWidth values do not match; the pairs are used")
     name = tags.code("VOILUTFunction") or "LINEAR"
-    function: Function
+    function: VoiFunction
     match name:
         case "LINEAR" | "LINEAR_EXACT" | "SIGMOID":
             function = name
         case _:
-            tags.doubt(f"VOILUTFunction {name} is unknown; LINEAR is assumed")
+            tags.add_warning(f"VOILUTFunction {name} is unknown; LINEAR is assumed")
             function = "LINEAR"
     windows = [Window(center, width, function) for center, width in zip(centers, widths, strict=False)]
     for window in windows:
         if not window.valid:
-            tags.doubt(f"WindowWidth {window.width:g} is impossible; the window is ignored")
+            tags.add_warning(f"WindowWidth {window.width:g} is impossible; the window is ignored")
     return [window for window in windows if window.valid]
 
 
-def read_lut(item: Tags, signed: bool) -> Lut | None:
+def read_lut(item: TagReader, signed: bool) -> Lut | None:
     """One item of a LUT sequence; None, with a remark, where it is damaged."""
     descriptor = [int(number) for number in item.numbers("LUTDescriptor")]
     data = item.values("LUTData")
     if len(descriptor) != 3 or not data:
-        item.doubt("a lookup table without LUTDescriptor or LUTData is ignored")
+        item.add_warning("a lookup table without LUTDescriptor or LUTData is ignored")
         return None
     size, first, bits = descriptor[0] & 0xFFFF or 65536, descriptor[1], descriptor[2]
     if signed and first > 0x7FFF:  # written with the unsigned value representation
@@ -189,15 +189,15 @@ def read_lut(item: Tags, signed: bool) -> Lut | None:
     else:
         entries = np.asarray(data) & 0xFFFF
     if not 1 <= bits <= 16 or len(entries) < size:
-        item.doubt(f"a lookup table of {len(entries)} entries described as {size} of {bits} bits is ignored")
+        item.add_warning(f"a lookup table of {len(entries)} entries described as {size} of {bits} bits is ignored")
         return None
     needed = int(entries[:size].max()).bit_length()
     if needed > bits:
-        item.doubt(f"a lookup table of {bits} bits has entries of {needed} bits; {needed} is assumed")
+        item.add_warning(f"a lookup table of {bits} bits has entries of {needed} bits; {needed} is assumed")
     return Lut(first, entries[:size].astype(float), max(bits, needed))
 
 
-def read_padding(tags: Tags, signed: bool, allocated: int) -> tuple[int, int] | None:
+def read_padding(tags: TagReader, signed: bool, allocated: int) -> tuple[int, int] | None:
     """The stored values that mean 'no pixel here', lowest and highest."""
     ends = [tags.integer(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None:

@@ -15,14 +15,14 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
 from vitmodel.errors import UsageError
-from vitmodel.releases.files import find_table, image_files, lookup, side
+from vitmodel.releases.files import find_table, get_or_default, list_images, normalize_side
 
 logger = logging.getLogger(__name__)
 
-LOOKS_FOR = "mass_ and calc_case_description_{train,test}_set.csv, or all in cbis_ddsm_all_abnormalities.csv"
+EXPECTED_FILES = "mass_ and calc_case_description_{train,test}_set.csv, or all in cbis_ddsm_all_abnormalities.csv"
 JOINED = "cbis_ddsm_all_abnormalities.csv"
-CASES = tuple(f"{kind}_case_description_{part}_set.csv" for kind in ("mass", "calc") for part in ("train", "test"))
-NEEDED = (
+CASE_TABLES = tuple(f"{kind}_case_description_{part}_set.csv" for kind in ("mass", "calc") for part in ("train", "test"))
+NEEDED_COLUMNS = (
     "patient_id",
     "breast_density",
     "left_or_right_breast",
@@ -36,15 +36,15 @@ PATHOLOGY = {"MALIGNANT": 1.0, "BENIGN": 0.0, "BENIGN_WITHOUT_CALLBACK": 0.0}
 DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 
-def detect(source: Path) -> bool:
-    return find_table(source, JOINED, *CASES) is not None
+def detect(root: Path) -> bool:
+    return find_table(root, JOINED, *CASE_TABLES) is not None
 
 
-def read(source: Path) -> pd.DataFrame:
+def read(root: Path) -> pd.DataFrame:
     """One row per full mammogram; birads is the highest of its abnormalities. Raises UsageError."""
-    table = _abnormalities(source)
+    table = _abnormalities(root)
     table["image_id"] = table.image_file_path.str.strip().str.split("/").str[0]  # Calc-Training_P_00005_RIGHT_CC: one full image each
-    table["side"], table["cancer"] = side(table.left_or_right_breast), table.pathology.map(PATHOLOGY)
+    table["side"], table["cancer"] = normalize_side(table.left_or_right_breast), table.pathology.map(PATHOLOGY)
     film = [table.patient_id, table.side, table.image_view]
     table["cancer"] = table.cancer.groupby(film).transform("max")
     images = table.groupby("image_id", sort=False)
@@ -56,7 +56,7 @@ def read(source: Path) -> pd.DataFrame:
             "patient_id": frame.patient_id,
             "laterality": frame.side,
             "view": frame.image_view,
-            "path": _paths(source, frame),
+            "path": _paths(root, frame),
             "dataset": "cbis_ddsm",
             "split": official.where(~frame.patient_id.isin(_divided(frame)), "test"),
             "official_split": official,
@@ -67,20 +67,20 @@ def read(source: Path) -> pd.DataFrame:
             "abnormalities": frame.image_id.map(images.size()),
         }
     )
-    return as_manifest(frame, str(source))
+    return as_manifest(frame, str(root))
 
 
-def _abnormalities(source: Path) -> pd.DataFrame:
-    joined = find_table(source, JOINED)
+def _abnormalities(root: Path) -> pd.DataFrame:
+    joined = find_table(root, JOINED)
     if joined:
-        return read_table(joined, [*NEEDED, "split"])
+        return read_table(joined, [*NEEDED_COLUMNS, "split"])
     parts = []
-    for name in CASES if source.is_dir() else (source.name,):
-        path = find_table(source, name)
+    for name in CASE_TABLES if root.is_dir() else (root.name,):
+        path = find_table(root, name)
         if path is None:
-            raise UsageError(f"{source}: {name} is missing; CBIS-DDSM comes with {', '.join(CASES)}")
+            raise UsageError(f"{root}: {name} is missing; CBIS-DDSM comes with {', '.join(CASE_TABLES)}")
         table = read_table(path).rename(columns=lambda column: column.replace(" ", "_"))  # 'breast density' in two files of the four
-        missing = [column for column in NEEDED if column not in table]
+        missing = [column for column in NEEDED_COLUMNS if column not in table]
         if missing:
             raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(table.columns)}")
         parts.append(table.assign(split="train" if "train" in name else "test"))
@@ -96,9 +96,9 @@ def _divided(frame: pd.DataFrame) -> pd.Index:
     return divided
 
 
-def _paths(source: Path, frame: pd.DataFrame) -> list[str]:
+def _paths(root: Path, frame: pd.DataFrame) -> list[str]:
     """The file below a folder named like the image (TCIA) or like its series (JPEG exports); else the path that the table gives."""
-    folder = os.path.abspath(source if source.is_dir() else source.parent)
-    files = {part: file for file in image_files(Path(folder)) for part in file[len(folder) :].split(os.sep)[:-1]}
+    folder = os.path.abspath(root if root.is_dir() else root.parent)
+    files = {part: file for file in list_images(Path(folder)) for part in file[len(folder) :].split(os.sep)[:-1]}
     path = frame.image_file_path.str.strip()
-    return lookup(frame.image_id, files, lookup(path.str.split("/").str[2], files, folder + "/" + path))
+    return get_or_default(frame.image_id, files, get_or_default(path.str.split("/").str[2], files, folder + "/" + path))

@@ -15,20 +15,20 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest
 from vitmodel.errors import UsageError
-from vitmodel.releases.files import distinct, image_files, patient_of, stem
+from vitmodel.releases.files import image_stem, list_images, make_unique, patient_from_name
 
 logger = logging.getLogger(__name__)
 
-LOOKS_FOR = "folders positive/ and negative/ (or cancer and normal, malignant and benign, 1 and 0)"
+EXPECTED_FILES = "folders positive/ and negative/ (or cancer and normal, malignant and benign, 1 and 0)"
 CLASSES = {"positive": 1.0, "cancer": 1.0, "malignant": 1.0, "1": 1.0, "negative": 0.0, "normal": 0.0, "benign": 0.0, "0": 0.0}
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
-def detect(source: Path) -> bool:
+def detect(root: Path) -> bool:
     """Whether `source`, or a split's folder in it, holds a folder of each class."""
-    if not source.is_dir():
+    if not root.is_dir():
         return False
-    return any(_has_classes(folder) for folder in [source, *(source / name for name in _folders(source) if name.lower() in SPLITS)])
+    return any(_has_classes(folder) for folder in [root, *(root / name for name in _folders(root) if name.lower() in SPLITS)])
 
 
 def _has_classes(folder: Path) -> bool:
@@ -41,18 +41,18 @@ def _folders(folder: Path) -> list[str]:
     return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
 
 
-def read(source: Path) -> pd.DataFrame:
+def read(root: Path) -> pd.DataFrame:
     """One row per image; side and view are unknown, and so is the class of an image outside the class folders. Raises UsageError."""
-    paths = pd.Series(image_files(source), dtype=object)
+    paths = pd.Series(list_images(root), dtype=object)
     if paths.empty:
-        raise UsageError(f"{source}: no image in these folders; looked for DICOM, PNG, JPEG and TIFF files")
-    patients, stems = paths.map(patient_of), paths.map(stem)
-    image_ids = distinct(stems, paths, source)
+        raise UsageError(f"{root}: no image in these folders; looked for DICOM, PNG, JPEG and TIFF files")
+    patients, stems = paths.map(patient_from_name), paths.map(image_stem)
+    image_ids = make_unique(stems, paths, root)
     if patients.isna().any():
-        logger.warning("%s: not all files are named <patient>_<image>, so each counts as a patient of its own", source)
+        logger.warning("%s: not all files are named <patient>_<image>, so each counts as a patient of its own", root)
         patients = image_ids
     # the outermost counts: negative/1 may be patient 1
-    folders = paths.map(lambda path: [part.lower() for part in Path(path).relative_to(os.path.abspath(source)).parts[:-1]])
+    folders = paths.map(lambda path: [part.lower() for part in Path(path).relative_to(os.path.abspath(root)).parts[:-1]])
     frame = pd.DataFrame(
         {
             "image_id": image_ids,
@@ -65,4 +65,4 @@ def read(source: Path) -> pd.DataFrame:
             "split": folders.map(lambda names: next((SPLITS[name] for name in names if name in SPLITS), np.nan)),
         }
     )
-    return as_manifest(frame, str(source))
+    return as_manifest(frame, str(root))

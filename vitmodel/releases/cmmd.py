@@ -13,22 +13,22 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
 from vitmodel.releases import dicom_folder
-from vitmodel.releases.files import find_table, image_files
+from vitmodel.releases.files import find_table, list_images
 
-LOOKS_FOR = "cmmd_raw_label.csv or CMMD_clinicaldata_revision.csv beside folders D1-0001, D1-0002, ..."
-TABLES = ("cmmd_raw_label.csv", "CMMD_clinicaldata_revision.csv")
-NEEDED = ("ID1", "LeftRight", "Age", "abnormality", "classification", "subtype")
+EXPECTED_FILES = "cmmd_raw_label.csv or CMMD_clinicaldata_revision.csv beside folders D1-0001, D1-0002, ..."
+TABLE_NAMES = ("cmmd_raw_label.csv", "CMMD_clinicaldata_revision.csv")
+NEEDED_COLUMNS = ("ID1", "LeftRight", "Age", "abnormality", "classification", "subtype")
 CANCER = {"Malignant": 1.0, "Benign": 0.0}
 
 
-def detect(source: Path) -> bool:
-    return find_table(source, *TABLES) is not None
+def detect(root: Path) -> bool:
+    return find_table(root, *TABLE_NAMES) is not None
 
 
-def read(source: Path) -> pd.DataFrame:
+def read(root: Path) -> pd.DataFrame:
     """One row per image, side and view from its header; and one, without a view, per labelled breast of which no image is there."""
-    path = find_table(source, *TABLES) or source
-    table = read_table(path, NEEDED)
+    path = find_table(root, *TABLE_NAMES) or root
+    table = read_table(path, NEEDED_COLUMNS)
     breasts = pd.DataFrame(
         {
             "patient_id": table.ID1,
@@ -50,7 +50,7 @@ def read(source: Path) -> pd.DataFrame:
 def _images(folder: Path, patients: set[str]) -> pd.DataFrame:
     """image_id, patient_id, laterality, view and path of the images in the folders of `patients`."""
     columns = ["image_id", "patient_id", "laterality", "view", "path"]
-    if not image_files(folder):
+    if not list_images(folder):
         return pd.DataFrame(columns=columns, dtype=object)
     frame = dicom_folder.read(folder)[columns]
     owner = frame.path.map(lambda file: next((part for part in Path(file).parts if part in patients), None))

@@ -92,10 +92,10 @@ class Mammogram:
         return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
 
 
-Source = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007 (evaluated at run time by documentation tools)
+SourceImage = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007 (evaluated at run time by documentation tools)
 
 
-def write_sources(sources: Source | Iterable[Source], folder: Path) -> list[str]:
+def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) -> list[str]:
     """Return a path for each source; data sets and arrays are written below `folder` first.
 
     Data sets become DICOM files, in a folder of their own each, so that those without a PatientID count as different

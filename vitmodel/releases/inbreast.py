@@ -12,33 +12,33 @@ from pathlib import Path
 import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.releases.files import find_table, image_files, lookup, side, stem
+from vitmodel.releases.files import find_table, get_or_default, image_stem, list_images, normalize_side
 
-LOOKS_FOR = "INbreast.csv beside AllDICOMs/"
-TABLE = "INbreast.csv"
-NEEDED = ("Laterality", "View", "File Name", "ACR", "Bi-Rads")
+EXPECTED_FILES = "INbreast.csv beside AllDICOMs/"
+TABLE_NAME = "INbreast.csv"
+NEEDED_COLUMNS = ("Laterality", "View", "File Name", "ACR", "Bi-Rads")
 DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 
-def detect(source: Path) -> bool:
-    return find_table(source, TABLE) is not None
+def detect(root: Path) -> bool:
+    return find_table(root, TABLE_NAME) is not None
 
 
-def read(source: Path) -> pd.DataFrame:
+def read(root: Path) -> pd.DataFrame:
     """One row per image. Raises UsageError."""
-    path = source if source.is_file() else source / TABLE
-    table = read_table(path, NEEDED, separator=";")
-    files = {stem(file).split("_")[0]: file for file in image_files(path.parent)}
-    patients = {image: stem(file).split("_")[1] for image, file in files.items() if "_" in stem(file)}
+    path = root if root.is_file() else root / TABLE_NAME
+    table = read_table(path, NEEDED_COLUMNS, separator=";")
+    files = {image_stem(file).split("_")[0]: file for file in list_images(path.parent)}
+    patients = {image: image_stem(file).split("_")[1] for image, file in files.items() if "_" in image_stem(file)}
     image, birads = table["File Name"].str.strip(), table["Bi-Rads"].str.strip()
     released = os.path.join(os.path.abspath(path.parent), "AllDICOMs", "") + image + ".dcm"
     frame = pd.DataFrame(
         {
             "image_id": image,
-            "patient_id": lookup(image, patients, image),
-            "laterality": side(table.Laterality),
+            "patient_id": get_or_default(image, patients, image),
+            "laterality": normalize_side(table.Laterality),
             "view": table.View.str.strip(),
-            "path": lookup(image, files, released),
+            "path": get_or_default(image, files, released),
             "dataset": "inbreast",
             "birads": birads.str[:1],
             "birads_text": birads,

@@ -20,12 +20,12 @@ import pandas as pd
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
-from vitmodel.data.manifest import as_manifest, merge
+from vitmodel.data.manifest import as_manifest, merge_manifests
 from vitmodel.errors import InputRefusedError, UsageError, VitmodelError
 from vitmodel.releases import dicom_folder
-from vitmodel.releases.files import distinct
+from vitmodel.releases.files import make_unique
 from vitmodel.releases.registry import read_release
-from vitmodel.utils import seed_from
+from vitmodel.utils import derive_seed
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _release(source: Path, dataset: str, name: str) -> pd.DataFrame:
     if not source.exists():
         raise InputRefusedError("missing_file", f"{name} does not exist")
     if source.is_dir() and not dicom_folder.detect(source) and not any(source.glob("*.csv")):
-        raise InputRefusedError("not_an_image", f"{name} holds no image; looked for {dicom_folder.LOOKS_FOR}")
+        raise InputRefusedError("not_an_image", f"{name} holds no image; looked for {dicom_folder.EXPECTED_FILES}")
     return read_release(source, dataset)
 
 
@@ -95,7 +95,7 @@ def _unpack(archive: Path, scratch: Path) -> Path:
 
     Raises InputRefusedError if the zip is damaged or encrypted, VitmodelError if the disk is full.
     """
-    folder = scratch / f"{archive.stem}-{seed_from(archive.absolute()):016x}"
+    folder = scratch / f"{archive.stem}-{derive_seed(archive.absolute()):016x}"
     try:
         with zipfile.ZipFile(archive) as content:
             if any(entry.flag_bits & 1 for entry in content.infolist()):
@@ -146,5 +146,5 @@ def _join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     table = table[~again]
     parts = []
     for _, part in table.groupby("dataset", sort=False, dropna=False):
-        parts.append(part.assign(image_id=distinct(part.image_id, part.path, Path("/"))))
-    return merge(parts)
+        parts.append(part.assign(image_id=make_unique(part.image_id, part.path, Path("/"))))
+    return merge_manifests(parts)

@@ -13,18 +13,18 @@ import pandas as pd
 
 from vitmodel.data import lesions
 from vitmodel.releases import custom_table
-from vitmodel.releases.files import tables_with
+from vitmodel.releases.files import tables_with_columns
 
-LOOKS_FOR = "a CSV file with image_path, severity and density_FGD"
-
-
-def detect(source: Path) -> bool:
-    return bool(tables_with(source, ["image_path", "patient_id", "severity", "density_FGD"]))
+EXPECTED_FILES = "a CSV file with image_path, severity and density_FGD"
 
 
-def read(source: Path) -> pd.DataFrame:
+def detect(root: Path) -> bool:
+    return bool(tables_with_columns(root, ["image_path", "patient_id", "severity", "density_FGD"]))
+
+
+def read(root: Path) -> pd.DataFrame:
     """One row per film; cancer = malignant. Raises UsageError."""
-    table = custom_table.read(source, dataset="mias")
+    table = custom_table.read(root, dataset="mias")
     return table.assign(cancer=table.severity.map({"M": 1.0, "B": 0.0, "N": 0.0}), lesions=_boxes(table))
 
 
@@ -35,4 +35,4 @@ def _boxes(table: pd.DataFrame) -> pd.Series:
     x, y, radius = (pd.to_numeric(table[name], errors="coerce") for name in ("x", "y_top_left", "radius"))
     corners = pd.concat([x - radius, y - radius, x + radius, y + radius], axis=1)
     known = (table.severity == "M") & corners.notna().all(axis=1)
-    return corners[known].apply(lambda row: lesions.to_text([row]), axis=1).reindex(table.index)
+    return corners[known].apply(lambda row: lesions.boxes_to_text([row]), axis=1).reindex(table.index)

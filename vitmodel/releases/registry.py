@@ -15,22 +15,22 @@ from vitmodel.errors import UsageError
 logger = logging.getLogger(__name__)
 
 
-class Adapter(Protocol):
+class ReleaseAdapter(Protocol):
     """A module that reads one kind of release. `read` raises UsageError; a listed image that is not there stays a row."""
 
-    LOOKS_FOR: str
+    EXPECTED_FILES: str
 
-    def detect(self, source: Path) -> bool: ...
+    def detect(self, root: Path) -> bool: ...
 
-    def read(self, source: Path) -> pd.DataFrame: ...
+    def read(self, root: Path) -> pd.DataFrame: ...
 
 
-def adapter(module: str) -> Adapter:
+def adapter(module: str) -> ReleaseAdapter:
     """Return the adapter in the file `module`.py beside this one."""
-    return cast(Adapter, importlib.import_module(f"{__package__}.{module}"))
+    return cast(ReleaseAdapter, importlib.import_module(f"{__package__}.{module}"))
 
 
-ADAPTERS: dict[str, Adapter] = {
+RELEASE_ADAPTERS: dict[str, ReleaseAdapter] = {
     "vindr": adapter("vindr"),
     "cbis_ddsm": adapter("cbis_ddsm"),
     "inbreast": adapter("inbreast"),
@@ -44,21 +44,21 @@ ADAPTERS: dict[str, Adapter] = {
 """Adapters by the name that `--dataset` takes. `detect` is called in this order, so the most specific release comes first."""
 
 
-def read_release(source: Path | str, dataset: str = "auto") -> pd.DataFrame:
+def read_release(root: Path | str, dataset: str = "auto") -> pd.DataFrame:
     """The manifest of `source`: a release's folder or table, a folder of images, one image, or a manifest; paths are absolute.
 
     Raises UsageError where nothing is there, nothing is recognised, or the table is at fault.
     """
-    source = Path(os.path.abspath(source))
-    if dataset not in ("auto", *ADAPTERS):
-        raise UsageError(f"dataset: {dataset!r} is unknown; choose auto, {', '.join(ADAPTERS)}")
-    if not source.exists():
-        raise UsageError(f"{source} does not exist")
-    wanted = ADAPTERS if dataset == "auto" else {dataset: ADAPTERS[dataset]}
-    name = next((name for name, adapter in wanted.items() if adapter.detect(source)), None)
+    root = Path(os.path.abspath(root))
+    if dataset not in ("auto", *RELEASE_ADAPTERS):
+        raise UsageError(f"dataset: {dataset!r} is unknown; choose auto, {', '.join(RELEASE_ADAPTERS)}")
+    if not root.exists():
+        raise UsageError(f"{root} does not exist")
+    wanted = RELEASE_ADAPTERS if dataset == "auto" else {dataset: RELEASE_ADAPTERS[dataset]}
+    name = next((name for name, adapter in wanted.items() if adapter.detect(root)), None)
     if name is None:
-        looked_for = "".join(f"\n  {name}: {adapter.LOOKS_FOR}" for name, adapter in wanted.items())
-        raise UsageError(f"{source} holds nothing to read; looked for{looked_for}")
-    table = ADAPTERS[name].read(source)
-    logger.info("%s: %d images, read as %s", source, len(table), name)
+        looked_for = "".join(f"\n  {name}: {adapter.EXPECTED_FILES}" for name, adapter in wanted.items())
+        raise UsageError(f"{root} holds nothing to read; looked for{looked_for}")
+    table = RELEASE_ADAPTERS[name].read(root)
+    logger.info("%s: %d images, read as %s", root, len(table), name)
     return table

@@ -13,30 +13,30 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.releases.files import find_table, image_files, lookup, stem
+from vitmodel.releases.files import find_table, get_or_default, image_stem, list_images
 
-LOOKS_FOR = "breast-level_annotations.csv beside images/<study>/<image>.dicom"
+EXPECTED_FILES = "breast-level_annotations.csv beside images/<study>/<image>.dicom"
 BREASTS, FINDINGS = "breast-level_annotations.csv", "finding_annotations.csv"
-NEEDED = ("study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density", "split")
+NEEDED_COLUMNS = ("study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density", "split")
 
 
-def detect(source: Path) -> bool:
-    return find_table(source, BREASTS) is not None
+def detect(root: Path) -> bool:
+    return find_table(root, BREASTS) is not None
 
 
-def read(source: Path) -> pd.DataFrame:
+def read(root: Path) -> pd.DataFrame:
     """One row per image; extra column `findings`: the names of all its findings, separated by ';'. Raises UsageError."""
-    path = source if source.is_file() else source / BREASTS
-    table, folder = read_table(path, NEEDED), os.path.abspath(path.parent)
+    path = root if root.is_file() else root / BREASTS
+    table, folder = read_table(path, NEEDED_COLUMNS), os.path.abspath(path.parent)
     released = os.path.join(folder, "images", "") + table.study_id + "/" + table.image_id + ".dicom"
-    files = {stem(file): file for file in image_files(path.parent)}
+    files = {image_stem(file): file for file in list_images(path.parent)}
     frame = pd.DataFrame(
         {
             "image_id": table.image_id,
             "patient_id": table.study_id,
             "laterality": table.laterality,
             "view": table.view_position,
-            "path": lookup(table.image_id, files, released),
+            "path": get_or_default(table.image_id, files, released),
             "dataset": "vindr",
             "split": table.split.replace({"training": "train"}),
             "birads": table.breast_birads.str.removeprefix("BI-RADS "),

@@ -16,15 +16,15 @@ from vitmodel.config import Preprocessing
 from vitmodel.errors import ImageRefusedError
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.pixels.open import open_image
-from vitmodel.pixels.verdict import REFUSED
+from vitmodel.pixels.verdict import REFUSAL_REASONS
 
-SIDE = 320  # longest side of a thumbnail in pixels: twice what the page shows, for sharp screens and print
+THUMBNAIL_SIDE = 320  # longest side of a thumbnail in pixels: twice what the page shows, for sharp screens and print
 BOX_COLOUR = (0, 159, 230)  # orange (Okabe and Ito) as blue, green, red
-Box = tuple[int, int, int, int]
+CropBox = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Card:
+class ContactSheetEntry:
     """One image of the contact sheet."""
 
     row: Any
@@ -37,23 +37,23 @@ class Card:
     """Why the source cannot be shown."""
 
 
-def contact_sheet(table: pd.DataFrame, jobs: int) -> list[Card]:
+def contact_sheet(table: pd.DataFrame, jobs: int) -> list[ContactSheetEntry]:
     """A card per row of `table` (a manifest without refused images), in its order, made by `jobs` threads (0 = one per core)."""
-    return list(parallel_map(make_card, list(table.itertuples(index=False)), "contact sheet", jobs))
+    return list(parallel_map(make_entry, list(table.itertuples(index=False)), "contact sheet", jobs))
 
 
-def codes_of(manifest: pd.DataFrame) -> pd.Series:
+def explode_codes(manifest: pd.DataFrame) -> pd.Series:
     """The reasons' codes, '' for an image without one; an image stands once for each of its codes, by the manifest's index."""
     return manifest["reason"].fillna("").map(lambda reason: sorted(set(reason.split(";")))).explode()
 
 
-def in_turns(table: pd.DataFrame, most: int) -> pd.DataFrame:
+def sample_by_reason(table: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most `most` rows of a manifest, grouped by the new column `group`, doubtful ones first.
 
     `group` is the image's rarest reason, or '' where it has none. The groups take turns, each in a random but fixed order, so that no
     frequent reason hides a rare one; the rarest comes first, and images without a reason come last.
     """
-    codes = codes_of(table)
+    codes = explode_codes(table)
     doubts = pd.DataFrame({"group": codes, "frequency": codes.map(codes.value_counts()).where(codes != "", math.inf)})
     rarest = doubts.sort_values(["frequency", "group"]).groupby(level=0).first()
     rows = table.join(rarest).sample(frac=1, random_state=0)
@@ -62,27 +62,27 @@ def in_turns(table: pd.DataFrame, most: int) -> pd.DataFrame:
     return chosen.sort_values(["frequency", "group", "turn"]).drop(columns=["frequency", "turn"])
 
 
-def make_card(row: Any) -> Card:
+def make_entry(row: Any) -> ContactSheetEntry:
     """The thumbnails of one row of the manifest."""
     source, problem = "", ""
     try:
         box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
         source = _inline(source_thumbnail(Path(row.source_path), box, Preprocessing.from_json(row.preprocessing)))
     except ImageRefusedError as refusal:
-        problem = REFUSED[refusal.code]
+        problem = REFUSAL_REASONS[refusal.code]
     crop = cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) if Path(row.path).exists() else None
-    return Card(row, source, "" if crop is None else _inline(_shrink(crop)), problem)
+    return ContactSheetEntry(row, source, "" if crop is None else _inline(_shrink(crop)), problem)
 
 
-def source_thumbnail(path: Path, box: Box, preprocessing: Preprocessing) -> np.ndarray:
+def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing) -> np.ndarray:
     """The image at `path` as decoded, H W 3 (blue, green, red), at most SIDE pixels long, with `box` (x0, y0, x1, y1 in its pixels) drawn.
 
     Raises ImageRefusedError.
     """
     file = open_image(path, preprocessing.voi, preprocessing.for_processing)
     rows, columns = file.header.rows, file.header.columns
-    level = min(file.levels, max(0, int(math.log2(max(rows, columns) / SIDE))))
-    grey = file.grey(_shrink(file.stored(level)))
+    level = min(file.levels, max(0, int(math.log2(max(rows, columns) / THUMBNAIL_SIDE))))
+    grey = file.to_grey(_shrink(file.read_stored(level)))
     picture = cv2.cvtColor(np.rint(grey * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
     scale_y, scale_x = picture.shape[0] / rows, picture.shape[1] / columns
     left, top, right, bottom = (round(edge * scale) for edge, scale in zip(box, (scale_x, scale_y) * 2, strict=True))
@@ -93,7 +93,7 @@ def source_thumbnail(path: Path, box: Box, preprocessing: Preprocessing) -> np.n
 
 def _shrink(picture: np.ndarray) -> np.ndarray:
     """`picture` at most SIDE pixels long."""
-    factor = min(1.0, SIDE / max(picture.shape))
+    factor = min(1.0, THUMBNAIL_SIDE / max(picture.shape))
     height, width = (max(1, round(length * factor)) for length in picture.shape)
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 

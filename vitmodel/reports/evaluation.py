@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import Comparison
-from vitmodel.metrics.curve_data import Drawn
+from vitmodel.metrics.curve_data import CurveData
 from vitmodel.metrics.metrics import METRICS, Metrics
-from vitmodel.metrics.scored_units import Sample
+from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.reports import figures
 from vitmodel.reports.page import render_page
 from vitmodel.utils import write_atomic
@@ -40,7 +40,7 @@ class Level:
     """The scores of one level, `image`, `breast` or `patient`, and what was measured on them."""
 
     name: str
-    sample: Sample
+    sample: ScoredUnits
     metrics: Metrics
     """`measure(sample, ...)`."""
     refused: int = 0
@@ -48,7 +48,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Group:
+class SubgroupMetrics:
     """A subgroup, measured at the plotted level; `metrics` is None where none of its units has a known label."""
 
     attribute: str
@@ -89,13 +89,13 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Case:
+class ErrorCase:
     """An image whose score was far from its label."""
 
     image_id: str
     score: float
     label: int
-    about: str
+    description: str
     """What is known of it, for the page alone: side, view, age, density."""
     crop: np.ndarray
     """H W, uint8 or uint16."""
@@ -104,7 +104,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """All that `write_report` shows; the stage that evaluates fills it in."""
 
     title: str
@@ -114,7 +114,7 @@ class Report:
     """When, with the time zone, and with which version."""
     levels: Sequence[Level]
     """At least one; they become the columns of the tables."""
-    plotted: Level
+    headline: Level
     """The one of them that the headline and the curves show."""
     label: str
     """What a positive unit has, such as: cancer."""
@@ -126,7 +126,7 @@ class Report:
     """The manifest: path, hash, split, release."""
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of images refused for it."""
-    fell_back: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    shared_adapter_images: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """What of their source was not learned apart, in words -> the ids of the images that were read by the parts that all share."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
     """Metric -> split (train, val) and, after a space, fold -> (epoch, value); empty where the package has no training history."""
@@ -135,24 +135,24 @@ class Report:
     thresholds: Sequence[CrossFitted] = ()
     recalibrated: Mapping[str, Metrics] = field(default_factory=dict)
     """Method -> the plotted level after calibration on other patients of the same data."""
-    elsewhere: tuple[float, Metrics] | None = None
+    at_prevalence: tuple[float, Metrics] | None = None
     """Another prevalence, and the plotted level's metrics at it."""
-    subgroups: Sequence[Group] = ()
-    undivided: Sequence[str] = ()
+    subgroups: Sequence[SubgroupMetrics] = ()
+    skipped_attributes: Sequence[str] = ()
     """Why an attribute makes no subgroups, in words."""
     audit: Audit | None = None
-    errors: Sequence[Case] = ()
-    heat: str = ""
+    errors: Sequence[ErrorCase] = ()
+    heat_map_legend: str = ""
     """What the colours of the errors' heat maps stand for; empty = there are none."""
     limits: Sequence[str] = LIMITS
 
     @cached_property
-    def drawn(self) -> Drawn:
+    def curve_data(self) -> CurveData:
         """The points of the figures of scores."""
-        return Drawn.of(self.plotted.sample, self.plotted.metrics.threshold)
+        return CurveData.from_units(self.headline.sample, self.headline.metrics.threshold)
 
     @property
-    def missing(self) -> dict[str, str]:
+    def missing_sections(self) -> dict[str, str]:
         """What other patients of the data could not be asked for, in words, by the section that stands empty for it."""
         needed = f"that takes two patients with {self.label} and two without"
         found = {
@@ -176,16 +176,16 @@ class Report:
             "model": dict(self.model),
             "data": dict(self.data),
             "refusals": dict(self.refusals),
-            "fell_back": dict(self.fell_back),
+            "fell_back": dict(self.shared_adapter_images),
             "folds": self.folds,
             "cross_fitted": [vars(each) | {"metrics": each.metrics.to_dict()} for each in self.thresholds],
             "recalibrated": {method: metrics.to_dict() for method, metrics in self.recalibrated.items()},
-            "elsewhere": self.elsewhere and {"prevalence": self.elsewhere[0], "metrics": self.elsewhere[1].to_dict()},
+            "elsewhere": self.at_prevalence and {"prevalence": self.at_prevalence[0], "metrics": self.at_prevalence[1].to_dict()},
             "subgroups": [vars(each) | {"metrics": each.metrics and each.metrics.to_dict()} for each in self.subgroups],
-            "undivided": list(self.undivided),
+            "undivided": list(self.skipped_attributes),
             "audit": self.audit and asdict(self.audit),
-            "plotted": self.plotted.name,
-            "drawn": asdict(self.drawn),
+            "plotted": self.headline.name,
+            "drawn": asdict(self.curve_data),
             # by its id alone: what else is known of a patient stays on the page, which holds her images anyway
             "errors": [{name: getattr(case, name) for name in ("image_id", "score", "label")} for case in self.errors],
             "history": self.history,
@@ -193,7 +193,7 @@ class Report:
         }
 
 
-def write_report(path: Path | str, report: Report) -> None:
+def write_report(path: Path | str, report: EvaluationReport) -> None:
     """Write `report` to `path` as HTML with its style and figures inside, or leave what was there. Raises VitmodelError."""
     page = render_page(
         "measure/report.html.j2",
@@ -217,39 +217,39 @@ def write_report(path: Path | str, report: Report) -> None:
     write_atomic(path, page)
 
 
-Row = tuple[str | Interval, ...]
+TableRow = tuple[str | Interval, ...]
 """A table's line: its heading and its cells."""
 
 
-def _decisions(report: Report) -> list[Row]:
+def _decisions(report: EvaluationReport) -> list[TableRow]:
     names = ("sensitivity", "specificity", "precision", "f1", "recall_rate")
-    own = report.plotted.metrics
-    rows: list[Row] = [("The package’s own", _number(own.threshold), *(own.intervals[name] for name in names))]
+    own = report.headline.metrics
+    rows: list[TableRow] = [("The package’s own", _number(own.threshold), *(own.intervals[name] for name in names))]
     for each in report.thresholds:
         least, most = map(_number, each.thresholds)
         rows.append((each.purpose, least if least == most else f"{least} to {most}", *(each.metrics.intervals[name] for name in names)))
     return rows
 
 
-def _calibrations(report: Report) -> list[Row]:
+def _calibrations(report: EvaluationReport) -> list[TableRow]:
     names = ("brier", "log_loss", "ece", "calibration_slope", "calibration_intercept")
-    found = {"As the package gives them": report.plotted.metrics} | {k.capitalize(): v for k, v in report.recalibrated.items()}
+    found = {"As the package gives them": report.headline.metrics} | {k.capitalize(): v for k, v in report.recalibrated.items()}
     return [(title, *(metrics.intervals[name] for name in names)) for title, metrics in found.items()]
 
 
-def _mixed(report: Report) -> list[Row]:
+def _mixed(report: EvaluationReport) -> list[TableRow]:
     """What depends on the prevalence, and the two that do not."""
-    if report.elsewhere is None:
+    if report.at_prevalence is None:
         return []
-    here, there = report.plotted.metrics, report.elsewhere[1]
+    here, there = report.headline.metrics, report.at_prevalence[1]
     names = ("auprc", "sensitivity", "specificity", "precision", "npv", "f1", "recall_rate", "pf1", "brier", "ece")
     titles = {name: title for group in METRICS.values() for name, title in group.items()}
-    rows: list[Row] = [("Threshold", _number(here.threshold), _number(there.threshold))]
+    rows: list[TableRow] = [("Threshold", _number(here.threshold), _number(there.threshold))]
     return rows + [(titles[name], here.intervals[name], there.intervals[name]) for name in names]
 
 
-def _subgroups(report: Report, attribute: str) -> list[Row]:
-    rows: list[Row] = []
+def _subgroups(report: EvaluationReport, attribute: str) -> list[TableRow]:
+    rows: list[TableRow] = []
     for group in report.subgroups:
         if group.attribute == attribute and group.metrics:
             values = (group.metrics.intervals[name] for name in ("auroc", "sensitivity", "specificity"))
@@ -259,15 +259,15 @@ def _subgroups(report: Report, attribute: str) -> list[Row]:
     return rows
 
 
-def _leaks(report: Report) -> list[Row]:
-    rows: list[Row] = [("This model", report.plotted.metrics.intervals["auroc"], "", "", "")]
+def _leaks(report: EvaluationReport) -> list[TableRow]:
+    rows: list[TableRow] = [("This model", report.headline.metrics.intervals["auroc"], "", "", "")]
     for each in report.audit.baselines if report.audit else ():
         p = "< 0.001" if each.model.p_value < 0.001 else _number(each.model.p_value)
         rows.append((each.name, each.metrics.intervals["auroc"], each.model.differences["auroc"], p, each.telling))
     return rows
 
 
-def _outdone(report: Report) -> list[str]:
+def _outdone(report: EvaluationReport) -> list[str]:
     """Said aloud: baselines that rank surely better than the model."""
     return [
         f"{each.name} ranks these better than the model does, by {each.telling}: their images are not needed to tell their labels."
@@ -276,10 +276,10 @@ def _outdone(report: Report) -> list[str]:
     ]
 
 
-def _forests(report: Report) -> list[Figure]:
+def _forests(report: EvaluationReport) -> list[Figure]:
     """The subgroups whose AUROC has an interval: a point alone would look certain."""
     groups = [group for group in report.subgroups if group.metrics and not math.isnan(group.metrics.intervals["auroc"].low)]
-    return [figures.forest([(g.attribute, g.value, g.metrics) for g in groups if g.metrics], report.plotted.metrics)] if groups else []
+    return [figures.forest([(g.attribute, g.value, g.metrics) for g in groups if g.metrics], report.headline.metrics)] if groups else []
 
 
 def _picture(image: np.ndarray) -> str:
@@ -292,18 +292,18 @@ def _picture(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.tobytes()).decode()
 
 
-def _error(case: Case, label: str) -> tuple[str, list[str]]:
+def _error(case: ErrorCase, label: str) -> tuple[str, list[str]]:
     """Caption and pictures."""
     kind = f"{label} missed" if case.label else f"no {label}, but called"
-    caption = f"{kind.capitalize()}, score {case.score:.3f}; {case.about}; image {case.image_id}"
+    caption = f"{kind.capitalize()}, score {case.score:.3f}; {case.description}; image {case.image_id}"
     return caption, [_picture(image) for image in (case.crop, case.overlay) if image is not None]
 
 
-def _pictures(report: Report) -> list[tuple[str, str]]:
+def _pictures(report: EvaluationReport) -> list[tuple[str, str]]:
     """Caption and picture of each figure of scores."""
-    drawn, metrics, label = report.drawn, report.plotted.metrics, report.label
+    curve_data, metrics, label = report.curve_data, report.headline.metrics, report.label
     pictures = []
-    if curves := drawn.curves:
+    if curves := curve_data.curves:
         roc, precision_recall = figures.roc(curves.roc, metrics), figures.precision_recall(curves.precision_recall, metrics)
         reliability = figures.reliability(curves.reliability, metrics, label)
         pictures += [
@@ -316,7 +316,7 @@ def _pictures(report: Report) -> list[tuple[str, str]]:
             ),
         ]
     pictures += [
-        ("Scores by class, each as a fraction of its class.", figures.histogram(drawn.histogram, metrics, label)),
+        ("Scores by class, each as a fraction of its class.", figures.histogram(curve_data.histogram, metrics, label)),
         ("Confusion matrix at the threshold.", figures.confusion(metrics.confusion, metrics.threshold, label)),
     ]
     return [(caption, _inline(figure)) for caption, figure in pictures]

@@ -84,52 +84,52 @@ def to_pixels(figure: Figure) -> np.ndarray:
 
 
 @_figure()
-def roc(axes: Axes, drawn: Roc, metrics: Metrics) -> None:
+def roc(axes: Axes, data: Roc, metrics: Metrics) -> None:
     """The ROC curve with its pointwise 95 % band over patients, and the operating point with its intervals."""
-    _band(axes, drawn.band)
+    _band(axes, data.band)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Chance")
-    axes.plot(drawn.fpr, drawn.tpr, color=BLUE, label=f"AUROC {metrics.intervals['auroc']}")
+    axes.plot(data.fpr, data.tpr, color=BLUE, label=f"AUROC {metrics.intervals['auroc']}")
     _operating_point(axes, metrics, x="specificity", y="sensitivity", complement=True)
     _unit_square(axes, "1 − specificity (false-positive fraction)", "Sensitivity")
 
 
 @_figure()
-def precision_recall(axes: Axes, drawn: PrecisionRecall, metrics: Metrics) -> None:
+def precision_recall(axes: Axes, data: PrecisionRecall, metrics: Metrics) -> None:
     """Precision against recall in steps, with band, prevalence and operating point."""
-    _band(axes, drawn.band)
+    _band(axes, data.band)
     prevalence = metrics.positives / metrics.units
     axes.axhline(prevalence, color=GREY, lw=0.8, ls=(0, (4, 3)), label=f"Prevalence {prevalence:.3f}")
-    axes.step(drawn.recall, drawn.precision, where="pre", color=BLUE, label=f"AUPRC {metrics.intervals['auprc']}")
+    axes.step(data.recall, data.precision, where="pre", color=BLUE, label=f"AUPRC {metrics.intervals['auprc']}")
     _operating_point(axes, metrics, x="sensitivity", y="precision")
     _unit_square(axes, "Recall (sensitivity)", "Precision (PPV)")
 
 
 @_figure()
-def reliability(axes: Axes, drawn: Reliability, metrics: Metrics, label: str) -> None:
+def reliability(axes: Axes, data: Reliability, metrics: Metrics, label: str) -> None:
     """The fraction of positives against the mean score of each bin. Both axes end where the bins do: at screening prevalence that is far
     below 1."""
     slope, intercept = (metrics.intervals[name].value for name in ("calibration_slope", "calibration_intercept"))
-    end = min(1.0, 1.08 * max(drawn.score.max(), drawn.high.max()))
+    end = min(1.0, 1.08 * max(data.score.max(), data.high.max()))
     axes.plot([0, end], [0, end], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Perfect calibration")
     axes.errorbar(
-        drawn.score, drawn.observed, yerr=[drawn.observed - drawn.low, drawn.high - drawn.observed],
+        data.score, data.observed, yerr=[data.observed - data.low, data.high - data.observed],
         fmt="o-", ms=3.5, color=BLUE, elinewidth=0.8, lw=1, label=f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−"),
     )  # fmt: skip
     axes.set(xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=f"Observed fraction with {label}", aspect="equal")
 
 
 @_figure(height=2.9)
-def histogram(axes: Axes, drawn: Histogram, metrics: Metrics, label: str) -> None:
+def histogram(axes: Axes, data: Histogram, metrics: Metrics, label: str) -> None:
     """The scores of each class, as fractions of that class, and the threshold."""
     for counts, name, colour, style in (
-        (drawn.negatives, f"No {label}", BLUE, "-"),
-        (drawn.positives, label.capitalize(), ORANGE, (0, (3, 1))),
+        (data.negatives, f"No {label}", BLUE, "-"),
+        (data.positives, label.capitalize(), ORANGE, (0, (3, 1))),
     ):
         if total := counts.sum():
-            axes.stairs(counts / total, drawn.edges, fill=True, color=colour, alpha=0.2)
-            axes.stairs(counts / total, drawn.edges, color=colour, ls=style, lw=1.3, label=f"{name} (n = {total:,})")
+            axes.stairs(counts / total, data.edges, fill=True, color=colour, alpha=0.2)
+            axes.stairs(counts / total, data.edges, color=colour, ls=style, lw=1.3, label=f"{name} (n = {total:,})")
     axes.axvline(metrics.threshold, color="#222222", lw=0.9, ls=":", label=f"Threshold {metrics.threshold:.3f}")
-    axes.set(xlim=(0, 1.02 * drawn.edges[-1]), xlabel="Score", ylabel="Fraction of the class")
+    axes.set(xlim=(0, 1.02 * data.edges[-1]), xlabel="Score", ylabel="Fraction of the class")
 
 
 @_figure(height=2.9)
@@ -153,12 +153,12 @@ def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = "can
 
 
 @_figure(height=2.9)
-def decision_curve(axes: Axes, drawn: DecisionCurve, metrics: Metrics) -> None:
+def decision_curve(axes: Axes, data: DecisionCurve, metrics: Metrics) -> None:
     """Net benefit over the threshold probability, beside acting on everyone and on no one."""
     axes.axhline(0, color="#222222", lw=0.9, label="No one")
-    axes.plot(drawn.threshold, drawn.everyone, color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=3, label="Everyone")
-    axes.plot(drawn.threshold, drawn.model, color=BLUE, label="By the score")
-    top = max(drawn.model.max(), metrics.positives / metrics.units)
+    axes.plot(data.threshold, data.everyone, color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=3, label="Everyone")
+    axes.plot(data.threshold, data.model, color=BLUE, label="By the score")
+    top = max(data.model.max(), metrics.positives / metrics.units)
     axes.set(ylim=(-0.25 * top, 1.08 * top), xlim=(0, None), xlabel="Threshold probability", ylabel="Net benefit (per unit)")
 
 

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import re
 
-from vitmodel.reports.evaluation import Report
+from vitmodel.reports.evaluation import EvaluationReport
 
-HEADING = "## Evaluation"
-SHOWN = {"AUROC": "auroc", "AUPRC": "auprc", "pF1": "pf1", "Sensitivity": "sensitivity", "Specificity": "specificity", "PPV": "precision",
+EVALUATION_HEADING = "## Evaluation"
+CARD_METRICS = {"AUROC": "auroc", "AUPRC": "auprc", "pF1": "pf1", "Sensitivity": "sensitivity", "Specificity": "specificity", "PPV": "precision",
          "Brier score": "brier", "Calibration slope": "calibration_slope"}  # fmt: skip
 
 
-def evaluated(card: str, report: Report) -> str:
+def add_evaluation_section(card: str, report: EvaluationReport) -> str:
     """`card` with the chapter of this evaluation in place of an earlier one, else at its end."""
-    before, _, after = card.partition(f"{HEADING}\n")
+    before, _, after = card.partition(f"{EVALUATION_HEADING}\n")
     rest = re.search(r"^## ", after, re.MULTILINE)
-    return f"{before.rstrip()}\n\n{chapter(report)}" + (f"\n{after[rest.start() :]}" if rest else "")
+    return f"{before.rstrip()}\n\n{evaluation_section(report)}" + (f"\n{after[rest.start() :]}" if rest else "")
 
 
-def chapter(report: Report) -> str:
+def evaluation_section(report: EvaluationReport) -> str:
     """The chapter in Markdown: what was measured on whom, where it differs by subgroup, what was found in search of leaks, its limits."""
     names = [level.name for level in report.levels]
-    lines = [HEADING, "", f"{report.created}, by `{report.command}`.", ""]
+    lines = [EVALUATION_HEADING, "", f"{report.created}, by `{report.command}`.", ""]
     lines += [*(f"- {name}: {value}" for name, value in {**report.method, **report.data}.items()), ""]
     lines += _row("", *(f"per {name}" for name in names)), _row(*["---"] * (len(names) + 1))
     lines += [_row("units (positive)", *(f"{level.metrics.units} ({level.metrics.positives})" for level in report.levels))]
-    lines += [_row(title, *(str(level.metrics.intervals[name]) for level in report.levels)) for title, name in SHOWN.items()]
+    lines += [_row(title, *(str(level.metrics.intervals[name]) for level in report.levels)) for title, name in CARD_METRICS.items()]
     lines += ["", "Values with 95 % intervals over patients drawn with replacement; decisions at the package's threshold.", ""]
-    if report.elsewhere:
-        prevalence, metrics = report.elsewhere
-        shown = ", ".join(f"{title} {metrics.intervals[name]}" for title, name in SHOWN.items() if name in ("precision", "pf1", "auprc"))
-        lines += [f"At a prevalence of {100 * prevalence:.1f} %, per {report.plotted.name}: {shown}.", ""]
+    if report.at_prevalence:
+        prevalence, metrics = report.at_prevalence
+        shown = ", ".join(f"{title} {metrics.intervals[name]}" for title, name in CARD_METRICS.items() if name in ("precision", "pf1", "auprc"))
+        lines += [f"At a prevalence of {100 * prevalence:.1f} %, per {report.headline.name}: {shown}.", ""]
     if report.subgroups:
         lines += [
-            f"Per {report.plotted.name}, by subgroup:",
+            f"Per {report.headline.name}, by subgroup:",
             "",
             _row("subgroup", "units (positive)", "AUROC", "sensitivity", "specificity"),
         ]

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-CAPTION = 14  # pixels under each crop
+CAPTION_HEIGHT = 14  # pixels under each crop
 GAP = 2
 
 
-def tile(crops: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 8, height: int = 192) -> np.ndarray:
+def contact_grid(crops: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 8, height: int = 192) -> np.ndarray:
     """Crops (H W, uint8, uint16 or float32 in [0, 1]) row by row, each `height` pixels high, with captions below: H' W' uint8."""
     shown = [_resized(_to_8_bits(crop), height) for crop in crops]
     width = max((crop.shape[1] for crop in shown), default=1)
-    below = CAPTION if captions else 0
+    below = CAPTION_HEIGHT if captions else 0
     rows = -(-len(shown) // columns)
     picture = np.zeros((rows * (height + below + GAP), columns * (width + GAP)), np.uint8)
     for number, crop in enumerate(shown):

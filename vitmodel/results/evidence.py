@@ -18,10 +18,10 @@ from vitmodel.pixels.dicom_reading import read_dataset
 # highdicom warns of person names of one part, and prints them; no name belongs into a log.
 warnings.filterwarnings("ignore", module=r"highdicom\.")
 
-Deidentify = Callable[[Dataset], None]
+Deidentifier = Callable[[Dataset], None]
 
-MAKER = "vitmodel"
-MAY_BE_EMPTY = (
+MANUFACTURER = "vitmodel"
+TYPE_2_KEYWORDS = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )  # type 2 of patient and study (PS3.3 C.7.1.1, C.7.2.1): must be there, may be empty
@@ -42,10 +42,10 @@ class Software:
 
     def uid(self, kind: str, *sources: str) -> UID:
         """A new UID that follows from kind, software and the UIDs of its sources: the same result is known by the same name anywhere."""
-        return generate_uid(entropy_srcs=[MAKER, kind, self.version, self.model, self.serial, *self.parameters, *sources])
+        return generate_uid(entropy_srcs=[MANUFACTURER, kind, self.version, self.model, self.serial, *self.parameters, *sources])
 
 
-def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dataset:
+def read_source_header(path: Path | str, deidentify: Deidentifier | None = None) -> Dataset:
     """The header of a source image as results refer to it; what the standard demands and the file lacks is empty or derived.
 
     Raises ImageRefusedError where the file is no DICOM object, or has no SOP Instance UID that a result could refer to.
@@ -57,14 +57,14 @@ def read_evidence(path: Path | str, deidentify: Deidentify | None = None) -> Dat
         raise ImageRefusedError("bad_header", "the file has no SOP Instance UID, so that no DICOM result can refer to it")
     header.SOPInstanceUID = name
     header.SOPClassUID = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
-    for keyword in MAY_BE_EMPTY:
+    for keyword in TYPE_2_KEYWORDS:
         if not _is_valid(header, keyword):
             header.add_new(keyword, dictionary_VR(keyword), "")
     header.setdefault("Modality", "MG")
     if not header.get("StudyInstanceUID"):
-        header.StudyInstanceUID = generate_uid(entropy_srcs=[MAKER, "study", str(header.PatientID) or name])
+        header.StudyInstanceUID = generate_uid(entropy_srcs=[MANUFACTURER, "study", str(header.PatientID) or name])
     if not header.get("SeriesInstanceUID"):
-        header.SeriesInstanceUID = generate_uid(entropy_srcs=[MAKER, "series", str(header.StudyInstanceUID)])
+        header.SeriesInstanceUID = generate_uid(entropy_srcs=[MANUFACTURER, "series", str(header.StudyInstanceUID)])
     if deidentify is not None:
         deidentify(header)
         header.pop("InstanceNumber", None)  # the RSNA release keeps the image's id there, and dicognito leaves it
@@ -80,7 +80,7 @@ def _is_valid(header: Dataset, keyword: str) -> bool:
         return False
 
 
-def deidentifier(seed: str) -> Deidentify:
+def make_deidentifier(seed: str) -> Deidentifier:
     """dicognito with a secret `seed`: whoever anonymises the sources with the same seed gets the same new names and UIDs.
 
     Raises UsageError where dicognito is not installed.

@@ -12,16 +12,16 @@ from pydicom import Dataset
 
 from vitmodel.config import Preprocessing
 from vitmodel.errors import ImageRefusedError, UsageError
-from vitmodel.results.evidence import Software, deidentifier, read_evidence
+from vitmodel.results.evidence import Software, make_deidentifier, read_source_header
 from vitmodel.results.heatmap import HeatMap
-from vitmodel.results.overlay import Caption, draw_overlay, read_picture
+from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
 from vitmodel.utils import atomic_path, write_atomic
 
 Region = list[list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Image:
+class ImageResult:
     """What the results of one image need to know of it."""
 
     name: str
@@ -43,31 +43,31 @@ class ResultWriter:
 
     def __init__(self, out: Path, software: Software, preprocessing: Preprocessing, threshold: float, dicom: bool, secret: str) -> None:
         self.out, self.software, self.preprocessing, self.threshold, self.dicom = out, software, preprocessing, threshold, dicom
-        self.deidentify = deidentifier(secret) if secret else None
+        self.deidentify = make_deidentifier(secret) if secret else None
         if dicom:
             try:
                 import highdicom  # noqa: F401 (asked for at once, not after an hour of scoring)
             except ImportError:
                 raise UsageError("dicom: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
 
-    def explain(self, image: Image, heat: HeatMap, unit: str, low: float, high: float) -> tuple[Region, list[str]]:
+    def write_explanation(self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float) -> tuple[Region, list[str]]:
         """The overlay, and as DICOM the overlay and the map; returns the outline (x, y in source pixels) of the hottest region, and the
         files' paths below OUT.
         """
         page = self.draw(image, heat, unit, low, high)
         written = [self.out / "overlays" / f"{image.name}.png"]
         write_atomic(written[0], cv2.imencode(".png", page[..., ::-1])[1].tobytes())
-        if self.dicom and (source := self.evidence(image.path)) is not None:
+        if self.dicom and (source := self.read_header(image.path)) is not None:
             from vitmodel.results.secondary import parametric_map, secondary_capture
 
             written.append(self.save(secondary_capture(page, source, self.software, image.side)))
-            written.append(self.save(parametric_map(heat.on_source(), unit, source, self.software, image.side)))
-        region = [[round(float(x), 1), round(float(y), 1)] for x, y in heat.hottest()]
+            written.append(self.save(parametric_map(heat.to_source_image(), unit, source, self.software, image.side)))
+        region = [[round(float(x), 1), round(float(y), 1)] for x, y in heat.peak_outline()]
         return region, [str(path.relative_to(self.out)) for path in written]
 
-    def draw(self, image: Image, heat: HeatMap, unit: str, low: float, high: float) -> np.ndarray:
+    def draw(self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float) -> np.ndarray:
         """Return the breast, plain and below the heat map, with colour bar and caption: `(H, W, 3)` uint8, RGB."""
-        picture = read_picture(image.path, heat, self.preprocessing, image.inverted)
+        picture = read_display_image(image.path, heat, self.preprocessing, image.inverted)
         words = "at or above" if image.probability >= self.threshold else "below"
         caption = Caption(
             title=f"{image.side} {image.view}".strip() or "side and view unknown",
@@ -87,7 +87,7 @@ class ResultWriter:
         studies: dict[str, dict[str, list[ImageFinding]]] = {}
         without = 0
         for row in images[images["probability"].notna()].itertuples():
-            source = self.evidence(Path(str(row.path)))
+            source = self.read_header(Path(str(row.path)))
             if source is None:
                 without += 1
                 continue
@@ -106,10 +106,10 @@ class ResultWriter:
             self.save(structured_report(findings, self.software))
         return len(studies), without
 
-    def evidence(self, path: Path) -> Dataset | None:
+    def read_header(self, path: Path) -> Dataset | None:
         """The image's header as results refer to it; None where it is no DICOM object that one could refer to."""
         try:
-            return read_evidence(path, self.deidentify)
+            return read_source_header(path, self.deidentify)
         except ImageRefusedError:
             return None
 

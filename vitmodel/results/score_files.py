@@ -10,7 +10,7 @@ from vitmodel.errors import UsageError
 from vitmodel.utils import atomic_path, write_atomic
 
 
-def write_scores(
+def write_score_files(
     images: pd.DataFrame, breasts: pd.DataFrame, patients: pd.DataFrame, out: Path, parquet: bool = False, jsonl: bool = False
 ) -> None:
     """The tables of a Predictor as OUT/NAME.csv and, if asked for, .parquet and .jsonl (one JSON object a line, null = unknown).

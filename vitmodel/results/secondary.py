@@ -12,9 +12,9 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import RLELossless
 
-from vitmodel.results.evidence import MAKER, Software
+from vitmodel.results.evidence import MANUFACTURER, Software
 
-LARGEST = 255  # of 16 bits, for which the standard asks: steps enough for a few hundred patches, and a file ten times smaller
+MAX_STORED_VALUE = 255  # of 16 bits, for which the standard asks: steps enough for a few hundred patches, and a file ten times smaller
 MAP_SERIES, CAPTURE_SERIES = 9101, 9102  # numbers that no acquisition uses
 
 
@@ -30,7 +30,7 @@ def secondary_capture(page: np.ndarray, source: Dataset, software: Software, sid
         series_number=CAPTURE_SERIES,
         sop_instance_uid=software.uid("capture", source.SOPInstanceUID),
         instance_number=int(source.get("InstanceNumber") or 1),
-        manufacturer=MAKER,
+        manufacturer=MANUFACTURER,
         laterality=side or None,
         patient_orientation=("L", "F"),  # highdicom knows no oblique one: replaced below
         transfer_syntax_uid=RLELossless,
@@ -49,11 +49,11 @@ def parametric_map(values: np.ndarray, unit: str, source: Dataset, software: Sof
     reference of its own, the detector, in millimetres where the source states its spacing, else in pixels.
     """
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    step = (high - low) / (LARGEST - 1) or 1.0
+    step = (high - low) / (MAX_STORED_VALUE - 1) or 1.0
     stored = np.where(np.isnan(values), 0, 1 + np.rint((np.nan_to_num(values) - low) / step)).astype(np.uint16)
     mapping = RealWorldValueMapping(
         lut_label="saliency", lut_explanation=unit[:64], unit=codes.UCUM.NoUnits, quantity_definition=codes.DCM.Saliency,
-        value_range=(1, LARGEST), slope=step, intercept=low - step,
+        value_range=(1, MAX_STORED_VALUE), slope=step, intercept=low - step,
     )  # fmt: skip
     heat = ParametricMap(
         source_images=[_in_a_plane(source, software)],
@@ -62,13 +62,13 @@ def parametric_map(values: np.ndarray, unit: str, source: Dataset, software: Sof
         series_number=MAP_SERIES,
         sop_instance_uid=software.uid("map", source.SOPInstanceUID),
         instance_number=int(source.get("InstanceNumber") or 1),
-        manufacturer=MAKER,
+        manufacturer=MANUFACTURER,
         manufacturer_model_name=software.model,
         software_versions=software.version,
         device_serial_number=software.serial,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[VOILUTTransformation(window_center=LARGEST / 2, window_width=float(LARGEST))],
+        voi_lut_transformations=[VOILUTTransformation(window_center=MAX_STORED_VALUE / 2, window_width=float(MAX_STORED_VALUE))],
         content_label="SALIENCY",
         content_description=unit[:64],
         transfer_syntax_uid=RLELossless,

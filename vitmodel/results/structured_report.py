@@ -25,11 +25,11 @@ from highdicom.sr import (
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from vitmodel.results.evidence import MAKER, Software
+from vitmodel.results.evidence import MANUFACTURER, Software
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
-SERIES = 9103  # a number that no acquisition uses
-SIDES = {"L": codes.SCT.Left, "R": codes.SCT.Right}
+REPORT_SERIES_NUMBER = 9103  # a number that no acquisition uses
+LATERALITY_CODES = {"L": codes.SCT.Left, "R": codes.SCT.Right}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,9 +62,9 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
     """
     evidence = [image.source for breast in breasts for image in breast.images]
     study = evidence[0].StudyInstanceUID
-    algorithm = AlgorithmIdentification(name=f"{MAKER} {software.model}", version=software.version, parameters=list(software.parameters))
+    algorithm = AlgorithmIdentification(name=f"{MANUFACTURER} {software.model}", version=software.version, parameters=list(software.parameters))
     device = DeviceObserverIdentifyingAttributes(
-        uid=software.uid("device"), name=MAKER, manufacturer_name=MAKER, model_name=software.model, serial_number=software.serial
+        uid=software.uid("device"), name=MANUFACTURER, manufacturer_name=MANUFACTURER, model_name=software.model, serial_number=software.serial
     )
     observer = ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
     content = MeasurementReport(
@@ -77,10 +77,10 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
         evidence=evidence,
         content=content,
         series_instance_uid=software.uid("reports of a study", study),
-        series_number=SERIES,
+        series_number=REPORT_SERIES_NUMBER,
         sop_instance_uid=software.uid("report", *(source.SOPInstanceUID for source in evidence)),
         instance_number=1,
-        manufacturer=MAKER,
+        manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,
         is_verified=False,
@@ -95,7 +95,7 @@ def _groups(
     breast: BreastFinding, software: Software, algorithm: AlgorithmIdentification
 ) -> Iterator[MeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations]:
     """The breast's measurement group, then one per region."""
-    site = [FindingSite(anatomic_location=codes.SCT.Breast, laterality=SIDES.get(breast.side))]
+    site = [FindingSite(anatomic_location=codes.SCT.Breast, laterality=LATERALITY_CODES.get(breast.side))]
     names = [image.source.SOPInstanceUID for image in breast.images]
     yield MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(software.uid("breast", *names), f"Breast {breast.side}".strip()),

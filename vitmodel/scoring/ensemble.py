@@ -12,12 +12,12 @@ from scipy.special import expit
 from vitmodel.config import PredictorConfig
 from vitmodel.errors import UsageError
 from vitmodel.metrics.scored_units import aggregate, mean_logits
-from vitmodel.model.device import device_of
+from vitmodel.model.device import resolve_device
 from vitmodel.model.explain import explain
 from vitmodel.model.network import Network
-from vitmodel.model.package import CONFIG, TENSORS
-from vitmodel.model.packed_batch import Pack, chain
-from vitmodel.scoring.loaded_package import Member
+from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE
+from vitmodel.model.packed_batch import PackedBatch, concat_packs
+from vitmodel.scoring.loaded_package import LoadedPackage
 from vitmodel.utils import sha256_file
 
 
@@ -39,11 +39,11 @@ class Ensemble:
 
     def __init__(self, config: PredictorConfig) -> None:
         self.runtime = config.runtime
-        self.device = torch.device(device_of(config.device if config.runtime == "torch" else "cpu"))
-        self.members = [Member(folder, config, self.device) for folder in (config.package, *config.ensemble)]
-        first = self.members[0]
-        for other in self.members[1:]:
-            differing = [name for name, value in first.views.items() if other.views[name] != value]
+        self.device = torch.device(resolve_device(config.device if config.runtime == "torch" else "cpu"))
+        self.packages = [LoadedPackage(folder, config, self.device) for folder in (config.package, *config.ensemble)]
+        first = self.packages[0]
+        for other in self.packages[1:]:
+            differing = [name for name, value in first.shared_settings.items() if other.shared_settings[name] != value]
             if differing:
                 raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
         self.model: Network = first.models[0]
@@ -51,41 +51,41 @@ class Ensemble:
         self.preprocessing = first.preprocessing
         self.packed = first.packed
         self.flip = first.flip
-        self.calibrated = first.calibrated
+        self.calibration_level = first.calibration_level
         self.aggregation = first.aggregation
         self.fused = self.model.exam is not None
         """Whether the network itself scores breasts, from all images of an exam."""
         self.levels = 1 + self.fused
         """Number of logits per image: its own and, with exam fusion, its breast's."""
-        self.pools = self.aggregation in ("mean_logit", "fusion")
+        self.calibrates_breasts = self.aggregation in ("mean_logit", "fusion")
         """Whether a breast's logits are pooled before calibration; older packages aggregate the images' probabilities."""
         self.patient_aggregation = "noisy_or" if self.fused else "max"
-        self.threshold = float(np.mean([member.threshold for member in self.members]))
-        self.prevalence = float(np.mean([member.calibration.prevalence for member in self.members]))
+        self.threshold = float(np.mean([package.threshold for package in self.packages]))
+        self.prevalence = float(np.mean([package.calibration.prevalence for package in self.packages]))
 
     def fingerprint(self) -> str:
         """Return the hashes and settings that, together with an image, determine its score."""
-        paths = [path for member in self.members for path in (member.folder / TENSORS, member.folder / CONFIG, *member.onnx)]
+        paths = [path for package in self.packages for path in (package.folder / TENSORS_FILE, package.folder / CONFIG_FILE, *package.onnx)]
         return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
 
-    def logits(self, packs: Sequence[Pack]) -> np.ndarray:
+    def logits(self, packs: Sequence[PackedBatch]) -> np.ndarray:
         """Return the logits `(I, L, M)` of `I` images, averaged over each image and its flip if the packs hold both.
 
         The breast's logit of an image that is no part of an exam, such as a copy, is NaN.
         """
         if not packs:
-            return np.empty((0, self.levels, len(self.members)))
-        batch = chain(packs).to(self.device)
+            return np.empty((0, self.levels, len(self.packages)))
+        batch = concat_packs(packs).to(self.device)
         with torch.inference_mode():
-            by_pixels = np.stack([member.logits(batch) for member in self.members], axis=-1)  # (I or 2 I, L, M)
+            by_pixels = np.stack([package.logits(batch) for package in self.packages], axis=-1)  # (I or 2 I, L, M)
         logits = by_pixels.reshape(len(packs), -1, *by_pixels.shape[1:]).mean(axis=1, dtype=np.float64)
         if self.fused:
-            logits[[pack.about[0].breast < 0 for pack in packs], 1] = np.nan
+            logits[[pack.metadata[0].breast < 0 for pack in packs], 1] = np.nan
         return logits
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities `(N,)` of logits `(N, M)`: the mean over packages."""
-        calibrated = [member.calibration.apply(column) for member, column in zip(self.members, logits.T, strict=True)]
+        calibrated = [package.calibration.apply(column) for package, column in zip(self.packages, logits.T, strict=True)]
         return np.mean(calibrated, axis=0)
 
     def calibrate(self, logits: np.ndarray) -> np.ndarray:
@@ -101,17 +101,17 @@ class Ensemble:
                 calibrated.
             breasts: The breast of each image, `(N,)`.
         """
-        if self.pools:
+        if self.calibrates_breasts:
             values = self.calibrate(mean_logits(logits, breasts))
         else:
             values = np.stack([aggregate(column, breasts, self.aggregation)[1] for column in image_scores.T], axis=1)
         return values[np.unique(breasts, return_inverse=True)[1]]
 
-    def explain(self, pack: Pack, method: str) -> np.ndarray:
+    def explain(self, pack: PackedBatch, method: str) -> np.ndarray:
         """Return the contribution of each patch `(h, w)` to the score of the pack's first image.
 
         It is the mean over all models. Air is NaN; `model.explain.method_named(method).unit` is its unit.
         """
         image = next(iter(pack)).to(self.device)
-        models = [model for member in self.members for model in member.models]
+        models = [model for package in self.packages for model in package.models]
         return np.mean([explain(model, image, method).float().cpu().numpy() for model in models], axis=0)

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from vitmodel.data.rows import Row
+from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import UsageError
-from vitmodel.releases.files import file_name
+from vitmodel.releases.files import safe_file_name
 from vitmodel.results.heatmap import HeatMap
-from vitmodel.results.image_results import Image
+from vitmodel.results.image_results import ImageResult
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import LoadedImage, ScoredImage
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
@@ -33,15 +33,15 @@ def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
         tissue=cropped.crop > 0,
         geometry=cropped.geometry,
         patch=predictor.ensemble.model.config.vit.patch,
-        source=(int(record["source_height"]), int(record["source_width"])),
+        source_shape=(int(record["source_height"]), int(record["source_width"])),
     )
 
 
-def image_of(place: pd.Series, row: Row, scored: ScoredImage, predictor: Predictor) -> Image:
+def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor) -> ImageResult:
     """Return what the picture and the DICOM results state about an image; `place` is its row of the manifest."""
-    return Image(
-        name=file_name(place.image_id),
-        path=row.source,
+    return ImageResult(
+        name=safe_file_name(place.image_id),
+        path=row.source_file,
         side=place.laterality,
         view=place.view,
         probability=predictor.ensemble.probability(scored.logits[:1])[0],
@@ -88,14 +88,14 @@ class Explanation:
     @property
     def peak(self) -> tuple[float, float]:
         """Position of the highest value, `(x, y)` in pixels of the source image."""
-        return self.heat.peak()
+        return self.heat.peak_position()
 
     @property
     def region(self) -> np.ndarray:
         """Outline of the region around the peak, `(K, 2)` points `(x, y)` in pixels of the source image."""
-        return self.heat.hottest()
+        return self.heat.peak_outline()
 
-    def on_source(self) -> np.ndarray:
+    def to_source_image(self) -> np.ndarray:
         """Return the values in the source image's pixels, `(H, W)` float; NaN outside the breast.
 
         Returns:
@@ -106,7 +106,7 @@ class Explanation:
             >>> model.explain("exam/rcc.dcm").on_source().ndim
             2
         """
-        return self.heat.on_source()
+        return self.heat.to_source_image()
 
     def save(self, path: str | Path) -> None:
         """Write `picture` as a PNG file.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.results.score_files import write_scores
+from vitmodel.results.score_files import write_score_files
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 
@@ -68,7 +68,7 @@ class Prediction:
             >>> sorted(path.name for path in folder.iterdir())
             ['breast_scores.csv', 'patient_scores.csv', 'scores.csv', 'submission.csv']
         """
-        write_scores(self.images, self.breasts, self.patients, Path(folder), parquet, jsonl)
+        write_score_files(self.images, self.breasts, self.patients, Path(folder), parquet, jsonl)
         return Path(folder)
 
     def summary(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import PredictorConfig
-from vitmodel.data.cropping import Record
+from vitmodel.data.cropping import ProvenanceRecord
 from vitmodel.scoring.ensemble import Ensemble
 from vitmodel.scoring.stream import LoadedImage, ScoredImage, ScoringRows, ScoringStream, Timings
 from vitmodel.scoring.tables import ScoreTables, breast_table, image_table, patient_table
@@ -42,14 +42,14 @@ class Predictor:
         """Yield the position, verdict and logits of each row as soon as they are known."""
         return self.stream.scores(rows)
 
-    def predict_logits(self, rows: ScoringRows) -> tuple[list[Record], np.ndarray]:
+    def predict_logits(self, rows: ScoringRows) -> tuple[list[ProvenanceRecord], np.ndarray]:
         """Return the verdict on each of the N rows and its logits `(N, L, M)`; no crop is kept."""
         results = {position: (scored.loaded.cropped.record, scored.logits) for position, scored in self.scores(rows)}
         records = [results[position][0] for position in range(len(rows))]
         logits = [results[position][1] for position in range(len(rows))]
-        return records, np.reshape(logits, (len(rows), self.ensemble.levels, len(self.ensemble.members)))
+        return records, np.reshape(np.asarray(logits, dtype=float), (len(rows), self.ensemble.levels, len(self.ensemble.packages)))
 
-    def tables(self, table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray] | np.ndarray) -> ScoreTables:
+    def tables(self, table: pd.DataFrame, records: Sequence[ProvenanceRecord], logits: Sequence[np.ndarray] | np.ndarray) -> ScoreTables:
         """Return the scores of the manifest `table` per image, breast and patient, from the result of `predict_logits`."""
         images = image_table(table, records, logits, self.ensemble)
         breasts = self.score_breasts(images)
@@ -74,5 +74,5 @@ class Predictor:
     def explain(self, image: LoadedImage, method: str) -> np.ndarray:
         """Return the contribution of each patch `(h, w)` to the image's score; see `Ensemble.explain`."""
         assert image.pack is not None
-        with self.timings.of("explaining"):
+        with self.timings.record("explaining"):
             return self.ensemble.explain(image.pack, method)

@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import PredictorConfig
-from vitmodel.data.cropping import Cropped
+from vitmodel.data.cropping import CropResult
 from vitmodel.data.dataset import to_tensor
-from vitmodel.data.exams import about_images
-from vitmodel.data.rows import Row, load_crop, mm_per_pixel, rows_of
+from vitmodel.data.exams import image_metadata
+from vitmodel.data.rows import ManifestRow, load_crop, mm_per_pixel, to_manifest_rows
 from vitmodel.errors import UsageError
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.model.architecture import NetworkConfig
-from vitmodel.model.packed_batch import About, Pack, check_budget, grouped, pack
+from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, check_token_budget, group_indices, pack_images
 from vitmodel.scoring.ensemble import Ensemble
-from vitmodel.utils import give_back_freed_memory
+from vitmodel.utils import release_freed_memory
 
 GROUP_IMAGES = 16
 """Most images per forward pass, so that no image waits long for later ones."""
@@ -32,13 +32,13 @@ class ScoringRows:
     """Manifest rows with what loading (`rows`) and the network (`metadata`) need of each; attached once per run."""
 
     table: pd.DataFrame
-    rows: list[Row]
-    metadata: list[About]
+    rows: list[ManifestRow]
+    metadata: list[ImageMetadata]
 
     @classmethod
     def attach(cls, table: pd.DataFrame, config: NetworkConfig) -> ScoringRows:
         """Return the rows of the manifest `table` with the metadata that a network of this configuration uses."""
-        return cls(table, rows_of(table), about_images(table, config))
+        return cls(table, to_manifest_rows(table), image_metadata(table, config))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,15 +51,15 @@ class ScoringRows:
 
     def exams(self) -> list[list[int]]:
         """Return the positions of the images that are fused together; without exam fusion, each image alone."""
-        return grouped(metadata.exam for metadata in self.metadata)
+        return group_indices(metadata.exam for metadata in self.metadata)
 
 
 class LoadedImage(NamedTuple):
     """An image on its way to its score."""
 
-    cropped: Cropped
+    cropped: CropResult
     """The verdict and, unless the image was refused, its crop."""
-    pack: Pack | None = None
+    pack: PackedBatch | None = None
     """The crop's patches and, with flip averaging, those of its flip; None = refused."""
     seconds: float = 0
     """Time spent on loading."""
@@ -90,7 +90,7 @@ class Timings:
     writing: float = 0
 
     @contextmanager
-    def of(self, name: str) -> Iterator[None]:
+    def record(self, name: str) -> Iterator[None]:
         """Add the duration of the block to the field `name`."""
         start = time.perf_counter()
         yield
@@ -126,23 +126,23 @@ class ScoringStream:
         groups = self.groups(self.units(rows))
         since_cleanup = 0
         while True:
-            with self.timings.of("waiting"):
+            with self.timings.record("waiting"):
                 group = next(groups, None)
             if group is None:
                 return
-            with self.timings.of("network"):
+            with self.timings.record("network"):
                 logits = iter(self.ensemble.logits([image.pack for _, image in group if image.pack is not None]))
             for position, image in group:
                 self.timings.decoding += image.seconds
                 yield position, ScoredImage(image, self._refused() if image.pack is None else next(logits))
             since_cleanup += len(group)
             if since_cleanup >= GROUP_IMAGES:
-                give_back_freed_memory()
+                release_freed_memory()
                 since_cleanup = 0
 
     def _refused(self) -> np.ndarray:
         """Return the logits `(L, M)` of a refused image."""
-        return np.full((self.ensemble.levels, len(self.ensemble.members)), np.nan)
+        return np.full((self.ensemble.levels, len(self.ensemble.packages)), np.nan)
 
     def units(self, rows: ScoringRows) -> Iterator[Unit]:
         """Yield what the network must see together: an image or, with exam fusion, the images of an exam.
@@ -157,7 +157,7 @@ class ScoringStream:
             yield self._without_copies(images, rows.metadata) if self.ensemble.fused else images
         next(loaded, None)  # ends the map and its progress bar
 
-    def _without_copies(self, images: Unit, metadata: Sequence[About]) -> Unit:
+    def _without_copies(self, images: Unit, metadata: Sequence[ImageMetadata]) -> Unit:
         """Return the images of an exam, each later copy of a file within a breast as an exam of its own."""
         seen: set[tuple[int, object]] = set()
         result: Unit = []
@@ -165,14 +165,14 @@ class ScoringStream:
             digest = image.cropped.record.get("source_sha256")
             file = metadata[position].breast, digest
             if image.pack is not None and file in seen:
-                alone = tuple(replace(about, breast=-1, exam=-1) for about in image.pack.about)
-                image = image._replace(pack=replace(image.pack, about=alone))
+                alone = tuple(replace(about, breast=-1, exam=-1) for about in image.pack.metadata)
+                image = image._replace(pack=replace(image.pack, metadata=alone))
             elif image.pack is not None and digest:
                 seen.add(file)
             result.append((position, image))
         return result
 
-    def load(self, row: Row, metadata: About = About()) -> LoadedImage:  # noqa: B008 (frozen)
+    def load(self, row: ManifestRow, metadata: ImageMetadata = ImageMetadata()) -> LoadedImage:  # noqa: B008 (frozen)
         """Return the crop of a manifest row, cut into patches; one that the network cannot read is refused."""
         start = time.perf_counter()
         cropped = load_crop(row, self.ensemble.preprocessing)
@@ -182,10 +182,10 @@ class ScoringStream:
             patches = self._pack(cropped, metadata)
         except UsageError as error:
             refused = cropped.record | {"status": "refused", "reason": "unfit", "remark": str(error)}
-            return LoadedImage(Cropped(refused), None, time.perf_counter() - start)
+            return LoadedImage(CropResult(refused), None, time.perf_counter() - start)
         return LoadedImage(cropped, patches, time.perf_counter() - start)
 
-    def _pack(self, cropped: Cropped, metadata: About) -> Pack:
+    def _pack(self, cropped: CropResult, metadata: ImageMetadata) -> PackedBatch:
         """Return the patches of a crop and, with flip averaging, of its flip. Raises UsageError if they do not fit."""
         assert cropped.crop is not None
         ensemble = self.ensemble
@@ -193,19 +193,19 @@ class ScoringStream:
         image = to_tensor(cropped.crop)
         images = [image, image.flip(-2)] if ensemble.flip else [image]
         scaled = replace(metadata, mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
-        about = [scaled.apart(number, len(images)) for number in range(len(images))]  # a flipped exam is another exam
-        patches = pack(images, vit.patch, ["the crop"] * len(images), not ensemble.packed, about)
+        about = [scaled.with_unique_ids(number, len(images)) for number in range(len(images))]  # a flipped exam is another exam
+        patches = pack_images(images, vit.patch, ["the crop"] * len(images), not ensemble.packed, about)
         if not ensemble.model.segments:
-            check_budget("the crop", max(patches.lengths(vit.prefix)), self.tokens)
+            check_token_budget("the crop", max(patches.sequence_lengths(vit.num_prefix_tokens)), self.tokens)
         return patches
 
     def groups(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """Yield consecutive units joined up to `GROUP_IMAGES` images and the token budget; a larger unit stays alone."""
-        prefix = self.ensemble.model.config.vit.prefix
+        prefix = self.ensemble.model.config.vit.num_prefix_tokens
         group: Unit = []
         length = 0
         for unit in units:
-            added = sum(sum(image.pack.lengths(prefix)) for _, image in unit if image.pack)
+            added = sum(sum(image.pack.sequence_lengths(prefix)) for _, image in unit if image.pack)
             if group and (len(group) + len(unit) > GROUP_IMAGES or length + added > self.tokens):
                 yield group
                 group = []

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from vitmodel.data.cropping import Record
-from vitmodel.data.exams import mixed_exams, unseen_sources
-from vitmodel.data.manifest import breast_ids, repeated
+from vitmodel.data.cropping import ProvenanceRecord
+from vitmodel.data.exams import describe_unseen_sources, find_mixed_exams
+from vitmodel.data.manifest import breast_ids, is_repeated_file
 from vitmodel.metrics.scored_units import aggregate
-from vitmodel.pixels.verdict import WARNED
+from vitmodel.pixels.verdict import WARNING_REASONS
 from vitmodel.scoring.ensemble import Ensemble
 
-IDS = ["image_id", "patient_id", "laterality", "view"]
+ID_COLUMNS = ["image_id", "patient_id", "laterality", "view"]
 IMAGE_SCORES = ["score", "probability"]
 BREAST_SCORES = ["breast_score", "breast_probability"]
 
@@ -29,7 +29,7 @@ class ScoreTables(NamedTuple):
 
 
 def image_table(
-    table: pd.DataFrame, records: Sequence[Record], logits: Sequence[np.ndarray] | np.ndarray, ensemble: Ensemble
+    table: pd.DataFrame, records: Sequence[ProvenanceRecord], logits: Sequence[np.ndarray] | np.ndarray, ensemble: Ensemble
 ) -> pd.DataFrame:
     """Return one row of scores per row of the manifest `table`.
 
@@ -44,35 +44,35 @@ def image_table(
         logits: The logits of each row, `(N, L, M)`.
         ensemble: The packages that gave the logits.
     """
-    by_row = np.reshape(np.asarray(logits, dtype=float), (len(table), ensemble.levels, len(ensemble.members)))
+    by_row = np.reshape(np.asarray(logits, dtype=float), (len(table), ensemble.levels, len(ensemble.packages)))
     scored = np.isfinite(by_row[:, 0]).all(axis=1)
-    scores = table[IDS].copy()
+    scores = table[ID_COLUMNS].copy()
     for column in (*IMAGE_SCORES, *BREAST_SCORES):
         scores[column] = np.nan
     scores.loc[scored, IMAGE_SCORES] = ensemble.calibrate(by_row[scored, 0])
-    scores["decision"] = decide(scores["probability"], ensemble.threshold)
+    scores["decision"] = apply_threshold(scores["probability"], ensemble.threshold)
     for column in ("status", "reason", "remark", "source_sha256"):
         scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
     warn_of_metadata(scores, table, records, ensemble)
-    copies = repeated(scores)
-    doubt(scores, "duplicate", pd.Series(WARNED["duplicate"], index=table.index)[copies])
+    copies = is_repeated_file(scores)
+    add_warning(scores, "duplicate", pd.Series(WARNING_REASONS["duplicate"], index=table.index)[copies])
     used = scored & ~copies.to_numpy()
     if used.any():
         image_scores = scores.loc[used, IMAGE_SCORES].to_numpy()
         scores.loc[used, BREAST_SCORES] = ensemble.breast_scores(image_scores, by_row[used, -1], breast_ids(scores[used]))
     sideless = scores.loc[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies, "patient_id"]
-    doubt(scores, "no_laterality", pd.Series(WARNED["no_laterality"], index=sideless.index[sideless.duplicated(keep=False)]))
+    add_warning(scores, "no_laterality", pd.Series(WARNING_REASONS["no_laterality"], index=sideless.index[sideless.duplicated(keep=False)]))
     return scores
 
 
-def warn_of_metadata(scores: pd.DataFrame, table: pd.DataFrame, records: Sequence[Record], ensemble: Ensemble) -> None:
+def warn_of_metadata(scores: pd.DataFrame, table: pd.DataFrame, records: Sequence[ProvenanceRecord], ensemble: Ensemble) -> None:
     """Add the warnings about sources that the network has not seen and about exams that mix breasts or patients."""
     usable = scores["status"] != "refused"
-    unseen = pd.Series(unseen_sources(table, ensemble.model.config), index=table.index)
-    doubt(scores, "unseen_source", unseen[(unseen != "") & usable])
+    unseen = pd.Series(describe_unseen_sources(table, ensemble.model.config), index=table.index)
+    add_warning(scores, "unseen_source", unseen[(unseen != "") & usable])
     walls = pd.Series([record.get("chest_wall_side") for record in records], index=table.index, dtype=object)
-    mixed = mixed_exams(table.assign(chest_wall_side=walls.fillna(table["chest_wall_side"])))
-    doubt(scores, "mixed_exam", mixed[usable])
+    mixed = find_mixed_exams(table.assign(chest_wall_side=walls.fillna(table["chest_wall_side"])))
+    add_warning(scores, "mixed_exam", mixed[usable])
 
 
 def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
     used = images[images["probability"].notna() & ~is_duplicate(images)]
     for column in IMAGE_SCORES:
         breasts[column] = used.groupby("prediction_id")[f"breast_{column}"].first()
-    breasts["decision"] = decide(breasts["probability"], threshold)
+    breasts["decision"] = apply_threshold(breasts["probability"], threshold)
     breasts["n_images"] = groups.size()
     views = used.groupby("prediction_id")["view"]
     breasts["views"] = views.agg(lambda names: ";".join(sorted(set(names) - {""})))
@@ -117,37 +117,37 @@ def patient_table(breasts: pd.DataFrame, threshold: float, aggregation: str) -> 
     patients = groups.size().to_frame("n_breasts")
     scored = breasts[breasts["probability"].notna()]
     for position, column in enumerate(IMAGE_SCORES):
-        patients.insert(position, column, by_group(scored[column], scored["patient_id"], aggregation))
-    patients.insert(2, "decision", decide(patients["probability"], threshold))
+        patients.insert(position, column, aggregate_by_group(scored[column], scored["patient_id"], aggregation))
+    patients.insert(2, "decision", apply_threshold(patients["probability"], threshold))
     usable = groups["probability"].count()
     doubtful = (usable < patients["n_breasts"]) | (groups["reason"].count() > 0)
     patients["status"] = np.select([usable == 0, doubtful], ["refused", "warned"], "ok")
     return patients.reset_index()
 
 
-def by_group(scores: pd.Series, groups: pd.Series, how: str) -> pd.Series:
+def aggregate_by_group(scores: pd.Series, groups: pd.Series, how: str) -> pd.Series:
     """Return one score per group, indexed by its id."""
     ids, values = aggregate(scores, groups, how) if len(scores) else ([], [])
     return pd.Series(values, index=ids, dtype=float)
 
 
-def decide(probability: pd.Series, threshold: float) -> pd.Series:
+def apply_threshold(probability: pd.Series, threshold: float) -> pd.Series:
     """Return 1 at or above the threshold, 0 below it, NaN without a probability."""
     return (probability >= threshold).astype(float).where(probability.notna())
 
 
-def has_reason(images: pd.DataFrame, code: str) -> pd.Series:
+def has_code(images: pd.DataFrame, code: str) -> pd.Series:
     """Return which rows of scores or of a manifest have this code of `pixels/verdict.py` among their reasons."""
     return images["reason"].fillna("").str.split(";").map(lambda codes: code in codes)
 
 
 def is_duplicate(images: pd.DataFrame) -> pd.Series:
     """Return which rows of `image_table` are copies of an earlier image of the same breast."""
-    return has_reason(images, "duplicate")
+    return has_code(images, "duplicate")
 
 
-def doubt(images: pd.DataFrame, code: str, sentences: pd.Series) -> None:
-    """Add a warning, a code of `WARNED` with a message, to each image in the index of `sentences`. Changes `images`."""
+def add_warning(images: pd.DataFrame, code: str, sentences: pd.Series) -> None:
+    """Add a warning, a code of `WARNING_REASONS` with a message, to each image in the index of `sentences`. Changes `images`."""
     rows = sentences.index
     for column, texts, between in (("reason", [code] * len(rows), ";"), ("remark", sentences.tolist(), "; ")):
         pairs = zip(images.loc[rows, column], texts, strict=True)
@@ -166,10 +166,10 @@ def recropping_messages(table: pd.DataFrame, made: str) -> list[str]:
 def fallback_messages(images: pd.DataFrame) -> list[str]:
     """Return messages on images of unseen sources, and on missing laterality where it would tell breasts apart."""
     messages = []
-    unseen = int(has_reason(images, "unseen_source").sum())
+    unseen = int(has_code(images, "unseen_source").sum())
     if unseen:
         messages.append(f"{unseen} of {len(images)} images used the shared adapters: their source was not seen in training")
-    sideless = int(has_reason(images, "no_laterality").sum())
+    sideless = int(has_code(images, "no_laterality").sum())
     if sideless:
         messages.append(f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast")
     return messages

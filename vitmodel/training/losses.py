@@ -22,7 +22,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits and labels (0, 1 or NaN), B each, to one loss per image, B."""
 
 
-def masked(loss: Loss) -> Loss:
+def ignore_unknown_labels(loss: Loss) -> Loss:
     """`loss` with 0 where the label is NaN; neither its value nor its gradient reaches the logit there."""
 
     def known_only(logits: Tensor, labels: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def bce(smoothing: float = 0.0) -> Loss:
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing), reduction="none")
 
-    return masked(loss)
+    return ignore_unknown_labels(loss)
 
 
 def focal(gamma: float = 2.0, smoothing: float = 0.0) -> Loss:
@@ -61,7 +61,7 @@ def focal(gamma: float = 2.0, smoothing: float = 0.0) -> Loss:
         missed = torch.where(labels > 0.5, torch.sigmoid(-logits), torch.sigmoid(logits))
         return missed**gamma * F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing), reduction="none")
 
-    return masked(loss)
+    return ignore_unknown_labels(loss)
 
 
 def soft_f1(logits: Tensor, labels: Tensor) -> Tensor:
@@ -72,12 +72,12 @@ def soft_f1(logits: Tensor, labels: Tensor) -> Tensor:
     """
     known = ~labels.isnan()
     p, y = torch.sigmoid(torch.where(known, logits, 0)) * known, torch.where(known, labels, 0)
-    both, said, positives = SumOverProcesses.apply(torch.stack([(p * y).sum(), p.sum(), y.sum()]))
+    both, said, positives = AllReduceSum.apply(torch.stack([(p * y).sum(), p.sum(), y.sum()]))
     pf1 = 2 * both / (said + positives).clamp(min=1e-6)
     return (1 - pf1) * known * (positives > 0)
 
 
-class SumOverProcesses(torch.autograd.Function):
+class AllReduceSum(torch.autograd.Function):
     """Sums over the parts of a batch that the processes have, and back the sum of what each makes of them."""
 
     @staticmethod
@@ -89,7 +89,7 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return SumOverProcesses.forward(ctx, gradient)
+        return AllReduceSum.forward(ctx, gradient)
 
 
 def pf1(smoothing: float = 0.0) -> Loss:
@@ -112,7 +112,7 @@ def make_loss(name: str, smoothing: float = 0.0) -> Loss:
 
 
 @dataclass(frozen=True)
-class Target:
+class AuxiliaryTarget:
     """A column of the table as an auxiliary target."""
 
     name: str
@@ -124,7 +124,7 @@ class Target:
     """A number is taught as (value - centre) / scale."""
 
     @property
-    def outputs(self) -> int:
+    def num_outputs(self) -> int:
         """Numbers that the head gives for it."""
         return len(self.classes) or 1
 
@@ -143,7 +143,7 @@ class Target:
             index = torch.where(known, targets, 0).long()
             return F.cross_entropy(torch.where(known[:, None], outputs, 0), index, reduction="none") * known / math.log(len(self.classes))
         if self.scale:
-            return masked(lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none"))(outputs[:, 0], targets)
+            return ignore_unknown_labels(lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none"))(outputs[:, 0], targets)
         return bce()(outputs[:, 0], targets)
 
 
@@ -152,16 +152,16 @@ def _text(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-TARGETS: Mapping[str, Target] = {
+AUXILIARY_TARGETS: Mapping[str, AuxiliaryTarget] = {
     target.name: target
     for target in (
-        Target("birads", classes=("0", "1", "2", "3", "4", "5", "6")),
-        Target("density", classes=("A", "B", "C", "D")),
-        Target("invasive"),
-        Target("biopsy"),
-        Target("difficult_negative_case"),
-        Target("view", classes=("CC", "MLO")),
-        Target("age", centre=58.0, scale=12.0),  # years: mean and deviation of a screened population
+        AuxiliaryTarget("birads", classes=("0", "1", "2", "3", "4", "5", "6")),
+        AuxiliaryTarget("density", classes=("A", "B", "C", "D")),
+        AuxiliaryTarget("invasive"),
+        AuxiliaryTarget("biopsy"),
+        AuxiliaryTarget("difficult_negative_case"),
+        AuxiliaryTarget("view", classes=("CC", "MLO")),
+        AuxiliaryTarget("age", centre=58.0, scale=12.0),  # years: mean and deviation of a screened population
     )
 }
 
@@ -171,8 +171,8 @@ class AuxiliaryHeads(nn.Module):
 
     def __init__(self, dim: int, names: Sequence[str]) -> None:
         super().__init__()
-        self.targets = [TARGETS[name] for name in names]
-        self.heads = nn.ModuleDict({target.name: nn.Linear(dim, target.outputs) for target in self.targets})
+        self.targets = [AUXILIARY_TARGETS[name] for name in names]
+        self.heads = nn.ModuleDict({target.name: nn.Linear(dim, target.num_outputs) for target in self.targets})
 
     def forward(self, features: Tensor, targets: Tensor) -> Tensor:
         """The loss of each image for each target, 0 where it is unknown: B D, B A -> B A.

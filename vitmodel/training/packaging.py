@@ -14,24 +14,24 @@ from vitmodel.config import Preprocessing, TrainConfig, to_yaml
 from vitmodel.data.fingerprint import Fingerprint
 from vitmodel.data.manifest import breast_ids
 from vitmodel.metrics import calibration
-from vitmodel.metrics.scored_units import Sample, to_logit
-from vitmodel.metrics.threshold import choose_threshold, purpose
+from vitmodel.metrics.scored_units import ScoredUnits, to_logit
+from vitmodel.metrics.threshold import choose_threshold, describe_objective
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.training.fit import LABEL
 from vitmodel.training.module import History
-from vitmodel.training.trainer import system
+from vitmodel.training.trainer import system_info
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path
 
 AGGREGATE = "mean_logit"
 """How a breast's images make its score: what is fitted to breasts then holds for the mean of their logits."""
 
 
-def breasts_of(rows: pd.DataFrame, logits: np.ndarray) -> Sample:
+def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray) -> ScoredUnits:
     """The rows' breasts, scored by the mean logit of their images (fusion gives all of them the breast's own); those that could not be
     read (NaN) are left out."""
     rows, logits = rows[np.isfinite(logits)], logits[np.isfinite(logits)]
-    return Sample(rows[LABEL].to_numpy(), expit(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), AGGREGATE)
+    return ScoredUnits(rows[LABEL].to_numpy(), expit(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), AGGREGATE)
 
 
 def write_table(rows: pd.DataFrame, logits: np.ndarray, path: Path) -> None:
@@ -44,7 +44,7 @@ def write_table(rows: pd.DataFrame, logits: np.ndarray, path: Path) -> None:
 def write_package(
     config: TrainConfig,
     models: Sequence[Network],
-    breasts: Sample,
+    breasts: ScoredUnits,
     data: Fingerprint,
     preprocessing: Preprocessing,
     history: History,
@@ -55,7 +55,7 @@ def write_package(
     fitted = calibration.fit(config.calibration, breasts.labels, logits)
     threshold = choose_threshold(breasts.labels, fitted.apply(logits), config.objective, config.sensitivity)
     decision = {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "threshold": threshold}
-    here = system()
+    here = system_info()
     contents = {
         "label": LABEL,
         "preprocessing": preprocessing.to_json(),
@@ -98,7 +98,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
 {kind}.
 The probability of a breast is {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. The decision threshold is
-{contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {purpose(config.objective, config.sensitivity)}.
+{contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {describe_objective(config.objective, config.sensitivity)}.
 
 | split | patients | images | cancer images |
 |---|---|---|---|

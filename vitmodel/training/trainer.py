@@ -29,28 +29,28 @@ from torch.distributed.fsdp import MixedPrecision
 from vitmodel import __version__
 from vitmodel.config import TrainingConfig, plain, to_yaml
 from vitmodel.errors import UsageError, VitmodelError
-from vitmodel.model.device import device_of
+from vitmodel.model.device import resolve_device
 from vitmodel.model.fusion import ExamFusion
 from vitmodel.model.packed_attention import compile_blocks
 from vitmodel.model.vit import Block, Head
-from vitmodel.training.batching import Batch, Batches
-from vitmodel.training.callbacks import BadSteps, Meter, Progress
+from vitmodel.training.batching import Batch, BatchLoader
+from vitmodel.training.callbacks import NonFiniteStepMonitor, ThroughputLogger, TrainingProgressBar
 from vitmodel.training.losses import AuxiliaryHeads
-from vitmodel.training.module import Course
+from vitmodel.training.module import TrainingModule
 from vitmodel.utils import atomic_path, to_json, write_atomic
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The source folder of vitmodel, whose hash is logged with each run."""
-LAST = Path("checkpoints") / "last.ckpt"
-STARTED = f"**/{LAST.parent}"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+STARTED = f"**/{LAST_CHECKPOINT.parent}"
 """Glob pattern of what a training creates at its first step: before that, a refused run leaves nothing behind."""
-UNITS = {Block, Head, AuxiliaryHeads, ExamFusion}
+FSDP_WRAP_CLASSES = {Block, Head, AuxiliaryHeads, ExamFusion}
 """What FSDP gathers at a time: a block; and, apart from the body, which may be frozen, what learns nevertheless."""
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the one process, or the first of several, by the environment that their starter set: the one that writes files."""
     return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
 
@@ -73,7 +73,7 @@ class StartMarker(Callback):
     """Create the folder of checkpoints after the first step: from then on a run that fails keeps its folder."""
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / LAST.parent
+        self.folder = run / LAST_CHECKPOINT.parent
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if trainer.is_global_zero:
@@ -94,9 +94,9 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = ""
     Raises:
         UsageError: The folder holds a run, and `resume` is off, or that run has other settings or other data.
     """
-    recipe, checkpoint = run / f"{verb}.yaml", run / LAST
-    here = system() | {"precision": precision_of(config), "data_sha256": data}
-    if is_first():
+    recipe, checkpoint = run / f"{verb}.yaml", run / LAST_CHECKPOINT
+    here = system_info() | {"precision": resolve_precision(config), "data_sha256": data}
+    if is_rank_zero():
         text = to_yaml(verb, replace(config, resume=False), recipe)
         if recipe.exists():
             if not config.resume:
@@ -126,7 +126,7 @@ def next_epoch(checkpoint: Path | None) -> int:
     return torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint else 0
 
 
-def system() -> dict[str, Any]:
+def system_info() -> dict[str, Any]:
     """The machine, the versions and, as one hash, the code that a run depends on."""
     cuda = torch.cuda.is_available()
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py"))))
@@ -141,10 +141,10 @@ def system() -> dict[str, Any]:
     }
 
 
-def precision_of(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+def resolve_precision(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """The arithmetic that training on the device does best with, unless one is asked for: on a CPU 32 bits, as bfloat16 saves little time
-    on small crops (dev/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `device_of` does."""
-    device, wanted = device_of(config.device), config.precision
+    on small crops (dev/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `resolve_device` does."""
+    device, wanted = resolve_device(config.device), config.precision
     if wanted == "auto":
         wanted = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if wanted == "fp16" and device == "cpu":
@@ -164,12 +164,12 @@ class ShardedPrecision(FSDPPrecision):
         return data
 
 
-def strategy_of(config: TrainingConfig) -> Strategy | str:
+def resolve_strategy(config: TrainingConfig) -> Strategy | str:
     """How several processes share the work."""
     if config.devices * config.nodes == 1:
         return "auto"
     if config.strategy == "fsdp":
-        return FSDPStrategy(auto_wrap_policy=UNITS)
+        return FSDPStrategy(auto_wrap_policy=FSDP_WRAP_CLASSES)
     return "ddp_find_unused_parameters_true" if config.idles else "ddp"
 
 
@@ -179,22 +179,22 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
     loggers = build_loggers(config, run)
     monitors = [
         StartMarker(run),
-        BadSteps(run / "nonfinite.json", config.nonfinite),
-        Meter(),
+        NonFiniteStepMonitor(run / "nonfinite.json", config.nonfinite),
+        ThroughputLogger(),
         *([LearningRateMonitor("step")] if loggers else []),
-        Progress(),
+        TrainingProgressBar(),
     ]
     return L.Trainer(
-        accelerator=device_of(config.device),
+        accelerator=resolve_device(config.device),
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy=strategy_of(config),
-        precision=None if config.strategy == "fsdp" else precision_of(config),
+        strategy=resolve_strategy(config),
+        precision=None if config.strategy == "fsdp" else resolve_precision(config),
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate,
         logger=loggers,
         callbacks=[*callbacks, *monitors],
-        plugins=[AtomicCheckpoints()] if config.strategy == "ddp" else [ShardedPrecision(precision_of(config))],
+        plugins=[AtomicCheckpoints()] if config.strategy == "ddp" else [ShardedPrecision(resolve_precision(config))],
         gradient_clip_val=config.clip or None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -204,7 +204,7 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
     )
 
 
-def fit(trainer: L.Trainer, learner: Course, train: Batches, val: Batches | None, checkpoint: Path | None) -> None:
+def fit(trainer: L.Trainer, learner: TrainingModule, train: BatchLoader, val: BatchLoader | None, checkpoint: Path | None) -> None:
     """Train `learner`, starting from `checkpoint` if there is one."""
     if learner.config.compile:
         compile_blocks(learner)
@@ -232,10 +232,10 @@ def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
         raise UsageError("wandb: no API key is set; set WANDB_API_KEY, run `wandb login`, or use --wandb offline")
     if config.wandb != "off":
         offline = config.wandb == "offline" or (config.wandb == "auto" and not has_wandb_key())
-        identifier = (run / "run_id").read_text().strip() if is_first() else None
+        identifier = (run / "run_id").read_text().strip() if is_rank_zero() else None
         os.environ.setdefault("WANDB_SILENT", "true")
         loggers.append(WandbLogger(project="vitmodel", name=run.name, id=identifier, save_dir=run, offline=offline))
-    if is_first():
+    if is_rank_zero():
         settings = plain(config) | {"system": json.loads((run / "system.json").read_text())}
         for each in loggers:
             each.log_hyperparams(settings)
