@@ -41,11 +41,14 @@ def write_program(folder: Path) -> Path:
 
 
 def run_line(line: str, environment: dict[str, str]) -> None:
-    """Run one line of a bash block: a plain `vitmodel` command in this process, which is faster, others in a shell."""
+    """Run one line of a bash block: a plain `vitmodel` command in this process, which is faster, others in a shell.
+
+    `synth` runs in a shell: joblib's worker processes outlive a test and would write relative to its folder.
+    """
     words = shlex.split(line, comments=True)
     if not words:
         return
-    if words[0] == "vitmodel" and not set("|&;<>") & set(line):
+    if words[0] == "vitmodel" and words[1] != "synth" and not set("|&;<>") & set(line):
         assert cli.main(words[1:]) == 0, line
         return
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
