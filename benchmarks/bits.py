@@ -48,7 +48,9 @@ def score(run: Path, images: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """The rows that have a fold, and their logits out of fold by all of WAYS."""
     predictor = Predictor(PredictorConfig(package=run / "package", device="cpu", flip=False))
     if predictor.ensemble.model.sources or predictor.ensemble.model.exam or predictor.ensemble.model.segments:
-        raise SystemExit(f"{run}: has sources, segments or fusion, which no ONNX file holds; its ViT alone is not the model")
+        raise SystemExit(
+            f"{run}: has sources, segments or fusion, which no ONNX file holds; its ViT alone is not the model"
+        )
     table = read_manifest(run / "manifest.csv")
     table = table[table["fold"].notna()].reset_index(drop=True)
     rows = to_manifest_rows(table)
@@ -57,7 +59,9 @@ def score(run: Path, images: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
         own = np.flatnonzero(table["fold"] == fold)
         others = np.flatnonzero(table["fold"] != fold)
         others = others[np.linspace(0, len(others) - 1, images).round().astype(int)]
-        calibration = [crop for crop in (predictor.stream.load(rows[place]).pack for place in others) if crop is not None]
+        calibration = [
+            crop for crop in (predictor.stream.load(rows[place]).pack for place in others) if crop is not None
+        ]
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             ways = ways_of(network.trunk, calibration, Path(folder))
             for place in progress(own, f"fold {fold}"):
@@ -79,7 +83,9 @@ def main() -> None:
     table, logits = score(arguments.run, arguments.images)
     read = np.isfinite(logits["torch"])
     samples = {
-        name: ScoredUnits(table["cancer"].to_numpy(float)[read], expit(each[read]), table["patient_id"].to_numpy()[read])
+        name: ScoredUnits(
+            table["cancer"].to_numpy(float)[read], expit(each[read]), table["patient_id"].to_numpy()[read]
+        )
         for name, each in logits.items()
     }
     lines = {}
@@ -89,8 +95,15 @@ def main() -> None:
         auroc = compute_metrics(sample, 0.5).intervals["auroc"]
         change = compare(samples["torch"], sample, (0.5, 0.5)).differences["auroc"]
         apart = np.abs(logits[name] - logits["torch"])[read]
-        lines[name] = {"auroc": vars(auroc), "change": vars(change), "mean": float(apart.mean()), "most": float(apart.max())}
-        print(f"| {name} | {auroc} | {change.value:.4f} ({change.low:.4f} to {change.high:.4f}) | {apart.mean():.2g}, {apart.max():.2g} |")
+        lines[name] = {
+            "auroc": vars(auroc),
+            "change": vars(change),
+            "mean": float(apart.mean()),
+            "most": float(apart.max()),
+        }
+        print(
+            f"| {name} | {auroc} | {change.value:.4f} ({change.low:.4f} to {change.high:.4f}) | {apart.mean():.2g}, {apart.max():.2g} |"
+        )
     if arguments.json:
         write_atomic(arguments.json, to_json(lines))
 

@@ -69,7 +69,12 @@ def boxes() -> dict[str, Any]:
         hand = np.array([row.x0_frac, row.y0_frac, row.x0_frac + row.w_frac, row.y0_frac + row.h_frac])
         scores.append(overlap(np.array(breast.box), hand * [width, height, width, height]))
     iou, outside = np.array(scores).T
-    return {"images": len(iou), "median IoU": np.median(iou), "least IoU": iou.min(), "most of a hand-drawn box left out": outside.max()}
+    return {
+        "images": len(iou),
+        "median IoU": np.median(iou),
+        "least IoU": iou.min(),
+        "most of a hand-drawn box left out": outside.max(),
+    }
 
 
 def films() -> dict[str, Any]:
@@ -78,7 +83,9 @@ def films() -> dict[str, Any]:
     inside = [box.x0 <= row.x < box.x1 and box.y0 <= row.y_top_left < box.y1 for row, box in lesions]
     return {
         "images": len(found),
-        "chest wall right": np.mean([breast is not None and breast.chest_wall == row.chest_wall_side for row, breast, _ in found]),
+        "chest wall right": np.mean(
+            [breast is not None and breast.chest_wall == row.chest_wall_side for row, breast, _ in found]
+        ),
         "lesions": len(inside),
         "lesions in the box": np.mean(inside),
     }
@@ -88,7 +95,8 @@ def machines() -> dict[str, Any]:
     found = find(release("rsna_640"), "rsna_640")
     kept = [(row, breast) for row, breast, _ in found if breast]
     agree = pd.DataFrame(
-        {"machine": row.machine_id, "agree": {"left": "L", "right": "R"}[breast.chest_wall] == row.laterality} for row, breast in kept
+        {"machine": row.machine_id, "agree": {"left": "L", "right": "R"}[breast.chest_wall] == row.laterality}
+        for row, breast in kept
     )
     return {
         "images": len(found),

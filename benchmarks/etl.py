@@ -66,9 +66,15 @@ def rle(stored: np.ndarray) -> bytes:
 
 
 SYNTAXES: dict[str, tuple[uid.UID, Callable[[np.ndarray], bytes]]] = {
-    "JPEG 2000": (uid.JPEG2000Lossless, lambda x: imagecodecs.jpeg2k_encode(x, level=0, reversible=True, codecformat="j2k", resolutions=6)),
+    "JPEG 2000": (
+        uid.JPEG2000Lossless,
+        lambda x: imagecodecs.jpeg2k_encode(x, level=0, reversible=True, codecformat="j2k", resolutions=6),
+    ),
     "HTJ2K": (uid.HTJ2KLossless, lambda x: imagecodecs.htj2k_encode(x, reversible=True)),
-    "JPEG lossless": (uid.JPEGLosslessSV1, lambda x: imagecodecs.jpeg8_encode(x, lossless=True, predictor=1, bitspersample=12)),
+    "JPEG lossless": (
+        uid.JPEGLosslessSV1,
+        lambda x: imagecodecs.jpeg8_encode(x, lossless=True, predictor=1, bitspersample=12),
+    ),
     "JPEG-LS": (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
     "RLE": (uid.RLELossless, rle),
     "uncompressed": (uid.ExplicitVRLittleEndian, np.ndarray.tobytes),
@@ -88,7 +94,9 @@ def phantom(view: ViewName, shape: Size) -> np.ndarray:
 
 def write_samples(folder: Path) -> pd.DataFrame:
     """Two phantoms of each shape in each syntax, and the real images: columns sample, path."""
-    header = dcmread(next(write_release(SynthConfig(out=folder / "release", patients=1, size=Size(128, 128))).rglob("*.dcm")))
+    header = dcmread(
+        next(write_release(SynthConfig(out=folder / "release", patients=1, size=Size(128, 128))).rglob("*.dcm"))
+    )
     header.PhotometricInterpretation, header.PresentationLUTShape = "MONOCHROME2", "IDENTITY"
     header.WindowCenter, header.WindowWidth, header.VOILUTFunction = "2048", "4096", "LINEAR"
     header.BitsStored, header.HighBit, header.PixelPaddingValue = 12, 11, 0
@@ -178,11 +186,19 @@ def speed(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
         for sample, group in samples.groupby("sample", sort=False):
             for target in TARGETS:
                 paths = group.path[:2]
-                runs = [seconds({name: functools.partial(run, name, path, target) for name in WAYS}, repeats) for path in paths]
+                runs = [
+                    seconds({name: functools.partial(run, name, path, target) for name in WAYS}, repeats)
+                    for path in paths
+                ]
                 mean = {name: statistics.mean(run[name] for run in runs) for name in WAYS}
-                ratios = {f"{peer} / {our}": mean[peer] / mean[our] for our in ("ours", "exact") for peer in ("peer", "tuned")}
+                ratios = {
+                    f"{peer} / {our}": mean[peer] / mean[our] for our in ("ours", "exact") for peer in ("peer", "tuned")
+                }
                 rows.append({"sample": sample, "target": str(target), **mean, **ratios})
-                print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1, float_format="%.3f"), flush=True)
+                print(
+                    pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1, float_format="%.3f"),
+                    flush=True,
+                )
     return pd.DataFrame(rows)
 
 
@@ -193,11 +209,20 @@ def levels(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
         for target in TARGETS:
             found = []
             for path in group.path:
-                fast, exact = (preprocess(path, Preprocessing(size=target, bits=16, exact=exact)) for exact in (False, True))
+                fast, exact = (
+                    preprocess(path, Preprocessing(size=target, bits=16, exact=exact)) for exact in (False, True)
+                )
                 tissue = (fast.crop > 0) & (exact.crop > 0)
                 error = (fast.crop[tissue].astype(float) - exact.crop[tissue]) / 65535
                 found.append((fast.decode_level, -10 * np.log10(np.mean(error**2)) if np.any(error) else np.inf))
-            rows.append({"sample": sample, "target": str(target), "level": max(found)[0], "least PSNR": min(psnr for _, psnr in found)})
+            rows.append(
+                {
+                    "sample": sample,
+                    "target": str(target),
+                    "level": max(found)[0],
+                    "least PSNR": min(psnr for _, psnr in found),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -238,7 +263,9 @@ def copies(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
             write_atomic(copy, content)
             taken = seconds(functions, repeats)
         ratio = taken["read original"] / taken["read copy"]
-        rows.append({"sample": sample, **taken, "original / copy": ratio, "size of copy": len(content) / path.stat().st_size})
+        rows.append(
+            {"sample": sample, **taken, "original / copy": ratio, "size of copy": len(content) / path.stat().st_size}
+        )
     return pd.DataFrame(rows)
 
 

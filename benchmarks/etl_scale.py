@@ -73,11 +73,17 @@ def workers(folder: Path, rows: int) -> pd.DataFrame:
             for jobs in (1, 2):
                 command = [sys.executable, str(script), backend, str(jobs), *map(str, (paths * IMAGES)[:IMAGES])]
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                taken[jobs] = json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
+                taken[jobs] = json.loads(
+                    subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+                )
             speeds = {f"{jobs} worker{'s' * (jobs > 1)}": IMAGES / taken[jobs]["seconds"] for jobs in taken}
             gain = taken[1]["seconds"] / taken[2]["seconds"]
-            found.append({"syntax": syntax, "backend": backend, **speeds, "gain": gain, "MB a worker": taken[2]["memory"] / 1e6})
-            print(pd.DataFrame(found[-1:]).to_string(index=False, header=len(found) == 1, float_format="%.2f"), flush=True)
+            found.append(
+                {"syntax": syntax, "backend": backend, **speeds, "gain": gain, "MB a worker": taken[2]["memory"] / 1e6}
+            )
+            print(
+                pd.DataFrame(found[-1:]).to_string(index=False, header=len(found) == 1, float_format="%.2f"), flush=True
+            )
     return pd.DataFrame(found)
 
 
@@ -91,7 +97,14 @@ def link_release(folder: Path, count: int) -> Path:
         path = images / f"{number}.dcm"
         os.link(small[number % len(small)], path)
         rows.append(
-            {"patient_id": number // 4, "image_id": number, "laterality": "LR"[number % 2], "view": "CC", "path": path, "cancer": 0}
+            {
+                "patient_id": number // 4,
+                "image_id": number,
+                "laterality": "LR"[number % 2],
+                "view": "CC",
+                "path": path,
+                "cancer": 0,
+            }
         )
     table = folder / f"table{count}.csv"
     pd.DataFrame(rows).to_csv(table, index=False)
@@ -114,7 +127,14 @@ def files(folder: Path, rows: int) -> pd.DataFrame:
             out = table.parent / f"out-{kind}"
             first = run(source, out)
             again = statistics.median(run(source, out) for _ in range(3))
-            found.append({"source": kind, "files": count, "ms an image": 1e3 * first / count, "again, ms an image": 1e3 * again / count})
+            found.append(
+                {
+                    "source": kind,
+                    "files": count,
+                    "ms an image": 1e3 * first / count,
+                    "again, ms an image": 1e3 * again / count,
+                }
+            )
     return pd.DataFrame(found)
 
 

@@ -57,7 +57,9 @@ class Case:
     boxes: list[tuple[float, ...]]
 
     def heat(self, values: np.ndarray) -> HeatMap:
-        return HeatMap(values=values, tissue=self.tissue, geometry=self.geometry, patch=self.image.patch, source_shape=self.source)
+        return HeatMap(
+            values=values, tissue=self.tissue, geometry=self.geometry, patch=self.image.patch, source_shape=self.source
+        )
 
     def hit(self, x: float, y: float) -> float:
         """Whether a place in the source lies in a lesion's box."""
@@ -79,7 +81,9 @@ class Case:
         return self.geometry.to_source() @ np.stack([columns, rows, np.ones_like(rows)])
 
 
-def read_cases(release: Path, manifest: Path, preprocessing: Preprocessing, patch: int, air: bool, most: int) -> list[Case]:
+def read_cases(
+    release: Path, manifest: Path, preprocessing: Preprocessing, patch: int, air: bool, most: int
+) -> list[Case]:
     lesions = pd.read_csv(release / "lesions.csv", dtype={"image_id": str}).query("cancer == 1")
     table = read_manifest(manifest).query("split == 'test'")
     table = table[table.image_id.isin(lesions.image_id) & (table.status != "refused")]
@@ -145,7 +149,12 @@ def point(model: Network, cases: list[Case], method: str) -> tuple[dict[str, lis
 
 
 def judge(
-    model: Network, random_model: Network, cases: list[Case], maps: list[np.ndarray], chance: list[np.ndarray], method: str
+    model: Network,
+    random_model: Network,
+    cases: list[Case],
+    maps: list[np.ndarray],
+    chance: list[np.ndarray],
+    method: str,
 ) -> dict[str, list[float]]:
     """How far each case's map is faithful to the model, and how far it depends on it."""
     found: dict[str, list[float]] = {"deletion": [], "insertion": [], "sanity": []}
@@ -173,7 +182,9 @@ def main() -> None:
     random_model = Network(model.config).eval()
     air = not package.get("packed", False)
     preprocessing = Preprocessing.from_json(package["preprocessing"])
-    cases = read_cases(arguments.release, arguments.manifest, preprocessing, model.config.vit.patch, air, arguments.images)
+    cases = read_cases(
+        arguments.release, arguments.manifest, preprocessing, model.config.vit.patch, air, arguments.images
+    )
     patients = [case.patient for case in cases]
     found: dict[str, dict[str, list[float]]] = {
         "random place": {"pointing": [case.chance() for case in cases]},
@@ -187,7 +198,10 @@ def main() -> None:
             found[method] |= judge(model, random_model, cases, maps, chance, method)
     for figures in found.values():
         figures |= {f"- {other}": difference(figures, found[name]) for other, name in AGAINST.items()}
-    results = {name: {figure: interval(values, patients) for figure, values in figures.items()} for name, figures in found.items()}
+    results = {
+        name: {figure: interval(values, patients) for figure, values in figures.items()}
+        for name, figures in found.items()
+    }
     print(f"{len(cases)} images with cancer of {len(set(patients))} test patients, {arguments.package}")
     for shown in (["pointing", *(f"- {other}" for other in AGAINST)], ["seconds", "deletion", "insertion", "sanity"]):
         print(f"{'':22}" + "".join(f"{figure:>26}" for figure in shown))
@@ -195,7 +209,10 @@ def main() -> None:
             if shown[0] in numbers:
                 print(f"{name:22}" + "".join(f"{numbers.get(figure, '')!s:>26}" for figure in shown))
     if arguments.json:
-        write_atomic(arguments.json, to_json({name: {k: vars(v) for k, v in numbers.items()} for name, numbers in results.items()}))
+        write_atomic(
+            arguments.json,
+            to_json({name: {k: vars(v) for k, v in numbers.items()} for name, numbers in results.items()}),
+        )
 
 
 if __name__ == "__main__":

@@ -62,7 +62,13 @@ class Outcome(NamedTuple):
     """The peak of the process's resident memory above what it held before the file."""
 
 
-def dicom(pixels: bytes | None = None, rows: int = 128, columns: int = 104, syntax: str = uid.ExplicitVRLittleEndian, **tags: Any) -> bytes:
+def dicom(
+    pixels: bytes | None = None,
+    rows: int = 128,
+    columns: int = 104,
+    syntax: str = uid.ExplicitVRLittleEndian,
+    **tags: Any,
+) -> bytes:
     """A mammogram of 12 of 16 bits with window, VOI LUT and padding; `pixels` None is a phantom's."""
     ds = Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID, ds.PatientID = "1.2.840.10008.5.1.4.1.1.1.2", "1.2.3", "1"
@@ -112,7 +118,11 @@ def small_seeds() -> dict[str, bytes]:
         seeds[name] = dicom(encapsulate([bytes(encode(phantom() >> (0 if tags else 4)))]), syntax=syntax, **tags)
     for row in json.loads(GOLDEN.read_text()):
         frame = base64.b64decode(row["frame"])
-        tags = {"BitsAllocated": row["allocated"], "BitsStored": row["stored"], "PixelRepresentation": int(row["signed"])}
+        tags = {
+            "BitsAllocated": row["allocated"],
+            "BitsStored": row["stored"],
+            "PixelRepresentation": int(row["signed"]),
+        }
         data = encapsulate([frame]) if uid.UID(row["syntax"]).is_encapsulated else frame
         if row["syntax"] != uid.ExplicitVRBigEndian:
             seeds[f"golden {row['name']} {row['stored']}"] = dicom(data, 23, 30, row["syntax"], **tags)
@@ -130,7 +140,11 @@ def small_seeds() -> dict[str, bytes]:
 
 def real_seeds() -> dict[str, Path]:
     """The real files at hand, by name."""
-    files = [*DATA.glob("rsna_dicom/**/*.dcm"), *DATA.glob("dicom_edge/**/*.dcm"), *sorted(DATA.glob("mias_512/images/*.png"))[:5]]
+    files = [
+        *DATA.glob("rsna_dicom/**/*.dcm"),
+        *DATA.glob("dicom_edge/**/*.dcm"),
+        *sorted(DATA.glob("mias_512/images/*.png"))[:5],
+    ]
     return {path.name: path for path in files}
 
 
@@ -284,7 +298,12 @@ def too_many_pixels() -> Parts:
 
 def long_pixel_data() -> Parts:
     """4 GB of pixels where 27 kB are stated."""
-    yield from (dicom().partition(b"\xe0\x7f\x10\0OW")[0], b"\xe0\x7f\x10\0OW\0\0", struct.pack("<I", 2 * GIGA), 2 * GIGA)
+    yield from (
+        dicom().partition(b"\xe0\x7f\x10\0OW")[0],
+        b"\xe0\x7f\x10\0OW\0\0",
+        struct.pack("<I", 2 * GIGA),
+        2 * GIGA,
+    )
 
 
 def long_fragment() -> Parts:
@@ -336,19 +355,27 @@ def compressed(syntax: str, encode: Callable[[np.ndarray], Any], dtype: str = "u
     """An empty image of the largest size."""
     frame = bytes(encode(np.zeros((BLANK, BLANK), dtype)))
     return dicom(
-        encapsulate([frame]), BLANK, BLANK, syntax, BitsAllocated=8 * np.dtype(dtype).itemsize, BitsStored=8 * np.dtype(dtype).itemsize
+        encapsulate([frame]),
+        BLANK,
+        BLANK,
+        syntax,
+        BitsAllocated=8 * np.dtype(dtype).itemsize,
+        BitsStored=8 * np.dtype(dtype).itemsize,
     )
 
 
 def blank_jpeg_2000() -> Parts:
     """JPEG 2000: 100,000,000 pixels in a few kB."""
-    yield compressed(uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True))
+    yield compressed(
+        uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True)
+    )
 
 
 def blank_jpeg_2000_without_levels() -> Parts:
     """JPEG 2000: the same in one resolution level."""
     yield compressed(
-        uid.JPEG2000Lossless, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True, resolutions=1)
+        uid.JPEG2000Lossless,
+        lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", reversible=True, resolutions=1),
     )
 
 
@@ -421,7 +448,9 @@ def rle_bomb() -> Parts:
 def rle_bomb_of_the_largest_size() -> Parts:
     """RLE: 100,000,000 pixels in 3 MB."""
     run = b"\x81\0" * (-(-BLANK * BLANK // 128))
-    yield dicom(encapsulate([struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + 2 * run]), BLANK, BLANK, uid.RLELossless)
+    yield dicom(
+        encapsulate([struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + 2 * run]), BLANK, BLANK, uid.RLELossless
+    )
 
 
 def progressive_scans(rows: int, columns: int, scans: int) -> bytes:
@@ -438,13 +467,27 @@ def progressive_jpeg() -> Parts:
 
 def progressive_jpeg_in_dicom() -> Parts:
     """the same in DICOM."""
-    yield dicom(encapsulate([progressive_scans(5000, 5000, 2000)]), 5000, 5000, uid.JPEGBaseline8Bit, BitsAllocated=8, BitsStored=8)
+    yield dicom(
+        encapsulate([progressive_scans(5000, 5000, 2000)]),
+        5000,
+        5000,
+        uid.JPEGBaseline8Bit,
+        BitsAllocated=8,
+        BitsStored=8,
+    )
 
 
 def png(rows: int, columns: int, colour: int, bits: int, data: bytes, *extra: tuple[bytes, bytes]) -> bytes:
     """A PNG of its chunks."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", columns, rows, bits, colour, 0, 0, 0)), *extra, (b"IDAT", data), (b"IEND", b"")]
-    packed = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", columns, rows, bits, colour, 0, 0, 0)),
+        *extra,
+        (b"IDAT", data),
+        (b"IEND", b""),
+    ]
+    packed = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
@@ -478,22 +521,28 @@ def long_png() -> Parts:
 def tiff(fields: list[tuple[int, int, int, int]], loop: bool = False) -> bytes:
     """A little-endian TIFF directory of (tag, type, count, value); a `loop` names itself as the next one."""
     directory = b"".join(struct.pack("<HHII", *field) for field in fields)
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + directory + struct.pack("<I", 8 if loop else 0) + bytes(1000)
+    return (
+        b"II*\0\x08\0\0\0"
+        + struct.pack("<H", len(fields))
+        + directory
+        + struct.pack("<I", 8 if loop else 0)
+        + bytes(1000)
+    )
 
 
 def blank_tiff() -> Parts:
     """TIFF: 100,000,000 pixels of 16 bits without data."""
-    yield tiff([(256, 4, 1, BLANK), (257, 4, 1, BLANK), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, BLANK), (279, 4, 1, 100)])  # fmt: skip # noqa: E501
+    yield tiff([(256, 4, 1, BLANK), (257, 4, 1, BLANK), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, BLANK), (279, 4, 1, 100)])  # fmt: skip
 
 
 def many_samples_tiff() -> Parts:
     """TIFF: 60,000 samples a pixel."""
-    yield tiff([(256, 4, 1, 5000), (257, 4, 1, 5000), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 60000), (278, 4, 1, 5000), (279, 4, 1, 100)])  # fmt: skip # noqa: E501
+    yield tiff([(256, 4, 1, 5000), (257, 4, 1, 5000), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 60000), (278, 4, 1, 5000), (279, 4, 1, 100)])  # fmt: skip
 
 
 def circular_tiff() -> Parts:
     """TIFF: a directory that follows itself."""
-    yield tiff([(256, 4, 1, 20), (257, 4, 1, 20), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, 20), (279, 4, 1, 400)], loop=True)  # fmt: skip # noqa: E501
+    yield tiff([(256, 4, 1, 20), (257, 4, 1, 20), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, 20), (279, 4, 1, 400)], loop=True)  # fmt: skip
 
 
 BOMBS: tuple[Callable[[], Parts], ...] = (

@@ -84,9 +84,15 @@ class Phantoms:
             size = max(16, round(image.shape[1] * scale)), height
             resized = cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA)
             image = np.where(resized > 0, np.clip(np.rint(resized), 1, 255), 0)
-        pixels, box = torch.from_numpy(image.astype(np.float32) / 255)[None], torch.tensor(box * scale, dtype=torch.float32)[None]
+        pixels, box = (
+            torch.from_numpy(image.astype(np.float32) / 255)[None],
+            torch.tensor(box * scale, dtype=torch.float32)[None],
+        )
         if flip:
-            pixels, box = pixels.flip(1), torch.stack([box[:, 0], height - box[:, 3], box[:, 2], height - box[:, 1]], dim=1)
+            pixels, box = (
+                pixels.flip(1),
+                torch.stack([box[:, 0], height - box[:, 3], box[:, 2], height - box[:, 1]], dim=1),
+            )
         return pixels, box, ImageMetadata(mm_per_pixel=mm / scale)
 
 
@@ -120,7 +126,9 @@ def draws(count: int) -> Iterator[tuple[int, bool]]:
         yield from ((int(seed), bool(rng.integers(2))) for seed in np.stack([even, odd], 1).ravel())
 
 
-def train(way: str, height: int, phantoms: Phantoms, count: int, budget: float, device: torch.device) -> tuple[Network, dict[str, Any]]:
+def train(
+    way: str, height: int, phantoms: Phantoms, count: int, budget: float, device: torch.device
+) -> tuple[Network, dict[str, Any]]:
     """Train until the operations are spent."""
     model = build(way, height, device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, LR, 0.05), lr=LR, fused=True)
@@ -156,7 +164,13 @@ def train(way: str, height: int, phantoms: Phantoms, count: int, budget: float, 
 
 def interval(values: np.ndarray) -> list[float]:
     """The mean of one value per patient, and its limits."""
-    drawn = resample(np.stack([values, np.ones_like(values)]), lambda sums: (sums[0] / sums[1])[None], np.arange(len(values)), 2000, 0)
+    drawn = resample(
+        np.stack([values, np.ones_like(values)]),
+        lambda sums: (sums[0] / sums[1])[None],
+        np.arange(len(values)),
+        2000,
+        0,
+    )
     return [float(values.mean()), *(float(limit[0]) for limit in percentile_limits(drawn))]
 
 
@@ -171,7 +185,9 @@ def locate(reading: segments.SegmentsOutput, box: Tensor) -> dict[str, float]:
     (parts,), (attention,), (scores,), (logits,) = reading.parts, reading.attention, reading.scores, reading.logits
     shown = parts.contains_lesion(box)
     (view,) = parts.pack.grids[:1]
-    kept = torch.stack([parts.pack.patch_indices[0] // view[1], parts.pack.patch_indices[0] % view[1]], 1).float().mean(0)
+    kept = (
+        torch.stack([parts.pack.patch_indices[0] // view[1], parts.pack.patch_indices[0] % view[1]], 1).float().mean(0)
+    )
     middle = (kept + 0.5) / torch.tensor(view) * torch.tensor(parts.grid)
     middles = (parts.boxes_in_patches[1:, :2] + parts.boxes_in_patches[1:, 2:]) / 2
     chosen = {
@@ -183,7 +199,9 @@ def locate(reading: segments.SegmentsOutput, box: Tensor) -> dict[str, float]:
     return {name: float(shown[number]) for name, number in chosen.items()} | {"chance": float(shown.mean())}
 
 
-def test(model: Network, way: str, height: int, phantoms: Phantoms, seeds: range, device: torch.device) -> dict[str, Any]:
+def test(
+    model: Network, way: str, height: int, phantoms: Phantoms, seeds: range, device: torch.device
+) -> dict[str, Any]:
     """AUROC on held-out phantoms, and where the model looked."""
     logits: dict[str, list[float]] = {}
     found: dict[str, list[float]] = {}
@@ -202,7 +220,10 @@ def test(model: Network, way: str, height: int, phantoms: Phantoms, seeds: range
                 features = model.features(image) if model.segments is None else reading.features
                 logits.setdefault(name, []).append(float(model.trunk.head(features)[0, 0]))
     labels = np.array([seed % 2 for seed in seeds], float)
-    results: dict[str, Any] = {"auroc": {name: auroc(labels, np.array(values)) for name, values in logits.items()}, "images": len(seeds)}
+    results: dict[str, Any] = {
+        "auroc": {name: auroc(labels, np.array(values)) for name, values in logits.items()},
+        "images": len(seeds),
+    }
     if found:
         results["hits"] = {how: interval(np.array(values)) for how, values in found.items()}
         paired = np.array(found["attention"]) - np.array(found["middle of the breast"])
@@ -216,16 +237,26 @@ def plot(results: dict[str, Any], file: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for place, way in enumerate(WAYS):
-        points = sorted((int(key.split()[1]), entry["test"]["auroc"]["all"]) for key, entry in results.items() if key.split()[0] == way)
+        points = sorted(
+            (int(key.split()[1]), entry["test"]["auroc"]["all"])
+            for key, entry in results.items()
+            if key.split()[0] == way
+        )
         if points:
-            heights, (values, low, high) = np.array([h for h, _ in points]), np.array([interval for _, interval in points]).T
+            heights, (values, low, high) = (
+                np.array([h for h, _ in points]),
+                np.array([interval for _, interval in points]).T,
+            )
             beside = heights * 1.03 ** (place - 1.5)  # so that no interval hides another
             axes.errorbar(beside, values, yerr=[values - low, high - values], fmt="o-", capsize=3, label=way)
     axes.axhline(0.5, color="grey", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks := [256, 512, 1024, FULL], [str(height) for height in ticks])
     axes.set(
-        xlabel="input height, pixels", ylabel="AUROC on held-out phantoms", ylim=(0, 1.02), title="Clusters of specks a few pixels wide"
+        xlabel="input height, pixels",
+        ylabel="AUROC on held-out phantoms",
+        ylim=(0, 1.02),
+        title="Clusters of specks a few pixels wide",
     )
     axes.legend(loc="lower left")
     with atomic_path(file) as temporary:
@@ -239,7 +270,9 @@ def main() -> None:
     parser.add_argument("--heights", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--phantoms", type=int, default=800, help="to train on")
-    parser.add_argument("--test", type=int, default=200, help="held out; the dense one at full height sees a quarter of them")
+    parser.add_argument(
+        "--test", type=int, default=200, help="held out; the dense one at full height sees a quarter of them"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     parser.add_argument("--plot", type=Path, default=Path("microcalcifications.png"))
@@ -254,13 +287,19 @@ def main() -> None:
             file = arguments.work / f"{way}-{height}-{arguments.operations:g}.json"
             if not file.exists():
                 model, course = train(way, height, phantoms, arguments.phantoms, arguments.operations * 1e12, device)
-                count = arguments.test // (4 if way == "resized" and height == FULL else 1)  # a dense image of full size takes seconds
+                count = arguments.test // (
+                    4 if way == "resized" and height == FULL else 1
+                )  # a dense image of full size takes seconds
                 seeds = range(arguments.phantoms, arguments.phantoms + count)
-                write_atomic(file, to_json({"train": course, "test": test(model, way, height, phantoms, seeds, device)}))
+                write_atomic(
+                    file, to_json({"train": course, "test": test(model, way, height, phantoms, seeds, device)})
+                )
             results[f"{way} {height}"] = entry = json.loads(file.read_text())
             images = entry["train"]["images"]
             for name, (value, low, high) in entry["test"]["auroc"].items():
-                print(f"{way:9} {height:5}  {images:6} images seen, {name:>3} parts read  AUROC {value:.3f} ({low:.3f} to {high:.3f})")
+                print(
+                    f"{way:9} {height:5}  {images:6} images seen, {name:>3} parts read  AUROC {value:.3f} ({low:.3f} to {high:.3f})"
+                )
             for how, (value, low, high) in entry["test"].get("hits", {}).items():
                 print(f"{'':18}{how:24} shows the cluster: {value:.3f} ({low:.3f} to {high:.3f})")
     plot(results, arguments.plot)

@@ -58,7 +58,9 @@ def parts(package: Path, folder: Path, scratch: Path, rounds: int) -> dict[str, 
         rows = predictor.attach(table)
         decoding = seconds(lambda: list(parallel_map(predictor.stream.load, rows.rows, "decode")))  # noqa: B023 (called at once)
         groups = list(predictor.stream.groups(predictor.stream.units(rows)))
-        network = seconds(lambda: [predictor.ensemble.logits([e.pack for _, e in g if e.pack is not None]) for g in groups])  # noqa: B023
+        network = seconds(
+            lambda: [predictor.ensemble.logits([e.pack for _, e in g if e.pack is not None]) for g in groups]
+        )
         config = PredictConfig(package=package, source=[str(folder)], out=scratch / f"round{number}")
         whole = seconds(lambda: predict(config))  # noqa: B023
         for name, value in zip(found, (decoding, network, whole, whole / (decoding + network)), strict=True):
@@ -113,9 +115,13 @@ def main() -> None:
             few = repeat(arguments.folder, max(1, arguments.files // 10), scratch / "few")
             results["times"] = parts(arguments.package, few, scratch, arguments.rounds)
         if arguments.only in (None, "cold"):
-            results["cold start"] = cold_start(arguments.package, list_images(arguments.folder)[0], scratch, arguments.rounds)
+            results["cold start"] = cold_start(
+                arguments.package, list_images(arguments.folder)[0], scratch, arguments.rounds
+            )
         if arguments.only in (None, "memory"):
-            results["memory"] = memory(arguments.package, repeat(arguments.folder, arguments.files, scratch / "many"), scratch)
+            results["memory"] = memory(
+                arguments.package, repeat(arguments.folder, arguments.files, scratch / "many"), scratch
+            )
     for title, numbers in results.items():
         print(title)
         for name, value in numbers.items():

@@ -90,12 +90,16 @@ class Variant:
 
 
 VARIANTS = {
-    "original": Variant("original recipe: SGD 0.003, cross entropy, class token, RandomResizedCrop + flip", stem="linear", original=True),
+    "original": Variant(
+        "original recipe: SGD 0.003, cross entropy, class token, RandomResizedCrop + flip", stem="linear", original=True
+    ),
     "vit": Variant("our ViT, linear stem", stem="linear"),
     "conv": Variant("+ conv stem"),
     "mae": Variant("+ masked autoencoding on the training folds", pretrained="mae", layer_decay=0.8),
     "phantoms": Variant("+ phantom pretraining", pretrained="phantoms", layer_decay=0.8),
-    "auxiliary": Variant("+ phantom pretraining, auxiliary heads", pretrained="phantoms", auxiliary=True, layer_decay=0.8),
+    "auxiliary": Variant(
+        "+ phantom pretraining, auxiliary heads", pretrained="phantoms", auxiliary=True, layer_decay=0.8
+    ),
     "resnet18": Variant("MONAI ResNet-18 from scratch", network="resnet18"),
     "densenet121": Variant("MONAI DenseNet121 from scratch", network="densenet121"),
     "frozen": Variant("published ViT-S/14, frozen, logistic regression on its mean token", network="frozen"),
@@ -185,7 +189,9 @@ def random_resized_crop(crop: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return np.ascontiguousarray(part[:, ::-1]) if rng.random() < 0.5 else part
 
 
-def batches(data: Data, images: int, way: str, change: Callable[[np.ndarray, np.random.Generator], np.ndarray], seed: int) -> Any:
+def batches(
+    data: Data, images: int, way: str, change: Callable[[np.ndarray, np.random.Generator], np.ndarray], seed: int
+) -> Any:
     """`images` draws in batches: crops B 1 H W in [0, 1] and rows B."""
     sampler = EpochSampler(data.labels.tolist(), seed, way, BATCH)  # type: ignore[arg-type]
     draws: list[Any] = []
@@ -193,12 +199,20 @@ def batches(data: Data, images: int, way: str, change: Callable[[np.ndarray, np.
         draws += list(sampler)
     for start in range(0, images // BATCH * BATCH, BATCH):
         group = draws[start : start + BATCH]
-        crops = [change(data.crops[draw.row].astype(np.float32) / 255, np.random.default_rng(draw.seed)) for draw in group]
+        crops = [
+            change(data.crops[draw.row].astype(np.float32) / 255, np.random.default_rng(draw.seed)) for draw in group
+        ]
         yield torch.from_numpy(np.stack(crops))[:, None], np.array([draw.row for draw in group])
 
 
 def optimise(
-    model: nn.Module, stream: Any, loss_of: Callable[[Tensor, np.ndarray], Tensor], images: int, variant: Variant, budget: Budget, what: str
+    model: nn.Module,
+    stream: Any,
+    loss_of: Callable[[Tensor, np.ndarray], Tensor],
+    images: int,
+    variant: Variant,
+    budget: Budget,
+    what: str,
 ) -> AveragedModel:
     """Train; the exponential moving average of the weights (the last weights for the original recipe)."""
     model.to(budget.device).train()
@@ -208,7 +222,9 @@ def optimise(
         optimizer = torch.optim.AdamW(parameter_groups(model, variant.lr, 0.05, variant.layer_decay), fused=True)
     steps = images // BATCH
     rates = [group["lr"] for group in optimizer.param_groups]
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0 if variant.original else EMA), use_buffers=True)
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(0.0 if variant.original else EMA), use_buffers=True
+    )
     for step, (crops, rows) in enumerate(progress(stream, what, total=steps, unit="step")):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * warmup_cosine(step / steps, 0.0 if variant.original else 0.1)
@@ -227,7 +243,10 @@ def phantom_pool(budget: Budget) -> Data:
     path = budget.work / f"phantoms_{budget.size}.npy"
     if not path.exists():
         drawn_at = Size(round(budget.size.height * 1.5), budget.size.height)
-        views = (sample_phantom(derive_seed("pool", number), bool(number % 2), 0.5, drawn_at) for number in range(PHANTOM_POOL))
+        views = (
+            sample_phantom(derive_seed("pool", number), bool(number % 2), 0.5, drawn_at)
+            for number in range(PHANTOM_POOL)
+        )
         crops = np.stack([crop_phantom(view, budget.size) for view in progress(views, "phantoms", total=PHANTOM_POOL)])
         with atomic_path(path) as temporary:
             np.save(temporary, crops)
@@ -252,8 +271,19 @@ def pretrain(variant: Variant, train: Data, fold: int, budget: Budget) -> dict[s
             def loss(crops: Tensor, rows: np.ndarray) -> Tensor:
                 return bce()(model(crops).squeeze(-1).float(), labels[rows].to(crops.device)).mean()
 
-            average = optimise(model, batches(seen, budget.pretraining, "natural", ours, 0), loss, budget.pretraining, free, budget, name)
-            auroc = RankedUnits(ScoredUnits(pool.labels[held], expit(score(average, pool.crops[held], budget)), np.arange(held.sum())), 0.5)
+            average = optimise(
+                model,
+                batches(seen, budget.pretraining, "natural", ours, 0),
+                loss,
+                budget.pretraining,
+                free,
+                budget,
+                name,
+            )
+            auroc = RankedUnits(
+                ScoredUnits(pool.labels[held], expit(score(average, pool.crops[held], budget)), np.arange(held.sum())),
+                0.5,
+            )
             print(f"phantoms: AUROC on {held.sum()} held out {auroc.metric_values()['auroc']:.3f}")
             state = average.module.state_dict()
         else:
@@ -276,7 +306,11 @@ def fit(variant: Variant, train: Data, fold: int, budget: Budget, what: str) -> 
         model.load_state_dict(pretrain(variant, train, fold, budget), strict=False)
     labels = torch.from_numpy(train.labels)
     heads = AuxiliaryHeads(PRESETS[budget.model].dim, AUXILIARY).to(budget.device) if variant.auxiliary else None
-    targets = torch.stack([AUXILIARY_TARGETS[name].encode(train.table[name].tolist()) for name in AUXILIARY], dim=1) if heads else None
+    targets = (
+        torch.stack([AUXILIARY_TARGETS[name].encode(train.table[name].tolist()) for name in AUXILIARY], dim=1)
+        if heads
+        else None
+    )
     whole = nn.ModuleDict({"model": model} | ({"heads": heads} if heads else {}))
 
     def loss(crops: Tensor, rows: np.ndarray) -> Tensor:
@@ -298,7 +332,9 @@ def score(model: AveragedModel, crops: np.ndarray, budget: Budget) -> np.ndarray
     network.eval()
     parts = torch.from_numpy(crops).split(128)
     with torch.inference_mode(), torch.autocast(budget.device.type, torch.bfloat16):
-        return torch.cat([network(part[:, None].to(budget.device).float() / 255).squeeze(-1).float().cpu() for part in parts]).numpy()
+        return torch.cat(
+            [network(part[:, None].to(budget.device).float() / 255).squeeze(-1).float().cpu() for part in parts]
+        ).numpy()
 
 
 def frozen_features(name: str, budget: Budget) -> np.ndarray:
@@ -323,7 +359,9 @@ def frozen_features(name: str, budget: Budget) -> np.ndarray:
 def probe(train: np.ndarray, dataset: str, data: Data, budget: Budget) -> tuple[np.ndarray, np.ndarray, int]:
     """A logistic regression on frozen features, fitted on the rows `train`: logits of all rows and of the films; parameters."""
     seen, films = frozen_features(dataset, budget), frozen_features("mias_512", budget)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=500)).fit(seen[train], data.labels[train])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=500)).fit(
+        seen[train], data.labels[train]
+    )
     return model.decision_function(seen), model.decision_function(films), seen.shape[1] + 1
 
 
@@ -334,17 +372,32 @@ def tune(name: str, dataset: str, data: Data, budget: Budget) -> tuple[np.ndarra
     if not (folder / "package").exists():
         data.table[["patient_id", "fold"]].drop_duplicates().to_csv(splits, index=False)
         manifest = Path(crops.table["path"].iloc[0]).parents[2] / "manifest.csv"
-        arguments = ["--config", str(RECIPE), "--weights", str(budget.weights), "--folds", str(FOLDS), "--splits", str(splits)]
+        arguments = [
+            "--config",
+            str(RECIPE),
+            "--weights",
+            str(budget.weights),
+            "--folds",
+            str(FOLDS),
+            "--splits",
+            str(splits),
+        ]
         if vitmodel(["train", str(manifest), str(folder), *arguments, *VARIANTS[name].flags, "--resume"]):
             raise SystemExit(1)
     predictor = Predictor(PredictorConfig(package=folder / "package", device=budget.device.type))
     if not said.exists():
         with atomic_path(said) as temporary:
             predictor.score_images(films.table).to_csv(temporary, index=False)
-    tables = (read_table(path, ["image_id", "score"]).set_index("image_id") for path in (folder / "out_of_fold.csv", said))
+    tables = (
+        read_table(path, ["image_id", "score"]).set_index("image_id") for path in (folder / "out_of_fold.csv", said)
+    )
     own, of_films = (table["score"].astype(float) for table in tables)
     parameters = sum(parameter.numel() for parameter in predictor.ensemble.model.parameters())
-    return logit(own[data.table["image_id"]].to_numpy()), logit(of_films[films.table["image_id"]].to_numpy()), parameters
+    return (
+        logit(own[data.table["image_id"]].to_numpy()),
+        logit(of_films[films.table["image_id"]].to_numpy()),
+        parameters,
+    )
 
 
 def run(name: str, fold: int, dataset: str, data: Data, films: Data, budget: Budget) -> None:
@@ -396,13 +449,20 @@ def collect(name: str, budget: Budget) -> Scores | None:
     films = np.mean([each["films"] for each in found.values()], axis=0)
     first = next(iter(found.values()))
     return Scores(
-        rows.astype(int), logits, list(found), films, first["parameters"], float(np.mean([each["cpu_s"] for each in found.values()]))
+        rows.astype(int),
+        logits,
+        list(found),
+        films,
+        first["parameters"],
+        float(np.mean([each["cpu_s"] for each in found.values()])),
     )
 
 
 def to_breasts(data: Data, scores: Scores) -> tuple[ScoredUnits, np.ndarray]:
     """One row per breast, its score the mean over its views; and the fold of each."""
-    table = data.table.iloc[scores.rows].assign(score=expit(scores.logits), breast=breast_ids(data.table).iloc[scores.rows])
+    table = data.table.iloc[scores.rows].assign(
+        score=expit(scores.logits), breast=breast_ids(data.table).iloc[scores.rows]
+    )
     breasts = table.groupby("breast").agg({"cancer": "max", "score": "mean", "patient_id": "first", "fold": "first"})
     return ScoredUnits(breasts.cancer, breasts.score, breasts.patient_id), breasts.fold.to_numpy()
 
@@ -453,18 +513,25 @@ def report(data: Data, films: Data, budget: Budget) -> list[dict[str, Any]]:
             "mias": compute_metrics(ScoredUnits(films.labels, expit(scores.films), films.table.patient_id), 0.5).intervals["auroc"],
         }  # fmt: skip
         if base is not None and base.folds == scores.folds and name != "original":
-            both = np.concatenate([counts(breasts.labels, called), counts(breasts.labels, decisions(*to_breasts(data, base)))])
+            both = np.concatenate(
+                [counts(breasts.labels, called), counts(breasts.labels, decisions(*to_breasts(data, base)))]
+            )
             line["gain"] = interval(both, lambda sums: macro_f1(sums[:4]) - macro_f1(sums[4:]), breasts.patients)
         lines.append(line)
     return lines
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    print("| recipe | M par. | folds | CPU s/fold | AUROC image | AUROC breast (views averaged) | macro F1 | gain over original | MIAS |")
+    print(
+        "| recipe | M par. | folds | CPU s/fold | AUROC image | AUROC breast (views averaged) | macro F1 | gain over original | MIAS |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for line in lines:
         cells = [line["note"], f"{line['millions']:.1f}", line["folds"], f"{line['cpu_s']:.0f}"]
-        cells += [line[key] for key in ("auroc_image", "auroc_breast", "macro_f1")] + [line.get("gain", ""), line["mias"]]
+        cells += [line[key] for key in ("auroc_image", "auroc_breast", "macro_f1")] + [
+            line.get("gain", ""),
+            line["mias"],
+        ]
         print("| " + " | ".join(map(str, cells)) + " |")
 
 
@@ -478,7 +545,9 @@ def main() -> None:
     parser.add_argument("--model", choices=list(PRESETS), default="vit_micro")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
-    parser.add_argument("--weights", type=Path, help="published weights of a ViT-S/14, for the rows that start from them")
+    parser.add_argument(
+        "--weights", type=Path, help="published weights of a ViT-S/14, for the rows that start from them"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
     parser.add_argument("--table", action="store_true", help="train nothing, only show what there is")
@@ -504,7 +573,10 @@ def main() -> None:
     write_atomic(mark, settings)
     data, films = load(arguments.dataset, budget), load("mias_512", budget)
     data.table = assign_folds(data.table, FOLDS, seed=0)
-    augmented = [ours(crop.astype(np.float32) / 255, np.random.default_rng(number)) for number, crop in enumerate(data.crops[:32])]
+    augmented = [
+        ours(crop.astype(np.float32) / 255, np.random.default_rng(number))
+        for number, crop in enumerate(data.crops[:32])
+    ]
     write_atomic(budget.work / "augmented.png", cv2.imencode(".png", contact_grid(augmented))[1].tobytes())
     if not arguments.table:
         for fold in arguments.folds:
@@ -514,7 +586,10 @@ def main() -> None:
     lines = report(data, films, budget)
     show(lines)
     if arguments.json:
-        rows = [{key: vars(value) if isinstance(value, Interval) else value for key, value in line.items()} for line in lines]
+        rows = [
+            {key: vars(value) if isinstance(value, Interval) else value for key, value in line.items()}
+            for line in lines
+        ]
         write_atomic(arguments.json, to_json({"settings": json.loads(settings), "rows": rows}))
 
 

@@ -43,7 +43,11 @@ from vitmodel.utils import to_json, write_atomic
 SEGMENTS = SegmentsConfig(segments=256, segment_overlap=32, segment_context=512, segment_budget=2048)
 WAYS = ("dense", "packed", "windows", "windows+4", "segments", "top 8")
 WINDOW = 16  # patches
-MOST = {"dense": 2048, "packed": 3072, "segments": 6000}  # height up to which growth is measured: beyond, full attention takes minutes
+MOST = {
+    "dense": 2048,
+    "packed": 3072,
+    "segments": 6000,
+}  # height up to which growth is measured: beyond, full attention takes minutes
 HEIGHTS = (512, 1024, 2048, 3072, 4096, 6000)
 GIGABYTES = (8, 24, 80)
 
@@ -66,13 +70,17 @@ def windowed(model: Network, image: PackedBatch, every: int) -> Tensor:
     tokens = packed_attention.embed(trunk, image)
     prefix = trunk.config.num_prefix_tokens
     tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix:][:, order]], dim=1)
-    windows, whole = (PackedLayout(lengths, tokens.device) for lengths in ([prefix, *counts.tolist()], [tokens.shape[1]]))
+    windows, whole = (
+        PackedLayout(lengths, tokens.device) for lengths in ([prefix, *counts.tolist()], [tokens.shape[1]])
+    )
     for number, block in enumerate(trunk.blocks):
         tokens = block(tokens, whole if every and number % every == every - 1 else windows)
     return trunk.head(trunk.pool(trunk.norm(tokens)))
 
 
-def build(way: str, preset: str, size: Size, config: SegmentsConfig = SEGMENTS) -> tuple[Network, Callable[[PackedBatch], Tensor]]:
+def build(
+    way: str, preset: str, size: Size, config: SegmentsConfig = SEGMENTS
+) -> tuple[Network, Callable[[PackedBatch], Tensor]]:
     """The network of a way, and what makes logits of a pack."""
     torch.manual_seed(0)
     segments = {"segments": config, "top 8": replace(config, segment_top=8)}.get(way)
@@ -133,7 +141,9 @@ def apart(*arguments: object) -> dict[str, float]:
 def exponent(values: dict[str, float]) -> float:
     """With which power of the number of pixels the values of sizes grow, over the largest three."""
     sizes = [Size.parse(size) for size in values][-3:]
-    return float(np.polyfit(np.log([size.height * size.width for size in sizes]), np.log(list(values.values())[-3:]), 1)[0])
+    return float(
+        np.polyfit(np.log([size.height * size.width for size in sizes]), np.log(list(values.values())[-3:]), 1)[0]
+    )
 
 
 def growth(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
@@ -146,7 +156,9 @@ def growth(results: dict[str, Any], threads: int, save: Callable[[], None]) -> N
                     points[str(size)] = apart(way, "vit_micro", size, threads, False)
                     save()
                 each = points[str(size)]
-                print(f"growth {way:9} {size!s:10} {each['step']:7.1f} s {each['step GB']:6.2f} GB, before the image {each['base GB']:.2f}")
+                print(
+                    f"growth {way:9} {size!s:10} {each['step']:7.1f} s {each['step GB']:6.2f} GB, before the image {each['base GB']:.2f}"
+                )
         seconds = exponent({size: each["step"] for size, each in points.items()})
         memory = exponent({size: each["step GB"] - each["base GB"] for size, each in points.items()})
         print(f"growth {way:9} time ~ pixels^{seconds:.2f}, memory beyond Python and the network ~ pixels^{memory:.2f}")
@@ -159,7 +171,9 @@ def beside(results: dict[str, Any], threads: int, save: Callable[[], None]) -> N
             found[way] = apart(way, "vit_small", Size(2048, 1024), threads, False)
             save()
         each = found[way]
-        print(f"beside {way:10} forward {each['forward']:6.2f} s   step {each['step']:6.2f} s   {each['step GB']:5.2f} GB")
+        print(
+            f"beside {way:10} forward {each['forward']:6.2f} s   step {each['step']:6.2f} s   {each['step GB']:5.2f} GB"
+        )
 
 
 def large(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
@@ -167,7 +181,9 @@ def large(results: dict[str, Any], threads: int, save: Callable[[], None]) -> No
         results["large"] = apart("segments", "vit_small", Size(4096, 3328), threads, False)
         save()
     each = results["large"]
-    print(f"large: 4096x3328, forward {each['forward']:.1f} s, training step {each['step']:.1f} s, peak {each['step GB']:.2f} GB")
+    print(
+        f"large: 4096x3328, forward {each['forward']:.1f} s, training step {each['step']:.1f} s, peak {each['step GB']:.2f} GB"
+    )
 
 
 def cuda(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
@@ -207,8 +223,16 @@ PARTS = {"growth": growth, "beside": beside, "large": large, "cuda": cuda}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=f"what to measure: {', '.join(PARTS)}; default: all")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; with 1 the clock is the process' CPU time, else the wall's")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        choices=[[], *PARTS],
+        metavar="PART",
+        help=f"what to measure: {', '.join(PARTS)}; default: all",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of PyTorch; with 1 the clock is the process' CPU time, else the wall's"
+    )
     parser.add_argument("--json", type=Path, help="where the numbers go; what it holds is not measured again")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

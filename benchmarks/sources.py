@@ -100,7 +100,12 @@ PARTS = {
             "fusion": f"{EXAMS} {ALONE}",
             "sources": f"{EXAMS} {ALONE} --sources view,machine_id --source_dropout 0.2",
         },
-        (SINGLE, MEAN, Row("fusion", "fusion", "score"), Row("fusion + sources", "sources", "score")),  # out of fold: the breast's
+        (
+            SINGLE,
+            MEAN,
+            Row("fusion", "fusion", "score"),
+            Row("fusion + sources", "sources", "score"),
+        ),  # out of fold: the breast's
         "--folds 5 --epochs 8",
         {"": ""},
     ),
@@ -125,7 +130,9 @@ def seeing_trunk(work: Path) -> Path:
     table = read_manifest(phantoms(work, "asymmetry"))
     table = table[table["split"] != "test"]
     manifest = work / "densities.csv"
-    write_manifest(table.assign(cancer=table["cancer"].notna().astype(float)), manifest)  # of one label unknown: the breast without
+    write_manifest(
+        table.assign(cancer=table["cancer"].notna().astype(float)), manifest
+    )  # of one label unknown: the breast without
     train(manifest, work / "densities", f"{IMAGES} {AS_DRAWN} --epochs 12 --test 0 --val 0.1")
     return work / "densities" / "package"
 
@@ -190,7 +197,11 @@ def lines_of(name: str, work: Path) -> Iterator[dict[str, Any]]:
             table = table[table["machine_id"].isin(list(machines))] if machines else table
             breasts = table.drop_duplicates("breast")
             line: dict[str, Any] = {"part": name, "subset": title, "row": row.title}
-            line |= {"breasts": len(breasts), "positive": int(breasts["cancer"].sum()), "auroc": auroc(table, table[row.column])}
+            line |= {
+                "breasts": len(breasts),
+                "positive": int(breasts["cancer"].sum()),
+                "auroc": auroc(table, table[row.column]),
+            }
             line["gain"] = None if before is None else gain(table, before, table[row.column])
             before = table[row.column]
             yield line
@@ -199,7 +210,13 @@ def lines_of(name: str, work: Path) -> Iterator[dict[str, Any]]:
 def picture() -> np.ndarray:
     """One exam of each design, four images in a row, with what is known of each breast."""
     sick, healthy = {"L": True, "R": False}, {"L": False, "R": False}
-    cases = [("vendors", sick, "A"), ("vendors", sick, "B"), ("one_view", sick, "A"), ("asymmetry", sick, "A"), ("asymmetry", healthy, "A")]
+    cases = [
+        ("vendors", sick, "A"),
+        ("vendors", sick, "B"),
+        ("one_view", sick, "A"),
+        ("asymmetry", sick, "A"),
+        ("asymmetry", healthy, "A"),
+    ]
     crops, captions = [], []
     for design, sides, machine in cases:
         exam = sample_exam(design, 3, sides, machine)  # type: ignore[arg-type]
@@ -213,7 +230,14 @@ def picture() -> np.ndarray:
 def show(lines: list[dict[str, Any]]) -> None:
     print("| part | subset | row | breasts (cancers) | AUROC | gain over the row above |\n|---|---|---|---|---|---|")
     for line in lines:
-        cells = [line["part"], line["subset"], line["row"], f"{line['breasts']} ({line['positive']})", line["auroc"], line["gain"] or ""]
+        cells = [
+            line["part"],
+            line["subset"],
+            line["row"],
+            f"{line['breasts']} ({line['positive']})",
+            line["auroc"],
+            line["gain"] or "",
+        ]
         print("| " + " | ".join(map(str, cells)) + " |")
 
 
@@ -230,7 +254,10 @@ def main() -> None:
     lines = [line for name in arguments.parts for line in lines_of(name, arguments.work)]
     show(lines)
     if arguments.json:
-        plain = [{key: asdict(value) if isinstance(value, Interval) else value for key, value in line.items()} for line in lines]
+        plain = [
+            {key: asdict(value) if isinstance(value, Interval) else value for key, value in line.items()}
+            for line in lines
+        ]
         write_atomic(arguments.json, to_json(plain))
 
 

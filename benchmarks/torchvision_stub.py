@@ -32,7 +32,11 @@ def torchvision_stub() -> Iterator[None]:
 
     class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+            return (
+                importlib.machinery.ModuleSpec(name, self, is_package=True)
+                if name.split(".")[0] == "torchvision"
+                else None
+            )
 
         def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
             return Anything(spec.name)

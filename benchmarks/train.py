@@ -115,14 +115,19 @@ def loader_and_step(config: TrainConfig) -> tuple[float, float]:
     """Images per second of the loader alone, and of the step alone on one batch again and again."""
     frame = labelled_crops(config)
     rows = frame[frame["split"] == "train"]
-    batches = BatchLoader(make_crop_dataset(rows, config, augment=True), EpochSampler(rows[LABEL].tolist(), 0, "balanced"), config)
+    batches = BatchLoader(
+        make_crop_dataset(rows, config, augment=True), EpochSampler(rows[LABEL].tolist(), 0, "balanced"), config
+    )
     each = iter(batches)
     batch = next(each)
     began = time.perf_counter()
     loaded = sum(len(found.pack) for found in itertools.islice(each, STEPS))
     loader = loaded / (time.perf_counter() - began)
     learner = ClassificationModule(
-        build_model(config, make_network_config(config, common_preprocessing(frame, config.manifest), [rows]), rows), config, len(rows), {}
+        build_model(config, make_network_config(config, common_preprocessing(frame, config.manifest), [rows]), rows),
+        config,
+        len(rows),
+        {},
     )
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     learner.to(device)
@@ -173,7 +178,15 @@ def main() -> None:
     make_manifest(options.work, options.rows, options.size)
     assert len(read_manifest(large)) == options.rows
     loader, step = loader_and_step(config(few))
-    ahead = [str(options.work), "--rows", str(options.rows), "--model", options.model, "--workers", str(options.workers)]
+    ahead = [
+        str(options.work),
+        "--rows",
+        str(options.rows),
+        "--model",
+        options.model,
+        "--workers",
+        str(options.workers),
+    ]
     result: dict[str, Any] = {
         "loader_images_per_s": loader,
         "step_images_per_s": step,
@@ -184,7 +197,9 @@ def main() -> None:
         seconds = watch(config(manifest), steps=STEPS).seconds
         result[f"step_s_{name}"] = (seconds[-1] - seconds[4]) / (len(seconds) - 5)
     result["cost_ratio"] = result["step_s_all"] / result["step_s_few"]
-    result["megabytes_by_epoch"] = watch(config(make_manifest(options.work, 96, options.size), epochs=6, model="vit_micro"), None).megabytes
+    result["megabytes_by_epoch"] = watch(
+        config(make_manifest(options.work, 96, options.size), epochs=6, model="vit_micro"), None
+    ).megabytes
     rows = {
         "loader alone, images/s": f"{loader:.0f}",
         "step alone, images/s": f"{step:.1f}",

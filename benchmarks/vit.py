@@ -62,7 +62,12 @@ def timm_like(model: ViT) -> Any:
 
     config = model.config
     peer = VisionTransformer(
-        img_size=config.image_size, in_chans=1, num_classes=1, embed_dim=config.dim, depth=config.depth, num_heads=config.heads
+        img_size=config.image_size,
+        in_chans=1,
+        num_classes=1,
+        embed_dim=config.dim,
+        depth=config.depth,
+        num_heads=config.heads,
     )
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     state["pos_embed"] = torch.cat([torch.zeros(1, 1, config.dim), state["pos_embed"].flatten(1, 2)], dim=1)
@@ -96,7 +101,9 @@ def exported(model: ViT, images: PackedBatch, calibration: PackedBatch | None = 
             quantize(ViTGraph([model]), paths["int8"], image_inputs(calibration), "")
         for runtime, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
             if has(runtime.replace("onnx", "onnxruntime")):
-                ways |= {f"{name} {bits}": partial(load_onnx(path, runtime, ""), images) for bits, path in paths.items()}
+                ways |= {
+                    f"{name} {bits}": partial(load_onnx(path, runtime, ""), images) for bits, path in paths.items()
+                }
     return ways
 
 
@@ -111,7 +118,9 @@ def measure(ways: dict[str, Way], rounds: int, clock: Callable[[], float], warm:
     return {name: values[warm:] for name, values in seconds.items()}
 
 
-def table(title: str, seconds: dict[str, list[float]], reference: str, ideal: dict[str, float] | None = None) -> dict[str, Any]:
+def table(
+    title: str, seconds: dict[str, list[float]], reference: str, ideal: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Print and return the medians, and how many times faster than the reference each way is."""
     print(f"\n{title}")
     result = {}
@@ -180,7 +189,9 @@ def ideal(config: ViTConfig, images: PackedBatch) -> float:
 def crops(source: str, size: Size, count: int) -> list[Tensor]:
     """Some real crops, spread over the release."""
     files = sorted(path for path in (DATA / source).rglob("*") if path.suffix in (".dcm", ".jpg", ".png"))
-    return [to_tensor(preprocess(path, Preprocessing(size=size)).crop) for path in files[:: len(files) // count][:count]]
+    return [
+        to_tensor(preprocess(path, Preprocessing(size=size)).crop) for path in files[:: len(files) // count][:count]
+    ]
 
 
 def packed(preset: str, source: str, size: Size, count: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
@@ -200,14 +211,18 @@ def packed(preset: str, source: str, size: Size, count: int, rounds: int, clock:
     forwards = {name: quiet(way) for name, (_, way) in logits.items()}
     results = table(f"{title}, forward", measure(forwards, rounds, clock), reference, {"ours packed": least})
     steps = {name: step_of(each.train(), way) for name, (each, way) in logits.items()}
-    results |= table(f"{title}, training step", measure(steps, max(1, rounds // 2), clock), reference, {"ours packed": least})
+    results |= table(
+        f"{title}, training step", measure(steps, max(1, rounds // 2), clock), reference, {"ours packed": least}
+    )
     return results
 
 
 def memory(preset: str, source: str, size: Size, count: int) -> dict[str, Any]:
     """Gigabytes that a forward and backward pass of some real crops takes, each way in a process of its own."""
     names = ["ours dense", "ours packed", "ours packed, checkpointing"]
-    peaks = {name: peak_memory(preset, source, size, count, name) for name in (["timm", *names] if has("timm") else names)}
+    peaks = {
+        name: peak_memory(preset, source, size, count, name) for name in (["timm", *names] if has("timm") else names)
+    }
     title = f"{preset}, {count} crops of {source} at {size}, peak memory of a training step"
     print(f"\n{title}: " + ", ".join(f"{name} {value:.2f} GB" for name, value in peaks.items()))
     return {title: peaks}
@@ -256,7 +271,9 @@ def growth(height: int, known: dict[str, Any], file: Path, clock: Callable[[], f
     seconds = {name: dict(points) for name, points in known.get("growth", {}).items()}
     for name, values in measure(ways, 1, clock, warm=height <= DENSE).items():
         seconds.setdefault(name, {})[str(size)] = statistics.median(values)
-        print(f"growth, {name} at {size}, {some.sequence_lengths(1)[0]} of {1 + math.prod(some.grids[0])} tokens: {statistics.median(values):.2f} s")
+        print(
+            f"growth, {name} at {size}, {some.sequence_lengths(1)[0]} of {1 + math.prod(some.grids[0])} tokens: {statistics.median(values):.2f} s"
+        )
     draw_growth(seconds, file)
     return {"growth": seconds}
 
@@ -268,7 +285,8 @@ def draw_growth(seconds: dict[str, dict[str, float]], file: Path) -> None:
     axes = figure.subplots()
     for name, points in sorted(seconds.items()):
         found = sorted(
-            (size.height * size.width / 1e6, value) for size, value in ((Size.parse(size), value) for size, value in points.items())
+            (size.height * size.width / 1e6, value)
+            for size, value in ((Size.parse(size), value) for size, value in points.items())
         )
         axes.loglog(*zip(*found, strict=True), "o-", label=name)
     axes.set(xlabel="image area, megapixels", ylabel="seconds of a forward pass", title="ViT-S/16, one mammogram")
@@ -305,14 +323,22 @@ def cuda(preset: str, size: Size, count: int, rounds: int) -> dict[str, Any]:
     if peer is not None:
         timm: Any = torch.compile(peer)
         ways = {"timm": (peer, lambda: timm(images))} | ways
-    ways |= {"ours packed": (model, lambda: forward(model, some)), "ours packed, compiled": (blocks, lambda: forward(blocks, some))}
+    ways |= {
+        "ours packed": (model, lambda: forward(model, some)),
+        "ours packed, compiled": (blocks, lambda: forward(blocks, some)),
+    }
     config, least = model.config, ideal(model.config, some)
     full = pack_images(batch, config.patch, air=True)
     results: dict[str, Any] = {"matrix rate, TFLOP/s": rate / 1e12}
     title = f"CUDA bf16, {preset}, {len(batch)} crops at {size}"
     for kind, factor, prepare in (("forward", 1, lambda _, way: quiet(way)), ("training step", 3, step_of)):
         seconds = measure({name: prepare(each, cast(way)) for name, (each, way) in ways.items()}, rounds, clock)
-        results |= table(f"{title}, {kind}", seconds, next(iter(ways)), dict.fromkeys(("ours packed", "ours packed, compiled"), least))
+        results |= table(
+            f"{title}, {kind}",
+            seconds,
+            next(iter(ways)),
+            dict.fromkeys(("ours packed", "ours packed, compiled"), least),
+        )
         for name, values in seconds.items():
             lengths = (some if name.startswith("ours packed") else full).sequence_lengths(config.num_prefix_tokens)
             median = statistics.median(values)
@@ -397,9 +423,17 @@ PARTS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=f"what to measure: {', '.join(PARTS)}; default: all")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        choices=[[], *PARTS],
+        metavar="PART",
+        help=f"what to measure: {', '.join(PARTS)}; default: all",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch and the runtimes")
-    parser.add_argument("--plot", type=Path, default=Path("vit_growth.png"), help="where the part growth draws time against area")
+    parser.add_argument(
+        "--plot", type=Path, default=Path("vit_growth.png"), help="where the part growth draws time against area"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -20,9 +20,13 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)  # no clock, no files in the checkout
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None
+)  # no clock, no files in the checkout
 hypothesis.settings.load_profile("repeatable")
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: one thread per test worker and per process that a test starts
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch is imported: one thread per test worker and per process that a test starts
+)
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 """Takes a folder's name and a function that fills the folder; returns the folder."""
@@ -101,7 +105,9 @@ def release(make_once: MakeOnce) -> Path:
     from vitmodel.config import Size, SynthConfig
     from vitmodel.phantoms.release import write_release
 
-    settings = SynthConfig(out=Path(), patients=12, size=Size(256, 208), difficulty=0.0, positives=0.5, faults=True, jobs=1)
+    settings = SynthConfig(
+        out=Path(), patients=12, size=Size(256, 208), difficulty=0.0, positives=0.5, faults=True, jobs=1
+    )
     return make_once("release", lambda folder: write_release(replace(settings, out=folder)))
 
 
@@ -127,7 +133,9 @@ def flags() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def run(crops: Path, flags: list[str], make_once: MakeOnce, validation_pictures: Callable[[], AbstractContextManager[None]]) -> Path:
+def run(
+    crops: Path, flags: list[str], make_once: MakeOnce, validation_pictures: Callable[[], AbstractContextManager[None]]
+) -> Path:
     """A finished run of three epochs, logged to Weights & Biases offline, with all its figures. Read only."""
     from vitmodel.cli import main
 
@@ -174,7 +182,9 @@ def kill_and_resume() -> Callable[[list[str], Path], None]:
     from vitmodel.cli import main
 
     def killed_and_resumed(command: list[str], folder: Path) -> None:
-        killed = subprocess.Popen([sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while killed.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
             time.sleep(0.01)
         os.kill(killed.pid, signal.SIGKILL)

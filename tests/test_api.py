@@ -61,7 +61,9 @@ def folder(files: list[Path], tmp_path: Path) -> Path:
 
 def loaded_after(code: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after `code`."""
-    shown = subprocess.run([sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+    )
     return set(shown.stdout.split())
 
 
@@ -70,7 +72,9 @@ def array_of(path: Path) -> np.ndarray:
     dataset = pydicom.dcmread(path)
     pixels = dataset.pixel_array.astype(float)
     pixels = (pixels - pixels.min()) / np.ptp(pixels)
-    return np.rint(65535 * (1 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels)).astype(np.uint16)
+    return np.rint(65535 * (1 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels)).astype(
+        np.uint16
+    )
 
 
 def test_importing_the_package_loads_no_heavy_module() -> None:
@@ -85,7 +89,11 @@ def test_all_public_names_are_listed_typed_and_found() -> None:
         assert getattr(vitmodel, name) is not None
     tree = ast.parse(Path(vitmodel.__file__).read_text())
     typed = {
-        alias.asname: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
     }
     assert typed == vitmodel._HOME
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
@@ -112,7 +120,9 @@ assert train is vitmodel.train
     assert done.returncode == 0, done.stderr
 
 
-def test_every_kind_of_source_has_the_score_of_its_file(model: vitmodel.Model, files: list[Path], folder: Path, tmp_path: Path) -> None:
+def test_every_kind_of_source_has_the_score_of_its_file(
+    model: vitmodel.Model, files: list[Path], folder: Path, tmp_path: Path
+) -> None:
     expected = model.predict(files[0]).images.iloc[0]
     with zipfile.ZipFile(tmp_path / "exam.zip", "w") as archive:
         archive.write(files[0], "inside.dcm")
@@ -167,7 +177,9 @@ def test_an_array_is_scored_as_its_picture_in_a_table(model: vitmodel.Model, fil
     assert model.predict(as_float).images["score"].iloc[0] == expected.images["score"].iloc[0]
 
 
-def test_a_mix_of_sources_has_one_row_each(model: vitmodel.Model, files: list[Path], folder: Path, tmp_path: Path) -> None:
+def test_a_mix_of_sources_has_one_row_each(
+    model: vitmodel.Model, files: list[Path], folder: Path, tmp_path: Path
+) -> None:
     dataset = pydicom.dcmread(files[1])
     array = vitmodel.Mammogram(pixels=array_of(files[2]), patient_id="another", laterality="R", view="CC")
     result = model.predict([folder, dataset, array, files[3], tmp_path / "nosuch.dcm"])
@@ -190,7 +202,9 @@ def test_data_sets_without_a_patient_are_different_patients(model: vitmodel.Mode
     assert all(dataset.PatientID == "" for dataset in datasets)
 
 
-def test_what_cannot_be_scored_is_refused_with_a_reason(model: vitmodel.Model, files: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_refused_with_a_reason(
+    model: vitmodel.Model, files: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     without_pixels = pydicom.dcmread(files[0], stop_before_pixels=True)
     black = vitmodel.Mammogram(pixels=np.zeros((256, 208), np.uint16), patient_id="p")
@@ -204,7 +218,11 @@ def test_what_cannot_be_scored_is_refused_with_a_reason(model: vitmodel.Model, f
 
 
 def test_nothing_is_printed_and_no_file_left(
-    model: vitmodel.Model, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: vitmodel.Model,
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model.predict([pydicom.dcmread(files[0]), vitmodel.Mammogram(pixels=array_of(files[1]), patient_id="p")])
@@ -228,10 +246,21 @@ def test_several_packages_are_an_ensemble(run: Path, model: vitmodel.Model, file
         np.testing.assert_allclose(ensemble.predict(files).breasts["probability"], mean)
 
 
-def test_an_explanation_is_the_picture_of_the_command_line(run: Path, model: vitmodel.Model, files: list[Path], tmp_path: Path) -> None:
+def test_an_explanation_is_the_picture_of_the_command_line(
+    run: Path, model: vitmodel.Model, files: list[Path], tmp_path: Path
+) -> None:
     heat = model.explain(files[0], method="gradient")
     heat.save(tmp_path / "rcc.png")
-    arguments = ["predict", str(run / "package"), str(files[0]), str(tmp_path / "out"), "--explain", "gradient", "--jobs", "1"]
+    arguments = [
+        "predict",
+        str(run / "package"),
+        str(files[0]),
+        str(tmp_path / "out"),
+        "--explain",
+        "gradient",
+        "--jobs",
+        "1",
+    ]
     assert main(arguments) == 0
     (drawn,) = (tmp_path / "out" / "overlays").glob("*.png")
     assert (tmp_path / "rcc.png").read_bytes() == drawn.read_bytes()
@@ -245,7 +274,9 @@ def test_an_explanation_is_the_picture_of_the_command_line(run: Path, model: vit
     np.testing.assert_array_equal(model.explain(dataset).values, heat.values)
 
 
-def test_an_explanation_that_cannot_be_made_says_why(model: vitmodel.Model, files: list[Path], folder: Path, tmp_path: Path) -> None:
+def test_an_explanation_that_cannot_be_made_says_why(
+    model: vitmodel.Model, files: list[Path], folder: Path, tmp_path: Path
+) -> None:
     shutil.copy(files[1], folder)
     for source, message in (
         (folder, "source: holds 2 images"),
@@ -260,9 +291,13 @@ def test_an_explanation_that_cannot_be_made_says_why(model: vitmodel.Model, file
         model.explain(files[0]).save(tmp_path / "heat.tiff")
 
 
-def test_predict_writes_the_tables_of_the_command_line(run: Path, model: vitmodel.Model, release: Path, tmp_path: Path) -> None:
+def test_predict_writes_the_tables_of_the_command_line(
+    run: Path, model: vitmodel.Model, release: Path, tmp_path: Path
+) -> None:
     source = release / "train.csv"
-    assert main(["predict", str(run / "package"), str(source), str(tmp_path / "cli"), "--jobs", "1"]) == 1  # some are refused
+    assert (
+        main(["predict", str(run / "package"), str(source), str(tmp_path / "cli"), "--jobs", "1"]) == 1
+    )  # some are refused
     result = model.predict(source, out=tmp_path / "api")
     result.save(tmp_path / "saved")
     for name in TABLE_NAMES:
@@ -284,8 +319,18 @@ def test_etl_writes_the_crops_of_the_command_line(release: Path, crops: Path, tm
 
 def test_train_gives_the_package_of_the_command_line(run: Path, crops: Path, tmp_path: Path) -> None:
     """`run` is that of the same command."""
-    options: dict[str, Any] = {"model": "vit_tiny", "epochs": 3, "tokens": 96, "val": 0.25, "test": 0.25, "workers": 0, "drop_path": 0.2}
-    trained = vitmodel.train(vitmodel.Manifest(crops / "manifest.csv"), tmp_path / "run", wandb="off", progress=False, **options)
+    options: dict[str, Any] = {
+        "model": "vit_tiny",
+        "epochs": 3,
+        "tokens": 96,
+        "val": 0.25,
+        "test": 0.25,
+        "workers": 0,
+        "drop_path": 0.2,
+    }
+    trained = vitmodel.train(
+        vitmodel.Manifest(crops / "manifest.csv"), tmp_path / "run", wandb="off", progress=False, **options
+    )
     assert (trained.package / "model.safetensors").read_bytes() == (run / "package" / "model.safetensors").read_bytes()
     assert trained.history.index.name == "epoch"
     assert trained.history["val/auroc"].notna().sum() == 3
@@ -332,11 +377,16 @@ def test_evaluate_gives_the_figures_of_the_command_line(run: Path, crops: Path, 
         (lambda package: vitmodel.train("m.csv", "run", augment={"flips": 1.0}), "flips: .*did you mean flip"),
         (lambda package: vitmodel.train(3, "run"), "manifest: must be a path"),
         (lambda package: vitmodel.evaluate([], "m.csv", "out"), "packages: none is given"),
-        (lambda package: vitmodel.evaluate(package, "m.csv", "out", replicate=100), "replicate: .*did you mean replicates"),
+        (
+            lambda package: vitmodel.evaluate(package, "m.csv", "out", replicate=100),
+            "replicate: .*did you mean replicates",
+        ),
         (lambda package: vitmodel.ViT.from_pretrained(package, width=3), "width: is no field of ViTConfig"),
     ],
 )
-def test_a_wrong_call_says_what_to_correct(call: Any, message: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_call_says_what_to_correct(
+    call: Any, message: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(vitmodel.VitmodelError, match=message):
         call(run / "package")
@@ -414,7 +464,14 @@ def test_the_sizes_of_published_weights_are_read_from_the_file(tmp_path: Path) -
     path = published(tmp_path / "weights.safetensors")
     vit = vitmodel.ViT.from_pretrained(path)
     config = vit.config
-    assert (config.dim, config.depth, config.heads, config.patch, config.classes, config.pool) == (192, 2, 3, 16, 5, "cls")
+    assert (config.dim, config.depth, config.heads, config.patch, config.classes, config.pool) == (
+        192,
+        2,
+        3,
+        16,
+        5,
+        "cls",
+    )
     assert (tuple(config.image_size), config.channels) == ((32, 32), 1)
     expected = ViT(config).eval()
     fit_weights(expected, load_weights(path))
@@ -437,7 +494,11 @@ def public_objects() -> Iterator[tuple[str, Any]]:
             inherited = importlib.import_module(value.__module__).__name__
             for method, function in vars(value).items():
                 function = getattr(function, "__func__", function)
-                if inspect.isfunction(function) and not method.startswith("_") and inherited.split(".")[1] not in ("model", "measure"):
+                if (
+                    inspect.isfunction(function)
+                    and not method.startswith("_")
+                    and inherited.split(".")[1] not in ("model", "measure")
+                ):
                     yield f"{name}.{method}", function
 
 
@@ -454,7 +515,9 @@ def test_every_public_object_is_documented_with_an_example(name: str, value: Any
 
 
 @pytest.fixture(scope="module")
-def workspace(run: Path, crops: Path, release: Path, files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(
+    run: Path, crops: Path, release: Path, files: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with what the examples name: run/package, crops/manifest.csv, release/ and exam/rcc.dcm."""
     folder = tmp_path_factory.mktemp("workspace")
     for name, target in (("run", run), ("crops", crops), ("release", release)):
@@ -484,5 +547,9 @@ def test_the_examples_run(name: str, value: Any, workspace: Path, monkeypatch: p
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(value) or "", names, name, None, None)
     assert example.examples
     output: list[str] = []
-    failed = doctest.DocTestRunner(SilentWanted(), optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=output.append).failed
+    failed = (
+        doctest.DocTestRunner(SilentWanted(), optionflags=doctest.NORMALIZE_WHITESPACE)
+        .run(example, out=output.append)
+        .failed
+    )
     assert not failed, "".join(output)

@@ -21,7 +21,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_a_flag_reaches_its_field() -> None:
     settings = cli.parse(
-        "train", ["m.csv", "--drop-path", "0.5", "run", "--no-packed", "--auxiliary=[density,age]", "--augment.flip=0", "--resume"]
+        "train",
+        [
+            "m.csv",
+            "--drop-path",
+            "0.5",
+            "run",
+            "--no-packed",
+            "--auxiliary=[density,age]",
+            "--augment.flip=0",
+            "--resume",
+        ],
     )
     assert settings == TrainConfig(
         manifest=(Path("m.csv"),),
@@ -37,19 +47,39 @@ def test_a_flag_reaches_its_field() -> None:
 def test_weights_change_the_default_recipe_and_flags_override_it() -> None:
     def recipe(*more: str) -> tuple[float | bool | None, ...]:
         settings = cli.parse("train", ["m.csv", "run", *more])
-        return tuple(getattr(settings, name) for name in ("epochs", "lr", "layer_decay", "batch_size", "freeze", "flip_average"))
+        return tuple(
+            getattr(settings, name) for name in ("epochs", "lr", "layer_decay", "batch_size", "freeze", "flip_average")
+        )
 
     scratch, given = (30, 3e-4, 1, 32, 0, False), (6, 1e-4, 0.75, 16, 1, True)
     assert recipe() == scratch
     assert recipe("--weights", "w") == recipe("--weights", "w", "--config", "rsna") == given
-    flags = ["--epochs", "30", "--lr", "3e-4", "--layer-decay", "1", "--batch-size", "32", "--freeze", "0", "--no-flip-average"]
+    flags = [
+        "--epochs",
+        "30",
+        "--lr",
+        "3e-4",
+        "--layer-decay",
+        "1",
+        "--batch-size",
+        "32",
+        "--freeze",
+        "0",
+        "--no-flip-average",
+    ]
     assert recipe("--weights", "w", *flags) == scratch
 
 
 def test_a_list_field_takes_the_remaining_positional_arguments_and_repeated_flags() -> None:
-    settings = cli.parse("predict", ["package", "a.dcm", "--ensemble", "second", "-", "b c", "out", "--ensemble=third", "--flip"])
+    settings = cli.parse(
+        "predict", ["package", "a.dcm", "--ensemble", "second", "-", "b c", "out", "--ensemble=third", "--flip"]
+    )
     assert settings == config.PredictConfig(
-        package=Path("package"), source=("a.dcm", "-", "b c"), out=Path("out"), ensemble=(Path("second"), Path("third")), flip=True
+        package=Path("package"),
+        source=("a.dcm", "-", "b c"),
+        out=Path("out"),
+        ensemble=(Path("second"), Path("third")),
+        flip=True,
     )
 
 
@@ -67,7 +97,9 @@ def test_a_positional_field_set_by_its_flag_takes_no_positional_argument() -> No
 def test_a_saved_configuration_parses_to_itself(verb: str, tmp_path: Path) -> None:
     """All flags are YAML keys: what a stage saves gives the same configuration again."""
     cls = cli.VERBS[verb].cls
-    values = {option.name: ("here", "there") if option.is_list else option.name for option in options(cls) if option.required}
+    values = {
+        option.name: ("here", "there") if option.is_list else option.name for option in options(cls) if option.required
+    }
     settings = cls(**values)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(verb, settings, recipe))
@@ -75,7 +107,9 @@ def test_a_saved_configuration_parses_to_itself(verb: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "vitmodel" / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_recipe_parses_with_the_command_in_its_first_line(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_recipe_parses_with_the_command_in_its_first_line(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     head, *_ = recipe.read_text().splitlines()
     assert head.startswith("# vitmodel ")
@@ -110,7 +144,9 @@ def test_a_flag_after_the_recipe_overrides_it(tmp_path: Path) -> None:
         (["nonsense"], "nonsense"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_names_the_field(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_ends_with_2_and_names_the_field(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(arguments) == 2
     assert named in capsys.readouterr().err
 
@@ -136,7 +172,9 @@ def test_an_unknown_key_in_a_recipe_is_refused(tmp_path: Path, capsys: pytest.Ca
         (["train", "m", "run", "--augment", "3"], "--augment: '3' is no mapping"),
     ],
 )
-def test_wrong_usage_says_in_one_line_what_to_do(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_says_in_one_line_what_to_do(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -145,7 +183,8 @@ def test_wrong_usage_says_in_one_line_what_to_do(arguments: list[str], message: 
 
 def test_flags_are_written_with_dashes_or_underscores_and_groups_as_a_mapping() -> None:
     dashes, underscores = (
-        cli.parse("train", ["m", "run", flag, "0.2", "--augment", "{flip: 0, holes: 2}"]) for flag in ("--drop-path", "--drop_path")
+        cli.parse("train", ["m", "run", flag, "0.2", "--augment", "{flip: 0, holes: 2}"])
+        for flag in ("--drop-path", "--drop_path")
     )
     assert dashes == underscores
     assert dashes.augment == config.AugmentConfig(flip=0, holes=2)
@@ -162,7 +201,10 @@ def test_help_shows_every_option_once_without_types_of_python(verb: str, capsys:
         assert noise not in shown
     lines = [line.split()[0] for line in shown.splitlines() if re.match(r"  \S", line)]
     for option in options(cli.VERBS[verb].cls):
-        assert lines.count(option.placeholder.split()[0] if option.required else option.flag + "," * (option.hint is bool)) == 1
+        assert (
+            lines.count(option.placeholder.split()[0] if option.required else option.flag + "," * (option.hint is bool))
+            == 1
+        )
         assert option.group in cli.MAX_GROUPS
 
 
@@ -185,7 +227,17 @@ print("imported:", *sys.modules)
     text, _, modules = shown.partition("imported:")
     assert "Peak learning rate" in text
     assert "vitmodel.config.training" in modules.split()
-    assert not set(modules.split()) & {"torch", "numpy", "pandas", "scipy", "lightning", "cv2", "pydicom", "sklearn", "matplotlib"}
+    assert not set(modules.split()) & {
+        "torch",
+        "numpy",
+        "pandas",
+        "scipy",
+        "lightning",
+        "cv2",
+        "pydicom",
+        "sklearn",
+        "matplotlib",
+    }
 
 
 def test_the_overview_lists_every_verb_below_a_heading() -> None:
@@ -198,7 +250,9 @@ def test_the_overview_lists_every_verb_below_a_heading() -> None:
 
 @pytest.mark.parametrize("module", ["vitmodel", "vitmodel.cli"])
 def test_version(module: str) -> None:
-    shown = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+    ).stdout
     assert shown.strip() == f"vitmodel {__version__}"
 
 
@@ -208,6 +262,10 @@ def test_a_stage_runs_as_a_file_from_an_uninstalled_checkout(stage: str, tmp_pat
     checkout = tmp_path / "checkout" / "vitmodel"
     shutil.copytree(ROOT / "vitmodel", checkout, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (checkout / "config").glob("*.py"):
-        path.write_text(re.sub(r"class (\w+Config)(.*):\n    \"\"\"", r'class \1\2:\n    """The copy. ', path.read_text()))
-    done = subprocess.run([sys.executable, checkout / f"{stage}.py", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        path.write_text(
+            re.sub(r"class (\w+Config)(.*):\n    \"\"\"", r'class \1\2:\n    """The copy. ', path.read_text())
+        )
+    done = subprocess.run(
+        [sys.executable, checkout / f"{stage}.py", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert "The copy." in done.stdout

@@ -118,7 +118,10 @@ def test_the_tables_of_the_reference_list_every_column_and_code() -> None:
     manifest = importlib.import_module(reference.MANIFEST)
     verdict = importlib.import_module(reference.VERDICT)
     assert all(f"| `{column.name}` |" in reference.manifest_page() for column in manifest.COLUMNS)
-    assert all(f"| `{code}` |" in reference.reason_codes_page() for code in {**verdict.REFUSAL_REASONS, **verdict.WARNING_REASONS})
+    assert all(
+        f"| `{code}` |" in reference.reason_codes_page()
+        for code in {**verdict.REFUSAL_REASONS, **verdict.WARNING_REASONS}
+    )
 
 
 def test_the_page_of_the_model_package_explains_every_key(run: Path) -> None:

@@ -65,6 +65,8 @@ def test_every_verdict_that_is_raised_has_a_known_reason_code() -> None:
     for name, call in calls:
         assert len(call.args) == 2, f"{name}:{call.lineno}"
         code = call.args[0]
-        codes = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        codes = {
+            node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
         assert codes, f"{name}:{call.lineno}: the code is not a literal"
         assert codes <= set(REFUSAL_REASONS), f"{name}:{call.lineno}"

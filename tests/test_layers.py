@@ -74,7 +74,17 @@ def test_no_module_imports_the_script_shims() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_is_named_like_a_library(path: Path) -> None:
     """Running a script shim puts its folder first on the import path for a moment."""
-    known = set(sys.stdlib_module_names) | {"torch", "numpy", "lightning", "pydicom", "cv2", "joblib", "sklearn", "wandb", "pandas"}
+    known = set(sys.stdlib_module_names) | {
+        "torch",
+        "numpy",
+        "lightning",
+        "pydicom",
+        "cv2",
+        "joblib",
+        "sklearn",
+        "wandb",
+        "pandas",
+    }
     assert path.stem not in known
     assert not {name for name in imports(path) if name.split(".")[0] == "torchvision"}
 
@@ -87,7 +97,9 @@ def test_torchvision_is_not_installed() -> None:
 
 def test_the_command_line_stays_light() -> None:
     code = "import sys, vitmodel.cli as c; c.verb_help('train'); c.parser_for('train'); print(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert not loaded & {"torch", "numpy", "pandas", "lightning", "cv2", "pydicom", "sklearn", "matplotlib"}
 
 

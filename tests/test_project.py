@@ -78,7 +78,11 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = shutil.copytree(ROOT / "vitmodel", root / "vitmodel", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "model" / "hinge.py").write_text(LOSS)
     (package / "model" / "brightness.py").write_text(EXPLANATION)
-    add_line(package / "config" / "choices.py", f'    "pf1": "{LOSSES["pf1"]}",', '    "hinge": "vitmodel.model.hinge:hinge",')
+    add_line(
+        package / "config" / "choices.py",
+        f'    "pf1": "{LOSSES["pf1"]}",',
+        '    "hinge": "vitmodel.model.hinge:hinge",',
+    )
     last = f'    "integrated": "{EXPLANATIONS["integrated"]}",'
     add_line(package / "config" / "choices.py", last, '    "brightness": "vitmodel.model.brightness:brightness",')
     registry_copy = root / Path(registry.__file__).relative_to(ROOT)
@@ -192,7 +196,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = (folder / "dist").glob("*.whl")
     target = folder / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
     subprocess.run(pip, check=True, capture_output=True)
     return target
 
@@ -253,10 +268,14 @@ def test_the_citation_file_agrees_with_the_package() -> None:
     assert citation["version"] == __version__
     assert citation["license"] == PYPROJECT["project"]["license"]
     assert citation["title"] == PYPROJECT["project"]["name"]
-    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PYPROJECT["project"]["authors"]]
+    assert [author["name"] for author in citation["authors"]] == [
+        author["name"] for author in PYPROJECT["project"]["authors"]
+    ]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
 def test_issue_forms_follow_the_schema(path: Path) -> None:
     """GitHub shows no form that lacks these keys or repeats an id."""
     form = yaml.safe_load(path.read_text())
@@ -320,8 +339,12 @@ def test_the_container_does_not_run_as_root() -> None:
     names = [instruction for instruction, _ in instructions]
     assert [argument for instruction, argument in instructions if instruction == "USER"] == ["vitmodel"]
     assert names.index("USER") < names.index("COPY"), "the package is installed by the user who runs it"
-    assert not any(argument.endswith(":latest") or ":" not in argument for name, argument in instructions if name == "FROM")
-    assert all(argument.startswith("[") for name, argument in instructions if name in ("ENTRYPOINT", "CMD")), "no shell in between"
+    assert not any(
+        argument.endswith(":latest") or ":" not in argument for name, argument in instructions if name == "FROM"
+    )
+    assert all(argument.startswith("[") for name, argument in instructions if name in ("ENTRYPOINT", "CMD")), (
+        "no shell in between"
+    )
     assert "ADD" not in names
 
 
@@ -361,7 +384,9 @@ def test_the_changelog_has_an_unreleased_section_with_known_kinds() -> None:
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
 def test_links_and_paths_of_project_files_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text()
-    targets = re.findall(r"\]\((?!http|#)([^)#]+)\)", text) + re.findall(r"`((?:vitmodel|tests|benchmarks|docs|dev)/[\w/.-]+)`", text)
+    targets = re.findall(r"\]\((?!http|#)([^)#]+)\)", text) + re.findall(
+        r"`((?:vitmodel|tests|benchmarks|docs|dev)/[\w/.-]+)`", text
+    )
     for target in targets:
         assert (ROOT / target).exists(), target
 

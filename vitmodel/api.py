@@ -53,7 +53,7 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
         UsageError: A package does not exist, gives no scores or does not fit the others, or an option is wrong.
         VitmodelError: A package is damaged.
 
-    Example:
+    Examples:
         >>> model = vitmodel.load("run/package", device="cpu")
         >>> 0 < model.threshold < 1
         True
@@ -85,7 +85,7 @@ class Model:
         UsageError: A package does not exist, gives no scores or does not fit the others.
         VitmodelError: A package is damaged.
 
-    Example:
+    Examples:
         >>> model = vitmodel.load("run/package", progress=False)
         >>> model.label
         'cancer'
@@ -117,7 +117,9 @@ class Model:
         """The network of the first package, a `torch.nn.Module`."""
         return self._predictor.ensemble.model
 
-    def predict(self, sources: SourceImage | Iterable[SourceImage], *, out: AnyPath | None = None, **options: Any) -> Prediction:
+    def predict(
+        self, sources: SourceImage | Iterable[SourceImage], *, out: AnyPath | None = None, **options: Any
+    ) -> Prediction:
         """Score mammograms: a probability per image, breast and patient.
 
         Every input has a row in the result; what cannot be scored is refused with a reason and has no score. Tables and
@@ -137,7 +139,7 @@ class Model:
             UsageError: A source is of a wrong type, a table is at fault, or an option is wrong.
             VitmodelError: The disk is full or `out` cannot be written.
 
-        Example:
+        Examples:
             >>> model = vitmodel.load("run/package", progress=False)
             >>> result = model.predict(["exam/rcc.dcm", pydicom.dcmread("exam/rcc.dcm")])
             >>> len(result.images)
@@ -173,7 +175,7 @@ class Model:
         Raises:
             UsageError: The source is no single image, the image is refused, or the method is unknown.
 
-        Example:
+        Examples:
             >>> model = vitmodel.load("run/package", progress=False)
             >>> model.explain("exam/rcc.dcm", method="rollout").unit
             'attention, times the mean of the breast'
@@ -207,7 +209,9 @@ class Model:
         from vitmodel.releases.in_memory import write_sources
 
         package_fields = [field.name for field in fields(PredictorConfig)]
-        allowed = [field.name for field in fields(PredictConfig) if field.name not in (*package_fields, "source", "out")]
+        allowed = [
+            field.name for field in fields(PredictConfig) if field.name not in (*package_fields, "source", "out")
+        ]
         check_names(options, allowed)
         paths = write_sources(sources, scratch)
         settings = {name: getattr(self._predictor.config, name) for name in package_fields}
@@ -247,7 +251,7 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
         UsageError: The source is not recognised, its table is at fault, or an option is wrong.
         VitmodelError: The disk is full or `out` cannot be written.
 
-    Example:
+    Examples:
         >>> manifest = vitmodel.etl("release/", "new_crops/", size=(64, 32), progress=False)
         >>> manifest.table["path"].notna().any().item()
         True
@@ -280,7 +284,7 @@ def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = T
         UsageError: The manifest or an option is at fault, or `run` holds another run.
         VitmodelError: Training failed or the disk is full.
 
-    Example:
+    Examples:
         >>> run = vitmodel.train(
         ...     "crops/manifest.csv", "new_run", model="vit_micro", epochs=1, workers=0, wandb="off", progress=False
         ... )
@@ -319,7 +323,7 @@ def evaluate(
         UsageError: The manifest has no labels on the chosen rows, no image could be scored, or an option is wrong.
         VitmodelError: A package is damaged or `out` cannot be written.
 
-    Example:
+    Examples:
         >>> report = vitmodel.evaluate(
         ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
         ... )

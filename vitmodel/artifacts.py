@@ -27,7 +27,7 @@ class Manifest(os.PathLike[str]):
     Args:
         path: The manifest.csv.
 
-    Example:
+    Examples:
         >>> manifest = vitmodel.Manifest("crops/manifest.csv")
         >>> manifest.table["status"].isin(["ok", "warned", "refused"]).all().item()
         True
@@ -75,7 +75,7 @@ class Run:
     Args:
         folder: The run folder, with train.yaml, checkpoints, curves and the model package.
 
-    Example:
+    Examples:
         >>> run = vitmodel.Run("run")
         >>> run.package.name
         'package'
@@ -130,7 +130,7 @@ class EvaluationResult:
             its 95 % interval over patients, `Interval(value, low, high)`; NaN = not defined on these data.
         threshold: Probability from which a decision is positive.
 
-    Example:
+    Examples:
         >>> report = vitmodel.evaluate(
         ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
         ... )
@@ -155,7 +155,7 @@ class EvaluationResult:
         Returns:
             Nested dictionaries and lists.
 
-        Example:
+        Examples:
             >>> report = vitmodel.evaluate(
             ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
             ... )

@@ -66,7 +66,12 @@ COLUMN = 28
 
 def help_text() -> str:
     """Return what `vitmodel --help` prints."""
-    lines = [f"{summary}".strip(), "", "usage: vitmodel VERB ...", "       vitmodel VERB --help    show the options of a verb"]
+    lines = [
+        f"{summary}".strip(),
+        "",
+        "usage: vitmodel VERB ...",
+        "       vitmodel VERB --help    show the options of a verb",
+    ]
     group = ""
     for name, verb in VERBS.items():
         if verb.group != group:
@@ -83,11 +88,19 @@ def verb_help(name: str) -> str:
     paragraphs = str(VERBS[name].cls.__doc__).split("\n\n")
     parts = [textwrap.fill(usage_of(name), width, subsequent_indent=" " * len(f"usage: vitmodel {name} "))]
     parts += [textwrap.fill(" ".join(paragraph.split()), width) for paragraph in paragraphs]
-    parts.append(_section("required, by position or as a flag", [option for option in described if option.required], width))
+    parts.append(
+        _section("required, by position or as a flag", [option for option in described if option.required], width)
+    )
     for group in MAX_GROUPS:
-        parts.append(_section(group, [option for option in described if option.group == group and not option.required], width))
+        parts.append(
+            _section(group, [option for option in described if option.group == group and not option.required], width)
+        )
     general = [
-        *_entry("--config RECIPE.yaml", "Read options from a YAML file; keys have the names of the flags. Later flags override it.", width),
+        *_entry(
+            "--config RECIPE.yaml",
+            "Read options from a YAML file; keys have the names of the flags. Later flags override it.",
+            width,
+        ),
         *_entry("--print-config", "Print the resulting configuration as YAML and exit.", width),
         *_entry("-h, --help", "Show this help and exit.", width),
     ]
@@ -142,7 +155,7 @@ def parser_for(name: str) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config")
     for option in options(VERBS[name].cls):
-        default = None if option.required else list(option.default) if option.is_list else option.default
+        default = None if option.required else _parser_default(option)
         parser.add_argument(option.flag, type=_parsed_type(option), default=default)
     return parser
 
@@ -154,6 +167,13 @@ def _parsed_type(option: Option) -> Any:
     kind = type(option.choices[0]) if option.choices else option.hint
     kind = str if kind is Path else kind
     return kind | None if option.optional or option.required else kind
+
+
+def _parser_default(option: Option) -> Any:
+    """Return the default of an option as the parser reads it: lists instead of tuples, text instead of paths."""
+    if option.is_list:
+        return [str(item) if isinstance(item, Path) else item for item in option.default]
+    return str(option.default) if isinstance(option.default, Path) else option.default
 
 
 def normalise(arguments: Sequence[str], name: str) -> list[str]:

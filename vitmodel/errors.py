@@ -24,7 +24,7 @@ class VitmodelError(Exception):
     Attributes:
         status: Exit status of the command line.
 
-    Example:
+    Examples:
         >>> try:
         ...     vitmodel.load("no/such/package")
         ... except vitmodel.VitmodelError as error:
@@ -38,7 +38,7 @@ class VitmodelError(Exception):
 class UsageError(VitmodelError):
     """Raised for a wrong argument, key, file or column, which the user can correct before trying again.
 
-    Example:
+    Examples:
         >>> try:
         ...     vitmodel.load("run/package", devise="cpu")
         ... except vitmodel.UsageError as error:

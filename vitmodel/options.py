@@ -49,7 +49,9 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     if origin is Literal:
         if value in typing.get_args(hint):
             return value
-        raise UsageError(f"{name}: {value!r} is not possible; choose one of {', '.join(map(str, typing.get_args(hint)))}")
+        raise UsageError(
+            f"{name}: {value!r} is not possible; choose one of {', '.join(map(str, typing.get_args(hint)))}"
+        )
     if origin in (list, tuple):
         if isinstance(value, list | tuple):
             return origin(convert(item, typing.get_args(hint)[0], name) for item in value)

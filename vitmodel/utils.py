@@ -32,12 +32,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     Raises `VitmodelError` naming `path` where the disk is full or the place cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the same name each time, so that a killed run's is written over
+    temporary = path.with_name(
+        f".{path.stem}.tmp{path.suffix}"
+    )  # the same name each time, so that a killed run's is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # a killed process loses nothing, but a power cut may keep the new name and lose the bytes
+            os.fsync(
+                file.fileno()
+            )  # a killed process loses nothing, but a power cut may keep the new name and lose the bytes
         temporary.replace(path)
     except OSError as error:
         raise VitmodelError(f"cannot write {path}: {error.strerror or error}") from error
@@ -115,7 +119,9 @@ def progress_bars(shown: bool) -> Iterator[None]:
         _bars_shown.reset(token)
 
 
-def progress(items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "image", initial: int = 0) -> tqdm[T]:
+def progress(
+    items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "image", initial: int = 0
+) -> tqdm[T]:
     """`items` behind a progress bar on standard error that shows what is done, what is left and how long it takes.
 
     Without `items` the bar is for `update` calls. A log file gets a line now and then, a terminal a moving bar.

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.slow  # test_etl has a fast test of a local cluster
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """A scheduler and two workers, each a process that nobody restarts: the address and the workers."""
     file = tmp_path / "scheduler.json"
-    start = [sys.executable, "-m", "distributed.cli.dask_scheduler"], [sys.executable, "-m", "distributed.cli.dask_worker"]
+    start = (
+        [sys.executable, "-m", "distributed.cli.dask_scheduler"],
+        [sys.executable, "-m", "distributed.cli.dask_worker"],
+    )
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     common = ["--scheduler-file", str(file), "--no-dashboard"]
     scheduler = subprocess.Popen([*start[0], *common, "--port", "0", "--host", "127.0.0.1"], **options)
@@ -55,7 +58,9 @@ def test_files_of_a_killed_worker_are_done_by_another(
     scheduler, workers = cluster
     out = tmp_path / "out"
     command = ["etl", str(release), str(out), "--size", "64x32", "--backend", "dask", "--scheduler", scheduler]
-    run = subprocess.Popen([sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "vitmodel.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while len(list(out.rglob("*.png"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -65,7 +70,9 @@ def test_files_of_a_killed_worker_are_done_by_another(
     assert contents(out) == contents(crops)
 
 
-def test_an_unreachable_scheduler_is_a_usage_error(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_scheduler_is_a_usage_error(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["etl", str(release), str(tmp_path / "out"), "--backend", "dask", "--scheduler", "tcp://127.0.0.1:9"]
     assert main(command) == 2
     assert "tcp://127.0.0.1:9" in capsys.readouterr().err

@@ -31,7 +31,13 @@ def by_definition(samples: list[ScoredUnits]) -> np.ndarray:
     v10, v01, area = [], [], []
     for sample in samples:
         psi = np.array(
-            [[float(sample.scores[i] > sample.scores[j]) + 0.5 * (sample.scores[i] == sample.scores[j]) for j in zeros] for i in ones]
+            [
+                [
+                    float(sample.scores[i] > sample.scores[j]) + 0.5 * (sample.scores[i] == sample.scores[j])
+                    for j in zeros
+                ]
+                for i in ones
+            ]
         )
         v10.append(psi.mean(axis=1))
         v01.append(psi.mean(axis=0))

@@ -112,7 +112,11 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("backend", "kills"),
-    [("threads", 4), pytest.param("threads", 20, marks=pytest.mark.slow), pytest.param("processes", 3, marks=pytest.mark.slow)],
+    [
+        ("threads", 4),
+        pytest.param("threads", 20, marks=pytest.mark.slow),
+        pytest.param("processes", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     backend: str, kills: int, release: Path, crops: Path, tmp_path: Path
@@ -145,7 +149,9 @@ def crash_on_some(task: CropTask, preprocessing: Preprocessing) -> dict:
     return etl_command.crop_to_png(task, preprocessing)
 
 
-def test_a_decoder_that_crashes_costs_its_file_only(release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_crashes_costs_its_file_only(
+    release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend="processes", jobs=2)
     original = etl_command.parallel_map
     monkeypatch.setattr(etl_command, "parallel_map", lambda work, *rest, **options: original(
@@ -159,17 +165,25 @@ def test_a_decoder_that_crashes_costs_its_file_only(release: Path, crops: Path, 
     assert manifest["source_sha256"][~hit].equals(whole["source_sha256"][~hit])
 
 
-def test_crops_made_by_other_code_are_kept_and_reported(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_crops_made_by_other_code_are_kept_and_reported(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
     for code, said in (("older", False), ("newer", True)):
         with patch.object(etl_command, "hash_code", lambda code=code: code):
             assert main(command) == 0
         assert ("another version of vitmodel/pixels" in capsys.readouterr().out) == said
-    assert main([*command[:2], str(tmp_path / "again"), *command[3:]]) == main([*command[:2], str(tmp_path / "again"), *command[3:]]) == 0
+    assert (
+        main([*command[:2], str(tmp_path / "again"), *command[3:]])
+        == main([*command[:2], str(tmp_path / "again"), *command[3:]])
+        == 0
+    )
     assert "another version" not in capsys.readouterr().out
 
 
-def test_two_runs_into_one_folder_are_refused(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_into_one_folder_are_refused(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with lock_folder(tmp_path):
         assert main(["etl", str(release), str(tmp_path)]) == 2
     assert "another run" in capsys.readouterr().err
@@ -207,7 +221,9 @@ def test_a_torn_journal_line_is_ignored(tmp_path: Path) -> None:
     assert set(Journal(path).entries) == {"a", "c"}
 
 
-def test_a_full_disk_ends_with_a_message_and_loses_nothing(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_ends_with_a_message_and_loses_nothing(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file system of 128 KiB fills up; the run ends with 1, keeps whole files only, and goes on where there is room."""
     small = tmp_path / "small"
     small.mkdir()
@@ -229,7 +245,12 @@ def test_a_full_disk_ends_with_a_message_and_loses_nothing(release: Path, tmp_pa
 
 @pytest.mark.parametrize("full", [".png", "manifest.csv", "etl_report.html", "etl.yaml"])
 def test_a_disk_that_fills_up_at_any_file_ends_with_a_message(
-    full: str, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    full: str,
+    release: Path,
+    crops: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fsync(file: int) -> None:
         name = Path(os.readlink(f"/proc/self/fd/{file}")).name
@@ -267,7 +288,9 @@ def test_a_journal_that_cannot_grow_ends_with_a_message(
     assert contents(tmp_path) == contents(crops)
 
 
-def test_an_output_that_cannot_be_written_ends_with_a_message(release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_cannot_be_written_ends_with_a_message(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     assert main(["etl", str(release), str(tmp_path / "file" / "out")]) == 1
     assert str(tmp_path / "file" / "out") in capsys.readouterr().err
@@ -279,8 +302,16 @@ def test_an_output_that_cannot_be_written_ends_with_a_message(release: Path, tmp
         (lambda folder: folder / "absent", "absent"),
         (lambda folder: folder, "holds nothing"),
         (lambda folder: write(folder / "train.csv", "patient_id,laterality,view\n1,L,CC\n"), "image_id"),
-        (lambda folder: write(folder / "train.csv", "patient_id,image_id,laterality,view,cancer\n1,7,L,CC,0\n1,7,L,MLO,0\n"), "image_id"),
-        (lambda folder: write(folder / "train.csv", "patient_id,image_id,laterality,view,cancer\n1,7,L,CC,2\n"), "cancer"),
+        (
+            lambda folder: write(
+                folder / "train.csv", "patient_id,image_id,laterality,view,cancer\n1,7,L,CC,0\n1,7,L,MLO,0\n"
+            ),
+            "image_id",
+        ),
+        (
+            lambda folder: write(folder / "train.csv", "patient_id,image_id,laterality,view,cancer\n1,7,L,CC,2\n"),
+            "cancer",
+        ),
     ],
 )
 def test_a_bad_source_is_a_usage_error(make, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,9 +329,16 @@ def write(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"not a mammogram\n", "not_an_image"), (b"", "not_an_image"), (None, "missing_file"), (b"\x89PNG\r\n\x1a\nrubbish", "unreadable")],
+    [
+        (b"not a mammogram\n", "not_an_image"),
+        (b"", "not_an_image"),
+        (None, "missing_file"),
+        (b"\x89PNG\r\n\x1a\nrubbish", "unreadable"),
+    ],
 )
-def test_a_file_that_is_not_an_image_gives_a_row_with_a_reason(content: bytes | None, reason: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_gives_a_row_with_a_reason(
+    content: bytes | None, reason: str, tmp_path: Path
+) -> None:
     from vitmodel.data.cropping import SourceImage
 
     path = tmp_path / "image.dcm"

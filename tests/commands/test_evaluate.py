@@ -52,8 +52,13 @@ def test_the_subgroups_of_an_attribute_add_up_to_all() -> None:
     table = screening()
     table.loc[:7, "machine_id"] = np.nan
     found, silent = subgroups(table, "cancer")
-    for attribute in {group.attribute for group in found} - {"Positives, against all negatives", "Negatives, against all positives"}:
-        assert sum(group.rows.astype(int) for group in found if group.attribute == attribute).tolist() == [1] * len(table)
+    for attribute in {group.attribute for group in found} - {
+        "Positives, against all negatives",
+        "Negatives, against all positives",
+    }:
+        assert sum(group.rows.astype(int) for group in found if group.attribute == attribute).tolist() == [1] * len(
+            table
+        )
     assert [g.value for g in found if g.attribute == "Machine"] == ["0", "1", "2", "unknown"]
     assert [g.value for g in found if g.attribute == "Age"] == ["40 to 49", "50 to 59", "60 to 69", "70 and above"]
     assert {"Site: 1 throughout", "BI-RADS: unknown throughout"} <= set(silent)
@@ -90,7 +95,12 @@ def test_a_breast_is_aggregated_by_the_name_that_is_given(how: str) -> None:
     judged = replace(evaluation(table), aggregate=how)
     pairs = judged.probability.reshape(-1, 2)  # views of a breast lie side by side
     pooled = expit(logit(pairs).mean(axis=1))
-    expected = {"mean": pairs.mean(axis=1), "mean_logit": pooled, "max": pairs.max(axis=1), "noisy_or": 1 - (1 - pairs).prod(axis=1)}[how]
+    expected = {
+        "mean": pairs.mean(axis=1),
+        "mean_logit": pooled,
+        "max": pairs.max(axis=1),
+        "noisy_or": 1 - (1 - pairs).prod(axis=1),
+    }[how]
     order = np.argsort(breast_ids(table)[::2].to_numpy())
     np.testing.assert_allclose(judged.scored_units("breast").scores, expected[order])
 
@@ -98,7 +108,9 @@ def test_a_breast_is_aggregated_by_the_name_that_is_given(how: str) -> None:
 @pytest.mark.parametrize(("sick", "folds"), [(1, 0), (3, 3), (9, 5)])
 def test_the_number_of_folds_is_limited_by_the_patients_of_each_class(sick: int, folds: int) -> None:
     table = screening(30)
-    judged = evaluation(table.assign(cancer=table["patient_id"].isin(table["patient_id"].unique()[:sick]).astype(float)))
+    judged = evaluation(
+        table.assign(cancer=table["patient_id"].isin(table["patient_id"].unique()[:sick]).astype(float))
+    )
     assert judged.folds() == folds
     assert len(judged.thresholds(0.9)) == (3 if folds else 0)
 
@@ -122,7 +134,9 @@ def test_a_leak_by_metadata_or_by_id_is_found_and_a_clean_table_is_not_accused()
     assert all(found.metrics.intervals["auroc"].value < 0.65 for found in audited.baselines)
     assert audited.links == {"patients": 0, "source files": 0, "crops of the same pixels": 0}
     by_machine = clean.assign(machine_id=np.where(clean["cancer"] == 1, "9", clean["machine_id"]))
-    found = {each.name: each.metrics.intervals["auroc"].value for each in evaluation(by_machine).audit(by_machine).baselines}
+    found = {
+        each.name: each.metrics.intervals["auroc"].value for each in evaluation(by_machine).audit(by_machine).baselines
+    }
     assert fit_baseline(by_machine, "cancer", "Metadata alone")[1] == "machine_id"
     assert found["Metadata alone"] > 0.9 > found["Ids alone"]
     ordered = clean.sort_values("cancer", kind="stable").reset_index(drop=True)
@@ -167,7 +181,9 @@ def scored(tmp_path: Path) -> Path:
     rng = np.random.default_rng(1)
     for name, gain in (("good", 2.5), ("poor", 0.3)):
         values = 1 / (1 + np.exp(-rng.normal(gain * table["cancer"] - 1)))
-        pd.DataFrame({"image_id": table["image_id"], "probability": values}).to_csv(tmp_path / f"{name}.csv", index=False)
+        pd.DataFrame({"image_id": table["image_id"], "probability": values}).to_csv(
+            tmp_path / f"{name}.csv", index=False
+        )
     breasts = expit(pd.Series(logit(values)).groupby(breast_ids(table)).mean())
     breasts.rename_axis("prediction_id").rename("cancer").to_csv(tmp_path / "submission.csv")
     return tmp_path
@@ -178,9 +194,25 @@ def test_score_files_are_compared_on_their_common_units(scored: Path, capsys: py
     lost = good["image_id"].str.contains("0L")
     good.assign(probability=good["probability"].mask(lost)).to_csv(scored / "good.csv", index=False)
     poor = pd.read_csv(scored / "poor.csv", dtype={"image_id": str}).rename(columns={"probability": "score"})
-    poor.assign(cancer=screening()["cancer"]).to_csv(scored / "poor.csv", index=False)  # as out_of_fold.csv: the truth is no score
+    poor.assign(cancer=screening()["cancer"]).to_csv(
+        scored / "poor.csv", index=False
+    )  # as out_of_fold.csv: the truth is no score
     files = [str(scored / name) for name in ("poor.csv", "good.csv", "submission.csv")]
-    assert main(["compare", *files, "--manifest", str(scored / "manifest.csv"), "--out", str(scored / "out"), "--replicates", "100"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                *files,
+                "--manifest",
+                str(scored / "manifest.csv"),
+                "--out",
+                str(scored / "out"),
+                "--replicates",
+                "100",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert f"{240 - lost.sum() // 2} of 240 labelled breast units are scored by all" in printed
     found = json.loads((scored / "out" / "comparison.json").read_text())
@@ -191,8 +223,13 @@ def test_score_files_are_compared_on_their_common_units(scored: Path, capsys: py
     assert same["delong"]["value"] == pytest.approx(0, abs=1e-9)
 
 
-def test_scores_of_breasts_are_compared_per_patient_but_not_per_image(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    models = [str(scored / "poor.csv"), str(scored / "submission.csv")]  # the same model, image by image and breast by breast
+def test_scores_of_breasts_are_compared_per_patient_but_not_per_image(
+    scored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [
+        str(scored / "poor.csv"),
+        str(scored / "submission.csv"),
+    ]  # the same model, image by image and breast by breast
     command = ["compare", *models, "--manifest", str(scored / "manifest.csv"), "--replicates", "100"]
     assert main([*command, "--level", "patient", "--out", str(scored)]) == 0
     assert "120 of 120 labelled patient units" in capsys.readouterr().out
@@ -223,9 +260,14 @@ def test_the_score_of_a_patient_is_that_of_her_worse_breast() -> None:
         ("image_id,cancer\n1,1\n", "a score file has image_id"),
     ],
 )
-def test_an_invalid_score_file_is_named(content: str, message: str, scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_score_file_is_named(
+    content: str, message: str, scored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (scored / "bad.csv").write_text(content)
-    assert main(["compare", str(scored / "good.csv"), str(scored / "bad.csv"), "--manifest", str(scored / "manifest.csv")]) == 2
+    assert (
+        main(["compare", str(scored / "good.csv"), str(scored / "bad.csv"), "--manifest", str(scored / "manifest.csv")])
+        == 2
+    )
     printed = capsys.readouterr().err
     assert "bad.csv" in printed
     assert re.search(message, printed)
@@ -237,7 +279,15 @@ def test_a_comparison_reports_which_package_was_trained_on_its_images(
     table = read_manifest(run / "manifest.csv").query("split == 'train'")
     scores = tmp_path / "scores.csv"
     table[["image_id"]].assign(score=np.linspace(0, 1, len(table))).to_csv(scores, index=False)
-    command = ["compare", str(run / "package"), str(scores), "--manifest", str(run / "manifest.csv"), "--replicates", "100"]
+    command = [
+        "compare",
+        str(run / "package"),
+        str(scores),
+        "--manifest",
+        str(run / "manifest.csv"),
+        "--replicates",
+        "100",
+    ]
     assert main([*command, "--split", "train", "--out", str(tmp_path)]) == 0
     assert f"{len(table)} of {len(table)} images were seen by {run / 'package'} in" in capsys.readouterr().out
     models = json.loads((tmp_path / "comparison.json").read_text())["models"]
@@ -254,7 +304,15 @@ def test_an_ensemble_has_seen_the_images_of_all_its_packages_and_keeps_their_mod
     (package / "config.json").write_text(json.dumps(document))
     cards = [(folder / "MODEL_CARD.md").read_bytes() for folder in (package, run / "package")]
     table = read_manifest(run / "manifest.csv")
-    command = ["evaluate", str(package), str(run / "manifest.csv"), str(tmp_path / "out"), "--replicates", "100", "--no-audit"]
+    command = [
+        "evaluate",
+        str(package),
+        str(run / "manifest.csv"),
+        str(tmp_path / "out"),
+        "--replicates",
+        "100",
+        "--no-audit",
+    ]
     assert main([*command, "--split", "all", "--ensemble", str(run / "package")]) == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())

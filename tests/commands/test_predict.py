@@ -61,7 +61,9 @@ def test_a_crop_of_etl_and_its_source_get_the_same_score(predictor: Predictor, r
     pd.testing.assert_frame_equal(predictor.score_images(cropped), predictor.score_images(other))
 
 
-def test_a_run_attaches_rows_and_metadata_once(run: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_attaches_rows_and_metadata_once(
+    run: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
 
     def counted(name: str) -> Callable[..., object]:
@@ -70,7 +72,9 @@ def test_a_run_attaches_rows_and_metadata_once(run: Path, release: Path, tmp_pat
 
     for name in ("rows_of", "about_images"):
         monkeypatch.setattr(stream, name, counted(name))
-    assert main(["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path), "--explain", "rollout"]) == 0
+    assert (
+        main(["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path), "--explain", "rollout"]) == 0
+    )
     assert sorted(calls) == ["about_images", "rows_of"]
 
 
@@ -114,7 +118,9 @@ def test_a_breast_is_the_mean_logit_of_its_usable_images(predictor: Predictor, c
 def test_a_breast_without_a_usable_image_is_refused(predictor: Predictor, crops: Path) -> None:
     table = read_manifest(crops / "manifest.csv")
     lost = breast_ids(table) == breast_ids(table).iloc[0]
-    breasts = predictor.score_breasts(predictor.score_images(table.assign(status=table["status"].mask(lost, "refused"))))
+    breasts = predictor.score_breasts(
+        predictor.score_images(table.assign(status=table["status"].mask(lost, "refused")))
+    )
     assert breasts["status"].iloc[0] == "refused"
     assert np.isnan(breasts["probability"].iloc[0])
     assert breasts["probability"].iloc[1:].notna().all()
@@ -128,7 +134,9 @@ def test_submission_has_the_breasts_of_the_test_table_in_order(run: Path, releas
     assert len(pd.read_csv(tmp_path / "scores.csv")) == len(pd.read_csv(release / "test.csv"))
 
 
-def test_refused_inputs_set_the_exit_status_to_1(run: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_inputs_set_the_exit_status_to_1(
+    run: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(run / "package"), str(release), str(tmp_path)]) == 1
     assert "refused: image" in capsys.readouterr().err
     assert len(pd.read_csv(tmp_path / "scores.csv")) == len(pd.read_csv(release / "train.csv"))
@@ -176,12 +184,16 @@ def test_any_mix_of_inputs_gives_one_row_each(
     table = pd.read_csv(tmp_path / "out" / "scores.csv", dtype=str)
     assert len(table) == 8
     scored = table[table["status"] != "refused"]
-    assert set(scored["image_id"]) == {str(dcmread(path).SOPInstanceUID) for path in (one, in_folder, in_zip, in_set, listed)}
+    assert set(scored["image_id"]) == {
+        str(dcmread(path).SOPInstanceUID) for path in (one, in_folder, in_zip, in_set, listed)
+    }
     refused = table[table["status"] == "refused"].set_index("reason")["remark"]
     assert "nosuch.dcm" in refused["missing_file"]
     assert sorted(refused.index) == ["missing_file", "not_an_image", "not_an_image"]
     alone = Predictor(PredictorConfig(package=run / "package", jobs=1)).score_images(read_release(one)).iloc[0]
-    assert float(scored.set_index("image_id").loc[alone["image_id"], "probability"]) == pytest.approx(alone["probability"], abs=1e-6)
+    assert float(scored.set_index("image_id").loc[alone["image_id"], "probability"]) == pytest.approx(
+        alone["probability"], abs=1e-6
+    )
     assert not (tmp_path / "out" / ".unpacked").exists()
     assert "3 refused" in capsys.readouterr().out
     assert "name an earlier file again: 1;" in caplog.text
@@ -261,7 +273,9 @@ def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: 
     assert states[0] == states[1]
 
 
-def test_inputs_without_any_usable_image_give_rows_and_exit_status_1(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_without_any_usable_image_give_rows_and_exit_status_1(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "text.dcm").write_text("no image")
     status, table = score(run, tmp_path / "out", tmp_path / "text.dcm")
     assert status == 1
@@ -271,13 +285,19 @@ def test_inputs_without_any_usable_image_give_rows_and_exit_status_1(run: Path, 
 
 
 def test_refused_rows_without_a_path_keep_their_own_verdicts(run: Path, tmp_path: Path) -> None:
-    refused = pd.DataFrame({"image_id": ["1", "2"], "patient_id": "p", "laterality": "", "view": "", "path": "", "status": "refused"})
-    refused.assign(reason=["blank", "colour"], remark=["first", "second"]).to_csv(tmp_path / "manifest.csv", index=False)
+    refused = pd.DataFrame(
+        {"image_id": ["1", "2"], "patient_id": "p", "laterality": "", "view": "", "path": "", "status": "refused"}
+    )
+    refused.assign(reason=["blank", "colour"], remark=["first", "second"]).to_csv(
+        tmp_path / "manifest.csv", index=False
+    )
     _, table = score(run, tmp_path / "out", tmp_path / "manifest.csv")
     assert table["reason"].tolist() == ["blank", "colour"]
 
 
-def test_a_killed_run_resumes_to_the_same_tables(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_run_resumes_to_the_same_tables(
+    run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     for path in files:
         (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -317,7 +337,9 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
         Predictor(both.config)
 
 
-def test_with_flip_averaging_an_image_and_its_flip_score_alike(predictor: Predictor, crops: Path, tmp_path: Path) -> None:
+def test_with_flip_averaging_an_image_and_its_flip_score_alike(
+    predictor: Predictor, crops: Path, tmp_path: Path
+) -> None:
     table = usable_rows(read_manifest(crops / "manifest.csv")).head(4)
     upside_down = table.assign(path=[str(tmp_path / f"{name}.png") for name in table["image_id"]])
     for old, new in zip(table["path"], upside_down["path"], strict=True):
@@ -359,7 +381,11 @@ def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: P
     breasts = known.groupby(["patient_id", "laterality"], sort=False).agg({"cancer": "max", "logit": "mean"})
     fitted = Platt.fit(breasts["cancer"], breasts["logit"])
     table = read_manifest(run / "manifest.csv").query("split == 'val'")
-    scored = predictor.score_breasts(predictor.score_images(table)).set_index(["patient_id", "laterality"]).loc[breasts.index]
+    scored = (
+        predictor.score_breasts(predictor.score_images(table))
+        .set_index(["patient_id", "laterality"])
+        .loc[breasts.index]
+    )
     np.testing.assert_allclose(scored["probability"], fitted.apply(breasts["logit"]), rtol=1e-4)
     assert predictor.ensemble.package["calibration"]["prevalence"] == breasts["cancer"].mean()
 
@@ -387,14 +413,27 @@ def test_copies_are_left_out_of_training_evaluation_and_comparison(
     write_manifest(pd.concat([table, copied], ignore_index=True), tmp_path / "manifest.csv")
     found = []
     for name, manifest in (("with", tmp_path / "manifest.csv"), ("without", run / "manifest.csv")):
-        command = [str(run / "package"), str(manifest), str(tmp_path / name), "--replicates", "100", "--no-audit", "--no-card"]
+        command = [
+            str(run / "package"),
+            str(manifest),
+            str(tmp_path / name),
+            "--replicates",
+            "100",
+            "--no-audit",
+            "--no-card",
+        ]
         assert main(["evaluate", *command]) == 0
         found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
     assert [each["method"]["Left out"][0] for each in found] == ["1", "0"]
     assert all(found[0][level] == found[1][level] for level in ("image", "breast", "patient"))
     capsys.readouterr()
     models = [str(run / "package")] * 2
-    assert main(["compare", *models, "--manifest", str(tmp_path / "manifest.csv"), "--replicates", "100", "--split", "all"]) == 0
+    assert (
+        main(
+            ["compare", *models, "--manifest", str(tmp_path / "manifest.csv"), "--replicates", "100", "--split", "all"]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "copies of another image of their breast: 1" in printed
     assert "difference from A 0.000 (0.000 to 0.000)" in printed
@@ -420,7 +459,9 @@ def test_csv_parquet_and_json_lines_hold_the_same_tables(run: Path, files: list[
     assert len(images) == len(list(files[0].parent.iterdir()))
 
 
-def test_heat_maps_and_reports_of_a_folder(run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heat_maps_and_reports_of_a_folder(
+    run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: sha256_file(path) for path in files}
     status, images = score(run, tmp_path, files[0].parent, "--explain", "gradient", "--dicom")
     assert status == 0
@@ -477,13 +518,23 @@ def test_an_evaluation_reports_undefined_metrics(run: Path, tmp_path: Path, caps
     write_manifest(table, tmp_path / "manifest.csv")
     package = tmp_path / "package"
     shutil.copytree(run / "package", package)
-    command = [str(package), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--replicates", "100", "--prevalence", "0.02"]
+    command = [
+        str(package),
+        str(tmp_path / "manifest.csv"),
+        str(tmp_path / "out"),
+        "--replicates",
+        "100",
+        "--prevalence",
+        "0.02",
+    ]
     assert main(["evaluate", *command]) == 0
     printed = capsys.readouterr().out
     assert "has cancer: ranking, sensitivity and pF1 are not defined" in printed
     assert f"1 of {len(table)} crops were not made as the model's" in printed
     assert "AUROC per patient: not defined, " in printed
-    assert "nan" not in re.findall(r"\w+", printed + (package / "MODEL_CARD.md").read_text().partition("## Evaluation")[2])
+    assert "nan" not in re.findall(
+        r"\w+", printed + (package / "MODEL_CARD.md").read_text().partition("## Evaluation")[2]
+    )
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["breast"]["unknown"] > 0 == found["breast"]["positives"]
     assert found["breast"]["intervals"]["auroc"]["value"] is None
@@ -492,7 +543,11 @@ def test_an_evaluation_reports_undefined_metrics(run: Path, tmp_path: Path, caps
     assert found["method"]["Prevalence"].endswith("not corrected")
     assert found["cross_fitted"] == found["audit"]["baselines"] == []
     report = (tmp_path / "out" / "report.html").read_text()
-    for silent in ("No threshold could be chosen", "No calibration could be cross-fitted", "No scores without an image could be fitted"):
+    for silent in (
+        "No threshold could be chosen",
+        "No calibration could be cross-fitted",
+        "No scores without an image could be fitted",
+    ):
         assert printed.count(silent) == report.count(silent) == 1
 
 
@@ -500,7 +555,17 @@ def test_the_model_card_holds_the_latest_evaluation_once(run: Path, tmp_path: Pa
     package = tmp_path / "package"
     shutil.copytree(run / "package", package)
     for replicates in ("100", "101"):
-        main(["evaluate", str(package), str(run / "manifest.csv"), str(tmp_path / "out"), "--replicates", replicates, "--no-audit"])
+        main(
+            [
+                "evaluate",
+                str(package),
+                str(run / "manifest.csv"),
+                str(tmp_path / "out"),
+                "--replicates",
+                replicates,
+                "--no-audit",
+            ]
+        )
     card = (package / "MODEL_CARD.md").read_text()
     assert card.startswith((run / "package" / "MODEL_CARD.md").read_text().partition("\n## Evaluation")[0].rstrip())
     assert card.count("## Evaluation") == 1
@@ -510,8 +575,18 @@ def test_the_model_card_holds_the_latest_evaluation_once(run: Path, tmp_path: Pa
     assert f"{found['breast']['intervals']['auroc']['value']:.3f}" in card
 
 
-def test_evaluation_reports_how_many_images_the_training_has_seen(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(run / "package"), str(run / "manifest.csv"), str(tmp_path), "--split", "train", "--replicates", "100"]
+def test_evaluation_reports_how_many_images_the_training_has_seen(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        str(run / "package"),
+        str(run / "manifest.csv"),
+        str(tmp_path),
+        "--split",
+        "train",
+        "--replicates",
+        "100",
+    ]
     arguments += ["--no-audit", "--no-card"]
     assert main(["evaluate", *arguments]) == 0
     images = len(read_manifest(run / "manifest.csv").query("split == 'train'"))
@@ -524,7 +599,15 @@ def test_evaluation_hashes_the_sources_it_reads_and_reports_images_without_a_has
     table = read_manifest(run / "manifest.csv").query("split == 'train'").assign(source_sha256=None)
     anew = np.arange(len(table)) < 3  # these have crops of another kind, so that their sources are read
     write_manifest(table.assign(preprocessing=table["preprocessing"].mask(anew, "{}")), tmp_path / "manifest.csv")
-    command = [str(run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path), "--replicates", "100", "--no-audit", "--no-card"]
+    command = [
+        str(run / "package"),
+        str(tmp_path / "manifest.csv"),
+        str(tmp_path),
+        "--replicates",
+        "100",
+        "--no-audit",
+        "--no-card",
+    ]
     assert main(["evaluate", *command, "--split", "all"]) == 0
     printed = capsys.readouterr().out
     assert f"3 of {len(table)} images were seen" in printed
@@ -556,10 +639,10 @@ def test_a_manifest_without_measurable_images_is_refused(
 
 def test_loading_a_package_imports_neither_compiler_nor_trainer(run: Path) -> None:
     """Each of them takes seconds to import."""
-    code = (
-        f"import sys, vitmodel.commands.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+    code = f"import sys, vitmodel.commands.predict, vitmodel.model.package as p; p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
     assert "torch" in loaded
     assert not loaded & {"torch._dynamo", "sympy", "lightning", "sklearn", "matplotlib", "highdicom", "captum"}
 
@@ -583,10 +666,15 @@ def rewrite(package: Path, old: str, new: str) -> None:
             lambda package: rewrite(package, '"format_version": 1,', '"format_version": 0,'),
             "0, this vitmodel reads 1; use the vitmodel that wrote it",
         ),
-        (lambda package: rewrite(package, '"decision": {', '"verdict": {'), "'decision' is missing; use the vitmodel that wrote"),
+        (
+            lambda package: rewrite(package, '"decision": {', '"verdict": {'),
+            "'decision' is missing; use the vitmodel that wrote",
+        ),
     ],
 )
-def test_a_damaged_package_is_named(spoil, named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_package_is_named(
+    spoil, named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     package = tmp_path / "package"
     shutil.copytree(run / "package", package)
     spoil(package)

@@ -29,13 +29,24 @@ def test_a_pretrained_package_starts_a_training_but_gives_no_scores(
     task: str, crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "pretrained"
-    extra = ["--manifest", str(crops / "manifest.csv")] if task == "painting" else ["--size", "64x32", "--phantoms", "16"]
+    extra = (
+        ["--manifest", str(crops / "manifest.csv")] if task == "painting" else ["--size", "64x32", "--phantoms", "16"]
+    )
     assert main(["pretrain", str(run), *SHORT, *extra]) == 0
     history = load_package(run / "package")[1]["history"]
     assert [epoch for epoch, _ in history["train/loss"]] == [0, 1]
     assert ("val/auroc" in history) == (task == "finding")
     assert main(["info", str(run / "package")]) == 0
-    arguments = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags, "--model", "vit_micro", "--epochs", "1"]
+    arguments = [
+        "train",
+        str(crops / "manifest.csv"),
+        str(tmp_path / "run"),
+        *flags,
+        "--model",
+        "vit_micro",
+        "--epochs",
+        "1",
+    ]
     assert main([*arguments, "--weights", str(run / "package")]) == 0
     started = capsys.readouterr().out
     assert "loaded" in started
@@ -64,8 +75,20 @@ def test_painting_does_not_read_held_out_patients(crops: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_two_processes_paint_like_one(crops: Path, tmp_path: Path) -> None:
     """The head, which paints nothing, gets no gradient from either. They hide other patches than one process does."""
-    command = ["pretrain", str(tmp_path / "run"), *SHORT, "--manifest", str(crops / "manifest.csv"), "--device", "cpu", "--devices", "2"]
-    done = subprocess.run([sys.executable, "-m", "vitmodel.cli", *command], capture_output=True, text=True, timeout=400, cwd=ROOT)
+    command = [
+        "pretrain",
+        str(tmp_path / "run"),
+        *SHORT,
+        "--manifest",
+        str(crops / "manifest.csv"),
+        "--device",
+        "cpu",
+        "--devices",
+        "2",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "vitmodel.cli", *command], capture_output=True, text=True, timeout=400, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert main(["pretrain", str(tmp_path / "one"), *SHORT, "--manifest", str(crops / "manifest.csv")]) == 0
     one, two = (load_package(tmp_path / run / "package")[1]["history"]["train/loss"] for run in ("one", "run"))

@@ -77,12 +77,16 @@ MAX_REFUSALS: list[Callable[[Path], list[str]]] = [
 def lost_crops(crops: Path, tmp_path: Path) -> Path:
     """A manifest whose crops have been deleted, which is noticed when a crop is first read."""
     table = read_manifest(crops / "manifest.csv")
-    write_manifest(table.assign(path=table["path"].where(table["path"] == "", table["path"] + ".gone")), tmp_path / "lost.csv")
+    write_manifest(
+        table.assign(path=table["path"].where(table["path"] == "", table["path"] + ".gone")), tmp_path / "lost.csv"
+    )
     return tmp_path / "lost.csv"
 
 
 @pytest.mark.parametrize("refusal", MAX_REFUSALS, ids=lambda refusal: refusal.__name__)
-def test_a_refused_training_leaves_no_run_folder(refusal: Callable[[Path], list[str]], crops: Path, tmp_path: Path) -> None:
+def test_a_refused_training_leaves_no_run_folder(
+    refusal: Callable[[Path], list[str]], crops: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "run"
     assert main(["train", str(crops / "manifest.csv"), str(run), *SMALL, *SPLIT, *refusal(tmp_path)]) in (1, 2)
     assert not run.parent.exists()
@@ -118,7 +122,9 @@ def test_a_refused_resumption_keeps_the_run(run: Path, crops: Path, flags: list[
 
 
 @pytest.mark.parametrize("verb", ["train", "pretrain", "tune"])
-def test_a_training_whose_first_crops_cannot_be_read_leaves_no_run_folder(verb: str, lost_crops: Path, tmp_path: Path) -> None:
+def test_a_training_whose_first_crops_cannot_be_read_leaves_no_run_folder(
+    verb: str, lost_crops: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     place = [str(run), "--manifest", str(lost_crops)] if verb == "pretrain" else [str(lost_crops), str(run), *SPLIT]
     assert main([verb, *place, *SMALL]) == 1
@@ -127,7 +133,19 @@ def test_a_training_whose_first_crops_cannot_be_read_leaves_no_run_folder(verb: 
 
 def test_a_refused_search_leaves_no_run_folder(crops: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "run"), *SMALL, *SPLIT, *weights_of_another_size(tmp_path)]) == 2
+    assert (
+        main(
+            [
+                "tune",
+                str(crops / "manifest.csv"),
+                str(tmp_path / "run"),
+                *SMALL,
+                *SPLIT,
+                *weights_of_another_size(tmp_path),
+            ]
+        )
+        == 2
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -142,7 +160,9 @@ def test_a_refused_etl_leaves_no_output_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "crops").exists()
 
 
-def test_a_refused_training_of_leave_out_leaves_no_folder(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_training_of_leave_out_leaves_no_folder(
+    crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: object) -> None:
         raise VitmodelError("refused")
 
@@ -156,10 +176,17 @@ def test_a_refused_training_of_leave_out_leaves_no_folder(crops: Path, tmp_path:
 
 
 @pytest.mark.parametrize("missing", ["recipes", "ours", "weights", "our-weights"])
-def test_versions_names_a_missing_file_before_it_reads_an_image(missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_versions_names_a_missing_file_before_it_reads_an_image(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("backbone.yaml", "v2.yaml", "v3.yaml", "ours.yaml", "weights"):
         (tmp_path / name).touch()
-    files = {"recipes": tmp_path, "ours": tmp_path / "ours.yaml", "weights": tmp_path / "weights", "our-weights": tmp_path / "weights"}
+    files = {
+        "recipes": tmp_path,
+        "ours": tmp_path / "ours.yaml",
+        "weights": tmp_path / "weights",
+        "our-weights": tmp_path / "weights",
+    }
     files[missing] = tmp_path / "absent"
     out = tmp_path / "out"
     assert main(["versions", str(tmp_path), str(out), *(f"--{flag}={path}" for flag, path in files.items())]) == 2

@@ -39,8 +39,22 @@ def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("serve")
     scratch = folder / "scratch"
     scratch.mkdir()
-    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(exported), "--port", "0", "--runtime", "onnx", "--upload-limit", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "vitmodel.cli",
+        "serve",
+        str(exported),
+        "--port",
+        "0",
+        "--runtime",
+        "onnx",
+        "--upload-limit",
+        "1",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
+    ) as process:
         assert process.stdout
         found = re.search(r"http://\S+?(?=;)", process.stdout.readline())
         assert found

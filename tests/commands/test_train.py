@@ -30,7 +30,10 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     folder = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(folder), *flags]
     kill_and_resume(command, folder)
-    resumed, undisturbed = load_file(folder / "package" / "model.safetensors"), load_file(run / "package" / "model.safetensors")
+    resumed, undisturbed = (
+        load_file(folder / "package" / "model.safetensors"),
+        load_file(run / "package" / "model.safetensors"),
+    )
     assert all(torch.equal(resumed[name], tensor) for name, tensor in undisturbed.items())
     assert load_package(folder / "package")[1]["history"] == load_package(run / "package")[1]["history"]
 
@@ -40,7 +43,9 @@ def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> N
     assert list((run / "wandb").glob("offline-run-*"))
     assert (run / "train.yaml").read_text().startswith("# vitmodel train --config ")
     package = load_package(run / "package")[1]
-    figures = {f"{stage}/{name}" for stage in ("train", "val") for name in ["loss", *EPOCH_METRICS, "tp", "fp", "fn", "tn"]}
+    figures = {
+        f"{stage}/{name}" for stage in ("train", "val") for name in ["loss", *EPOCH_METRICS, "tp", "fp", "fn", "tn"]
+    }
     assert set(package["history"]) == figures | {"learning_rate"}
     assert all([epoch for epoch, _ in points] == [0, 1, 2] for points in package["history"].values())
     assert package["decision"]["threshold"] > 0
@@ -51,7 +56,10 @@ def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> N
     ("folds", "expected"),
     [
         (0, "A Vision Transformer that gives one logit per cropped mammogram."),
-        (5, "An ensemble of 5 Vision Transformers, one per fold, that gives the mean of their logits per cropped mammogram."),
+        (
+            5,
+            "An ensemble of 5 Vision Transformers, one per fold, that gives the mean of their logits per cropped mammogram.",
+        ),
     ],
 )
 def test_the_model_card_describes_the_model_in_grammatical_english(folds: int, expected: str) -> None:
@@ -100,7 +108,9 @@ def test_a_used_folder_is_refused_without_resume_and_with_other_settings(
     assert "lr: 0.1" in capsys.readouterr().err
 
 
-def test_a_run_does_not_resume_with_other_labels(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+def test_a_run_does_not_resume_with_other_labels(
+    crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
     manifest = tmp_path / "manifest.csv"
     command = ["train", str(manifest), str(tmp_path / "run"), *flags, "--epochs", "1"]
     table = read_manifest(crops / "manifest.csv")
@@ -121,7 +131,10 @@ def test_a_run_does_not_resume_with_other_labels(crops: Path, tmp_path: Path, ca
         (lambda table: table.assign(cancer=0.0), "patients"),
         (lambda table: table.assign(cancer=float("nan")), "cancer"),
         (lambda table: table.assign(preprocessing=float("nan")), "vitmodel etl"),
-        (lambda table: table.assign(preprocessing=table["preprocessing"].where(table["view"] == "CC", "another")), "ways"),
+        (
+            lambda table: table.assign(preprocessing=table["preprocessing"].where(table["view"] == "CC", "another")),
+            "ways",
+        ),
     ],
 )
 def test_a_manifest_without_usable_labels_or_crops_is_refused(
@@ -134,7 +147,9 @@ def test_a_manifest_without_usable_labels_or_crops_is_refused(
     assert not (tmp_path / "run" / "package").exists()
 
 
-def test_a_missing_crop_is_named(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+def test_a_missing_crop_is_named(
+    crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
     table = read_manifest(crops / "manifest.csv")
     usable = table["path"] != ""
     table.loc[usable, "path"] = table.loc[usable, "path"].str.replace("images", "gone")
@@ -171,7 +186,9 @@ def test_a_random_crop_is_never_empty(tmp_path: Path) -> None:
     whole = np.zeros((64, 64), np.uint8)
     whole[20:44, :12] = 200
     cv2.imwrite(str(tmp_path / "whole.png"), whole)
-    dataset = CropDataset([str(tmp_path / "whole.png")], [0.0], replace(TrainConfig(manifest=Path(), run=Path()).augment, area=0.05))
+    dataset = CropDataset(
+        [str(tmp_path / "whole.png")], [0.0], replace(TrainConfig(manifest=Path(), run=Path()).augment, area=0.05)
+    )
     drawn = [dataset[SampleRequest(0, seed)].image for seed in range(40)]
     assert all(image.any() for image in drawn)
     assert any(torch.equal(image, to_tensor(whole)) for image in drawn), "some of the parts were air"
@@ -197,9 +214,13 @@ def test_the_curves_reach_tensorboard_under_the_same_names(run: Path) -> None:
     history = load_package(run / "package")[1]["history"]
     assert set(history) <= set(events.Tags()["scalars"])
     assert "val/confusion_matrix" in events.Tags()["images"]
-    assert [event.value for event in events.Scalars("val/loss")] == pytest.approx([value for _, value in history["val/loss"]])
+    assert [event.value for event in events.Scalars("val/loss")] == pytest.approx(
+        [value for _, value in history["val/loss"]]
+    )
 
 
 def test_the_run_keeps_the_labels_of_the_manifest(run: Path, crops: Path) -> None:
     kept = read_manifest(run / "manifest.csv").set_index("image_id")["cancer"]
-    pd.testing.assert_series_equal(kept, read_manifest(crops / "manifest.csv").set_index("image_id")["cancer"].loc[kept.index])
+    pd.testing.assert_series_equal(
+        kept, read_manifest(crops / "manifest.csv").set_index("image_id")["cancer"].loc[kept.index]
+    )

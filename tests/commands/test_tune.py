@@ -45,7 +45,17 @@ def test_a_search_resumes_and_writes_its_best_recipe(crops: Path, tmp_path: Path
 
 
 def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None:
-    around = ["--fusion", "--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20"]
+    around = [
+        "--fusion",
+        "--segments",
+        "32",
+        "--segment-overlap",
+        "16",
+        "--segment-context",
+        "32",
+        "--segment-budget",
+        "20",
+    ]
     assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--trials", "1"]) == 0
     best = parse("train", ["--config", str(tmp_path / "study" / "best.yaml")])
     assert best.fusion
@@ -61,12 +71,16 @@ def test_the_search_space_contains_the_default_recipe(weights: Path | None) -> N
     for name, searched in trial.distributions.items():
         own = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
         assert searched._contains(searched.to_internal_repr(own)), name
-        assert own in sweep[name]["values"] if "values" in sweep[name] else sweep[name]["min"] <= own <= sweep[name]["max"], name
+        assert (
+            own in sweep[name]["values"] if "values" in sweep[name] else sweep[name]["min"] <= own <= sweep[name]["max"]
+        ), name
     assert trial.distributions["lr"].low < config.lr < trial.distributions["lr"].high
 
 
 @pytest.mark.parametrize(("flag", "count"), [("--devices", "2"), ("--folds", "5")])
-def test_a_search_on_several_devices_or_folds_is_refused(flag: str, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_on_several_devices_or_folds_is_refused(
+    flag: str, count: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["tune", "manifest.csv", "run", flag, count]) == 2
     assert flag.removeprefix("--") in capsys.readouterr().err
 
@@ -75,13 +89,21 @@ def test_a_trial_below_the_threshold_is_pruned() -> None:
     from lightning.pytorch import Trainer
 
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
-    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.callback_metrics["val/auroc"] = 0.4
     with pytest.raises(optuna.TrialPruned):
         PruningCallback(study.ask(), "val/auroc").on_validation_end(trainer, None)
 
 
-def test_a_diverging_trial_is_pruned_and_the_search_continues(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_trial_is_pruned_and_the_search_continues(
+    crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The search goes on."""
     losses, seen = ClassificationModule._losses, []  # learners; the first one breaks
 
@@ -99,7 +121,10 @@ def test_a_diverging_trial_is_pruned_and_the_search_continues(crops: Path, tmp_p
 def test_the_command_of_the_sweep_file_parses_as_a_training(tmp_path: Path) -> None:
     """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
     sweep = yaml.safe_load(SWEEP.read_text())
-    values = {name: options["values"][0] if "values" in options else options["max"] for name, options in sweep["parameters"].items()}
+    values = {
+        name: options["values"][0] if "values" in options else options["max"]
+        for name, options in sweep["parameters"].items()
+    }
     flags = [f"--{name}={value}" for name, value in values.items()]
     command = [part for each in sweep["command"] for part in (flags if each == "${args}" else [each])]
     stand_in = tmp_path / "vitmodel"

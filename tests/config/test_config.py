@@ -9,7 +9,17 @@ from typing import Any, get_type_hints
 import pytest
 
 from vitmodel import cli, config
-from vitmodel.config import AugmentConfig, PredictorConfig, PretrainConfig, Size, TrainConfig, TuneConfig, options, to_command, to_yaml
+from vitmodel.config import (
+    AugmentConfig,
+    PredictorConfig,
+    PretrainConfig,
+    Size,
+    TrainConfig,
+    TuneConfig,
+    options,
+    to_command,
+    to_yaml,
+)
 from vitmodel.config.base import merged
 from vitmodel.config.options import MAX_GROUPS, docstrings, groups_of
 from vitmodel.errors import UsageError
@@ -41,7 +51,9 @@ def test_every_field_has_a_help_text_and_one_group(cls: type) -> None:
 def test_every_choice_is_checked_when_made_from_python(cls: type) -> None:
     for option in options(cls):
         if option.choices and "." not in option.name:
-            with pytest.raises(UsageError, match=f"^{option.name}: 'wrong' is not a choice; choose from {option.choices[0]}"):
+            with pytest.raises(
+                UsageError, match=f"^{option.name}: 'wrong' is not a choice; choose from {option.choices[0]}"
+            ):
                 example(cls, **{option.name: ("wrong",) if option.is_list else "wrong"})
 
 
@@ -109,18 +121,32 @@ NO_EFFECT = [
     ("export", ["--images", "3"], "images", "--precision int8"),
     ("export", ["--calibration", "m"], "calibration", "--precision int8"),
 ]
-PLACES = {"train": "m r", "tune": "m r", "pretrain": "r", "etl": "s o", "predict": "p s o", "compare": "a b m", "export": "p o"}
+PLACES = {
+    "train": "m r",
+    "tune": "m r",
+    "pretrain": "r",
+    "etl": "s o",
+    "predict": "p s o",
+    "compare": "a b m",
+    "export": "p o",
+}
 
 
-@pytest.mark.parametrize(("verb", "flags", "named", "needed"), NO_EFFECT, ids=lambda value: value if isinstance(value, str) else "")
-def test_an_option_without_effect_is_refused_and_names_what_it_needs(verb: str, flags: list[str], named: str, needed: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "flags", "named", "needed"), NO_EFFECT, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_an_option_without_effect_is_refused_and_names_what_it_needs(
+    verb: str, flags: list[str], named: str, needed: str
+) -> None:
     with pytest.raises(UsageError, match=f"^{named}: has no effect here: it needs .*{needed}"):
         cli.parse(verb, [*PLACES[verb].split(), *flags])
 
 
 def test_every_declared_need_is_tested() -> None:
     tested = {(verb, named) for verb, _, named, _ in NO_EFFECT}
-    shared = {(verb, name) for verb in ("tune", "pretrain") for name in merged(TrainConfig, "NEEDS")}  # tested with train
+    shared = {
+        (verb, name) for verb in ("tune", "pretrain") for name in merged(TrainConfig, "NEEDS")
+    }  # tested with train
     for verb, entry in cli.VERBS.items():
         assert {(verb, name) for name in merged(entry.cls, "NEEDS")} <= tested | shared
 
@@ -128,7 +154,11 @@ def test_every_declared_need_is_tested() -> None:
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
 def test_values_equal_to_the_default_are_always_accepted(cls: type) -> None:
     """Or no saved recipe, which holds all values, could be run again."""
-    defaults = {option.name: option.default for option in options(cls) if option.default is not MISSING and "." not in option.name}
+    defaults = {
+        option.name: option.default
+        for option in options(cls)
+        if option.default is not MISSING and "." not in option.name
+    }
     assert example(cls, **defaults) == example(cls)
 
 
@@ -171,7 +201,11 @@ def test_an_empty_value_empties_the_list_of_a_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "tune", "leave-out"])
 def test_several_manifests_are_written_one_after_another_or_with_commas(verb: str) -> None:
-    for line in (["a.csv", "b.csv", "out"], ["a.csv,b.csv", "out"], ["--manifest", "a.csv", "--manifest", "b.csv", "out"]):
+    for line in (
+        ["a.csv", "b.csv", "out"],
+        ["a.csv,b.csv", "out"],
+        ["--manifest", "a.csv", "--manifest", "b.csv", "out"],
+    ):
         assert cli.parse(verb, line).manifest == (Path("a.csv"), Path("b.csv"))
 
 
@@ -183,7 +217,10 @@ def test_a_comma_in_the_name_of_an_existing_file_is_part_of_it(tmp_path: Path) -
 
 
 def test_the_command_of_a_configuration_gives_it_again() -> None:
-    made = cli.parse("train", ["a.csv", "b.csv", "run", "--sources", "view,age", "--no-packed", "--augment.flip", "0", "--lr", "1e-3"])
+    made = cli.parse(
+        "train",
+        ["a.csv", "b.csv", "run", "--sources", "view,age", "--no-packed", "--augment.flip", "0", "--lr", "1e-3"],
+    )
     verb, *words = to_command("train", made).split()[1:]
     assert cli.parse(verb, words) == made
     other = replace(made, augment=AugmentConfig(holes=2, hole=0.3), folds=3)

@@ -46,7 +46,10 @@ def test_the_columns_are_named_once_and_a_target_is_no_input() -> None:
     assert REQUIRED_COLUMNS == ("image_id", "patient_id", "laterality", "view", "path")
     roles = {column.name: column.role for column in COLUMNS}
     assert {name for name, role in roles.items() if role == "input"} == {"age", "implant"}
-    assert all(roles[name] == "target" for name in ("cancer", "biopsy", "invasive", "birads", "density", "difficult_negative_case"))
+    assert all(
+        roles[name] == "target"
+        for name in ("cancer", "biopsy", "invasive", "birads", "density", "difficult_negative_case")
+    )
 
 
 def test_unknown_is_nan_and_never_zero() -> None:
@@ -132,7 +135,9 @@ def test_merged_releases_keep_their_rows_and_what_each_does_not_know() -> None:
     assert merged.density[:4].isna().all()
     assert set(merged.density[4:]) == {"B"}
     assert merged.image_id.tolist() == ["ours-0", "1", "2", "3", "theirs-0", "b", "c", "d", "e", "f"]
-    assert set(merged.patient_id) == {"ours-00", "ours-01", "theirs-00", "theirs-01", "02"}, "patient 00 of one is not the other's"
+    assert set(merged.patient_id) == {"ours-00", "ours-01", "theirs-00", "theirs-01", "02"}, (
+        "patient 00 of one is not the other's"
+    )
 
 
 def test_several_manifests_are_merged(tmp_path: Path) -> None:
@@ -163,7 +168,10 @@ def test_the_audit_finds_patients_and_files_in_two_parts() -> None:
     clean = table(split=["train", "train", "test", np.nan], source_sha256=["a", "a", "b", "c"])
     assert find_leaks(clean).empty
     leaking = table(split=["train", "test", "test", "test"], source_sha256=["a", "b", "a", "c"])
-    assert find_leaks(leaking).values.tolist() == [["patient_id", "00", "test, train", 2], ["source_sha256", "a", "test, train", 2]]
+    assert find_leaks(leaking).values.tolist() == [
+        ["patient_id", "00", "test, train", 2],
+        ["source_sha256", "a", "test, train", 2],
+    ]
     assert find_leaks(table(fold=[0, 0, 1, 2]), by="fold").value.tolist() == ["01"]
 
 

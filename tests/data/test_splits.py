@@ -28,7 +28,9 @@ def cohort(patients: int, positives: int, seed: int = 0) -> pd.DataFrame:
         for patient in range(patients)
         for image in range(rng.integers(2, 9))
     ]
-    frame = pd.DataFrame(rows).assign(view="CC", machine_id=lambda rows: rows.patient_id.str[-1].map(lambda digit: f"m{int(digit) % 3}"))
+    frame = pd.DataFrame(rows).assign(
+        view="CC", machine_id=lambda rows: rows.patient_id.str[-1].map(lambda digit: f"m{int(digit) % 3}")
+    )
     names = [f"image{number}" for number in range(len(frame))]
     return as_manifest(frame.assign(image_id=names, path=names).sample(frac=1, random_state=seed), "cohort")
 
@@ -50,7 +52,9 @@ def test_no_patient_is_divided_and_every_part_has_its_share(patients: int, fract
 
 def test_an_image_wise_split_leaks_and_ours_does_not() -> None:
     table = cohort(60, 20)
-    by_image = table.assign(split=np.random.default_rng(0).choice(list(SPLIT_FRACTIONS), len(table), p=list(SPLIT_FRACTIONS.values())))
+    by_image = table.assign(
+        split=np.random.default_rng(0).choice(list(SPLIT_FRACTIONS), len(table), p=list(SPLIT_FRACTIONS.values()))
+    )
     assert len(find_leaks(by_image)) > 40
     assert find_leaks(assign_splits(table)).empty
     assert find_leaks(assign_folds(table, 5), by="fold").empty
@@ -70,7 +74,9 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_does(column: str) -> Non
 
 def test_sites_and_machines_are_spread_over_the_parts() -> None:
     table = assign_folds(cohort(300, 90), 5)
-    people = table.groupby("patient_id").agg({"fold": "first", "cancer": "max", "site_id": "first", "machine_id": "first"})
+    people = table.groupby("patient_id").agg(
+        {"fold": "first", "cancer": "max", "site_id": "first", "machine_id": "first"}
+    )
     for keys in (["cancer"], ["cancer", "site_id"], ["cancer", "site_id", "machine_id"]):
         counts = people.groupby(keys).fold.value_counts().unstack("fold")
         assert (counts.max(axis=1) - counts.min(axis=1) <= 2).all(), keys

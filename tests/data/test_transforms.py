@@ -104,7 +104,9 @@ def test_a_box_goes_where_its_pixels_go() -> None:
     image[60:84, 40:56] = 1
     for seed in range(12):
         for elastic in (0.0, 0.05):
-            change = drawn(replace(OFF, flip=0.5, mirror=0.5, area=0.8, rotate=15, scale=0.2, shift=0.05, elastic=elastic), seed)
+            change = drawn(
+                replace(OFF, flip=0.5, mirror=0.5, area=0.8, rotate=15, scale=0.2, shift=0.05, elastic=elastic), seed
+            )
             rows, columns = np.nonzero(change.apply(image) > 0.6)
             found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             ((x0, y0, x1, y1),) = change.transform_boxes(box, (192, 128))
@@ -122,7 +124,9 @@ def test_geometry_gamma_and_blur_equal_monai() -> None:
     moved = replace(still, angle=11.0, scale=1.1, shift=(0.05, -0.03))
     matrix = cv2.getRotationMatrix2D((0, (image.shape[0] - 1) / 2), moved.angle, moved.scale)
     matrix[:, 2] += np.array(moved.shift) * image.shape[::-1]
-    inverse = np.vstack([cv2.invertAffineTransform(matrix), [0, 0, 1]])[np.ix_([1, 0, 2], [1, 0, 2])]  # in rows and columns
+    inverse = np.vstack([cv2.invertAffineTransform(matrix), [0, 0, 1]])[
+        np.ix_([1, 0, 2], [1, 0, 2])
+    ]  # in rows and columns
     middle = np.eye(3)
     middle[:2, 2] = (np.array(image.shape) - 1) / 2  # where MONAI has its origin
     affine = transforms.Affine(affine=np.linalg.inv(middle) @ inverse @ middle, padding_mode="zeros", image_only=True)
@@ -133,5 +137,7 @@ def test_geometry_gamma_and_blur_equal_monai() -> None:
 
     smooth = transforms.GaussianSmooth(sigma=1.5, approx="sampled")
     tissue = (image > 0).astype(np.float32)
-    blurred = np.where(tissue, np.asarray(smooth(image[None]))[0] / np.maximum(np.asarray(smooth(tissue[None]))[0], 1e-6), 0)
+    blurred = np.where(
+        tissue, np.asarray(smooth(image[None]))[0] / np.maximum(np.asarray(smooth(tissue[None]))[0], 1e-6), 0
+    )
     np.testing.assert_allclose(replace(still, blur=1.5).apply(image), blurred, atol=2e-3)

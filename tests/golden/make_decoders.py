@@ -34,7 +34,11 @@ LOSSLESS_KINDS = [(8, 8, False), (16, 12, False), (16, 16, False), (16, 12, True
 def picture(pixel_format: PixelFormat) -> np.ndarray:
     """A smooth, slightly rough pattern that uses every bit, in integer arithmetic alone."""
     row, column = np.mgrid[:ROWS, :COLUMNS]
-    pattern = (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13) * (1 << pixel_format.bits_stored) // 2600
+    pattern = (
+        (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13)
+        * (1 << pixel_format.bits_stored)
+        // 2600
+    )
     pattern %= 1 << pixel_format.bits_stored
     return (pattern - (1 << (pixel_format.bits_stored - 1) if pixel_format.signed else 0)).astype(pixel_format.dtype)
 
@@ -45,7 +49,11 @@ def write(path: Path, pixel_format: PixelFormat, pixels: np.ndarray) -> Dataset:
     dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
     dataset.PhotometricInterpretation = pixel_format.photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = pixel_format.bits_allocated, pixel_format.bits_stored, pixel_format.bits_stored - 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (
+        pixel_format.bits_allocated,
+        pixel_format.bits_stored,
+        pixel_format.bits_stored - 1,
+    )
     dataset.PixelRepresentation = int(pixel_format.signed)
     dataset.PixelData = pixels.tobytes()
     dataset["PixelData"].VR = "OW"
@@ -84,9 +92,17 @@ def encode(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.nda
             frame = bytes(imagecodecs.jpeg8_encode(pixels, level=80))
             return frame, pydicom_decoder("gdcm")(frame, pixel_format, 0)
         case uid.JPEG2000Lossless:
-            return bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=pixel_format.bits_stored, resolutions=4)), pixels
+            return bytes(
+                imagecodecs.jpeg2k_encode(
+                    pixels, codecformat="j2k", bitspersample=pixel_format.bits_stored, resolutions=4
+                )
+            ), pixels
         case uid.JPEG2000:
-            frame = bytes(imagecodecs.jpeg2k_encode(pixels, level=95, codecformat="j2k", bitspersample=pixel_format.bits_stored, reversible=False))
+            frame = bytes(
+                imagecodecs.jpeg2k_encode(
+                    pixels, level=95, codecformat="j2k", bitspersample=pixel_format.bits_stored, reversible=False
+                )
+            )
             return frame, pydicom_decoder("gdcm")(frame, pixel_format, 0)
         case uid.HTJ2KLossless:
             return bytes(imagecodecs.htj2k_encode(pixels, reversible=True, resolutions=4)), pixels
@@ -101,12 +117,21 @@ def encode(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.nda
 
 def layouts() -> list[PixelFormat]:
     """Every kind of pixel for the lossless syntaxes, those that occur for the others."""
-    native = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian]
+    native = [
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRLittleEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+    ]
     lossless = [uid.RLELossless, uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless]
     high_throughput = [uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL]
     lossy = [uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K]
     kinds = [(syntax, kind) for syntax in (*native, *lossless, *high_throughput) for kind in LOSSLESS_KINDS]
-    kinds += [(uid.JPEGBaseline8Bit, (8, 8, False)), (uid.JPEGExtended12Bit, (8, 8, False)), (uid.JPEGExtended12Bit, (16, 12, False))]
+    kinds += [
+        (uid.JPEGBaseline8Bit, (8, 8, False)),
+        (uid.JPEGExtended12Bit, (8, 8, False)),
+        (uid.JPEGExtended12Bit, (16, 12, False)),
+    ]
     kinds += [(syntax, kind) for syntax in lossy for kind in LOSSLESS_KINDS[:3]]
     photometric = {12: "MONOCHROME1"}  # it must make no difference
     return [

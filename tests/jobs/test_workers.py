@@ -45,7 +45,9 @@ def test_a_crash_without_a_substitute_is_an_error() -> None:
 def test_a_worker_process_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     script = tmp_path / "script.py"  # each process that it starts runs it again
     script.write_text("from vitmodel.jobs.workers import own_process\nwith own_process(int, print) as call: call('7')")
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    run = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert "VitmodelError: a worker process cannot start" in run.stderr
     assert not run.stdout
 

@@ -114,7 +114,9 @@ def test_temperature_1_leaves_the_model_as_it_is() -> None:
 def test_a_calibrated_sample_has_slope_1_and_intercept_0() -> None:
     labels, logits = overconfident()
     probabilities = fit("platt", labels, logits).apply(logits)
-    found = compute_metrics(ScoredUnits(labels, probabilities, np.arange(len(labels))), threshold=0.5, replicates=50).intervals
+    found = compute_metrics(
+        ScoredUnits(labels, probabilities, np.arange(len(labels))), threshold=0.5, replicates=50
+    ).intervals
     assert found["calibration_slope"].value == pytest.approx(1, abs=0.01)
     assert found["calibration_intercept"].value == pytest.approx(0, abs=0.01)
     assert found["calibration_slope"].low < 1 < found["calibration_slope"].high
@@ -123,7 +125,9 @@ def test_a_calibrated_sample_has_slope_1_and_intercept_0() -> None:
 def test_newton_reaches_the_maximum_from_a_bad_start() -> None:
     labels, logits = overconfident(500)
     design, ones = np.stack([logits, np.ones(500)]), np.ones(500)
-    from_zero, from_afar = (logistic_regression(design, design @ labels, ones, start=start) for start in (None, np.array([2.0, 9.0])))
+    from_zero, from_afar = (
+        logistic_regression(design, design @ labels, ones, start=start) for start in (None, np.array([2.0, 9.0]))
+    )
     np.testing.assert_allclose(from_afar, from_zero, rtol=1e-6)
     np.testing.assert_allclose(design @ (labels - expit(from_zero @ design)), 0, atol=1e-6)
 

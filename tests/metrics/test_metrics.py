@@ -65,7 +65,11 @@ def test_agrees_with_scikit_learn_and_torchmetrics_under_any_weights(seed: int) 
     for name, value in expected.items():
         assert ours_values[name] == pytest.approx(float(value), abs=1e-6, nan_ok=True), name
     # torchmetrics bins in single precision, so that a score on a bin's edge may fall to either side
-    ece = float(torch_peer.binary_calibration_error(*tensors, n_bins=ECE_BINS)) if seed % 2 else calibration_error_of_tenths(y, p)
+    ece = (
+        float(torch_peer.binary_calibration_error(*tensors, n_bins=ECE_BINS))
+        if seed % 2
+        else calibration_error_of_tenths(y, p)
+    )
     assert ours_values["ece"] == pytest.approx(ece, abs=1e-6)
     slope = LogisticRegression(C=np.inf, tol=1e-10).fit(to_logit(p)[:, None], y).coef_[0, 0]
     assert ours_values["calibration_slope"] == pytest.approx(slope, rel=1e-3)
@@ -86,7 +90,9 @@ def calibration_error_of_tenths(labels: np.ndarray, scores: np.ndarray) -> float
 def test_expected_calibration_error_of_an_example_computed_by_hand() -> None:
     """Bins of 1/15: the first two scores share one, with accuracy 1/2 and confidence 0.1; the other two have one each."""
     assert ECE_BINS == 15
-    values = compute_metrics(ScoredUnits([0, 1, 1, 0], [0.1, 0.1, 0.9, 0.95], list("abcd")), threshold=0.5, replicates=2).intervals
+    values = compute_metrics(
+        ScoredUnits([0, 1, 1, 0], [0.1, 0.1, 0.9, 0.95], list("abcd")), threshold=0.5, replicates=2
+    ).intervals
     assert values["ece"].value == pytest.approx((2 * abs(0.5 - 0.1) + abs(1 - 0.9) + abs(0 - 0.95)) / 4)
 
 
@@ -114,7 +120,9 @@ def test_another_prevalence_is_more_rows_of_a_class() -> None:
     sample = clinic(60, seed=1)
     positives, negatives = int(sample.labels.sum()), int((1 - sample.labels).sum())
     times = np.where(sample.labels == 1, negatives, 49 * positives)  # so that 1 row of 50 is positive
-    copied = compute_metrics(ScoredUnits(*(np.repeat(each, times) for each in (sample.labels, sample.scores, sample.patients))), 0.5, 2)
+    copied = compute_metrics(
+        ScoredUnits(*(np.repeat(each, times) for each in (sample.labels, sample.scores, sample.patients))), 0.5, 2
+    )
     weighted = compute_metrics(sample, 0.5, replicates=200, prevalence=0.02)
     for name, interval in weighted.intervals.items():
         assert interval.value == pytest.approx(copied.intervals[name].value, rel=1e-6), name
@@ -154,7 +162,11 @@ def test_pf1_without_predictions_is_0_and_without_positives_an_error() -> None:
 
 def test_aggregation_by_mean_max_and_noisy_or() -> None:
     groups, scores = ["b", "a", "b", "a", "c"], [0.5, 0.2, 0.9, 0.4, 0.7]
-    for how, expected in {"mean": [0.3, 0.7, 0.7], "max": [0.4, 0.9, 0.7], "noisy_or": [1 - 0.8 * 0.6, 1 - 0.5 * 0.1, 0.7]}.items():
+    for how, expected in {
+        "mean": [0.3, 0.7, 0.7],
+        "max": [0.4, 0.9, 0.7],
+        "noisy_or": [1 - 0.8 * 0.6, 1 - 0.5 * 0.1, 0.7],
+    }.items():
         ids, values = aggregate(scores, groups, how)
         assert ids.tolist() == ["a", "b", "c"]
         assert values == pytest.approx(expected)
@@ -189,7 +201,9 @@ def test_scores_and_labels_that_cannot_be_are_refused_by_row() -> None:
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_gives_nan_with_the_reason(label: int) -> None:
-    found = compute_metrics(ScoredUnits([label] * 6, [0.1, 0.2, 0.2, 0.6, 0.7, 0.8], list("abcdef")), threshold=0.5, replicates=50)
+    found = compute_metrics(
+        ScoredUnits([label] * 6, [0.1, 0.2, 0.2, 0.6, 0.7, 0.8], list("abcdef")), threshold=0.5, replicates=50
+    )
     assert np.isnan(found.intervals["auroc"].low)
     assert found.undefined["auroc"] == f"all 6 units have the label {label}"
     assert {name for name, interval in found.intervals.items() if np.isnan(interval.value)} == set(found.undefined)
@@ -229,7 +243,9 @@ def test_more_rows_of_the_same_patients_do_not_narrow_the_interval() -> None:
     tripled = ScoredUnits(np.tile(sample.labels, 3), np.tile(sample.scores, 3), np.tile(sample.patients, 3))
     once, thrice = (compute_metrics(s, 0.5, replicates=200).intervals["auroc"] for s in (sample, tripled))
     assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
-    by_image = compute_metrics(ScoredUnits(sample.labels, sample.scores, np.arange(240)), 0.5, replicates=200).intervals["auroc"]
+    by_image = compute_metrics(
+        ScoredUnits(sample.labels, sample.scores, np.arange(240)), 0.5, replicates=200
+    ).intervals["auroc"]
     assert by_image.high - by_image.low < 0.8 * (once.high - once.low)  # what resampling images would have claimed
 
 
@@ -239,16 +255,22 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     for seed in range(60):
         sample = clinic(60, seed)
         ranking = RankedUnits(sample, 0.5)
-        low, high = percentile_limits(resample(ranking.rows, lambda sums, r=ranking: [r.curve(sums).auroc()], ranking.patients, 200, seed))
+        low, high = percentile_limits(
+            resample(ranking.rows, lambda sums, r=ranking: [r.curve(sums).auroc()], ranking.patients, 200, seed)
+        )
         covered += low[0] <= truth <= high[0]
     assert covered >= 51  # of 60: about 56 are expected, fewer than 51 in less than 1 run of 100
 
 
 def test_an_interval_needs_two_patients_and_most_replicates() -> None:
-    lone = compute_metrics(ScoredUnits([0, 1, 0], [0.1, 0.6, 0.3], ["p"] * 3), threshold=0.5, replicates=10).intervals["auroc"]
+    lone = compute_metrics(ScoredUnits([0, 1, 0], [0.1, 0.6, 0.3], ["p"] * 3), threshold=0.5, replicates=10).intervals[
+        "auroc"
+    ]
     assert lone.value == 1
     assert np.isnan(lone.low)
     assert np.isnan(lone.high)
-    rare = compute_metrics(ScoredUnits([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], list("abcd")), threshold=0.5, replicates=200).intervals["auroc"]
+    rare = compute_metrics(
+        ScoredUnits([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], list("abcd")), threshold=0.5, replicates=200
+    ).intervals["auroc"]
     assert rare.value == 1  # a third of the replicates hold no positive
     assert np.isnan(rare.low)

@@ -49,7 +49,8 @@ def test_on_calibrated_scores_the_threshold_for_pf1_is_half_of_the_best_f1() -> 
     assert choose_threshold(sample.labels, sample.scores, "pf1") == pytest.approx(best / 2, abs=0.01)
     assert choose_threshold(sample.labels, sample.scores, "f1") == pytest.approx(best / 2, abs=0.03)
     by_search = [
-        2 * sample.scores[sample.scores >= t].sum() / ((sample.scores >= t).sum() + sample.scores.sum()) for t in sample.scores[:500]
+        2 * sample.scores[sample.scores >= t].sum() / ((sample.scores >= t).sum() + sample.scores.sum())
+        for t in sample.scores[:500]
     ]
     assert choose_threshold(sample.labels, sample.scores, "pf1") >= max(by_search) / 2 - 1e-12
 
@@ -83,7 +84,10 @@ def test_a_cross_fitted_threshold_does_not_know_its_own_rows(objective: str) -> 
     thresholds = cross_fitted_thresholds(sample, objective)
     here = fold == 2
     scores = np.where(here, 1 - sample.scores, sample.scores)
-    assert (cross_fitted_thresholds(ScoredUnits(sample.labels, scores, sample.patients), objective)[here] == thresholds[here]).all()
+    assert (
+        cross_fitted_thresholds(ScoredUnits(sample.labels, scores, sample.patients), objective)[here]
+        == thresholds[here]
+    ).all()
     assert len(np.unique(thresholds)) > 1
 
 

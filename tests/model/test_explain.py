@@ -14,7 +14,14 @@ from torch import Tensor
 from vitmodel.config import Size
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import NetworkConfig, ViTConfig
-from vitmodel.model.explain import INTEGRATION_STEPS, METHODS, WINDOWS_PER_HEIGHT, AttentionRecorder, explain, smooth_tissue
+from vitmodel.model.explain import (
+    INTEGRATION_STEPS,
+    METHODS,
+    WINDOWS_PER_HEIGHT,
+    AttentionRecorder,
+    explain,
+    smooth_tissue,
+)
 from vitmodel.model.network import Network
 from vitmodel.model.packed_attention import embed
 from vitmodel.model.packed_batch import PackedBatch, pack_images
@@ -68,7 +75,9 @@ def test_gradient_is_the_rule_on_the_whole_relevance_matrix(pool: Pool) -> None:
     gained = relevance - start
     read = gained[0] if pool == "cls" else gained[2:].mean(0)
     expected = (read[2:] / read[2:].mean()).float()
-    torch.testing.assert_close(explain(model, image, "gradient").flatten()[image.patch_indices[0]], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        explain(model, image, "gradient").flatten()[image.patch_indices[0]], expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_occlusion_is_the_mean_fall_of_the_windows_that_cover_a_patch() -> None:
@@ -86,7 +95,9 @@ def test_occlusion_is_the_mean_fall_of_the_windows_that_cover_a_patch() -> None:
             times[top : top + side, left : left + side] += 1
     expected = (total / times).unflatten(1, (4, 8)).unflatten(0, (8, 8)).mean((1, 3))
     found = explain(model, image, "occlusion")
-    torch.testing.assert_close(found.flatten()[image.patch_indices[0]], expected.flatten()[image.patch_indices[0]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found.flatten()[image.patch_indices[0]], expected.flatten()[image.patch_indices[0]], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_integrated_gradients_add_up_to_what_the_image_adds_to_the_logit() -> None:

@@ -19,7 +19,9 @@ from vitmodel.model.packed_attention import forward
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, concat_separate_packs, pack_images
 
 VIT = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2)
-SOURCES = SourcesConfig(columns=(Vocabulary("machine_id", ("a", "b")), Vocabulary("view", ("CC", "MLO"))), rank=4, every=2)
+SOURCES = SourcesConfig(
+    columns=(Vocabulary("machine_id", ("a", "b")), Vocabulary("view", ("CC", "MLO"))), rank=4, every=2
+)
 EXAM = ExamConfig(views=Vocabulary("view", ("CC", "MLO")))
 
 
@@ -39,7 +41,10 @@ def image(seed: int) -> Tensor:
 
 def exam(*images: tuple[int, str, int]) -> PackedBatch:
     """A pack of (seed, breast, view) with made-up sources."""
-    metadata = [ImageMetadata(sources=(seed % 3, view), view=view, breast="LR".index(side), exam=0) for seed, side, view in images]
+    metadata = [
+        ImageMetadata(sources=(seed % 3, view), view=view, breast="LR".index(side), exam=0)
+        for seed, side, view in images
+    ]
     return pack_images([image(seed) for seed, _, _ in images], 16, metadata=metadata)
 
 
@@ -68,9 +73,14 @@ def test_fresh_extras_leave_the_vit_as_it_is(options: dict[str, Any]) -> None:
 
 def test_each_source_has_a_part_of_its_own() -> None:
     network = build()
-    seen = [say(network, replace(exam(FOUR[0]), metadata=(ImageMetadata(sources=sources),))).images.item() for sources in [(0, 0), (1, 0), (1, 2)]]
+    seen = [
+        say(network, replace(exam(FOUR[0]), metadata=(ImageMetadata(sources=sources),))).images.item()
+        for sources in [(0, 0), (1, 0), (1, 2)]
+    ]
     assert len(set(seen)) == 3
-    assert seen[0] == say(network, replace(exam(FOUR[0]), metadata=(ImageMetadata(),))).images.item(), "what is not known goes the shared way"
+    assert seen[0] == say(network, replace(exam(FOUR[0]), metadata=(ImageMetadata(),))).images.item(), (
+        "what is not known goes the shared way"
+    )
 
 
 def test_only_the_sources_that_are_seen_learn() -> None:
@@ -94,7 +104,9 @@ def test_neither_order_nor_copies_nor_company_matter(asymmetry: bool) -> None:
     assert close(twice.breasts, alone.breasts), "a breast is known by what it shows, not by how many images it has"
     together = say(network, concat_separate_packs([exam((7, "L", 1)), exam(*FOUR), exam(*FOUR[:3])]))
     assert close(together.breasts[1:3], alone.breasts)
-    assert close(together.breasts[3:], say(network, exam(*FOUR[:3])).breasts), "an exam that lacks an image is the exam without it"
+    assert close(together.breasts[3:], say(network, exam(*FOUR[:3])).breasts), (
+        "an exam that lacks an image is the exam without it"
+    )
     assert close(together.patients[1], alone.patients[0])
 
 

@@ -23,7 +23,9 @@ def images() -> list[torch.Tensor]:
 
 def model(stem="linear") -> MaskedAutoencoder:
     torch.manual_seed(0)
-    return MaskedAutoencoder(ViT(ViTConfig(image_size=Size(32, 32), patch=8, dim=32, depth=2, heads=2, stem=stem)), ratio=0.5, depth=1)
+    return MaskedAutoencoder(
+        ViT(ViTConfig(image_size=Size(32, 32), patch=8, dim=32, depth=2, heads=2, stem=stem)), ratio=0.5, depth=1
+    )
 
 
 def test_patches_are_shown_or_hidden_and_air_is_neither() -> None:
@@ -48,7 +50,9 @@ def test_hidden_pixels_reach_nothing_but_the_target(stem) -> None:
             image[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 0.123
     torch.manual_seed(1)
     changed = mask_patches(pack_images(other, 8), 0.5)
-    torch.testing.assert_close(autoencoder.reconstruct(whole, visible), autoencoder.reconstruct(pack_images(other, 8), changed))
+    torch.testing.assert_close(
+        autoencoder.reconstruct(whole, visible), autoencoder.reconstruct(pack_images(other, 8), changed)
+    )
 
 
 def test_the_target_is_standardised() -> None:
@@ -68,4 +72,8 @@ def test_painting_is_learned() -> None:
         loss.backward()
         optimiser.step()
     assert loss.item() < 0.3
-    assert all(parameter.grad is not None for name, parameter in autoencoder.encoder.named_parameters() if name.startswith("blocks"))
+    assert all(
+        parameter.grad is not None
+        for name, parameter in autoencoder.encoder.named_parameters()
+        if name.startswith("blocks")
+    )

@@ -59,7 +59,9 @@ def test_every_runtime_gives_the_same_scores(runtime: Any, exported: Path, crops
     table = read_manifest(crops / "manifest.csv")
     config = PredictorConfig(package=exported, jobs=1)
     torch_scores = Predictor(config).score_images(table)
-    exact, rough = (Predictor(replace(config, runtime=runtime, precision=bits)).score_images(table) for bits in ("fp32", "int8"))  # type: ignore[arg-type]
+    exact, rough = (
+        Predictor(replace(config, runtime=runtime, precision=bits)).score_images(table) for bits in ("fp32", "int8")
+    )  # type: ignore[arg-type]
     np.testing.assert_allclose(exact["score"], torch_scores["score"], atol=1e-5)
     np.testing.assert_allclose(rough["score"], torch_scores["score"], atol=0.03)
     assert not np.allclose(rough["score"].dropna(), torch_scores["score"].dropna(), atol=1e-6)
@@ -72,13 +74,19 @@ SEGMENTS = SegmentsConfig(segments=32, segment_overlap=16, segment_context=32, s
 MORE = {
     "sources": NetworkConfig(vit=replace(SQUARE, image_size=Size(64, 32)), sources=MACHINES),
     "segments": NetworkConfig(vit=replace(SQUARE, stem="conv"), segments=SEGMENTS),
-    "all": NetworkConfig(vit=SQUARE, sources=MACHINES, segments=SEGMENTS, exam=ExamConfig(views=Vocabulary("view", ("CC", "MLO")))),
+    "all": NetworkConfig(
+        vit=SQUARE, sources=MACHINES, segments=SEGMENTS, exam=ExamConfig(views=Vocabulary("view", ("CC", "MLO")))
+    ),
 }
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sources", "segments")), "all"])
-def test_networks_with_adapters_segments_and_fusion_run_their_blocks_in_onnx(kind: str, run: Path, crops: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sources", "segments")), "all"]
+)
+def test_networks_with_adapters_segments_and_fusion_run_their_blocks_in_onnx(
+    kind: str, run: Path, crops: Path, tmp_path: Path
+) -> None:
     """Two models of folds, each with a graph of its own: the scores of all images and breasts; and in eight bits nearly."""
     torch.manual_seed(0)
     models = [Network(MORE[kind]).eval() for _ in range(2)]
@@ -94,7 +102,9 @@ def test_networks_with_adapters_segments_and_fusion_run_their_blocks_in_onnx(kin
     config, table = PredictorConfig(package=package, jobs=1), read_manifest(crops / "manifest.csv")
     expected = Predictor(config).score_images(table)
     for runtime in ("onnx", "openvino"):
-        exact, rough = (Predictor(replace(config, runtime=runtime, precision=bits)).score_images(table) for bits in ("fp32", "int8"))  # type: ignore[arg-type]
+        exact, rough = (
+            Predictor(replace(config, runtime=runtime, precision=bits)).score_images(table) for bits in ("fp32", "int8")
+        )  # type: ignore[arg-type]
         for column in ("score", "breast_score"):
             np.testing.assert_allclose(exact[column], expected[column], atol=1e-5)
             np.testing.assert_allclose(rough[column], expected[column], atol=0.1)
@@ -126,7 +136,11 @@ def test_an_impossible_runtime_is_refused(
     ("spoil", "status", "named"),
     [
         (lambda package: (package / "model.fp32.onnx").write_bytes(b"torn"), 1, "cannot load it"),
-        (lambda package: (package / "model.safetensors").write_bytes((package / "other").read_bytes()), 2, "other weights"),
+        (
+            lambda package: (package / "model.safetensors").write_bytes((package / "other").read_bytes()),
+            2,
+            "other weights",
+        ),
     ],
 )
 def test_a_damaged_or_foreign_onnx_file_is_refused(
@@ -139,7 +153,9 @@ def test_a_damaged_or_foreign_onnx_file_is_refused(
     tensors = load_file(copy / "model.safetensors")
     save_file(tensors | {"head.bias": tensors["head.bias"] + 1}, copy / "other")
     spoil(copy)
-    assert main(["predict", str(copy), str(crops / "manifest.csv"), str(tmp_path / "out"), "--runtime", "onnx"]) == status
+    assert (
+        main(["predict", str(copy), str(crops / "manifest.csv"), str(tmp_path / "out"), "--runtime", "onnx"]) == status
+    )
     assert named in capsys.readouterr().err
 
 

@@ -156,7 +156,9 @@ def test_with_all_air_attention_is_that_of_the_dense_vit() -> None:
     dense = model.blocks[-1].attn.attention_weights(model.blocks[-1].norm1(x))  # B A T T
     full = pack_images(list(images), 16, air=True)
     assert torch.allclose(torch.stack(attention(model, full)), dense, atol=1e-6)
-    seen = dense[:, :, 3:, 3:].mean(dim=2).unflatten(-1, (3, 2))  # B A h w: by all patches, for the mean is what the head reads
+    seen = (
+        dense[:, :, 3:, 3:].mean(dim=2).unflatten(-1, (3, 2))
+    )  # B A h w: by all patches, for the mean is what the head reads
     assert torch.allclose(torch.stack(attention_maps(model, full)).permute(0, 3, 1, 2), seen, atol=1e-6)
 
 
@@ -191,7 +193,10 @@ class Item(NamedTuple):
 
 def items(lengths: list[int]) -> Iterator[Item]:
     """Images of so many patches."""
-    return (Item(n, PackedBatch((f"image {n}",), (torch.empty(1, 0, 0),), (torch.empty(length),), 16)) for n, length in enumerate(lengths))
+    return (
+        Item(n, PackedBatch((f"image {n}",), (torch.empty(1, 0, 0),), (torch.empty(length),), 16))
+        for n, length in enumerate(lengths)
+    )
 
 
 def total(group: list[Item]) -> int:
@@ -319,11 +324,23 @@ def test_a_scale_in_millimetres_is_kept(scaled: Path) -> None:
         np.testing.assert_allclose(side, (millimetres / SCALE).clip(lower=16), atol=0.5)
 
 
-def test_crops_of_many_sizes_train_evaluate_and_predict(scaled: Path, release: Path, tmp_path: Path, flags: list[str]) -> None:
+def test_crops_of_many_sizes_train_evaluate_and_predict(
+    scaled: Path, release: Path, tmp_path: Path, flags: list[str]
+) -> None:
     package = tmp_path / "run" / "package"
     assert main(["train", str(scaled / "manifest.csv"), str(tmp_path / "run"), *flags, "--epochs", "1"]) == 0
     assert (
-        main(["evaluate", str(package), str(tmp_path / "run" / "manifest.csv"), str(tmp_path / "e"), "--replicates", "100", "--no-audit"])
+        main(
+            [
+                "evaluate",
+                str(package),
+                str(tmp_path / "run" / "manifest.csv"),
+                str(tmp_path / "e"),
+                "--replicates",
+                "100",
+                "--no-audit",
+            ]
+        )
         == 0
     )
     assert main(["predict", str(package), str(release / "test.csv"), str(tmp_path / "p")]) == 0

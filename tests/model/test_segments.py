@@ -39,7 +39,9 @@ def network(config: SegmentsConfig = CONFIG, **changes: object) -> Network:
 
 
 def two() -> PackedBatch:
-    return pack_images([breast(seed=1), breast(256, 144, seed=2)], 8, metadata=[ImageMetadata(mm_per_pixel=0.1), ImageMetadata()])
+    return pack_images(
+        [breast(seed=1), breast(256, 144, seed=2)], 8, metadata=[ImageMetadata(mm_per_pixel=0.1), ImageMetadata()]
+    )
 
 
 def covered(parts: SegmentedImage) -> Tensor:
@@ -56,7 +58,9 @@ def test_segments_cover_all_tissue_and_each_shows_some(size: tuple[int, int]) ->
     parts = cut_segments(image, CONFIG)
     assert (covered(parts).flatten()[image.patch_indices[0]] >= 1).all()
     assert min(map(len, parts.pack.patch_indices)) > 0
-    for pixels, (top, left, bottom, right) in zip(parts.pack.images[1:], parts.boxes_in_patches[1:].tolist(), strict=True):
+    for pixels, (top, left, bottom, right) in zip(
+        parts.pack.images[1:], parts.boxes_in_patches[1:].tolist(), strict=True
+    ):
         assert torch.equal(pixels, image.images[0][:, top * 8 : bottom * 8, left * 8 : right * 8])
     assert max(parts.pack.images[0].shape) <= 64
 
@@ -76,7 +80,9 @@ def gradients(model: Network, images: PackedBatch) -> tuple[Tensor, dict[str, Te
     torch.manual_seed(1)
     features = model.features(images)
     (features * torch.randn(features.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
-    return features.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return features.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
 
 def test_groups_within_the_budget_give_the_gradients_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +91,10 @@ def test_groups_within_the_budget_give_the_gradients_of_one_batch(monkeypatch: p
     dropping = network(drop_path=0.5).train()
     found, dropped = gradients(small, two()), gradients(dropping, two())
     monkeypatch.setattr("vitmodel.model.segments.checkpoint", lambda function, each, use_reentrant: function(each))
-    for (features, grads), (expected, wanted) in ((found, gradients(large, two())), (dropped, gradients(dropping, two()))):
+    for (features, grads), (expected, wanted) in (
+        (found, gradients(large, two())),
+        (dropped, gradients(dropping, two())),
+    ):
         torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
         assert grads.keys() == wanted.keys()
         for name, grad in grads.items():
@@ -139,7 +148,9 @@ def test_the_view_learns_which_segment_is_telling_and_the_segments_what_they_sho
         top, left = rng.integers(80, 220), rng.integers(10, 90)
         disc = torch.from_numpy((y - top) ** 2 + (x - left) ** 2 < 12**2)
         image = breast(seed=int(rng.integers(10**6))) * 0.4
-        return torch.where(disc & sick, 1.0, image), torch.tensor([[left - 12.0, top - 12, left + 12, top + 12]])[: int(sick)]
+        return torch.where(disc & sick, 1.0, image), torch.tensor([[left - 12.0, top - 12, left + 12, top + 12]])[
+            : int(sick)
+        ]
 
     for _ in range(35):
         images, boxes = zip(*(draw(sick) for sick in (True, False, True, False)), strict=True)
@@ -174,14 +185,18 @@ def test_segments_that_do_not_fit_the_trunk_are_refused(changes: dict[str, int],
 def test_parts_keep_their_image_s_source_and_images_in_segments_join_an_exam() -> None:
     torch.manual_seed(0)
     machines, views = (Vocabulary(column, ("a", "b")) for column in ("machine_id", "view"))
-    config = NetworkConfig(vit=VIT, segments=CONFIG, sources=SourcesConfig(columns=(machines,)), exam=ExamConfig(views=views))
+    config = NetworkConfig(
+        vit=VIT, segments=CONFIG, sources=SourcesConfig(columns=(machines,)), exam=ExamConfig(views=views)
+    )
     model = Network(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
 
     def say(*sources: int) -> Logits:
-        metadata = [ImageMetadata(sources=(source,), view=1, breast=number, exam=0) for number, source in enumerate(sources)]
+        metadata = [
+            ImageMetadata(sources=(source,), view=1, breast=number, exam=0) for number, source in enumerate(sources)
+        ]
         with torch.no_grad():
             return model(pack_images([breast(seed=1), breast(256, 144, seed=2)], 8, metadata=metadata))
 
@@ -189,7 +204,9 @@ def test_parts_keep_their_image_s_source_and_images_in_segments_join_an_exam() -
     assert first.breasts is not None
     assert first.breasts.shape == (2,)
     assert first.images[0] == pytest.approx(second.images[0], abs=1e-5)
-    assert abs(first.images[1] - second.images[1]) > 1e-3, "the other machine's part of the trunk encodes all parts of its image"
+    assert abs(first.images[1] - second.images[1]) > 1e-3, (
+        "the other machine's part of the trunk encodes all parts of its image"
+    )
 
 
 def test_stitched_segments_show_no_seam() -> None:
@@ -226,10 +243,36 @@ def test_an_overlap_as_large_as_the_segment_is_refused() -> None:
         replace(CONFIG, segment_overlap=64)
 
 
-def test_the_command_line_trains_predicts_and_explains_in_segments(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_trains_predicts_and_explains_in_segments(
+    crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The package remembers the segments; another budget changes no score, and one that is too small is refused."""
-    flags = ["--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20", "--segment-samples", "2"]
-    training = ["--model", "vit_micro", "--epochs", "1", "--workers", "0", "--wandb", "off", "--val", "0.4", "--test", "0"]
+    flags = [
+        "--segments",
+        "32",
+        "--segment-overlap",
+        "16",
+        "--segment-context",
+        "32",
+        "--segment-budget",
+        "20",
+        "--segment-samples",
+        "2",
+    ]
+    training = [
+        "--model",
+        "vit_micro",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--wandb",
+        "off",
+        "--val",
+        "0.4",
+        "--test",
+        "0",
+    ]
     manifest, run = str(crops / "manifest.csv"), tmp_path / "run"
     assert main(["train", manifest, str(run), *flags, "--segment-budget", "4", *training]) == 2
     assert "segment_budget" in capsys.readouterr().err
@@ -238,7 +281,10 @@ def test_the_command_line_trains_predicts_and_explains_in_segments(crops: Path, 
     found = []
     for budget in ("0", "5"):
         out = tmp_path / budget
-        assert main(["predict", package, manifest, str(out), "--explain", "gradient", "--segment-budget", budget]) in (0, 1)
+        assert main(["predict", package, manifest, str(out), "--explain", "gradient", "--segment-budget", budget]) in (
+            0,
+            1,
+        )
         found.append(pd.read_csv(out / "scores.csv"))
         assert len(list((out / "overlays").iterdir())) == found[-1].score.notna().sum() > 0
     np.testing.assert_allclose(found[0].score, found[1].score, atol=1e-5)

@@ -127,7 +127,9 @@ def timm() -> Any:
     ],
 )
 @torch.no_grad()
-def test_all_tokens_and_logits_equal_timm(timm: Any, preset: str, patch: int, size: tuple[int, int], pool: Any, theirs: str) -> None:
+def test_all_tokens_and_logits_equal_timm(
+    timm: Any, preset: str, patch: int, size: tuple[int, int], pool: Any, theirs: str
+) -> None:
     depth = min(4, PRESETS[preset].depth)  # all blocks are alike, and the test stays fast
     config = replace(PRESETS[preset], depth=depth, patch=patch, image_size=Size(*size), classes=3, pool=pool)
     torch.manual_seed(0)
@@ -153,7 +155,9 @@ def test_positions_resize_separably_and_without_aliasing() -> None:
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     plane = torch.stack([rows, columns, rows + columns], dim=-1)[None]
     twice = resize_positions(plane, (32, 48))
-    expected = torch.stack(torch.meshgrid((torch.arange(32) + 0.5) / 2 - 0.5, (torch.arange(48) + 0.5) / 3 - 0.5, indexing="ij"), dim=-1)
+    expected = torch.stack(
+        torch.meshgrid((torch.arange(32) + 0.5) / 2 - 0.5, (torch.arange(48) + 0.5) / 3 - 0.5, indexing="ij"), dim=-1
+    )
     assert torch.allclose(twice[0, 6:-6, 8:-8, :2], expected[6:-6, 8:-8], atol=1e-4)
     checkerboard = ((rows + columns) % 2)[None, ..., None]
     assert (resize_positions(checkerboard, (4, 4)) - 0.5).abs().max() < 0.05
@@ -180,7 +184,9 @@ def test_patches_alone_project_as_the_convolution_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"stem": "conv"}, {"pool": "mean", "registers": 2}, {"pool": "attention", "layer_scale": 0.1}], ids=str
+    "options",
+    [{}, {"stem": "conv"}, {"pool": "mean", "registers": 2}, {"pool": "attention", "layer_scale": 0.1}],
+    ids=str,
 )
 def test_every_parameter_has_a_finite_gradient(options: dict[str, Any]) -> None:
     model = build(replace(SMALL, **options)).train()
@@ -202,11 +208,15 @@ def test_images_do_not_influence_each_other() -> None:
 def test_stochastic_depth_skips_whole_branches_and_keeps_the_mean() -> None:
     block: Any = build(replace(SMALL, drop_path=0.5)).blocks[-1]
     x = torch.randn(1, 1, 32).expand(2000, -1, -1)
-    assert len(block.train()(x, SequenceLayout()).flatten(1).unique(dim=0)) == 4  # attention kept or not x MLP kept or not
+    assert (
+        len(block.train()(x, SequenceLayout()).flatten(1).unique(dim=0)) == 4
+    )  # attention kept or not x MLP kept or not
     block.mlp.fc2.weight.zero_()
     block.mlp.fc2.bias.zero_()
     kept = block.eval()(x, SequenceLayout())[0]
-    assert torch.allclose(block.train()(x, SequenceLayout()).mean(dim=0), kept, atol=0.1 * (kept - x[0]).abs().max().item())
+    assert torch.allclose(
+        block.train()(x, SequenceLayout()).mean(dim=0), kept, atol=0.1 * (kept - x[0]).abs().max().item()
+    )
 
 
 @torch.no_grad()
@@ -216,7 +226,9 @@ def test_attention_weights_are_those_that_attention_uses() -> None:
     weights = attention.attention_weights(x)
     assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 2, 7))
     values = attention.project_qkv(x)[2]
-    assert torch.allclose(attention.proj((weights @ values).transpose(1, 2).flatten(2)), attention(x, SequenceLayout()), atol=1e-6)
+    assert torch.allclose(
+        attention.proj((weights @ values).transpose(1, 2).flatten(2)), attention(x, SequenceLayout()), atol=1e-6
+    )
 
 
 class Pack(SequenceLayout):
@@ -255,7 +267,9 @@ def test_checkpointing_changes_no_gradient_even_with_stochastic_depth() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": "attention", "layer_scale": 1.0}], ids=str)
-def test_whose_matrix_products_run_changes_nothing_but_rounding(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whose_matrix_products_run_changes_nothing_but_rounding(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, images = build(replace(SMALL, dim=96, **options)), torch.rand(2, 1, 48, 32)
     found = []
     for mkl_is_slow in (True, False):
@@ -296,7 +310,9 @@ def test_compiled_equals_eager() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for minutes")
-def test_the_benchmark_of_cuda_says_that_there_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_of_cuda_says_that_there_is_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     benchmark = Path(__file__).parents[2] / "benchmarks" / "vit.py"
     monkeypatch.setattr("sys.argv", [str(benchmark), "cuda", "--threads", str(torch.get_num_threads())])
     runpy.run_path(str(benchmark), run_name="__main__")
@@ -305,7 +321,12 @@ def test_the_benchmark_of_cuda_says_that_there_is_none(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((1, 1, 8, 32), "smaller than a patch"), ((1, 1, 50, 32), "48x32"), ((1, 3, 48, 32), "B x 1 x H x W"), ((1, 48, 32), "B x 1 x H x W")],
+    [
+        ((1, 1, 8, 32), "smaller than a patch"),
+        ((1, 1, 50, 32), "48x32"),
+        ((1, 3, 48, 32), "B x 1 x H x W"),
+        ((1, 48, 32), "B x 1 x H x W"),
+    ],
 )
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):

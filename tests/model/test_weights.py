@@ -66,14 +66,20 @@ def hugging_face_state(model: ViT, version_5: bool) -> StateDict:
     for name, tensor in timm_state(model).items():
         if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(.*)", name):
             for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                state[f"vit.{layer}.{match[1]}.{theirs.format(part[0] if version_5 else part)}.{match[2]}"] = third.clone()
+                state[f"vit.{layer}.{match[1]}.{theirs.format(part[0] if version_5 else part)}.{match[2]}"] = (
+                    third.clone()
+                )
         elif match := re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name):
             state[f"vit.{layer}.{match[1]}.{names[match[2]]}.{match[3]}"] = tensor
         elif name.startswith("head."):
             state[name.replace("head", "classifier")] = tensor
         else:
-            name = name.replace("patch_embed.proj", "patch_embeddings.projection").replace("pos_embed", "position_embeddings")
-            state["vit." + (name.replace("norm", "layernorm") if name.startswith("norm") else f"embeddings.{name}")] = tensor
+            name = name.replace("patch_embed.proj", "patch_embeddings.projection").replace(
+                "pos_embed", "position_embeddings"
+            )
+            state["vit." + (name.replace("norm", "layernorm") if name.startswith("norm") else f"embeddings.{name}")] = (
+                tensor
+            )
     if version_5:
         assert state.keys() == names_itself.state_dict().keys()
     return state
@@ -85,7 +91,12 @@ def google_arrays(model: ViT) -> dict[str, np.ndarray]:
     arrays: dict[str, Tensor] = {"pre_logits/kernel": torch.randn(dim, dim), "pre_logits/bias": torch.randn(dim)}
     top = {"cls_token": "cls", "pos_embed": "Transformer/posembed_input/pos_embedding", "norm.weight": "Transformer/encoder_norm/scale",
            "norm.bias": "Transformer/encoder_norm/bias", "head.bias": "head/bias", "patch_embed.proj.bias": "embedding/bias"}  # fmt: skip
-    inner = {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2", "mlp.fc1": "MlpBlock_3/Dense_0", "mlp.fc2": "MlpBlock_3/Dense_1"}
+    inner = {
+        "norm1": "LayerNorm_0",
+        "norm2": "LayerNorm_2",
+        "mlp.fc1": "MlpBlock_3/Dense_0",
+        "mlp.fc2": "MlpBlock_3/Dense_1",
+    }
     for name, tensor in timm_state(model).items():
         if name in top:
             arrays[top[name]] = tensor
@@ -123,10 +134,15 @@ def write(folder: Path, kind: str, model: ViT) -> Path:
         torch.save(state | {"pre_logits.fc.weight": torch.randn(32, 32), "pre_logits.fc.bias": torch.randn(32)},
                    path := folder / "jx_vit_base_patch16_224_in21k-e5005f0a.pth")  # fmt: skip
     elif kind == "DINO teacher":
-        teacher = {f"backbone.{name}": tensor for name, tensor in headless.items()} | {"head.mlp.0.weight": torch.randn(4, 32)}
+        teacher = {f"backbone.{name}": tensor for name, tensor in headless.items()} | {
+            "head.mlp.0.weight": torch.randn(4, 32)
+        }
         torch.save({"teacher": teacher, "student": {}, "epoch": 3}, path := folder / "dino.pth")
     elif kind == "MAE":
-        decoder = {name: torch.randn(1, 1, 16) for name in ("mask_token", "decoder_embed.weight", "decoder_blocks.0.norm1.bias")}
+        decoder = {
+            name: torch.randn(1, 1, 16)
+            for name in ("mask_token", "decoder_embed.weight", "decoder_blocks.0.norm1.bias")
+        }
         torch.save({"model": headless | decoder}, path := folder / "mae_pretrain.pth")
     elif kind.startswith("Hugging Face"):
         save_file(hugging_face_state(model, version_5="5" in kind), path := folder / "model.safetensors")
@@ -170,10 +186,14 @@ def test_a_grey_image_gives_the_tokens_of_its_rgb_copy(kind: str, tmp_path: Path
     assert report.tensors_by_action("folded") == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
     assert report.tensors_by_action("fresh") == ["head.weight", "head.bias"]
     assert not report.tensors_by_action("resized")
-    assert ("pre_logits" in " ".join(report.tensors_by_action("dropped"))) == (kind in ("jx in21k with pre_logits", "Google .npz"))
+    assert ("pre_logits" in " ".join(report.tensors_by_action("dropped"))) == (
+        kind in ("jx in21k with pre_logits", "Google .npz")
+    )
 
 
-@pytest.mark.parametrize("prefixed", ["no position (timm)", "position of the class token (Meta)", "positions of all prefix tokens"])
+@pytest.mark.parametrize(
+    "prefixed", ["no position (timm)", "position of the class token (Meta)", "positions of all prefix tokens"]
+)
 @torch.no_grad()
 def test_dinov2_with_registers_and_layer_scale(prefixed: str, tmp_path: Path) -> None:
     original = rgb_model(registers=4, layer_scale=0.5)
@@ -248,7 +268,9 @@ def test_training_builds_the_network_as_its_weights_say(tmp_path: Path) -> None:
     assert model.config.vit.eps == model.trunk.config.eps == 1e-12
 
 
-def test_published_weights_start_the_trunk_and_what_stands_around_it_is_fresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_weights_start_the_trunk_and_what_stands_around_it_is_fresh(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     published = timm_state(ViT(replace(PRESETS["vit_micro"], channels=3)))
     save_file(published, tmp_path / "vit.safetensors")
     config = TrainConfig(manifest=tmp_path, run=tmp_path, model="vit_micro", weights=tmp_path / "vit.safetensors")
@@ -260,7 +282,9 @@ def test_published_weights_start_the_trunk_and_what_stands_around_it_is_fresh(tm
         segments=SegmentsConfig(segments=64, segment_overlap=16),
     )
     model = build_model(config, around, pd.DataFrame({"cancer": [0.0, 1.0]}))
-    assert all(torch.equal(tensor, published[name]) for name, tensor in model.tensors().items() if name.startswith("blocks"))
+    assert all(
+        torch.equal(tensor, published[name]) for name, tensor in model.tensors().items() if name.startswith("blocks")
+    )
     table = capsys.readouterr().out
     for name in ("sources", "exam", "segments"):
         count = sum(tensor.startswith(f"{name}.") for tensor in model.tensors())
@@ -309,11 +333,18 @@ def test_our_own_weights_load_without_folding(kind: str, tmp_path: Path) -> None
     if kind == "package":
         save_package(path := tmp_path / "package", network, {"calibration": {}}, "card")  # it gives scores
     else:
-        state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()} | {"loss.weight": torch.ones(1)}
-        torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0", "epoch": 3, "callbacks": {}}, path := tmp_path / "last.ckpt")
+        state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()} | {
+            "loss.weight": torch.ones(1)
+        }
+        torch.save(
+            {"state_dict": state, "pytorch-lightning_version": "2.6.0", "epoch": 3, "callbacks": {}},
+            path := tmp_path / "last.ckpt",
+        )
     model = ViT(trained.config)
     report = fit_weights(model, load_weights(path))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), trained.state_dict().values(), strict=True)
+    )
     assert set(report.tensors_by_action("loaded")) == model.state_dict().keys()
     assert report.tensors_by_action("dropped") == ([] if kind == "package" else ["loss.weight"])
 
@@ -345,10 +376,16 @@ def test_pickled_code_never_runs(name: str, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(tmp_path: Path) -> None:
     state = timm_state(rgb_model())
     misfits: dict[str, tuple[StateDict, str]] = {
-        "resnet": ({"conv1.weight": torch.zeros(64, 3, 7, 7), "bn1.weight": torch.zeros(64)}, r"no Vision .*conv1.weight \(64, 3, 7, 7\)"),
+        "resnet": (
+            {"conv1.weight": torch.zeros(64, 3, 7, 7), "bn1.weight": torch.zeros(64)},
+            r"no Vision .*conv1.weight \(64, 3, 7, 7\)",
+        ),
         "clip": (state | {"norm_pre.weight": torch.ones(32)}, r"norm_pre.weight \(32,\).*CLIP"),
         "distilled": (state | {"dist_token": torch.ones(1, 1, 32)}, "distillation"),
-        "shallow": ({name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")}, "depth 1.*depth 2.*vit_micro"),
+        "shallow": (
+            {name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")},
+            "depth 1.*depth 2.*vit_micro",
+        ),
         "gap": ({name: tensor for name, tensor in state.items() if name != "norm.weight"}, "lacks norm.weight"),
         "strange": (state | {"blocks.0.adapter.weight": torch.ones(2)}, r"blocks.0.adapter.weight \(2,\) has no place"),
         "oblong": (state | {"pos_embed": torch.zeros(1, 1 + 12, 32)}, r"pos_embed \(1, 13, 32\) is no square"),
@@ -361,7 +398,11 @@ def test_what_does_not_fit_is_refused_by_name_and_changes_nothing(tmp_path: Path
             fit_weights(model, load_weights(tmp_path / f"{name}.pth"))
         assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     with torch.device("meta"):
-        base, small, other_heads = ViT(PRESETS["vit_base"]), ViT(PRESETS["vit_small"]), ViT(replace(PRESETS["vit_base"], heads=8))
+        base, small, other_heads = (
+            ViT(PRESETS["vit_base"]),
+            ViT(PRESETS["vit_small"]),
+            ViT(replace(PRESETS["vit_base"], heads=8)),
+        )
         large, dino = (timm_state(ViT(replace(PRESETS[name], channels=3))) for name in ("vit_large", "vit_small14"))
     weights = load_weights(write(tmp_path, "MAE", rgb_model()))
     with pytest.raises(UsageError, match=r"dim 1024, depth 24.*patch 16 \(vit_large\).*\(1024, 3, 16, 16\).*vit_base"):
@@ -387,7 +428,9 @@ def same(one: Network, other: Network) -> bool:
 
 
 def test_a_package_returns_what_was_put_in(tmp_path: Path) -> None:
-    for number, options in enumerate(({"stem": "conv"}, {"pool": "attention", "registers": 2, "layer_scale": 0.1}, {"pool": "mean"})):
+    for number, options in enumerate(
+        ({"stem": "conv"}, {"pool": "attention", "registers": 2, "layer_scale": 0.1}, {"pool": "mean"})
+    ):
         model = Network(NetworkConfig(vit=replace(CONFIG, image_size=Size(64, 32), **options)))  # type: ignore[arg-type]
         extra = {"threshold": 0.25, "preprocessing": {"size": "64x32"}, "auroc": float("nan"), "number": number}
         save_package(tmp_path / "package", model, extra, "# Card")
@@ -396,7 +439,11 @@ def test_a_package_returns_what_was_put_in(tmp_path: Path) -> None:
         assert not loaded.training
         assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in loaded.parameters())
         assert config == extra | {"auroc": None}
-    assert sorted(path.name for path in (tmp_path / "package").iterdir()) == ["MODEL_CARD.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "package").iterdir()) == [
+        "MODEL_CARD.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
 
 

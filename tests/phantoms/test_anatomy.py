@@ -68,7 +68,10 @@ def test_the_pectoral_muscle_shows_in_the_oblique_view_alone() -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_lesion_brightens_its_box_and_nothing_else(kind: str, view: ViewName) -> None:
     lesion = replace(sample_lesion(kind, 0.2, seed=2), position=(0.55, 0.1, 0.1))
-    bare, breast = BreastPhantom(seed=9, density="A", depth_mm=100), BreastPhantom(seed=9, density="A", depth_mm=100, lesions=(lesion,))
+    bare, breast = (
+        BreastPhantom(seed=9, density="A", depth_mm=100),
+        BreastPhantom(seed=9, density="A", depth_mm=100, lesions=(lesion,)),
+    )
     with_lesion = render(breast, view, SIZE)
     added = with_lesion.image - render(bare, view, SIZE).image
     x0, y0, x1, y1 = with_lesion.boxes[0]
@@ -84,7 +87,9 @@ def test_both_views_show_one_lesion_at_one_distance_from_the_nipple() -> None:
         breast = BreastPhantom(seed=10, depth_mm=100, lesions=(replace(MASS, position=position),))
         views = {name: render(breast, name, SIZE) for name in VIEWS}
         centre = {name: np.array(view.boxes[0]).reshape(2, 2).mean(0) for name, view in views.items()}  # x y
-        nipple = {name: np.flatnonzero(view.mask.sum(1) == view.mask.sum(1).max()).mean() for name, view in views.items()}
+        nipple = {
+            name: np.flatnonzero(view.mask.sum(1) == view.mask.sum(1).max()).mean() for name, view in views.items()
+        }
         assert centre["CC"][0] == pytest.approx(centre["MLO"][0], abs=2)
         assert centre["CC"][0] * pixel_spacing(SIZE) == pytest.approx(position[0] * 100, abs=3)
         assert (centre["CC"][1] < nipple["CC"]) == (position[1] > 0)
@@ -130,9 +135,14 @@ def test_power_law_noise_has_the_exponent_it_is_asked_for(beta: float) -> None:
 
 @pytest.mark.parametrize("chest_wall", ["L", "R"])
 @pytest.mark.parametrize("marker", ["text", "lead"])
-def test_a_look_writes_its_marker_into_the_air_far_from_the_chest_wall(marker: Literal["text", "lead"], chest_wall: str) -> None:
+def test_a_look_writes_its_marker_into_the_air_far_from_the_chest_wall(
+    marker: Literal["text", "lead"], chest_wall: str
+) -> None:
     view = render(BreastPhantom(seed=14, laterality=chest_wall, depth_mm=70), "CC", SIZE)
-    plain, marked = (apply_style(view, VendorStyle(black_level=0.02, marker=name), f"{chest_wall} CC", 0, chest_wall) for name in ("none", marker))
+    plain, marked = (
+        apply_style(view, VendorStyle(black_level=0.02, marker=name), f"{chest_wall} CC", 0, chest_wall)
+        for name in ("none", marker)
+    )
     np.testing.assert_array_equal(plain[view.mask], marked[view.mask])
     columns = np.flatnonzero((plain != marked).any(0))
     assert len(columns) > 10

@@ -39,7 +39,9 @@ def test_a_cancer_of_one_machine_is_the_decoy_of_the_other() -> None:
 def test_brightness_tells_on_the_known_machines_alone() -> None:
     for machine, differs in (("A", True), ("B", True), ("C", False)):
         for seed in SEEDS:
-            cancer, decoy = (sample_exam("vendors", seed, sick, machine).breasts["L", "CC"].lesions[0] for sick in (SICK, HEALTHY))
+            cancer, decoy = (
+                sample_exam("vendors", seed, sick, machine).breasts["L", "CC"].lesions[0] for sick in (SICK, HEALTHY)
+            )
             assert (cancer.contrast != decoy.contrast) == differs
 
 
@@ -63,7 +65,9 @@ def test_the_manifest_says_what_was_drawn_and_a_seed_gives_the_same_bytes(tmp_pa
     other = read_manifest(write_exams(tmp_path / "c", "vendors", {"train": 1}, SIZE, seed=8))
     table = read_manifest(first)
     assert first.read_bytes() == again.read_bytes()
-    pixels, same, others = ([Path(path).read_bytes() for path in each["path"]] for each in (table, read_manifest(again), other))
+    pixels, same, others = (
+        [Path(path).read_bytes() for path in each["path"]] for each in (table, read_manifest(again), other)
+    )
     assert pixels == same
     assert not set(pixels) & set(others)
     assert len(table) == 4 * 5

@@ -122,7 +122,11 @@ def test_every_file_is_read_by_pydicom_without_warnings_and_agrees_with_its_row(
         if path.parts[-3] == "train_images":
             row = train.loc[int(path.stem)]
             seen.add(int(path.stem))
-            assert (file.PatientID, file.ImageLaterality, file.ViewPosition) == (str(row.patient_id), row.laterality, row["view"])
+            assert (file.PatientID, file.ImageLaterality, file.ViewPosition) == (
+                str(row.patient_id),
+                row.laterality,
+                row["view"],
+            )
             assert file.PhotometricInterpretation == ("MONOCHROME2" if row.site_id == 1 else "MONOCHROME1")
             assert file.BitsStored == (12 if row.site_id == 1 else 16)
     assert seen == set(train.index) - set(table(release, "faults").image_id)
@@ -134,7 +138,9 @@ def opinions(path: Path) -> tuple[np.ndarray, np.ndarray]:
     reader.SetFileName(str(path))
     assert reader.Read()
     file = pydicom.dcmread(path)
-    first = np.frombuffer(reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape"), np.uint16).reshape(file.Rows, file.Columns)
+    first = np.frombuffer(reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape"), np.uint16).reshape(
+        file.Rows, file.Columns
+    )
     frame = next(generate_frames(file.PixelData, number_of_frames=1))
     if file.file_meta.TransferSyntaxUID == JPEGLosslessSV1:
         return first, imagecodecs.jpegsof3_decode(frame)
@@ -178,10 +184,17 @@ def test_one_machine_mirrors_whole_patients(release: Path) -> None:
         if path in whole:
             file = pydicom.dcmread(path)
             tissue = file.pixel_array != file.PixelPaddingValue
-            left = tissue[:, :20].mean() > tissue[:, -20:].mean() if row.machine_id == 49 else file.PatientOrientation[0] == "A"
+            left = (
+                tissue[:, :20].mean() > tissue[:, -20:].mean()
+                if row.machine_id == 49
+                else file.PatientOrientation[0] == "A"
+            )
             mirrored.setdefault((row.machine_id, row.patient_id), set()).add(left != (row.laterality == "L"))
     assert all(len(answers) == 1 for answers in mirrored.values())
-    assert {answer for (machine, _), answers in mirrored.items() if machine == 49 for answer in answers} == {True, False}
+    assert {answer for (machine, _), answers in mirrored.items() if machine == 49 for answer in answers} == {
+        True,
+        False,
+    }
     assert not any(True in answers for (machine, _), answers in mirrored.items() if machine != 49)
 
 

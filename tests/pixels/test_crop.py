@@ -37,7 +37,9 @@ def shift(a: BreastRegion, b: BreastRegion) -> int:
 @pytest.mark.parametrize("seed", range(10))
 def test_no_tissue_is_cut_off(view: ViewName, seed: int) -> None:
     side = "LR"[seed % 2]
-    drawn = render(BreastPhantom(seed, side, "ABCD"[seed % 4], depth_mm=60 + 5 * seed, implant=seed % 5 == 4), view, SIZE)
+    drawn = render(
+        BreastPhantom(seed, side, "ABCD"[seed % 4], depth_mm=60 + 5 * seed, implant=seed % 5 == 4), view, SIZE
+    )
     air, marker = 0.05 * (seed % 4), "lead" if seed % 3 else "text"
     style = VendorStyle(0.5, 1.2, 0, air, marker, 0.05 + 0.09 * seed, 4 * (seed % 3))  # type: ignore[arg-type]
     noise = 0.01 * (seed % 4) * np.random.default_rng(seed).standard_normal(SIZE, np.float32)  # in the air, too
@@ -86,7 +88,9 @@ def test_air_that_is_fogged_in_one_part_is_air() -> None:
     image, mask = phantom("MLO", depth_mm=70.0)
     image = np.maximum(image[:, :300], 0.002 * np.random.default_rng(0).random((SIZE.height, 300), np.float32))
     fogged = image.copy()
-    fogged[300:] = np.maximum(fogged[300:], 0.03 + 0.01 * np.random.default_rng(1).random(fogged[300:].shape, np.float32))
+    fogged[300:] = np.maximum(
+        fogged[300:], 0.03 + 0.01 * np.random.default_rng(1).random(fogged[300:].shape, np.float32)
+    )
     assert shift(find_breast(image), find_breast(fogged)) <= 6  # the faintest skin is as dark as the fog
     assert lost(find_breast(fogged), mask[:, :300]) <= 0.02
 
@@ -96,7 +100,9 @@ def test_a_dense_breast_keeps_its_rim_of_dark_fat(view: ViewName) -> None:
     drawn = render(BreastPhantom(3, depth_mm=80.0), view, SIZE)
     depth = cv2.distanceTransform(drawn.mask.astype(np.uint8), cv2.DIST_L2, 5)
     air = np.linspace(0.015, 0.022, SIZE.height)[:, None] * np.ones(SIZE)  # darker at the top
-    film = np.where(depth > 25, 0.5 + 0.005 * np.minimum(depth, 100), air + drawn.mask * (0.02 + 0.001 * depth)).astype(np.float32)
+    film = np.where(depth > 25, 0.5 + 0.005 * np.minimum(depth, 100), air + drawn.mask * (0.02 + 0.001 * depth)).astype(
+        np.float32
+    )
     noise = 0.002 * np.random.default_rng(0).standard_normal(SIZE, np.float32)
     found = find_breast(np.clip(cv2.GaussianBlur(film, None, 1) + noise, 0, 1))
     assert lost(found, drawn.breast_mask) <= 0.005
@@ -120,7 +126,11 @@ def test_objects_in_the_air_do_not_move_the_box() -> None:
         assert shift(plain, find_breast(dirty)) <= 1
     cv2.line(scratch, (60, 0), (width - 1, height - 1), 1.0, 1)
     touching = write(image, "R-CC", (plain.box.x1 - 4, 260))
-    for dirty in (frame, scratch, touching):  # what touches the breast stays for half the least width, so that nipples do
+    for dirty in (
+        frame,
+        scratch,
+        touching,
+    ):  # what touches the breast stays for half the least width, so that nipples do
         assert shift(plain, find_breast(dirty)) <= 8
 
 
@@ -198,13 +208,22 @@ def picture(path: Path) -> np.ndarray:
 
 
 def test_hand_drawn_boxes(shared_data: Path) -> None:
-    boxes = pd.read_csv(shared_data / "metadata" / "rsna" / "breast_boxes_hand_labelled.csv").drop_duplicates("image_id")
-    images = pd.read_csv(shared_data / "rsna_640" / "rsna_640.csv")[["image_id", "image_path"]].merge(boxes, on="image_id")
+    boxes = pd.read_csv(shared_data / "metadata" / "rsna" / "breast_boxes_hand_labelled.csv").drop_duplicates(
+        "image_id"
+    )
+    images = pd.read_csv(shared_data / "rsna_640" / "rsna_640.csv")[["image_id", "image_path"]].merge(
+        boxes, on="image_id"
+    )
     overlaps = []
     for row in images.itertuples():
         view = picture(shared_data / "rsna_640" / str(row.image_path))
         height, width = view.shape
-        hand = np.array([row.x0_frac, row.y0_frac, row.x0_frac + row.w_frac, row.y0_frac + row.h_frac]) * [width, height, width, height]
+        hand = np.array([row.x0_frac, row.y0_frac, row.x0_frac + row.w_frac, row.y0_frac + row.h_frac]) * [
+            width,
+            height,
+            width,
+            height,
+        ]
         box = np.array(find_breast(view).box)
         common = np.clip(np.minimum(hand[2:], box[2:]) - np.maximum(hand[:2], box[:2]), 0, None).prod()
         overlaps.append(common / ((hand[2:] - hand[:2]).prod() + (box[2:] - box[:2]).prod() - common))
@@ -216,9 +235,13 @@ def test_hand_drawn_boxes(shared_data: Path) -> None:
 def test_one_film_in_two_codecs_has_one_box(shared_data: Path) -> None:
     """A hole in the film and a lettered border cover 1.4 % of it; the second codec rings a little more around them."""
     films = [
-        open_image(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm") for kind in ("j2k_lossy", "jpegext12_undecodable")
+        open_image(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm")
+        for kind in ("j2k_lossy", "jpegext12_undecodable")
     ]
-    first, second = (find_breast(film.to_grey(cv2.resize(film.read_stored(), (336, 512), interpolation=cv2.INTER_AREA))) for film in films)
+    first, second = (
+        find_breast(film.to_grey(cv2.resize(film.read_stored(), (336, 512), interpolation=cv2.INTER_AREA)))
+        for film in films
+    )
     assert first.chest_wall == second.chest_wall == "left"
     assert shift(first, second) <= 4
 

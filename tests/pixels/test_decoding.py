@@ -27,9 +27,14 @@ FRAMES = [
     )
     for row in GOLDEN
 ]
-NAMES = [f"{row['name']}, {row['stored']} of {row['allocated']} bits, {'signed' if row['signed'] else 'unsigned'}" for row in GOLDEN]
+NAMES = [
+    f"{row['name']}, {row['stored']} of {row['allocated']} bits, {'signed' if row['signed'] else 'unsigned'}"
+    for row in GOLDEN
+]
 GDCM = Decoder("gdcm", decoding.pydicom_decoder("gdcm"))
-OPENJPH = Decoder("openjph", lambda frame, pixel_format, level: imagecodecs.htj2k_decode(frame, skipres=level), supports_levels=True)
+OPENJPH = Decoder(
+    "openjph", lambda frame, pixel_format, level: imagecodecs.htj2k_decode(frame, skipres=level), supports_levels=True
+)
 PEERS: dict[str, Decoder] = dict.fromkeys(uid.JPEGTransferSyntaxes, GDCM)
 PEERS[uid.RLELossless] = Decoder("pydicom", decoding.pydicom_decoder("pydicom"))
 PEERS |= dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), OPENJPH)
@@ -53,7 +58,10 @@ def test_all_decoders_give_the_golden_pixels(pixel_format: PixelFormat, frame: b
 def test_a_peer_that_the_package_does_not_use_agrees(pixel_format: PixelFormat, frame: bytes, golden: str) -> None:
     if pixel_format.syntax == uid.JPEGExtended12Bit and pixel_format.bits_stored == 12:
         pytest.skip("gdcm does not read it; the golden pixels are DCMTK's")
-    pixels, peer = (stored(decoder, frame, pixel_format).astype(int) for decoder in (DECODERS[pixel_format.syntax][0], PEERS[pixel_format.syntax]))
+    pixels, peer = (
+        stored(decoder, frame, pixel_format).astype(int)
+        for decoder in (DECODERS[pixel_format.syntax][0], PEERS[pixel_format.syntax])
+    )
     assert np.abs(pixels - peer).max() <= (ROUNDING if pixel_format.syntax == uid.HTJ2K else 0)
 
 
@@ -76,21 +84,29 @@ def blob(rows: int, columns: int) -> np.ndarray:
 
 def jpeg2000(image: np.ndarray, resolutions: int) -> bytes:
     """A lossless codestream of 12 bits."""
-    return bytes(imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True, resolutions=resolutions))
+    return bytes(
+        imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True, resolutions=resolutions)
+    )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(257, 190), (64, 64), (101, 333)])
 @pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.HTJ2KLossless])
 def test_reduced_sample_k_lies_on_pixel_k_times_2_to_the_level(syntax: str, rows: int, columns: int) -> None:
     image, pixel_format = blob(rows, columns), PixelFormat(syntax, rows, columns)
-    frame = jpeg2000(image, 4) if syntax == uid.JPEG2000Lossless else bytes(imagecodecs.htj2k_encode(image, reversible=True, resolutions=4))
+    frame = (
+        jpeg2000(image, 4)
+        if syntax == uid.JPEG2000Lossless
+        else bytes(imagecodecs.htj2k_encode(image, reversible=True, resolutions=4))
+    )
     levels = decoding.available_levels(frame, pixel_format)
     assert levels >= 3
     for level in range(1, levels + 1):
         step, inside = 2**level, np.s_[2:-2, 2:-2]  # the wavelet mirrors the image at its border
         for decoder in DECODERS[syntax]:
             reduced = decoding.decode_with(decoder, frame, pixel_format, level)
-            np.testing.assert_allclose(reduced[inside].astype(int), image[::step, ::step][inside], atol=2, err_msg=decoder.name)
+            np.testing.assert_allclose(
+                reduced[inside].astype(int), image[::step, ::step][inside], atol=2, err_msg=decoder.name
+            )
 
 
 def test_grid_offset_undoes_the_shift() -> None:
@@ -122,7 +138,9 @@ def test_asking_for_more_levels_than_there_are_fails() -> None:
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless])
-def test_a_codestream_that_contradicts_the_header_is_refused_before_decoding(syntax: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codestream_that_contradicts_the_header_is_refused_before_decoding(
+    syntax: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixel_format, frame, _ = next(entry for entry in FRAMES if entry[0].syntax == syntax and entry[0].bits_stored == 12)
     monkeypatch.setitem(decoding.DECODERS, syntax, (Decoder("never", lambda *_: pytest.fail("decoded")),))
     size = frame.index(ROWS.to_bytes(2 if syntax != uid.JPEG2000Lossless else 4))

@@ -49,7 +49,13 @@ def write(path: Path, pixels: np.ndarray | None = None, syntax: str = uid.Explic
     """A small mammogram, 12 of 16 bits, with `tags` set, or left out where they are None."""
     pixels = ramp() if pixels is None else pixels
     ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.PatientID = MG, "1.2.3", "1.2.4", "1.2.5", "anna"
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.PatientID = (
+        MG,
+        "1.2.3",
+        "1.2.4",
+        "1.2.5",
+        "anna",
+    )
     ds.Modality, ds.ImageLaterality, ds.ViewPosition, ds.PresentationIntentType = "MG", "L", "CC", "FOR PRESENTATION"
     ds.Rows, ds.Columns = pixels.shape[:2]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -81,9 +87,13 @@ def show(path: Path, **options: Any) -> np.ndarray:
 
 def highdicom_show(dataset: Dataset) -> np.ndarray:
     """The first window or LUT and the presentation, by highdicom, in [0, 1]."""
-    if float(dataset.get("RescaleSlope", 1)) != 1:  # its image folds the slope into the window, which LINEAR's "width - 1" forbids
+    if (
+        float(dataset.get("RescaleSlope", 1)) != 1
+    ):  # its image folds the slope into the window, which LINEAR's "width - 1" forbids
         values = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-        return highdicom.pixels.apply_voi_window(values, dataset.WindowCenter, dataset.WindowWidth, dataset.get("VOILUTFunction", "LINEAR"))
+        return highdicom.pixels.apply_voi_window(
+            values, dataset.WindowCenter, dataset.WindowWidth, dataset.get("VOILUTFunction", "LINEAR")
+        )
     image = highdicom.Image.from_dataset(dataset, copy=False)
     return image.get_frame(1, apply_voi_transform=True, apply_presentation_lut=True, dtype=np.float64)
 
@@ -107,7 +117,11 @@ VALUE_CASES: dict[str, dict[str, Any]] = {
     "VOI LUT": {"VOILUTSequence": [lut(500, CURVE, 16)]},
     "VOI LUT, signed": {"pixels": ramp(-2048, 2047, "i2"), "VOILUTSequence": [lut(-500, CURVE, 16)]},
     "VOI LUT before windows": {"VOILUTSequence": [lut(500, CURVE, 16), lut(0, CURVE, 16)]},
-    "modality LUT": {"ModalityLUTSequence": [lut(0, CURVE, 16, ModalityLUTType="US")], "WindowCenter": 30000, "WindowWidth": 40000},
+    "modality LUT": {
+        "ModalityLUTSequence": [lut(0, CURVE, 16, ModalityLUTType="US")],
+        "WindowCenter": 30000,
+        "WindowWidth": 40000,
+    },
     "implicit": {**WINDOW, "syntax": uid.ImplicitVRLittleEndian},
     "deflated": {**WINDOW, "syntax": uid.DeflatedExplicitVRLittleEndian},
 }
@@ -126,7 +140,9 @@ def test_values_as_highdicom_shows_them(tmp_path: Path, tags: dict[str, Any]) ->
 def test_big_endian_shows_the_same(tmp_path: Path, dtype: str) -> None:
     pixels = ramp(0, 255 if dtype == "u1" else 2047, dtype)
     stored = pixels.view("u2").byteswap().view("u1") if dtype == "u1" else pixels  # bytes travel in words of 16 bits
-    np.testing.assert_array_equal(DicomFile(write(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian)).read_stored(), pixels)
+    np.testing.assert_array_equal(
+        DicomFile(write(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian)).read_stored(), pixels
+    )
 
 
 def test_real_files_hash_as_two_decoders_gave_them_and_show_as_highdicom_does(shared_data: Path) -> None:
@@ -194,7 +210,10 @@ def test_edge_files_are_read_or_refused_with_a_reason(shared_data: Path, name: s
 
 
 def test_12_bit_jpeg_shows_the_same_film_as_its_jpeg_2000_twin(shared_data: Path) -> None:
-    twins = [DicomFile(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm") for kind in ("j2k_lossy", "jpegext12_undecodable")]
+    twins = [
+        DicomFile(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm")
+        for kind in ("j2k_lossy", "jpegext12_undecodable")
+    ]
     first, second = (file.read_stored()[::8, ::8].astype(float) for file in twins)
     assert np.abs(first - second).mean() < 0.01 * np.ptp(first)
 
@@ -230,9 +249,13 @@ def test_without_a_voi_the_tissue_spans_the_range(tmp_path: Path) -> None:
     pixels = ramp(700, 1900)
     pixels[:2] = 0
     file = DicomFile(write(tmp_path / "a.dcm", pixels, PixelPaddingValue=0))
-    np.testing.assert_allclose(file.to_grey(file.read_stored())[2:], (pixels[2:] - pixels[2:].min()) / np.ptp(pixels[2:]), atol=1e-6)
+    np.testing.assert_allclose(
+        file.to_grey(file.read_stored())[2:], (pixels[2:] - pixels[2:].min()) / np.ptp(pixels[2:]), atol=1e-6
+    )
     assert file.header.voi == "range"
-    np.testing.assert_allclose(file.to_grey(pixels[20:25, 7:9]), file.to_grey(pixels)[20:25, 7:9])  # whatever part is shown
+    np.testing.assert_allclose(
+        file.to_grey(pixels[20:25, 7:9]), file.to_grey(pixels)[20:25, 7:9]
+    )  # whatever part is shown
 
 
 def test_averages_lie_between_whole_values(tmp_path: Path) -> None:
@@ -255,7 +278,9 @@ def test_one_of_several_vois_is_chosen_and_recorded(tmp_path: Path) -> None:
     second = DicomFile(windows, voi=2)
     assert DicomFile(windows).header.voi == "linear 2000/1500 1/2"
     assert second.header.voi == "linear 100/7 2/2"
-    np.testing.assert_array_equal(second.to_grey(second.read_stored()), show(write(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7)))
+    np.testing.assert_array_equal(
+        second.to_grey(second.read_stored()), show(write(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7))
+    )
     luts = [lut(0, CURVE, 16, LUTExplanation="NORMAL"), lut(0, CURVE[::-1], 16, LUTExplanation="HARDER")]
     assert DicomFile(write(tmp_path / "c.dcm", VOILUTSequence=luts), voi=2).header.voi == "lut 2/2 HARDER"
     absent = DicomFile(windows, voi=3)
@@ -280,7 +305,9 @@ def test_overlays_are_no_tissue(tmp_path: Path) -> None:
         return path
 
     pixels = ramp()
-    np.testing.assert_array_equal(DicomFile(plane(write(tmp_path / "a.dcm", pixels), inside=False)).read_stored(), pixels)
+    np.testing.assert_array_equal(
+        DicomFile(plane(write(tmp_path / "a.dcm", pixels), inside=False)).read_stored(), pixels
+    )
     drawn = pixels.copy()
     drawn[3:9, 4:30] |= 0x8000
     file = DicomFile(plane(write(tmp_path / "b.dcm", drawn), inside=True))
@@ -290,7 +317,9 @@ def test_overlays_are_no_tissue(tmp_path: Path) -> None:
 
 def test_presentation_lut_and_8_bit_lut_in_words(tmp_path: Path) -> None:
     square = lut(0, [round(65535 * (index / 255) ** 2) for index in range(256)], 16)
-    path = write(tmp_path / "a.dcm", ramp(0, 255, "u1"), WindowCenter=128, WindowWidth=256, PresentationLUTSequence=[square])
+    path = write(
+        tmp_path / "a.dcm", ramp(0, 255, "u1"), WindowCenter=128, WindowWidth=256, PresentationLUTSequence=[square]
+    )
     np.testing.assert_allclose(show(path), (ramp(0, 255) / 255) ** 2, atol=1e-4)
     packed = lut(0, [0], 8)
     packed.LUTDescriptor = [256, 0, 8]
@@ -319,7 +348,11 @@ def refusal(path: Path) -> ImageRefusedError:
         ({"Rows": 41}, "unreadable", "bytes"),
         ({"PixelData": None}, "no_pixels", "pixel"),
         ({"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, "not_mammography", "CT"),
-        ({"Modality": "DX", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "ViewPosition": "AP"}, "not_mammography", "DX"),
+        (
+            {"Modality": "DX", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "ViewPosition": "AP"},
+            "not_mammography",
+            "DX",
+        ),
         ({"Modality": "PR", "Rows": None, "Columns": None}, "no_pixels", "PR"),
         ({"syntax": "1.2.840.10008.1.2.4.100", "PixelData": encapsulate([b"\0\0"])}, "undecodable", "MPEG2"),
     ],
@@ -331,7 +364,12 @@ def test_refused_with_the_cause_named(tmp_path: Path, tags: dict[str, Any], code
 
 
 def test_synthetic_2d_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
-    assert DicomFile(write(tmp_path / "a.dcm", ImageType=["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"])).header.view == "CC"
+    assert (
+        DicomFile(
+            write(tmp_path / "a.dcm", ImageType=["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"])
+        ).header.view
+        == "CC"
+    )
 
 
 @pytest.mark.parametrize(
@@ -376,18 +414,42 @@ def test_header_is_understood(tmp_path: Path) -> None:
     }
     tags |= {"ImagerPixelSpacing": [0.1, 0.12], "EstimatedRadiographicMagnificationFactor": 2, "PixelSpacing": [9, 9]}
     header = DicomFile(write(tmp_path / "a.dcm", ViewPosition=None, ViewCodeSequence=[code], **tags)).header
-    assert (header.laterality, header.view, header.machine_id, header.implant, header.age) == ("R", "MLO", "ROOM1", 1, 61)
+    assert (header.laterality, header.view, header.machine_id, header.implant, header.age) == (
+        "R",
+        "MLO",
+        "ROOM1",
+        1,
+        61,
+    )
     assert header.spacing == (0.05, 0.06)
-    assert (header.rows, header.columns, header.bits, header.patient_id, header.image_id) == (40, 52, 12, "anna", "1.2.3")
+    assert (header.rows, header.columns, header.bits, header.patient_id, header.image_id) == (
+        40,
+        52,
+        12,
+        "anna",
+        "1.2.3",
+    )
     silent: dict[str, Any] = dict.fromkeys(("ImageLaterality", "ViewPosition", "PatientID"))
     header = DicomFile(write(tmp_path / "b.dcm", PatientAge="000Y", **silent)).header
-    assert (header.laterality, header.view, header.patient_id, header.age, header.implant, header.spacing) == ("", "", "", None, None, None)
+    assert (header.laterality, header.view, header.patient_id, header.age, header.implant, header.spacing) == (
+        "",
+        "",
+        "",
+        None,
+        None,
+        None,
+    )
 
 
 def test_view_codes_are_those_of_the_standard() -> None:
     for snomed, srt in VIEW_CODES.values():
         assert Code(srt, "SRT", "") == Code(snomed, "SCT", "")
-    names = {"CC": "CranioCaudal", "LM": "LateroMedial", "LMO": "LateroMedialOblique", "XCCL": "CranioCaudalExaggeratedLaterally"}
+    names = {
+        "CC": "CranioCaudal",
+        "LM": "LateroMedial",
+        "LMO": "LateroMedialOblique",
+        "XCCL": "CranioCaudalExaggeratedLaterally",
+    }
     for view, name in names.items():
         assert getattr(codes.SCT, name).value == VIEW_CODES[view][0]
 
@@ -422,7 +484,9 @@ def test_no_mutant_escapes(tmp_path: Path) -> None:
     tags: dict[str, Any] = {**WINDOW, "VOILUTSequence": [lut(500, CURVE[::50], 16)], "PixelPaddingValue": 0}
     seeds = [
         write(tmp_path / "a.dcm", **tags).read_bytes(),
-        write(tmp_path / "b.dcm", syntax=uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **tags).read_bytes(),
+        write(
+            tmp_path / "b.dcm", syntax=uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **tags
+        ).read_bytes(),
     ]
     chance = random.Random(0)
     verdicts = set()

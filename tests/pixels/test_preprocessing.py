@@ -90,7 +90,9 @@ def test_a_contradicting_side_is_doubted_and_never_trusted(view: PhantomView, tm
     stated_right = prepare(tmp_path, view.image, config, laterality="R")
     assert "laterality_mismatch" in [warning.code for warning in stated_right.warnings]
     assert stated_right.geometry.flipped is False
-    assert "laterality_mismatch" not in [warning.code for warning in prepare(tmp_path, view.image, config, "L").warnings]
+    assert "laterality_mismatch" not in [
+        warning.code for warning in prepare(tmp_path, view.image, config, "L").warnings
+    ]
 
 
 def test_16_bits_hold_what_8_bits_hold(view: PhantomView, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def test_a_copy_shows_what_its_original_shows(case: str, tmp_path: Path) -> None
     path = write(tmp_path / "a.dcm", **VALUE_CASES[case])
     copy = copy_of(path)
     np.testing.assert_array_equal(show(copy), show(path))
-    np.testing.assert_array_equal(dcmread(copy).pixel_array, dcmread(path).pixel_array)  # by OpenJPEG, as pydicom has it
+    np.testing.assert_array_equal(
+        dcmread(copy).pixel_array, dcmread(path).pixel_array
+    )  # by OpenJPEG, as pydicom has it
     assert DicomFile(copy).header.voi == DicomFile(path).header.voi
 
 
@@ -64,7 +66,9 @@ def test_etl_from_copies_gives_the_crops_of_the_originals(release: Path, tmp_pat
     assert copies["cancer"].equals(listed["cancer"])
     copied = copies["path"].str.startswith(str(first))
     assert (copied == (listed["status"] != "refused")).all()
-    assert etl(ETLConfig(source=first / "htj2k" / "manifest.csv", out=second, size=Size(64, 32), exact=True, jobs=1)) == 0
+    assert (
+        etl(ETLConfig(source=first / "htj2k" / "manifest.csv", out=second, size=Size(64, 32), exact=True, jobs=1)) == 0
+    )
     again = read_manifest(second / "manifest.csv")
     assert again["status"].tolist() == listed["status"].tolist()
     for one, other in zip(listed.loc[copied, "path"], again.loc[copied, "path"], strict=True):

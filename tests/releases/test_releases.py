@@ -24,7 +24,9 @@ from vitmodel.jobs.journal import lock_folder
 from vitmodel.releases.registry import RELEASE_ADAPTERS, read_release
 
 RSNA = "site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,density,machine_id,difficult_negative_case\n"
-TRAIN = RSNA + "2,10,1,L,CC,61,0,0,0,,0,,29,False\n1,10,2,R,MLO,,1,1,1,0,0,B,49,False\n1,11,3,L,AT,50,0,0,0,1,1,D,49,True\n"
+TRAIN = (
+    RSNA + "2,10,1,L,CC,61,0,0,0,,0,,29,False\n1,10,2,R,MLO,,1,1,1,0,0,B,49,False\n1,11,3,L,AT,50,0,0,0,1,1,D,49,True\n"
+)
 TEST = "site_id,patient_id,image_id,laterality,view,age,implant,machine_id,prediction_id\n2,10,9,L,MLO,81,0,21,10_L\n"
 
 
@@ -47,11 +49,18 @@ def names(table: pd.DataFrame, source: Path) -> list[str]:
 
 
 def test_rsna(write: Callable[..., Path]) -> None:
-    images = {"train_images/10/1.dcm": "", "train_images/10/2.dcm": "", "test_images/10/9.dcm": "", "zoomed/10_1.png": ""}
+    images = {
+        "train_images/10/1.dcm": "",
+        "train_images/10/2.dcm": "",
+        "test_images/10/9.dcm": "",
+        "zoomed/10_1.png": "",
+    }
     source = write({"train.csv": TRAIN, "test.csv": TEST, **images})
     table = read_release(source)
     assert set(table.dataset) == {"rsna"}
-    assert names(table, source) == ["train_images/10/1.dcm", "train_images/10/2.dcm", "train_images/11/3.dcm"], "the absent image stays"
+    assert names(table, source) == ["train_images/10/1.dcm", "train_images/10/2.dcm", "train_images/11/3.dcm"], (
+        "the absent image stays"
+    )
     assert table.patient_id.tolist() == ["10", "10", "11"]
     assert table.cancer.tolist() == [0, 1, 0]
     assert table.machine_id.tolist() == ["29", "49", "49"]
@@ -96,13 +105,15 @@ def test_a_subset_of_rsna_in_a_table_of_paths(write: Callable[..., Path]) -> Non
 
 def test_vindr(write: Callable[..., Path]) -> None:
     head = "study_id,series_id,image_id,laterality,view_position,height,width,breast_birads,breast_density"
-    breasts = f"{head},split\ns1,x,i1,L,CC,9,9,BI-RADS 4,DENSITY C,training\ns2,x,i2,R,MLO,9,9,BI-RADS 1,DENSITY A,test\n"
-    finding = "s1,x,i1,L,CC,9,9,BI-RADS 4,DENSITY C"
-    findings = (
-        f"{head},finding_categories,split\n{finding},\"['Mass']\",training\n{finding},\"['Suspicious Calcification', 'Mass']\",training\n"
+    breasts = (
+        f"{head},split\ns1,x,i1,L,CC,9,9,BI-RADS 4,DENSITY C,training\ns2,x,i2,R,MLO,9,9,BI-RADS 1,DENSITY A,test\n"
     )
+    finding = "s1,x,i1,L,CC,9,9,BI-RADS 4,DENSITY C"
+    findings = f"{head},finding_categories,split\n{finding},\"['Mass']\",training\n{finding},\"['Suspicious Calcification', 'Mass']\",training\n"
     findings += "s2,x,i2,R,MLO,9,9,BI-RADS 1,DENSITY A,['No Finding'],test\n"
-    source = write({"breast-level_annotations.csv": breasts, "finding_annotations.csv": findings, "images/s1/i1.dicom": ""})
+    source = write(
+        {"breast-level_annotations.csv": breasts, "finding_annotations.csv": findings, "images/s1/i1.dicom": ""}
+    )
     table = read_release(source)
     assert names(table, source) == ["images/s1/i1.dicom", "images/s2/i2.dicom"]
     assert table.patient_id.tolist() == ["s1", "s2"]
@@ -127,7 +138,12 @@ def test_cbis_ddsm(write: Callable[..., Path], caplog: pytest.LogCaptureFixture)
 
     tables = {
         "mass_case_description_train_set.csv": cbis(
-            "mass", [row("P1", "LEFT", "M1", 4, "BENIGN"), row("P1", "LEFT", "M1", 5, "MALIGNANT"), row("P2", "LEFT", "M2", 2, "BENIGN")]
+            "mass",
+            [
+                row("P1", "LEFT", "M1", 4, "BENIGN"),
+                row("P1", "LEFT", "M1", 5, "MALIGNANT"),
+                row("P2", "LEFT", "M2", 2, "BENIGN"),
+            ],
         ),
         "mass_case_description_test_set.csv": cbis("mass", [row("P3", "RIGHT", "M3", 0, "BENIGN_WITHOUT_CALLBACK")]),
         "calc_case_description_train_set.csv": cbis("calc", [row("P4", "LEFT", "C4", 4, "BENIGN")]),
@@ -138,7 +154,9 @@ def test_cbis_ddsm(write: Callable[..., Path], caplog: pytest.LogCaptureFixture)
     assert table.path["M1"] == str(source / "M1/date-NA/1-NA/1-1.dcm")
     assert table.path["M2"] == str(source / "jpeg/seriesM2/x.jpg")
     assert len(table) == 5
-    assert table.cancer.to_dict() == {"M1": 1, "M2": 1, "M3": 0, "C4": 0, "C2": 1}, "one film in both sets has one label"
+    assert table.cancer.to_dict() == {"M1": 1, "M2": 1, "M3": 0, "C4": 0, "C2": 1}, (
+        "one film in both sets has one label"
+    )
     assert table.birads.to_dict() == {"M1": 5, "M2": 2, "M3": 0, "C4": 4, "C2": 5}
     assert table.abnormalities["M1"] == 2
     assert table.laterality["M3"] == "R"
@@ -171,13 +189,17 @@ def test_cmmd(write: Callable[..., Path]) -> None:
     assert table.patient_id.tolist() == ["D1-1", "D1-2"], "no image there: a row per breast, to be refused"
     assert table.cancer.tolist() == [1, 0]
 
-    film = Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes()  # DICOM, but no mammogram: side unknown
+    film = Path(
+        str(get_testdata_file("MR_small.dcm", download=False))
+    ).read_bytes()  # DICOM, but no mammogram: side unknown
     (source / "D1-1" / "07-18-2010").mkdir(parents=True)
     (source / "D1-1" / "07-18-2010" / "1-1.dcm").write_bytes(film)
     table = read_release(source).sort_values("laterality")
     assert table.patient_id.tolist() == ["D1-1", "D1-1", "D1-2"]
     assert table.laterality.tolist() == ["", "L", "R"]
-    assert table.cancer.isna().tolist() == [True, False, False], "an image whose breast is not in the table has no label"
+    assert table.cancer.isna().tolist() == [True, False, False], (
+        "an image whose breast is not in the table has no label"
+    )
 
 
 def test_mias(write: Callable[..., Path]) -> None:
@@ -203,7 +225,9 @@ def test_class_folders(write: Callable[..., Path], caplog: pytest.LogCaptureFixt
 
 
 def test_class_folders_within_splits(write: Callable[..., Path]) -> None:
-    source = write({f"{split}/{label}/{patient}_1.png": "" for patient, split in enumerate(["train", "test"]) for label in (0, 1)})
+    source = write(
+        {f"{split}/{label}/{patient}_1.png": "" for patient, split in enumerate(["train", "test"]) for label in (0, 1)}
+    )
     table = read_release(source)
     assert table.split.tolist() == ["test", "test", "train", "train"]
     assert table.cancer.tolist() == [0, 1, 0, 1]
@@ -215,12 +239,21 @@ def test_class_folders_within_splits(write: Callable[..., Path]) -> None:
 def test_patients_called_0_and_1_are_no_classes(write: Callable[..., Path]) -> None:
     source = write({"negative/1/a.png": "", "positive/2/b.png": ""})
     assert read_release(source).cancer.tolist() == [0, 1], "the outermost class folder decides"
-    assert not RELEASE_ADAPTERS["class_folders"].detect(write({"x/0/a.png": "", "x/1/a.png": "", "x/2/a.png": ""}) / "x")
+    assert not RELEASE_ADAPTERS["class_folders"].detect(
+        write({"x/0/a.png": "", "x/1/a.png": "", "x/2/a.png": ""}) / "x"
+    )
 
 
 def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     source = write(
-        {"a/broken.dcm": "no DICOM", "b/1_2.png": "", "b/2.png": "", "labels.csv": "file,cancer\n", "b/README": "x", "dicomdir": "x"}
+        {
+            "a/broken.dcm": "no DICOM",
+            "b/1_2.png": "",
+            "b/2.png": "",
+            "labels.csv": "file,cancer\n",
+            "b/README": "x",
+            "dicomdir": "x",
+        }
     )
     cv2.imwrite(str(source / "b" / "2.png"), np.zeros((4, 4), np.uint8))
     (source / "b" / "1.2.840.7").write_bytes(Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes())
@@ -257,11 +290,23 @@ def test_a_manifest_is_a_source(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_a_usage_error_that_says_why(write: Callable[..., Path], tmp_path: Path) -> None:
-    source = write({"empty/.hidden": "", "rsna/train.csv": "patient_id,image_id,view\n1,2,CC\n", "own.csv": "path,cancer\na.png,1\n"})
-    write(
-        {"vindr/breast-level_annotations.csv": "study_id\n1\n", "cbis/mass_case_description_train_set.csv": "patient_id\n", "note.csv": ""}
+    source = write(
+        {
+            "empty/.hidden": "",
+            "rsna/train.csv": "patient_id,image_id,view\n1,2,CC\n",
+            "own.csv": "path,cancer\na.png,1\n",
+        }
     )
-    write({"none/train.csv": RSNA, "two/a.csv": "path,patient_id\na.png,1\n", "two/b.csv": "path,patient_id\na.png,1\n"})
+    write(
+        {
+            "vindr/breast-level_annotations.csv": "study_id\n1\n",
+            "cbis/mass_case_description_train_set.csv": "patient_id\n",
+            "note.csv": "",
+        }
+    )
+    write(
+        {"none/train.csv": RSNA, "two/a.csv": "path,patient_id\na.png,1\n", "two/b.csv": "path,patient_id\na.png,1\n"}
+    )
     for name, words in {
         "absent": ["absent", "does not exist"],
         "empty": ["empty", "rsna: train.csv", "dicom_folder: at least one"],
@@ -281,7 +326,9 @@ def test_what_cannot_be_read_is_a_usage_error_that_says_why(write: Callable[...,
         read_release(source, "vindr")
 
 
-def test_a_release_of_full_size_is_read_without_a_file_system_call_per_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_of_full_size_is_read_without_a_file_system_call_per_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     patients = np.arange(11913)
     rows = pd.DataFrame({"patient_id": np.resize(np.repeat(patients, 5), 54706), "image_id": np.arange(54706)})
     cancer = (rows.patient_id % 40 == 0).astype(int)
@@ -329,7 +376,10 @@ FACTS = {  # rows, patients, cancer (1, 0, unknown), split (train, test)
 def test_the_real_tables_have_the_known_counts_and_no_leak(shared_data: Path, name: str) -> None:
     table = read_release(shared_data / name)
     cancer, split = table.cancer, table.split
-    counts = ((cancer == 1).sum(), (cancer == 0).sum(), cancer.isna().sum()), ((split == "train").sum(), (split == "test").sum())
+    counts = (
+        ((cancer == 1).sum(), (cancer == 0).sum(), cancer.isna().sum()),
+        ((split == "train").sum(), (split == "test").sum()),
+    )
     assert (len(table), table.patient_id.nunique(), *counts) == FACTS[name]
     assert find_leaks(table).empty
     assert set(table.laterality) == {"L", "R"}

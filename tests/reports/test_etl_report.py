@@ -74,7 +74,10 @@ def manifest(crops: Path) -> pd.DataFrame:
     table = read_manifest(crops / "manifest.csv")
     ok = table.index[table.status == "ok"]
     table.loc[ok[:6], ["status", "reason", "remark"]] = ["warned", "lossy", "lossy compression, ratio 10"]
-    table.loc[ok[:2], ["reason", "remark"]] = ["lossy;doubtful_side", "lossy compression, ratio 10; both sides are alike"]
+    table.loc[ok[:2], ["reason", "remark"]] = [
+        "lossy;doubtful_side",
+        "lossy compression, ratio 10; both sides are alike",
+    ]
     return table
 
 
@@ -82,7 +85,13 @@ def table_of(**columns: list[object]) -> pd.DataFrame:
     """A manifest with these columns, and the required ones made up where they lack."""
     count = len(next(iter(columns.values())))
     names = [f"i{row}" for row in range(count)]
-    made_up = {"image_id": names, "patient_id": names, "laterality": "L", "view": "CC", "path": [f"/{name}.png" for name in names]}
+    made_up = {
+        "image_id": names,
+        "patient_id": names,
+        "laterality": "L",
+        "view": "CC",
+        "path": [f"/{name}.png" for name in names],
+    }
     return as_manifest(pd.DataFrame(made_up | columns), "made up")
 
 
@@ -130,7 +139,13 @@ def test_mirrored_images_are_counted_by_machine_and_whole_patient() -> None:
         ("A", "p1", "L", "right"), ("A", "p1", "R", "left"), ("A", "p2", "L", "right"), ("A", "p2", "R", "right"),
         ("A", "p3", "L", "left"), ("B", "p4", "R", "right"), ("B", "p4", "", "right"), ("C", "p5", "L", None), (None, "p6", "R", "left"),
     ]  # fmt: skip
-    columns = dict(zip(("machine_id", "patient_id", "laterality", "chest_wall_side"), map(list, zip(*rows, strict=True)), strict=True))
+    columns = dict(
+        zip(
+            ("machine_id", "patient_id", "laterality", "chest_wall_side"),
+            map(list, zip(*rows, strict=True)),
+            strict=True,
+        )
+    )
     table = summarize_sides(table_of(**columns))
     assert table.loc["A"].to_dict() == {"images": 5, "mirrored": 3, "patients": 3, "all": 1, "some": 1}
     assert table.loc["B"].to_dict() == {"images": 1, "mirrored": 0, "patients": 1, "all": 0, "some": 0}
@@ -142,7 +157,9 @@ def test_mirrored_images_are_counted_by_machine_and_whole_patient() -> None:
 def test_a_manifest_of_refused_images_from_unknown_places(tmp_path: Path) -> None:
     manifest = table_of(status=["refused"] * 60, reason=["blank"] * 59 + ["no_breast"], remark=["grey"] * 60)
     page = report_on(manifest, tmp_path)
-    assert count_by_status(manifest, "site_id").to_dict("index") == {"unknown": {"ok": 0, "warned": 0, "refused": 60, "images": 60}}
+    assert count_by_status(manifest, "site_id").to_dict("index") == {
+        "unknown": {"ok": 0, "warned": 0, "refused": 60, "images": 60}
+    }
     assert "50 of 60 refused images" in page.words
     assert page.words.count("grey") == 50
     assert len(set(re.findall(r"\bi\d+", page.words))) >= 50
@@ -221,4 +238,10 @@ def test_rare_values_are_grouped_and_none_is_lost() -> None:
 
 
 def test_only_nothing_is_0_percent_and_only_all_is_100() -> None:
-    assert [format_percentage(part, 54706) for part in (0, 1, 547, 54705, 54706)] == ["0 %", "0.1 %", "1.0 %", "99.9 %", "100 %"]
+    assert [format_percentage(part, 54706) for part in (0, 1, 547, 54705, 54706)] == [
+        "0 %",
+        "0.1 %",
+        "1.0 %",
+        "99.9 %",
+        "100 %",
+    ]

@@ -42,7 +42,9 @@ class Page(HTMLParser):
         self.addresses += [value for name, value in attributes if name in ADDRESSES]
         if tag == "img":
             assert values["alt"]
-            self.images.append(base64.b64decode(values["src"].removeprefix("data:image/svg+xml;base64,"), validate=True))
+            self.images.append(
+                base64.b64decode(values["src"].removeprefix("data:image/svg+xml;base64,"), validate=True)
+            )
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -101,7 +103,9 @@ def test_every_picture_is_a_drawing(page: str) -> None:
     assert not any(re.search(rb'(href|src)="(?!#)', picture) for picture in pictures)
 
 
-def test_the_points_that_are_drawn_are_those_of_the_json(report: EvaluationReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_points_that_are_drawn_are_those_of_the_json(
+    report: EvaluationReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     crop, shown = np.ones((2, 2), np.uint8), []
     report = replace(report, errors=[ErrorCase("7", 0.1, 1, "L CC, age 71", crop)])
     monkeypatch.setattr("vitmodel.reports.evaluation._inline", lambda figure: shown.append(figure.axes[0]) or "data:,")
@@ -116,14 +120,20 @@ def test_the_points_that_are_drawn_are_those_of_the_json(report: EvaluationRepor
         (decision_curve, 1, "decision_curve", ("threshold", "everyone")),
         (decision_curve, 2, "decision_curve", ("threshold", "model")),
     ):
-        assert [list(values) for values in axes.get_lines()[line].get_data()] == [curves[name][point] for point in points]
+        assert [list(values) for values in axes.get_lines()[line].get_data()] == [
+            curves[name][point] for point in points
+        ]
     for axes, name in ((roc, "roc"), (precision_recall, "precision_recall")):
         band = curves[name]["band"]
         corners = {tuple(corner) for corner in axes.collections[0].get_paths()[0].vertices}
         assert corners >= {*zip(band["x"], band["low"], strict=True), *zip(band["x"], band["high"], strict=True)}
     whiskers = [segment[:, 1].tolist() for segment in reliability.collections[0].get_segments()]
     np.testing.assert_allclose(np.transpose(whiskers), [curves["reliability"][name] for name in ("low", "high")])
-    assert sum(curves["reliability"]["units"]) == sum(bars["negatives"] + bars["positives"]) == report.headline.metrics.units
+    assert (
+        sum(curves["reliability"]["units"])
+        == sum(bars["negatives"] + bars["positives"])
+        == report.headline.metrics.units
+    )
     for stairs, name in ((histogram.patches[0], "negatives"), (histogram.patches[2], "positives")):
         np.testing.assert_allclose(stairs.get_data().values, np.array(bars[name]) / sum(bars[name]))
         assert stairs.get_data().edges.tolist() == bars["edges"]
@@ -154,7 +164,15 @@ def test_it_shows_every_number_with_its_interval_and_every_count(page: str, repo
         counts = (metrics.units, metrics.positives, metrics.unknown, metrics.patients, level.refused)
         for count in (*counts, confusion.tp, confusion.fp, confusion.fn, confusion.tn):
             assert re.search(rf"\b{count}\b", text), count
-    for shown in ("0.432", "no_breast 4, unreadable 3", "9f86d081", "60303ae2", "best F1", report.command, *report.limits):
+    for shown in (
+        "0.432",
+        "no_breast 4, unreadable 3",
+        "9f86d081",
+        "60303ae2",
+        "best F1",
+        report.command,
+        *report.limits,
+    ):
         assert shown in text
 
 
@@ -165,7 +183,9 @@ def test_the_warning_stands_beside_the_scores(page: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_errors_are_shown_small_enough_to_be_sent(kind: type[np.integer], report: EvaluationReport, tmp_path: Path) -> None:
+def test_errors_are_shown_small_enough_to_be_sent(
+    kind: type[np.integer], report: EvaluationReport, tmp_path: Path
+) -> None:
     crop = np.full((2048, 1000), np.iinfo(kind).max, dtype=kind)
     orange = np.full((256, 128, 3), (255, 128, 0), dtype=np.uint8)
     write_report(tmp_path / "report.html", replace(report, errors=[ErrorCase("7", 0.1, 1, "L CC", crop, orange)]))
@@ -190,7 +210,9 @@ def test_the_folds_of_a_split_share_its_colour_and_one_entry_of_the_legend() -> 
 def test_text_from_outside_is_never_markup(report: EvaluationReport, tmp_path: Path) -> None:
     hostile = '$<script>alert("x")</script><img src=http://x.example>'
     curves = {hostile: {"train": [(0, 1.0)]}}
-    hostile_report = replace(report, title=hostile, command=hostile, model={hostile: hostile}, refusals={hostile: 1}, history=curves)
+    hostile_report = replace(
+        report, title=hostile, command=hostile, model={hostile: hostile}, refusals={hostile: 1}, history=curves
+    )
     write_report(tmp_path / "report.html", hostile_report)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -208,7 +230,9 @@ def test_one_class_is_reported_without_curves_and_with_the_reason(tmp_path: Path
 
 def test_the_captions_of_cross_fitting_name_the_folds_that_there_were(report: EvaluationReport, tmp_path: Path) -> None:
     metrics = report.headline.metrics
-    few = replace(report, folds=3, thresholds=[CrossFitted("Largest F1", (0.1, 0.2), metrics)], recalibrated={"platt": metrics})
+    few = replace(
+        report, folds=3, thresholds=[CrossFitted("Largest F1", (0.1, 0.2), metrics)], recalibrated={"platt": metrics}
+    )
     write_report(tmp_path / "report.html", few)
     text = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text.split())
     for said in ("dealt into 3 folds", "spread of the 3 thresholds", "each of 3 folds"):
@@ -219,8 +243,12 @@ def test_a_baseline_without_pixels_that_ranks_better_is_a_warning(report: Evalua
     model = report.headline.sample.labelled()
     oracle = ScoredUnits(model.labels, 0.1 + 0.8 * model.labels, model.patients)
     for name, other, warnings in (("oracle", oracle, 3), ("itself", model, 2)):
-        found = Baseline("Metadata alone", compute_metrics(other, 0.5, 50), compare(other, model, (0.5, 0.5), 50, 0), "machine_id")
-        write_report(tmp_path / name, replace(report, audit=Audit(links={"patients": 0}, examples=[], baselines=[found])))
+        found = Baseline(
+            "Metadata alone", compute_metrics(other, 0.5, 50), compare(other, model, (0.5, 0.5), 50, 0), "machine_id"
+        )
+        write_report(
+            tmp_path / name, replace(report, audit=Audit(links={"patients": 0}, examples=[], baselines=[found]))
+        )
         page = (tmp_path / name).read_text(encoding="utf-8")
         assert page.count('class="warning"') == warnings
         assert ("Metadata alone ranks these better than the model does, by machine_id" in page) == (name == "oracle")

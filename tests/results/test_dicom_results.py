@@ -32,7 +32,9 @@ def ramp(flipped: bool) -> tuple[HeatMap, np.ndarray]:
     tissue = np.zeros((128, 64), bool)
     tissue[top : top + height, :width] = True
     source_rows, source_columns = np.mgrid[:600, :400]
-    return HeatMap(values=x + 2 * y, tissue=tissue, geometry=geometry, patch=8, source_shape=(600, 400)), source_columns + 2.0 * source_rows
+    return HeatMap(
+        values=x + 2 * y, tissue=tissue, geometry=geometry, patch=8, source_shape=(600, 400)
+    ), source_columns + 2.0 * source_rows
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -65,7 +67,9 @@ def test_the_peak_lies_in_the_hottest_region(flipped: bool) -> None:
 
 def test_an_overlay_of_nothing_is_the_picture_and_can_blank_all_but_the_breast() -> None:
     heat, _ = ramp(False)
-    nothing = HeatMap(values=np.zeros((16, 8)), tissue=heat.tissue, geometry=heat.geometry, patch=8, source_shape=heat.source_shape)
+    nothing = HeatMap(
+        values=np.zeros((16, 8)), tissue=heat.tissue, geometry=heat.geometry, patch=8, source_shape=heat.source_shape
+    )
     picture = DisplayImage(np.full((600, 400), 100, np.uint8), 1.0)
     caption = Caption(title="L CC", score="10 %", unit="log-odds", low=0, high=1)
     page = draw_overlay(picture, nothing, caption)
@@ -78,7 +82,9 @@ def test_an_overlay_of_nothing_is_the_picture_and_can_blank_all_but_the_breast()
 
 @pytest.fixture(scope="module")
 def original(release: Path) -> Path:
-    return next(path for path in sorted((release / "train_images").rglob("*.dcm")) if b"MLO" in path.read_bytes()[:4000])
+    return next(
+        path for path in sorted((release / "train_images").rglob("*.dcm")) if b"MLO" in path.read_bytes()[:4000]
+    )
 
 
 def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dict[str, Dataset]]:
@@ -94,7 +100,9 @@ def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dic
     writer = ResultWriter(out, SOFTWARE, preprocessing, 0.3, dicom=True, secret=secret)
     image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
     region, _ = writer.write_explanation(image, heat, "log-odds", 0, 1)
-    rows = pd.DataFrame([{"path": str(original), "prediction_id": "p", "laterality": side, "probability": 0.6, "region": region}])
+    rows = pd.DataFrame(
+        [{"path": str(original), "prediction_id": "p", "laterality": side, "probability": 0.6, "region": region}]
+    )
     assert writer.report(rows, rows[["prediction_id", "laterality"]].assign(probability=0.45, decision=1.0)) == (1, 0)
     results = [dcmread(path) for path in sorted((out / "dicom").iterdir())]
     return heat, {str(each.Modality) if each.Modality == "SR" else str(each.SOPClassUID.name): each for each in results}
@@ -146,9 +154,13 @@ def test_the_parametric_map_holds_the_maps_values(results: Results) -> None:
     np.testing.assert_allclose(values[pixels > 0], expected[pixels > 0], atol=0.51 * mapping.RealWorldValueSlope)
 
 
-def test_the_same_result_has_the_same_name_and_another_version_another(original: Path, results: Results, tmp_path: Path) -> None:
+def test_the_same_result_has_the_same_name_and_another_version_another(
+    original: Path, results: Results, tmp_path: Path
+) -> None:
     write_all(original, tmp_path)
-    assert {path.name for path in (tmp_path / "dicom").iterdir()} == {path.name for path in (results[0] / "dicom").iterdir()}
+    assert {path.name for path in (tmp_path / "dicom").iterdir()} == {
+        path.name for path in (results[0] / "dicom").iterdir()
+    }
     assert replace(SOFTWARE, version="1.2.4").uid("map", "1.2") != SOFTWARE.uid("map", "1.2")
 
 

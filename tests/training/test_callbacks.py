@@ -17,7 +17,9 @@ from vitmodel.model.package import load_package
 from vitmodel.reports.panel import contact_grid
 
 
-def test_both_loggers_get_the_same_names_and_settings(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_loggers_get_the_same_names_and_settings(
+    crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logged: set[str] = set()
     settings: dict[str, Any] = {}
     log = wandb.Run.log
@@ -28,7 +30,20 @@ def test_both_loggers_get_the_same_names_and_settings(crops: Path, tmp_path: Pat
         return log(self, data, *arguments, **options)
 
     monkeypatch.setattr(wandb.Run, "log", spy)
-    flags = ["--model", "vit_micro", "--epochs", "2", "--batch-size", "16", "--val", "0.25", "--test", "0.25", "--workers", "0"]
+    flags = [
+        "--model",
+        "vit_micro",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "16",
+        "--val",
+        "0.25",
+        "--test",
+        "0.25",
+        "--workers",
+        "0",
+    ]
     flags += ["--wandb", "offline", "--layer-decay", "0.8", "--auxiliary", "[age]"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags]) == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))

@@ -23,7 +23,11 @@ from vitmodel.metrics.calibration import platt_targets
 TRAINING = ["--model", "vit_micro", "--epochs", "1", "--tokens", "96", "--workers", "0", "--wandb", "off"]
 RUNTIMES = [
     "torch",
-    *(["onnx", "openvino"] if all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime", "openvino"))) else []),
+    *(
+        ["onnx", "openvino"]
+        if all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime", "openvino")))
+        else []
+    ),
 ]
 
 
@@ -34,7 +38,9 @@ def reference(method: str, labels: np.ndarray, logits: np.ndarray, wanted: np.nd
         return expit(-slope * wanted - intercept)
     if method == "temperature":
         aims = platt_targets(labels)
-        loss = lambda slope: -np.mean(aims * np.log(expit(slope * logits)) + (1 - aims) * np.log(expit(-slope * logits)))  # noqa: E731
+        loss = lambda slope: (
+            -np.mean(aims * np.log(expit(slope * logits)) + (1 - aims) * np.log(expit(-slope * logits)))
+        )
         return expit(max(minimize_scalar(loss, bounds=(-50, 50), method="bounded").x, 1e-3) * wanted)
     least = 1 / (len(labels) + 2)
     return IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(logits, labels).predict(wanted)
@@ -52,11 +58,18 @@ def test_every_runtime_gives_the_reference_probabilities(
     method: str, objective: list[str], split: list[str], runtimes: list[str], crops: Path, tmp_path: Path
 ) -> None:
     run, package = tmp_path / "run", tmp_path / "run" / "package"
-    assert main(["train", str(crops / "manifest.csv"), str(run), *TRAINING, "--calibration", method, *objective, *split]) == 0
+    assert (
+        main(["train", str(crops / "manifest.csv"), str(run), *TRAINING, "--calibration", method, *objective, *split])
+        == 0
+    )
     config = json.loads((package / "config.json").read_text())
     assert (config["calibration"]["method"], config["decision"]["objective"]) == (method, objective[1])
-    known = pd.read_csv(run / ("out_of_fold.csv" if "--folds" in split else "validation.csv"), dtype={"patient_id": str})
-    fitted = known.assign(logit=logit(known["score"])).groupby(breast_ids(known)).agg({"cancer": "max", "logit": "mean"})
+    known = pd.read_csv(
+        run / ("out_of_fold.csv" if "--folds" in split else "validation.csv"), dtype={"patient_id": str}
+    )
+    fitted = (
+        known.assign(logit=logit(known["score"])).groupby(breast_ids(known)).agg({"cancer": "max", "logit": "mean"})
+    )
     own = reference(method, *fitted.to_numpy().T, fitted["logit"].to_numpy())
     positives = np.sort(own[fitted["cancer"] == 1])
     if objective[1] == "sensitivity":
@@ -74,7 +87,9 @@ def test_every_runtime_gives_the_reference_probabilities(
         breasts = pd.read_csv(tmp_path / runtime / "breast_scores.csv").set_index("prediction_id")["probability"]
         expected = reference(method, *fitted.to_numpy().T, pooled.to_numpy())
         np.testing.assert_allclose(breasts[pooled.index], expected, rtol=2e-3)
-        np.testing.assert_allclose(usable["probability"], reference(method, *fitted.to_numpy().T, logit(usable["score"])), rtol=2e-3)
+        np.testing.assert_allclose(
+            usable["probability"], reference(method, *fitted.to_numpy().T, logit(usable["score"])), rtol=2e-3
+        )
 
 
 def test_evaluation_calibrates_the_mean_logit_of_a_breast(run: Path, tmp_path: Path) -> None:
@@ -88,14 +103,20 @@ def test_evaluation_calibrates_the_mean_logit_of_a_breast(run: Path, tmp_path: P
     for name, curve in (("plain", {}), ("bent", {"method": "isotonic", "prevalence": 0.5})):
         if curve:
             middle = float(np.median(logit(pd.read_csv(tmp_path / "plain" / "scores.csv")["score"])))
-            curve |= {"level": "breast", "logits": [middle - 0.2, middle, middle + 0.2], "probabilities": [0.1, 0.2, 0.9]}
+            curve |= {
+                "level": "breast",
+                "logits": [middle - 0.2, middle, middle + 0.2],
+                "probabilities": [0.1, 0.2, 0.9],
+            }
         (package / "config.json").write_text(json.dumps(config | ({"calibration": curve} if curve else {})))
         flags = ["--replicates", "100", "--no-audit", "--no-card"]
         assert main(["evaluate", str(package), str(run / "manifest.csv"), str(tmp_path / name), *flags]) == 0
     images = pd.read_csv(tmp_path / "bent" / "scores.csv", dtype={"patient_id": str})
     breasts = pd.read_csv(tmp_path / "bent" / "breast_scores.csv").set_index("prediction_id")["probability"]
     pooled = logit(images["score"]).groupby(breast_ids(images)).mean()
-    np.testing.assert_allclose(breasts[pooled.index], np.interp(pooled, curve["logits"], curve["probabilities"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        breasts[pooled.index], np.interp(pooled, curve["logits"], curve["probabilities"]), rtol=1e-6
+    )
     before = expit(logit(images["probability"]).groupby(breast_ids(images)).mean())
     assert np.abs(breasts[pooled.index] - before).max() > 0.01
     labels = table["cancer"].groupby(breast_ids(table)).max()

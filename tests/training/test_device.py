@@ -42,7 +42,12 @@ class Away(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Away:
-        form: dict[str, Any] = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype, "device": AWAY}
+        form: dict[str, Any] = {
+            "strides": held.stride(),
+            "storage_offset": held.storage_offset(),
+            "dtype": held.dtype,
+            "device": AWAY,
+        }
         away: Away = Tensor._make_wrapper_subclass(cls, held.shape, **form)  # type: ignore[attr-defined]
         away.held = held
         return away
@@ -55,7 +60,10 @@ class Away(Tensor):
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (Tensor.__format__, Tensor.__reduce_ex__):  # to print and to save it
             return function(args[0].held, *args[1:])
-        if function in (Tensor.__getitem__, Tensor.__setitem__):  # PyTorch itself would make an index of a list on `meta`, without data
+        if function in (
+            Tensor.__getitem__,
+            Tensor.__setitem__,
+        ):  # PyTorch itself would make an index of a list on `meta`, without data
             args = (args[0], listed(args[1]), *args[2:])
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(kwargs or {}))
@@ -74,12 +82,18 @@ class OtherMemory(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        assert all(isinstance(each, Away) or each.device != AWAY for each in tensors), f"{function}: a tensor without data"
+        assert all(isinstance(each, Away) or each.device != AWAY for each in tensors), (
+            f"{function}: a tensor without data"
+        )
         away, where = {id(each.held): each for each in tensors if isinstance(each, Away)}, kwargs.get("device")
         if not away and where != AWAY:
             return function(*args, **kwargs)
         if function not in COPIES:
-            free = [id(each) for each in tree_leaves(args[1])] if function in INDEXING and isinstance(args[0], Away) else []
+            free = (
+                [id(each) for each in tree_leaves(args[1])]
+                if function in INDEXING and isinstance(args[0], Away)
+                else []
+            )
             mixed = [each for each in tensors if not isinstance(each, Away) and each.dim() and id(each) not in free]
             assert not mixed, f"{function}: tensors of two memories, those here {[tuple(each.shape) for each in mixed]}"
         found = function(*tree_map(held, args), **tree_map(held, kwargs))
@@ -88,7 +102,9 @@ class OtherMemory(TorchDispatchMode):
         if where is not None and where != AWAY:
             return found
         # what was changed in place is given back itself
-        return tree_map(lambda each: away[id(each)] if id(each) in away else Away(each) if isinstance(each, Tensor) else each, found)
+        return tree_map(
+            lambda each: away[id(each)] if id(each) in away else Away(each) if isinstance(each, Tensor) else each, found
+        )
 
 
 def held(each: Any) -> Any:
@@ -121,7 +137,12 @@ def test_mixing_tensors_of_two_devices_is_an_error(elsewhere: None) -> None:
     assert away.device == AWAY
     assert (2 * away + here[1]).cpu().tolist() == [1, 3, 5]
     assert away[torch.tensor([2, 0])].cpu().tolist() == [2, 0]
-    for mixing in (lambda: away + here, lambda: torch.cat([away, here]), lambda: here[away.long()], lambda: here.add_(away)):
+    for mixing in (
+        lambda: away + here,
+        lambda: torch.cat([away, here]),
+        lambda: here[away.long()],
+        lambda: here.add_(away),
+    ):
         with pytest.raises(AssertionError, match="two memories"):
             mixing()
     with pytest.raises(RuntimeError, match="numpy"):
@@ -135,7 +156,10 @@ RECIPES = [
         "occlusion",
         marks=pytest.mark.slow,
     ),
-    ("--fusion true --asymmetry true --sources site_id,machine_id --source-images 1 --tokens 1000 --epochs 1", "gradient"),
+    (
+        "--fusion true --asymmetry true --sources site_id,machine_id --source-images 1 --tokens 1000 --epochs 1",
+        "gradient",
+    ),
     pytest.param("--segments 256 --epochs 1", "integrated", marks=pytest.mark.slow),
 ]
 
@@ -169,7 +193,9 @@ def test_another_device_gives_the_same_weights_scores_and_maps(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 @pytest.mark.parametrize("verb", ["train", "predict", "evaluate"])
-def test_an_absent_gpu_is_a_usage_error(verb: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_absent_gpu_is_a_usage_error(
+    verb: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = str(crops / "manifest.csv")
     inputs = [table] if verb == "train" else [str(run / "package"), table]
     assert main([verb, *inputs, str(tmp_path / "out"), "--device", "cuda"]) == 2

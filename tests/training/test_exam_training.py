@@ -53,7 +53,9 @@ def fused(exam_run: Path) -> Predictor:
     predictor = Predictor(PredictorConfig(package=exam_run / "package", jobs=1))
     exam = predictor.ensemble.model.exam
     assert exam is not None
-    torch.nn.init.trunc_normal_(exam.head.weight, std=0.05)  # as it is after three epochs it hardly speaks, and mistakes would not show
+    torch.nn.init.trunc_normal_(
+        exam.head.weight, std=0.05
+    )  # as it is after three epochs it hardly speaks, and mistakes would not show
     return predictor
 
 
@@ -67,7 +69,9 @@ def both(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
     return predictor.score_images(table).set_index("image_id")[["score", "breast_score"]].astype(float)
 
 
-def test_scores_of_an_exam_do_not_depend_on_other_exams_order_or_token_budget(fused: Predictor, table: pd.DataFrame) -> None:
+def test_scores_of_an_exam_do_not_depend_on_other_exams_order_or_token_budget(
+    fused: Predictor, table: pd.DataFrame
+) -> None:
     together = both(fused, table)
     assert together["breast_score"].notna().sum() > 20
     assert (together["score"] - together["breast_score"]).abs().max() > 0.01
@@ -81,7 +85,11 @@ def test_scores_of_an_exam_do_not_depend_on_other_exams_order_or_token_budget(fu
 
 
 def test_breast_and_patient_scores_are_those_of_the_network(fused: Predictor, table: pd.DataFrame) -> None:
-    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and rows["laterality"].nunique() == 2)
+    rows = next(
+        rows
+        for _, rows in table.groupby("patient_id")
+        if (rows["status"] == "ok").all() and rows["laterality"].nunique() == 2
+    )
     metadata = image_metadata(rows, fused.ensemble.model.config)
     images = pack_images([to_tensor(read_crop(path)) for path in rows["path"]], 16, metadata=metadata)
     with torch.no_grad():
@@ -94,7 +102,9 @@ def test_breast_and_patient_scores_are_those_of_the_network(fused: Predictor, ta
 def test_an_exam_is_scored_without_its_refused_images_and_copies(fused: Predictor, table: pd.DataFrame) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and len(rows) == 4)
     fewer, whole = both(fused, rows.iloc[1:]), both(fused, rows)
-    refused = fused.score_images(rows.assign(status=["refused", "ok", "ok", "ok"], reason=["unreadable", None, None, None]))
+    refused = fused.score_images(
+        rows.assign(status=["refused", "ok", "ok", "ok"], reason=["unreadable", None, None, None])
+    )
     assert np.isnan(refused["breast_score"].iloc[0])
     np.testing.assert_allclose(refused["breast_score"].iloc[1:], fewer["breast_score"], atol=1e-5)
     assert not np.allclose(fewer["breast_score"], whole["breast_score"].iloc[1:], atol=1e-5)
@@ -118,14 +128,19 @@ def test_the_report_lists_the_images_of_unseen_machines(exam_run: Path, table: p
     new = rows["patient_id"] == rows["patient_id"].iloc[0]
     write_manifest(rows.assign(machine_id=rows["machine_id"].mask(new, "never seen")), tmp_path / "manifest.csv")
     options = ["--split", "all", "--replicates", "100", "--no-audit", "--no-card"]
-    assert main(["evaluate", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), *options]) == 0
+    assert (
+        main(["evaluate", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), *options])
+        == 0
+    )
     sentence = "machine_id never seen was not learned apart"
     fell_back = json.loads((tmp_path / "out" / "metrics.json").read_text())["fell_back"]
     assert fell_back[sentence] == rows["image_id"][new].tolist()
     assert f"{sentence}: {new.sum()} images" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_changed_image_has_its_exam_scored_again(exam_run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_image_has_its_exam_scored_again(
+    exam_run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = usable_rows(read_manifest(crops / "manifest.csv"))
     table = table[table["patient_id"].isin(table["patient_id"].unique()[:3])]
     (tmp_path / "in").mkdir()
@@ -164,10 +179,17 @@ def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run
     validation = pd.read_csv(exam_run / "validation.csv")
     assert (validation.groupby(["patient_id", "laterality"])["score"].nunique() == 1).all()
     config = EvaluateConfig(
-        package=exam_run / "package", manifest=exam_run / "manifest.csv", out=tmp_path, replicates=100, card=False, audit=False
+        package=exam_run / "package",
+        manifest=exam_run / "manifest.csv",
+        out=tmp_path,
+        replicates=100,
+        card=False,
+        audit=False,
     )
     evaluate(config)
-    images, breasts = (pd.read_csv(tmp_path / name, dtype={"patient_id": str}) for name in ("scores.csv", "breast_scores.csv"))
+    images, breasts = (
+        pd.read_csv(tmp_path / name, dtype={"patient_id": str}) for name in ("scores.csv", "breast_scores.csv")
+    )
     expected = images.groupby(breast_ids(images), sort=False)["breast_probability"].first()
     np.testing.assert_allclose(breasts.set_index("prediction_id")["probability"], expected)
     report = (tmp_path / "report.html").read_text()
@@ -175,7 +197,9 @@ def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run
     assert "noisy-or of her breasts" in report
 
 
-def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(crops: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(
+    crops: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = usable_rows(read_manifest(crops / "manifest.csv")).reset_index(drop=True)
     rows.loc[rows["patient_id"] == rows["patient_id"].iloc[0], "path"] = [
         f"lost {number}" for number in range((rows["patient_id"] == rows["patient_id"].iloc[0]).sum())
@@ -204,7 +228,9 @@ def test_the_loss_sums_the_levels_with_a_known_label() -> None:
     """Against the formula: per exam the mean over images, the mean over breasts, and the patient; unknown costs nothing."""
     vit = replace(PRESETS["vit_micro"], depth=1)
     exam = ExamConfig(views=Vocabulary("view", ("CC", "MLO")), depth=1)
-    network = Network(NetworkConfig(vit=vit, exam=exam, sources=SourcesConfig(columns=(Vocabulary("machine_id", ("1",)),)))).eval()
+    network = Network(
+        NetworkConfig(vit=vit, exam=exam, sources=SourcesConfig(columns=(Vocabulary("machine_id", ("1",)),)))
+    ).eval()
     table = pd.DataFrame(
         {
             "patient_id": ["a"] * 4 + ["b"] * 2,
@@ -215,7 +241,13 @@ def test_the_loss_sums_the_levels_with_a_known_label() -> None:
     )
     labels = torch.tensor([1, 1, torch.nan, torch.nan, 0, torch.nan])
     crops = [torch.rand(1, 32, 32) for _ in range(6)]
-    batch = Batch(pack_images(crops, 16, metadata=image_metadata(table, network.config)), labels, torch.empty(6, 0), torch.arange(6), ())
+    batch = Batch(
+        pack_images(crops, 16, metadata=image_metadata(table, network.config)),
+        labels,
+        torch.empty(6, 0),
+        torch.arange(6),
+        (),
+    )
     learner = ClassificationModule(network, TrainConfig(manifest=Path(), run=Path()), images_per_epoch=2, history={})
     with torch.no_grad():
         said = network(batch.pack)
@@ -228,7 +260,9 @@ def test_the_loss_sums_the_levels_with_a_known_label() -> None:
 
 
 def test_a_value_gets_its_own_adapter_if_every_fold_has_enough_images(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = (pd.DataFrame({"machine_id": values}) for values in (["1"] * 5 + ["2"] * 5 + ["3"], ["1"] * 4 + ["2"] + [np.nan]))
+    first, second = (
+        pd.DataFrame({"machine_id": values}) for values in (["1"] * 5 + ["2"] * 5 + ["3"], ["1"] * 4 + ["2"] + [np.nan])
+    )
     assert build_vocabulary("machine_id", [first], 5).values == ("1", "2")
     assert build_vocabulary("machine_id", [first, second], 4).values == ("1",)
     assert "learned apart 1 (4 images)" in capsys.readouterr().out
@@ -254,13 +288,20 @@ def test_ages_are_grouped_by_decade() -> None:
     ],
 )
 def test_invalid_options_are_refused(
-    crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    crops: Path,
+    tmp_path: Path,
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_fusion_refuses_breasts_without_a_side(crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_fusion_refuses_breasts_without_a_side(
+    crops: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     table = read_manifest(crops / "manifest.csv")
     row = usable_rows(table).index[0]
     table.loc[row, "laterality"] = ""
@@ -271,10 +312,19 @@ def test_fusion_refuses_breasts_without_a_side(crops: Path, tmp_path: Path, flag
 
 @pytest.mark.parametrize(
     ("column", "value", "sentence"),
-    [("laterality", "L", "laterality may name both breasts as one"), ("patient_id", "", "two patients, or two exams, as one")],
+    [
+        ("laterality", "L", "laterality may name both breasts as one"),
+        ("patient_id", "", "two patients, or two exams, as one"),
+    ],
 )
 def test_mixed_exams_are_named(
-    fused: Predictor, table: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str, value: str, sentence: str
+    fused: Predictor,
+    table: pd.DataFrame,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    column: str,
+    value: str,
+    sentence: str,
 ) -> None:
     """Both breasts of a patient as one, and an image of another patient among hers."""
     mixed, first = table.copy(), table["patient_id"].iloc[0]
@@ -291,8 +341,12 @@ def test_mixed_exams_are_named(
     assert scores.loc[usable, "remark"].str.contains(sentence).eq(True).equals(named[usable])
 
 
-def test_lost_crops_of_an_exam_are_made_again_or_the_exam_is_refused(fused: Predictor, table: pd.DataFrame, tmp_path: Path) -> None:
-    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all()).assign(path=str(tmp_path / "lost.png"))
+def test_lost_crops_of_an_exam_are_made_again_or_the_exam_is_refused(
+    fused: Predictor, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all()).assign(
+        path=str(tmp_path / "lost.png")
+    )
     pd.testing.assert_frame_equal(both(fused, rows), both(fused, table.loc[rows.index]))
     gone = fused.score_images(rows.assign(source_path=str(tmp_path / "lost.dcm")))
     assert (gone["reason"] == "missing_file").all()

@@ -11,7 +11,9 @@ from vitmodel.model.network import Network
 from vitmodel.model.vit import ViT
 from vitmodel.training.optimizer import layer_index, parameter_groups, warmup_cosine
 
-CONFIG = ViTConfig(image_size=Size(32, 16), patch=16, dim=12, depth=3, heads=2, pool="attention", registers=1, layer_scale=0.1)
+CONFIG = ViTConfig(
+    image_size=Size(32, 16), patch=16, dim=12, depth=3, heads=2, pool="attention", registers=1, layer_scale=0.1
+)
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
@@ -37,7 +39,9 @@ def test_layer_decay_halves_the_learning_rate_per_layer(alone: bool) -> None:
     assert alone or {rates[id(parameter)] for parameter in network.exam.parameters()} == {1.0}
     assert [rates[id(block.attn.qkv.weight)] for block in model.blocks] == [0.125, 0.25, 0.5]
     assert rates[id(model.head.weight)] == rates[id(model.head.bias)] == rates[id(model.norm.weight)] == 1.0
-    assert {rates[id(p)] for p in (model.pos_embed, model.cls_token, model.reg_token, model.patch_embed.proj.weight)} == {0.0625}
+    assert {
+        rates[id(p)] for p in (model.pos_embed, model.cls_token, model.reg_token, model.patch_embed.proj.weight)
+    } == {0.0625}
     assert layer_index("blocks.11.mlp.fc1.weight", 12) == 12
 
 

@@ -36,7 +36,18 @@ FOLDED = [
 ]
 SHORT = [*FOLDED, "--val", "0.25", "--test", "0.25"]
 EVERYTHING = [
-    *("--ema", "0.9", "--layer-decay", "0.7", "--auxiliary", "[density,age,birads]", "--accumulate", "2", "--sampling", "positive"),
+    *(
+        "--ema",
+        "0.9",
+        "--layer-decay",
+        "0.7",
+        "--auxiliary",
+        "[density,age,birads]",
+        "--accumulate",
+        "2",
+        "--sampling",
+        "positive",
+    ),
     *("--loss", "pf1", "--smoothing", "0.1", "--freeze", "1", "--stem", "conv", "--drop-path", "0.2", "--seed", "3"),
 ]
 
@@ -68,7 +79,9 @@ def short(crops: Path, make_once: MakeOnce) -> Path:
     return make_once("short_run", make)
 
 
-def test_a_run_with_every_option_resumes_to_identical_weights(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_every_option_resumes_to_identical_weights(
+    crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupted in the middle of the second epoch, with weights averaged, gradients accumulated and a body that was frozen before."""
     command = ["train", str(crops / "manifest.csv")]
     assert main([*command, str(tmp_path / "undisturbed"), *SHORT, *EVERYTHING]) == 0
@@ -149,7 +162,9 @@ def test_a_batch_with_a_nonfinite_loss_is_skipped_and_named(
 
 @pytest.mark.slow
 def test_two_processes_skip_a_step_together_and_name_the_images_of_both(crops: Path, tmp_path: Path) -> None:
-    done = cli_on_two_processes("train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2")
+    done = cli_on_two_processes(
+        "train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2"
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     steps = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -190,7 +205,16 @@ def test_unreadable_crops_are_named_and_counted_and_too_many_end_the_run(
     crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copies = write_manifest_with_unreadable_crops(crops, tmp_path)
-    command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--sampling", "natural", "--test", "0"]
+    command = [
+        "train",
+        str(tmp_path / "manifest.csv"),
+        str(tmp_path / "run"),
+        *SHORT,
+        "--sampling",
+        "natural",
+        "--test",
+        "0",
+    ]
     command += ["--epochs", "1"]
     assert main(command) == 0
     assert all(copy in caplog.text for copy in copies)
@@ -203,7 +227,16 @@ def test_unreadable_crops_are_named_and_counted_and_too_many_end_the_run(
 @pytest.mark.slow
 def test_an_unreadable_crop_in_one_process_ends_both(crops: Path, tmp_path: Path) -> None:
     write_manifest_with_unreadable_crops(crops, tmp_path)
-    command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--sampling", "natural", "--test", "0"]
+    command = [
+        "train",
+        str(tmp_path / "manifest.csv"),
+        str(tmp_path / "run"),
+        *SHORT,
+        "--sampling",
+        "natural",
+        "--test",
+        "0",
+    ]
     done = cli_on_two_processes(*command, "--unreadable", "0")
     assert done.returncode == 1
     assert "--unreadable" in done.stderr
@@ -211,10 +244,23 @@ def test_an_unreadable_crop_in_one_process_ends_both(crops: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("averaged", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_on_her(averaged: bool, crops: Path, tmp_path: Path) -> None:
+def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_on_her(
+    averaged: bool, crops: Path, tmp_path: Path
+) -> None:
     """With flip averaging, by what it says of each image and the same upside down; and so does the package."""
     run = tmp_path / "run"
-    command = ["train", str(crops / "manifest.csv"), str(run), *FOLDED, "--folds", "2", "--epochs", "1", "--workers", "1"]
+    command = [
+        "train",
+        str(crops / "manifest.csv"),
+        str(run),
+        *FOLDED,
+        "--folds",
+        "2",
+        "--epochs",
+        "1",
+        "--workers",
+        "1",
+    ]
     command += ["--flip-average"] if averaged else []
     assert main(command) == 0
     assert not [child for child in multiprocessing.active_children() if child.daemon]  # no fold's loaders outlive it
@@ -232,11 +278,18 @@ def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_
         from vitmodel.data.dataset import read_crop, to_tensor
         from vitmodel.model.packed_batch import pack_images
 
-        row = read_manifest(run / "manifest.csv").set_index("image_id").loc[found[found["fold"] == number].iloc[0]["image_id"]]
+        row = (
+            read_manifest(run / "manifest.csv")
+            .set_index("image_id")
+            .loc[found[found["fold"] == number].iloc[0]["image_id"]]
+        )
         crop = to_tensor(read_crop(row.path))
         images = pack_images([crop, crop.flip(-2)] if averaged else [crop], 16)
         with torch.inference_mode():
-            mine, all_of_them = member(images).images.mean().item(), [each(images).images.mean().item() for each in members]
+            mine, all_of_them = (
+                member(images).images.mean().item(),
+                [each(images).images.mean().item() for each in members],
+            )
         alone = found.set_index("image_id")["score"][row.name]
         assert logit(alone) == pytest.approx(mine, abs=1e-4)
         assert logit(scores[row.name]) == pytest.approx(np.mean(all_of_them), abs=1e-4)
@@ -260,12 +313,22 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
     "options",
     [
         ["--auxiliary", "[age]", "--loss", "pf1"],
-        pytest.param(["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"], marks=pytest.mark.slow),
+        pytest.param(
+            ["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_processes_reproduce_the_curves_of_one(crops: Path, tmp_path: Path, options: list[str]) -> None:
     """DDP over gloo, the same global batch of images or exams: the loss curves agree to rounding."""
-    arguments = [*SHORT, *options, "--patience", "0", "--precision", "fp32"]  # in bf16, rounding alone would move the curves by more
+    arguments = [
+        *SHORT,
+        *options,
+        "--patience",
+        "0",
+        "--precision",
+        "fp32",
+    ]  # in bf16, rounding alone would move the curves by more
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments, "--device", "cpu"]) == 0
     done = cli_on_two_processes("train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -311,13 +374,25 @@ def test_sharded_training_reproduces_one_process(crops: Path, tmp_path: Path) ->
     (tmp_path / "here.py").write_text(FSDP_ON_A_CPU)
     arguments = [*SHORT, "--freeze", "1", "--auxiliary", "[age]", "--weight-decay", "1", "--precision", "fp32"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments]) == 0
-    arguments = ["train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments, "--devices", "2", "--strategy", "fsdp"]
+    arguments = [
+        "train",
+        str(crops / "manifest.csv"),
+        str(tmp_path / "two"),
+        *arguments,
+        "--devices",
+        "2",
+        "--strategy",
+        "fsdp",
+    ]
     done = cli(*arguments, program=(str(tmp_path / "here.py"),))
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load_package(tmp_path / run / "package")[1]["history"] for run in ("one", "two"))
     for name in ("train/loss", "val/loss", "val/auroc"):
         assert np.array(one[name]) == pytest.approx(np.array(two[name]), abs=2e-5), name
-    first, second = (torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in ("one", "two"))
+    first, second = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in ("one", "two")
+    )
     assert first.keys() == second.keys()
     assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-5) for name in first)
 
@@ -356,14 +431,32 @@ def test_resuming_with_another_precision_warns(tmp_path: Path, caplog: pytest.Lo
 def test_each_precision_trains_and_clips_gradients(precision: str, crops: Path, tmp_path: Path) -> None:
     """A gradient that is clipped to next to nothing leaves the weights where they were, at any learning rate; one that is not, does not."""
     found = []
-    for name, *options in (("low", "--clip", "1e-9"), ("high", "--clip", "1e-9", "--lr", "1"), ("free", "--clip", "0", "--lr", "1e-2")):
-        plain = ["--optimizer", "sgd", "--weight-decay", "0", "--warmup", "0", "--checkpointing", "true", "--precision", precision]
+    for name, *options in (
+        ("low", "--clip", "1e-9"),
+        ("high", "--clip", "1e-9", "--lr", "1"),
+        ("free", "--clip", "0", "--lr", "1e-2"),
+    ):
+        plain = [
+            "--optimizer",
+            "sgd",
+            "--weight-decay",
+            "0",
+            "--warmup",
+            "0",
+            "--checkpointing",
+            "true",
+            "--precision",
+            precision,
+        ]
         plain += ["--epochs", "1"]
         assert main(["train", str(crops / "manifest.csv"), str(tmp_path / name), *SHORT, *plain, *options]) == 0
         found.append(torch.cat([tensor.flatten() for tensor in tensors(tmp_path / name).values()]))
     low, high, free = found
     assert (low - high).abs().max() < 1e-6 < 1e-4 < (low - free).abs().max()
-    assert json.loads((tmp_path / "low" / "system.json").read_text())["precision"] == {"fp32": "32-true", "bf16": "bf16-mixed"}[precision]
+    assert (
+        json.loads((tmp_path / "low" / "system.json").read_text())["precision"]
+        == {"fp32": "32-true", "bf16": "bf16-mixed"}[precision]
+    )
 
 
 @pytest.mark.parametrize("positives", [1, 3, 12])
@@ -389,7 +482,12 @@ def test_positive_sampling_puts_a_positive_into_each_batch(positives: int) -> No
     ],
 )
 def test_invalid_options_are_refused(
-    arguments: list[str], named: str, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    named: str,
+    crops: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -24,7 +24,18 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 SCORE_FILE_COLUMNS = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}
 """By the column that names a file's units: the columns that may hold their scores, of which the first is taken. `cancer` is the score in
 Kaggle's submissions, but the truth in a table of images."""
-SHOWN_METRICS = ("auroc", "partial_auroc", "auprc", "pf1", "f1", "sensitivity", "specificity", "brier", "ece", "calibration_slope")
+SHOWN_METRICS = (
+    "auroc",
+    "partial_auroc",
+    "auprc",
+    "pf1",
+    "f1",
+    "sensitivity",
+    "specificity",
+    "brier",
+    "ece",
+    "calibration_slope",
+)
 
 
 class UnitScores(NamedTuple):
@@ -44,7 +55,9 @@ def compare_models(config: CompareConfig) -> None:
     check_used(config)
     table, split = select_split(read_manifest(config.manifest), config.split, str(config.manifest))
     if config.label not in table or table[config.label].isna().all():
-        raise UsageError(f"{config.manifest}: column {config.label} is empty on the {len(table)} rows to compare on ({split})")
+        raise UsageError(
+            f"{config.manifest}: column {config.label} is empty on the {len(table)} rows to compare on ({split})"
+        )
     copies = is_repeated_file(table)
     if copies.any():
         print(f"left out, byte for byte copies of another image of their breast: {copies.sum()}")
@@ -55,14 +68,22 @@ def compare_models(config: CompareConfig) -> None:
     together = units.join(scores, how="left").dropna()
     print(f"{len(together)} of {len(units)} labelled {config.level} units are scored by all; split {split}")
     if together.empty:
-        raise UsageError(f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of each of them")
+        raise UsageError(
+            f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of each of them"
+        )
     seen = [each.training_overlap(together.index) for each in found]
     for model, images in zip(config.models, seen, strict=True):
         for sentence in () if images is None else describe_training_overlap(images, str(model)):
             print(sentence)
-    samples = [ScoredUnits(together["label"], together[position], together["patient_id"]) for position in range(len(config.models))]
+    samples = [
+        ScoredUnits(together["label"], together[position], together["patient_id"])
+        for position in range(len(config.models))
+    ]
     thresholds = [cross_fitted_thresholds(sample, "f1", seed=config.seed) for sample in samples]
-    figures = [compute_metrics(sample, cut, config.replicates, config.seed) for sample, cut in zip(samples, thresholds, strict=True)]
+    figures = [
+        compute_metrics(sample, cut, config.replicates, config.seed)
+        for sample, cut in zip(samples, thresholds, strict=True)
+    ]
     against = [
         compare(samples[0], sample, (thresholds[0], cut), config.replicates, config.seed)
         for sample, cut in zip(samples[1:], thresholds[1:], strict=True)
@@ -74,7 +95,12 @@ def compare_models(config: CompareConfig) -> None:
             for model, metrics, images in zip(config.models, figures, seen, strict=True)
         }
         differences = {str(model): asdict(found) for model, found in zip(config.models[1:], against, strict=True)}
-        facts = {"command": to_command("compare", config), "split": split, "level": config.level, "first": str(config.models[0])}
+        facts = {
+            "command": to_command("compare", config),
+            "split": split,
+            "level": config.level,
+            "first": str(config.models[0]),
+        }
         write_atomic(config.out / "comparison.json", to_json(facts | {"models": models, "differences": differences}))
         print(f"comparison: {config.out / 'comparison.json'}")
     print(NOT_A_MEDICAL_DEVICE)
@@ -138,9 +164,13 @@ def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> 
     tables = predictor.score(table)
     images = tables.images
     units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]
-    scores = units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])["probability"]
+    scores = units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])[
+        "probability"
+    ]
     used = images[images["probability"].notna()]
-    return UnitScores(scores, seen_in_training(used, predictor.ensemble.package["data"]).set_axis(unit_ids(used, config.level)))
+    return UnitScores(
+        scores, seen_in_training(used, predictor.ensemble.package["data"]).set_axis(unit_ids(used, config.level))
+    )
 
 
 def read_scores(path: Path) -> tuple[pd.Series, str]:
@@ -149,7 +179,9 @@ def read_scores(path: Path) -> tuple[pd.Series, str]:
     key = next((name for name in SCORE_FILE_COLUMNS if name in table), "")
     column = next((name for name in SCORE_FILE_COLUMNS.get(key, ()) if name in table), None)
     if column is None:
-        raise UsageError(f"{path}: a score file has image_id with probability or score, or prediction_id with one of these or cancer")
+        raise UsageError(
+            f"{path}: a score file has image_id with probability or score, or prediction_id with one of these or cancer"
+        )
     values = pd.to_numeric(table[column], errors="coerce")
     for bad, problem in (
         (values.isna() & table[column].notna(), "is not a number"),
@@ -176,5 +208,7 @@ def print_comparison(config: CompareConfig, figures: list[Metrics], against: lis
             print(f"  {titles[name]:52} {metrics.intervals[name]}{difference}")
         if position:
             delong: Interval = against[position - 1].delong
-            print(f"  {'DeLong, AUROC':52} {'':24}   difference from A {delong}, p = {against[position - 1].p_value:.3g}")
+            print(
+                f"  {'DeLong, AUROC':52} {'':24}   difference from A {delong}, p = {against[position - 1].p_value:.3g}"
+            )
     print()

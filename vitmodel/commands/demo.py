@@ -22,12 +22,16 @@ def demo(config: DemoConfig) -> None:
     """Run STEPS and say where its results lie. Raises VitmodelError with the step that failed."""
     if config.out.exists():
         if any(config.out.iterdir()) and not (config.out / "release").is_dir():
-            raise UsageError(f"{config.out} holds something else than an earlier demo; choose another folder with --out")
+            raise UsageError(
+                f"{config.out} holds something else than an earlier demo; choose another folder with --out"
+            )
         shutil.rmtree(config.out)
     for line in STEPS.strip().splitlines():
         run_step(*(word.format(out=config.out) for word in line.split()))
     auroc = json.loads((config.out / "report" / "metrics.json").read_text())["breast"]["intervals"]["auroc"]
     print(f"\nreport:  {config.out / 'report' / 'report.html'}")
     print(f"scores:  {config.out / 'scores' / 'breast_scores.csv'}")
-    print(f"held-out AUROC per breast: {auroc['value']:.3f} (95 % interval {auroc['low']:.3f} to {auroc['high']:.3f}), synthetic data")
+    print(
+        f"held-out AUROC per breast: {auroc['value']:.3f} (95 % interval {auroc['low']:.3f} to {auroc['high']:.3f}), synthetic data"
+    )
     print(NOT_A_MEDICAL_DEVICE)

@@ -77,7 +77,9 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
             backend = config.backend if config.backend != "auto" else backend_for([task.source.path for task in todo])
             results = parallel_map(work, todo, "etl", config.jobs, backend, config.scheduler, on_lost=lost)
             for task, outcome in zip(todo, results, strict=True):
-                journal.append(task.image_id, {"fingerprint": task.fingerprint, "code": hash_code(), **outcome._asdict()})
+                journal.append(
+                    task.image_id, {"fingerprint": task.fingerprint, "code": hash_code(), **outcome._asdict()}
+                )
         finally:
             journal.close()
         manifest = join_provenance(release, tasks, journal)
@@ -102,7 +104,9 @@ def backend_for(paths: Sequence[Path]) -> str:
 @functools.cache
 def hash_code() -> str:
     """A hash of the code that makes crops."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(pixels.__file__).parent.glob("*.py")))).hexdigest()[:16]
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(Path(pixels.__file__).parent.glob("*.py")))
+    ).hexdigest()[:16]
 
 
 def describe_done(tasks: list[CropTask], todo: list[CropTask], journal: Journal) -> list[str]:
@@ -111,7 +115,9 @@ def describe_done(tasks: list[CropTask], todo: list[CropTask], journal: Journal)
         return []
     messages = [f"{len(tasks) - len(todo)} of {len(tasks)} images are done already"]
     left = {task.image_id for task in todo}
-    others = sum(journal.entries[task.image_id].get("code") != hash_code() for task in tasks if task.image_id not in left)
+    others = sum(
+        journal.entries[task.image_id].get("code") != hash_code() for task in tasks if task.image_id not in left
+    )
     if others:
         redo = "to make all anew, choose another folder"
         messages.append(f"{others} of them by another version of vitmodel/pixels, whose crops may differ; {redo}")
@@ -127,7 +133,9 @@ def plan_tasks(release: pd.DataFrame, config: ETLConfig) -> list[CropTask]:
         source = SourceImage(Path(row.path), row.laterality)
         folder, name = safe_file_name(row.patient_id), safe_file_name(row.image_id)
         target, copy = config.out / "images" / folder / f"{name}.png", copies and copies / folder / f"{name}.dcm"
-        tasks.append(CropTask(row.image_id, source, target, f"{file_state(source.path)} {row.laterality} {preprocessing}", copy))
+        tasks.append(
+            CropTask(row.image_id, source, target, f"{file_state(source.path)} {row.laterality} {preprocessing}", copy)
+        )
     return tasks
 
 
@@ -168,7 +176,9 @@ def write_copy(source: Path, copy: Path) -> bool:
 def make_lost_outcome(task: CropTask, message: str, preprocessing: Preprocessing) -> CropOutcome:
     """The outcome of an image whose worker process died or hung."""
     task.target.unlink(missing_ok=True)
-    return CropOutcome(refusal_record(task.source, preprocessing, "failed", message), None if task.copy is None else False)
+    return CropOutcome(
+        refusal_record(task.source, preprocessing, "failed", message), None if task.copy is None else False
+    )
 
 
 def join_provenance(release: pd.DataFrame, tasks: list[CropTask], journal: Journal) -> pd.DataFrame:
@@ -181,14 +191,19 @@ def join_provenance(release: pd.DataFrame, tasks: list[CropTask], journal: Journ
 
 def list_copies(release: pd.DataFrame, tasks: list[CropTask], journal: Journal) -> pd.DataFrame:
     """The release's table with the copies' paths in place of the originals', where there is a copy."""
-    paths = [str(task.copy.absolute()) if task.copy and journal.entries[task.image_id]["copied"] else "" for task in tasks]
+    paths = [
+        str(task.copy.absolute()) if task.copy and journal.entries[task.image_id]["copied"] else "" for task in tasks
+    ]
     return release.assign(path=pd.Series(paths, index=release.index).where(lambda path: path != "", release["path"]))
 
 
 def summarise(manifest: pd.DataFrame, out: Path) -> int:
     """Print what became of the images."""
     counts = manifest["status"].value_counts()
-    print(f"{len(manifest)} images: " + ", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused")))
+    print(
+        f"{len(manifest)} images: "
+        + ", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused"))
+    )
     reasons = manifest["reason"].dropna().str.split(";").explode().value_counts()
     for reason, count in reasons.items():
         print(f"  {count:6d} {reason}")

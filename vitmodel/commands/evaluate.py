@@ -83,7 +83,9 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
     images = tables.images
     used = images["probability"].notna() & ~is_duplicate(images)
     if not used.any():
-        raise UsageError(f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons")
+        raise UsageError(
+            f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons"
+        )
     write_score_files(*tables, config.out)
     for message in fallback_messages(images):
         say(message)
@@ -94,13 +96,22 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
     report = compose_report(config, predictor, evaluation_of(config, predictor, scored), scored)
     ensemble = [str(folder) for folder in config.ensemble]
     counts = {"seen_images": int(seen.sum()), "unhashed_images": int(seen.isna().sum())}
-    facts = {"package": str(config.package), "ensemble": ensemble, "manifest": str(config.manifest), "split": split} | counts
+    facts = {
+        "package": str(config.package),
+        "ensemble": ensemble,
+        "manifest": str(config.manifest),
+        "split": split,
+    } | counts
     write_atomic(config.out / "metrics.json", to_json(facts | report.to_dict()))
     write_report(config.out / "report.html", report)
     for level in report.levels:
-        say(f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive")
+        say(
+            f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive"
+        )
     for found in report.audit.baselines if report.audit else ():
-        say(f"{found.name}, AUROC per {report.headline.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}")
+        say(
+            f"{found.name}, AUROC per {report.headline.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}"
+        )
     for message in report.missing_sections.values():
         say(message)
     if config.card and config.ensemble:
@@ -116,13 +127,17 @@ def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredMa
     """Return the scored rows with how their scores are aggregated, as the configuration or else the package decides."""
     ensemble = predictor.ensemble
     own = config.aggregate in ("package", ensemble.aggregation)
-    usual = "mean_logit" if ensemble.fused else ensemble.aggregation  # fusion aggregates no scores, such as those of a baseline
+    usual = (
+        "mean_logit" if ensemble.fused else ensemble.aggregation
+    )  # fusion aggregates no scores, such as those of a baseline
     return Evaluation(
         table=scored.rows.table[scored.used],
         probability=scored.images.loc[scored.used, "probability"].to_numpy(),
         label=ensemble.package["label"],
         aggregate=usual if own else config.aggregate,
-        patient_aggregate=ensemble.patient_aggregation if config.patient_aggregate == "package" else config.patient_aggregate,
+        patient_aggregate=ensemble.patient_aggregation
+        if config.patient_aggregate == "package"
+        else config.patient_aggregate,
         threshold=ensemble.threshold,
         replicates=config.replicates,
         seed=config.seed,
@@ -138,11 +153,15 @@ def check_measurable(table: pd.DataFrame, predictor: Predictor, config: Evaluate
         raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
     messages = []
     if not (table[label] == 1).any():
-        messages.append(f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it")
+        messages.append(
+            f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it"
+        )
     return messages + recropping_messages(table, predictor.ensemble.package["preprocessing"])
 
 
-def compose_report(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, scored: ScoredManifest) -> EvaluationReport:
+def compose_report(
+    config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, scored: ScoredManifest
+) -> EvaluationReport:
     """Return the content of the report: what was measured, and how it came about."""
     ensemble = predictor.ensemble
     table = scored.rows.table
@@ -161,7 +180,9 @@ def compose_report(config: EvaluateConfig, predictor: Predictor, evaluation: Eva
         levels=levels,
         headline=plotted,
         label=evaluation.label,
-        method=describe_method(config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units, at_home is not None)
+        method=describe_method(
+            config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units, at_home is not None
+        )
         | {
             "Rows": f"split {scored.split}, {len(table)} images",
             "Left out": f"{len(table) - len(once)} byte for byte copies of another image of their breast",
@@ -171,7 +192,9 @@ def compose_report(config: EvaluateConfig, predictor: Predictor, evaluation: Eva
         data={
             "Manifest": str(config.manifest),
             "Manifest (SHA-256)": sha256_file(config.manifest),
-            "Measured rows": ", ".join(f"{name} {count}" for name, count in table["dataset"].fillna("unnamed").value_counts().items()),
+            "Measured rows": ", ".join(
+                f"{name} {count}" for name, count in table["dataset"].fillna("unnamed").value_counts().items()
+            ),
         },
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
         shared_adapter_images=fallbacks(images, describe_unseen_sources(table, ensemble.model.config)),
@@ -194,15 +217,23 @@ def fallbacks(images: pd.DataFrame, sentences: list[str]) -> dict[str, list[str]
     return read[read["sentence"] != ""].groupby("sentence")["image_id"].agg(list).to_dict()
 
 
-def describe_method(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float, moved: bool) -> dict[str, str]:
+def describe_method(
+    config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float, moved: bool
+) -> dict[str, str]:
     """How scores became probabilities and decisions; `moved` = there is a table of them at the prevalence that was asked for."""
     corrected = (
-        f"; corrected to {100 * config.prevalence:.1f} % in a table of its own" if config.prevalence and moved else "; not corrected"
+        f"; corrected to {100 * config.prevalence:.1f} % in a table of its own"
+        if config.prevalence and moved
+        else "; not corrected"
     )
     ensemble = predictor.ensemble
     own = config.aggregate in ("package", ensemble.aggregation)
-    caution = "" if own else f"; threshold and calibration are those of the package's {AGGREGATE_NAMES[ensemble.aggregation]}"
-    made = f"{AGGREGATE_NAMES[evaluation.aggregate]} of its images" + (", then calibrated" if own and ensemble.calibrates_breasts else "' probabilities")
+    caution = (
+        "" if own else f"; threshold and calibration are those of the package's {AGGREGATE_NAMES[ensemble.aggregation]}"
+    )
+    made = f"{AGGREGATE_NAMES[evaluation.aggregate]} of its images" + (
+        ", then calibrated" if own and ensemble.calibrates_breasts else "' probabilities"
+    )
     mean = ", the mean over the packages" if config.ensemble else ""
     facts = {
         "Breast": "fusion of all images of its exam by the network" if own and ensemble.fused else f"{made}{caution}",
@@ -271,7 +302,13 @@ def confident_errors(predictor: Predictor, evaluation: Evaluation, rows: Scoring
         age = np.nan if np.isnan(row.age) else f"age {row.age:.0f}"
         density = np.nan if pd.isna(row.density) else f"density {row.density}"
         shown = join_known([f"{row.laterality} {row.view}".strip(), age, density])
-        yield ErrorCase(row.image_id, float(probability), int(getattr(row, evaluation.label)), shown, *crop_and_overlay(predictor, place, about))
+        yield ErrorCase(
+            row.image_id,
+            float(probability),
+            int(getattr(row, evaluation.label)),
+            shown,
+            *crop_and_overlay(predictor, place, about),
+        )
 
 
 def crop_and_overlay(predictor: Predictor, row: ManifestRow, about: ImageMetadata) -> tuple[np.ndarray, np.ndarray]:
@@ -280,7 +317,9 @@ def crop_and_overlay(predictor: Predictor, row: ManifestRow, about: ImageMetadat
     assert loaded.cropped.crop is not None  # it has a score
     crop = (255 * to_tensor(loaded.cropped.crop)[0].numpy()).astype(np.uint8)
     low, high = gradient.scale
-    share = np.clip((np.nan_to_num(predictor.explain(loaded, HEATMAP_METHOD), nan=low) - low) / (high - low), 0, 1).astype(np.float32)
+    share = np.clip(
+        (np.nan_to_num(predictor.explain(loaded, HEATMAP_METHOD), nan=low) - low) / (high - low), 0, 1
+    ).astype(np.float32)
     share = cv2.resize(share, crop.shape[::-1], interpolation=cv2.INTER_LINEAR) * (crop > 0)
     return crop, blend_heat_map(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB), share)
 

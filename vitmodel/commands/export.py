@@ -32,14 +32,18 @@ def export(config: ExportConfig) -> None:
         if config.precision == "fp32":
             export_onnx(graph, path, weights)
         else:
-            inputs = image_inputs(crops) if member.is_single_graph else record_encoder_inputs(member.models[number], crops)
+            inputs = (
+                image_inputs(crops) if member.is_single_graph else record_encoder_inputs(member.models[number], crops)
+            )
             quantize(graph, path, inputs, weights)
     with torch.inference_mode():
         own = np.concatenate([member.logits(each) for each in crops])
         member.use_onnx("onnx", config.out)
         difference = np.abs(np.concatenate([member.logits(each) for each in crops]) - own)
     written = " and ".join(map(str, paths))
-    print(f"{written}: on {len(crops)} images the logits differ by {difference.mean():.1e} on average, {difference.max():.1e} at most")
+    print(
+        f"{written}: on {len(crops)} images the logits differ by {difference.mean():.1e} on average, {difference.max():.1e} at most"
+    )
     if config.precision == "fp32" and not difference.max() <= TOLERANCE:
         raise VitmodelError(f"{written}: logits differ by more than {TOLERANCE} from the package's; do not use it")
 
@@ -52,19 +56,32 @@ def noise_packs(predictor: Predictor) -> list[PackedBatch]:
     images = torch.rand(4, model.vit.channels, *size, generator=torch.Generator().manual_seed(0))
     images[:, :, size.height // 2 :] = 0
     columns = model.sources.columns if model.sources else ()
-    metadata = [ImageMetadata(sources=tuple(number % len(column) for column in columns)) for number in range(len(images))]
+    metadata = [
+        ImageMetadata(sources=tuple(number % len(column) for column in columns)) for number in range(len(images))
+    ]
     air = not predictor.ensemble.packed
-    return [pack_images([image], model.vit.patch, air=air, metadata=[known]) for image, known in zip(images, metadata, strict=True)]
+    return [
+        pack_images([image], model.vit.patch, air=air, metadata=[known])
+        for image, known in zip(images, metadata, strict=True)
+    ]
 
 
 def calibration_crops(predictor: Predictor, config: ExportConfig) -> list[PackedBatch]:
     """Crops spread over the manifest's usable rows, but not those of test patients. Raises UsageError where there are none."""
     if config.calibration is None:
-        raise UsageError("calibration: int8 needs a manifest of crops, such as RUN/manifest.csv, to see which values occur")
+        raise UsageError(
+            "calibration: int8 needs a manifest of crops, such as RUN/manifest.csv, to see which values occur"
+        )
     table = usable_rows(read_manifest(config.calibration))
     table = table[table["split"] != "test"]
-    chosen = table.iloc[np.unique(np.linspace(0, len(table) - 1, config.images).round().astype(int))] if len(table) else table
-    alone = [replace(metadata, breast=-1, exam=-1) for metadata in image_metadata(chosen, predictor.ensemble.model.config)]
+    chosen = (
+        table.iloc[np.unique(np.linspace(0, len(table) - 1, config.images).round().astype(int))]
+        if len(table)
+        else table
+    )
+    alone = [
+        replace(metadata, breast=-1, exam=-1) for metadata in image_metadata(chosen, predictor.ensemble.model.config)
+    ]
     rows = zip(progress(to_manifest_rows(chosen), "calibrate"), alone, strict=True)
     found = [crop for crop in (predictor.stream.load(*each).pack for each in rows) if crop is not None]
     if not found:

@@ -24,9 +24,12 @@ def describe_package(folder: Path) -> str:
 
     models, package = load_models(folder)
     count = sum(parameter.numel() for model in models for parameter in model.parameters())
-    shown: dict[str, Any] = {key: package[key] for key in ("label", "preprocessing", "decision", "versions") if key in package}
+    shown: dict[str, Any] = {
+        key: package[key] for key in ("label", "preprocessing", "decision", "versions") if key in package
+    }
     shown["calibration"] = {
-        name: f"{len(value)} points" if isinstance(value, list) else value for name, value in package.get("calibration", {}).items()
+        name: f"{len(value)} points" if isinstance(value, list) else value
+        for name, value in package.get("calibration", {}).items()
     }
     shown["data"] = package.get("data", {}).get("splits", {})
     return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{(folder / 'MODEL_CARD.md').read_text()}"
@@ -37,8 +40,21 @@ def describe_manifest(path: Path) -> str:
     from vitmodel.data.manifest import breast_ids, read_manifest
 
     table = read_manifest(path)
-    lines = [f"{path}: {len(table)} images, {breast_ids(table).nunique()} breasts, {table.patient_id.nunique()} patients"]
-    for column in ("dataset", "status", "reason", "cancer", "laterality", "view", "site_id", "machine_id", "split", "preprocessing"):
+    lines = [
+        f"{path}: {len(table)} images, {breast_ids(table).nunique()} breasts, {table.patient_id.nunique()} patients"
+    ]
+    for column in (
+        "dataset",
+        "status",
+        "reason",
+        "cancer",
+        "laterality",
+        "view",
+        "site_id",
+        "machine_id",
+        "split",
+        "preprocessing",
+    ):
         values = table[column].fillna("unknown").replace("", "unknown")
         if (values != "unknown").any():
             counts = ", ".join(f"{value}: {count}" for value, count in values.value_counts().items())

@@ -32,7 +32,9 @@ def leave_one_out(config: LeaveOutConfig) -> None:
         if not metrics.exists():
             run(table, value, folder, config)
         breast = json.loads(metrics.read_text())["breast"]
-        found[value] = {name: breast[name] for name in ("units", "positives", "patients")} | {"auroc": breast["intervals"]["auroc"]}
+        found[value] = {name: breast[name] for name in ("units", "positives", "patients")} | {
+            "auroc": breast["intervals"]["auroc"]
+        }
     write_atomic(config.out / "summary.json", to_json({"by": config.by, "train": config.train, "left_out": found}))
     print(f"\nAUROC per breast on a {config.by} that training never saw")
     for value, row in found.items():
@@ -52,13 +54,22 @@ def select_values(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
         raise UsageError(
             f"{listed(config.manifest)}: column {config.by} has {len(values)} known values, but two are needed; choose another with --by"
         )
-    counts = known.groupby([config.by, LABEL])["patient_id"].nunique().unstack(fill_value=0).reindex(columns=[0.0, 1.0], fill_value=0)
+    counts = (
+        known.groupby([config.by, LABEL])["patient_id"]
+        .nunique()
+        .unstack(fill_value=0)
+        .reindex(columns=[0.0, 1.0], fill_value=0)
+    )
     chosen = [value for value in values if counts.loc[value].min() >= MIN_PATIENTS]
     for value in values:
         if value not in chosen:
-            print(f"{config.by} {value} is not left out: it has fewer than {MIN_PATIENTS} patients with {LABEL}, or without")
+            print(
+                f"{config.by} {value} is not left out: it has fewer than {MIN_PATIENTS} patients with {LABEL}, or without"
+            )
     if not chosen:
-        raise UsageError(f"{listed(config.manifest)}: no {config.by} has {MIN_PATIENTS} patients with {LABEL} and as many without")
+        raise UsageError(
+            f"{listed(config.manifest)}: no {config.by} has {MIN_PATIENTS} patients with {LABEL} and as many without"
+        )
     return chosen
 
 
@@ -73,4 +84,6 @@ def run(table: pd.DataFrame, value: str, folder: Path, config: LeaveOutConfig) -
         write_manifest(hold_out_group(table, config.by, value), manifest)
         resume = ["--resume"] if (trained / "train.yaml").exists() else []
         run_step("train", manifest, trained, *shlex.split(config.train), *resume)
-        run_step("evaluate", trained / "package", trained / "manifest.csv", folder / "report", *shlex.split(config.evaluate))
+        run_step(
+            "evaluate", trained / "package", trained / "manifest.csv", folder / "report", *shlex.split(config.evaluate)
+        )

@@ -48,7 +48,9 @@ def predict(config: PredictConfig) -> int:
     predictor = Predictor(config)
     run = score_sources(predictor, config)
     seconds = time.perf_counter() - start
-    per_image = f"{1e3 * seconds / max(1, run.scored):.0f} ms per image, of it {predictor.timings.per_image(run.scored)}"
+    per_image = (
+        f"{1e3 * seconds / max(1, run.scored):.0f} ms per image, of it {predictor.timings.per_image(run.scored)}"
+    )
     print(f"{seconds:.1f} s, {per_image}")
     for name, message in list(run.unexplained.items())[:MAX_REFUSALS_SHOWN]:
         print(f"no heat map of image {name}: {message}", file=sys.stderr)
@@ -81,11 +83,15 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
                 say(report(rows, tables, entries, predictor, config))
         shutil.rmtree(unpacked, ignore_errors=True)
     names = tables.images["image_id"]
-    unexplained = {str(name): entry["unexplained"] for name, entry in zip(names, entries, strict=True) if "unexplained" in entry}
+    unexplained = {
+        str(name): entry["unexplained"] for name, entry in zip(names, entries, strict=True) if "unexplained" in entry
+    }
     return PredictRun(tables, unexplained, done)
 
 
-def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: Callable[[str], object]) -> tuple[list[Entry], int]:
+def score(
+    rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: Callable[[str], object]
+) -> tuple[list[Entry], int]:
     """Return an entry per row and how many rows this run has scored.
 
     An entry holds the row's record, its logits and, with a heat map, the hottest region. Entries are written to the
@@ -96,7 +102,9 @@ def score(rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: C
         journal_path.unlink(missing_ok=True)
     journal = Journal(journal_path)
     table = rows.table
-    keys = [path or image for path, image in zip(table["path"], table["image_id"], strict=True)]  # a refused row may have no path
+    keys = [
+        path or image for path, image in zip(table["path"], table["image_id"], strict=True)
+    ]  # a refused row may have no path
     marks = marks_of(rows, keys, predictor, config)
     todo = []
     for unit in rows.exams():  # an exam is fused anew if any of its images changed, came or went
@@ -128,7 +136,9 @@ def marks_of(rows: ScoringRows, keys: Sequence[str], predictor: Predictor, confi
     settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
     marks = [f"{file_state(row.source_file)} {row.laterality} {settings}" for row in rows.rows]
     if ensemble.model.sources or ensemble.fused:
-        marks = [f"{mark} {metadata.sources} {metadata.view}" for mark, metadata in zip(marks, rows.metadata, strict=True)]
+        marks = [
+            f"{mark} {metadata.sources} {metadata.view}" for mark, metadata in zip(marks, rows.metadata, strict=True)
+        ]
     if ensemble.fused:
         for unit in rows.exams():
             exam = f" {derive_seed(*sorted(keys[n] + marks[n] for n in unit)):016x}"
@@ -142,7 +152,9 @@ def is_done(entry: Entry, mark: str, out: Path) -> bool:
     return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
 
 
-def explain(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: str) -> Entry:
+def explain(
+    place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: str
+) -> Entry:
     """Write the heat map of an image and return its hottest region for the structured report."""
     if scored.loaded.cropped.geometry is None:
         return {"unexplained": NO_GEOMETRY}
@@ -150,7 +162,9 @@ def explain(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: 
     with predictor.timings.record("writing"):
         try:
             chosen = method_named(method)
-            region, files = writer.write_explanation(image_of(place, row, scored, predictor), heat, chosen.unit, *chosen.scale)
+            region, files = writer.write_explanation(
+                image_of(place, row, scored, predictor), heat, chosen.unit, *chosen.scale
+            )
             return {"region": region, "files": files}
         except ImageRefusedError as error:
             return {"unexplained": str(error)}
@@ -160,7 +174,9 @@ def explain(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: 
             return {"unexplained": f"{type(error).__name__}: {error}"}
 
 
-def report(rows: ScoringRows, tables: ScoreTables, entries: list[Entry], predictor: Predictor, config: PredictConfig) -> str:
+def report(
+    rows: ScoringRows, tables: ScoreTables, entries: list[Entry], predictor: Predictor, config: PredictConfig
+) -> str:
     """Write the structured reports; return a message that counts them and the images that could have none."""
     findings = tables.images[["laterality", "probability"]].assign(
         path=[str(row.source_file) for row in rows.rows],
@@ -168,7 +184,9 @@ def report(rows: ScoringRows, tables: ScoreTables, entries: list[Entry], predict
         region=[entry.get("region") for entry in entries],
     )
     studies, without = result_writer(predictor, config).report(findings, tables.breasts)
-    return f"{studies} structured reports in {config.out / 'dicom'}" + (f"; {without} scored images can have none" if without else "")
+    return f"{studies} structured reports in {config.out / 'dicom'}" + (
+        f"; {without} scored images can have none" if without else ""
+    )
 
 
 def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
@@ -186,7 +204,9 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
             NOT_A_MEDICAL_DEVICE,
         ),
     )
-    return ResultWriter(config.out, software, ensemble.preprocessing, ensemble.threshold, config.dicom, config.deidentify)
+    return ResultWriter(
+        config.out, software, ensemble.preprocessing, ensemble.threshold, config.dicom, config.deidentify
+    )
 
 
 def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig) -> int:
@@ -202,8 +222,13 @@ def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig
         print(f"breasts whose score is in doubt, by reason: {counts}; see breast_scores.csv")
     empty = int(breasts["probability"].isna().sum())
     if empty:
-        print(f"{empty} breasts without a usable image have an empty cell in submission.csv, which Kaggle does not take", file=sys.stderr)
-    print(f"{len(images)} images, {len(refused)} refused, {len(breasts) - empty} breasts scored in {config.out / 'breast_scores.csv'}")
+        print(
+            f"{empty} breasts without a usable image have an empty cell in submission.csv, which Kaggle does not take",
+            file=sys.stderr,
+        )
+    print(
+        f"{len(images)} images, {len(refused)} refused, {len(breasts) - empty} breasts scored in {config.out / 'breast_scores.csv'}"
+    )
     if len(refused) == len(images):
         print("no input could be scored", file=sys.stderr)
     print(NOT_A_MEDICAL_DEVICE)

@@ -25,7 +25,16 @@ from vitmodel.phantoms.dataset import PhantomDataset
 from vitmodel.training.batching import BatchLoader
 from vitmodel.training.fit import LABEL, make_vit_config, read_cropped_manifest
 from vitmodel.training.module import ClassificationModule, History, MaePretrainer, TrainingModule
-from vitmodel.training.trainer import LAST_CHECKPOINT, STARTED, build_trainer, fit, is_rank_zero, next_epoch, start_or_resume, system_info
+from vitmodel.training.trainer import (
+    LAST_CHECKPOINT,
+    STARTED,
+    build_trainer,
+    fit,
+    is_rank_zero,
+    next_epoch,
+    start_or_resume,
+    system_info,
+)
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 HELD_OUT = 0.1  # phantoms per epoch to watch the model on, as a share of those it learns from
@@ -42,7 +51,9 @@ def pretrain(config: PretrainConfig) -> None:
         network = NetworkConfig(vit=make_vit_config(config, preprocessing.size))
 
         def task(model: Network) -> PretrainTask:
-            return phantom_task(config, model, checkpoint) if frame is None else mae_task(config, model, frame, checkpoint)
+            return (
+                phantom_task(config, model, checkpoint) if frame is None else mae_task(config, model, frame, checkpoint)
+            )
 
         learner, train, val = task(Network(network))
         last = ModelCheckpoint(config.run / LAST_CHECKPOINT.parent, LAST_CHECKPOINT.stem, enable_version_counter=False)
@@ -69,14 +80,20 @@ def most_common_preprocessing(frame: pd.DataFrame) -> Preprocessing:
     return Preprocessing.from_json(frame["preprocessing"].mode()[0])
 
 
-PretrainTask = tuple[TrainingModule, BatchLoader, BatchLoader | None]  # what learns, what from, and what it is watched on
+PretrainTask = tuple[
+    TrainingModule, BatchLoader, BatchLoader | None
+]  # what learns, what from, and what it is watched on
 
 
 def mae_task(config: PretrainConfig, model: Network, frame: pd.DataFrame, checkpoint: Path | None) -> PretrainTask:
     """Masked autoencoding of crops."""
     images = CropDataset(frame["path"].tolist(), [float("nan")] * len(frame), config.augment)
     order = EpochSampler(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
-    return MaePretrainer(MaskedAutoencoder(model.trunk, config.ratio), config, len(images), history={}), BatchLoader(images, order, config), None
+    return (
+        MaePretrainer(MaskedAutoencoder(model.trunk, config.ratio), config, len(images), history={}),
+        BatchLoader(images, order, config),
+        None,
+    )
 
 
 def phantom_task(config: PretrainConfig, model: Network, checkpoint: Path | None) -> PretrainTask:
@@ -85,11 +102,15 @@ def phantom_task(config: PretrainConfig, model: Network, checkpoint: Path | None
     watched = PhantomDataset(max(2, round(HELD_OUT * config.phantoms)), config.size, config.difficulty, None)
     order = EpochSampler(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
     shared = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
-    learner = ClassificationModule(model, TrainConfig(manifest=(config.run,), run=config.run, **shared), len(images), history={})
+    learner = ClassificationModule(
+        model, TrainConfig(manifest=(config.run,), run=config.run, **shared), len(images), history={}
+    )
     return learner, BatchLoader(images, order, config), BatchLoader(watched, SequentialSampler(len(watched)), config)
 
 
-def write_package(config: PretrainConfig, model: Network, history: History, data: Fingerprint | None, made: Preprocessing) -> None:
+def write_package(
+    config: PretrainConfig, model: Network, history: History, data: Fingerprint | None, made: Preprocessing
+) -> None:
     """A package without calibration or threshold: training may start from it, but it gives no score."""
     recipe = to_yaml("pretrain", config, config.run / "pretrain.yaml")
     contents: dict[str, Any] = {

@@ -30,11 +30,15 @@ def serve(config: ServeConfig) -> None:
 
         app = create_app(config)
     except ImportError as error:
-        raise UsageError(f"serve: needs the extra `serve` ({error.name} is missing): pip install 'vitmodel[serve]'") from None
+        raise UsageError(
+            f"serve: needs the extra `serve` ({error.name} is missing): pip install 'vitmodel[serve]'"
+        ) from None
     try:
         listening = socket.create_server((config.host, config.port))
     except OSError as error:
-        raise UsageError(f"port: cannot listen at {config.host}:{config.port}: {error.strerror}; choose another with --port") from error
+        raise UsageError(
+            f"port: cannot listen at {config.host}:{config.port}: {error.strerror}; choose another with --port"
+        ) from error
     host, port = listening.getsockname()[:2]
     print(f"vitmodel answers at http://{host}:{port}; Ctrl-C ends it\n{NOT_A_MEDICAL_DEVICE}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
@@ -42,7 +46,9 @@ def serve(config: ServeConfig) -> None:
 
 def too_large(what: str, limit: int) -> RequestRefusedError:
     """Return the error for an upload larger than `limit` bytes."""
-    return RequestRefusedError(413, f"{what} larger than {limit // 1_000_000} MB; send fewer images, or start with a larger --upload-limit")
+    return RequestRefusedError(
+        413, f"{what} larger than {limit // 1_000_000} MB; send fewer images, or start with a larger --upload-limit"
+    )
 
 
 def create_app(config: ServeConfig) -> "FastAPI":
@@ -56,9 +62,13 @@ def create_app(config: ServeConfig) -> "FastAPI":
 
     predictor = Predictor(config)
     limit, in_turn = config.upload_limit * 1_000_000, threading.Lock()
-    app = FastAPI(title="vitmodel", version=__version__, description=NOT_A_MEDICAL_DEVICE, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="vitmodel", version=__version__, description=NOT_A_MEDICAL_DEVICE, docs_url=None, redoc_url=None
+    )
     described = describe_model(predictor)
-    page = render_page("scores.html.j2", title="vitmodel", subtitle="Breast cancer scores from mammograms", model=described)
+    page = render_page(
+        "scores.html.j2", title="vitmodel", subtitle="Breast cancer scores from mammograms", model=described
+    )
 
     @app.exception_handler(RequestRefusedError)
     async def say_refused(_: Request, refused: RequestRefusedError) -> JSONResponse:
@@ -102,7 +112,9 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def score_uploads(files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_turn: threading.Lock) -> dict[str, Any]:
+def score_uploads(
+    files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_turn: threading.Lock
+) -> dict[str, Any]:
     """The tables of `predict` for what was uploaded, which is deleted again. Raises RequestRefusedError where there is nothing to score."""
     with tempfile.TemporaryDirectory(prefix="vitmodel-") as name:
         folder = Path(name)
@@ -114,9 +126,13 @@ def score_uploads(files: Sequence["UploadFile"], predictor: Predictor, limit: in
             with in_turn:
                 scores = predictor.score(table)
         except VitmodelError as error:
-            raise RequestRefusedError(422 if isinstance(error, UsageError) else 507, strip_path(folder, str(error))) from error
+            raise RequestRefusedError(
+                422 if isinstance(error, UsageError) else 507, strip_path(folder, str(error))
+            ) from error
         tables = scores._asdict()
-        rows = {level: json.loads(strip_path(folder, table.to_json(orient="records"))) for level, table in tables.items()}
+        rows = {
+            level: json.loads(strip_path(folder, table.to_json(orient="records"))) for level, table in tables.items()
+        }
         return rows | {"notice": NOT_A_MEDICAL_DEVICE}
 
 
@@ -127,7 +143,9 @@ def save_upload(file: "UploadFile", number: int, folder: Path, limit: int) -> Pa
     """
     name = Path((file.filename or "").replace("\\", "/")).name or "image"
     if name.lower().endswith(".csv") or name.upper() == "DICOMDIR":
-        raise RequestRefusedError(415, f"{name} names files instead of holding an image; send the images themselves, or a zip of them")
+        raise RequestRefusedError(
+            415, f"{name} names files instead of holding an image; send the images themselves, or a zip of them"
+        )
     path = folder / name
     while path.exists():
         path = path.with_name(f"{number}-{path.name}")

@@ -59,7 +59,9 @@ def train(config: TrainConfig) -> None:
             train_once(config, frame, preprocessing, data, checkpoint)
 
 
-def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint, checkpoint: Path | None) -> None:
+def train_once(
+    config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint, checkpoint: Path | None
+) -> None:
     """One model from the splits."""
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     network = make_network_config(config, preprocessing, [rows["train"]])
@@ -67,7 +69,9 @@ def train_once(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preproce
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.run / "validation.csv")
         breasts = aggregate_breasts(rows["val"], fitted.logits)
-        write_package(config, [fitted.model], breasts, data, preprocessing, fitted.history, f"best {fitted.selection_summary}")
+        write_package(
+            config, [fitted.model], breasts, data, preprocessing, fitted.history, f"best {fitted.selection_summary}"
+        )
 
 
 def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint) -> None:
@@ -76,7 +80,9 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
     history: History = {}
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
     logits = np.full(len(folded), np.nan)
-    network = make_network_config(config, preprocessing, [folded[folded["fold"] != fold] for fold in range(config.folds)])
+    network = make_network_config(
+        config, preprocessing, [folded[folded["fold"] != fold] for fold in range(config.folds)]
+    )
     for fold in range(config.folds):
         held_out = folded["fold"] == fold
         run = config.run / f"fold_{fold}"
@@ -97,7 +103,9 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:
     """RUN/augmented.png: what the recipe makes of some training crops, so that a person sees whether a mammogram stays one."""
     rows = frame[frame["fold"].notna()] if config.folds else frame[frame["split"] == "train"]
-    images = make_crop_dataset(rows.sample(min(MAX_CROPS_SHOWN, len(rows)), random_state=config.seed), config, augment=True)
+    images = make_crop_dataset(
+        rows.sample(min(MAX_CROPS_SHOWN, len(rows)), random_state=config.seed), config, augment=True
+    )
     drawn = [images[SampleRequest(row % len(images), row)] for row in range(MAX_CROPS_SHOWN)]
     picture = contact_grid([example.image[0].numpy() for example in drawn if not example.problem])
     write_atomic(config.run / "augmented.png", cv2.imencode(".png", picture)[1].tobytes())

@@ -137,7 +137,9 @@ def write_report(study: Any, config: TuneConfig) -> None:
         importances = {}
     best = study.best_trial
     values = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in best.params.items()}
-    rows = "\n".join(f"| {name} | {value} | {importances.get(name, float('nan')):.3f} |" for name, value in values.items())
+    rows = "\n".join(
+        f"| {name} | {value} | {importances.get(name, float('nan')):.3f} |" for name, value in values.items()
+    )
     text = f"""# Search of {len(finished_trials(study))} trials, {len(complete)} of them to the end
 
 Best validation {config.monitor}: {best.value:.4f} (trial {best.number}). It was chosen among all, so it flatters; what it is worth shows on
@@ -150,4 +152,6 @@ other patients only.
     write_atomic(config.run / "report.md", text)
     recipe = replace(suggest(optuna.trial.FixedTrial(best.params), config), run=config.run / "best")
     write_atomic(config.run / "best.yaml", to_yaml("train", recipe, config.run / "best.yaml"))
-    print(f"trial {finished_trials(study)[-1].number}: best {config.monitor} {best.value:.4f} of {len(finished_trials(study))} trials")
+    print(
+        f"trial {finished_trials(study)[-1].number}: best {config.monitor} {best.value:.4f} of {len(finished_trials(study))} trials"
+    )

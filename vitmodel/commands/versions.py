@@ -52,7 +52,9 @@ def versions(config: VersionsConfig) -> None:
     found = {name: validation_metrics(config.out / name) for name in steps}
     text = format_table(found)
     write_atomic(config.out / "versions.md", text)
-    write_picture({name: load_package(config.out / name / "package")[1]["history"] for name in steps}, config.out / "versions.png")
+    write_picture(
+        {name: load_package(config.out / name / "package")[1]["history"] for name in steps}, config.out / "versions.png"
+    )
     print(f"{text}\n{config.out / 'versions.png'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
@@ -61,7 +63,9 @@ def check_files(config: VersionsConfig) -> None:
     folder = config.recipes or RECIPES / "versions"
     for name in ("backbone.yaml", "v2.yaml", "v3.yaml"):
         if not (folder / name).is_file():
-            raise UsageError(f"recipes: {folder / name} does not exist; name the folder with the three recipes by --recipes")
+            raise UsageError(
+                f"recipes: {folder / name} does not exist; name the folder with the three recipes by --recipes"
+            )
     recipe_path(config.ours, "ours")
     for flag, weights in (("weights", config.weights), ("our_weights", config.our_weights)):
         if weights is not None and not weights.exists():
@@ -92,7 +96,9 @@ def write_resized(source: str, inverted: bool, path: str, size: Size) -> None:
     """Write one whole image as an 8-bit PNG, turned right where its polarity was found to be wrong."""
     file = open_image(Path(source))
     grey = file.to_grey(cv2.resize(file.read_stored(), (size.width, size.height), interpolation=cv2.INTER_AREA))
-    write_atomic(path, cv2.imencode(".png", np.rint(255 * (1 - grey if inverted else grey)).astype(np.uint8))[1].tobytes())
+    write_atomic(
+        path, cv2.imencode(".png", np.rint(255 * (1 - grey if inverted else grey)).astype(np.uint8))[1].tobytes()
+    )
 
 
 def validation_metrics(folder: Path) -> Metrics:

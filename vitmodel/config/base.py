@@ -48,7 +48,9 @@ def require_apart(out: Path, sources: Iterable[Path | str]) -> None:
     """Raise UsageError where `out` is one of `sources`: its images would be inputs of the next run."""
     inputs = [os.path.abspath(source) for source in sources]
     apart = os.path.abspath(out) not in inputs
-    require(apart, "out", f"{out} is an input, too; --out must differ from the inputs: use for example {out / 'results'}")
+    require(
+        apart, "out", f"{out} is an input, too; --out must differ from the inputs: use for example {out / 'results'}"
+    )
 
 
 def listed(paths: Iterable[Path | str]) -> str:

@@ -106,7 +106,9 @@ class ETLConfig(Preprocessing):
         "input and output": ("source", "out", "dataset", "transcode"),
         "hardware": ("jobs", "backend", "scheduler"),
     }
-    NEEDS: ClassVar[Mapping[str, Needs]] = {"scheduler": Needs("--backend dask", lambda config: config.backend == "dask")}
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "scheduler": Needs("--backend dask", lambda config: config.backend == "dask")
+    }
 
     source: Path
     """Input: a release folder, a folder of images, one file, or a manifest."""

@@ -274,7 +274,11 @@ class TrainingConfig(Config):
         require(0 < self.layer_decay <= 1, "layer_decay", "must be above 0 and at most 1")
         require(self.lr > 0, "lr", "must be above 0")
         processes = self.devices * self.nodes
-        require(self.batch_size % processes == 0, "batch_size", f"must be a multiple of the {processes} processes that share it")
+        require(
+            self.batch_size % processes == 0,
+            "batch_size",
+            f"must be a multiple of the {processes} processes that share it",
+        )
         require(self.strategy == "ddp" or self.device != "cpu", "strategy", "fsdp needs --device cuda")
 
     @property
@@ -300,7 +304,15 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
         "input and output": ("manifest", "run", "val", "test", "folds", "splits"),
         "model": ("weights",),
         "optimisation": ("freeze", "sampling", "ema"),
-        "loss and validation": ("loss", "smoothing", "auxiliary", "auxiliary_weight", "monitor", "patience", "flip_average"),
+        "loss and validation": (
+            "loss",
+            "smoothing",
+            "auxiliary",
+            "auxiliary_weight",
+            "monitor",
+            "patience",
+            "flip_average",
+        ),
         "hardware": ("checkpointing",),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
@@ -309,7 +321,9 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
         "test": WITHOUT_FOLDS,
         "monitor": WITHOUT_FOLDS,
         "patience": WITHOUT_FOLDS,
-        "tokens": Needs("images that are read whole (with --segments use --segment-budget)", lambda config: not config.segments),
+        "tokens": Needs(
+            "images that are read whole (with --segments use --segment-budget)", lambda config: not config.segments
+        ),
     }
     DEFAULTS: ClassVar[Mapping[str, str]] = {name: automatic_default(name, weights=True) for name in FROM_SCRATCH}
 
@@ -325,7 +339,9 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     """Loss: bce = binary cross entropy; focal = focal loss with gamma 2; pf1 = mean of bce and 1 - probabilistic F1."""
     smoothing: float = 0.0
     """Label smoothing of positives: their target is 1 - SMOOTHING. The target of negatives stays 0."""
-    auxiliary: tuple[Literal["birads", "density", "invasive", "biopsy", "difficult_negative_case", "view", "age"], ...] = ()
+    auxiliary: tuple[
+        Literal["birads", "density", "invasive", "biopsy", "difficult_negative_case", "view", "age"], ...
+    ] = ()
     """Columns of the manifest to predict as well, where they are known. The package does not contain these heads."""
     auxiliary_weight: float = 0.1
     """Weight of each auxiliary loss; the main loss has weight 1."""
@@ -367,11 +383,21 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
             require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("val", "test", "smoothing", "ema"):
             require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
-        require(not self.ema or self.strategy == "ddp", "ema", "needs --strategy ddp, where each device holds the whole model")
+        require(
+            not self.ema or self.strategy == "ddp",
+            "ema",
+            "needs --strategy ddp, where each device holds the whole model",
+        )
         require(self.folds == 0 or self.folds >= 2, "folds", "must be 0 (none) or at least 2")
         one_process = self.devices * self.nodes == 1
-        require(self.folds == 0 or one_process, "folds", "are trained one after another by one process: use --devices 1")
-        require(self.val > 0, "val", "must be above 0: epoch, calibration and threshold are chosen on patients outside training")
+        require(
+            self.folds == 0 or one_process, "folds", "are trained one after another by one process: use --devices 1"
+        )
+        require(
+            self.val > 0,
+            "val",
+            "must be above 0: epoch, calibration and threshold are chosen on patients outside training",
+        )
         require(self.val + self.test < 1, "val", "and test together must be below 1, to leave patients for training")
 
     @property
@@ -413,9 +439,13 @@ class TuneConfig(TrainConfig):
         super()._check()
         require(self.trials >= 1, "trials", "must be at least 1")
         require(self.folds == 0, "folds", "cannot be used with tune, which chooses on the validation split")
-        require(self.devices * self.nodes == 1, "devices", "must be 1: trials are trained one after another by one process")
+        require(
+            self.devices * self.nodes == 1, "devices", "must be 1: trials are trained one after another by one process"
+        )
         elastic = self.augment.elastic == AugmentConfig().elastic
-        require(elastic, "augment.elastic", f"has no effect here: it needs {FORBIDDEN_SOURCES.text}; otherwise leave it out")
+        require(
+            elastic, "augment.elastic", f"has no effect here: it needs {FORBIDDEN_SOURCES.text}; otherwise leave it out"
+        )
 
 
 WITH_MANIFEST = Needs("--manifest", lambda config: bool(config.manifest))
@@ -501,7 +531,9 @@ class LeaveOutConfig(Config):
     """Train without each site (machine, data set) in turn and evaluate on it; write OUT/<by>-<value>/ and
     OUT/summary.json."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("manifest", "out", "by", "train", "evaluate")}
+    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "input and output": ("manifest", "out", "by", "train", "evaluate")
+    }
 
     manifest: tuple[Path, ...]
     """manifest.csv as written by `vitmodel etl`. Several are merged. Their splits are not used."""

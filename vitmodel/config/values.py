@@ -29,7 +29,11 @@ def coerce(hint: Any, value: Any, name: str) -> Any:
         return None if value is None else coerce(inner(hint), value, name)
     if origin is Literal:
         choices = get_args(hint)
-        require(value in choices, name, f"{value!r} is not a choice; choose from {', '.join(str(choice) for choice in choices)}")
+        require(
+            value in choices,
+            name,
+            f"{value!r} is not a choice; choose from {', '.join(str(choice) for choice in choices)}",
+        )
         return value
     if origin is tuple:
         return tuple(coerce(get_args(hint)[0], item, name) for item in _items(value, name))

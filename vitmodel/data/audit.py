@@ -33,9 +33,13 @@ def crop_digests(table: pd.DataFrame) -> pd.Series:
     them: one image exported twice, or with another header.
     """
     made = table[table["preprocessing"].notna() & (table["status"] != "refused")]
-    sizes = pd.Series({row: os.path.getsize(path) for row, path in made["path"].items() if os.path.isfile(path)}, dtype=float)
+    sizes = pd.Series(
+        {row: os.path.getsize(path) for row, path in made["path"].items() if os.path.isfile(path)}, dtype=float
+    )
     alike = sizes[sizes.duplicated(keep=False)]
-    return pd.Series({row: sha256_file(table.at[row, "path"]) for row in alike.index}, dtype=object).reindex(table.index)
+    return pd.Series({row: sha256_file(table.at[row, "path"]) for row in alike.index}, dtype=object).reindex(
+        table.index
+    )
 
 
 def id_features(table: pd.DataFrame) -> pd.DataFrame:
@@ -81,12 +85,16 @@ def fit_baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> t
         return scores, ""
     generator = np.random.default_rng(seed)
     values = features.to_numpy(dtype=float)
-    for fit, score in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(values, np.nan_to_num(truth), patients):
+    for fit, score in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
+        values, np.nan_to_num(truth), patients
+    ):
         known = fit[np.isfinite(truth[fit])]
         telling = np.array([len(np.unique(column[np.isfinite(column)])) > 1 for column in values[known].T])
         if not telling.any():
             return np.full(len(table), np.nan), ""
-        trees = HistGradientBoostingClassifier(max_iter=60, categorical_features=categorical[telling], random_state=seed)
+        trees = HistGradientBoostingClassifier(
+            max_iter=60, categorical_features=categorical[telling], random_state=seed
+        )
         trees.fit(values[known][:, telling], truth[known])
         scores[score] = trees.predict_proba(values[score][:, telling])[:, 1]
         for place, column in enumerate(features):

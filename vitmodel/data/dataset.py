@@ -38,7 +38,9 @@ def read_crop(path: Path | str) -> np.ndarray:
     """A crop as ETL wrote it, H W uint8 or uint16. Raises VitmodelError naming the file."""
     crop = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if crop is None or crop.ndim != 2 or crop.dtype not in (np.uint8, np.uint16):
-        raise VitmodelError(f"{path} is missing or no 8- or 16-bit grey PNG; run `vitmodel etl` again, it makes what is missing")
+        raise VitmodelError(
+            f"{path} is missing or no 8- or 16-bit grey PNG; run `vitmodel etl` again, it makes what is missing"
+        )
     return crop
 
 
@@ -48,7 +50,9 @@ def crop_size(path: Path | str) -> Size:
         with Path(path).open("rb") as file:
             width, height = struct.unpack(">16x2I", file.read(24))
     except (OSError, struct.error) as error:
-        raise VitmodelError(f"{path} is missing or no PNG ({error}); run `vitmodel etl` again, it makes what is missing") from error
+        raise VitmodelError(
+            f"{path} is missing or no PNG ({error}); run `vitmodel etl` again, it makes what is missing"
+        ) from error
     return Size(height, width)
 
 
@@ -99,7 +103,9 @@ class CropDataset(Dataset[Example]):
 class ExamDataset(Dataset[list[Example]]):
     """Exams by `SampleRequest`, with the images of each as `crops` gives them; some may be left out by chance."""
 
-    def __init__(self, crops: CropDataset, patients: Sequence[str], breasts: Sequence[str], dropout: float = 0.0) -> None:
+    def __init__(
+        self, crops: CropDataset, patients: Sequence[str], breasts: Sequence[str], dropout: float = 0.0
+    ) -> None:
         """`patients` and `breasts` of each crop; `dropout` is the chance that an image is left out. Of a labelled breast one stays."""
         self.crops = crops
         self.paths = crops.paths
@@ -109,7 +115,9 @@ class ExamDataset(Dataset[list[Example]]):
         for row, patient in enumerate(patients):
             exams.setdefault(patient, []).append(row)
         self.exams = [np.array(rows) for rows in exams.values()]
-        self.labels = torch.from_numpy(np.array([np.fmax.reduce(crops.labels[rows].numpy()) for rows in self.exams], np.float32))
+        self.labels = torch.from_numpy(
+            np.array([np.fmax.reduce(crops.labels[rows].numpy()) for rows in self.exams], np.float32)
+        )
 
     def __len__(self) -> int:
         return len(self.exams)

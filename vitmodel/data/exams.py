@@ -19,13 +19,20 @@ from vitmodel.model.packed_batch import ImageMetadata
 
 logger = logging.getLogger(__name__)
 
-FORBIDDEN_SOURCES = {column.name for column in COLUMNS if column.role == "target" or column.kind == "path"} | {"image_id", "patient_id"}
+FORBIDDEN_SOURCES = {column.name for column in COLUMNS if column.role == "target" or column.kind == "path"} | {
+    "image_id",
+    "patient_id",
+}
 """Columns that tell the answer or the patient, and are therefore no source."""
 
 
 def check_sources(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     """Raises UsageError where a column is none of the table's (`name`), must not be an input, or is empty."""
-    possible = [str(column) for column in table if column not in FORBIDDEN_SOURCES and column_values(table, column).notna().any()]
+    possible = [
+        str(column)
+        for column in table
+        if column not in FORBIDDEN_SOURCES and column_values(table, column).notna().any()
+    ]
     for column in columns:
         if column in FORBIDDEN_SOURCES:
             raise UsageError(f"sources: {column} tells the answer, or who the patient is, and is never an input")
@@ -36,10 +43,17 @@ def check_sources(table: pd.DataFrame, columns: Sequence[str], name: str) -> Non
 
 def find_mixed_exams(table: pd.DataFrame) -> pd.Series:
     """By row, of images that cannot all be of one breast or of one patient, why; other rows are left out. Of RSNA's 1,720 none is."""
-    of_breasts, of_patients = table["chest_wall_side"].groupby(breast_ids(table)), table["age"].groupby(table["patient_id"])
+    of_breasts, of_patients = (
+        table["chest_wall_side"].groupby(breast_ids(table)),
+        table["age"].groupby(table["patient_id"]),
+    )
     sentences = pd.Series("", index=table.index)
-    sentences[of_breasts.transform("nunique") > 1] = "the breast has its chest wall at both sides: laterality may name both breasts as one"
-    sentences[of_patients.transform("nunique") > 1] = "the patient has several ages: patient_id may name two patients, or two exams, as one"
+    sentences[of_breasts.transform("nunique") > 1] = (
+        "the breast has its chest wall at both sides: laterality may name both breasts as one"
+    )
+    sentences[of_patients.transform("nunique") > 1] = (
+        "the patient has several ages: patient_id may name two patients, or two exams, as one"
+    )
     return sentences[sentences != ""]
 
 
@@ -51,7 +65,9 @@ def check_exams(table: pd.DataFrame, name: str) -> None:
     lost = table.loc[table["laterality"] == "", "image_id"]
     if len(lost):
         shown = ", ".join(lost.head(5)) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        raise UsageError(f"fusion: {name}: column laterality is empty for image {shown}; fill it in, or leave these rows out")
+        raise UsageError(
+            f"fusion: {name}: column laterality is empty for image {shown}; fill it in, or leave these rows out"
+        )
 
 
 def column_values(table: pd.DataFrame, column: str) -> pd.Series:
@@ -68,13 +84,17 @@ def build_vocabulary(column: str, trainings: Sequence[pd.DataFrame], min_count: 
     counts = pd.concat(each, axis=1).fillna(0).min(axis=1).astype(int)
     apart = sorted(counts.index[counts >= min_count])
     rest = sum(len(table) for table in trainings) // len(trainings) - int(counts[apart].sum())
-    print(f"{column}: learned apart {', '.join(f'{value} ({counts[value]} images)' for value in apart) or 'none'}; shared by {rest} others")
+    print(
+        f"{column}: learned apart {', '.join(f'{value} ({counts[value]} images)' for value in apart) or 'none'}; shared by {rest} others"
+    )
     return Vocabulary(column, tuple(apart))
 
 
 def image_metadata(table: pd.DataFrame, config: NetworkConfig) -> list[ImageMetadata]:
     """Of each row what the network asks for."""
-    columns = [vocabulary_indices(table, vocabulary) for vocabulary in (config.sources.columns if config.sources else ())]
+    columns = [
+        vocabulary_indices(table, vocabulary) for vocabulary in (config.sources.columns if config.sources else ())
+    ]
     sources = list(zip(*columns, strict=True)) if columns else [()] * len(table)
     if config.exam is None:
         return [ImageMetadata(sources=each) for each in sources]

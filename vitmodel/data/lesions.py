@@ -29,5 +29,7 @@ def boxes_on_crop(boxes: np.ndarray, geometry: CropGeometry) -> np.ndarray:
     """Boxes of the source (K 4) on the crop that `geometry` describes: K 4, ends exclusive, in its pixels."""
     matrix = geometry.to_source()
     scale, shift = np.diag(matrix[:, :2]), matrix[:, 2]
-    corners = (boxes.reshape(-1, 2, 2) - 0.5 - shift) / scale + 0.5  # pixel centres at whole numbers there, edges in boxes
+    corners = (
+        boxes.reshape(-1, 2, 2) - 0.5 - shift
+    ) / scale + 0.5  # pixel centres at whole numbers there, edges in boxes
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)

@@ -36,12 +36,28 @@ class ManifestColumn:
 
 COLUMNS: tuple[ManifestColumn, ...] = (
     ManifestColumn("image_id", "text", "id", "unique name of the image", required=True),
-    ManifestColumn("patient_id", "text", "id", "the patient, unique across the releases of the table; never an input", required=True),
+    ManifestColumn(
+        "patient_id",
+        "text",
+        "id",
+        "the patient, unique across the releases of the table; never an input",
+        required=True,
+    ),
     ManifestColumn("laterality", "text", "id", "side of the breast", required=True, choices=("L", "R", "")),
-    ManifestColumn("view", "text", "id", "projection: CC, MLO, ML, LM, LMO, AT, XCCL ... (DICOM PS3.16 CID 4014)", required=True),
-    ManifestColumn("path", "path", "id", "the image to use; relative to the manifest's folder in the file, absolute in memory", required=True),
+    ManifestColumn(
+        "view", "text", "id", "projection: CC, MLO, ML, LM, LMO, AT, XCCL ... (DICOM PS3.16 CID 4014)", required=True
+    ),
+    ManifestColumn(
+        "path",
+        "path",
+        "id",
+        "the image to use; relative to the manifest's folder in the file, absolute in memory",
+        required=True,
+    ),
     ManifestColumn("dataset", "text", "provenance", "the release that the image comes from"),
-    ManifestColumn("split", "text", "provenance", "part of the data that all images of the patient belong to: train, val, test"),
+    ManifestColumn(
+        "split", "text", "provenance", "part of the data that all images of the patient belong to: train, val, test"
+    ),
     ManifestColumn("fold", "number", "provenance", "cross-validation fold of the patient, from 0"),
     ManifestColumn("cancer", "flag", "target", "1 = cancer in this breast (by pathology), 0 = none"),
     ManifestColumn("invasive", "flag", "target", "1 = the cancer is invasive"),
@@ -49,7 +65,9 @@ COLUMNS: tuple[ManifestColumn, ...] = (
     ManifestColumn("birads", "number", "target", "BI-RADS assessment, 0 to 6; 4A, 4B and 4C count as 4"),
     ManifestColumn("density", "text", "target", "breast density, ACR category", choices=("A", "B", "C", "D")),
     ManifestColumn("difficult_negative_case", "flag", "target", "1 = a negative that was hard to tell"),
-    ManifestColumn("lesions", "text", "target", "boxes of proven cancers in source pixels, x0 y0 x1 y1 each, separated by ';'"),
+    ManifestColumn(
+        "lesions", "text", "target", "boxes of proven cancers in source pixels, x0 y0 x1 y1 each, separated by ';'"
+    ),
     ManifestColumn("age", "number", "input", "years"),
     ManifestColumn("implant", "flag", "input", "1 = the breast has an implant"),
     ManifestColumn("site_id", "text", "provenance", "the hospital"),
@@ -68,7 +86,13 @@ COLUMNS: tuple[ManifestColumn, ...] = (
     ManifestColumn("spacing_row", "number", "provenance", "distance of the source's rows in mm"),
     ManifestColumn("spacing_column", "number", "provenance", "distance of the source's columns in mm"),
     ManifestColumn("flipped", "flag", "provenance", "1 = mirrored to bring the chest wall to its canonical side"),
-    ManifestColumn("chest_wall_side", "text", "provenance", "side of the chest wall in the source's pixels", choices=("left", "right")),
+    ManifestColumn(
+        "chest_wall_side",
+        "text",
+        "provenance",
+        "side of the chest wall in the source's pixels",
+        choices=("left", "right"),
+    ),
     ManifestColumn("photometric", "text", "provenance", "PhotometricInterpretation of the source"),
     ManifestColumn("transfer_syntax", "text", "provenance", "TransferSyntaxUID of the source"),
     ManifestColumn("voi", "text", "provenance", "the values-of-interest transform that was used"),
@@ -103,7 +127,9 @@ def _typed(values: pd.Series, column: ManifestColumn, name: str) -> pd.Series:
     if pd.api.types.is_numeric_dtype(values):
         return values.astype(float)
     text = _text(values, blank=np.nan)
-    numbers = pd.to_numeric(text.map(lambda value: BOOLEAN_TEXT.get(value.lower(), value), na_action="ignore"), errors="coerce")
+    numbers = pd.to_numeric(
+        text.map(lambda value: BOOLEAN_TEXT.get(value.lower(), value), na_action="ignore"), errors="coerce"
+    )
     _refuse(text.notna() & numbers.isna(), text, f"{name}: column {column.name}", "is not a number")
     return numbers.astype(float)
 
@@ -126,12 +152,19 @@ def check_manifest(table: pd.DataFrame, name: str) -> None:
     for column in COLUMNS:
         values, where = table[column.name], f"{name}: column {column.name}"
         if column.kind == "flag":
-            _refuse(values.notna() & ~values.isin([0, 1]), values, where, "is neither 0 nor 1 (leave it empty where it is unknown)")
+            _refuse(
+                values.notna() & ~values.isin([0, 1]),
+                values,
+                where,
+                "is neither 0 nor 1 (leave it empty where it is unknown)",
+            )
         if column.choices:
             allowed = ", ".join(choice or "empty" for choice in column.choices)
             _refuse(values.notna() & ~values.isin(column.choices), values, where, f"is none of {allowed}")
         if column.kind == "path":
-            _refuse(values.notna() & (values != "") & values.duplicated(), values, where, "stands in an earlier row, too")
+            _refuse(
+                values.notna() & (values != "") & values.duplicated(), values, where, "stands in an earlier row, too"
+            )
     lost = (table.path == "") & (table.status != "refused")
     _refuse(lost, table.path, f"{name}: column path", "is empty, which only a refused image may be")
 
@@ -179,7 +212,9 @@ def resolve_paths(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     def absolute(path: Any) -> str:
         return os.path.normpath(os.path.join(root, str(path).strip()))
 
-    return table.assign(**{column: table[column].map(absolute, na_action="ignore") for column in PATH_COLUMNS if column in table})
+    return table.assign(
+        **{column: table[column].map(absolute, na_action="ignore") for column in PATH_COLUMNS if column in table}
+    )
 
 
 def write_manifest(table: pd.DataFrame, path: Path | str) -> None:
@@ -226,7 +261,9 @@ def merge_manifests(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     merged = as_manifest(table, "the merged table")
     copies = find_duplicates(merged)
     if len(copies):
-        logger.warning("%d images of the merged table are copies of %d files", len(copies), copies.source_sha256.nunique())
+        logger.warning(
+            "%d images of the merged table are copies of %d files", len(copies), copies.source_sha256.nunique()
+        )
     return merged
 
 

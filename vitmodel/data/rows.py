@@ -44,12 +44,17 @@ class ManifestRow(NamedTuple):
         """Where the crop, of size `canvas`, lies in its source, if that is known."""
         if self.box_x0 is None or self.box_y0 is None or self.box_x1 is None or self.box_y1 is None:
             return None
-        return CropGeometry((int(self.box_x0), int(self.box_y0), int(self.box_x1), int(self.box_y1)), bool(self.flipped), canvas)
+        return CropGeometry(
+            (int(self.box_x0), int(self.box_y0), int(self.box_x1), int(self.box_y1)), bool(self.flipped), canvas
+        )
 
 
 def to_manifest_rows(table: pd.DataFrame) -> list[ManifestRow]:
     """The rows of a manifest; what is not known is None."""
-    return [ManifestRow(*values) for values in table[list(ManifestRow._fields)].astype(object).where(table.notna(), None).itertuples(index=False)]
+    return [
+        ManifestRow(*values)
+        for values in table[list(ManifestRow._fields)].astype(object).where(table.notna(), None).itertuples(index=False)
+    ]
 
 
 def load_crop(row: ManifestRow, preprocessing: Preprocessing) -> CropResult:
@@ -57,7 +62,12 @@ def load_crop(row: ManifestRow, preprocessing: Preprocessing) -> CropResult:
     the source. A row that is refused before any crop was made stays so.
     """
     cv2.setNumThreads(1)
-    known: ProvenanceRecord = {"status": row.status, "reason": row.reason, "remark": row.remark, "source_sha256": row.source_sha256}
+    known: ProvenanceRecord = {
+        "status": row.status,
+        "reason": row.reason,
+        "remark": row.remark,
+        "source_sha256": row.source_sha256,
+    }
     if row.status == "refused" and row.preprocessing in (None, preprocessing.to_json()):
         return CropResult(known)
     try:

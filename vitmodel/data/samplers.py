@@ -44,7 +44,12 @@ class EpochSampler(Sampler[SampleRequest]):
     """
 
     def __init__(
-        self, labels: Sequence[float], seed: int, mode: Literal["natural", "positive", "balanced"], batch: int = 32, epoch: int = 0
+        self,
+        labels: Sequence[float],
+        seed: int,
+        mode: Literal["natural", "positive", "balanced"],
+        batch: int = 32,
+        epoch: int = 0,
     ) -> None:
         """`epoch` comes next."""
         self.labels = np.asarray(labels)
@@ -71,7 +76,9 @@ class EpochSampler(Sampler[SampleRequest]):
         order = rng.permutation(len(self))
         positive = self.labels == 1
         spare = rng.permutation(np.flatnonzero(positive))
-        lacking = [start for start in range(0, len(order), self.batch) if not positive[order[start : start + self.batch]].any()]
+        lacking = [
+            start for start in range(0, len(order), self.batch) if not positive[order[start : start + self.batch]].any()
+        ]
         if len(spare):
             for number, start in enumerate(lacking):
                 place = start + rng.integers(min(self.batch, len(order) - start))

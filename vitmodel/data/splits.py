@@ -58,7 +58,9 @@ def _patients(table: pd.DataFrame) -> pd.DataFrame:
     groups = usable_rows(table).sort_values(["site_id", "machine_id"]).groupby("patient_id")
     divided = groups.split.nunique() > 1
     if divided.any():
-        raise UsageError(f"column split: {divided.sum()} patients stand in two splits (the first is {divided.idxmax()!r})")
+        raise UsageError(
+            f"column split: {divided.sum()} patients stand in two splits (the first is {divided.idxmax()!r})"
+        )
     return groups[["site_id", "machine_id", "split"]].first().assign(cancer=groups.cancer.max())
 
 
@@ -71,8 +73,14 @@ def _deal(patients: pd.DataFrame, fractions: Mapping[Any, float], seed: int) -> 
             f"cannot split {len(patients)} patients, {sick} with a cancer and {healthy} without, into {len(fractions)} parts that all hold "
             f"both: {remedy}"
         )
-    ranked = patients.assign(hash=[derive_seed(seed, patient) for patient in patients.index]).sort_values(["site_id", "machine_id", "hash"])
-    return {patient: part for _, same in ranked.groupby("cancer", dropna=False) for patient, part in _rounds(same.index, fractions)}
+    ranked = patients.assign(hash=[derive_seed(seed, patient) for patient in patients.index]).sort_values(
+        ["site_id", "machine_id", "hash"]
+    )
+    return {
+        patient: part
+        for _, same in ranked.groupby("cancer", dropna=False)
+        for patient, part in _rounds(same.index, fractions)
+    }
 
 
 def _rounds(patients: Iterable[str], fractions: Mapping[Any, float]) -> list[tuple[str, Any]]:

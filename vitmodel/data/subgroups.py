@@ -73,7 +73,11 @@ def subgroups(table: pd.DataFrame, label: str) -> tuple[list[Subgroup], list[str
             silent.append(f"{attribute} ({column}): unknown throughout")
             continue
         others = (table[label] == 1 - divided).to_numpy()
-        found += [Subgroup(attribute, value, (values == value).to_numpy() | others) for value in names.values() if (values == value).any()]
+        found += [
+            Subgroup(attribute, value, (values == value).to_numpy() | others)
+            for value in names.values()
+            if (values == value).any()
+        ]
     return found, silent
 
 

@@ -35,7 +35,12 @@ class Augmentation:
     holes: int = 0
     hole: float = 0.0  # side of a hole as a fraction of the width
     mirror: bool = False
-    crop_box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # y, x, height, width of what is cut out, as fractions
+    crop_box: tuple[float, float, float, float] = (
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+    )  # y, x, height, width of what is cut out, as fractions
 
     @classmethod
     def sample(cls, config: AugmentConfig, rng: np.random.Generator) -> Augmentation:
@@ -48,7 +53,9 @@ class Augmentation:
         mirror, area, place_y, place_x = rng.random(4)
         aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         share = config.area + (1 - config.area) * area
-        height, width = (1.0, 1.0) if config.area == 1 else (min(1, np.sqrt(share / aspect)), min(1, np.sqrt(share * aspect)))
+        height, width = (
+            (1.0, 1.0) if config.area == 1 else (min(1, np.sqrt(share / aspect)), min(1, np.sqrt(share * aspect)))
+        )
         return cls(
             flip=bool(flip < config.flip),
             angle=config.rotate * angle,
@@ -122,7 +129,9 @@ class Augmentation:
             return image
         rows, columns = image.shape
         top, left, height, width = self._crop_box_pixels(rows, columns)
-        return cv2.resize(image[top : top + height, left : left + width], (columns, rows), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(
+            image[top : top + height, left : left + width], (columns, rows), interpolation=cv2.INTER_LINEAR
+        )
 
     def _apply_geometry(self, image: np.ndarray) -> np.ndarray:
         """Rotate and scale about the middle of the chest wall, shift, and pull at an elastic web; one interpolation."""
@@ -139,9 +148,15 @@ class Augmentation:
         inverse = cv2.invertAffineTransform(matrix)
         columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
         knots = ELASTIC_KNOTS, max(ELASTIC_KNOTS, round(ELASTIC_KNOTS * height / width))
-        pulls = np.random.default_rng(self.seed + 1).uniform(-1, 1, (2, knots[1], knots[0])).astype(np.float32) * self.elastic * width
+        pulls = (
+            np.random.default_rng(self.seed + 1).uniform(-1, 1, (2, knots[1], knots[0])).astype(np.float32)
+            * self.elastic
+            * width
+        )
         x, y = (cv2.resize(pull, (width, height), interpolation=cv2.INTER_LINEAR) for pull in pulls)
-        x = cv2.GaussianBlur(x, (0, 0), width / (2 * ELASTIC_KNOTS)) * columns / width  # the chest wall stays where it is: no air comes in there
+        x = (
+            cv2.GaussianBlur(x, (0, 0), width / (2 * ELASTIC_KNOTS)) * columns / width
+        )  # the chest wall stays where it is: no air comes in there
         y = cv2.GaussianBlur(y, (0, 0), width / (2 * ELASTIC_KNOTS))
         from_x = inverse[0, 0] * columns + inverse[0, 1] * rows + inverse[0, 2] + x
         from_y = inverse[1, 0] * columns + inverse[1, 1] * rows + inverse[1, 2] + y
@@ -150,7 +165,9 @@ class Augmentation:
     def _blur_tissue(self, image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
         """Gaussian blur that takes no grey from the air: both image and mask are blurred, and divided."""
         weight = cv2.GaussianBlur(tissue.astype(np.float32), (0, 0), self.blur)
-        return np.where(tissue, cv2.GaussianBlur(image, (0, 0), self.blur) / np.maximum(weight, 1e-6), 0).astype(np.float32)
+        return np.where(tissue, cv2.GaussianBlur(image, (0, 0), self.blur) / np.maximum(weight, 1e-6), 0).astype(
+            np.float32
+        )
 
     def _cut_out(self, image: np.ndarray, tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Square holes in the tissue, filled with its mean (DeVries and Taylor 2017, arXiv 1708.04552): 0 would be air."""

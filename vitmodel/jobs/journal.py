@@ -38,12 +38,18 @@ def lock_folder(folder: Path, results: str = JOURNAL) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context((folder / LOCK_FILE).open("w"))
         except OSError as error:
-            raise VitmodelError(f"cannot write to {folder}: {error.strerror}; free the disk or choose another folder") from error
+            raise VitmodelError(
+                f"cannot write to {folder}: {error.strerror}; free the disk or choose another folder"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(f"{folder} is being written by another run; wait for it or choose another folder") from None
-        os.register_at_fork(after_in_child=lock.close)  # or a loader process that outlives a killed run would hold its folder
+            raise UsageError(
+                f"{folder} is being written by another run; wait for it or choose another folder"
+            ) from None
+        os.register_at_fork(
+            after_in_child=lock.close
+        )  # or a loader process that outlives a killed run would hold its folder
         stack.enter_context(cleanup)
         yield
 
@@ -65,7 +71,9 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
         self.before = set(folder.iterdir()) if folder.is_dir() else set()
         self.missing = [path for path in (folder, *folder.parents) if not path.exists()]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if isinstance(error, VitmodelError) and not self.has_results():
             self.remove()
 
@@ -114,7 +122,9 @@ class Journal:
                 with path.open("rb+") as file:
                     file.truncate(len(whole) + 1 if whole else 0)
         try:
-            self._file = path.open("ab", buffering=0)  # a full disk is then met here, and not again when the file is closed
+            self._file = path.open(
+                "ab", buffering=0
+            )  # a full disk is then met here, and not again when the file is closed
         except OSError as error:
             raise VitmodelError(f"cannot write {path}: {error.strerror}") from error
 
@@ -126,7 +136,9 @@ class Journal:
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
-            raise VitmodelError(f"cannot write {self.path}: {error.strerror}; free some space and run the same command again") from error
+            raise VitmodelError(
+                f"cannot write {self.path}: {error.strerror}; free some space and run the same command again"
+            ) from error
 
     def close(self) -> None:
         """Close the file; its entries stay."""

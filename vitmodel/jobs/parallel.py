@@ -53,7 +53,12 @@ def parallel_map(
         if backend == "dask":
             stack.enter_context(_cluster(jobs, scheduler))
             tasks = (joblib.delayed(function)(item) for item in items)
-            options: dict[str, Any] = {"return_as": "generator", "pre_dispatch": "2*n_jobs", "batch_size": 1, "timeout": CLUSTER_TIMEOUT}
+            options: dict[str, Any] = {
+                "return_as": "generator",
+                "pre_dispatch": "2*n_jobs",
+                "batch_size": 1,
+                "timeout": CLUSTER_TIMEOUT,
+            }
             results = joblib.Parallel(n_jobs=jobs, **options)(tasks)
         else:
             if backend == "processes":
@@ -89,7 +94,9 @@ def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
         if not scheduler:
             # distributed would leave OMP_NUM_THREADS=1 in this process's environment, and what it starts later would compute otherwise
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
-            scheduler = stack.enter_context(LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)).scheduler_address
+            scheduler = stack.enter_context(
+                LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+            ).scheduler_address
         try:
             stack.enter_context(Client(scheduler, timeout=10))
         except OSError as error:
@@ -97,7 +104,9 @@ def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
         stack.enter_context(joblib.parallel_config(backend="dask"))
         try:
             yield
-        except multiprocessing.TimeoutError as error:  # dask has given up on the item, which joblib's dask backend does not tell
+        except (
+            multiprocessing.TimeoutError
+        ) as error:  # dask has given up on the item, which joblib's dask backend does not tell
             remedy = "run the same command again or, if that ends alike, with --backend processes, which refuses the file that does it"
             raise VitmodelError(
                 f"the cluster gave no result for {CLUSTER_TIMEOUT:g} s: its workers are gone, or died of one file; {remedy}"

@@ -79,20 +79,26 @@ class _Worker:
         try:
             self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise VitmodelError("a worker process cannot start; a script that is run needs `if __name__ == '__main__':`") from None
+            raise VitmodelError(
+                "a worker process cannot start; a script that is run needs `if __name__ == '__main__':`"
+            ) from None
 
     def call(self, item: Any, time_limit: float) -> Any:
         """The result for one item. Raises what the function raises, and WorkerLostError."""
         try:
             self.pipe.send(item)
-            if not any(self.pipe.poll(1) for _ in range(math.ceil(time_limit))):  # by the second: a run that was stopped for an hour
+            if not any(
+                self.pipe.poll(1) for _ in range(math.ceil(time_limit))
+            ):  # by the second: a run that was stopped for an hour
                 self.end()  # must not take its workers, which were stopped as well, for hung
                 raise WorkerLostError(f"it took more than {time_limit:g} s and was ended")
             error, result = self.pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
             code = self.process.exitcode or 0
-            raise WorkerLostError(f"its process died of {signal.Signals(-code).name if code < 0 else f'exit {code}'}") from None
+            raise WorkerLostError(
+                f"its process died of {signal.Signals(-code).name if code < 0 else f'exit {code}'}"
+            ) from None
         if error is not None:
             raise error
         return result

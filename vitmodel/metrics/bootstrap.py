@@ -26,7 +26,7 @@ class Interval:
         low: Lower limit.
         high: Upper limit.
 
-    Example:
+    Examples:
         >>> print(vitmodel.Interval(0.8, 0.75, 0.85))
         0.800 (0.750 to 0.850)
     """
@@ -43,7 +43,11 @@ class Interval:
 
 
 def resample(
-    rows: ArrayLike | sparse.sparray, statistic: Callable[[FloatArray], ArrayLike], patients: ArrayLike, replicates: int, seed: int
+    rows: ArrayLike | sparse.sparray,
+    statistic: Callable[[FloatArray], ArrayLike],
+    patients: ArrayLike,
+    replicates: int,
+    seed: int,
 ) -> FloatArray:
     """`statistic` of patients drawn with replacement, R K for R replicates and K numbers.
 

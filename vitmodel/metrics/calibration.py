@@ -18,7 +18,12 @@ MIN_SLOPE = 1e-3
 
 
 def logistic_regression(
-    design: FloatArray, hits: FloatArray, weights: FloatArray, offset: FloatArray | float = 0.0, start: FloatArray | None = None, tolerance: float = 1e-10
+    design: FloatArray,
+    hits: FloatArray,
+    weights: FloatArray,
+    offset: FloatArray | float = 0.0,
+    start: FloatArray | None = None,
+    tolerance: float = 1e-10,
 ) -> FloatArray:
     """The coefficients (K) that maximise the likelihood of targets (N, in [0, 1]) under sigmoid(coefficients @ design + offset).
 
@@ -34,7 +39,9 @@ def logistic_regression(
     for _ in range(100):
         expected = weights * expit(design.T @ coefficients + offset)  # N B
         gradient = hits - design @ expected
-        overshot = np.abs((gradient * step).sum(axis=0)) > slope  # the likelihood is concave: half of that step does better
+        overshot = (
+            np.abs((gradient * step).sum(axis=0)) > slope
+        )  # the likelihood is concave: half of that step does better
         variance = expected - expected**2 / np.where(weights > 0, weights, 1)
         hessian = np.einsum("in,jn,nb->bij", design, design, variance, optimize=True)
         newton = np.einsum("bij,jb->ib", np.linalg.pinv(hessian, hermitian=True), gradient)
@@ -60,7 +67,9 @@ class Calibration(ABC):
         known, values = np.asarray(labels, dtype=np.float64), np.asarray(logits, dtype=np.float64)
         known, values = known[~np.isnan(known)], values[~np.isnan(known)]
         if not np.isfinite(values).all():
-            raise UsageError(f"logits: {np.count_nonzero(~np.isfinite(values))} are NaN or infinite; calibrate on scored images only")
+            raise UsageError(
+                f"logits: {np.count_nonzero(~np.isfinite(values))} are NaN or infinite; calibrate on scored images only"
+            )
         if set(np.unique(known)) != {0.0, 1.0}:
             raise UsageError("labels: calibration needs labels of both classes, 0 and 1, and no other")
         return cls._fit(known, values)
@@ -115,7 +124,10 @@ class Platt(Calibration):
         design = np.stack([logits, ones])
         slope, intercept = logistic_regression(design, design @ targets, ones)
         if slope < MIN_SLOPE:
-            slope, intercept = MIN_SLOPE, logistic_regression(ones[None], ones[None] @ targets, ones, offset=MIN_SLOPE * logits)[0]
+            slope, intercept = (
+                MIN_SLOPE,
+                logistic_regression(ones[None], ones[None] @ targets, ones, offset=MIN_SLOPE * logits)[0],
+            )
         return cls(prevalence=float(labels.mean()), slope=float(slope), intercept=float(intercept))
 
     def apply(self, logits: ArrayLike) -> FloatArray:
@@ -158,7 +170,9 @@ def fit(method: str, labels: ArrayLike, logits: ArrayLike) -> Calibration:
 
 def from_dict(values: dict[str, Any]) -> Calibration:
     """What `Calibration.to_dict` gave, also after a way through JSON. Raises UsageError."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "method"}
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "method"
+    }
     try:
         return _named(str(values.get("method")))(**fields)
     except TypeError as error:

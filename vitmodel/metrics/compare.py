@@ -27,7 +27,13 @@ class Comparison:
     """DeLong's two-sided test of no difference of the AUROCs."""
 
 
-def compare(first: ScoredUnits, second: ScoredUnits, thresholds: tuple[ArrayLike, ArrayLike], replicates: int = 2000, seed: int = 0) -> Comparison:
+def compare(
+    first: ScoredUnits,
+    second: ScoredUnits,
+    thresholds: tuple[ArrayLike, ArrayLike],
+    replicates: int = 2000,
+    seed: int = 0,
+) -> Comparison:
     """Two models' scores of the same units in the same order, each judged at its own threshold (one, or N). Raises UsageError."""
     _refuse_other_units([first, second])
     values, replicated = [], []
@@ -38,10 +44,15 @@ def compare(first: ScoredUnits, second: ScoredUnits, thresholds: tuple[ArrayLike
             return list(ranking.metric_values(sums).values())
 
         values.append(ranking.metric_values())
-        replicated.append(resample(ranking.rows, statistic, ranking.patients, replicates, seed))  # the seed draws the same patients
+        replicated.append(
+            resample(ranking.rows, statistic, ranking.patients, replicates, seed)
+        )  # the seed draws the same patients
     low, high = percentile_limits(replicated[1] - replicated[0])
     names = list(values[0])
-    differences = {name: Interval(float(values[1][name] - values[0][name]), float(low[k]), float(high[k])) for k, name in enumerate(names)}
+    differences = {
+        name: Interval(float(values[1][name] - values[0][name]), float(low[k]), float(high[k]))
+        for k, name in enumerate(names)
+    }
     return Comparison(differences, *delong_test(first, second))
 
 
@@ -71,7 +82,9 @@ def delong(samples: Sequence[ScoredUnits]) -> tuple[FloatArray, FloatArray]:
     counts = owners @ np.stack([positive, ~positive], axis=1).astype(np.float64)  # P 2
     holders = (counts > 0).sum(axis=0)  # patients with a positive, with a negative
     if holders.min() < 2:
-        raise UsageError(f"labels: {holders[0]} patients with a positive and {holders[1]} with a negative; DeLong's test needs two of each")
+        raise UsageError(
+            f"labels: {holders[0]} patients with a positive and {holders[1]} with a negative; DeLong's test needs two of each"
+        )
     ones, zeros = counts.sum(axis=0)
     scores = np.stack([sample.scores for sample in samples])  # M N
     # The fraction of the other class that each unit is ranked rightly against; ties count half.
@@ -84,7 +97,10 @@ def delong(samples: Sequence[ScoredUnits]) -> tuple[FloatArray, FloatArray]:
     sick = owners @ (np.where(positive, placed, 0)).T - counts[:, :1] * areas
     well = owners @ (np.where(positive, 0, placed)).T - counts[:, 1:] * areas
     both = len(counts) / (len(counts) - 1) * sick.T @ well / (ones * zeros)
-    within = holders[0] / (holders[0] - 1) * sick.T @ sick / ones**2 + holders[1] / (holders[1] - 1) * well.T @ well / zeros**2
+    within = (
+        holders[0] / (holders[0] - 1) * sick.T @ sick / ones**2
+        + holders[1] / (holders[1] - 1) * well.T @ well / zeros**2
+    )
     return areas, within + both + both.T
 
 

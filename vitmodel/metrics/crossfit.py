@@ -25,13 +25,17 @@ def patient_folds(sample: ScoredUnits, folds: int = FOLDS, seed: int = 0) -> NDA
     sick = group_indicator(patient) @ (sample.labels == 1) > 0
     folds = int(min(folds, sick.sum(), (~sick).sum()))
     if folds < 2:
-        raise UsageError(f"labels: {sick.sum()} patients with a positive and {(~sick).sum()} without; cross-fitting needs two of each")
+        raise UsageError(
+            f"labels: {sick.sum()} patients with a positive and {(~sick).sum()} without; cross-fitting needs two of each"
+        )
     dealt = np.empty(len(ids), dtype=np.intp)
     dealt[np.lexsort((np.random.default_rng(seed).permutation(len(ids)), sick))] = np.arange(len(ids)) % folds
     return dealt[patient]
 
 
-def _cross_fit(sample: ScoredUnits, seed: int, fit: Callable[[FloatArray, FloatArray], Callable[[FloatArray], FloatArray]]) -> FloatArray:
+def _cross_fit(
+    sample: ScoredUnits, seed: int, fit: Callable[[FloatArray, FloatArray], Callable[[FloatArray], FloatArray]]
+) -> FloatArray:
     """For the scores of each fold what `fit` makes of them when fitted to labels and scores of all other folds (N).
 
     A row with an unknown label takes part like the others of its patient, but nothing is fitted to it.

@@ -33,7 +33,9 @@ class Band:
 
         def read(sums: FloatArray) -> FloatArray:  # F B -> len(x) B
             curves = [ranking.curve(replicate) for replicate in sums.T]
-            return np.stack([at_x(c) if c.positives and c.negatives else np.full(len(x), np.nan) for c in curves], axis=1)
+            return np.stack(
+                [at_x(c) if c.positives and c.negatives else np.full(len(x), np.nan) for c in curves], axis=1
+            )
 
         return cls(x, *percentile_limits(resample(ranking.rows, read, ranking.patients, BAND_REPLICATES, seed=0)))
 
@@ -88,7 +90,9 @@ class Reliability:
     def from_units(cls, sample: ScoredUnits) -> Self:
         order = np.argsort(sample.scores, kind="stable")
         bins = np.array_split(order, min(10, max(1, len(order) // 10)))
-        score, observed = (np.array([values[rows].mean() for rows in bins]) for values in (sample.scores, sample.labels))
+        score, observed = (
+            np.array([values[rows].mean() for rows in bins]) for values in (sample.scores, sample.labels)
+        )
         low, high = np.array([_wilson(sample.labels[rows]) for rows in bins]).T
         return cls(np.array([len(rows) for rows in bins]), score, observed, low, high)
 
@@ -139,7 +143,12 @@ class Curves:
 
     @classmethod
     def from_units(cls, sample: ScoredUnits) -> Self:
-        return cls(Roc.from_units(sample), PrecisionRecall.from_units(sample), Reliability.from_units(sample), DecisionCurve.from_units(sample))
+        return cls(
+            Roc.from_units(sample),
+            PrecisionRecall.from_units(sample),
+            Reliability.from_units(sample),
+            DecisionCurve.from_units(sample),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +162,10 @@ class CurveData:
     def from_units(cls, sample: ScoredUnits, threshold: float) -> Self:
         """Of a sample's rows with a known label."""
         known = sample.labelled()
-        return cls(Histogram.from_units(known, threshold), Curves.from_units(known) if len(np.unique(known.labels)) == 2 else None)
+        return cls(
+            Histogram.from_units(known, threshold),
+            Curves.from_units(known) if len(np.unique(known.labels)) == 2 else None,
+        )
 
 
 def _thin(x: FloatArray, y: FloatArray) -> NDArray[np.intp]:

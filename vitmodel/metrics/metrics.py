@@ -136,7 +136,9 @@ class RankedUnits:
             slope, _, intercept = self._calibration(named, curve, near)
             values = _ranking(curve) | _decisions(**_counts(named))
             values |= {
-                "pf1": np.where(named["positives"] > 0, 2 * named["hits"] / (named["scores"] + named["positives"]), np.nan),
+                "pf1": np.where(
+                    named["positives"] > 0, 2 * named["hits"] / (named["scores"] + named["positives"]), np.nan
+                ),
                 "brier": named["squares"] / named["total"],
                 "log_loss": named["losses"] / named["total"],
                 "ece": np.abs(gaps).sum(axis=0) / named["total"],
@@ -245,7 +247,9 @@ class Metrics:
         return asdict(self)
 
 
-def compute_metrics(sample: ScoredUnits, threshold: ArrayLike, replicates: int = 2000, seed: int = 0, prevalence: float | None = None) -> Metrics:
+def compute_metrics(
+    sample: ScoredUnits, threshold: ArrayLike, replicates: int = 2000, seed: int = 0, prevalence: float | None = None
+) -> Metrics:
     """Every metric of a sample at one threshold, or at one for each row, with 95 % percentile intervals over patients drawn with
     replacement.
 
@@ -256,7 +260,9 @@ def compute_metrics(sample: ScoredUnits, threshold: ArrayLike, replicates: int =
     """
     known = np.isfinite(sample.labels)
     if not known.any():
-        raise UsageError(f"column 'label': unknown (NaN) in all {len(sample.labels)} rows, so there is nothing to measure against")
+        raise UsageError(
+            f"column 'label': unknown (NaN) in all {len(sample.labels)} rows, so there is nothing to measure against"
+        )
     thresholds = np.broadcast_to(np.asarray(threshold, dtype=np.float64), known.shape)[known]
     ranking = RankedUnits(sample.labelled(), thresholds)
     rows: sparse.csr_array = ranking.rows
@@ -269,7 +275,9 @@ def compute_metrics(sample: ScoredUnits, threshold: ArrayLike, replicates: int =
     if patients > 1:
         replicated = resample(rows, lambda sums: list(statistic(sums).values()), ranking.patients, replicates, seed)
         low, high = percentile_limits(replicated)
-        low, high = (np.where(low < high, limit, np.nan) for limit in (low, high))  # no sample of patients gives certainty
+        low, high = (
+            np.where(low < high, limit, np.nan) for limit in (low, high)
+        )  # no sample of patients gives certainty
     limits = zip(values.items(), low, high, strict=True)
     labels = ranking.labels
     return Metrics(
@@ -284,7 +292,9 @@ def compute_metrics(sample: ScoredUnits, threshold: ArrayLike, replicates: int =
     )
 
 
-def _reweighted(ranking: RankedUnits, prevalence: float) -> tuple[sparse.csr_array, Callable[[FloatArray], dict[str, FloatArray]]]:
+def _reweighted(
+    ranking: RankedUnits, prevalence: float
+) -> tuple[sparse.csr_array, Callable[[FloatArray], dict[str, FloatArray]]]:
     """The sums over positives and, below them, over negatives (2F N), and the metrics of both mixed to a prevalence."""
     rows = sparse.vstack([ranking.rows * ranking.labels, ranking.rows * (1 - ranking.labels)], format="csr")
     total = ranking.names.index("total")
@@ -292,7 +302,9 @@ def _reweighted(ranking: RankedUnits, prevalence: float) -> tuple[sparse.csr_arr
     def values(sums: FloatArray) -> dict[str, FloatArray]:
         positives, negatives = np.split(sums, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return ranking.metric_values(positives / positives[total] * prevalence + negatives / negatives[total] * (1 - prevalence))
+            return ranking.metric_values(
+                positives / positives[total] * prevalence + negatives / negatives[total] * (1 - prevalence)
+            )
 
     return rows, values
 

@@ -76,7 +76,9 @@ class ScoredUnits:
         for name, dtype in (("labels", np.float64), ("scores", np.float64), ("patients", None)):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
         if not len(self.labels) == len(self.scores) == len(self.patients):
-            raise UsageError(f"labels, scores and patients differ in length: {len(self.labels)}, {len(self.scores)}, {len(self.patients)}")
+            raise UsageError(
+                f"labels, scores and patients differ in length: {len(self.labels)}, {len(self.scores)}, {len(self.patients)}"
+            )
         check_rows(np.isnan(self.scores), "score", "is NaN: leave refused images out and count them")
         check_rows((self.scores < 0) | (self.scores > 1), "score", "lies outside [0, 1]")
         check_rows(~np.isin(self.labels, (0, 1)) & ~np.isnan(self.labels), "label", "is neither 0, 1 nor unknown (NaN)")
@@ -92,8 +94,12 @@ class ScoredUnits:
         patients, (_, owner) = self.patients[order], np.unique(self.patients[order], return_inverse=True)
         strangers = np.minimum.reduceat(owner, starts) != np.maximum.reduceat(owner, starts)
         if strangers.any():
-            raise UsageError(f"groups: {np.count_nonzero(strangers)} hold rows of more than one patient, so ids are not unique")
-        return ScoredUnits(np.fmax.reduceat(self.labels[order], starts), aggregate(self.scores, groups, how)[1], patients[starts])
+            raise UsageError(
+                f"groups: {np.count_nonzero(strangers)} hold rows of more than one patient, so ids are not unique"
+            )
+        return ScoredUnits(
+            np.fmax.reduceat(self.labels[order], starts), aggregate(self.scores, groups, how)[1], patients[starts]
+        )
 
 
 def check_rows(bad: NDArray[np.bool_], column: str, problem: str) -> None:

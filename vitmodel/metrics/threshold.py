@@ -16,7 +16,8 @@ from vitmodel.metrics.scored_units import FloatArray, ScoredUnits
 OBJECTIVES: dict[str, Callable[[Curve, float], FloatArray]] = {
     "f1": lambda c, _: 2 * c.tp / (c.tp + c.fp + c.positives),
     "macro_f1": lambda c, _: (
-        c.tp / (c.tp + c.fp + c.positives) + (c.negatives - c.fp) / (c.negatives - c.fp + c.negatives + c.positives - c.tp)
+        c.tp / (c.tp + c.fp + c.positives)
+        + (c.negatives - c.fp) / (c.negatives - c.fp + c.negatives + c.positives - c.tp)
     ),
     "youden": lambda c, _: c.tp / c.positives - c.fp / c.negatives,
     "sensitivity": lambda c, wanted: np.where(c.tp >= c.positives * wanted - 1e-9, -c.fp, -np.inf),
@@ -25,7 +26,11 @@ OBJECTIVES: dict[str, Callable[[Curve, float], FloatArray]] = {
 
 def describe_objective(objective: str, sensitivity: float) -> str:
     """What `choose_threshold` looks for, in words."""
-    names = {"f1": "largest F1", "pf1": "largest expected F1 (pF1 of decisions)", "sensitivity": f"sensitivity {100 * sensitivity:.0f} %"}
+    names = {
+        "f1": "largest F1",
+        "pf1": "largest expected F1 (pF1 of decisions)",
+        "sensitivity": f"sensitivity {100 * sensitivity:.0f} %",
+    }
     return names.get(objective, f"largest {objective}")
 
 

@@ -15,10 +15,14 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """Rows and columns of patches in an image of `size` (height, width). Raises UsageError where the patches do not fill it exactly."""
     height, width = size
     if min(height, width) < patch:
-        raise UsageError(f"image_size: {height}x{width} is smaller than a patch of {patch}x{patch} pixels; take larger images")
+        raise UsageError(
+            f"image_size: {height}x{width} is smaller than a patch of {patch}x{patch} pixels; take larger images"
+        )
     if height % patch or width % patch:
         fitting = f"{round(height / patch) * patch}x{round(width / patch) * patch}"
-        raise UsageError(f"image_size: {height}x{width} is no multiple of the patch, {patch} pixels; resize or pad to, say, {fitting}")
+        raise UsageError(
+            f"image_size: {height}x{width} is no multiple of the patch, {patch} pixels; resize or pad to, say, {fitting}"
+        )
     return height // patch, width // patch
 
 
@@ -29,7 +33,7 @@ class ViTConfig:
     Raises:
         UsageError: A field has an impossible value.
 
-    Example:
+    Examples:
         >>> vitmodel.ViTConfig(image_size=(64, 32), dim=192, depth=12, heads=3).grid
         (4, 2)
     """
@@ -72,7 +76,11 @@ class ViTConfig:
         require(self.pool in ("cls", "mean", "attention"), "pool", f"is cls, mean or attention, not {self.pool!r}")
         require(self.stem in ("linear", "conv"), "stem", f"is linear or conv, not {self.stem!r}")
         powers_of_two = self.patch > 1 and self.patch.bit_count() == 1 and 2 * self.dim % self.patch == 0
-        require(self.stem == "linear" or powers_of_two, "stem", "conv needs a patch that is a power of two and divides twice the dim")
+        require(
+            self.stem == "linear" or powers_of_two,
+            "stem",
+            "conv needs a patch that is a power of two and divides twice the dim",
+        )
         require(self.registers >= 0, "registers", "must not be negative")
         require(0 <= self.drop_path < 1, "drop_path", "must lie in [0, 1)")
         patch_grid(self.image_size, self.patch)

@@ -32,7 +32,11 @@ def cpu_capabilities() -> Mapping[str, Any]:
 @functools.cache
 def mkl_is_slow() -> bool:
     """Whether this is a processor by AMD with AVX-512, on which MKL's products of 32 bits take twice the time of oneDNN's."""
-    return "AMD" in cpu_capabilities().get("cpu_name", "") and cpu_capabilities().get("avx512_f", False) and torch.backends.mkldnn.is_available()
+    return (
+        "AMD" in cpu_capabilities().get("cpu_name", "")
+        and cpu_capabilities().get("avx512_f", False)
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def linear(x: Tensor, *layers: nn.Linear) -> Tensor:

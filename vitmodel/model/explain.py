@@ -56,7 +56,9 @@ class ExplanationMethod:
         return self.function(model, image)
 
 
-def explanation(unit: str, scale: tuple[float, float]) -> Callable[[Callable[[Network, PackedBatch], Tensor]], ExplanationMethod]:
+def explanation(
+    unit: str, scale: tuple[float, float]
+) -> Callable[[Callable[[Network, PackedBatch], Tensor]], ExplanationMethod]:
     """Decorate a function as an explanation method; `vitmodel.config.choices.EXPLANATIONS` names it."""
     return lambda function: ExplanationMethod(function, unit, scale)
 
@@ -125,7 +127,9 @@ def rollout(model: Network, image: PackedBatch) -> Tensor:
         recorder = AttentionRecorder(model.make_layout(image))
         for number, tokens in reversed(list(enumerate(inputs))):
             _run_block(model, number, tokens, recorder)
-            relevance = (relevance + torch.einsum("bt,bats->bs", relevance, recorder.weights) / recorder.weights.shape[1]) / 2
+            relevance = (
+                relevance + torch.einsum("bt,bats->bs", relevance, recorder.weights) / recorder.weights.shape[1]
+            ) / 2
     return _relative_to_mean(model, image, relevance)
 
 
@@ -181,7 +185,10 @@ def integrated_gradients(model: Network, image: PackedBatch) -> Tensor:
     (pixels,) = image.images
     with torch.enable_grad():
         found = captum.IntegratedGradients(logit_function(model, image)).attribute(
-            pixels[None], baselines=smooth_tissue(pixels, image.patch)[None], n_steps=INTEGRATION_STEPS, internal_batch_size=IMAGES_PER_PASS
+            pixels[None],
+            baselines=smooth_tissue(pixels, image.patch)[None],
+            n_steps=INTEGRATION_STEPS,
+            internal_batch_size=IMAGES_PER_PASS,
         )
     return _per_patch(image, found.detach()) * pixels.shape[0] * image.patch**2
 
@@ -229,7 +236,11 @@ def logit_function(model: Network, image: PackedBatch) -> Callable[[Tensor], Ten
 
     def of(pixels: Tensor) -> Tensor:
         alike = dataclasses.replace(
-            image, names=image.names * len(pixels), images=tuple(pixels), patch_indices=image.patch_indices * len(pixels), metadata=image.metadata * len(pixels)
+            image,
+            names=image.names * len(pixels),
+            images=tuple(pixels),
+            patch_indices=image.patch_indices * len(pixels),
+            metadata=image.metadata * len(pixels),
         )
         return model.trunk.head(packed_attention.features(model.trunk, alike, model.make_layout(alike)))[:, 0]
 

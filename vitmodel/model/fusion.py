@@ -40,7 +40,9 @@ class SourceAdapter(nn.Module):
     def forward(self, tokens: Tensor, lengths: list[int], values: list[int]) -> Tensor:
         """What is added to the tokens of images of `values`, one after another with `lengths` tokens: T D -> T D."""
         normal = F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps).split(lengths)
-        each = [(x * self.gamma[v] + self.beta[v]) @ self.down[v] @ self.up[v] for x, v in zip(normal, values, strict=True)]
+        each = [
+            (x * self.gamma[v] + self.beta[v]) @ self.down[v] @ self.up[v] for x, v in zip(normal, values, strict=True)
+        ]
         return torch.cat(each)
 
 
@@ -53,31 +55,41 @@ class SourceAdapters(nn.Module):
         chosen = range((vit.depth - 1) % config.every, vit.depth, config.every)
         self.blocks = nn.ModuleDict(
             {
-                str(block): nn.ModuleList(SourceAdapter(len(column), vit.dim, config.rank, vit.eps) for column in config.columns)
+                str(block): nn.ModuleList(
+                    SourceAdapter(len(column), vit.dim, config.rank, vit.eps) for column in config.columns
+                )
                 for block in chosen
             }
         )
 
     def value_indices(self, metadata: Sequence[ImageMetadata]) -> list[list[int]]:
         """The images' values of each source: C lists of I. What is not known of an image is 0."""
-        return [list(each) for each in zip(*(known.sources or (0,) * len(self.tokens) for known in metadata), strict=True)]
+        return [
+            list(each) for each in zip(*(known.sources or (0,) * len(self.tokens) for known in metadata), strict=True)
+        ]
 
     def class_token_offset(self, values: list[list[int]]) -> Tensor:
         """What is added to the class token of each image: I D."""
         return torch.stack([token[each] for token, each in zip(self.tokens, values, strict=True)]).sum(dim=0)
 
-    def block_input_offset(self, number: int, tokens: Tensor, lengths: list[int], values: list[list[int]]) -> Tensor | None:
+    def block_input_offset(
+        self, number: int, tokens: Tensor, lengths: list[int], values: list[list[int]]
+    ) -> Tensor | None:
         """What is added to the tokens (T D) before block `number`, summed over the sources; None = nothing."""
         if str(number) not in self.blocks:
             return None
         adapters: Any = self.blocks[str(number)]
-        return torch.stack([adapter(tokens, lengths, each) for adapter, each in zip(adapters, values, strict=True)]).sum(dim=0)
+        return torch.stack(
+            [adapter(tokens, lengths, each) for adapter, each in zip(adapters, values, strict=True)]
+        ).sum(dim=0)
 
 
 class SourceAdaptedLayout(PackedLayout):
     """Images in one row of tokens, which pass through the parts of their own sources."""
 
-    def __init__(self, sources: SourceAdapters, metadata: Sequence[ImageMetadata], lengths: list[int], device: torch.device) -> None:
+    def __init__(
+        self, sources: SourceAdapters, metadata: Sequence[ImageMetadata], lengths: list[int], device: torch.device
+    ) -> None:
         super().__init__(lengths, device)
         self.sources = sources
         self.values = sources.value_indices(metadata)
@@ -99,11 +111,15 @@ class IntegratorLayout(PackedLayout):
 
     def __init__(self, lengths: list[int], weights: Tensor) -> None:
         super().__init__([1 + length for length in lengths], weights.device)
-        self.key_log_weights = [F.pad(each.log(), (1, 0), value=-torch.inf) for each in weights.split(lengths)]  # of keys, 1 + P_g each
+        self.key_log_weights = [
+            F.pad(each.log(), (1, 0), value=-torch.inf) for each in weights.split(lengths)
+        ]  # of keys, 1 + P_g each
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         read, self.query_attention = [], []
-        each = zip(*(x.split(self.lengths, dim=2) for x in (q / q.shape[-1] ** 0.5, k, v)), self.key_log_weights, strict=True)
+        each = zip(
+            *(x.split(self.lengths, dim=2) for x in (q / q.shape[-1] ** 0.5, k, v)), self.key_log_weights, strict=True
+        )
         for queries, keys, values, share in each:
             weights = (queries @ keys.transpose(-2, -1) + share).softmax(dim=-1)  # 1 A 1+P_g 1+P_g
             self.query_attention.append(weights[0, :, 0, 1:].mean(dim=0))
@@ -135,7 +151,9 @@ class Integrator(nn.Module):
         if min(lengths) < 1:
             raise UsageError(f"whole {lengths.index(0) + 1} of {len(lengths)} has no part that can be read")
         layout = IntegratorLayout(lengths, parts.new_ones(len(parts)) if weights is None else weights)
-        tokens = torch.cat([part for whole in parts.split(lengths) for part in (self.query.to(parts.dtype), whole)])[None]  # 1 G+P D
+        tokens = torch.cat([part for whole in parts.split(lengths) for part in (self.query.to(parts.dtype), whole)])[
+            None
+        ]  # 1 G+P D
         for block in self.blocks:
             tokens = block(tokens, layout)
         return self.norm(tokens[0, layout.cu_seqlens[:-1]]), layout.query_attention
@@ -169,8 +187,12 @@ class ExamFusion(nn.Module):
         """Features and logits of images, in any order -> logits of breasts, in order of first appearance: I D, I -> G."""
         weights = view_weights(metadata, features.device)
         parts, places = self.integrator_inputs(features, metadata)
-        whole = self.integrator(parts, [len(each) for each in places], weights[[place for each in places for place in each]])  # G D
-        means = torch.stack([(logits[each] * weights[each]).sum() / weights[each].sum() for each in group_by_breast(metadata)])
+        whole = self.integrator(
+            parts, [len(each) for each in places], weights[[place for each in places for place in each]]
+        )  # G D
+        means = torch.stack(
+            [(logits[each] * weights[each]).sum() / weights[each].sum() for each in group_by_breast(metadata)]
+        )
         return means + self.head(whole).squeeze(-1).to(means.dtype)
 
     def integrator_inputs(self, features: Tensor, metadata: Sequence[ImageMetadata]) -> tuple[Tensor, list[list[int]]]:
@@ -192,14 +214,18 @@ def group_by_breast(metadata: Sequence[ImageMetadata]) -> list[list[int]]:
     found = group_indices(known.breast for known in metadata)
     for breast in found:
         if len({metadata[place].exam for place in breast}) > 1:
-            raise UsageError(f"images {', '.join(str(place + 1) for place in breast)} are of one breast, but not of one exam")
+            raise UsageError(
+                f"images {', '.join(str(place + 1) for place in breast)} are of one breast, but not of one exam"
+            )
     return found
 
 
 def view_weights(metadata: Sequence[ImageMetadata], device: torch.device) -> Tensor:
     """What each image counts beside others of its breast: I, 1 / the number of images that show the breast in the same view."""
     alike = Counter((known.breast, known.view) for known in metadata)
-    return torch.tensor([1 / alike[known.breast, known.view] if known.breast >= 0 else 1.0 for known in metadata], device=device)
+    return torch.tensor(
+        [1 / alike[known.breast, known.view] if known.breast >= 0 else 1.0 for known in metadata], device=device
+    )
 
 
 def noisy_or_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -207,5 +233,7 @@ def noisy_or_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 
     log(1 - p) = -softplus(logit) adds up to -s; the logit of 1 - exp(-s) is s + log(1 - exp(-s)).
     """
-    s = torch.stack([F.softplus(logits[list(each)].float()).sum() for each in groups]).clamp(min=torch.finfo(torch.float32).tiny)
+    s = torch.stack([F.softplus(logits[list(each)].float()).sum() for each in groups]).clamp(
+        min=torch.finfo(torch.float32).tiny
+    )
     return s + torch.log(-torch.expm1(-s))

@@ -53,7 +53,9 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = encoder
         width = max(64, config.dim // 2 // 64 * 64)
         small = replace(config, dim=width, heads=width // 32, depth=depth, stem="linear", layer_scale=None)
-        self.norm = nn.LayerNorm(config.dim, config.eps)  # of its own: what norm the encoder ends with depends on its pool
+        self.norm = nn.LayerNorm(
+            config.dim, config.eps
+        )  # of its own: what norm the encoder ends with depends on its pool
         self.narrow = nn.Linear(config.dim, width)
         self.mark = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty(1, *config.grid, width))
@@ -80,13 +82,23 @@ class MaskedAutoencoder(nn.Module):
             tokens = block(tokens, layout)
         tokens = self.narrow(self.norm(tokens))[0]  # T D'
         sequences, marks = [], []
-        for shown, grid, kept, hidden in zip(tokens.split(lengths), pack.grids, visible.visible.patch_indices, visible.hidden, strict=True):
+        for shown, grid, kept, hidden in zip(
+            tokens.split(lengths), pack.grids, visible.visible.patch_indices, visible.hidden, strict=True
+        ):
             positions = resize_positions(self.positions, grid).flatten(1, 2)[0].to(shown.dtype)
-            sequences += [shown[:prefix], shown[prefix:] + positions[kept], self.mark.to(shown.dtype) + positions[hidden]]
+            sequences += [
+                shown[:prefix],
+                shown[prefix:] + positions[kept],
+                self.mark.to(shown.dtype) + positions[hidden],
+            ]
             marks += [torch.zeros(len(shown), dtype=torch.bool), torch.ones(len(hidden), dtype=torch.bool)]
         x = torch.cat(sequences)[None]
         layout = PackedLayout(
-            [prefix + len(kept) + len(hidden) for kept, hidden in zip(visible.visible.patch_indices, visible.hidden, strict=True)], x.device
+            [
+                prefix + len(kept) + len(hidden)
+                for kept, hidden in zip(visible.visible.patch_indices, visible.hidden, strict=True)
+            ],
+            x.device,
         )
         for block in self.blocks:
             x = block(x, layout)
@@ -96,7 +108,12 @@ class MaskedAutoencoder(nn.Module):
         """Mean squared error over each image's hidden patches, their pixels standardised patch by patch (the paper's best target): B."""
         visible = mask_patches(pack, self.ratio)
         painted = self.reconstruct(pack, visible).float()
-        targets = torch.cat([standardised_targets(image, hidden, pack.patch) for image, hidden in zip(pack.images, visible.hidden, strict=True)])
+        targets = torch.cat(
+            [
+                standardised_targets(image, hidden, pack.patch)
+                for image, hidden in zip(pack.images, visible.hidden, strict=True)
+            ]
+        )
         errors = F.mse_loss(painted, targets, reduction="none").mean(dim=1)
         return torch.stack([each.mean() for each in errors.split([len(hidden) for hidden in visible.hidden])])
 

@@ -45,11 +45,19 @@ class Network(nn.Module):
     def make_layout(self, pack: PackedBatch) -> PackedLayout:
         """How the pack's images go through the trunk: each through the parts of its own sources."""
         lengths, device = pack.sequence_lengths(self.config.vit.num_prefix_tokens), pack.images[0].device
-        return PackedLayout(lengths, device) if self.sources is None else SourceAdaptedLayout(self.sources, pack.metadata, lengths, device)
+        return (
+            PackedLayout(lengths, device)
+            if self.sources is None
+            else SourceAdaptedLayout(self.sources, pack.metadata, lengths, device)
+        )
 
     def features(self, pack: PackedBatch) -> Tensor:
         """What the heads read of each image, as if it were alone: I D."""
-        return self.encode_segments(pack).features if self.segments else packed_attention.features(self.trunk, pack, self.make_layout(pack))
+        return (
+            self.encode_segments(pack).features
+            if self.segments
+            else packed_attention.features(self.trunk, pack, self.make_layout(pack))
+        )
 
     def encode_segments(self, pack: PackedBatch, lesions: Sequence[Tensor] = ()) -> SegmentsOutput:
         """What is seen of images in segments; while it trains, `lesions` (K 4 for each image, pixels) are among what is looked at."""
@@ -58,7 +66,10 @@ class Network(nn.Module):
 
     def encode(self, pack: PackedBatch) -> tuple[Tensor, Tensor, list[Tensor]]:
         """What the trunk makes of each part, the first logit that its head reads off that, and each part's encoded patches: I D, I, N D."""
-        tokens, prefix = packed_attention.encode(self.trunk, pack, self.make_layout(pack)), self.config.vit.num_prefix_tokens
+        tokens, prefix = (
+            packed_attention.encode(self.trunk, pack, self.make_layout(pack)),
+            self.config.vit.num_prefix_tokens,
+        )
         summaries = torch.cat([self.trunk.pool(part) for part in tokens])
         return summaries, self.trunk.head(summaries)[:, 0], [part[0, prefix:] for part in tokens]
 

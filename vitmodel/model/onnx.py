@@ -88,7 +88,9 @@ class EncoderGraph(nn.Module):
             inputs["sources"] = torch.zeros(len(self.sources.tokens), dtype=torch.long)
         return inputs, {name: {1: Dim("length", min=2)} if name == "tokens" else {} for name in inputs}
 
-    def forward(self, tokens: Tensor, sources: Tensor | None = None) -> Tensor:  # 1 T D, and C numbers of values -> 1 T D
+    def forward(
+        self, tokens: Tensor, sources: Tensor | None = None
+    ) -> Tensor:  # 1 T D, and C numbers of values -> 1 T D
         if self.sources is None or sources is None:
             return self.trunk.encode(tokens, DENSE_LAYOUT)
         return self.trunk.encode(tokens, SingleImageSourceLayout(self.sources, list(sources.split(1))))
@@ -123,7 +125,9 @@ def export_onnx(graph: ViTGraph | EncoderGraph, path: Path, weights: str) -> Non
 
 def quantize(graph: ViTGraph | EncoderGraph, path: Path, inputs: Iterable[GraphInputs], weights: str) -> None:
     """As `export_onnx`, but with 8-bit matrices; the ranges of activations are those that `inputs` cause."""
-    onnx, quantization, shapes = _import_extras("onnx", "onnxruntime.quantization", "onnxruntime.quantization.shape_inference")
+    onnx, quantization, shapes = _import_extras(
+        "onnx", "onnxruntime.quantization", "onnxruntime.quantization.shape_inference"
+    )
 
     with atomic_path(path) as temporary, tempfile.TemporaryDirectory() as scratch:
         exported, ready = Path(scratch) / "exported.onnx", Path(scratch) / "ready.onnx"
@@ -132,9 +136,15 @@ def quantize(graph: ViTGraph | EncoderGraph, path: Path, inputs: Iterable[GraphI
             shapes.quant_pre_process(exported, ready, skip_symbolic_shape=True)
             nodes = onnx.load(ready).graph
             constant = {tensor.name for tensor in nodes.initializer}
-            matrices = [node.name for node in nodes.node if node.op_type in ("MatMul", "Gemm") and constant.intersection(node.input)]
+            matrices = [
+                node.name
+                for node in nodes.node
+                if node.op_type in ("MatMul", "Gemm") and constant.intersection(node.input)
+            ]
             each = len(matrices) // graph.count
-            spared = [name for number, name in enumerate(matrices) if number % each < each / 4 or number % each == each - 1]
+            spared = [
+                name for number, name in enumerate(matrices) if number % each < each / 4 or number % each == each - 1
+            ]
             quantization.quantize_static(
                 ready, temporary, CalibrationDataReader(inputs), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
                 nodes_to_exclude=spared,
@@ -195,7 +205,9 @@ def load_onnx(path: Path, runtime: str, weights: str) -> Callable[[PackedBatch],
 def load_encoder(path: Path, runtime: str, weights: str) -> Callable[[Tensor, PackedLayout], Tensor]:
     """The blocks of a file of `EncoderGraph`, in place of `ViT.encode`: a row of tokens and its layout -> 1 T D. Raises as `_load` does."""
     run = _load(path, runtime, weights)
-    return lambda tokens, layout: torch.from_numpy(np.concatenate([run(inputs) for inputs in token_inputs(tokens, layout)], axis=1))
+    return lambda tokens, layout: torch.from_numpy(
+        np.concatenate([run(inputs) for inputs in token_inputs(tokens, layout)], axis=1)
+    )
 
 
 def _load(path: Path, runtime: str, weights: str) -> Callable[[GraphInputs], np.ndarray]:

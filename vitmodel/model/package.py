@@ -29,7 +29,9 @@ TENSORS_FILE, CONFIG_FILE, CARD_FILE = PACKAGE_FILES = ("model.safetensors", "co
 ONNX_SUFFIX = ".onnx"  # ends the names of graphs, which are made of a package later on and gone when it is replaced
 
 
-def save_package(folder: Path | str, models: Network | Sequence[Network], config: dict[str, Any], model_card: str) -> None:
+def save_package(
+    folder: Path | str, models: Network | Sequence[Network], config: dict[str, Any], model_card: str
+) -> None:
     """Write a package of a model, or of an ensemble, with the caller's `config` and model card, in place of one in `folder`.
 
     Raises UsageError where `folder` holds anything but a package, VitmodelError where it cannot be written; what was there then stays.
@@ -38,7 +40,9 @@ def save_package(folder: Path | str, models: Network | Sequence[Network], config
     models = [models] if isinstance(models, Network) else models
     if reserved := {"format_version", "architecture", "members"} & config.keys():
         raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself")
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != ONNX_SUFFIX} <= set(PACKAGE_FILES)):
+    if folder.exists() and not (
+        folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != ONNX_SUFFIX} <= set(PACKAGE_FILES)
+    ):
         raise UsageError(f"{folder}: exists and is no model package; name another folder")
     ensemble = {"members": len(models)} if len(models) > 1 else {}
     document = {"format_version": FORMAT_VERSION, "architecture": models[0].config.to_dict(), **ensemble, **config}
@@ -49,7 +53,9 @@ def save_package(folder: Path | str, models: Network | Sequence[Network], config
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as scratch:
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
+        ) as scratch:
             fresh = Path(scratch) / "package"
             fresh.mkdir()
             with atomic_path(fresh / TENSORS_FILE) as temporary:
@@ -105,11 +111,15 @@ def load_models(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
         document = json.loads((folder / CONFIG_FILE).read_text())
         version, architecture = document.pop("format_version"), document.pop("architecture")
     except (ValueError, AttributeError, KeyError) as error:
-        raise VitmodelError(f"{folder / CONFIG_FILE}: broken ({error!r}); copy the package again or train anew") from error
+        raise VitmodelError(
+            f"{folder / CONFIG_FILE}: broken ({error!r}); copy the package again or train anew"
+        ) from error
     if version != FORMAT_VERSION:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         remedy = "a newer vitmodel wrote it, install that" if newer else "use the vitmodel that wrote it, or train anew"
-        raise VitmodelError(f"{folder / CONFIG_FILE}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}")
+        raise VitmodelError(
+            f"{folder / CONFIG_FILE}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}"
+        )
     try:
         config = NetworkConfig.from_dict(architecture)
         tensors = load_file(folder / TENSORS_FILE)
@@ -126,5 +136,7 @@ def load_models(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
         raise VitmodelError(f"{folder / CONFIG_FILE}: {error}; use the vitmodel that wrote it") from error
     except (SafetensorError, RuntimeError) as error:
         first_lines = " ".join(str(error).split("\n\t")[:2])  # torch lists every tensor
-        raise VitmodelError(f"{folder / TENSORS_FILE}: broken or not of this {CONFIG_FILE} ({first_lines}); copy the package again") from error
+        raise VitmodelError(
+            f"{folder / TENSORS_FILE}: broken or not of this {CONFIG_FILE} ({first_lines}); copy the package again"
+        ) from error
     return models, document

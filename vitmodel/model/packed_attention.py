@@ -52,10 +52,17 @@ class PackedLayout(SequenceLayout):
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         self.lengths = lengths
         self.lengths_tensor = torch.tensor(lengths, device=device)
-        self.cu_seqlens = F.pad(self.lengths_tensor.cumsum(0), (1, 0)).int()  # where each image begins, and the last one's end
+        self.cu_seqlens = F.pad(
+            self.lengths_tensor.cumsum(0), (1, 0)
+        ).int()  # where each image begins, and the last one's end
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.is_cuda and q.element_size() == 2 and torch.cuda.get_device_capability(q.device) >= (8, 0) and (flash := varlen_attention()):
+        if (
+            q.is_cuda
+            and q.element_size() == 2
+            and torch.cuda.get_device_capability(q.device) >= (8, 0)
+            and (flash := varlen_attention())
+        ):
             flat = (x[0].transpose(0, 1) for x in (q, k, v))  # T A D/A
             longest = max(self.lengths)
             return flash(*flat, self.cu_seqlens, self.cu_seqlens, longest, longest).transpose(0, 1)[None]
@@ -64,7 +71,9 @@ class PackedLayout(SequenceLayout):
 
     def sample_per_image(self, x: Tensor) -> Tensor:
         one_per_image = torch.rand(len(self.lengths), device=x.device)
-        return one_per_image.repeat_interleave(self.lengths_tensor, output_size=sum(self.lengths))[None, :, None]  # 1 T 1
+        return one_per_image.repeat_interleave(self.lengths_tensor, output_size=sum(self.lengths))[
+            None, :, None
+        ]  # 1 T 1
 
 
 @functools.cache
@@ -101,7 +110,9 @@ def embed_conv_stem(stem: ConvStem, image: Tensor, kept: Tensor, patch: int) -> 
             bottom, left, right = min(top + BAND_ROWS, h), int(here.min()), int(here.max()) + 1
             above, before = min(top, 1), min(left, 1)
             part = image[:, (top - above) * patch : bottom * patch, (left - before) * patch : right * patch]
-            tokens = stem(part[None])[0].unflatten(0, (bottom - top + above, right - left + before))  # h w D of the band
+            tokens = stem(part[None])[0].unflatten(
+                0, (bottom - top + above, right - left + before)
+            )  # h w D of the band
             grid[top:bottom, left:right] = tokens[above:, before:]
     return grid.flatten(0, 1)[kept]
 
@@ -110,10 +121,18 @@ def embed(model: ViT, pack: PackedBatch) -> Tensor:
     """Kept patches to tokens with positions, each image behind its prefix: 1 T D."""
     stem = model.patch_embed
     if isinstance(stem, LinearStem):
-        patches = [patchify(image[None], pack.patch)[0, kept] for image, kept in zip(pack.images, pack.patch_indices, strict=True)]
+        patches = [
+            patchify(image[None], pack.patch)[0, kept]
+            for image, kept in zip(pack.images, pack.patch_indices, strict=True)
+        ]
         tokens = stem.project(torch.cat(patches))  # N D, N patches of all images
     else:
-        tokens = torch.cat([embed_conv_stem(stem, image, kept, pack.patch) for image, kept in zip(pack.images, pack.patch_indices, strict=True)])
+        tokens = torch.cat(
+            [
+                embed_conv_stem(stem, image, kept, pack.patch)
+                for image, kept in zip(pack.images, pack.patch_indices, strict=True)
+            ]
+        )
     grids = pack.grids
     positions = {grid: model.positions(grid)[0] for grid in set(grids)}
     tokens = tokens + torch.cat([positions[grid][kept] for grid, kept in zip(grids, pack.patch_indices, strict=True)])

@@ -95,7 +95,10 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same pack in another memory."""
-        images, kept = (tuple(tensor.to(device, non_blocking=True) for tensor in tensors) for tensors in (self.images, self.patch_indices))
+        images, kept = (
+            tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+            for tensors in (self.images, self.patch_indices)
+        )
         return replace(self, images=images, patch_indices=kept)
 
     def scatter_to_grid(self, values: Iterable[Tensor]) -> list[Tensor]:
@@ -108,7 +111,13 @@ class PackedBatch:
         return placed
 
 
-def pack_images(images: Sequence[Tensor], patch: int, names: Sequence[str] | None = None, air: bool = False, metadata: Sequence[ImageMetadata] = ()) -> PackedBatch:
+def pack_images(
+    images: Sequence[Tensor],
+    patch: int,
+    names: Sequence[str] | None = None,
+    air: bool = False,
+    metadata: Sequence[ImageMetadata] = (),
+) -> PackedBatch:
     """Pack images (C H W each, 0 = air), padded with air to whole patches; patches of air alone are left out unless `air`.
 
     Raises UsageError, with the image's name, for one that is smaller than a patch, shows air alone, or has NaN or infinite pixels.
@@ -139,7 +148,12 @@ def concat_packs(packs: Sequence[PackedBatch]) -> PackedBatch:
 
 def concat_separate_packs(packs: Sequence[PackedBatch]) -> PackedBatch:
     """Several packs as one; breasts and exams of different packs stay apart, whatever their numbers."""
-    return concat_packs([replace(each, metadata=tuple(known.with_unique_ids(place, len(packs)) for known in each.metadata)) for place, each in enumerate(packs)])
+    return concat_packs(
+        [
+            replace(each, metadata=tuple(known.with_unique_ids(place, len(packs)) for known in each.metadata))
+            for place, each in enumerate(packs)
+        ]
+    )
 
 
 def split_by_token_budget(pack: PackedBatch, tokens: int, prefix: int) -> Iterator[PackedBatch]:

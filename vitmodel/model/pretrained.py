@@ -32,7 +32,9 @@ def described(weights: PretrainedWeights) -> dict[str, Any]:
     tensors = weights.tensors
     outline = BackboneShape.from_tensors(tensors)
     if outline is None:
-        raise UsageError(f"{weights.path}: holds no Vision Transformer; take a ViT of timm, Hugging Face, Google or vitmodel")
+        raise UsageError(
+            f"{weights.path}: holds no Vision Transformer; take a ViT of timm, Hugging Face, Google or vitmodel"
+        )
     preset = next((preset for preset in PRESETS.values() if preset.dim == outline.dim), None)
     values = {} if preset is None else asdict(preset)
     values |= {"dim": outline.dim, "depth": outline.depth, "mlp_ratio": outline.hidden / outline.dim}
@@ -70,4 +72,6 @@ def _grid(weights: PretrainedWeights, registers: int) -> tuple[int, int]:
         side = math.isqrt(max(0, length - prefix))
         if side * side == length - prefix:
             return side, side
-    raise UsageError(f"{weights.path}: pos_embed {tuple(positions.shape)} is no square grid; take weights of a square image size")
+    raise UsageError(
+        f"{weights.path}: pos_embed {tuple(positions.shape)} is no square grid; take weights of a square image size"
+    )

@@ -29,10 +29,19 @@ from vitmodel.model.packed_batch import PackedBatch
 PartEncoder = Callable[[PackedBatch], tuple[Tensor, Tensor, list[Tensor]]]
 """What encodes a pack of I parts: the summary of each, I D, the logit that a head reads off it, I, and its encoded patches, N D each."""
 
-WAVELENGTHS_MM = (400.0, 200.0, 100.0, 50.0, 25.0, 12.5)  # the longest exceeds a breast, the shortest tells neighbouring segments apart
+WAVELENGTHS_MM = (
+    400.0,
+    200.0,
+    100.0,
+    50.0,
+    25.0,
+    12.5,
+)  # the longest exceeds a breast, the shortest tells neighbouring segments apart
 INTEGRATOR_DEPTH = 2  # blocks of the transformer that integrates the parts
 MAX_WEIGHT_LOGIT = 10.0  # logit beyond which a part weighs no more
-SELECTION_LOSS_WEIGHT = 0.1  # weight of what the view's scores are taught; with 0.5 the trunk stayed on its plateau (dev/LOG.md)
+SELECTION_LOSS_WEIGHT = (
+    0.1  # weight of what the view's scores are taught; with 0.5 the trunk stayed on its plateau (dev/LOG.md)
+)
 NOMINAL_HEIGHT_MM = 200.0  # height of a crop whose pixel spacing is unknown: positions are then fractions of it
 
 
@@ -44,7 +53,11 @@ def check_segments(config: SegmentsConfig, patch: int, prefix: int) -> None:
         require(side % patch == 0, name, f"{side} is no multiple of the patch, {patch} pixels; take, say, {near}")
     most = prefix + (max(config.segments, config.segment_context) // patch) ** 2
     enough = config.segment_budget >= most
-    require(enough, "segment_budget", f"{config.segment_budget} tokens are too few for one part, which may have {most}; raise it")
+    require(
+        enough,
+        "segment_budget",
+        f"{config.segment_budget} tokens are too few for one part, which may have {most}; raise it",
+    )
 
 
 def window_starts(begin: int, end: int, size: int, overlap: int, limit: int) -> list[int]:
@@ -69,7 +82,11 @@ def place_segments(tissue: Tensor, size: int, overlap: int) -> Tensor:
         columns = band.any(dim=0).nonzero()
         if len(columns):
             lefts = window_starts(int(columns[0]), int(columns[-1]) + 1, size, overlap, w)
-            found += [(top, left, min(top + size, h), min(left + size, w)) for left in lefts if band[:, left : left + size].any()]
+            found += [
+                (top, left, min(top + size, h), min(left + size, w))
+                for left in lefts
+                if band[:, left : left + size].any()
+            ]
     return torch.tensor(found)
 
 
@@ -100,8 +117,15 @@ class SegmentedImage:
 
     def contains_lesion(self, boxes: Tensor) -> Tensor:
         """Whether each segment shows one of the boxes (K 4: x0 y0 x1 y1 in pixels): half of it, or is half full of it; S, 0 or 1."""
-        segments, boxes = self.boxes_in_patches[1:, None] * self.pack.patch, boxes[None, :, [1, 0, 3, 2]]  # top, left, bottom, right
-        shared = (torch.minimum(segments[..., 2:], boxes[..., 2:]) - torch.maximum(segments[..., :2], boxes[..., :2])).clamp(min=0).prod(-1)
+        segments, boxes = (
+            self.boxes_in_patches[1:, None] * self.pack.patch,
+            boxes[None, :, [1, 0, 3, 2]],
+        )  # top, left, bottom, right
+        shared = (
+            (torch.minimum(segments[..., 2:], boxes[..., 2:]) - torch.maximum(segments[..., :2], boxes[..., :2]))
+            .clamp(min=0)
+            .prod(-1)
+        )
         areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (segments, boxes)]
         return (shared >= torch.minimum(*areas) / 2).any(dim=1).float()
 
@@ -121,7 +145,9 @@ class SegmentedImage:
         """How much each part covers of each cell, where `cells` (rows, columns) divide the image evenly: P rows columns, in cells."""
 
         def along(axis: int) -> Tensor:
-            begin, end = (self.boxes_in_patches[:, side, None] * cells[axis] / self.grid[axis] for side in (axis, axis + 2))
+            begin, end = (
+                self.boxes_in_patches[:, side, None] * cells[axis] / self.grid[axis] for side in (axis, axis + 2)
+            )
             cell = torch.arange(cells[axis])
             return (torch.minimum(end, cell + 1) - torch.maximum(begin, cell)).clamp(0, 1)
 
@@ -149,7 +175,12 @@ def cut_segments(image: PackedBatch, config: SegmentsConfig) -> SegmentedImage:
     millimetres = image.metadata[0].mm_per_pixel
     mm_per_patch = patch * (NOMINAL_HEIGHT_MM / pixels.shape[-2] if math.isnan(millimetres) else millimetres)
     placed = torch.cat([torch.tensor([[0, 0, *grid]]), segments])
-    return SegmentedImage(packed_batch.concat_separate_packs([downscaled_overview(image, config.segment_context), parts]), placed, grid, mm_per_patch)
+    return SegmentedImage(
+        packed_batch.concat_separate_packs([downscaled_overview(image, config.segment_context), parts]),
+        placed,
+        grid,
+        mm_per_patch,
+    )
 
 
 def downscaled_overview(image: PackedBatch, side: int) -> PackedBatch:
@@ -199,21 +230,29 @@ class SegmentAggregator(nn.Module):
         self.config = replace(self.config, segment_budget=budget)
         check_segments(self.config, self.patch, self.prefix)
 
-    def encode_and_aggregate(self, trunk: PartEncoder, pack: PackedBatch, lesions: Sequence[Tensor] = ()) -> SegmentsOutput:
+    def encode_and_aggregate(
+        self, trunk: PartEncoder, pack: PackedBatch, lesions: Sequence[Tensor] = ()
+    ) -> SegmentsOutput:
         """Cut, choose, encode and integrate. While it trains, segments that show one of an image's `lesions` (K 4, pixels) are chosen."""
         every = [cut_segments(image, self.config) for image in pack]
-        whole, view_logits, patches = self.encode(trunk, packed_batch.concat_separate_packs([each.pack.select([0]) for each in every]))
+        whole, view_logits, patches = self.encode(
+            trunk, packed_batch.concat_separate_packs([each.pack.select([0]) for each in every])
+        )
         found = [self.score_segments(*each) for each in zip(every, patches, strict=True)]
         known = lesions or [torch.empty(0, 4)] * len(pack)
         chosen = [self.choose_segments(*each) for each in zip(every, found, known, strict=True)]
         parts = [each.select_segments(numbers) for each, numbers in zip(every, chosen, strict=True)]
         counts = [len(each) - 1 for each in parts]
-        segments, segment_logits, _ = self.encode(trunk, packed_batch.concat_separate_packs([each.pack.select(range(1, len(each))) for each in parts]))
+        segments, segment_logits, _ = self.encode(
+            trunk, packed_batch.concat_separate_packs([each.pack.select(range(1, len(each))) for each in parts])
+        )
         summaries, logits = (
             [torch.cat(pair) for pair in zip(of_wholes.split(1), of_segments.split(counts), strict=True)]
             for of_wholes, of_segments in ((whole, segments), (view_logits, segment_logits))
         )
-        placed = torch.cat([self.add_position_encoding(*each) for each in zip(summaries, parts, strict=True)])  # all P D
+        placed = torch.cat(
+            [self.add_position_encoding(*each) for each in zip(summaries, parts, strict=True)]
+        )  # all P D
         # detached: a segment's logit is taught what it shows, not how much its part of the image should weigh
         told = torch.cat(logits).detach().float().clamp(-MAX_WEIGHT_LOGIT, MAX_WEIGHT_LOGIT).exp()
         lengths = [1 + count for count in counts]
@@ -231,7 +270,10 @@ class SegmentAggregator(nn.Module):
             return summaries, logits, self.scorer(torch.cat(patches)).squeeze(-1)
 
         wanted = torch.is_grad_enabled()
-        done = [checkpoint(group, each, use_reentrant=False) if wanted else group(each) for each in self.token_budget_groups(parts)]
+        done = [
+            checkpoint(group, each, use_reentrant=False) if wanted else group(each)
+            for each in self.token_budget_groups(parts)
+        ]
         summaries, logits, scores = (torch.cat(each) for each in zip(*done, strict=True))
         return summaries, logits, list(scores.split(parts.sequence_lengths(0)))
 
@@ -279,8 +321,14 @@ def segment_losses(reading: SegmentsOutput, labels: Tensor, lesions: Sequence[Te
         own = logits[1:]
         shown = (parts.contains_lesion(boxes.cpu()) * float(label == 1)).to(own)
         certain = label == 0 or (label == 1 and bool(shown.any()))
-        weights = shown / (2 * shown.sum()).clamp(min=1) + (1 - shown) / (2 * (1 - shown).sum()).clamp(min=1)  # both kinds weigh alike
-        taught = F.binary_cross_entropy_with_logits(own.float(), shown, weights, reduction="sum") if certain else own.new_zeros(())
+        weights = shown / (2 * shown.sum()).clamp(min=1) + (1 - shown) / (2 * (1 - shown).sum()).clamp(
+            min=1
+        )  # both kinds weigh alike
+        taught = (
+            F.binary_cross_entropy_with_logits(own.float(), shown, weights, reduction="sum")
+            if certain
+            else own.new_zeros(())
+        )
         wanted = shown if shown.any() else attention[1:].to(own)
         wanted = wanted / wanted.sum().clamp(min=1e-6)
         found.append(taught - SELECTION_LOSS_WEIGHT * (wanted * scores.float().log_softmax(dim=0)).sum())

@@ -206,7 +206,9 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, patches: Tensor) -> Tensor:
-        q = self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(patches.shape[0], -1, -1, -1)  # B A 1 D/A
+        q = (
+            self.q(self.latent).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(patches.shape[0], -1, -1, -1)
+        )  # B A 1 D/A
         k, v = self.kv(patches).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # B A N D/A
         x = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # B 1 D
         return (x + self.mlp(self.norm(x))).squeeze(1)  # B D
@@ -232,7 +234,7 @@ class ViT(nn.Module):
     Args:
         config: Sizes and parts. Images of another size than `config.image_size` are taken, too; positions are then resized.
 
-    Example:
+    Examples:
         >>> import torch
         >>> vit = vitmodel.ViT(vitmodel.ViTConfig(image_size=(64, 32), dim=64, depth=2, heads=2))
         >>> vit(torch.zeros(3, 1, 64, 32)).shape
@@ -275,7 +277,7 @@ class ViT(nn.Module):
             UsageError: The file holds no such network, or an override does not fit it.
             VitmodelError: The file cannot be read.
 
-        Example:
+        Examples:
             >>> import torch
             >>> vit = vitmodel.ViT.from_pretrained("run/package", image_size=(64, 32))
             >>> vit(torch.zeros(1, 1, 64, 32)).shape
@@ -303,7 +305,9 @@ class ViT(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Images to tokens with positions: B C H W -> B T D. Raises UsageError for a wrong shape."""
         if images.ndim != 4 or images.shape[1] != self.config.channels:
-            raise UsageError(f"images must have shape B x {self.config.channels} x H x W, not {'x'.join(map(str, images.shape))}")
+            raise UsageError(
+                f"images must have shape B x {self.config.channels} x H x W, not {'x'.join(map(str, images.shape))}"
+            )
         grid = patch_grid((images.shape[-2], images.shape[-1]), self.config.patch)
         patches = self.patch_embed(images) + self.positions(grid)  # B N D
         return torch.cat([self.prefix_tokens().expand(patches.shape[0], -1, -1), patches], dim=1)  # B T D

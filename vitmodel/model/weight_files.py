@@ -101,7 +101,9 @@ def _unwrap(payload: Any) -> dict[str, Tensor]:
 def to_timm(raw: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """`raw` under timm's names, and the names of tensors that lie outside the ViT. A file that holds no ViT keeps its names."""
     if any("MultiHeadDotProductAttention" in name for name in raw):
-        return _merge_qkv({_rename(name, GOOGLE_RENAMES): _from_google(name, tensor) for name, tensor in raw.items()}), []
+        return _merge_qkv(
+            {_rename(name, GOOGLE_RENAMES): _from_google(name, tensor) for name, tensor in raw.items()}
+        ), []
     prefix = next((match[1] for name in raw if (match := PATCH_EMBED_KEY.fullmatch(name))), "")
     tensors, outside = {}, []
     for name, tensor in raw.items():

@@ -79,8 +79,14 @@ class WeightReport:
         return [fate.tensor for fate in self.actions if fate.action == action]
 
     def __str__(self) -> str:
-        groups = Counter(fate._replace(tensor=re.sub(r"^(blocks|sources|exam|segments)\..*", r"\1", fate.tensor)) for fate in self.actions)
-        rows = [(fate.action, fate.tensor + (f" ({count} tensors)" if count > 1 else ""), fate.note) for fate, count in groups.items()]
+        groups = Counter(
+            fate._replace(tensor=re.sub(r"^(blocks|sources|exam|segments)\..*", r"\1", fate.tensor))
+            for fate in self.actions
+        )
+        rows = [
+            (fate.action, fate.tensor + (f" ({count} tensors)" if count > 1 else ""), fate.note)
+            for fate, count in groups.items()
+        ]
         width = max(len(tensor) for _, tensor, _ in rows)
         lines = [f"  {action:8} {tensor:{width}}  {note}".rstrip() for action, tensor, note in rows]
         return "\n".join([f"weights from {self.path}", *lines])
@@ -97,7 +103,9 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
     config = _read_sibling_json(path, "config.json")
     if "members" in config:
-        raise UsageError(f"{path.parent}: holds {config['members']} models, of folds; take one, such as RUN/fold_0/checkpoints/last.ckpt")
+        raise UsageError(
+            f"{path.parent}: holds {config['members']} models, of folds; take one, such as RUN/fold_0/checkpoints/last.ckpt"
+        )
     if config.get("hidden_act", "gelu") != "gelu":
         raise UsageError(f"{path}: its MLPs use {config['hidden_act']} (config.json), ours GELU; take other weights")
     tensors, outside = to_timm(read_tensors(path))
@@ -115,7 +123,9 @@ def _read_sibling_json(path: Path, name: str) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(config.read_text())
     except ValueError as error:
-        raise VitmodelError(f"{config}: broken ({error}); fetch it again, or remove it and state the normalisation") from error
+        raise VitmodelError(
+            f"{config}: broken ({error}); fetch it again, or remove it and state the normalisation"
+        ) from error
     return values
 
 
@@ -128,7 +138,9 @@ def _normalisation(path: Path, tensors: StateDict, config: dict[str, Any]) -> tu
     ):
         if len(values.get(mean) or ()) == len(values.get(std) or ()) == 3:
             return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
-    called = f"{path.parent.name if path.name in FOLDER_FILES else ''} {path.name} {config.get('model_type', '')}".lower()
+    called = (
+        f"{path.parent.name if path.name in FOLDER_FILES else ''} {path.name} {config.get('model_type', '')}".lower()
+    )
     if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", called):
         return IMAGENET_NORMALISATION, "assumed, as for DINO, MAE and DeiT"
     return HALF_NORMALISATION, "assumed, as for Google's and augreg"
@@ -152,7 +164,12 @@ class BackboneShape(NamedTuple):
     def from_tensors(cls, tensors: StateDict) -> BackboneShape | None:
         """What a file offers; None where it holds no ViT."""
         depth = sum(name.startswith("blocks.") and name.endswith(".attn.qkv.weight") for name in tensors)
-        if depth == 0 or not {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "blocks.0.mlp.fc1.weight"} <= set(tensors):
+        if depth == 0 or not {
+            "patch_embed.proj.weight",
+            "patch_embed.proj.bias",
+            "pos_embed",
+            "blocks.0.mlp.fc1.weight",
+        } <= set(tensors):
             return None
         hidden, dim = tensors["blocks.0.mlp.fc1.weight"].shape
         return cls(dim, depth, hidden, tensors["patch_embed.proj.weight"].shape[-1])
@@ -164,7 +181,11 @@ class BackboneShape(NamedTuple):
     def __str__(self) -> str:
 
         def distance(preset: ViTConfig) -> tuple[float, int, bool]:
-            return abs(math.log(preset.dim / self.dim)), abs(preset.depth - self.depth), self.patch not in (1, preset.patch)
+            return (
+                abs(math.log(preset.dim / self.dim)),
+                abs(preset.depth - self.depth),
+                self.patch not in (1, preset.patch),
+            )
 
         name, preset = min(PRESETS.items(), key=lambda item: distance(item[1]))
         nearness = "nearest preset " if any(distance(preset)) else ""
@@ -180,9 +201,13 @@ UNSUPPORTED_PARTS = {
     r"relative_position": "relative positions (BEiT)",
     r"rope": "rotary positions (DINOv3, EVA)",
 }
-DROPPABLE = re.compile(r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token|sources|exam|segments)(\..*)?")
+DROPPABLE = re.compile(
+    r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token|sources|exam|segments)(\..*)?"
+)
 MAY_BE_INITIALISED = re.compile(r"(head|attn_pool)\..*|reg_token|cls_token")
-INITIALISED_NOTES = dict.fromkeys(("cls_token", "reg_token"), "the file has none; others attend to it, so the features are not quite the file's")
+INITIALISED_NOTES = dict.fromkeys(
+    ("cls_token", "reg_token"), "the file has none; others attend to it, so the features are not quite the file's"
+)
 
 
 def fit_weights(model: ViT, weights: PretrainedWeights) -> WeightReport:
@@ -194,19 +219,33 @@ def fit_weights(model: ViT, weights: PretrainedWeights) -> WeightReport:
     _check_compatible(model, weights)
     state = {name: tensor.float() for name, tensor in weights.tensors.items()}
     actions = [WeightAction("dropped", name, "no part of the ViT") for name in weights.unused_names]
-    actions += _fit_positions(state, own, weights) + _fit_patches(state, own, weights) + _fit_norm_and_head(state, own, weights)
+    actions += (
+        _fit_positions(state, own, weights)
+        + _fit_patches(state, own, weights)
+        + _fit_norm_and_head(state, own, weights)
+    )
     for name in list(state):
         if name not in own and DROPPABLE.fullmatch(name):
             actions.append(WeightAction("dropped", f"{name} {tuple(state.pop(name).shape)}"))
         elif name not in own:
-            raise UsageError(f"{weights.path}: {_name_with_shape(name, state)} has no place in the model; {_advice(name, state)}")
+            raise UsageError(
+                f"{weights.path}: {_name_with_shape(name, state)} has no place in the model; {_advice(name, state)}"
+            )
         elif state[name].shape != own[name].shape:
-            raise UsageError(f"{weights.path}: {_name_with_shape(name, state)} does not fit {_name_with_shape(name, own)} here; {_advice(name, state)}")
+            raise UsageError(
+                f"{weights.path}: {_name_with_shape(name, state)} does not fit {_name_with_shape(name, own)} here; {_advice(name, state)}"
+            )
     if missing := [name for name in own if name not in state and not MAY_BE_INITIALISED.fullmatch(name)]:
-        raise UsageError(f"{weights.path}: lacks {', '.join(_name_with_shape(name, own) for name in missing[:3])}, which the model needs")
+        raise UsageError(
+            f"{weights.path}: lacks {', '.join(_name_with_shape(name, own) for name in missing[:3])}, which the model needs"
+        )
     model.load_state_dict(state, strict=False)
     told = {fate.tensor for fate in actions}
-    actions += [WeightAction("loaded", name) if name in state else WeightAction("fresh", name, INITIALISED_NOTES.get(name, "")) for name in own if name not in told]
+    actions += [
+        WeightAction("loaded", name) if name in state else WeightAction("fresh", name, INITIALISED_NOTES.get(name, ""))
+        for name in own
+        if name not in told
+    ]
     return WeightReport(weights.path, tuple(sorted(actions, key=lambda fate: ACTIONS.index(fate.action))))
 
 
@@ -215,14 +254,20 @@ def _check_compatible(model: ViT, weights: PretrainedWeights) -> None:
     path, tensors = weights.path, weights.tensors
     for pattern, part in UNSUPPORTED_PARTS.items():
         if found := next((name for name in tensors if re.search(pattern, name)), None):
-            raise UsageError(f"{path}: {_name_with_shape(found, tensors)} belongs to {part}, which our ViT lacks; take other weights")
+            raise UsageError(
+                f"{path}: {_name_with_shape(found, tensors)} belongs to {part}, which our ViT lacks; take other weights"
+            )
     wanted, offered = BackboneShape.from_config(model.config), BackboneShape.from_tensors(tensors)
     if offered is None:
         first = ", ".join(_name_with_shape(name, tensors) for name in list(tensors)[:3]) or "no tensor"
         raise UsageError(f"{path}: holds no Vision Transformer (it begins with {first}); the model is {wanted}")
     if not offered.is_compatible_with(wanted):
-        shapes = ", ".join(_name_with_shape(name, tensors) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"))
-        raise UsageError(f"{path}: {offered}, with {shapes}; the model is {wanted}: take the preset that matches the file")
+        shapes = ", ".join(
+            _name_with_shape(name, tensors) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+        )
+        raise UsageError(
+            f"{path}: {offered}, with {shapes}; the model is {wanted}: take the preset that matches the file"
+        )
     if weights.eps is not None and weights.eps != model.config.eps:
         raise UsageError(
             f"{path}: its layer norms add {weights.eps:g} to the variance, the model's {model.config.eps:g}; build it with that"
@@ -230,7 +275,9 @@ def _check_compatible(model: ViT, weights: PretrainedWeights) -> None:
     # no file tells its number of heads, and a wrong one would fit and compute something else
     heads = {preset.heads for preset in PRESETS.values() if preset.dim == model.config.dim} - {model.config.heads}
     if not weights.is_vitmodel and heads:
-        raise UsageError(f"{path}: published ViTs of dim {model.config.dim} have {heads.pop()} heads, not {model.config.heads}")
+        raise UsageError(
+            f"{path}: published ViTs of dim {model.config.dim} have {heads.pop()} heads, not {model.config.heads}"
+        )
 
 
 def _fit_positions(state: StateDict, own: StateDict, weights: PretrainedWeights) -> list[WeightAction]:
@@ -243,9 +290,13 @@ def _fit_positions(state: StateDict, own: StateDict, weights: PretrainedWeights)
             likely: tuple[int, ...] = (0,)
         else:
             likely = (0, 1, 1 + registers) if registers else (1, 0)  # files with registers seldom give them positions
-        prefix = next((count for count in likely if length > count and math.isqrt(length - count) ** 2 == length - count), None)
+        prefix = next(
+            (count for count in likely if length > count and math.isqrt(length - count) ** 2 == length - count), None
+        )
         if prefix is None:
-            raise UsageError(f"{weights.path}: {_name_with_shape('pos_embed', state)} is no square grid; take weights of a square image size")
+            raise UsageError(
+                f"{weights.path}: {_name_with_shape('pos_embed', state)} is no square grid; take weights of a square image size"
+            )
         if prefix:
             state["cls_token"] = state["cls_token"] + positions[:, :1]
         if prefix > 1:
@@ -253,7 +304,11 @@ def _fit_positions(state: StateDict, own: StateDict, weights: PretrainedWeights)
         positions = positions[:, prefix:].unflatten(1, (math.isqrt(length - prefix), -1))
     (h, w), (rows, columns) = positions.shape[1:3], own["pos_embed"].shape[1:3]
     state["pos_embed"] = resize_positions(positions, (rows, columns))
-    return [WeightAction("resized", "pos_embed", f"{h}x{w} -> {rows}x{columns} patches")] if (h, w) != (rows, columns) else []
+    return (
+        [WeightAction("resized", "pos_embed", f"{h}x{w} -> {rows}x{columns} patches")]
+        if (h, w) != (rows, columns)
+        else []
+    )
 
 
 def _fit_patches(state: StateDict, own: StateDict, weights: PretrainedWeights) -> list[WeightAction]:
@@ -286,10 +341,16 @@ def _fit_norm_and_head(state: StateDict, own: StateDict, weights: PretrainedWeig
     wanted, other = ("fc_norm", "norm") if "fc_norm.weight" in own else ("norm", "fc_norm")
     if f"{wanted}.weight" not in state and f"{other}.weight" in state:
         state |= {f"{wanted}.{part}": state.pop(f"{other}.{part}") for part in ("weight", "bias")}
-        actions += [WeightAction("loaded", f"{wanted}.{part}", f"named {other} in the file") for part in ("weight", "bias")]
+        actions += [
+            WeightAction("loaded", f"{wanted}.{part}", f"named {other} in the file") for part in ("weight", "bias")
+        ]
     same_classes = "head.weight" in state and state["head.weight"].shape == own["head.weight"].shape
     if not (same_classes and weights.head_is_usable) or any(name.startswith("pre_logits") for name in state):
-        actions += [WeightAction("dropped", f"{name} {tuple(state.pop(name).shape)}") for name in ("head.weight", "head.bias") if name in state]
+        actions += [
+            WeightAction("dropped", f"{name} {tuple(state.pop(name).shape)}")
+            for name in ("head.weight", "head.bias")
+            if name in state
+        ]
     for name in own:
         if name.endswith(".gamma") and name not in state:
             state[name] = torch.ones_like(own[name])

@@ -70,7 +70,9 @@ class PhantomView:
         """The same view with left and right exchanged."""
         width = self.image.shape[1]
         boxes = tuple((width - x1, y0, width - x0, y1) for x0, y0, x1, y1 in self.boxes)
-        return PhantomView(np.ascontiguousarray(self.image[:, ::-1]), np.ascontiguousarray(self.mask[:, ::-1]), boxes, self.spacing)
+        return PhantomView(
+            np.ascontiguousarray(self.image[:, ::-1]), np.ascontiguousarray(self.mask[:, ::-1]), boxes, self.spacing
+        )
 
 
 def pixel_spacing(size: Size) -> float:
@@ -98,7 +100,9 @@ class _Scene:
         self.spacing = pixel_spacing(size)
         shape = self._rng("shape")
         self.height_mm, self.width_mm = size.height * self.spacing, size.width * self.spacing
-        self.nipple_mm = self.height_mm * (0.5 if view == "CC" else 0.6) + self._rng(f"position {repeat}").uniform(-8, 8)
+        self.nipple_mm = self.height_mm * (0.5 if view == "CC" else 0.6) + self._rng(f"position {repeat}").uniform(
+            -8, 8
+        )
         self.above_mm = breast.depth_mm * shape.uniform(1.0, 1.15)
         self.below_mm = breast.depth_mm * (shape.uniform(1.0, 1.15) if view == "CC" else shape.uniform(0.8, 0.95))
         self.axilla_mm = breast.depth_mm * shape.uniform(0.5, 0.62)
@@ -137,7 +141,9 @@ class _Scene:
         return rows, columns, shape
 
     def _to_size(self, coarse: np.ndarray) -> np.ndarray:
-        return cv2.resize(coarse.astype(np.float32), (self.size.width, self.size.height), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(
+            coarse.astype(np.float32), (self.size.width, self.size.height), interpolation=cv2.INTER_LINEAR
+        )
 
     def tissue(self) -> np.ndarray:
         """Log attenuation of the breast without lesions, H W, with the thinning towards the skin mostly equalised away.
@@ -162,11 +168,17 @@ class _Scene:
         across = (rows - self.nipple_mm) / (0.5 * (self.above_mm + self.below_mm))
         disc = 1.1 - ((depth - 0.6) / 0.42) ** 2 - (across / 0.6) ** 2  # where gland is likely: behind the nipple
         fan = self._fan(rows, columns, rng)
-        clumps = 0.75 * power_law_noise(rng, shape, 3.2, (6, 60)) + 0.38 * fan + 0.14 * power_law_noise(rng, shape, 2.6, (1, 8))
+        clumps = (
+            0.75 * power_law_noise(rng, shape, 3.2, (6, 60))
+            + 0.38 * fan
+            + 0.14 * power_law_noise(rng, shape, 2.6, (1, 8))
+        )
         gland = 1 / (1 + np.exp(-2.2 * (np.maximum(disc, -3) + clumps - GLAND_THRESHOLD[self.breast.density])))
         gland *= np.clip((skin - 3) / 12, 0, 1)  # fat lies under the skin
         gland *= np.clip(0.75 + 0.12 * fan + 0.12 * power_law_noise(rng, shape, 2.8, (1, 12)), 0.25, 1.3)
-        web = np.exp(-((power_law_noise(rng, shape, 2.6, (3, 18)) / 0.16) ** 2))  # zero crossings of noise: a mesh of Cooper-like septa
+        web = np.exp(
+            -((power_law_noise(rng, shape, 2.6, (3, 18)) / 0.16) ** 2)
+        )  # zero crossings of noise: a mesh of Cooper-like septa
         web *= np.clip(0.65 + 0.4 * power_law_noise(rng, shape, 3, (8, 60)), 0, 1) * np.clip((skin - 1.5) / 6, 0, 1)
         gland += 0.2 * web * (1 - 0.6 * gland) + 0.035 * power_law_noise(rng, shape, 3, (2, 50))
         muscle = self._muscle(rows, columns, rng, shape)
@@ -181,7 +193,9 @@ class _Scene:
         x, y = (0.3 * radius / COARSE_MM).astype(np.float32), (80 * angle / COARSE_MM + 256).astype(np.float32)
         return cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
-    def _muscle(self, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    def _muscle(
+        self, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]
+    ) -> np.ndarray:
         """Share of pectoral muscle in the beam, coarse grid: the upper corner of an MLO, none in a CC."""
         if self.view == "CC":
             return np.zeros(shape)
@@ -240,7 +254,9 @@ class _Scene:
             x1, y1 = min(self.size.width, x + width), min(self.size.height, y + height)
             layer[y0:y1, x0:x1] += lesion.contrast * drawn[y0 - y : y1 - y, x0 - x : x1 - x]
             left, top = x + box[0], y + box[1]
-            boxes.append((max(0, left), max(0, top), min(self.size.width, left + box[2]), min(self.size.height, top + box[3])))
+            boxes.append(
+                (max(0, left), max(0, top), min(self.size.width, left + box[2]), min(self.size.height, top + box[3]))
+            )
         return layer, boxes
 
     def _centre(self, position: tuple[float, float, float]) -> tuple[float, float]:
@@ -257,13 +273,19 @@ class _Scene:
     def expose(self, attenuation: np.ndarray) -> np.ndarray:
         """Counting noise and the grey scale: H W in [0, 1]. With hundreds of photons in a pixel Poisson's law is the normal one."""
         photons = PHOTONS_PER_MM2 * self.spacing**2 * np.exp(-attenuation)
-        noise = self._rng(f"photons {self.repeat}").standard_normal(self.size, np.float32) / np.sqrt(np.maximum(photons, 1))
+        noise = self._rng(f"photons {self.repeat}").standard_normal(self.size, np.float32) / np.sqrt(
+            np.maximum(photons, 1)
+        )
         image = np.clip((attenuation + noise - BLACK) / (WHITE - BLACK), 0, 1)
         return np.where(self.mask, image, 0).astype(np.float32)
 
 
 def power_law_noise(
-    rng: np.random.Generator, shape: tuple[int, int], beta: float, band_mm: tuple[float, float], spacing: float = COARSE_MM
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    beta: float,
+    band_mm: tuple[float, float],
+    spacing: float = COARSE_MM,
 ) -> np.ndarray:
     """Noise with a power spectrum of 1 / f^beta between two wavelengths: float32 `shape`, mean 0, standard deviation 1."""
     spectrum = np.fft.rfft2(rng.standard_normal(shape, np.float32)) * _amplitude(shape, beta, band_mm, spacing)

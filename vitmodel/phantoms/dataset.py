@@ -33,7 +33,9 @@ def sample_phantom(seed: int, cancer: bool, difficulty: float, size: Size) -> Ph
     kinds = [BENIGN_KINDS[rng.integers(3)]]
     kinds.append(CANCER_KINDS[rng.integers(2)] if cancer else BENIGN_KINDS[rng.integers(3)])
     body = sample_breast(rng)
-    lesions = tuple(sample_lesion(kind, difficulty * rng.random(), derive_seed(seed, place)) for place, kind in enumerate(kinds))
+    lesions = tuple(
+        sample_lesion(kind, difficulty * rng.random(), derive_seed(seed, place)) for place, kind in enumerate(kinds)
+    )
     names: tuple[ViewName, ...] = ("CC", "MLO")
     view = render(replace(body, seed=seed, lesions=lesions), names[rng.integers(2)], size)
     return style_view(view, sample_style(rng), seed)
@@ -79,7 +81,9 @@ class PhantomDataset(Dataset[Example]):
 
     def __getitem__(self, draw: SampleRequest) -> Example:
         cv2.setNumThreads(1)
-        drawn_at = Size(round(self.size.height * 1.5), self.size.height)  # 240 x 160 mm, of which the breast fills some two thirds
+        drawn_at = Size(
+            round(self.size.height * 1.5), self.size.height
+        )  # 240 x 160 mm, of which the breast fills some two thirds
         view = sample_phantom(derive_seed(draw.seed, draw.row), bool(self.labels[draw.row]), self.difficulty, drawn_at)
         image = to_tensor(crop_phantom(view, self.size))[0].numpy()
         if self.augment is not None:

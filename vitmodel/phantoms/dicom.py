@@ -91,7 +91,9 @@ def encode_dicom(picture: np.ndarray, exposure: AcquisitionInfo, machine: Machin
 
 def _compress(stored: np.ndarray, transfer_syntax: UID, bits: int) -> bytes:
     if transfer_syntax == JPEG2000Lossless:
-        return bytes(imagecodecs.jpeg2k_encode(stored, level=0, reversible=True, codecformat="j2k", resolutions=6, numthreads=1))
+        return bytes(
+            imagecodecs.jpeg2k_encode(stored, level=0, reversible=True, codecformat="j2k", resolutions=6, numthreads=1)
+        )
     if transfer_syntax == JPEGLosslessSV1:
         return bytes(imagecodecs.jpeg8_encode(stored, lossless=True, predictor=1, bitspersample=bits))
     rows, columns = stored.shape
@@ -111,11 +113,19 @@ def _greys(file: Dataset, machine: Machine) -> None:
     file.PixelIntensityRelationship = "LOG"
     file.PixelPaddingValue = int(_stored(np.zeros((1, 1)), machine)[0, 0])
     if machine.site == 1:
-        file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = "MONOCHROME2", "IDENTITY", -1
+        file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = (
+            "MONOCHROME2",
+            "IDENTITY",
+            -1,
+        )
         file.WindowCenter, file.WindowWidth = "2048", "4096"
         return
     centre, width = SIGMOID_WINDOW
-    file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = "MONOCHROME1", "INVERSE", 1
+    file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = (
+        "MONOCHROME1",
+        "INVERSE",
+        1,
+    )
     file.VOILUTFunction = "SIGMOID"
     file.WindowCenter = [str(centre), str(centre + 0.2 * width), str(centre - 0.2 * width)]
     file.WindowWidth = [str(width)] * 3

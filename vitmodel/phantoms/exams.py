@@ -58,9 +58,14 @@ class ExamPhantom:
 
     def crops(self, size: Size) -> dict[tuple[str, ViewName], np.ndarray]:
         """The images as `vitmodel etl` would crop them, H W uint8 each: all with the chest wall at the left."""
-        drawn_at = Size(round(size.height * 1.5), size.height)  # 240 x 160 mm, of which the breast fills some two thirds
+        drawn_at = Size(
+            round(size.height * 1.5), size.height
+        )  # 240 x 160 mm, of which the breast fills some two thirds
         views = {key: render(breast, key[1], drawn_at) for key, breast in self.breasts.items()}
-        return {key: crop_phantom(style_view(view, self.style, derive_seed(self.seed, *key)), size) for key, view in views.items()}
+        return {
+            key: crop_phantom(style_view(view, self.style, derive_seed(self.seed, *key)), size)
+            for key, view in views.items()
+        }
 
 
 def sample_exam(design: ExamDesign, seed: int, sick: Mapping[str, bool], machine: str = "A") -> ExamPhantom:
@@ -87,13 +92,17 @@ def sample_exam(design: ExamDesign, seed: int, sick: Mapping[str, bool], machine
             seen_in = (one,) if sick[side] else ()
         elif np.isnan(labels[side]):
             seen_in = ()
-        finding = Lesion("round_mass", place, RADIUS_MM, BRIGHT if bright else FAINT, derive_seed("finding", seed, side))
+        finding = Lesion(
+            "round_mass", place, RADIUS_MM, BRIGHT if bright else FAINT, derive_seed("finding", seed, side)
+        )
         bare = replace(body, seed=derive_seed("tissue", seed, side))
         breasts |= {(side, view): replace(bare, lesions=(finding,) if view in seen_in else ()) for view in VIEWS}
     return ExamPhantom(seed, machine, style, labels, breasts)
 
 
-def plan_exams(design: ExamDesign, patients: Mapping[str, int], seed: int = 0) -> Iterator[tuple[str, str, ExamPhantom]]:
+def plan_exams(
+    design: ExamDesign, patients: Mapping[str, int], seed: int = 0
+) -> Iterator[tuple[str, str, ExamPhantom]]:
     """Split, patient's id and exam of so many `patients` of each split.
 
     Half of the breasts have a cancer, drawn breast by breast; in the design `asymmetry` half of the patients have one.
@@ -106,14 +115,21 @@ def plan_exams(design: ExamDesign, patients: Mapping[str, int], seed: int = 0) -
         machines = SPLIT_MACHINES[split] if design == "vendors" else "A"
         for number, sides in enumerate(sick.tolist()):
             patient = f"{split}-{number}"
-            exam = sample_exam(design, derive_seed(seed, patient), dict(zip(SIDES, sides, strict=True)), machines[number % len(machines)])
+            exam = sample_exam(
+                design,
+                derive_seed(seed, patient),
+                dict(zip(SIDES, sides, strict=True)),
+                machines[number % len(machines)],
+            )
             yield split, patient, exam
 
 
 def write_exams(folder: Path, design: ExamDesign, patients: Mapping[str, int], size: Size, seed: int = 0) -> Path:
     """Write the crops of `plan_exams` and, last, FOLDER/manifest.csv, whose path is returned; same arguments, same bytes."""
     rows = []
-    for split, patient, exam in progress(plan_exams(design, patients, seed), design, total=sum(patients.values()), unit="patient"):
+    for split, patient, exam in progress(
+        plan_exams(design, patients, seed), design, total=sum(patients.values()), unit="patient"
+    ):
         for (side, view), crop in exam.crops(size).items():
             path = folder / "images" / patient / f"{side}-{view}.png"
             write_atomic(path, cv2.imencode(".png", crop)[1].tobytes())

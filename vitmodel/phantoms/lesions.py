@@ -88,10 +88,18 @@ def _anatomy(lesion: Lesion) -> _Finding:
     if lesion.kind == "round_mass":
         return _Finding([(d * 0.12 * radius, 0.9 * radius) for d in _directions(rng, 3)], blur=0.02 * radius)
     if lesion.kind == "microcalcifications":
-        grain = 0.1 * max(1.0, radius - 4)  # specks of 0.1 mm in the hardest clusters, larger than life in the easy ones
-        return _Finding([(d * radius * rng.uniform(0.05, 1), grain * rng.uniform(0.5, 1.5)) for d in _directions(rng, 36)], blur=0.08)
+        grain = 0.1 * max(
+            1.0, radius - 4
+        )  # specks of 0.1 mm in the hardest clusters, larger than life in the easy ones
+        return _Finding(
+            [(d * radius * rng.uniform(0.05, 1), grain * rng.uniform(0.5, 1.5)) for d in _directions(rng, 36)],
+            blur=0.08,
+        )
     if lesion.kind == "coarse_calcifications":
-        return _Finding([(d * radius * rng.uniform(0.0, 0.35), radius * rng.uniform(0.14, 0.26)) for d in _directions(rng, 5)], blur=0.2)
+        return _Finding(
+            [(d * radius * rng.uniform(0.0, 0.35), radius * rng.uniform(0.14, 0.26)) for d in _directions(rng, 5)],
+            blur=0.2,
+        )
     # vascular: a tram track along a winding vessel, calcified in patches
     turns = np.cumsum(rng.normal(0, 0.22, (40, 1)), axis=0)
     path = np.cumsum(np.hstack([np.cos(turns), np.sin(turns), np.sin(turns)]), axis=0) * radius * 0.09
@@ -101,7 +109,9 @@ def _anatomy(lesion: Lesion) -> _Finding:
     return _Finding([], [(piece, 0.07 * radius, 0.07 * radius) for piece in pieces], blur=0.1)
 
 
-def project_lesion(lesion: Lesion, view: ViewName, centre_mm: tuple[float, float], spacing: float) -> tuple[np.ndarray, tuple[int, int]]:
+def project_lesion(
+    lesion: Lesion, view: ViewName, centre_mm: tuple[float, float], spacing: float
+) -> tuple[np.ndarray, tuple[int, int]]:
     """The lesion's projection about `centre_mm` (x, y from the picture's corner), pixels of `spacing` mm.
 
     Returns the patch (square, 1 = full contrast) and the picture's pixel (x, y) that its first column and row fall on.

@@ -26,7 +26,17 @@ from vitmodel.phantoms.style import apply_style
 from vitmodel.utils import derive_seed, progress, to_json, write_atomic
 
 IMAGE_COLUMNS = ["site_id", "patient_id", "image_id", "laterality", "view", "age"]
-TRAIN_COLUMNS = [*IMAGE_COLUMNS, "cancer", "biopsy", "invasive", "BIRADS", "implant", "density", "machine_id", "difficult_negative_case"]
+TRAIN_COLUMNS = [
+    *IMAGE_COLUMNS,
+    "cancer",
+    "biopsy",
+    "invasive",
+    "BIRADS",
+    "implant",
+    "density",
+    "machine_id",
+    "difficult_negative_case",
+]
 TEST_COLUMNS = [*IMAGE_COLUMNS, "implant", "machine_id", "prediction_id"]
 LESION_COLUMNS = ["patient_id", "image_id", "laterality", "view", "kind", "cancer", "x0", "y0", "x1", "y1"]
 
@@ -74,14 +84,19 @@ def write_release(config: SynthConfig) -> Path:
     """
     _claim(config)
     patients = plan_patients(config)
-    work = joblib.Parallel(n_jobs=config.jobs or -1, return_as="generator")(joblib.delayed(_write_patient)(p, config) for p in patients)
+    absolute = replace(config, out=config.out.absolute())  # workers outlive this call, and keep their working directory
+    work = joblib.Parallel(n_jobs=config.jobs or -1, return_as="generator")(
+        joblib.delayed(_write_patient)(p, absolute) for p in patients
+    )
     lesions: list[CsvRow] = []
     for found in progress(work, "synth", total=len(patients), unit="patient"):
         lesions += found
     train = [row for patient in patients if patient.split == "train" for row in _rows(patient)]
     test = [row for patient in patients if patient.split == "test" for row in _rows(patient)]
     prevalence = sum(bool(row["cancer"]) for row in train) / len(train)
-    submission = [{"prediction_id": name, "cancer": prevalence} for name in dict.fromkeys(row["prediction_id"] for row in test)]
+    submission = [
+        {"prediction_id": name, "cancer": prevalence} for name in dict.fromkeys(row["prediction_id"] for row in test)
+    ]
     _write_csv(config.out / "lesions.csv", LESION_COLUMNS, lesions)
     _write_csv(config.out / "test.csv", TEST_COLUMNS, test)
     _write_csv(config.out / "sample_submission.csv", ["prediction_id", "cancer"], submission)
@@ -99,7 +114,9 @@ def _claim(config: SynthConfig) -> None:
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"out: {config.out} is a file; name a folder")
     if config.out.is_dir() and any(config.out.iterdir()) and not (mark.is_file() and mark.read_text() == recipe):
-        raise UsageError(f"out: {config.out} is not empty and not a release of these same settings; name another folder or remove it")
+        raise UsageError(
+            f"out: {config.out} is not empty and not a release of these same settings; name another folder or remove it"
+        )
     write_atomic(mark, recipe)
 
 
@@ -117,7 +134,9 @@ def plan_patients(config: SynthConfig) -> list[PatientPlan]:
         for cancer, machine in zip(sick, machines, strict=True):
             seed = derive_seed(config.seed, "patient", len(patients))
             patient_id = int(patient_ids[len(patients)])
-            patients.append(_plan_patient(patient_id, split, MACHINES[machine], bool(cancer), image_ids, seed, config.difficulty))
+            patients.append(
+                _plan_patient(patient_id, split, MACHINES[machine], bool(cancer), image_ids, seed, config.difficulty)
+            )
     if config.faults:
         for index, fault in enumerate(FAULTS):
             patient = patients[index % config.patients]
@@ -133,7 +152,9 @@ def _plan_patient(
     density = DENSITIES[rng.choice(4, p=(0.11, 0.43, 0.41, 0.05))]
     age = int(np.clip(rng.normal(58, 10), 26, 89)) if rng.uniform() > 0.02 else None
     implant = machine.site == 1 and rng.uniform() < IMPLANT_RATE
-    body = BreastPhantom(0, density=density, depth_mm=rng.uniform(65, 110), thickness_mm=rng.uniform(40, 62), implant=implant)
+    body = BreastPhantom(
+        0, density=density, depth_mm=rng.uniform(65, 110), thickness_mm=rng.uniform(40, 62), implant=implant
+    )
     mirrored = machine.writes_mirrored and rng.uniform() < MIRRORED_RATE
     first, second = rng.permutation(["L", "R"])
     standard: list[tuple[str, ViewName, int]] = [("L", "CC", 0), ("L", "MLO", 0), ("R", "CC", 0), ("R", "MLO", 0)]
@@ -156,11 +177,23 @@ def _labels(rng: np.random.Generator, site: int, cancer: bool) -> CsvRow:
     """A breast's label columns with RSNA's frequencies: BIRADS is that of the screening visit, unknown for many."""
     if cancer:
         birads = 0 if rng.uniform() < 0.57 else None
-        return {"cancer": 1, "biopsy": 1, "invasive": int(rng.uniform() < 0.72), "BIRADS": birads, "difficult_negative_case": False}
+        return {
+            "cancer": 1,
+            "biopsy": 1,
+            "invasive": int(rng.uniform() < 0.72),
+            "BIRADS": birads,
+            "difficult_negative_case": False,
+        }
     difficult = bool(rng.uniform() < (0.17 if site == 1 else 0.11))
     biopsy = int(difficult and rng.uniform() < 0.23)
     benign = [None, 1, 2][rng.choice(3, p=(0.24, 0.66, 0.10))] if site == 1 else None
-    return {"cancer": 0, "biopsy": biopsy, "invasive": 0, "BIRADS": 0 if difficult else benign, "difficult_negative_case": difficult}
+    return {
+        "cancer": 0,
+        "biopsy": biopsy,
+        "invasive": 0,
+        "BIRADS": 0 if difficult else benign,
+        "difficult_negative_case": difficult,
+    }
 
 
 def _rows(patient: PatientPlan) -> Iterator[CsvRow]:
@@ -200,7 +233,13 @@ def _take(patient: PatientPlan, planned: PlannedImage, size: Size) -> tuple[byte
     chest_wall = planned.laterality
     if patient.mirrored:
         view, chest_wall = view.mirrored(), "LR"[planned.laterality == "L"]
-    picture = apply_style(view, machine.style, f"{planned.laterality}-{planned.view}", derive_seed(breast.seed, planned.view, planned.repeat), chest_wall)
+    picture = apply_style(
+        view,
+        machine.style,
+        f"{planned.laterality}-{planned.view}",
+        derive_seed(breast.seed, planned.view, planned.repeat),
+        chest_wall,
+    )
     exposure = AcquisitionInfo(
         patient_id=patient.patient_id,
         image_id=planned.image_id,

@@ -64,7 +64,9 @@ def sample_specks(seed: int, cancer: bool, height: int) -> SpeckPhantom:
             _add(image, place + rng.uniform(-0.5, 0.5, 2), rng.uniform(*PEAK), SHARP if sharp else BLURRED)
     y, x = middle
     box_of = (x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
-    return SpeckPhantom(np.where(mask, np.clip(image, 1 / 65535, 1), 0).astype(np.float32), box_of, drawn.spacing / scale)
+    return SpeckPhantom(
+        np.where(mask, np.clip(image, 1 / 65535, 1), 0).astype(np.float32), box_of, drawn.spacing / scale
+    )
 
 
 def _add(image: np.ndarray, place: np.ndarray, peak: float, deviation: float) -> None:
@@ -72,6 +74,8 @@ def _add(image: np.ndarray, place: np.ndarray, peak: float, deviation: float) ->
     reach = int(4 * deviation) + 1
     y, x = (round(float(value)) for value in place)
     window = np.s_[max(0, y - reach) : max(0, y + reach + 1), max(0, x - reach) : max(0, x + reach + 1)]
-    rows, columns = (np.arange(part.start, min(part.stop, size)) for part, size in zip(window, image.shape, strict=True))
+    rows, columns = (
+        np.arange(part.start, min(part.stop, size)) for part, size in zip(window, image.shape, strict=True)
+    )
     square = (rows[:, None] - place[0]) ** 2 + (columns - place[1]) ** 2
     image[window] += peak * (SHARP / deviation) ** 2 * np.exp(-square / (2 * deviation**2))

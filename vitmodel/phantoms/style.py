@@ -41,7 +41,9 @@ def apply_style(view: PhantomView, style: VendorStyle, text: str, seed: int, che
     image = _contrast(view.image, style)
     if style.noise:
         image += style.noise * rng.standard_normal(image.shape, np.float32)
-    image = style.black_level + (1 - style.black_level) * np.where(view.mask, np.clip(image, 0, 1), 0)  # a black level lifts all, and hides no skin
+    image = style.black_level + (1 - style.black_level) * np.where(
+        view.mask, np.clip(image, 0, 1), 0
+    )  # a black level lifts all, and hides no skin
     canvas = np.zeros((height, width), np.uint8)  # drawn with the chest wall at the left, letters excepted
     if border := round(style.collimation_mm / view.spacing):
         canvas[:, -border:] = canvas[:border, width * 9 // 10 :] = canvas[-border:, width * 9 // 10 :] = 60

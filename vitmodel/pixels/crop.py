@@ -23,10 +23,20 @@ MIN_RANGE = 0.01  # of the grey scale, between the darkest and the brightest hal
 MIN_SIDE = 8  # pixels of the view: no breast can be told in fewer
 MIN_AREA = 0.01  # of the view; the smallest of 1,700 RSNA breasts covers 0.02
 MAX_AIR_LEVEL = 0.006  # of the view's range: what is darker is air, whatever the histogram says
-FOG_WIDTH, FOG_AREA, FOG_EDGE = 24, 0.05, 0.2  # of a second peak of air: tones to its foot, part of the picture, part of its outer edge
-RIM, RIM_AIR, RIM_STEP = 0.08, 0.01, 8  # of fat hardly brighter than air: its width, as LEAST_WIDTH; the air around; tones above air
+FOG_WIDTH, FOG_AREA, FOG_EDGE = (
+    24,
+    0.05,
+    0.2,
+)  # of a second peak of air: tones to its foot, part of the picture, part of its outer edge
+RIM, RIM_AIR, RIM_STEP = (
+    0.08,
+    0.01,
+    8,
+)  # of fat hardly brighter than air: its width, as LEAST_WIDTH; the air around; tones above air
 MIN_WIDTH = 11 / 512  # of the view's long side: what is thinner is a letter, a scratch or a frame
-NIPPLE = 0.1  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
+NIPPLE = (
+    0.1  # of the breast's rows: a disc of this radius fits into a breast, an arm and a belly, but not into a nipple
+)
 MIN_NOTCH = 0.03  # depth of a concavity that ends the breast, as a fraction of its rows
 MIN_SIDE_DIFFERENCE = 0.1  # of the breast's width: the two sides must differ by as much in their distance from the box
 
@@ -63,7 +73,9 @@ def find_breast(grey: np.ndarray) -> BreastRegion:
     Raises ImageRefusedError: `blank` or `no_breast`. A radiograph of another part of the body that fills its image passes for a breast.
     """
     if min(grey.shape) < MIN_SIDE:
-        raise ImageRefusedError("no_breast", f"the image is a strip or a speck: its view has {grey.shape[0]} x {grey.shape[1]} pixels")
+        raise ImageRefusedError(
+            "no_breast", f"the image is a strip or a speck: its view has {grey.shape[0]} x {grey.shape[1]} pixels"
+        )
     warnings = []
     view = _normalised(grey)
     content = _content(view)
@@ -75,7 +87,9 @@ def find_breast(grey: np.ndarray) -> BreastRegion:
     tone = np.sqrt(view * 255**2).astype(np.uint8)  # the root spreads the dark tones, where air ends and skin begins
     limit = _air_limit(tone[y0:y1, x0:x1])
     if limit is None:
-        warnings.append(ImageWarning("doubtful_crop", "no air can be told from tissue by its grey; what is not padding was kept"))
+        warnings.append(
+            ImageWarning("doubtful_crop", "no air can be told from tissue by its grey; what is not padding was kept")
+        )
     bright = tone > (limit or 255 * MAX_AIR_LEVEL**0.5)
     border = view > 0.95  # white outside the content: of a film or of collimation
     border[y0:y1, x0:x1] = False
@@ -86,11 +100,20 @@ def find_breast(grey: np.ndarray) -> BreastRegion:
     mask = found[-1]
     chest_wall, certainty = _chest_wall(mask)
     if certainty < MIN_SIDE_DIFFERENCE:
-        warnings.append(ImageWarning("doubtful_side", f"both sides of the breast are alike; the {chest_wall} one was taken for the chest wall"))
-    ends = [_rows_of_breast(each, chest_wall) for each in found]  # a rim found in part must not turn the rest into an arm or a belly
+        warnings.append(
+            ImageWarning(
+                "doubtful_side",
+                f"both sides of the breast are alike; the {chest_wall} one was taken for the chest wall",
+            )
+        )
+    ends = [
+        _rows_of_breast(each, chest_wall) for each in found
+    ]  # a rim found in part must not turn the rest into an arm or a belly
     rows = slice(min(end.start for end in ends), max(end.stop for end in ends))
     if mask[rows].sum() < 0.5 * mask.sum():
-        warnings.append(ImageWarning("doubtful_crop", "arm or belly would be larger than the breast; nothing was cut off"))
+        warnings.append(
+            ImageWarning("doubtful_crop", "arm or belly would be larger than the breast; nothing was cut off")
+        )
     else:
         mask[: rows.start] = mask[rows.stop :] = False
     mask = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
@@ -129,7 +152,8 @@ def _content(view: np.ndarray) -> BoundingBox:
     while True:
         part = sample[y0:y1, x0:x1]
         rows, columns = (
-            np.flatnonzero(np.mean(np.abs(part - np.median(part, axis, keepdims=True)) > 0.05, axis) > 0.02) for axis in (1, 0)
+            np.flatnonzero(np.mean(np.abs(part - np.median(part, axis, keepdims=True)) > 0.05, axis) > 0.02)
+            for axis in (1, 0)
         )
         if not len(rows) or not len(columns):
             return BoundingBox(0, 0, view.shape[1], view.shape[0])
@@ -181,16 +205,23 @@ def _rim(tone: np.ndarray, dim: np.ndarray, content: BoundingBox, mask: np.ndarr
     reach = round(RIM * max(tone.shape))
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
     least = np.quantile(tone[y0:y1:4, x0:x1:4], 0.02) / 2  # darker is the padding beside a film
-    some, tones = ((dim & (distance > reach) & (tone >= least))[::4, ::4].astype(np.float32), tone[::4, ::4].astype(np.float32))
+    some, tones = (
+        (dim & (distance > reach) & (tone >= least))[::4, ::4].astype(np.float32),
+        tone[::4, ::4].astype(np.float32),
+    )
     sums = cv2.merge([some, some * tones, some * tones**2])
     share, total, squares = cv2.split(cv2.blur(sums, (2 * reach + 1, 2 * reach + 1), borderType=cv2.BORDER_CONSTANT))
     known = share > RIM_AIR
     share[~known] = 1
     mean = total / share
     deviation = np.sqrt(np.maximum(squares / share - mean**2, 0))
-    limit = np.where(known, np.maximum(mean + np.maximum(3 * deviation, RIM_STEP), 255 * MAX_AIR_LEVEL**0.5), 255).astype(np.float32)
+    limit = np.where(
+        known, np.maximum(mean + np.maximum(3 * deviation, RIM_STEP), 255 * MAX_AIR_LEVEL**0.5), 255
+    ).astype(np.float32)
     rim = dim & (distance <= reach) & (tone > cv2.resize(limit, tone.shape[::-1]))
-    return cv2.morphologyEx(rim.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)).astype(bool)  # a thinner one is a halo
+    return cv2.morphologyEx(rim.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)).astype(
+        bool
+    )  # a thinner one is a halo
 
 
 def _largest_component(tissue: np.ndarray) -> np.ndarray:
@@ -205,9 +236,13 @@ def _largest_component(tissue: np.ndarray) -> np.ndarray:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     if not len(areas) or areas.max() < MIN_AREA * core.size:
-        raise ImageRefusedError("no_breast", f"no connected region brighter than air covers {MIN_AREA:.0%} of the image")
+        raise ImageRefusedError(
+            "no_breast", f"no connected region brighter than air covers {MIN_AREA:.0%} of the image"
+        )
     largest = (labels == 1 + np.argmax(areas)).astype(np.uint8)
-    grown = cv2.bitwise_and(cv2.dilate(largest, disc), whole)  # gives back the nipple and the corners that the opening took
+    grown = cv2.bitwise_and(
+        cv2.dilate(largest, disc), whole
+    )  # gives back the nipple and the corners that the opening took
     outlines, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(grown), [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED).astype(bool)
 
@@ -227,7 +262,9 @@ def _rows_of_breast(mask: np.ndarray, chest_wall: Side) -> slice:
     if chest_wall == "right":
         upright = upright[:, ::-1]
     rounded = _reach(_opened(upright, NIPPLE * count))
-    reach = np.maximum(rounded, np.minimum(_reach(upright), 0.6 * rounded.max()))  # without the nipple, but with the thin ends
+    reach = np.maximum(
+        rounded, np.minimum(_reach(upright), 0.6 * rounded.max())
+    )  # without the nipple, but with the thin ends
     quarter = count // 4
     peak = quarter + int(np.argmax(reach[quarter : count - quarter]))
     above, below = (_end_of_breast(part, MIN_NOTCH * count) for part in (reach[peak::-1], reach[peak:]))

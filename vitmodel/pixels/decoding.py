@@ -124,12 +124,20 @@ def native(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
 def rle(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
     """RLE by pylibjpeg-rle. Raises ValueError."""
     try:
-        data = pylibjpeg_rle.decode_pixel_data(frame, version=2, rows=pixel_format.rows, columns=pixel_format.columns, bits_allocated=pixel_format.bits_allocated)
+        data = pylibjpeg_rle.decode_pixel_data(
+            frame,
+            version=2,
+            rows=pixel_format.rows,
+            columns=pixel_format.columns,
+            bits_allocated=pixel_format.bits_allocated,
+        )
     except BaseException as error:  # its Rust code panics on damage, and that is deliberately no Exception
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError(str(error)) from None
-    return np.frombuffer(data, pixel_format.unsigned_dtype.newbyteorder("<")).reshape(pixel_format.rows, pixel_format.columns)
+    return np.frombuffer(data, pixel_format.unsigned_dtype.newbyteorder("<")).reshape(
+        pixel_format.rows, pixel_format.columns
+    )
 
 
 def jpegls(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
@@ -141,7 +149,10 @@ def jpegls(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
 NATIVE = (Decoder("numpy", native),)
 RLE = (Decoder("pylibjpeg-rle", rle),)
 JPEG = (Decoder("libjpeg-turbo", lambda frame, pixel_format, level: imagecodecs.jpeg8_decode(frame)),)
-JPEG_LS = (Decoder("charls", lambda frame, pixel_format, level: imagecodecs.jpegls_decode(frame)), Decoder("pyjpegls", jpegls))
+JPEG_LS = (
+    Decoder("charls", lambda frame, pixel_format, level: imagecodecs.jpegls_decode(frame)),
+    Decoder("pyjpegls", jpegls),
+)
 OPENJPEG = Decoder("openjpeg", lambda frame, pixel_format, level: openjpeg.decode(frame, level), supports_levels=True)
 PYLIBJPEG_OPENJPEG = Decoder("pylibjpeg-openjpeg", lambda frame, pixel_format, level: pylibjpeg_openjpeg.decode(frame))
 J2K = (OPENJPEG, PYLIBJPEG_OPENJPEG)
@@ -195,7 +206,9 @@ def decode(frame: bytes, pixel_format: PixelFormat, level: int = 0) -> tuple[np.
             return decode_with(decoder, frame, pixel_format, level), decoder.name
         except Exception as error:  # noqa: BLE001 - the decoder boundary: C libraries and their wrappers raise anything on damaged bytes
             problems.append(f"{decoder.name}: {error}")
-    raise ImageRefusedError("undecodable", f"no decoder can read the {uid.UID(pixel_format.syntax).name} pixels ({'; '.join(problems)})")
+    raise ImageRefusedError(
+        "undecodable", f"no decoder can read the {uid.UID(pixel_format.syntax).name} pixels ({'; '.join(problems)})"
+    )
 
 
 def decode_with(decoder: Decoder, frame: bytes, pixel_format: PixelFormat, level: int = 0) -> np.ndarray:
@@ -208,7 +221,11 @@ def decode_with(decoder: Decoder, frame: bytes, pixel_format: PixelFormat, level
     if pixels.shape != expected:
         raise ValueError(f"{pixels.shape} pixels, not {expected}")
     patterns = pixels.astype(pixel_format.unsigned_dtype, copy=False)
-    precision = pixel_format.bits_allocated if DECODERS[pixel_format.syntax] in (NATIVE, RLE) else read_codestream_header(frame, pixel_format).precision
+    precision = (
+        pixel_format.bits_allocated
+        if DECODERS[pixel_format.syntax] in (NATIVE, RLE)
+        else read_codestream_header(frame, pixel_format).precision
+    )
     if precision == pixel_format.bits_allocated:
         return patterns
     return np.bitwise_and(patterns, (1 << precision) - 1, out=patterns if patterns.flags.writeable else None)
@@ -226,21 +243,35 @@ def to_stored_values(patterns: np.ndarray, pixel_format: PixelFormat) -> tuple[n
         patterns = patterns & (limit - 1)
     if not pixel_format.signed:
         largest = int(patterns.max())
-        return patterns, f"values reach {largest} though BitsStored is {pixel_format.bits_stored}; they are kept" if largest >= limit else ""
+        return (
+            patterns,
+            f"values reach {largest} though BitsStored is {pixel_format.bits_stored}; they are kept"
+            if largest >= limit
+            else "",
+        )
     values = patterns.view(pixel_format.dtype)
     half = limit // 2
     if -half <= values.min() and values.max() < half:
         return values, ""
     if patterns.max() < limit:  # two's complement of BitsStored bits
         return (patterns ^ half).view(pixel_format.dtype) - pixel_format.dtype.type(half), ""
-    return values, f"values reach {values.min()} and {values.max()} though BitsStored is {pixel_format.bits_stored}; they are kept"
+    return (
+        values,
+        f"values reach {values.min()} and {values.max()} though BitsStored is {pixel_format.bits_stored}; they are kept",
+    )
 
 
 def read_codestream_header(frame: bytes, pixel_format: PixelFormat) -> CodestreamHeader:
     """The header of a JPEG, JPEG-LS or JPEG 2000 stream, checked against the file's. Raises ImageRefusedError."""
     try:
-        start = frame.find(b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_HEADER)  # within a JP2 file's boxes where an encoder left them
-        stream = read_jpeg2000_header(memoryview(frame)[start : start + MAX_CODESTREAM_HEADER]) if start >= 0 else read_jpeg_header(frame)
+        start = frame.find(
+            b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_HEADER
+        )  # within a JP2 file's boxes where an encoder left them
+        stream = (
+            read_jpeg2000_header(memoryview(frame)[start : start + MAX_CODESTREAM_HEADER])
+            if start >= 0
+            else read_jpeg_header(frame)
+        )
     except (IndexError, ValueError):
         raise ImageRefusedError("undecodable", "the compressed pixels have no readable header") from None
     if b"\xff\xd9" not in frame[-8:]:  # libjpeg would fill the rest with grey and say nothing
@@ -251,7 +282,10 @@ def read_codestream_header(frame: bytes, pixel_format: PixelFormat) -> Codestrea
         said = f"Rows x Columns say {pixel_format.rows} x {pixel_format.columns}"
         raise ImageRefusedError("bad_header", f"{said}, the compressed pixels {stream.rows} x {stream.columns}")
     if stream.precision > pixel_format.bits_allocated:
-        raise ImageRefusedError("bad_header", f"BitsAllocated is {pixel_format.bits_allocated}, the compressed pixels have {stream.precision} bits")
+        raise ImageRefusedError(
+            "bad_header",
+            f"BitsAllocated is {pixel_format.bits_allocated}, the compressed pixels have {stream.precision} bits",
+        )
     if stream.blocks > MAX_BLOCKS:
         raise ImageRefusedError("too_large", f"the compressed pixels are cut into more than {MAX_BLOCKS} blocks")
     return stream
@@ -273,7 +307,9 @@ def read_jpeg_header(frame: bytes) -> CodestreamHeader:
     """The frame header (SOF) of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2). Raises ValueError."""
     for marker, payload in marker_segments(frame):
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            repeats = payload[5] > 1 or marker & 3 == 2  # of one component, only a progressive image has more than one scan
+            repeats = (
+                payload[5] > 1 or marker & 3 == 2
+            )  # of one component, only a progressive image has more than one scan
             # the marker of a scan cannot stand within one, where FF is followed by a number below 0x80 or by D0-D7
             if repeats and frame.count(b"\xff\xda") > MAX_SCANS:
                 raise ImageRefusedError("too_large", f"the JPEG has more than {MAX_SCANS} scans")

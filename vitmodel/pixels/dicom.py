@@ -38,7 +38,9 @@ class DicomFile:
             syntax, sop_class = read_syntax_and_class(dataset, tags)
             raw = check_image_object(tags, sop_class, for_processing)
             self.pixel_format = read_pixel_format(tags, syntax)
-            self.display = read_display_pipeline(tags, self.pixel_format.signed, self.pixel_format.bits_allocated, raw, voi)
+            self.display = read_display_pipeline(
+                tags, self.pixel_format.signed, self.pixel_format.bits_allocated, raw, voi
+            )
             self.header = read_header(tags, self.pixel_format, self.display.name, warnings)
         except ImageRefusedError:
             raise
@@ -60,7 +62,9 @@ class DicomFile:
             raise ValueError(f"level {level} is not between 0 and {self.levels}")
         patterns, self.decoder = decoding.decode(self.frame, self.pixel_format, level)
         values, assumed = decoding.to_stored_values(patterns, self.pixel_format)
-        if assumed and level == 0:  # at a lower level the wavelet's low pass overshoots, which says nothing about BitsStored
+        if (
+            assumed and level == 0
+        ):  # at a lower level the wavelet's low pass overshoots, which says nothing about BitsStored
             self._add_warning(assumed)
         if self._bright_padding:
             air = self._domain[self._chain(self._domain).argmin()]
@@ -118,8 +122,14 @@ class DicomFile:
             raise ImageRefusedError("no_pixels", "the file has no pixel data, or ends before it")
         if not uid.UID(self.pixel_format.syntax).is_encapsulated:
             if len(data) < expected:
-                raise ImageRefusedError("unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels")
-            if self.pixel_format.syntax == uid.ExplicitVRBigEndian and self.pixel_format.bits_allocated == 8 and dataset["PixelData"].VR == "OW":
+                raise ImageRefusedError(
+                    "unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels"
+                )
+            if (
+                self.pixel_format.syntax == uid.ExplicitVRBigEndian
+                and self.pixel_format.bits_allocated == 8
+                and dataset["PixelData"].VR == "OW"
+            ):
                 data = np.frombuffer(data, np.uint16).byteswap().tobytes()  # bytes travel in words (PS3.5 D.1)
             return data[:expected]
         try:

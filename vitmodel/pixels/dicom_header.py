@@ -19,7 +19,11 @@ MAMMOGRAPHY_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.1.2.1": "Digital Mammography X-Ray Image Storage - For Processing",
 }
 TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
-FOR_PROCESSING_CLASSES = {"1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.3.1"}
+FOR_PROCESSING_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.1.1.1",
+    "1.2.840.10008.5.1.4.1.1.1.3.1",
+}
 PROJECTION_MODALITIES = {"DX", "CR", "RG", "SC"}
 """Under which digitised film and older detectors are filed."""
 
@@ -48,7 +52,13 @@ def read_syntax_and_class(dataset: Dataset, tags: TagReader) -> tuple[str, str]:
     syntax = meta.text("TransferSyntaxUID")
     if not syntax:
         implicit, little = dataset.original_encoding
-        syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        syntax = (
+            uid.ImplicitVRLittleEndian
+            if implicit
+            else uid.ExplicitVRLittleEndian
+            if little
+            else uid.ExplicitVRBigEndian
+        )
         tags.add_warning(f"TransferSyntaxUID is missing; {uid.UID(syntax).name} is assumed")
     if syntax not in decoding.DECODERS:
         raise ImageRefusedError("undecodable", f"transfer syntax {uid.UID(syntax).name} is not one of a mammogram's")
@@ -59,14 +69,19 @@ def check_image_object(tags: TagReader, sop_class: str, for_processing: ForProce
     """Refuse what is no single grey mammogram for a person to look at; return whether it is raw detector data to be shown all the same."""
     if not tags.values("Rows") and not tags.values("Columns"):
         raise ImageRefusedError(
-            "no_pixels", f"the object ({tags.code('Modality') or 'no Modality'}) has no Rows and Columns: it is no image"
+            "no_pixels",
+            f"the object ({tags.code('Modality') or 'no Modality'}) has no Rows and Columns: it is no image",
         )
     check_modality(tags, sop_class)
     frames = tags.integer("NumberOfFrames") or 1
     if frames > 1:
-        raise ImageRefusedError("multi_frame", f"NumberOfFrames is {frames}: tomosynthesis or a series, of which no frame is the mammogram")
+        raise ImageRefusedError(
+            "multi_frame", f"NumberOfFrames is {frames}: tomosynthesis or a series, of which no frame is the mammogram"
+        )
     kind = tags.codes("ImageType")
-    if sop_class == TOMOSYNTHESIS_CLASS or (any(word.startswith("TOMO") for word in kind) and "GENERATED_2D" not in kind):
+    if sop_class == TOMOSYNTHESIS_CLASS or (
+        any(word.startswith("TOMO") for word in kind) and "GENERATED_2D" not in kind
+    ):
         raise ImageRefusedError("multi_frame", "the image is one slice or projection of a tomosynthesis")
     photometric = tags.code("PhotometricInterpretation")
     samples = tags.integer("SamplesPerPixel") or 1
@@ -90,7 +105,10 @@ def check_modality(tags: TagReader, sop_class: str) -> None:
         tags.add_warning(f"{where}, yet the body part or view is the breast's", "unknown_modality")
     elif modality:
         raise ImageRefusedError("not_mammography", f"{where}, and neither body part nor view is the breast's")
-    elif tags.code("ImageLaterality") not in ("L", "R"):  # a release that hides everything but the side was still made of breasts
+    elif tags.code("ImageLaterality") not in (
+        "L",
+        "R",
+    ):  # a release that hides everything but the side was still made of breasts
         tags.add_warning(where, "unknown_modality")
 
 
@@ -102,25 +120,40 @@ def shows_breast(tags: TagReader) -> bool:
 
 def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
     """How the pixels are stored. Raises ImageRefusedError naming the tag that makes it impossible to know."""
-    rows, columns, allocated = (require_positive_integer(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
+    rows, columns, allocated = (
+        require_positive_integer(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated")
+    )
     if rows * columns > decoding.MAX_PIXELS:
         raise ImageRefusedError("too_large", f"Rows x Columns are {rows} x {columns}")
     if allocated not in (8, 16):
         raise ImageRefusedError("bad_header", f"BitsAllocated is {allocated}; a mammogram has 8 or 16")
     stored = tags.integer("BitsStored")
     if stored is None or not 1 <= stored <= allocated:
-        tags.add_warning(f"BitsStored is {'missing' if stored is None else stored}; BitsAllocated, {allocated}, is assumed")
+        tags.add_warning(
+            f"BitsStored is {'missing' if stored is None else stored}; BitsAllocated, {allocated}, is assumed"
+        )
         stored = allocated
     high = tags.integer("HighBit")
     if high is not None and high != stored - 1:
         tags.add_warning(f"HighBit is {high} though BitsStored is {stored}; HighBit is ignored")
     signed = tags.integer("PixelRepresentation")
     if signed not in (0, 1):
-        tags.add_warning(f"PixelRepresentation is {'missing' if signed is None else signed}; unsigned pixels are assumed")
+        tags.add_warning(
+            f"PixelRepresentation is {'missing' if signed is None else signed}; unsigned pixels are assumed"
+        )
     photometric = tags.code("PhotometricInterpretation")
     if not photometric:
         tags.add_warning("PhotometricInterpretation is missing; MONOCHROME2 is assumed")
-    return PixelFormat(syntax, rows, columns, allocated, stored, signed == 1, photometric or "MONOCHROME2", has_overlay_bits(tags.dataset))
+    return PixelFormat(
+        syntax,
+        rows,
+        columns,
+        allocated,
+        stored,
+        signed == 1,
+        photometric or "MONOCHROME2",
+        has_overlay_bits(tags.dataset),
+    )
 
 
 def require_positive_integer(tags: TagReader, keyword: str) -> int:
@@ -138,7 +171,10 @@ def has_overlay_bits(dataset: Dataset) -> bool:
 
 def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: list[ImageWarning]) -> ImageHeader:
     """What the file says about its image; optional tags that are absent or strange stay unknown."""
-    if tags.code("LossyImageCompression") == "01" or pixel_format.syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit):
+    if tags.code("LossyImageCompression") == "01" or pixel_format.syntax in (
+        uid.JPEGBaseline8Bit,
+        uid.JPEGExtended12Bit,
+    ):
         tags.add_warning(f"lossy compression, ratio {tags.text('LossyImageCompressionRatio') or 'unknown'}", "lossy")
     side = tags.code("ImageLaterality") or tags.code("Laterality")
     machine = next(filter(None, map(tags.text, ("DeviceSerialNumber", "StationName", "ManufacturerModelName"))), "")
@@ -166,7 +202,14 @@ def read_view(tags: TagReader) -> str:
     view = tags.code("ViewPosition")
     if view in BREAST_VIEWS:
         return view
-    return next((VIEW_OF_CODE[code] for item in tags.items("ViewCodeSequence") if (code := item.code("CodeValue")) in VIEW_OF_CODE), "")
+    return next(
+        (
+            VIEW_OF_CODE[code]
+            for item in tags.items("ViewCodeSequence")
+            if (code := item.code("CodeValue")) in VIEW_OF_CODE
+        ),
+        "",
+    )
 
 
 def read_age(tags: TagReader) -> float | None:

@@ -29,11 +29,16 @@ DEFLATED, EXPLICIT = uid.DeflatedExplicitVRLittleEndian.encode(), uid.ExplicitVR
 
 def read_dataset(path: Path, pixels: int = 0) -> Dataset:
     """The file's header without its pixels or, of at most `pixels` bytes, its pixels without its header. Raises ImageRefusedError."""
-    options: dict[str, Any] = {"specific_tags": ["PixelData"]} if pixels else {"stop_before_pixels": True, "defer_size": MAX_VALUE_BYTES}
+    options: dict[str, Any] = (
+        {"specific_tags": ["PixelData"]} if pixels else {"stop_before_pixels": True, "defer_size": MAX_VALUE_BYTES}
+    )
     try:
         with path.open("rb", buffering=0) as file:
             start = file.read(132)
-            if start[128:] != b"DICM" and start[:2] not in (b"\x02\0", b"\x08\0"):  # files of old begin with their first group
+            if start[128:] != b"DICM" and start[:2] not in (
+                b"\x02\0",
+                b"\x08\0",
+            ):  # files of old begin with their first group
                 raise ImageRefusedError("not_an_image", REFUSAL_REASONS["not_an_image"])
             file.seek(0)
             limited = LimitedFile(file, MAX_HEADER_BYTES + pixels)

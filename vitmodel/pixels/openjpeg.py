@@ -35,7 +35,10 @@ class OpjComponent(ctypes.Structure):
     """opj_image_comp_t."""
 
     _fields_ = (
-        *((name, c_uint32) for name in ("dx", "dy", "w", "h", "x0", "y0", "prec", "bpp", "sgnd", "resno_decoded", "factor")),
+        *(
+            (name, c_uint32)
+            for name in ("dx", "dy", "w", "h", "x0", "y0", "prec", "bpp", "sgnd", "resno_decoded", "factor")
+        ),
         ("data", POINTER(c_int32)),
         ("alpha", c_uint16),
     )
@@ -131,7 +134,11 @@ def decode(data: bytes, reduce: int = 0) -> np.ndarray:
         position = min(max(offset, 0), len(data))
         return position == offset
 
-    callbacks = ReadFunction(read), SkipFunction(skip), SeekFunction(seek)  # kept alive here while the library holds their addresses
+    callbacks = (
+        ReadFunction(read),
+        SkipFunction(skip),
+        SeekFunction(seek),
+    )  # kept alive here while the library holds their addresses
     codec = lib.opj_create_decompress(RAW_CODESTREAM if data.startswith(b"\xff\x4f") else JP2_FILE)
     stream = lib.opj_stream_create(1 << 20, 1)
     image = POINTER(OpjImage)()
@@ -155,7 +162,9 @@ def decode(data: bytes, reduce: int = 0) -> np.ndarray:
         if not component.data:
             raise ValueError("OpenJPEG found no pixels in the codestream")
         size = 1 if component.prec <= 8 else 2 if component.prec <= 16 else 4
-        return np.ctypeslib.as_array(component.data, (component.h, component.w)).astype(f"{'i' if component.sgnd else 'u'}{size}")
+        return np.ctypeslib.as_array(component.data, (component.h, component.w)).astype(
+            f"{'i' if component.sgnd else 'u'}{size}"
+        )
     finally:
         if image:
             lib.opj_image_destroy(image)

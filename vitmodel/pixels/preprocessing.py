@@ -22,9 +22,14 @@ from vitmodel.pixels.verdict import ImageWarning
 
 OVERVIEW_SIZE = 512  # longest side in pixels of the view in which the breast is looked for
 MIN_CANVAS_SIDE = 16  # pixels along a side of a canvas: one patch of a ViT
-PLAUSIBLE_HEIGHT_MM = 20, 500  # length of a breast's box along the chest wall; the largest detectors and films measure 300 mm
+PLAUSIBLE_HEIGHT_MM = (
+    20,
+    500,
+)  # length of a breast's box along the chest wall; the largest detectors and films measure 300 mm
 OVERSAMPLING = 1.09  # a level must show the box this much larger than the canvas: 45 dB against a full decode on real images (white noise 42)
-SUPERSAMPLE_TO_CANVAS = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # from a canvas of twice the size to the canvas
+SUPERSAMPLE_TO_CANVAS = np.array(
+    [[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]]
+)  # from a canvas of twice the size to the canvas
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,9 @@ def _canvas(box: tuple[int, int, int, int], header: ImageHeader, config: Preproc
     (row, column), (x0, y0, x1, y1) = header.spacing, box
     height = row * (y1 - y0)
     if not (0.99 < row / column < 1.01 and PLAUSIBLE_HEIGHT_MM[0] <= height <= PLAUSIBLE_HEIGHT_MM[1]):
-        raise ImageRefusedError("no_spacing", f"pixels of {row:g} x {column:g} mm are not square or make a breast of {height:.0f} mm")
+        raise ImageRefusedError(
+            "no_spacing", f"pixels of {row:g} x {column:g} mm are not square or make a breast of {height:.0f} mm"
+        )
     scale = row / config.mm_per_pixel
     return Size(max(MIN_CANVAS_SIDE, round((y1 - y0) * scale)), max(MIN_CANVAS_SIDE, round((x1 - x0) * scale)))
 
@@ -156,7 +163,9 @@ def resample_to_canvas(stored: np.ndarray, geometry: CropGeometry, level: int) -
     # many samples as canvas pixels, then averaged, stand for INTER_AREA, which knows no shift: 46 to 54 dB against a full decode.
     matrix = geometry.to_source() / 2**level @ SUPERSAMPLE_TO_CANVAS
     finer = (canvas.width * 2, canvas.height * 2)
-    sampled = cv2.warpAffine(stored, matrix, finer, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    sampled = cv2.warpAffine(
+        stored, matrix, finer, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
     return cv2.resize(sampled, (canvas.width, canvas.height), interpolation=cv2.INTER_AREA)
 
 
@@ -182,8 +191,13 @@ def _geometry_warnings(geometry: CropGeometry, breast: BreastRegion, laterality:
     expected = {"L": "left", "R": "right"}.get(laterality)
     if expected and expected != breast.chest_wall:
         warnings.append(
-            ImageWarning("laterality_mismatch", f"the chest wall is at the {breast.chest_wall} edge, but the stated laterality is {laterality}")
+            ImageWarning(
+                "laterality_mismatch",
+                f"the chest wall is at the {breast.chest_wall} edge, but the stated laterality is {laterality}",
+            )
         )
     if geometry.scale > 1:
-        warnings.append(ImageWarning("low_resolution", f"the breast was enlarged {geometry.scale:.2f} times to fill the canvas"))
+        warnings.append(
+            ImageWarning("low_resolution", f"the breast was enlarged {geometry.scale:.2f} times to fill the canvas")
+        )
     return warnings

@@ -47,11 +47,15 @@ class RasterFile:
         if rows * columns * samples > MAX_PIXELS:
             raise ImageRefusedError("too_large", f"the picture is {rows} x {columns} with {samples} values a pixel")
         if size > HEAD_BYTES + 4 * rows * columns * samples:  # twice what it needs without any compression
-            raise ImageRefusedError("too_large", f"the file has {size} bytes, many times those of its {rows} x {columns} picture")
+            raise ImageRefusedError(
+                "too_large", f"the file has {size} bytes, many times those of its {rows} x {columns} picture"
+            )
         if {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}.get(head, b"") not in tail:
             raise ImageRefusedError("unreadable", "the picture is cut short: its end marker is missing")
         warnings = (ImageWarning("lossy", "the picture is a JPEG"),) if head == b"\xff\xd8" else ()
-        self.header = ImageHeader(rows, columns, bits, photometric="MONOCHROME2", transfer_syntax="", voi="full", warnings=warnings)
+        self.header = ImageHeader(
+            rows, columns, bits, photometric="MONOCHROME2", transfer_syntax="", voi="full", warnings=warnings
+        )
 
     def read_stored(self, level: int = 0) -> np.ndarray:
         """The picture as uint8 or uint16, H W; only `level` 0. Raises ImageRefusedError."""
@@ -78,7 +82,8 @@ class RasterFile:
             raise ImageRefusedError("undecodable", f"the picture's values are {pixels.dtype}, not 8 or 16 bits")
         if pixels.shape[:2] != (self.header.rows, self.header.columns):
             raise ImageRefusedError(
-                "bad_header", f"the picture is {pixels.shape[:2]}, its header says {self.header.rows, self.header.columns}"
+                "bad_header",
+                f"the picture is {pixels.shape[:2]}, its header says {self.header.rows, self.header.columns}",
             )
         return single_channel(pixels)
 

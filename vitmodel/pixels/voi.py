@@ -118,7 +118,9 @@ def read_display_pipeline(tags: TagReader, signed: bool, allocated: int, raw: bo
         logarithmic = tags.code("PixelIntensityRelationship") == "LOG"
         sign = tags.integer("PixelIntensityRelationshipSign")  # +1: more exposure, larger value (PS3.3 C.8.11.3.1.2)
         modality = Rescale() if logarithmic else log_exposure
-        return DisplayPipeline(modality, None, None, sign != -1, padding, "for processing: " + ("range" if logarithmic else "log, range"))
+        return DisplayPipeline(
+            modality, None, None, sign != -1, padding, "for processing: " + ("range" if logarithmic else "log, range")
+        )
     voi, name = read_voi(tags, signed, wanted)
     presentation = next((read_lut(item, False) for item in tags.items("PresentationLUTSequence")), None)
     return DisplayPipeline(read_modality(tags, signed), voi, presentation, inverse, padding, name)
@@ -157,7 +159,9 @@ def read_windows(tags: TagReader) -> list[Window]:
     """The valid windows, in the file's order."""
     centers, widths = tags.numbers("WindowCenter"), tags.numbers("WindowWidth")
     if len(centers) != len(widths):
-        tags.add_warning(f"{len(centers)} WindowCenter and {len(widths)} WindowWidth values do not match; the pairs are used")
+        tags.add_warning(
+            f"{len(centers)} WindowCenter and {len(widths)} WindowWidth values do not match; the pairs are used"
+        )
     name = tags.code("VOILUTFunction") or "LINEAR"
     function: VoiFunction
     match name:

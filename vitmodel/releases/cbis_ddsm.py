@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 EXPECTED_FILES = "mass_ and calc_case_description_{train,test}_set.csv, or all in cbis_ddsm_all_abnormalities.csv"
 JOINED = "cbis_ddsm_all_abnormalities.csv"
-CASE_TABLES = tuple(f"{kind}_case_description_{part}_set.csv" for kind in ("mass", "calc") for part in ("train", "test"))
+CASE_TABLES = tuple(
+    f"{kind}_case_description_{part}_set.csv" for kind in ("mass", "calc") for part in ("train", "test")
+)
 NEEDED_COLUMNS = (
     "patient_id",
     "breast_density",
@@ -43,7 +45,9 @@ def detect(root: Path) -> bool:
 def read(root: Path) -> pd.DataFrame:
     """One row per full mammogram; birads is the highest of its abnormalities. Raises UsageError."""
     table = _abnormalities(root)
-    table["image_id"] = table.image_file_path.str.strip().str.split("/").str[0]  # Calc-Training_P_00005_RIGHT_CC: one full image each
+    table["image_id"] = (
+        table.image_file_path.str.strip().str.split("/").str[0]
+    )  # Calc-Training_P_00005_RIGHT_CC: one full image each
     table["side"], table["cancer"] = normalize_side(table.left_or_right_breast), table.pathology.map(PATHOLOGY)
     film = [table.patient_id, table.side, table.image_view]
     table["cancer"] = table.cancer.groupby(film).transform("max")
@@ -79,7 +83,9 @@ def _abnormalities(root: Path) -> pd.DataFrame:
         path = find_table(root, name)
         if path is None:
             raise UsageError(f"{root}: {name} is missing; CBIS-DDSM comes with {', '.join(CASE_TABLES)}")
-        table = read_table(path).rename(columns=lambda column: column.replace(" ", "_"))  # 'breast density' in two files of the four
+        table = read_table(path).rename(
+            columns=lambda column: column.replace(" ", "_")
+        )  # 'breast density' in two files of the four
         missing = [column for column in NEEDED_COLUMNS if column not in table]
         if missing:
             raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(table.columns)}")
@@ -92,7 +98,9 @@ def _divided(frame: pd.DataFrame) -> pd.Index:
     parts = frame.groupby("patient_id").split.nunique()
     divided = parts.index[parts > 1]
     if len(divided):
-        logger.warning("CBIS-DDSM: %d patients stand in both official splits; all their images are put into test", len(divided))
+        logger.warning(
+            "CBIS-DDSM: %d patients stand in both official splits; all their images are put into test", len(divided)
+        )
     return divided
 
 

@@ -20,7 +20,16 @@ from vitmodel.releases.files import image_stem, list_images, make_unique, patien
 logger = logging.getLogger(__name__)
 
 EXPECTED_FILES = "folders positive/ and negative/ (or cancer and normal, malignant and benign, 1 and 0)"
-CLASSES = {"positive": 1.0, "cancer": 1.0, "malignant": 1.0, "1": 1.0, "negative": 0.0, "normal": 0.0, "benign": 0.0, "0": 0.0}
+CLASSES = {
+    "positive": 1.0,
+    "cancer": 1.0,
+    "malignant": 1.0,
+    "1": 1.0,
+    "negative": 0.0,
+    "normal": 0.0,
+    "benign": 0.0,
+    "0": 0.0,
+}
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
@@ -28,7 +37,9 @@ def detect(root: Path) -> bool:
     """Whether `source`, or a split's folder in it, holds a folder of each class."""
     if not root.is_dir():
         return False
-    return any(_has_classes(folder) for folder in [root, *(root / name for name in _folders(root) if name.lower() in SPLITS)])
+    return any(
+        _has_classes(folder) for folder in [root, *(root / name for name in _folders(root) if name.lower() in SPLITS)]
+    )
 
 
 def _has_classes(folder: Path) -> bool:
@@ -52,7 +63,9 @@ def read(root: Path) -> pd.DataFrame:
         logger.warning("%s: not all files are named <patient>_<image>, so each counts as a patient of its own", root)
         patients = image_ids
     # the outermost counts: negative/1 may be patient 1
-    folders = paths.map(lambda path: [part.lower() for part in Path(path).relative_to(os.path.abspath(root)).parts[:-1]])
+    folders = paths.map(
+        lambda path: [part.lower() for part in Path(path).relative_to(os.path.abspath(root)).parts[:-1]]
+    )
     frame = pd.DataFrame(
         {
             "image_id": image_ids,

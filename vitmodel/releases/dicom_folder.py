@@ -37,7 +37,9 @@ def read(root: Path) -> pd.DataFrame:
         raise UsageError(f"{root}: no image in this folder; looked for {EXPECTED_FILES}")
     unread = sorted(path.name for path in root.glob("*.csv")) if root.is_dir() else []
     if unread:
-        logger.warning("%s: read without labels, for its tables are none that an adapter knows: %s", root, ", ".join(unread))
+        logger.warning(
+            "%s: read without labels, for its tables are none that an adapter knows: %s", root, ", ".join(unread)
+        )
     return read_files(files, root)
 
 
@@ -52,7 +54,11 @@ def read_files(files: list[str], root: Path) -> pd.DataFrame:
 
 def _row(file: str, sorted_by_patient: bool) -> dict[str, Any]:
     try:
-        known = {name: value for name, value in asdict(open_image(file).header).items() if name in HEADER_COLUMNS and value not in ("", None)}
+        known = {
+            name: value
+            for name, value in asdict(open_image(file).header).items()
+            if name in HEADER_COLUMNS and value not in ("", None)
+        }
     except ImageRefusedError:
         known = {}
     patient = patient_from_name(file) or (Path(file).parent.name if sorted_by_patient else image_stem(file))

@@ -47,7 +47,7 @@ class Mammogram:
     Raises:
         UsageError: The array has another shape, type or range, or a text has the wrong value.
 
-    Example:
+    Examples:
         >>> pixels = np.zeros((256, 208), np.uint16)
         >>> pixels[48:208, :96] = 30000
         >>> vitmodel.Mammogram(pixels=pixels, patient_id="p1", laterality="L", view="CC")
@@ -68,14 +68,18 @@ class Mammogram:
         pixels = self.pixels
         if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or 0 in pixels.shape:
             shape = getattr(pixels, "shape", type(pixels).__name__)
-            raise UsageError(f"pixels: must be an array of height x width grey values, not {shape}; convert colour to grey first")
+            raise UsageError(
+                f"pixels: must be an array of height x width grey values, not {shape}; convert colour to grey first"
+            )
         if np.issubdtype(pixels.dtype, np.floating):
             if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
                 raise UsageError("pixels: float values must lie between 0 and 1; rescale them, 0 = air, 1 = densest")
         elif pixels.dtype not in (np.uint8, np.uint16):
             raise UsageError(f"pixels: must be uint8, uint16 or float, not {pixels.dtype}; rescale and convert them")
         if not self.patient_id:
-            raise UsageError("patient_id: is empty; name the patient, so that the images of a breast are scored together")
+            raise UsageError(
+                "patient_id: is empty; name the patient, so that the images of a breast are scored together"
+            )
         if self.laterality not in ("L", "R", ""):
             raise UsageError(f"laterality: must be 'L', 'R' or '' (unknown), not {self.laterality!r}")
 
@@ -109,7 +113,9 @@ def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) ->
         raise _unknown(sources)
     items = [sources] if single else list(sources)  # type: ignore[arg-type]
     if not items:
-        raise UsageError("sources: names nothing to score; give a path, a pydicom Dataset, a vitmodel.Mammogram or a list of them")
+        raise UsageError(
+            "sources: names nothing to score; give a path, a pydicom Dataset, a vitmodel.Mammogram or a list of them"
+        )
     paths: list[str] = []
     rows: list[dict[str, object]] = []
     for number, item in enumerate(items, start=1):
@@ -136,7 +142,9 @@ def _checked(path: str) -> str:
 
 def _unknown(item: object) -> UsageError:
     if isinstance(item, np.ndarray):
-        return UsageError("sources: an array needs its metadata; wrap it: vitmodel.Mammogram(pixels=array, patient_id=..., laterality=...)")
+        return UsageError(
+            "sources: an array needs its metadata; wrap it: vitmodel.Mammogram(pixels=array, patient_id=..., laterality=...)"
+        )
     wanted = "a path, a pydicom Dataset, a vitmodel.Mammogram or a list of them"
     return UsageError(f"sources: {type(item).__name__} cannot be scored; give {wanted}")
 
@@ -152,13 +160,17 @@ def _write_dataset(dataset: Dataset, path: Path) -> Path:
     try:
         dataset.save_as(path, enforce_file_format=True)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"sources: {path.stem} cannot be written as a DICOM file: {error}; complete the data set") from error
+        raise UsageError(
+            f"sources: {path.stem} cannot be written as a DICOM file: {error}; complete the data set"
+        ) from error
     return path
 
 
 def _write_array(image: Mammogram, path: Path) -> dict[str, object]:
     """Write an array as PNG; return its row of the table."""
     write_atomic(path, image._png())
-    values = {name: getattr(image, name) for name in ("patient_id", "laterality", "view", "age", "machine_id", "site_id")}
+    values = {
+        name: getattr(image, name) for name in ("patient_id", "laterality", "view", "age", "machine_id", "site_id")
+    }
     implant = None if image.implant is None else int(image.implant)
     return {"image_id": image.image_id or path.stem, "path": path.name, "implant": implant} | values

@@ -103,10 +103,14 @@ def _unpack(archive: Path, scratch: Path) -> Path:
             scratch.mkdir(parents=True, exist_ok=True)
             needed, free = sum(entry.file_size for entry in content.infolist()), shutil.disk_usage(scratch).free
             if needed > free:
-                raise VitmodelError(f"{archive} needs {needed / 1e9:.1f} GB unpacked, {scratch} has {free / 1e9:.1f} GB; free some space")
+                raise VitmodelError(
+                    f"{archive} needs {needed / 1e9:.1f} GB unpacked, {scratch} has {free / 1e9:.1f} GB; free some space"
+                )
             for entry in content.infolist():
                 changed = time.mktime((*entry.date_time, 0, 0, -1))
-                os.utime(content.extract(entry, folder), (changed, changed))  # the archive's own time: a second run knows the file again
+                os.utime(
+                    content.extract(entry, folder), (changed, changed)
+                )  # the archive's own time: a second run knows the file again
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # bz2 tells of damage by one without a number
             raise VitmodelError(f"cannot unpack {archive} into {scratch}: {error.strerror}") from error
@@ -135,7 +139,9 @@ def _once(files: Sequence[str]) -> list[str]:
 
 def _say_repeated(count: int) -> None:
     if count:
-        logger.warning("inputs that name an earlier file again: %d; a file counts once, however often it is named", count)
+        logger.warning(
+            "inputs that name an earlier file again: %d; a file counts once, however often it is named", count
+        )
 
 
 def _join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -18,7 +18,15 @@ import pandas as pd
 from vitmodel.data import lesions
 from vitmodel.data.manifest import as_manifest, read_table
 from vitmodel.releases import custom_table
-from vitmodel.releases.files import csv_header, find_table, get_or_default, image_stem, list_images, patient_from_name, tables_with_columns
+from vitmodel.releases.files import (
+    csv_header,
+    find_table,
+    get_or_default,
+    image_stem,
+    list_images,
+    patient_from_name,
+    tables_with_columns,
+)
 
 EXPECTED_FILES = "train.csv or test.csv beside train_images/<patient>/<image>.dcm or <patient>_<image>.png"
 TABLE_NAMES = ("train.csv", "test.csv")
@@ -38,10 +46,20 @@ def read(root: Path) -> pd.DataFrame:
     table = read_table(path, ["patient_id", "image_id", "laterality", "view"]).rename(columns={"BIRADS": "birads"})
     names = table.patient_id + "_" + table.image_id
     folder = root if root.is_dir() else root.parent
-    released = os.path.join(os.path.abspath(folder), f"{path.stem}_images", "") + table.patient_id + "/" + table.image_id + ".dcm"
-    files = {_name(file): file for file in sorted(list_images(folder), key=lambda file: file.endswith(".dcm"))}  # DICOM before a copy
+    released = (
+        os.path.join(os.path.abspath(folder), f"{path.stem}_images", "")
+        + table.patient_id
+        + "/"
+        + table.image_id
+        + ".dcm"
+    )
+    files = {
+        _name(file): file for file in sorted(list_images(folder), key=lambda file: file.endswith(".dcm"))
+    }  # DICOM before a copy
     boxes = table.image_id.map(_boxes(path.with_name(LESION_TABLE)))
-    return as_manifest(table.assign(path=get_or_default(names, files, released), dataset="rsna", lesions=boxes), str(path))
+    return as_manifest(
+        table.assign(path=get_or_default(names, files, released), dataset="rsna", lesions=boxes), str(path)
+    )
 
 
 def _boxes(path: Path) -> dict[str, str]:

@@ -53,4 +53,7 @@ def _findings(path: Path) -> dict[str, str | float]:
         return {}
     table = read_table(path, ["image_id", "finding_categories"])
     lists = table.finding_categories.str.findall("'([^']+)'").groupby(table.image_id).sum()
-    return {image: ";".join(sorted(set(names) - {"No Finding"})) or np.nan for image, names in zip(lists.index, lists, strict=True)}
+    return {
+        image: ";".join(sorted(set(names) - {"No Finding"})) or np.nan
+        for image, names in zip(lists.index, lists, strict=True)
+    }

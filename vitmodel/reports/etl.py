@@ -29,7 +29,9 @@ MAX_REFUSALS = 50
 MAX_GROUPS = 40  # most sites or machines that get a line of their own
 MAX_VALUES = 8  # most values of a property of the sources that do
 HISTOGRAM_BINS = 25
-VOI_NAME_PATTERN = r"^(\w+) \S+/\S+ (\d+/\d+)$"  # <function> <center>/<width> <which>/<of how many>, as pixels/voi.py names it
+VOI_NAME_PATTERN = (
+    r"^(\w+) \S+/\S+ (\d+/\d+)$"  # <function> <center>/<width> <which>/<of how many>, as pixels/voi.py names it
+)
 
 
 def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) -> None:
@@ -58,7 +60,9 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
         sides=summarize_sides(used),
         cards=[(group, list(members)) for group, members in itertools.groupby(cards, key=lambda card: card.row.group)],
         histograms=box_histograms(used),
-        properties={title: count_values(values) for title, values in image_properties(used).items()} if len(used) else {},
+        properties={title: count_values(values) for title, values in image_properties(used).items()}
+        if len(used)
+        else {},
         preprocessing=[format_settings(text) for text in manifest["preprocessing"].dropna().unique()],
         sentences=redact_message,
         share=format_percentage,
@@ -81,7 +85,9 @@ def count_values(values: pd.Series, most: int = MAX_VALUES) -> pd.Series:
 
 def count_by_status(manifest: pd.DataFrame, column: str) -> pd.DataFrame:
     """The number of images and of each verdict per value of `column`."""
-    counts = pd.crosstab(merge_rare_values(manifest[column], MAX_GROUPS), manifest["status"]).reindex(columns=STATUSES, fill_value=0)
+    counts = pd.crosstab(merge_rare_values(manifest[column], MAX_GROUPS), manifest["status"]).reindex(
+        columns=STATUSES, fill_value=0
+    )
     return counts.assign(images=counts.sum(axis=1)).sort_values("images", ascending=False, kind="stable")
 
 
@@ -92,7 +98,10 @@ def summarize_reasons(manifest: pd.DataFrame) -> pd.DataFrame:
     found = manifest["image_id"].loc[codes.index].groupby(codes.to_numpy(), sort=False)
     table = pd.DataFrame({"images": found.size(), "examples": found.agg(lambda ids: ", ".join(ids.head(3)))})
     table["verdict"] = ["refused" if code in REFUSAL_REASONS else "warned" for code in table.index]
-    table["meaning"] = [(REFUSAL_REASONS | WARNING_REASONS).get(code, "not a reason of this version of vitmodel") for code in table.index]
+    table["meaning"] = [
+        (REFUSAL_REASONS | WARNING_REASONS).get(code, "not a reason of this version of vitmodel")
+        for code in table.index
+    ]
     return table.sort_values(["verdict", "images"], ascending=[True, False], kind="stable")
 
 
@@ -104,7 +113,9 @@ def summarize_sides(used: pd.DataFrame) -> pd.DataFrame:
     """
     known = used[used["laterality"].isin(["L", "R"]) & used["chest_wall_side"].notna()]
     mirrored = (known["laterality"] == "L") != (known["chest_wall_side"] == "left")
-    patients = mirrored.groupby([merge_rare_values(known["machine_id"], MAX_GROUPS).rename("machine"), known["patient_id"]]).agg(["size", "sum"])
+    patients = mirrored.groupby(
+        [merge_rare_values(known["machine_id"], MAX_GROUPS).rename("machine"), known["patient_id"]]
+    ).agg(["size", "sum"])
     counts = pd.DataFrame({
         "images": patients["size"],
         "mirrored": patients["sum"],

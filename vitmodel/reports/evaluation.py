@@ -180,7 +180,8 @@ class EvaluationReport:
             "folds": self.folds,
             "cross_fitted": [vars(each) | {"metrics": each.metrics.to_dict()} for each in self.thresholds],
             "recalibrated": {method: metrics.to_dict() for method, metrics in self.recalibrated.items()},
-            "elsewhere": self.at_prevalence and {"prevalence": self.at_prevalence[0], "metrics": self.at_prevalence[1].to_dict()},
+            "elsewhere": self.at_prevalence
+            and {"prevalence": self.at_prevalence[0], "metrics": self.at_prevalence[1].to_dict()},
             "subgroups": [vars(each) | {"metrics": each.metrics and each.metrics.to_dict()} for each in self.subgroups],
             "undivided": list(self.skipped_attributes),
             "audit": self.audit and asdict(self.audit),
@@ -227,13 +228,21 @@ def _decisions(report: EvaluationReport) -> list[TableRow]:
     rows: list[TableRow] = [("The package’s own", _number(own.threshold), *(own.intervals[name] for name in names))]
     for each in report.thresholds:
         least, most = map(_number, each.thresholds)
-        rows.append((each.purpose, least if least == most else f"{least} to {most}", *(each.metrics.intervals[name] for name in names)))
+        rows.append(
+            (
+                each.purpose,
+                least if least == most else f"{least} to {most}",
+                *(each.metrics.intervals[name] for name in names),
+            )
+        )
     return rows
 
 
 def _calibrations(report: EvaluationReport) -> list[TableRow]:
     names = ("brier", "log_loss", "ece", "calibration_slope", "calibration_intercept")
-    found = {"As the package gives them": report.headline.metrics} | {k.capitalize(): v for k, v in report.recalibrated.items()}
+    found = {"As the package gives them": report.headline.metrics} | {
+        k.capitalize(): v for k, v in report.recalibrated.items()
+    }
     return [(title, *(metrics.intervals[name] for name in names)) for title, metrics in found.items()]
 
 
@@ -278,8 +287,14 @@ def _outdone(report: EvaluationReport) -> list[str]:
 
 def _forests(report: EvaluationReport) -> list[Figure]:
     """The subgroups whose AUROC has an interval: a point alone would look certain."""
-    groups = [group for group in report.subgroups if group.metrics and not math.isnan(group.metrics.intervals["auroc"].low)]
-    return [figures.forest([(g.attribute, g.value, g.metrics) for g in groups if g.metrics], report.headline.metrics)] if groups else []
+    groups = [
+        group for group in report.subgroups if group.metrics and not math.isnan(group.metrics.intervals["auroc"].low)
+    ]
+    return (
+        [figures.forest([(g.attribute, g.value, g.metrics) for g in groups if g.metrics], report.headline.metrics)]
+        if groups
+        else []
+    )
 
 
 def _picture(image: np.ndarray) -> str:
@@ -304,7 +319,10 @@ def _pictures(report: EvaluationReport) -> list[tuple[str, str]]:
     curve_data, metrics, label = report.curve_data, report.headline.metrics, report.label
     pictures = []
     if curves := curve_data.curves:
-        roc, precision_recall = figures.roc(curves.roc, metrics), figures.precision_recall(curves.precision_recall, metrics)
+        roc, precision_recall = (
+            figures.roc(curves.roc, metrics),
+            figures.precision_recall(curves.precision_recall, metrics),
+        )
         reliability = figures.reliability(curves.reliability, metrics, label)
         pictures += [
             ("Receiver operating characteristic; the dot is the threshold, with 95 % intervals.", roc),

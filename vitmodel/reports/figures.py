@@ -115,7 +115,9 @@ def reliability(axes: Axes, data: Reliability, metrics: Metrics, label: str) -> 
         data.score, data.observed, yerr=[data.observed - data.low, data.high - data.observed],
         fmt="o-", ms=3.5, color=BLUE, elinewidth=0.8, lw=1, label=f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−"),
     )  # fmt: skip
-    axes.set(xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=f"Observed fraction with {label}", aspect="equal")
+    axes.set(
+        xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=f"Observed fraction with {label}", aspect="equal"
+    )
 
 
 @_figure(height=2.9)
@@ -143,7 +145,13 @@ def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = "can
         colour = "white" if fraction[row, column] > 0.7 else "#222222"
         axes.text(column + 0.5, row + 0.5, f"{count:,}", ha="center", va="bottom", fontsize=13, color=colour)
         axes.text(
-            column + 0.5, row + 0.5, f"\n{100 * fraction[row, column]:.1f} % of row", ha="center", va="center", fontsize=7.5, color=colour
+            column + 0.5,
+            row + 0.5,
+            f"\n{100 * fraction[row, column]:.1f} % of row",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=colour,
         )
     axes.set(xlabel=f"Called at threshold {threshold:.3f}", ylabel="Truth")
     axes.set_xticks([0.5, 1.5], [f"No {label}", label.capitalize()])
@@ -159,7 +167,9 @@ def decision_curve(axes: Axes, data: DecisionCurve, metrics: Metrics) -> None:
     axes.plot(data.threshold, data.everyone, color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=3, label="Everyone")
     axes.plot(data.threshold, data.model, color=BLUE, label="By the score")
     top = max(data.model.max(), metrics.positives / metrics.units)
-    axes.set(ylim=(-0.25 * top, 1.08 * top), xlim=(0, None), xlabel="Threshold probability", ylabel="Net benefit (per unit)")
+    axes.set(
+        ylim=(-0.25 * top, 1.08 * top), xlim=(0, None), xlabel="Threshold probability", ylabel="Net benefit (per unit)"
+    )
 
 
 def forest(groups: Sequence[tuple[str, str, Metrics]], overall: Metrics) -> Figure:
@@ -178,14 +188,24 @@ def forest(groups: Sequence[tuple[str, str, Metrics]], overall: Metrics) -> Figu
             if measured:
                 auroc = measured.intervals["auroc"]
                 axes.plot([auroc.low, auroc.high], [row, row], color=BLUE, lw=1.2)
-                axes.plot(auroc.value, row, "D" if row == 0 else "s", ms=4 if row == 0 else 3.2, color=ORANGE if row == 0 else BLUE)
+                axes.plot(
+                    auroc.value,
+                    row,
+                    "D" if row == 0 else "s",
+                    ms=4 if row == 0 else 3.2,
+                    color=ORANGE if row == 0 else BLUE,
+                )
                 axes.text(1.02, row, str(auroc), va="center", fontsize=7, transform=axes.get_yaxis_transform())
         axes.set_yticks(range(len(lines)), [name for name, _ in lines])
         for tick, (_, measured) in zip(axes.get_yticklabels(), lines, strict=True):
             tick.set_fontweight("normal" if measured else "bold")
         values = [m.intervals["auroc"] for _, m in lines if m]
         least = min(0.45, *(np.nanmin([v.low, v.value]) for v in values))
-        axes.set(xlim=(max(0, least - 0.02), 1.01), ylim=(len(lines) - 0.4, -0.6), xlabel="AUROC with 95 % interval (positive of all)")
+        axes.set(
+            xlim=(max(0, least - 0.02), 1.01),
+            ylim=(len(lines) - 0.4, -0.6),
+            xlabel="AUROC with 95 % interval (positive of all)",
+        )
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     return figure
@@ -216,7 +236,9 @@ def _operating_point(axes: Axes, metrics: Metrics, x: str, y: str, complement: b
     across, up = metrics.intervals[x], metrics.intervals[y]
     if np.isnan(across.value) or np.isnan(up.value):
         return
-    left, at, right = (1 - across.high, 1 - across.value, 1 - across.low) if complement else (across.low, across.value, across.high)
+    left, at, right = (
+        (1 - across.high, 1 - across.value, 1 - across.low) if complement else (across.low, across.value, across.high)
+    )
     axes.errorbar(
         at, up.value, xerr=[[max(at - left, 0)], [max(right - at, 0)]], yerr=[[max(up.value - up.low, 0)], [max(up.high - up.value, 0)]],
         fmt="o", ms=4.5, color=ORANGE, elinewidth=1, label=f"Threshold {metrics.threshold:.3f}", zorder=5,

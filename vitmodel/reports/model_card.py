@@ -24,12 +24,25 @@ def evaluation_section(report: EvaluationReport) -> str:
     lines = [EVALUATION_HEADING, "", f"{report.created}, by `{report.command}`.", ""]
     lines += [*(f"- {name}: {value}" for name, value in {**report.method, **report.data}.items()), ""]
     lines += _row("", *(f"per {name}" for name in names)), _row(*["---"] * (len(names) + 1))
-    lines += [_row("units (positive)", *(f"{level.metrics.units} ({level.metrics.positives})" for level in report.levels))]
-    lines += [_row(title, *(str(level.metrics.intervals[name]) for level in report.levels)) for title, name in CARD_METRICS.items()]
-    lines += ["", "Values with 95 % intervals over patients drawn with replacement; decisions at the package's threshold.", ""]
+    lines += [
+        _row("units (positive)", *(f"{level.metrics.units} ({level.metrics.positives})" for level in report.levels))
+    ]
+    lines += [
+        _row(title, *(str(level.metrics.intervals[name]) for level in report.levels))
+        for title, name in CARD_METRICS.items()
+    ]
+    lines += [
+        "",
+        "Values with 95 % intervals over patients drawn with replacement; decisions at the package's threshold.",
+        "",
+    ]
     if report.at_prevalence:
         prevalence, metrics = report.at_prevalence
-        shown = ", ".join(f"{title} {metrics.intervals[name]}" for title, name in CARD_METRICS.items() if name in ("precision", "pf1", "auprc"))
+        shown = ", ".join(
+            f"{title} {metrics.intervals[name]}"
+            for title, name in CARD_METRICS.items()
+            if name in ("precision", "pf1", "auprc")
+        )
         lines += [f"At a prevalence of {100 * prevalence:.1f} %, per {report.headline.name}: {shown}.", ""]
     if report.subgroups:
         lines += [

@@ -11,7 +11,9 @@ CAPTION_HEIGHT = 14  # pixels under each crop
 GAP = 2
 
 
-def contact_grid(crops: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 8, height: int = 192) -> np.ndarray:
+def contact_grid(
+    crops: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int = 8, height: int = 192
+) -> np.ndarray:
     """Crops (H W, uint8, uint16 or float32 in [0, 1]) row by row, each `height` pixels high, with captions below: H' W' uint8."""
     shown = [_resized(_to_8_bits(crop), height) for crop in crops]
     width = max((crop.shape[1] for crop in shown), default=1)
@@ -22,7 +24,16 @@ def contact_grid(crops: Sequence[np.ndarray], captions: Sequence[str] = (), colu
         top, left = number // columns * (height + below + GAP), number % columns * (width + GAP)
         picture[top : top + height, left : left + crop.shape[1]] = crop
         if captions:
-            cv2.putText(picture, captions[number], (left + 2, top + height + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 255, 1, cv2.LINE_AA)
+            cv2.putText(
+                picture,
+                captions[number],
+                (left + 2, top + height + 11),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.36,
+                255,
+                1,
+                cv2.LINE_AA,
+            )
     return picture
 
 

@@ -42,7 +42,9 @@ class Software:
 
     def uid(self, kind: str, *sources: str) -> UID:
         """A new UID that follows from kind, software and the UIDs of its sources: the same result is known by the same name anywhere."""
-        return generate_uid(entropy_srcs=[MANUFACTURER, kind, self.version, self.model, self.serial, *self.parameters, *sources])
+        return generate_uid(
+            entropy_srcs=[MANUFACTURER, kind, self.version, self.model, self.serial, *self.parameters, *sources]
+        )
 
 
 def read_source_header(path: Path | str, deidentify: Deidentifier | None = None) -> Dataset:
@@ -54,9 +56,13 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
     meta = header.file_meta if hasattr(header, "file_meta") else Dataset()
     name = header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID")
     if not name:
-        raise ImageRefusedError("bad_header", "the file has no SOP Instance UID, so that no DICOM result can refer to it")
+        raise ImageRefusedError(
+            "bad_header", "the file has no SOP Instance UID, so that no DICOM result can refer to it"
+        )
     header.SOPInstanceUID = name
-    header.SOPClassUID = header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
+    header.SOPClassUID = (
+        header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
+    )
     for keyword in TYPE_2_KEYWORDS:
         if not _is_valid(header, keyword):
             header.add_new(keyword, dictionary_VR(keyword), "")

@@ -41,8 +41,16 @@ class ResultWriter:
     Raises UsageError where highdicom or dicognito is needed and not installed.
     """
 
-    def __init__(self, out: Path, software: Software, preprocessing: Preprocessing, threshold: float, dicom: bool, secret: str) -> None:
-        self.out, self.software, self.preprocessing, self.threshold, self.dicom = out, software, preprocessing, threshold, dicom
+    def __init__(
+        self, out: Path, software: Software, preprocessing: Preprocessing, threshold: float, dicom: bool, secret: str
+    ) -> None:
+        self.out, self.software, self.preprocessing, self.threshold, self.dicom = (
+            out,
+            software,
+            preprocessing,
+            threshold,
+            dicom,
+        )
         self.deidentify = make_deidentifier(secret) if secret else None
         if dicom:
             try:
@@ -50,7 +58,9 @@ class ResultWriter:
             except ImportError:
                 raise UsageError("dicom: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
 
-    def write_explanation(self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float) -> tuple[Region, list[str]]:
+    def write_explanation(
+        self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float
+    ) -> tuple[Region, list[str]]:
         """The overlay, and as DICOM the overlay and the map; returns the outline (x, y in source pixels) of the hottest region, and the
         files' paths below OUT.
         """
@@ -101,7 +111,9 @@ class ResultWriter:
                 row = known.loc[breast]
                 suspicious = row["decision"] == 1
                 findings.append(
-                    BreastFinding(side=row["laterality"], probability=row["probability"], suspicious=suspicious, images=members)
+                    BreastFinding(
+                        side=row["laterality"], probability=row["probability"], suspicious=suspicious, images=members
+                    )
                 )
             self.save(structured_report(findings, self.software))
         return len(studies), without

@@ -72,9 +72,13 @@ def draw_overlay(picture: DisplayImage, heat: HeatMap, caption: Caption, breast_
     grey = np.where(np.isnan(found), 0, picture.grey).astype(np.uint8) if breast_only else picture.grey
     window = _window(heat.geometry.box, picture)
     share = np.nan_to_num(np.clip((found - caption.low) / (caption.high - caption.low), 0, 1))[window]
-    share *= np.minimum(1, grey[window] / MIN_TISSUE_VALUE)  # the crop's mask is coarser than the picture, and air stays black
+    share *= np.minimum(
+        1, grey[window] / MIN_TISSUE_VALUE
+    )  # the crop's mask is coarser than the picture, and air stays black
     plain = cv2.cvtColor(grey[window], cv2.COLOR_GRAY2RGB)
-    page = np.hstack([plain, np.zeros((len(plain), 8, 3), np.uint8), blend_heat_map(plain, share), colour_bar(len(plain), caption)])
+    page = np.hstack(
+        [plain, np.zeros((len(plain), 8, 3), np.uint8), blend_heat_map(plain, share), colour_bar(len(plain), caption)]
+    )
     lines = [caption.title, caption.score, f"Colour: {caption.unit}. It outlines no lesion.", NOT_A_MEDICAL_DEVICE]
     foot = np.zeros((LINE * len(lines) + LINE // 2, page.shape[1], 3), np.uint8)
     size = min(fit_font_size(line, foot.shape[1] - LINE) for line in lines)
@@ -86,12 +90,16 @@ def draw_overlay(picture: DisplayImage, heat: HeatMap, caption: Caption, breast_
 def _window(box: tuple[int, int, int, int], picture: DisplayImage) -> tuple[slice, slice]:
     """The rows and columns of a picture that show the breast and AROUND pixels around it."""
     x0, y0, x1, y1 = (round(edge * picture.scale) for edge in box)
-    return slice(max(0, y0 - CONTEXT_MARGIN), y1 + CONTEXT_MARGIN), slice(max(0, x0 - CONTEXT_MARGIN), x1 + CONTEXT_MARGIN)
+    return slice(max(0, y0 - CONTEXT_MARGIN), y1 + CONTEXT_MARGIN), slice(
+        max(0, x0 - CONTEXT_MARGIN), x1 + CONTEXT_MARGIN
+    )
 
 
 def blend_heat_map(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Colours for `share` (H W in [0, 1]) over an RGB picture (H W 3)."""
-    colour = cv2.cvtColor(cv2.applyColorMap(np.rint(95 + 130 * share).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    colour = cv2.cvtColor(
+        cv2.applyColorMap(np.rint(95 + 130 * share).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB
+    )
     strength = (STRONGEST * np.sqrt(share))[..., None]
     return np.rint(picture * (1 - strength) + colour * strength).astype(np.uint8)
 

@@ -11,7 +11,12 @@ from vitmodel.utils import atomic_path, write_atomic
 
 
 def write_score_files(
-    images: pd.DataFrame, breasts: pd.DataFrame, patients: pd.DataFrame, out: Path, parquet: bool = False, jsonl: bool = False
+    images: pd.DataFrame,
+    breasts: pd.DataFrame,
+    patients: pd.DataFrame,
+    out: Path,
+    parquet: bool = False,
+    jsonl: bool = False,
 ) -> None:
     """The tables of a Predictor as OUT/NAME.csv and, if asked for, .parquet and .jsonl (one JSON object a line, null = unknown).
 
@@ -29,7 +34,9 @@ def write_score_files(
                     table.to_parquet(temporary, index=False)
             except ImportError:
                 raise UsageError("parquet: needs the extra `parquet`: pip install 'vitmodel[parquet]'") from None
-    _write_csv(breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"}), out / "submission.csv")
+    _write_csv(
+        breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"}), out / "submission.csv"
+    )
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -14,7 +14,9 @@ from pydicom.uid import RLELossless
 
 from vitmodel.results.evidence import MANUFACTURER, Software
 
-MAX_STORED_VALUE = 255  # of 16 bits, for which the standard asks: steps enough for a few hundred patches, and a file ten times smaller
+MAX_STORED_VALUE = (
+    255  # of 16 bits, for which the standard asks: steps enough for a few hundred patches, and a file ten times smaller
+)
 MAP_SERIES, CAPTURE_SERIES = 9101, 9102  # numbers that no acquisition uses
 
 
@@ -68,7 +70,9 @@ def parametric_map(values: np.ndarray, unit: str, source: Dataset, software: Sof
         device_serial_number=software.serial,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[VOILUTTransformation(window_center=MAX_STORED_VALUE / 2, window_width=float(MAX_STORED_VALUE))],
+        voi_lut_transformations=[
+            VOILUTTransformation(window_center=MAX_STORED_VALUE / 2, window_width=float(MAX_STORED_VALUE))
+        ],
         content_label="SALIENCY",
         content_description=unit[:64],
         transfer_syntax_uid=RLELossless,

@@ -62,9 +62,15 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
     """
     evidence = [image.source for breast in breasts for image in breast.images]
     study = evidence[0].StudyInstanceUID
-    algorithm = AlgorithmIdentification(name=f"{MANUFACTURER} {software.model}", version=software.version, parameters=list(software.parameters))
+    algorithm = AlgorithmIdentification(
+        name=f"{MANUFACTURER} {software.model}", version=software.version, parameters=list(software.parameters)
+    )
     device = DeviceObserverIdentifyingAttributes(
-        uid=software.uid("device"), name=MANUFACTURER, manufacturer_name=MANUFACTURER, model_name=software.model, serial_number=software.serial
+        uid=software.uid("device"),
+        name=MANUFACTURER,
+        manufacturer_name=MANUFACTURER,
+        model_name=software.model,
+        serial_number=software.serial,
     )
     observer = ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
     content = MeasurementReport(
@@ -107,7 +113,9 @@ def _groups(
     for image in breast.images if breast.suspicious else ():
         if image.region is not None:
             yield PlanarROIMeasurementsAndQualitativeEvaluations(
-                tracking_identifier=TrackingIdentifier(software.uid("region", image.source.SOPInstanceUID), "Highest saliency"),
+                tracking_identifier=TrackingIdentifier(
+                    software.uid("region", image.source.SOPInstanceUID), "Highest saliency"
+                ),
                 referenced_region=ImageRegion(
                     graphic_type="POLYLINE",
                     graphic_data=np.vstack([image.region, image.region[:1]]),

@@ -45,7 +45,9 @@ class Ensemble:
         for other in self.packages[1:]:
             differing = [name for name, value in first.shared_settings.items() if other.shared_settings[name] != value]
             if differing:
-                raise UsageError(f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike")
+                raise UsageError(
+                    f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike"
+                )
         self.model: Network = first.models[0]
         self.package = first.package
         self.preprocessing = first.preprocessing
@@ -65,7 +67,11 @@ class Ensemble:
 
     def fingerprint(self) -> str:
         """Return the hashes and settings that, together with an image, determine its score."""
-        paths = [path for package in self.packages for path in (package.folder / TENSORS_FILE, package.folder / CONFIG_FILE, *package.onnx)]
+        paths = [
+            path
+            for package in self.packages
+            for path in (package.folder / TENSORS_FILE, package.folder / CONFIG_FILE, *package.onnx)
+        ]
         return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
 
     def logits(self, packs: Sequence[PackedBatch]) -> np.ndarray:
@@ -85,7 +91,9 @@ class Ensemble:
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities `(N,)` of logits `(N, M)`: the mean over packages."""
-        calibrated = [package.calibration.apply(column) for package, column in zip(self.packages, logits.T, strict=True)]
+        calibrated = [
+            package.calibration.apply(column) for package, column in zip(self.packages, logits.T, strict=True)
+        ]
         return np.mean(calibrated, axis=0)
 
     def calibrate(self, logits: np.ndarray) -> np.ndarray:

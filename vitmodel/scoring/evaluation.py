@@ -22,7 +22,13 @@ from vitmodel.reports.evaluation import Audit, Baseline, CrossFitted, Level, Sub
 
 LEVELS = ("image", "breast", "patient")
 PLOTTED_LEVEL = "breast"
-AGGREGATE_NAMES = {"mean": "mean", "mean_logit": "mean log-odds", "max": "largest", "noisy_or": "noisy-or", "fusion": "fusion"}
+AGGREGATE_NAMES = {
+    "mean": "mean",
+    "mean_logit": "mean log-odds",
+    "max": "largest",
+    "noisy_or": "noisy-or",
+    "fusion": "fusion",
+}
 """How each way to aggregate is called."""
 
 
@@ -49,11 +55,15 @@ class Evaluation:
     calibrate: Callable[[FloatArray], FloatArray] | None = None
     """From the logits of M packages (N M) to probabilities (N)."""
 
-    def scored_units(self, level: str, rows: np.ndarray | slice = slice(None), scores: FloatArray | None = None) -> ScoredUnits:
+    def scored_units(
+        self, level: str, rows: np.ndarray | slice = slice(None), scores: FloatArray | None = None
+    ) -> ScoredUnits:
         """The units of a level, of all images or of those in `rows` (N), by their probability or by other `scores` (N)."""
         table = self.table[rows]
         images = ScoredUnits(
-            table[self.label].to_numpy(), (self.probability if scores is None else scores)[rows], table["patient_id"].to_numpy()
+            table[self.label].to_numpy(),
+            (self.probability if scores is None else scores)[rows],
+            table["patient_id"].to_numpy(),
         )
         if level == "image":
             return images
@@ -63,13 +73,20 @@ class Evaluation:
             breasts = replace(breasts, scores=self.calibrate(mean_logits(self.breast_logits[rows], ids)))
         return breasts if level == "breast" else breasts.aggregate(breasts.patients, self.patient_aggregate)
 
-    def compute_metrics(self, sample: ScoredUnits, threshold: float | FloatArray | None = None, prevalence: float | None = None) -> Metrics:
-        return compute_metrics(sample, self.threshold if threshold is None else threshold, self.replicates, self.seed, prevalence)
+    def compute_metrics(
+        self, sample: ScoredUnits, threshold: float | FloatArray | None = None, prevalence: float | None = None
+    ) -> Metrics:
+        return compute_metrics(
+            sample, self.threshold if threshold is None else threshold, self.replicates, self.seed, prevalence
+        )
 
     def levels(self, units: Mapping[str, int]) -> list[Level]:
         """Metrics per image, breast and patient; `units` says how many there are with the refused ones."""
         samples = {level: self.scored_units(level) for level in LEVELS}
-        return [Level(name, sample, self.compute_metrics(sample), units[name] - len(sample.labels)) for name, sample in samples.items()]
+        return [
+            Level(name, sample, self.compute_metrics(sample), units[name] - len(sample.labels))
+            for name, sample in samples.items()
+        ]
 
     def folds(self) -> int:
         """Into how many parts the patients are dealt for cross-fitting; 0 where there are too few of them for that."""
@@ -88,7 +105,13 @@ class Evaluation:
             except UsageError:  # one class, or one patient of a class: the report then says that none could be chosen
                 return []
             name = describe_objective(objective, sensitivity)
-            found.append(CrossFitted(name[0].upper() + name[1:], (float(chosen.min()), float(chosen.max())), self.compute_metrics(sample, chosen)))
+            found.append(
+                CrossFitted(
+                    name[0].upper() + name[1:],
+                    (float(chosen.min()), float(chosen.max())),
+                    self.compute_metrics(sample, chosen),
+                )
+            )
         return found
 
     def recalibrated(self) -> dict[str, Metrics]:
@@ -98,20 +121,29 @@ class Evaluation:
             fitted = {method: cross_fitted_probabilities(sample, method, self.seed) for method in CALIBRATIONS}
         except UsageError:
             return {}
-        return {method: self.compute_metrics(ScoredUnits(sample.labels, scores, sample.patients)) for method, scores in fitted.items()}
+        return {
+            method: self.compute_metrics(ScoredUnits(sample.labels, scores, sample.patients))
+            for method, scores in fitted.items()
+        }
 
     def at_prevalence(self, fitted: float, wanted: float) -> Metrics | None:
         """The metrics at another prevalence than the one that the probabilities were `fitted` at; None where a class is missing."""
         sample = self.scored_units(PLOTTED_LEVEL).labelled()
         if len(np.unique(sample.labels)) < 2:
             return None
-        scores, threshold = to_prevalence(sample.scores, fitted, wanted), float(to_prevalence(self.threshold, fitted, wanted))
+        scores, threshold = (
+            to_prevalence(sample.scores, fitted, wanted),
+            float(to_prevalence(self.threshold, fitted, wanted)),
+        )
         return self.compute_metrics(ScoredUnits(sample.labels, scores, sample.patients), threshold, prevalence=wanted)
 
     def subgroups(self) -> tuple[list[SubgroupMetrics], list[str]]:
         """Every subgroup's metrics, its breasts scored by its own images alone or by fusion, and why some attributes make none."""
         groups, silent = subgroups(self.table, self.label)
-        return [SubgroupMetrics(group.attribute, group.value, self._if_known(self.scored_units(PLOTTED_LEVEL, group.mask))) for group in groups], silent
+        return [
+            SubgroupMetrics(group.attribute, group.value, self._if_known(self.scored_units(PLOTTED_LEVEL, group.mask)))
+            for group in groups
+        ], silent
 
     def _if_known(self, sample: ScoredUnits) -> Metrics | None:
         return self.compute_metrics(sample) if np.isfinite(sample.labels).any() else None

@@ -64,7 +64,7 @@ class Explanation:
         heat: The values with their place in the source image.
         picture: The breast, plain and below the heat map, with a colour bar and a caption: `(H, W, 3)` uint8, RGB.
 
-    Example:
+    Examples:
         >>> model = vitmodel.load("run/package", progress=False)
         >>> heat = model.explain("exam/rcc.dcm")
         >>> heat.values.ndim, heat.picture.shape[-1]
@@ -101,7 +101,7 @@ class Explanation:
         Returns:
             An array with the height and width of the source image.
 
-        Example:
+        Examples:
             >>> model = vitmodel.load("run/package", progress=False)
             >>> model.explain("exam/rcc.dcm").on_source().ndim
             2
@@ -118,7 +118,7 @@ class Explanation:
             UsageError: The name does not end in .png.
             VitmodelError: The file cannot be written.
 
-        Example:
+        Examples:
             >>> model = vitmodel.load("run/package", progress=False)
             >>> model.explain("exam/rcc.dcm", method="rollout").save("rollout.png")
         """

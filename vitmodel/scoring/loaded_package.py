@@ -29,30 +29,40 @@ class LoadedPackage:
         self.folder = folder
         self.models, self.package = load_models(folder)
         if "label" not in self.package:
-            raise UsageError(f"{folder}: holds pretrained weights that give no score; train on labels with `--weights` first")
+            raise UsageError(
+                f"{folder}: holds pretrained weights that give no score; train on labels with `--weights` first"
+            )
         for model in self.models:
             model.to(device)
             if isinstance(model.segments, SegmentAggregator) and config.segment_budget:
                 model.segments.set_token_budget(config.segment_budget)
         if config.segment_budget and not self.models[0].segments:
-            raise UsageError(f"segment_budget: has no effect on {folder}, which was trained without --segments; leave it out")
+            raise UsageError(
+                f"segment_budget: has no effect on {folder}, which was trained without --segments; leave it out"
+            )
         try:
             self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
             fitted = dict(self.package["calibration"])
-            self.calibration_level: str = fitted.pop("level", "image")  # a package without the word was calibrated image by image
+            self.calibration_level: str = fitted.pop(
+                "level", "image"
+            )  # a package without the word was calibrated image by image
             self.calibration = calibration.from_dict(fitted)
             self.threshold: float = self.package["decision"]["threshold"]
             self.aggregation: str = self.package["decision"]["aggregate"]
             self.label: str = self.package["label"]
         except KeyError as error:
-            raise VitmodelError(f"{folder / CONFIG_FILE}: {error} is missing; use the vitmodel that wrote it, or train anew") from error
+            raise VitmodelError(
+                f"{folder / CONFIG_FILE}: {error} is missing; use the vitmodel that wrote it, or train anew"
+            ) from error
         except UsageError as error:
             raise VitmodelError(f"{folder / CONFIG_FILE}: {error}; a newer vitmodel wrote it, install that") from error
         self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
         self.flip: bool = self.package.get("flip", False) if config.flip is None else config.flip
         self.tokens = config.tokens
         network = self.models[0]
-        self.is_single_graph = not (network.sources or network.exam or network.segments or self.preprocessing.mm_per_pixel)
+        self.is_single_graph = not (
+            network.sources or network.exam or network.segments or self.preprocessing.mm_per_pixel
+        )
         """Whether its models are plain ViTs for crops of one size, which one ONNX graph holds from pixels to their mean logits."""
         self.onnx: list[Path] = []
         self.runtime_models = self.models
@@ -71,7 +81,9 @@ class LoadedPackage:
             self.onnx_session = load_onnx(path, runtime, weights)
         else:
             encoders = [load_encoder(each, runtime, weights) for each in self.onnx]
-            self.runtime_models = [model.with_encoder(encode) for model, encode in zip(self.models, encoders, strict=True)]
+            self.runtime_models = [
+                model.with_encoder(encode) for model, encode in zip(self.models, encoders, strict=True)
+            ]
 
     def logits(self, images: PackedBatch) -> np.ndarray:
         """What the package says of each of the pack's B images and, with the fusion of exams, of its breast, the mean over its folds: B L.
@@ -82,7 +94,12 @@ class LoadedPackage:
             return self.onnx_session(images)[:, :1].float().cpu().numpy()
         said = []
         for model in self.runtime_models:
-            features = torch.cat([model.features(part) for part in split_by_token_budget(images, self.tokens, model.config.vit.num_prefix_tokens)])
+            features = torch.cat(
+                [
+                    model.features(part)
+                    for part in split_by_token_budget(images, self.tokens, model.config.vit.num_prefix_tokens)
+                ]
+            )
             said.append(model.image_and_breast_logits(features, images.metadata).float().cpu().numpy())
         return np.mean(said, axis=0)
 

@@ -27,7 +27,7 @@ class Prediction:
         patients: One row per patient: patient_id, score, probability, decision, n_breasts, status.
         threshold: Probability from which a decision is 1.
 
-    Example:
+    Examples:
         >>> model = vitmodel.load("run/package", progress=False)
         >>> result = model.predict("exam/")
         >>> result.breasts[["prediction_id", "probability"]].columns.tolist()
@@ -62,7 +62,7 @@ class Prediction:
             VitmodelError: The folder cannot be written.
             UsageError: Parquet was asked for and pyarrow is not installed.
 
-        Example:
+        Examples:
             >>> model = vitmodel.load("run/package", progress=False)
             >>> folder = model.predict("exam/").save("scores")
             >>> sorted(path.name for path in folder.iterdir())
@@ -77,7 +77,7 @@ class Prediction:
         Returns:
             A line of text.
 
-        Example:
+        Examples:
             >>> model = vitmodel.load("run/package", progress=False)
             >>> print(model.predict("exam/").summary())  # doctest: +ELLIPSIS
             1 image, 0 refused; 1 breast, ...

@@ -47,9 +47,13 @@ class Predictor:
         results = {position: (scored.loaded.cropped.record, scored.logits) for position, scored in self.scores(rows)}
         records = [results[position][0] for position in range(len(rows))]
         logits = [results[position][1] for position in range(len(rows))]
-        return records, np.reshape(np.asarray(logits, dtype=float), (len(rows), self.ensemble.levels, len(self.ensemble.packages)))
+        return records, np.reshape(
+            np.asarray(logits, dtype=float), (len(rows), self.ensemble.levels, len(self.ensemble.packages))
+        )
 
-    def tables(self, table: pd.DataFrame, records: Sequence[ProvenanceRecord], logits: Sequence[np.ndarray] | np.ndarray) -> ScoreTables:
+    def tables(
+        self, table: pd.DataFrame, records: Sequence[ProvenanceRecord], logits: Sequence[np.ndarray] | np.ndarray
+    ) -> ScoreTables:
         """Return the scores of the manifest `table` per image, breast and patient, from the result of `predict_logits`."""
         images = image_table(table, records, logits, self.ensemble)
         breasts = self.score_breasts(images)

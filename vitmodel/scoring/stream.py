@@ -98,7 +98,9 @@ class Timings:
 
     def per_image(self, images: int) -> str:
         """Return all timings as text, in milliseconds per image."""
-        return ", ".join(f"{field.name} {1e3 * getattr(self, field.name) / max(1, images):.0f} ms" for field in fields(self))
+        return ", ".join(
+            f"{field.name} {1e3 * getattr(self, field.name) / max(1, images):.0f} ms" for field in fields(self)
+        )
 
 
 class ScoringStream:
@@ -193,7 +195,9 @@ class ScoringStream:
         image = to_tensor(cropped.crop)
         images = [image, image.flip(-2)] if ensemble.flip else [image]
         scaled = replace(metadata, mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
-        about = [scaled.with_unique_ids(number, len(images)) for number in range(len(images))]  # a flipped exam is another exam
+        about = [
+            scaled.with_unique_ids(number, len(images)) for number in range(len(images))
+        ]  # a flipped exam is another exam
         patches = pack_images(images, vit.patch, ["the crop"] * len(images), not ensemble.packed, about)
         if not ensemble.model.segments:
             check_token_budget("the crop", max(patches.sequence_lengths(vit.num_prefix_tokens)), self.tokens)

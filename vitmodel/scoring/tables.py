@@ -29,7 +29,10 @@ class ScoreTables(NamedTuple):
 
 
 def image_table(
-    table: pd.DataFrame, records: Sequence[ProvenanceRecord], logits: Sequence[np.ndarray] | np.ndarray, ensemble: Ensemble
+    table: pd.DataFrame,
+    records: Sequence[ProvenanceRecord],
+    logits: Sequence[np.ndarray] | np.ndarray,
+    ensemble: Ensemble,
 ) -> pd.DataFrame:
     """Return one row of scores per row of the manifest `table`.
 
@@ -59,13 +62,21 @@ def image_table(
     used = scored & ~copies.to_numpy()
     if used.any():
         image_scores = scores.loc[used, IMAGE_SCORES].to_numpy()
-        scores.loc[used, BREAST_SCORES] = ensemble.breast_scores(image_scores, by_row[used, -1], breast_ids(scores[used]))
+        scores.loc[used, BREAST_SCORES] = ensemble.breast_scores(
+            image_scores, by_row[used, -1], breast_ids(scores[used])
+        )
     sideless = scores.loc[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies, "patient_id"]
-    add_warning(scores, "no_laterality", pd.Series(WARNING_REASONS["no_laterality"], index=sideless.index[sideless.duplicated(keep=False)]))
+    add_warning(
+        scores,
+        "no_laterality",
+        pd.Series(WARNING_REASONS["no_laterality"], index=sideless.index[sideless.duplicated(keep=False)]),
+    )
     return scores
 
 
-def warn_of_metadata(scores: pd.DataFrame, table: pd.DataFrame, records: Sequence[ProvenanceRecord], ensemble: Ensemble) -> None:
+def warn_of_metadata(
+    scores: pd.DataFrame, table: pd.DataFrame, records: Sequence[ProvenanceRecord], ensemble: Ensemble
+) -> None:
     """Add the warnings about sources that the network has not seen and about exams that mix breasts or patients."""
     usable = scores["status"] != "refused"
     unseen = pd.Series(describe_unseen_sources(table, ensemble.model.config), index=table.index)
@@ -91,7 +102,9 @@ def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
     breasts["n_images"] = groups.size()
     views = used.groupby("prediction_id")["view"]
     breasts["views"] = views.agg(lambda names: ";".join(sorted(set(names) - {""})))
-    alone = (views.size() == 1) | ((views.nunique() == 1) & (views.first() != ""))  # two images without a view may be two views
+    alone = (views.size() == 1) | (
+        (views.nunique() == 1) & (views.first() != "")
+    )  # two images without a view may be two views
     one_view = alone.reindex(breasts.index, fill_value=False)
     codes = groups["reason"].agg(lambda reasons: ";".join(reasons.dropna()))
     codes = (codes + ";" + one_view.map({True: "one_view", False: ""})).str.strip(";")
@@ -160,7 +173,9 @@ def recropping_messages(table: pd.DataFrame, made: str) -> list[str]:
     other = int((table["preprocessing"].notna() & (table["preprocessing"] != made)).sum())
     if not other:
         return []
-    return [f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources"]
+    return [
+        f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources"
+    ]
 
 
 def fallback_messages(images: pd.DataFrame) -> list[str]:
@@ -168,8 +183,12 @@ def fallback_messages(images: pd.DataFrame) -> list[str]:
     messages = []
     unseen = int(has_code(images, "unseen_source").sum())
     if unseen:
-        messages.append(f"{unseen} of {len(images)} images used the shared adapters: their source was not seen in training")
+        messages.append(
+            f"{unseen} of {len(images)} images used the shared adapters: their source was not seen in training"
+        )
     sideless = int(has_code(images, "no_laterality").sum())
     if sideless:
-        messages.append(f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast")
+        messages.append(
+            f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast"
+        )
     return messages

@@ -83,10 +83,18 @@ class BatchLoader:
     the crops when there are more than `config.unreadable`.
     """
 
-    def __init__(self, images: ImageDataset, sampler: Sampler[SampleRequest], config: TrainingConfig, metadata: Sequence[ImageMetadata] = ()) -> None:
+    def __init__(
+        self,
+        images: ImageDataset,
+        sampler: Sampler[SampleRequest],
+        config: TrainingConfig,
+        metadata: Sequence[ImageMetadata] = (),
+    ) -> None:
         """`about` says what is known of each row's image; none given = nothing known."""
         patch = PRESETS[config.model].patch
-        cut = functools.partial(to_packed_sample, paths=images.paths, patch=patch, air=not config.packed, metadata=metadata)
+        cut = functools.partial(
+            to_packed_sample, paths=images.paths, patch=patch, air=not config.packed, metadata=metadata
+        )
         self.sample_loader: DataLoader[LoadedSample] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size=None,
@@ -102,27 +110,42 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         config = self.config
         images = max(1, config.batch_size // world_size())
-        for group, is_filler in synchronized_batches(best_fit_groups(self._readable(), config.most_tokens, PRESETS[config.model].num_prefix_tokens, images)):
+        for group, is_filler in synchronized_batches(
+            best_fit_groups(self._readable(), config.most_tokens, PRESETS[config.model].num_prefix_tokens, images)
+        ):
             packs, labels, targets, rows, lesions = zip(*group, strict=True)
             label = torch.cat(labels) * (torch.nan if is_filler else 1)  # pF1 is of all processes' labels
-            yield Batch(concat_separate_packs(packs), label, torch.cat(targets), torch.tensor(sum(rows, ())), sum(lesions, ()), is_filler)
+            yield Batch(
+                concat_separate_packs(packs),
+                label,
+                torch.cat(targets),
+                torch.tensor(sum(rows, ())),
+                sum(lesions, ()),
+                is_filler,
+            )
 
     def _readable(self) -> Iterator[PackedSample]:
         for sample, problems in self.sample_loader:
             for row, problem in problems.items():
                 if row not in self.unreadable:
                     self.unreadable[row] = problem
-                    logger.warning("left out, %d of at most %d: %s", len(self.unreadable), self.config.unreadable, problem)
+                    logger.warning(
+                        "left out, %d of at most %d: %s", len(self.unreadable), self.config.unreadable, problem
+                    )
                 if len(self.unreadable) > self.config.unreadable:
                     first = "; ".join(list(self.unreadable.values())[:3])
-                    raise VitmodelError(f"more than {self.config.unreadable} crops cannot be read (--unreadable). The first: {first}")
+                    raise VitmodelError(
+                        f"more than {self.config.unreadable} crops cannot be read (--unreadable). The first: {first}"
+                    )
             if sample is not None:
                 yield sample
             elif len(problems) > 1:
                 logger.warning("left out, an exam of which no image can be read: %s", "; ".join(problems.values()))
 
 
-def to_packed_sample(drawn: Example | list[Example], paths: list[str], patch: int, air: bool, metadata: Sequence[ImageMetadata] = ()) -> LoadedSample:
+def to_packed_sample(
+    drawn: Example | list[Example], paths: list[str], patch: int, air: bool, metadata: Sequence[ImageMetadata] = ()
+) -> LoadedSample:
     """The drawn images cut into patches, those of air left out unless `air`."""
     found: list[tuple[Example, PackedBatch]] = []
     problems: dict[int, str] = {}

@@ -45,7 +45,9 @@ class TrainingProgressBar(L.Callback):
         total, done = learner.images_per_epoch * learner.config.epochs, learner.images_per_epoch * trainer.current_epoch
         self.bar: Any = progress(None, "train", total=total, initial=done) if trainer.is_global_zero else None
 
-    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         assert isinstance(learner, TrainingModule)
         if self.bar is not None:  # the other processes may have one image less
             left = learner.images_per_epoch * (trainer.current_epoch + 1) - self.bar.n
@@ -72,7 +74,9 @@ class ThroughputLogger(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         self.began, self.images = time.perf_counter(), 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         self.images += len(batch.pack) * world_size()
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
@@ -94,16 +98,27 @@ class NonFiniteStepMonitor(L.Callback):
         self.path = path
         self.max_steps = max_steps
 
-    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         assert isinstance(learner, TrainingModule)
         count = len(learner.nonfinite_steps)
         if count == getattr(self, "warned", 0):
             return
         self.warned = count
         if trainer.is_global_zero:
-            logger.warning("step %d: loss or gradient is not finite; skipped (%d of at most %d)", trainer.global_step, count, self.max_steps)
+            logger.warning(
+                "step %d: loss or gradient is not finite; skipped (%d of at most %d)",
+                trainer.global_step,
+                count,
+                self.max_steps,
+            )
             write_atomic(
-                self.path, json.dumps([{"image_ids": [Path(name).stem for name in names]} for names in learner.nonfinite_steps], indent=1) + "\n"
+                self.path,
+                json.dumps(
+                    [{"image_ids": [Path(name).stem for name in names]} for names in learner.nonfinite_steps], indent=1
+                )
+                + "\n",
             )
         if count >= self.max_steps:
             raise DivergedError(
@@ -128,16 +143,24 @@ class ValidationFigures(L.Callback):
         rows = rows.astype(int)
         sample = ScoredUnits(labels, scores, self.patients[rows])
         metrics = compute_metrics(sample, 0.5, BOOTSTRAP_REPLICATES)
-        log_image(learner, "val/confusion_matrix", figures.to_pixels(figures.confusion(metrics.confusion, threshold=0.5)))
+        log_image(
+            learner, "val/confusion_matrix", figures.to_pixels(figures.confusion(metrics.confusion, threshold=0.5))
+        )
         if 0 < metrics.positives < metrics.units:
             log_image(learner, "val/roc", figures.to_pixels(figures.roc(Roc.from_units(sample), metrics)))
-            log_image(learner, "val/precision_recall", figures.to_pixels(figures.precision_recall(PrecisionRecall.from_units(sample), metrics)))
+            log_image(
+                learner,
+                "val/precision_recall",
+                figures.to_pixels(figures.precision_recall(PrecisionRecall.from_units(sample), metrics)),
+            )
         for name, label in (("false_negatives", 1), ("false_positives", 0)):
             wrong = np.flatnonzero((labels == label) & ((scores >= 0.5) != label))
             worst = wrong[np.argsort(scores[wrong] * (1 if label else -1), kind="stable")][:WORST_CROPS]
             if len(worst):
                 crops = [read_crop(self.paths[rows[index]]) for index in worst]
-                log_image(learner, f"val/worst_{name}", contact_grid(crops, [f"score {scores[index]:.3f}" for index in worst]))
+                log_image(
+                    learner, f"val/worst_{name}", contact_grid(crops, [f"score {scores[index]:.3f}" for index in worst])
+                )
 
 
 @rank_zero_only

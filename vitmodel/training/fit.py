@@ -97,7 +97,9 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
     for part in range(config.folds) or ("train", "val"):
         rows = frame[frame[column] == part]
         if rows[LABEL].groupby(breast_ids(rows)).max().nunique() < 2:  # calibration and threshold are per breast
-            raise UsageError(f"{where}: {column} {part} needs breasts with and without {LABEL}; mend or empty the column `{column}`")
+            raise UsageError(
+                f"{where}: {column} {part} needs breasts with and without {LABEL}; mend or empty the column `{column}`"
+            )
     return frame
 
 
@@ -105,7 +107,9 @@ def common_preprocessing(frame: pd.DataFrame, manifests: Sequence[Path]) -> Prep
     """The preprocessing that all crops went through. Raises UsageError where they differ."""
     kinds = sorted(frame["preprocessing"].unique())
     if len(kinds) > 1:
-        raise UsageError(f"{listed(manifests)}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all")
+        raise UsageError(
+            f"{listed(manifests)}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all"
+        )
     return Preprocessing.from_json(kinds[0])
 
 
@@ -116,20 +120,28 @@ def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
     if isinstance(config, TrainConfig) and config.segmenting:
         check_segments(config.segmenting, patch, prefix)
     sizes = [crop_size(path) for path in frame["path"]]
-    lengths = pd.Series([prefix + math.ceil(height / patch) * math.ceil(width / patch) for height, width in sizes], index=frame.index)
+    lengths = pd.Series(
+        [prefix + math.ceil(height / patch) * math.ceil(width / patch) for height, width in sizes], index=frame.index
+    )
     for path, length in zip(frame["path"], lengths, strict=True):
         check_token_budget(path, length, config.most_tokens)
     if isinstance(config, TrainConfig) and config.fusion:
         for patient, images in lengths.groupby(frame["patient_id"]):
-            check_token_budget(f"the exam of patient {patient} ({len(images)} images)", int(images.sum()), config.most_tokens)
+            check_token_budget(
+                f"the exam of patient {patient} ({len(images)} images)", int(images.sum()), config.most_tokens
+            )
 
 
 def make_vit_config(config: TrainingConfig, size: Size) -> ViTConfig:
     """The preset with the recipe's changes, for crops of `size`."""
-    return replace(PRESETS[config.model], image_size=size, pool=config.pool, stem=config.stem, drop_path=config.drop_path)
+    return replace(
+        PRESETS[config.model], image_size=size, pool=config.pool, stem=config.stem, drop_path=config.drop_path
+    )
 
 
-def make_network_config(config: TrainConfig, preprocessing: Preprocessing, trainings: Sequence[pd.DataFrame]) -> NetworkConfig:
+def make_network_config(
+    config: TrainConfig, preprocessing: Preprocessing, trainings: Sequence[pd.DataFrame]
+) -> NetworkConfig:
     """The preset at the crops' size, or that of segments, with all that stands around it; sources and views are those that each of
     `trainings` has in number."""
     size = Size(config.segments, config.segments) if config.segments else preprocessing.size
@@ -151,10 +163,20 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
         network = replace(network, vit=replace(network.vit, eps=weights.eps))
     model = Network(network)
     model.trunk.gradient_checkpointing = config.checkpointing
-    torch.nn.init.constant_(model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean())))
+    torch.nn.init.constant_(
+        model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean()))
+    )
     if weights is not None:
         report, own = fit_weights(model.trunk, weights), model.trunk.state_dict()
-        print(replace(report, actions=(*report.actions, *(WeightAction("fresh", name) for name in model.tensors() if name not in own))))
+        print(
+            replace(
+                report,
+                actions=(
+                    *report.actions,
+                    *(WeightAction("fresh", name) for name in model.tensors() if name not in own),
+                ),
+            )
+        )
     return model
 
 
@@ -169,7 +191,10 @@ def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) ->
         rows[LABEL].tolist(),
         config.augment if augment else None,
         torch.stack(targets, dim=1) if targets else None,
-        [NO_BOXES if place is None else boxes_on_crop(each, place) for each, (_, place) in zip(boxes, known, strict=True)],
+        [
+            NO_BOXES if place is None else boxes_on_crop(each, place)
+            for each, (_, place) in zip(boxes, known, strict=True)
+        ],
         [mm_per_pixel(row.spacing_row, place) for row, place in known],
     )
 
@@ -179,7 +204,9 @@ def make_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> Crop
     crops = make_crop_dataset(rows, config, augment)
     if not config.fusion:
         return crops
-    return ExamDataset(crops, rows["patient_id"].tolist(), breast_ids(rows).tolist(), config.view_dropout if augment else 0.0)
+    return ExamDataset(
+        crops, rows["patient_id"].tolist(), breast_ids(rows).tolist(), config.view_dropout if augment else 0.0
+    )
 
 
 def train_and_validate(
@@ -194,20 +221,32 @@ def train_and_validate(
     """Train a model on `train` and watch it on `val`; None in all processes but the first."""
     L.seed_everything(config.seed, verbose=False)
     train_images, val_images = make_dataset(train, config, augment=True), make_dataset(val, config, augment=False)
-    learner = ClassificationModule(build_model(config, network, train), config, images_per_epoch=len(train_images), history={})
-    order = EpochSampler(train_images.labels.tolist(), config.seed, config.sampling, config.batch_size, next_epoch(checkpoint))
+    learner = ClassificationModule(
+        build_model(config, network, train), config, images_per_epoch=len(train_images), history={}
+    )
+    order = EpochSampler(
+        train_images.labels.tolist(), config.seed, config.sampling, config.batch_size, next_epoch(checkpoint)
+    )
     batches = BatchLoader(train_images, order, config, image_metadata(train, network))
     val_batches = BatchLoader(val_images, SequentialSampler(len(val_images)), config, image_metadata(val, network))
     best, callbacks = checkpoint_callbacks(config, run)
-    trainer = build_trainer(config, run, [*callbacks, *watchers, ValidationFigures(val_images.paths, val["patient_id"].tolist())])
+    trainer = build_trainer(
+        config, run, [*callbacks, *watchers, ValidationFigures(val_images.paths, val["patient_id"].tolist())]
+    )
     fit(trainer, learner, batches, val_batches, checkpoint)
     first = trainer.is_global_zero
     if dist.is_initialized():
         dist.destroy_process_group()
     if not first:
         return None
-    chosen, selection_summary = (best.best_model_path, f"{best.monitor} {best.best_model_score:.4f}") if best else (run / LAST_CHECKPOINT, "last epoch")
-    learner = ClassificationModule(Network(learner.model.config), config, len(train_images), learner.history)  # afresh: shards are no model
+    chosen, selection_summary = (
+        (best.best_model_path, f"{best.monitor} {best.best_model_score:.4f}")
+        if best
+        else (run / LAST_CHECKPOINT, "last epoch")
+    )
+    learner = ClassificationModule(
+        Network(learner.model.config), config, len(train_images), learner.history
+    )  # afresh: shards are no model
     learner.load_state_dict(torch.load(chosen, weights_only=True)["state_dict"])
     looks = [val_batches]
     if config.flip_average:
@@ -222,7 +261,9 @@ def checkpoint_callbacks(config: TrainConfig, run: Path) -> tuple[ModelCheckpoin
     """What keeps weights: an average of them, the best epoch's (unless folds take the last), the last epoch's; and when to stop."""
     figure = MONITOR_METRICS[config.monitor]
     best = ModelCheckpoint(run / "checkpoints", "best", monitor=figure, mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(run / LAST_CHECKPOINT.parent, LAST_CHECKPOINT.stem, enable_version_counter=False)  # after `best`, whose state it holds
+    last = ModelCheckpoint(
+        run / LAST_CHECKPOINT.parent, LAST_CHECKPOINT.stem, enable_version_counter=False
+    )  # after `best`, whose state it holds
     average: list[Callback] = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
     if config.folds:
         return None, [*average, last]

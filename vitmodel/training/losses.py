@@ -141,9 +141,15 @@ class AuxiliaryTarget:
         if self.classes:
             known = ~targets.isnan()
             index = torch.where(known, targets, 0).long()
-            return F.cross_entropy(torch.where(known[:, None], outputs, 0), index, reduction="none") * known / math.log(len(self.classes))
+            return (
+                F.cross_entropy(torch.where(known[:, None], outputs, 0), index, reduction="none")
+                * known
+                / math.log(len(self.classes))
+            )
         if self.scale:
-            return ignore_unknown_labels(lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none"))(outputs[:, 0], targets)
+            return ignore_unknown_labels(
+                lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none")
+            )(outputs[:, 0], targets)
         return bce()(outputs[:, 0], targets)
 
 
@@ -180,4 +186,6 @@ class AuxiliaryHeads(nn.Module):
         Their mean is over all images, so that a target that few images know pulls no harder than those few.
         """
         outputs = [(target, self.heads[target.name](features).float()) for target in self.targets]
-        return torch.stack([target.loss(output, targets[:, column]) for column, (target, output) in enumerate(outputs)], dim=1)
+        return torch.stack(
+            [target.loss(output, targets[:, column]) for column, (target, output) in enumerate(outputs)], dim=1
+        )

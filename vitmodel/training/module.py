@@ -105,7 +105,9 @@ class TrainingModule(L.LightningModule):
             dist.all_reduce(total)
             norm = total.sqrt()
         self.log("train/gradient_norm", norm)
-        broken = not norm.isfinite() and self.trainer.scaler is None  # with fp16 the scaler skips such steps, which belong to its search
+        broken = (
+            not norm.isfinite() and self.trainer.scaler is None
+        )  # with fp16 the scaler skips such steps, which belong to its search
         if broken and not self.skip_update:
             self.nonfinite_steps.append(gather_names(self.step_image_names))
         if broken or self.skip_update:
@@ -123,7 +125,9 @@ class TrainingModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         self.history.clear()
-        self.history.update({name: [tuple(point) for point in points] for name, points in checkpoint["history"].items()})
+        self.history.update(
+            {name: [tuple(point) for point in points] for name, points in checkpoint["history"].items()}
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Decay on matrices only; the rate rises over the first images, then falls as a cosine (`model.optimisation`)."""
@@ -137,7 +141,9 @@ class TrainingModule(L.LightningModule):
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
         else:
-            scaled = self.trainer.precision == "16-mixed"  # a fused step would undo the scale after the gradient was clipped
+            scaled = (
+                self.trainer.precision == "16-mixed"
+            )  # a fused step would undo the scale after the gradient was clipped
             optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=not scaled)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -200,10 +206,17 @@ class ClassificationModule(TrainingModule):
             averages = zip(self.config.auxiliary, extra.detach().sum(dim=0) / known, strict=True)
             self.log_dict({f"train/auxiliary/{name}": value for name, value in averages})
             more = more + self.config.auxiliary_weight * extra.sum(dim=1)
-        return self.distributed_mean(self._losses("train", batch, self.model.apply_heads(features, pack.metadata), more), batch)
+        return self.distributed_mean(
+            self._losses("train", batch, self.model.apply_heads(features, pack.metadata), more), batch
+        )
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._losses("val", batch, self.model.apply_heads(self.features(batch.pack), batch.pack.metadata), torch.zeros_like(batch.label))
+        self._losses(
+            "val",
+            batch,
+            self.model.apply_heads(self.features(batch.pack), batch.pack.metadata),
+            torch.zeros_like(batch.label),
+        )
 
     def _losses(self, stage: str, batch: Batch, said: Logits, more: Tensor) -> Tensor:
         """One loss per draw: the mean of its images', to which `more` (B) is added, and for an exam that of its breasts' and its own."""
@@ -217,7 +230,9 @@ class ClassificationModule(TrainingModule):
             labels = labels.where(labels >= 0, torch.nan)
             exams = group_indices(batch.pack.metadata[each[0]].exam for each in places)
             losses = self.loss(logits, labels)
-            patients = torch.stack([labels[each].max() if (labels[each] != 1).all() else labels.new_ones(()) for each in exams])
+            patients = torch.stack(
+                [labels[each].max() if (labels[each] != 1).all() else labels.new_ones(()) for each in exams]
+            )
             of_draws = of_draws + group_means(losses, exams) + self.loss(said.patients.float(), patients)
         if not batch.is_filler:
             self.step_outputs[stage].append((logits.detach(), labels, losses.detach(), rows))
@@ -240,7 +255,11 @@ class ClassificationModule(TrainingModule):
         self.epoch_predictions[stage] = (scores, labels, rows)
         ranking = RankedUnits(ScoredUnits(labels, scores, np.arange(len(labels))), threshold=0.5)
         values, counts = ranking.metric_values(), ranking.confusion()
-        figures = {"loss": float(losses.mean())} | {name: values[metric] for name, metric in EPOCH_METRICS.items()} | asdict(counts)
+        figures = (
+            {"loss": float(losses.mean())}
+            | {name: values[metric] for name, metric in EPOCH_METRICS.items()}
+            | asdict(counts)
+        )
         figures = {f"{stage}/{name}": float(value) for name, value in figures.items()}
         if stage == "train":
             figures["learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
@@ -248,7 +267,9 @@ class ClassificationModule(TrainingModule):
 
     def _gather_step_outputs(self, stage: str) -> list[np.ndarray]:
         """The epoch's logits, labels, losses and rows, from all processes."""
-        mine = [torch.cat(column).cpu().numpy() for column in zip(*self.step_outputs[stage], strict=True)] or [np.empty(0)] * 4
+        mine = [torch.cat(column).cpu().numpy() for column in zip(*self.step_outputs[stage], strict=True)] or [
+            np.empty(0)
+        ] * 4
         self.step_outputs[stage].clear()
         if world_size() == 1:
             return mine
@@ -275,7 +296,9 @@ def drop_sources(pack: PackedBatch, share: float) -> PackedBatch:
 class MaePretrainer(TrainingModule):
     """Masked autoencoding: the mean squared error of what was hidden and painted."""
 
-    def __init__(self, model: MaskedAutoencoder, config: PretrainConfig, images_per_epoch: int, history: History) -> None:
+    def __init__(
+        self, model: MaskedAutoencoder, config: PretrainConfig, images_per_epoch: int, history: History
+    ) -> None:
         super().__init__(config, images_per_epoch, history)
         self.model = model
         self.errors: list[Tensor] = []
@@ -291,4 +314,9 @@ class MaePretrainer(TrainingModule):
         total = torch.stack([errors.nansum(), errors.isfinite().sum()])
         if world_size() > 1:
             dist.all_reduce(total)
-        self.log_epoch_metrics({"train/loss": float(total[0] / total[1]), "learning_rate": self.trainer.optimizers[0].param_groups[-1]["lr"]})
+        self.log_epoch_metrics(
+            {
+                "train/loss": float(total[0] / total[1]),
+                "learning_rate": self.trainer.optimizers[0].param_groups[-1]["lr"],
+            }
+        )

@@ -24,7 +24,9 @@ def decayed_parameter_names(model: nn.Module) -> set[str]:
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
     """Groups for the optimiser, one per layer and kind of decay, with `name` for the curves.
 
     Layer-wise decay of the learning rate (Bao et al. 2022, arXiv 2106.08254, appendix): the layer k steps below the head learns with
@@ -37,7 +39,9 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, layer_dec
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in learning.items():
         layer = layer_index(inner[name], depth) if layer_decay < 1 else depth + 1
-        place = "all" if layer_decay == 1 else "stem" if layer == 0 else "head" if layer > depth else f"block_{layer - 1}"
+        place = (
+            "all" if layer_decay == 1 else "stem" if layer == 0 else "head" if layer > depth else f"block_{layer - 1}"
+        )
         kind = "" if name in matrices else "_undecayed"
         empty = {
             "name": place + kind, "params": [], "lr": lr * layer_decay ** (depth + 1 - layer), "weight_decay": 0.0 if kind else weight_decay

@@ -31,7 +31,9 @@ def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray) -> ScoredUnits:
     """The rows' breasts, scored by the mean logit of their images (fusion gives all of them the breast's own); those that could not be
     read (NaN) are left out."""
     rows, logits = rows[np.isfinite(logits)], logits[np.isfinite(logits)]
-    return ScoredUnits(rows[LABEL].to_numpy(), expit(logits), rows["patient_id"].to_numpy()).aggregate(breast_ids(rows), AGGREGATE)
+    return ScoredUnits(rows[LABEL].to_numpy(), expit(logits), rows["patient_id"].to_numpy()).aggregate(
+        breast_ids(rows), AGGREGATE
+    )
 
 
 def write_table(rows: pd.DataFrame, logits: np.ndarray, path: Path) -> None:
@@ -90,7 +92,11 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
             "This figure also selected the epoch and is therefore optimistic; for figures on patients\n"
             "that played no part in training, run `vitmodel evaluate`."
         )
-    score = "the logit that the fusion of all images of the exam gives the breast" if config.fusion else "the mean logit of its images"
+    score = (
+        "the logit that the fusion of all images of the exam gives the breast"
+        if config.fusion
+        else "the mean logit of its images"
+    )
     return f"""# {config.model}: breast cancer score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**

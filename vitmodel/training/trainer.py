@@ -75,7 +75,9 @@ class StartMarker(Callback):
     def __init__(self, run: Path) -> None:
         self.folder = run / LAST_CHECKPOINT.parent
 
-    def on_train_batch_end(self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         if trainer.is_global_zero:
             self.folder.mkdir(exist_ok=True)
 
@@ -101,23 +103,33 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = ""
         if recipe.exists():
             if not config.resume:
                 raise UsageError(f"{run} already holds a run; continue it with --resume or choose another folder")
-            changed = [new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new]
+            changed = [
+                new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new
+            ]
             if changed:
                 raise UsageError(
                     f"{recipe}: the run was started with other settings than {', '.join(changed)}; resume it with the same settings"
                 )
             before = here | json.loads((run / "system.json").read_text())
             if before["data_sha256"] != data:
-                raise UsageError(f"{run}: the images, labels or splits have changed since the run was started; choose another folder")
+                raise UsageError(
+                    f"{run}: the images, labels or splits have changed since the run was started; choose another folder"
+                )
             for what in ("precision", "code_sha256"):
                 if before[what] != here[what]:  # such as `auto` on another machine
                     logger.warning(
-                        "%s: %s was %s and is now %s; the resumed run may differ in the last bits", run, what, before[what], here[what]
+                        "%s: %s was %s and is now %s; the resumed run may differ in the last bits",
+                        run,
+                        what,
+                        before[what],
+                        here[what],
                     )
         write_atomic(run / "system.json", to_json(here))
         write_atomic(recipe, text)
         if not (run / "run_id").exists():
-            write_atomic(run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n")  # a sweep names its runs
+            write_atomic(
+                run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n"
+            )  # a sweep names its runs
     return checkpoint if checkpoint.exists() else None
 
 
@@ -146,7 +158,9 @@ def resolve_precision(config: TrainingConfig) -> Literal["32-true", "bf16-mixed"
     on small crops (dev/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `resolve_device` does."""
     device, wanted = resolve_device(config.device), config.precision
     if wanted == "auto":
-        wanted = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        wanted = (
+            "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        )
     if wanted == "fp16" and device == "cpu":
         raise UsageError("precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]  # type: ignore[return-value]
@@ -204,12 +218,16 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
     )
 
 
-def fit(trainer: L.Trainer, learner: TrainingModule, train: BatchLoader, val: BatchLoader | None, checkpoint: Path | None) -> None:
+def fit(
+    trainer: L.Trainer, learner: TrainingModule, train: BatchLoader, val: BatchLoader | None, checkpoint: Path | None
+) -> None:
     """Train `learner`, starting from `checkpoint` if there is one."""
     if learner.config.compile:
         compile_blocks(learner)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")  # advice on hardware and worker counts that the flags already settle
+        warnings.filterwarnings(
+            "ignore", module="lightning"
+        )  # advice on hardware and worker counts that the flags already settle
         try:
             trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)
         except VitmodelError:
