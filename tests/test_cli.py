@@ -205,7 +205,7 @@ def test_help_shows_every_option_once_without_types_of_python(verb: str, capsys:
             lines.count(option.placeholder.split()[0] if option.required else option.flag + "," * (option.hint is bool))
             == 1
         )
-        assert option.group in cli.MAX_GROUPS
+        assert option.group in cli.GROUPS
 
 
 def test_help_shows_the_defaults_that_depend_on_weights() -> None:

@@ -14,7 +14,7 @@ from vitmodel.pixels.verdict import REFUSAL_REASONS
 
 PACKAGE = Path(errors.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-STATUSES = {"ImageRefusedError", "InputRefusedError"}
+REFUSALS = {"ImageRefusedError", "InputRefusedError"}
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 
 
@@ -22,7 +22,7 @@ def raised_verdicts() -> Iterator[tuple[str, ast.Call]]:
     """Yield file name and call of every verdict that the package raises."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in STATUSES:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in REFUSALS:
                 yield path.name, node
 
 

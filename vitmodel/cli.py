@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
 from vitmodel.config.base import Config
-from vitmodel.config.options import MAX_GROUPS, Option, options
+from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
 from vitmodel.errors import UsageError, VitmodelError
 
@@ -91,7 +91,7 @@ def verb_help(name: str) -> str:
     parts.append(
         _section("required, by position or as a flag", [option for option in described if option.required], width)
     )
-    for group in MAX_GROUPS:
+    for group in GROUPS:
         parts.append(
             _section(group, [option for option in described if option.group == group and not option.required], width)
         )

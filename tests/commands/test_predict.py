@@ -83,14 +83,14 @@ def test_memory_holds_a_bounded_number_of_crops(predictor: Predictor, crops: Pat
     begun: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
-    class AttentionRecorder(ScoringStream):
+    class WatchedStream(ScoringStream):
         def load(self, row: ManifestRow, metadata: ImageMetadata = ImageMetadata()) -> LoadedImage:  # noqa: B008
             loaded = super().load(row, metadata)
             begun.extend([weakref.ref(loaded.cropped.crop)] if loaded.cropped.crop is not None else [])
             held.append(sum(crop() is not None for crop in begun))
             return loaded
 
-    stream = AttentionRecorder(predictor.ensemble, predictor.config, Timings())
+    stream = WatchedStream(predictor.ensemble, predictor.config, Timings())
     assert sum(1 for _ in stream.scores(predictor.attach(read_manifest(crops / "manifest.csv")))) > 0
     most = 2 * GROUP_IMAGES + 4
     assert len(begun) > most

@@ -61,7 +61,7 @@ def splits_file_without_patients(folder: Path) -> list[str]:
     return ["--splits", str(folder / "splits.csv")]
 
 
-MAX_REFUSALS: list[Callable[[Path], list[str]]] = [
+REFUSALS: list[Callable[[Path], list[str]]] = [
     sources_column_that_does_not_exist,
     crops_larger_than_the_token_budget,
     exams_larger_than_the_token_budget,
@@ -83,7 +83,7 @@ def lost_crops(crops: Path, tmp_path: Path) -> Path:
     return tmp_path / "lost.csv"
 
 
-@pytest.mark.parametrize("refusal", MAX_REFUSALS, ids=lambda refusal: refusal.__name__)
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.__name__)
 def test_a_refused_training_leaves_no_run_folder(
     refusal: Callable[[Path], list[str]], crops: Path, tmp_path: Path
 ) -> None:

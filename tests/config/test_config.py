@@ -21,19 +21,19 @@ from vitmodel.config import (
     to_yaml,
 )
 from vitmodel.config.base import merged
-from vitmodel.config.options import MAX_GROUPS, docstrings, groups_of
+from vitmodel.config.options import GROUPS, docstrings, groups_of
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import PRESETS
 from vitmodel.training.losses import make_loss
 
 CONFIGS = [getattr(config, verb.config) for verb in cli.VERBS.values()]
-REQUIRED_COLUMNS = {"models": ("a", "b")}
+REQUIRED = {"models": ("a", "b")}
 """Values of required fields that need more than any name."""
 
 
 def example(cls: type, **values: Any) -> Any:
     """Return a configuration with a value for every required field."""
-    needed = {option.name: REQUIRED_COLUMNS.get(option.name, option.name) for option in options(cls) if option.required}
+    needed = {option.name: REQUIRED.get(option.name, option.name) for option in options(cls) if option.required}
     return cls(**needed | values)
 
 
@@ -44,7 +44,7 @@ def test_every_field_has_a_help_text_and_one_group(cls: type) -> None:
     assert set(docstrings(cls)) >= set(names)
     grouped = [name for group in groups_of(cls).values() for name in group]
     assert sorted(grouped) == sorted(set(names) - nested)
-    assert set(groups_of(cls)) <= set(MAX_GROUPS)
+    assert set(groups_of(cls)) <= set(GROUPS)
 
 
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)

@@ -84,7 +84,7 @@ class Config:
 
     PREFIX: ClassVar[str] = ""
     """Text before a field's name in messages, where the configuration is part of another one."""
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Heading in --help -> the fields below it. Classes state their own fields; `options` merges those of base
     classes."""
     NEEDS: ClassVar[Mapping[str, Needs]] = {}
@@ -101,7 +101,7 @@ class Config:
         self._resolve()
         self._check()
         for option, need in merged(type(self), "NEEDS").items():
-            unused = getattr(self, option) != self._default(option) and not need.contains_lesion(self)
+            unused = getattr(self, option) != self._default(option) and not need.holds(self)
             name = self.PREFIX + option
             require(not unused, name, f"has no effect here: it needs {need.text}; otherwise leave {flag_of(name)} out")
 

@@ -15,7 +15,7 @@ from vitmodel.config.base import Config, Needs, Size, require, require_apart
 class SynthConfig(Config):
     """Write a synthetic mammography release in the layout of RSNA: seeded phantoms as DICOM, labels and lesion boxes."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("out", "patients", "seed", "size", "difficulty", "positives", "faults"),
         "hardware": ("jobs",),
     }
@@ -51,7 +51,7 @@ class Preprocessing(Config):
     """How a file's pixels become a crop. The model package stores it, so that prediction repeats training's
     preprocessing."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("size", "mm_per_pixel", "bits", "voi", "for_processing", "exact"),
     }
 
@@ -102,7 +102,7 @@ class ETLConfig(Preprocessing):
     missing or changed.
     """
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "dataset", "transcode"),
         "hardware": ("jobs", "backend", "scheduler"),
     }

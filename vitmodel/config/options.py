@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from vitmodel.config.base import Size, cached, default_of, flag_of, merged
 from vitmodel.config.values import inner
 
-MAX_GROUPS = (
+GROUPS = (
     "input and output", "data", "model", "optimisation", "loss and validation", "augmentation", "exams and sources", "segments",
     "decision", "report", "server", "hardware", "logging",
 )  # fmt: skip

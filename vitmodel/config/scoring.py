@@ -15,7 +15,7 @@ from vitmodel.config.choices import ExplanationName
 class PredictorConfig(Config):
     """How a model package runs; shared by predict, serve and evaluate."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("package",),
         "model": ("ensemble", "flip"),
         "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "jobs"),
@@ -57,7 +57,7 @@ class PredictorConfig(Config):
 class WantedConfig(Config):
     """The sensitivity that a threshold must reach; shared by train and evaluate."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("sensitivity",)}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("sensitivity",)}
 
     sensitivity: float = 0.9
     """Target sensitivity of a threshold: `evaluate` also reports a cross-fitted threshold for it; `train` uses it with
@@ -72,7 +72,7 @@ class WantedConfig(Config):
 class DecisionConfig(WantedConfig):
     """How scores become probabilities and decisions. Both are fitted per breast on patients outside the training set."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("calibration", "objective")}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("calibration", "objective")}
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "sensitivity": Needs("--objective sensitivity", lambda config: config.objective == "sensitivity"),
     }
@@ -92,7 +92,7 @@ class EvaluateConfig(WantedConfig, PredictorConfig):
     The results are also written to the package's MODEL_CARD.md, except those of an ensemble.
     """
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("manifest", "out", "split"),
         "decision": ("aggregate", "patient_aggregate"),
         "report": ("replicates", "seed", "prevalence", "audit", "card"),
@@ -134,7 +134,7 @@ class CompareConfig(Config):
     Each model is a package or a score file: scores.csv, breast_scores.csv or a submission.
     """
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("models", "manifest", "out", "split", "label"),
         "decision": ("level", "aggregate"),
         "report": ("replicates", "seed"),
@@ -184,7 +184,7 @@ class PredictConfig(PredictorConfig):
     """Score mammograms with a model package: one row per image, breast and patient; optional heat maps and DICOM
     results."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "dataset", "resume"),
         "report": ("parquet", "jsonl", "explain", "dicom", "deidentify"),
     }
@@ -226,7 +226,7 @@ class ServeConfig(PredictorConfig):
     Uploads are deleted once they are scored. There is no login: everybody who can reach the port can use it.
     """
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"server": ("host", "port", "upload_limit")}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"server": ("host", "port", "upload_limit")}
 
     host: str = "127.0.0.1"
     """Address to listen on. 127.0.0.1 = this machine only, 0.0.0.0 = all networks of this machine."""
@@ -250,7 +250,7 @@ class ExportConfig(Config):
     to its output tokens; there is one file per model.
     """
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("package", "out"),
         "model": ("precision", "calibration", "images"),
     }
@@ -280,7 +280,7 @@ class ExportConfig(Config):
 class DemoConfig(Config):
     """Run the whole pipeline on synthetic mammograms: synth, etl, train, evaluate, predict."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("out",)}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("out",)}
 
     out: Path = Path("demo")
     """Output folder. An earlier demo in it is replaced."""
@@ -290,7 +290,7 @@ class DemoConfig(Config):
 class InfoConfig(Config):
     """Print the contents of a model package or of a manifest."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("target",)}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("target",)}
 
     target: Path
     """Model package folder or manifest.csv."""

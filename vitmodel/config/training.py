@@ -18,7 +18,7 @@ class AugmentConfig(Config):
     """Random changes of training crops. 0 switches a change off."""
 
     PREFIX: ClassVar[str] = "augment."
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "augmentation": (
             "flip", "mirror", "area", "rotate", "scale", "shift", "gamma", "contrast", "noise", "elastic", "window",
             "blur", "holes", "hole",
@@ -77,7 +77,7 @@ SEGMENT_OPTIONS = ("segment_overlap", "segment_context", "segment_budget", "segm
 class SegmentsConfig(Config):
     """How a large image is read in tiles. The model package stores it."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"segments": ("segments", *SEGMENT_OPTIONS)}
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"segments": ("segments", *SEGMENT_OPTIONS)}
     NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys(SEGMENT_OPTIONS, WITH_SEGMENTS)
 
     segments: int = 0
@@ -112,7 +112,7 @@ WITH_SOURCES = Needs("--sources", lambda config: bool(config.sources))
 class IntegrationConfig(Config):
     """How the images of an exam are combined, and which sources of images get parameters of their own."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "exams and sources": ("fusion", "asymmetry", "view_dropout", "sources", "source_images", "source_dropout"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
@@ -171,7 +171,7 @@ def automatic_default(name: str, weights: bool) -> str:
 class TrainingConfig(Config):
     """What all trainings have in common: the network, the optimisation and the hardware."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("resume",),
         "model": ("model", "pool", "stem", "drop_path", "packed"),
         "optimisation": (
@@ -300,7 +300,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     """Train a Vision Transformer on the crops of a manifest; write a run folder with checkpoints, curves and a model
     package."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("manifest", "run", "val", "test", "folds", "splits"),
         "model": ("weights",),
         "optimisation": ("freeze", "sampling", "ema"),
@@ -419,7 +419,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
 
 SEARCHED = ("weight_decay", "layer_decay", "drop_path", "smoothing", "loss", "ema")
 """Options whose values `vitmodel tune` chooses; it also chooses lr, around the given one, and augment.elastic."""
-FORBIDDEN_SOURCES = Needs("`vitmodel train` (tune searches it)", lambda config: False)
+SEARCHED_BY_TUNE = Needs("`vitmodel train` (tune searches it)", lambda config: False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,8 +429,8 @@ class TuneConfig(TrainConfig):
     The options of `train` apply to all trials.
     """
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("trials",)}
-    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys(SEARCHED, FORBIDDEN_SOURCES)
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("trials",)}
+    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys(SEARCHED, SEARCHED_BY_TUNE)
 
     trials: int = 30
     """Total number of trainings; with --resume, those already in RUN count."""
@@ -444,7 +444,7 @@ class TuneConfig(TrainConfig):
         )
         elastic = self.augment.elastic == AugmentConfig().elastic
         require(
-            elastic, "augment.elastic", f"has no effect here: it needs {FORBIDDEN_SOURCES.text}; otherwise leave it out"
+            elastic, "augment.elastic", f"has no effect here: it needs {SEARCHED_BY_TUNE.text}; otherwise leave it out"
         )
 
 
@@ -456,7 +456,7 @@ ON_PHANTOMS = Needs("phantoms, which --manifest replaces", lambda config: not co
 class PretrainConfig(TrainingConfig):
     """Pretrain a Vision Transformer without labels, or on phantoms; write a package for `vitmodel train --weights`."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("run", "manifest", "size", "phantoms", "difficulty"),
         "loss and validation": ("ratio",),
     }
@@ -496,7 +496,7 @@ class VersionsConfig(Config):
     """Train the three versions of the original recipe and ours on one split by patient; write a table and their
     curves."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "recipes", "ours", "size", "our_size"),
         "model": ("weights", "our_weights"),
         "hardware": ("jobs",),
@@ -531,7 +531,7 @@ class LeaveOutConfig(Config):
     """Train without each site (machine, data set) in turn and evaluate on it; write OUT/<by>-<value>/ and
     OUT/summary.json."""
 
-    MAX_GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("manifest", "out", "by", "train", "evaluate")
     }
 
