@@ -125,8 +125,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_: None)
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda *_: None)
     monkeypatch.setattr("vitmodel.training.trainer.resolve_strategy", lambda _: SingleDeviceStrategy(AWAY))
-    for module in ("vitmodel.training.fit", "vitmodel.scoring.predictor"):
-        monkeypatch.setattr(f"{module}.device_of", lambda _: AWAY)
+    for module in ("vitmodel.training.fit", "vitmodel.scoring.ensemble"):
+        monkeypatch.setattr(f"{module}.resolve_device", lambda _: AWAY)
     with OtherMemory():
         yield
 
