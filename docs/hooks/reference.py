@@ -5,15 +5,10 @@ MkDocs calls `on_files`. The functions that make the pages need no MkDocs, so th
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import inspect
-import re
 import sys
-import textwrap
-import types
-import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,19 +24,6 @@ OPTIONS = "vitmodel.config.options"
 MANIFEST = "vitmodel.data.manifest"
 VERDICT = "vitmodel.pixels.verdict"
 API = "vitmodel"
-# The Python API until `vitmodel.__all__` exists; afterwards the page lists that, and these lines can go.
-API_MODULES = (
-    "vitmodel.model.vit",
-    "vitmodel.model.network",
-    "vitmodel.model.architecture",
-    "vitmodel.model.weights",
-    "vitmodel.model.package",
-    "vitmodel.scoring.predictor",
-    "vitmodel.image_ETL",
-    "vitmodel.train",
-    "vitmodel.evaluate",
-    "vitmodel.data.manifest",
-)
 NOTICE = '!!! warning "Research software, not a medical device"\n    Do not use its scores for clinical decisions.\n'
 
 
@@ -58,66 +40,9 @@ class Flag:
     """Title of the table that shows the flag."""
 
 
-def field_docstrings(cls: type) -> dict[str, tuple[str, str]]:
-    """Return, for each field of a dataclass, its docstring and the class that declares it.
-
-    A docstring is the string literal after the field's declaration. Subclasses override their bases.
-    """
-    documented: dict[str, tuple[str, str]] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-                continue
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                documented[statement.target.id] = (" ".join(str(following.value.value).split()), base.__name__)
-    return documented
-
-
-def describe_type(annotation: Any) -> str:
-    """Return a type as a reader of the command line understands it: choices, a path, a number, a list of these."""
-    origin = typing.get_origin(annotation)
-    arguments = typing.get_args(annotation)
-    if origin is typing.Literal:
-        return ", ".join(f"`{choice}`" for choice in arguments)
-    if origin in (typing.Union, types.UnionType):
-        kinds = [describe_type(argument) for argument in arguments if argument is not type(None)]
-        unique = list(dict.fromkeys(kind for kind in kinds if kind != "text" or len(kinds) == 1))
-        return " or ".join(unique)
-    if origin in (list, tuple):
-        return f"list of {describe_type(arguments[0])}"
-    names = {"str": "text", "int": "whole number", "float": "number", "bool": "switch", "Path": "path"}
-    names["Size"] = "HEIGHTxWIDTH"
-    return names.get(getattr(annotation, "__name__", str(annotation)), str(annotation))
-
-
-def describe_default(field: dataclasses.Field[Any]) -> str:
-    """Return a field's default as one would type it; `required` where there is none."""
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    else:
-        return "required"
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "`on`" if value else "`off`"
-    if (isinstance(value, list | tuple) and not value) or value == "":
-        return "empty"
-    return f"`{value}`"
-
-
 def flags_of(cls: type) -> list[Flag]:
     """Return the flags of a configuration class in the order of its fields, those of nested classes included."""
-    try:
-        described = importlib.import_module(OPTIONS).options(cls)
-    except ModuleNotFoundError:
-        return flags_from_annotations(cls)
-    return [flag_from_option(option) for option in described]
+    return [flag_from_option(option) for option in importlib.import_module(OPTIONS).options(cls)]
 
 
 def flag_from_option(option: Any) -> Flag:
@@ -127,25 +52,6 @@ def flag_from_option(option: Any) -> Flag:
         kind = f"list of {kind}" if option.choices else kind
     default = "required" if option.required else f"`{option.default_text}`"
     return Flag(option.name, kind, default, option.description, option.group.capitalize())
-
-
-def flags_from_annotations(cls: type) -> list[Flag]:
-    """Return the flags by the annotations of the fields alone: used only where OPTIONS does not exist."""
-    hints = typing.get_type_hints(cls)
-    documented = field_docstrings(cls)
-    flags = []
-    for field in dataclasses.fields(cls):
-        text, declared_in = documented.get(field.name, ("", cls.__name__))
-        kind = describe_type(hints[field.name])
-        group = "Options" if declared_in == cls.__name__ else readable(declared_in)
-        nested = hints[field.name]
-        if dataclasses.is_dataclass(nested):
-            title = readable(nested.__name__)
-            for flag in flags_from_annotations(nested):  # type: ignore[arg-type]
-                flags.append(dataclasses.replace(flag, name=f"{field.name}.{flag.name}", group=title))
-            continue
-        flags.append(Flag(field.name, kind, describe_default(field), text, group))
-    return flags
 
 
 def flag_table(flags: list[Flag]) -> list[str]:
@@ -214,11 +120,6 @@ def grouped(flags: list[Flag]) -> Iterator[tuple[str, list[Flag]]]:
         yield title, [flag for flag in optional if flag.group == title]
 
 
-def readable(name: str) -> str:
-    """Return a class name as a title: SegmentsConfig -> Segments."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.removesuffix("Config"))
-
-
 # ---------------------------------------------------------------- tables of the data
 def manifest_page() -> str:
     """Return the page of the manifest's columns."""
@@ -270,13 +171,13 @@ def reason_codes_page() -> str:
         "",
         "A refused image is never scored. `vitmodel predict` returns the exit status 1 if any image was refused.",
         "",
-        *code_table(verdict.REFUSED),
+        *code_table(verdict.REFUSAL_REASONS),
         "",
         "## Warned",
         "",
         "The image is used. Its score deserves a second look.",
         "",
-        *code_table(verdict.WARNED),
+        *code_table(verdict.WARNING_REASONS),
     ]
     return "\n".join(lines) + "\n"
 
@@ -291,14 +192,10 @@ def code_table(codes: dict[str, str]) -> list[str]:
 def api_page() -> str:
     """Return the page of the Python API: each name in `vitmodel.__all__`, documented by mkdocstrings."""
     package = importlib.import_module(API)
-    names = [name for name in getattr(package, "__all__", ()) if not name.startswith("_")]
-    lines = ["# Python API", ""]
-    if not names:
-        lines += ["The building blocks of the package, by module.", "", NOTICE]
-        for module in API_MODULES:
-            lines += ["", f"## {module}", "", f"::: {module}", *options(show_root_heading="false", heading_level=3)]
-        return "\n".join(lines) + "\n"
-    lines += [
+    names = [name for name in package.__all__ if not name.startswith("_")]
+    lines = [
+        "# Python API",
+        "",
         "These are the public names of `vitmodel`. Importing the package is cheap; each name is loaded when it is "
         "first used. The command line calls the same functions, so both give the same results.",
         "",
