@@ -45,7 +45,7 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
     used, refused = usable_rows(manifest), manifest[manifest["status"] == "refused"]
     cards = contact_sheet(sample_by_reason(used, MAX_ENTRIES), jobs)
     page = render_page(
-        "data/etl_report.html.j2",
+        "etl.html.j2",
         title="ETL report",
         subtitle=f"{', '.join(count_values(manifest['dataset']).index)} · vitmodel {__version__}",
         manifest=manifest,

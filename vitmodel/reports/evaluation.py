@@ -197,7 +197,7 @@ class EvaluationReport:
 def write_report(path: Path | str, report: EvaluationReport) -> None:
     """Write `report` to `path` as HTML with its style and figures inside, or leave what was there. Raises VitmodelError."""
     page = render_page(
-        "measure/report.html.j2",
+        "evaluation.html.j2",
         title=report.title,
         subtitle=report.created,
         report=report,
