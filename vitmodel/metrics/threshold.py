@@ -48,7 +48,7 @@ def describe_objective(objective: str, sensitivity: float) -> str:
     names = {
         "f1": "largest F1",
         "pf1": "largest expected F1 (pF1 of decisions)",
-        "sensitivity": f"sensitivity {100 * sensitivity:.0f} %",
+        "sensitivity": f"highest specificity at {100 * sensitivity:.0f} % sensitivity",
     }
     return names.get(objective, f"largest {objective}")
 

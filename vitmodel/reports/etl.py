@@ -177,7 +177,7 @@ def image_properties(used: pd.DataFrame) -> dict[str, pd.Series]:
         "Transfer syntax": used["transfer_syntax"].map(lambda uid: UID(uid).name, na_action="ignore"),
         "Decoder": used["decoder"],
         "Resolution levels skipped at decoding": used["decode_level"].map("{:.0f}".format, na_action="ignore"),
-        "VOI transform, number used of those stored": used["voi"].str.replace(VOI_NAME_PATTERN, r"\1 \2", regex=True),
+        "VOI transform, used / stored": used["voi"].str.replace(VOI_NAME_PATTERN, r"\1 \2", regex=True),
     }
 
 

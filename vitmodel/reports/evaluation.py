@@ -221,6 +221,7 @@ def write_report(path: Path | str, report: EvaluationReport) -> None:
         subtitle=report.created,
         report=report,
         groups=METRICS,
+        titles=_metric_titles(),
         figures=_captioned_figures(report),
         decisions=_decision_rows(report),
         calibrations=_calibration_rows(report),
@@ -237,7 +238,16 @@ def write_report(path: Path | str, report: EvaluationReport) -> None:
     write_atomic(path, page)
 
 
+def _metric_titles() -> dict[str, str]:
+    """Return the title of every metric by name."""
+    titles: dict[str, str] = {}
+    for group in METRICS.values():
+        titles |= group
+    return titles
+
+
 def _select(metrics: Metrics, names: Sequence[str]) -> list[Interval]:
+    """Return the named metrics in order."""
     return [metrics.intervals[name] for name in names]
 
 
@@ -269,9 +279,7 @@ def _prevalence_rows(report: EvaluationReport) -> list[TableRow]:
     observed = report.headline.metrics
     shifted = report.at_prevalence[1]
     names = ("auprc", "sensitivity", "specificity", "precision", "npv", "f1", "recall_rate", "pf1", "brier", "ece")
-    titles: dict[str, str] = {}
-    for group in METRICS.values():
-        titles |= group
+    titles = _metric_titles()
     rows: list[TableRow] = [("Threshold", _format_number(observed.threshold), _format_number(shifted.threshold))]
     return rows + [(titles[name], observed.intervals[name], shifted.intervals[name]) for name in names]
 
@@ -381,4 +389,5 @@ def _svg_url(figure: Figure) -> str:
 
 
 def _format_number(value: float) -> str:
+    """Return a number with three decimals and a typographic minus sign; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:z.3f}".replace("-", "−")
