@@ -183,8 +183,8 @@ class RankedUnits:
         These are slope and intercept of the logistic regression of the labels on logit(score), and the intercept of
         one with the slope fixed at 1 (the metric). A perfect calibration has a slope of 1 and this intercept at 0. A
         slope below 1 means that scores are too extreme, an intercept below 0 that they are too high overall. The
-        coefficients are NaN where a cut separates the classes: the first run with a unit of one class already holds
-        or follows all units of the other.
+        coefficients are NaN where a cut separates the classes: by the end of the first run that contains one class,
+        all units of the other class have occurred.
 
         Source: Van Calster et al., BMC Medicine 17 (2019) 230.
         """
