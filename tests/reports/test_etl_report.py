@@ -1,4 +1,4 @@
-"""The ETL report counts every image, explains every reason, draws the boxes in place, and is one safe file."""
+"""The ETL report counts every image, explains every reason, draws the crop boxes correctly and is one safe file."""
 
 from __future__ import annotations
 
@@ -32,11 +32,16 @@ ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background", 
 
 
 class Page(HTMLParser):
-    """The visible text and the pictures of a page; every tag that is opened must be closed, every address must hold its picture."""
+    """The visible text and the pictures of a page.
+
+    Parsing asserts that every opened tag is closed and that every address contains its picture.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.text, self.pictures, self.open = "", [], []
+        self.text = ""
+        self.pictures: list[np.ndarray] = []
+        self.open: list[str] = []
         html = path.read_text()
         assert "url(" not in html
         assert "@import" not in html
@@ -60,17 +65,19 @@ class Page(HTMLParser):
 
     @property
     def words(self) -> str:
+        """The text with single spaces."""
         return " ".join(self.text.split())
 
 
 def report_on(manifest: pd.DataFrame, folder: Path) -> Page:
+    """Write the report on a manifest and return the parsed page."""
     write_etl_report(folder / "etl_report.html", manifest, jobs=1)
     return Page(folder / "etl_report.html")
 
 
 @pytest.fixture(scope="module")
 def manifest(crops: Path) -> pd.DataFrame:
-    """What the ETL made of the synthetic release, with refused images and, by decree, some warned ones of several reasons."""
+    """The ETL's manifest of the synthetic release, with refused images and warnings added to some others."""
     table = read_manifest(crops / "manifest.csv")
     ok = table.index[table.status == "ok"]
     table.loc[ok[:6], ["status", "reason", "remark"]] = ["warned", "lossy", "lossy compression, ratio 10"]
@@ -82,17 +89,17 @@ def manifest(crops: Path) -> pd.DataFrame:
 
 
 def table_of(**columns: list[object]) -> pd.DataFrame:
-    """A manifest with these columns, and the required ones made up where they lack."""
+    """Return a manifest with these columns and default values for missing required ones."""
     count = len(next(iter(columns.values())))
     names = [f"i{row}" for row in range(count)]
-    made_up = {
+    defaults = {
         "image_id": names,
         "patient_id": names,
         "laterality": "L",
         "view": "CC",
         "path": [f"/{name}.png" for name in names],
     }
-    return as_manifest(pd.DataFrame(made_up | columns), "made up")
+    return as_manifest(pd.DataFrame(defaults | columns), "table")
 
 
 def test_every_row_is_counted_once(manifest: pd.DataFrame, tmp_path: Path) -> None:
@@ -114,38 +121,43 @@ def test_every_row_is_counted_once(manifest: pd.DataFrame, tmp_path: Path) -> No
 
 
 def test_every_reason_is_explained_and_counted(tmp_path: Path) -> None:
-    known = [*REFUSAL_REASONS, *WARNING_REASONS]
+    codes = [*REFUSAL_REASONS, *WARNING_REASONS]
     status = ["refused"] * len(REFUSAL_REASONS) + ["warned"] * (len(WARNING_REASONS) + 1)
-    manifest = table_of(status=status, reason=[*known, "lossy;inverted;lossy"])
+    manifest = table_of(status=status, reason=[*codes, "lossy;inverted;lossy"])
     manifest = manifest.assign(path=[f"{tmp_path}/{name}.png" for name in manifest.image_id])
     table = summarize_reasons(manifest)
-    assert set(table.index) == set(known)
+    assert set(table.index) == set(codes)
     assert table.images["lossy"] == table.images["inverted"] == 2
-    assert table.images.sum() == len(known) + 2
-    assert table.examples["lossy"] == f"i{known.index('lossy')}, i{len(known)}"
+    assert table.images.sum() == len(codes) + 2
+    assert table.examples["lossy"] == f"i{codes.index('lossy')}, i{len(codes)}"
     assert list(table.verdict) == ["refused"] * len(REFUSAL_REASONS) + ["warned"] * len(WARNING_REASONS)
     words = report_on(manifest[manifest.status == "refused"], tmp_path).words
     assert all(code in words and meaning in words for code, meaning in REFUSAL_REASONS.items())
 
 
-def test_a_reason_of_another_version_is_shown(manifest: pd.DataFrame, tmp_path: Path) -> None:
+def test_an_unknown_reason_code_is_shown(manifest: pd.DataFrame, tmp_path: Path) -> None:
     table = manifest.assign(reason=manifest.reason.replace("lossy", "forgotten_code"))
     assert "forgotten_code" in report_on(table, tmp_path).words
 
 
-def test_mirrored_images_are_counted_by_machine_and_whole_patient() -> None:
-    """Machine A mirrors all of p1, one image of p2 and none of p3; B's only image is right; what is not known is not compared."""
+def test_mirrored_images_are_counted_per_machine_and_patient() -> None:
+    """Unknown sides are not compared.
+
+    Machine A mirrors all images of p1, one of p2 and none of p3. The only comparable image of machine B is correct.
+    """
     rows = [
-        ("A", "p1", "L", "right"), ("A", "p1", "R", "left"), ("A", "p2", "L", "right"), ("A", "p2", "R", "right"),
-        ("A", "p3", "L", "left"), ("B", "p4", "R", "right"), ("B", "p4", "", "right"), ("C", "p5", "L", None), (None, "p6", "R", "left"),
-    ]  # fmt: skip
-    columns = dict(
-        zip(
-            ("machine_id", "patient_id", "laterality", "chest_wall_side"),
-            map(list, zip(*rows, strict=True)),
-            strict=True,
-        )
-    )
+        ("A", "p1", "L", "right"),
+        ("A", "p1", "R", "left"),
+        ("A", "p2", "L", "right"),
+        ("A", "p2", "R", "right"),
+        ("A", "p3", "L", "left"),
+        ("B", "p4", "R", "right"),
+        ("B", "p4", "", "right"),
+        ("C", "p5", "L", None),
+        (None, "p6", "R", "left"),
+    ]
+    names = ("machine_id", "patient_id", "laterality", "chest_wall_side")
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     table = summarize_sides(table_of(**columns))
     assert table.loc["A"].to_dict() == {"images": 5, "mirrored": 3, "patients": 3, "all": 1, "some": 1}
     assert table.loc["B"].to_dict() == {"images": 1, "mirrored": 0, "patients": 1, "all": 0, "some": 0}
@@ -154,7 +166,7 @@ def test_mirrored_images_are_counted_by_machine_and_whole_patient() -> None:
     assert table.index[0] == "A"
 
 
-def test_a_manifest_of_refused_images_from_unknown_places(tmp_path: Path) -> None:
+def test_a_manifest_without_used_images_or_sites_is_reported(tmp_path: Path) -> None:
     manifest = table_of(status=["refused"] * 60, reason=["blank"] * 59 + ["no_breast"], remark=["grey"] * 60)
     page = report_on(manifest, tmp_path)
     assert count_by_status(manifest, "site_id").to_dict("index") == {
@@ -163,19 +175,25 @@ def test_a_manifest_of_refused_images_from_unknown_places(tmp_path: Path) -> Non
     assert "50 of 60 refused images" in page.words
     assert page.words.count("grey") == 50
     assert len(set(re.findall(r"\bi\d+", page.words))) >= 50
-    assert "i59 no_breast" in page.words  # the rare reason is not crowded out
+    assert "i59 no_breast" in page.words  # the rare reason is not displaced by the frequent one
     assert "Contact sheet" not in page.words
 
 
-def test_text_is_escaped_and_patients_are_not_named(manifest: pd.DataFrame, tmp_path: Path) -> None:
+def test_text_is_escaped_and_patient_ids_are_not_shown(manifest: pd.DataFrame, tmp_path: Path) -> None:
     hostile = "<script>alert('&')</script>"
     folder = "/nowhere/secret-patient/"
     source = folder + manifest.image_id
     remark = manifest.remark.fillna(hostile).where(manifest.reason != "missing_file", source + " does not exist")
     table = manifest.assign(
-        patient_id="secret-patient-" + manifest.patient_id, source_path=source, remark=remark,
-        image_id=manifest.image_id + hostile, site_id=hostile, machine_id=hostile, dataset=hostile, voi=hostile,
-    )  # fmt: skip
+        patient_id="secret-patient-" + manifest.patient_id,
+        source_path=source,
+        remark=remark,
+        image_id=manifest.image_id + hostile,
+        site_id=hostile,
+        machine_id=hostile,
+        dataset=hostile,
+        voi=hostile,
+    )
     page = report_on(table, tmp_path)
     assert page.text.count(hostile) > len(page.pictures)
     assert "secret-patient" not in (tmp_path / "etl_report.html").read_text()
@@ -183,19 +201,19 @@ def test_text_is_escaped_and_patients_are_not_named(manifest: pd.DataFrame, tmp_
     assert "The source cannot be shown: the file does not exist." in page.words
 
 
-def test_the_page_follows_from_the_manifest(manifest: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_same_manifest_gives_the_same_bytes(manifest: pd.DataFrame, tmp_path: Path) -> None:
     for name in ("first", "second"):
         write_etl_report(tmp_path / name, manifest, jobs=2)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_a_row_without_a_verdict_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="status"):
+def test_a_row_without_a_status_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'status': empty in 1 rows"):
         write_etl_report(tmp_path / "etl_report.html", table_of(status=["ok", None]))
 
 
 def outline(picture: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 around the pixels that have the box's colour."""
+    """Return x0, y0, x1, y1 around the pixels that have the colour of the box."""
     y, x = np.nonzero((picture == BOX_COLOUR).all(axis=2))
     return x.min(), y.min(), x.max() + 1, y.max() + 1
 
@@ -208,11 +226,11 @@ def test_the_box_is_drawn_where_the_manifest_says(box: tuple[int, int, int, int]
     assert outline(picture) == tuple(round(0.32 * edge) for edge in box)
     coloured = (picture == BOX_COLOUR).all(axis=2)
     assert (picture[~coloured] == 77).all()
-    assert 0 < coloured.sum() <= 2 * 2 * (THUMBNAIL_SIDE + 256)  # lines, not an area
+    assert 0 < coloured.sum() <= 2 * 2 * (THUMBNAIL_SIDE + 256)  # lines, not a filled area
 
 
-def test_boxes_are_drawn_on_every_format_of_the_release(manifest: pd.DataFrame) -> None:
-    """The release's images are smaller than a thumbnail, so that the drawn box is the manifest's."""
+def test_boxes_are_drawn_on_every_file_format_of_the_release(manifest: pd.DataFrame) -> None:
+    """The images are smaller than a thumbnail, so the drawn box equals the one in the manifest."""
     used = usable_rows(manifest)
     assert used.transfer_syntax.nunique() > 2
     for row in used.itertuples():
@@ -220,7 +238,7 @@ def test_boxes_are_drawn_on_every_format_of_the_release(manifest: pd.DataFrame) 
         assert outline(source_thumbnail(Path(row.source_path), box, Preprocessing())) == box
 
 
-def test_reasons_take_turns_and_the_rarest_comes_first() -> None:
+def test_the_sample_alternates_between_reasons_with_the_rarest_first() -> None:
     table = table_of(reason=["lossy"] * 500 + ["lossy;inverted"] * 20 + ["doubtful_crop"] + [None] * 479)
     chosen = sample_by_reason(table, 30)
     assert list(chosen.group.drop_duplicates()) == ["doubtful_crop", "inverted", "lossy", ""]
@@ -230,18 +248,16 @@ def test_reasons_take_turns_and_the_rarest_comes_first() -> None:
     assert sample_by_reason(table.head(0), 30).empty
 
 
-def test_rare_values_are_grouped_and_none_is_lost() -> None:
+def test_rare_values_are_merged_and_still_counted() -> None:
     values = pd.Series(["a"] * 9 + ["b"] * 5 + list("cdefghijkl") + [None] * 7)
     counts = count_values(values, most=3)
     assert counts.to_dict() == {"other (10 values)": 10, "a": 9, "unknown": 7, "b": 5}
-    assert count_values(pd.Series(list("aab")), most=1).to_dict() == {"a": 2, "b": 1}  # no group of one
+    assert count_values(pd.Series(list("aab")), most=1).to_dict() == {
+        "a": 2,
+        "b": 1,
+    }  # a single rare value is not merged
 
 
-def test_only_nothing_is_0_percent_and_only_all_is_100() -> None:
-    assert [format_percentage(part, 54706) for part in (0, 1, 547, 54705, 54706)] == [
-        "0 %",
-        "0.1 %",
-        "1.0 %",
-        "99.9 %",
-        "100 %",
-    ]
+def test_only_zero_is_0_percent_and_only_the_whole_is_100_percent() -> None:
+    percentages = [format_percentage(part, 54706) for part in (0, 1, 547, 54705, 54706)]
+    assert percentages == ["0 %", "0.1 %", "1.0 %", "99.9 %", "100 %"]

@@ -1,4 +1,4 @@
-"""The patient bootstrap: how far a number would move, had other patients come. Knows no metric."""
+"""Patient bootstrap: resampled statistics and percentile intervals."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scipy import sparse
 from vitmodel.metrics.scored_units import FloatArray
 
 MAX_BLOCK_SUMS = 2**21
-"""Sums held at once, over all replicates of a block: 16 MB."""
+"""Maximum number of sums held at once, over all replicates of a block: 16 MB."""
 MIN_DEFINED = 0.9
-"""Below this fraction of replicates with a value, an interval would describe a selection, and is not given."""
+"""Minimum fraction of replicates with a value. Below it an interval would describe a selection, so none is given."""
 
 
 @dataclass(frozen=True)
@@ -49,41 +49,59 @@ def resample(
     replicates: int,
     seed: int,
 ) -> FloatArray:
-    """`statistic` of patients drawn with replacement, R K for R replicates and K numbers.
+    """Return a statistic on bootstrap replicates that draw patients with replacement.
 
-    The statistic must be a function of sums over rows: `rows` (F N) holds what each of the N rows adds to F sums, `patients` (N)
-    the patient of each row, and `statistic` makes K B numbers of the sums F B of B replicates at a time. So the rows are summed
-    over each patient once, and a replicate costs a product with how often its patients were drawn. All rows of a patient come and
-    go together, because they are not independent. The draws depend on the seed and the number of patients alone, so that two
-    statistics of the same rows can be compared in pairs.
+    The statistic must be a function of sums over rows. The rows of each patient are summed once; a replicate then
+    costs one product with the number of times each patient was drawn. All rows of a patient are drawn together,
+    because they are not independent. The draws depend only on the seed and the number of patients, so two statistics
+    of the same rows can be compared in pairs.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6 and 13.
-    """
-    ids, patient = np.unique(np.asarray(patients), return_inverse=True)
-    per_patient = (sparse.csr_array(rows) @ group_indicator(patient).T).tocsr()  # F P
-    generator = np.random.default_rng(seed)
-    block = int(np.clip(MAX_BLOCK_SUMS // per_patient.shape[0], 8, 256))
 
-    def draw() -> NDArray[np.intp]:
+    Args:
+        rows: The contribution of each of N rows to F sums, `(F, N)`, dense or sparse.
+        statistic: A function from the sums of B replicates, `(F, B)`, to K values each, `(K, B)`.
+        patients: The patient of each row, `(N,)`.
+        replicates: Number of replicates R.
+        seed: Seed of the draws.
+
+    Returns:
+        The statistic of each replicate, `(R, K)`.
+    """
+    ids, patient_index = np.unique(np.asarray(patients), return_inverse=True)
+    patient_sums = (sparse.csr_array(rows) @ group_indicator(patient_index).T).tocsr()  # (F, patients)
+    generator = np.random.default_rng(seed)
+    block_size = int(np.clip(MAX_BLOCK_SUMS // patient_sums.shape[0], 8, 256))
+
+    def draw_counts() -> NDArray[np.intp]:
         return np.bincount(generator.integers(len(ids), size=len(ids)), minlength=len(ids))
 
     results = []
-    for done in range(0, replicates, block):
-        times = np.stack([draw() for _ in range(min(block, replicates - done))], axis=1).astype(np.float64)  # P B
-        results.append(np.asarray(statistic(per_patient @ times), dtype=np.float64).T)
+    for start in range(0, replicates, block_size):
+        draws = [draw_counts() for _ in range(min(block_size, replicates - start))]
+        counts = np.stack(draws, axis=1).astype(np.float64)  # (patients, B)
+        results.append(np.asarray(statistic(patient_sums @ counts), dtype=np.float64).T)
     return np.concatenate(results)
 
 
 def group_indicator(groups: NDArray[np.intp]) -> sparse.csr_array:
-    """G N, 1 where row n is of group g = `groups[n]`: its product with a column of values sums them over each group."""
+    """Return the sparse matrix `(G, N)` with a 1 where row n belongs to group g = `groups[n]`.
+
+    Its product with a column of values sums them over each group.
+    """
     count = len(groups)
     return sparse.csr_array((np.ones(count), (groups, np.arange(count))))
 
 
 def percentile_limits(replicates: FloatArray, coverage: float = 0.95) -> tuple[FloatArray, FloatArray]:
-    """The lower and upper limits (K each) that enclose `coverage` of the replicates (R K) that have a value.
+    """Return the limits that enclose the central part of the replicates that have a value.
 
-    NaN where fewer than `MIN_DEFINED` of the replicates have one.
+    Args:
+        replicates: Values of R replicates of K statistics, `(R, K)`; NaN = not defined.
+        coverage: Fraction of the replicates between the limits.
+
+    Returns:
+        The lower and the upper limits, `(K,)` each; NaN where fewer than `MIN_DEFINED` of the replicates have a value.
     """
     tail = 50 * (1 - coverage)
     limits = np.full((2, replicates.shape[1]), np.nan)

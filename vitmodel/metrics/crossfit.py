@@ -1,4 +1,4 @@
-"""Thresholds and calibrations for rows from other patients' rows: no number is chosen on the rows that it is reported on."""
+"""Cross-fitting by patient: thresholds and calibrations are chosen on other patients than those they are applied to."""
 
 from __future__ import annotations
 
@@ -14,55 +14,73 @@ from vitmodel.metrics.scored_units import FloatArray, ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold
 
 FOLDS = 5
+"""Maximum number of folds."""
+
+Transform = Callable[[FloatArray], FloatArray]
+"""A function of scores, `(N,)` to `(N,)`."""
 
 
 def patient_folds(sample: ScoredUnits, folds: int = FOLDS, seed: int = 0) -> NDArray[np.intp]:
-    """The fold (N) of each row, from 0: patients with and without a positive are dealt out evenly, and no patient is divided.
+    """Return the fold of each row, `(N,)`, counted from 0.
 
-    There are fewer folds where a class has fewer patients than `folds`. Raises UsageError where one has fewer than two.
+    Patients with and without a positive are distributed evenly over the folds, and no patient is split. There are
+    fewer folds if a class has fewer patients than `folds`.
+
+    Raises:
+        UsageError: A class has fewer than two patients.
     """
-    ids, patient = np.unique(sample.patients, return_inverse=True)
-    sick = group_indicator(patient) @ (sample.labels == 1) > 0
-    folds = int(min(folds, sick.sum(), (~sick).sum()))
+    ids, patient_index = np.unique(sample.patients, return_inverse=True)
+    has_positive = group_indicator(patient_index) @ (sample.labels == 1) > 0
+    folds = int(min(folds, has_positive.sum(), (~has_positive).sum()))
     if folds < 2:
         raise UsageError(
-            f"labels: {sick.sum()} patients with a positive and {(~sick).sum()} without; cross-fitting needs two of each"
+            f"labels: {has_positive.sum()} patients with a positive and {(~has_positive).sum()} without; "
+            "cross-fitting needs two of each"
         )
-    dealt = np.empty(len(ids), dtype=np.intp)
-    dealt[np.lexsort((np.random.default_rng(seed).permutation(len(ids)), sick))] = np.arange(len(ids)) % folds
-    return dealt[patient]
+    shuffled = np.random.default_rng(seed).permutation(len(ids))
+    fold_of_patient = np.empty(len(ids), dtype=np.intp)
+    fold_of_patient[np.lexsort((shuffled, has_positive))] = np.arange(len(ids)) % folds
+    return fold_of_patient[patient_index]
 
 
-def _cross_fit(
-    sample: ScoredUnits, seed: int, fit: Callable[[FloatArray, FloatArray], Callable[[FloatArray], FloatArray]]
-) -> FloatArray:
-    """For the scores of each fold what `fit` makes of them when fitted to labels and scores of all other folds (N).
+def _cross_fit(sample: ScoredUnits, seed: int, fit: Callable[[FloatArray, FloatArray], Transform]) -> FloatArray:
+    """Return the scores of each fold transformed by `fit(labels, scores)` of all other folds, `(N,)`.
 
-    A row with an unknown label takes part like the others of its patient, but nothing is fitted to it.
+    Rows with an unknown label are assigned to folds and transformed like the other rows of their patient, but nothing
+    is fitted to them.
     """
     fold = patient_folds(sample, seed=seed)
     result = np.empty_like(sample.scores)
-    for part in np.unique(fold):
-        here = fold == part
-        result[here] = fit(sample.labels[~here], sample.scores[~here])(sample.scores[here])
+    for number in np.unique(fold):
+        held_out = fold == number
+        transform = fit(sample.labels[~held_out], sample.scores[~held_out])
+        result[held_out] = transform(sample.scores[held_out])
     return result
 
 
 def cross_fitted_thresholds(sample: ScoredUnits, objective: str, sensitivity: float = 0.9, seed: int = 0) -> FloatArray:
-    """A threshold for each row (N), chosen by `threshold.choose_threshold` on the other folds' patients. Raises UsageError."""
+    """Return a threshold for each row, `(N,)`, chosen by `threshold.choose_threshold` on the patients of other folds.
 
-    def fit(labels: FloatArray, scores: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    Raises:
+        UsageError: A class has too few patients, or the objective is unknown.
+    """
+
+    def fit(labels: FloatArray, scores: FloatArray) -> Transform:
         threshold = choose_threshold(labels, scores, objective, sensitivity)
-        return lambda rows: np.full_like(rows, threshold)
+        return lambda held_out: np.full_like(held_out, threshold)
 
     return _cross_fit(sample, seed, fit)
 
 
 def cross_fitted_probabilities(sample: ScoredUnits, method: str, seed: int = 0) -> FloatArray:
-    """A probability for each row (N) by a calibration that was fitted on the other folds' patients. Raises UsageError."""
+    """Return a probability for each row, `(N,)`, by a calibration fitted to the patients of other folds.
 
-    def fit(labels: FloatArray, scores: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    Raises:
+        UsageError: A class has too few patients, or the calibration method is unknown.
+    """
+
+    def fit(labels: FloatArray, scores: FloatArray) -> Transform:
         fitted = calibration.fit(method, labels, to_logit(scores))
-        return lambda rows: fitted.apply(to_logit(rows))
+        return lambda held_out: fitted.apply(to_logit(held_out))
 
     return _cross_fit(sample, seed, fit)

@@ -1,4 +1,4 @@
-"""The curve of counts from which ROC, precision and recall are read. Knows no patient and no interval."""
+"""Cumulative counts by falling threshold, from which the ROC and precision-recall figures are computed."""
 
 from __future__ import annotations
 
@@ -9,69 +9,78 @@ import numpy as np
 from vitmodel.metrics.scored_units import FloatArray
 
 MAX_FPR = 0.2
-"""The partial AUROC covers false-positive rates from 0 to this."""
+"""Upper end of the false-positive rates that the partial AUROC covers, from 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Positives and negatives called at every score where the curve can bend, from the highest down (T each).
+    """True and false positives at each of T falling thresholds.
 
-    `tp` and `fp` start with a 0 where nothing is called, for which `thresholds` is infinite; tied scores are called together. Both
-    may be T B, for B weightings of the rows; then every number below is B numbers. NaN or infinite where a class has no weight.
+    The first threshold is infinite and has counts of 0. Tied scores share one threshold; scores between which the
+    curve is straight may be left out. For B weightings of the rows, the counts are `(T, B)`, and every metric below
+    has the shape `(B,)`. A metric is NaN or infinite where a class has no weight.
     """
 
     thresholds: FloatArray
+    """Falling thresholds, `(T,)`; the first is infinite."""
     tp: FloatArray
+    """True positives at each threshold, `(T,)` or `(T, B)`."""
     fp: FloatArray
+    """False positives at each threshold, `(T,)` or `(T, B)`."""
 
     @property
     def positives(self) -> FloatArray:
+        """Number of positives."""
         return np.asarray(self.tp[-1])
 
     @property
     def negatives(self) -> FloatArray:
+        """Number of negatives."""
         return np.asarray(self.fp[-1])
 
     @property
     def tpr(self) -> FloatArray:
+        """True-positive rate (sensitivity) at each threshold."""
         return self.tp / self.positives
 
     @property
     def fpr(self) -> FloatArray:
+        """False-positive rate (1 - specificity) at each threshold."""
         return self.fp / self.negatives
 
     @property
     def precision(self) -> FloatArray:
-        """1 where nothing is called, by convention."""
+        """Precision at each threshold; by convention 1 where no unit is called positive."""
         called = self.tp + self.fp
         return np.divide(self.tp, called, out=np.ones_like(called), where=called > 0)
 
     def auroc(self) -> FloatArray:
+        """Return the area under the ROC curve; ties count one half."""
         return np.asarray(np.trapezoid(self.tp, self.fp, axis=0)) / (self.positives * self.negatives)
 
     def partial_auroc(self) -> FloatArray:
-        """The area for false-positive rates up to `MAX_FPR`, rescaled so that chance gives 0.5 and perfection 1.
+        """Return the area for false-positive rates up to `MAX_FPR`, rescaled to 0.5 at chance and 1 at best.
 
         Source: McClish, Medical Decision Making 9 (1989) 190-195.
         """
         end = MAX_FPR * self.negatives
         width = np.diff(self.fp, axis=0)
-        inside = np.clip(end - self.fp[:-1], 0, width)  # the part of each step that lies before the end
+        inside = np.clip(end - self.fp[:-1], 0, width)  # the part of each step below MAX_FPR
         rise = np.divide(np.diff(self.tp, axis=0) * inside, width, out=np.zeros_like(width), where=width > 0)
         area = (inside * (self.tp[:-1] + rise / 2)).sum(axis=0) / (self.positives * self.negatives)
         chance = MAX_FPR**2 / 2
         return 0.5 * (1 + (area - chance) / (MAX_FPR - chance))
 
     def auprc(self) -> FloatArray:
-        """Average precision: the precision at each gain in recall, with no interpolation between."""
+        """Return the average precision: precision weighted by the gain in recall, without interpolation."""
         return (np.diff(self.tp, axis=0) * self.precision[1:]).sum(axis=0) / self.positives
 
     def sensitivity_at(self, specificity: float) -> FloatArray:
-        """The highest sensitivity of an observed threshold with at least this specificity."""
-        allowed = self.negatives * (1 - specificity) + 1e-9  # counts are whole, so this only forgives rounding
+        """Return the highest sensitivity among the thresholds with at least this specificity."""
+        allowed = self.negatives * (1 - specificity) + 1e-9  # counts are integers: the margin only absorbs rounding
         return np.max(self.tp, axis=0, initial=0, where=self.fp <= allowed) / self.positives
 
     def specificity_at(self, sensitivity: float) -> FloatArray:
-        """The highest specificity of an observed threshold with at least this sensitivity."""
+        """Return the highest specificity among the thresholds with at least this sensitivity."""
         needed = self.positives * sensitivity - 1e-9
         return 1 - np.min(self.fp, axis=0, initial=np.inf, where=self.tp >= needed) / self.negatives

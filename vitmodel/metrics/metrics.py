@@ -1,4 +1,4 @@
-"""How good scores are, per image, breast and patient, with 95 % intervals over patients. Knows no image and no model."""
+"""Metrics of scored units (images, breasts or patients), with 95 % bootstrap intervals over patients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from vitmodel.metrics.curve import MAX_FPR, Curve
 from vitmodel.metrics.scored_units import FloatArray, ScoredUnits, check_rows, to_logit
 
 ECE_BINS = 15
+"""Number of equally wide bins of the expected calibration error."""
 KNOTS = 512
+"""Maximum number of knots on which the calibration's logistic regression is summed."""
 
 METRICS: dict[str, dict[str, str]] = {
     "Ranking": {
@@ -48,12 +50,12 @@ METRICS: dict[str, dict[str, str]] = {
         "calibration_intercept": "Calibration intercept",
     },
 }
-"""Every metric by its name, with its title, under what it judges."""
+"""Titles of all metrics by name, grouped by what they measure."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of decisions against labels."""
+    """Confusion matrix: counts of decisions by label."""
 
     tp: int
     fp: int
@@ -62,20 +64,51 @@ class Confusion:
 
 
 class RankedUnits:
-    """A sample in order of falling score, from which every metric is read as a function of sums over its rows.
+    """A sample sorted by falling score, with all metrics available as functions of sums over its rows.
 
-    `rows` (F N, sparse) is what each row adds to F sums; `rows @ weights`, with weights N or N B, are the sums F or F B of rows that
-    are counted as often as their weight says. So thousands of weightings cost one product, and no further sorting.
+    The sparse matrix `rows`, `(F, N)`, holds the contribution of each of N rows to F sums. `rows @ weights`, with
+    weights `(N,)` or `(N, B)`, gives the sums `(F,)` or `(F, B)` of rows counted as often as their weight says.
+    Thousands of bootstrap weightings therefore cost one product and no further sorting.
     """
 
     def __init__(self, sample: ScoredUnits, threshold: ArrayLike) -> None:
-        """A row is called positive where its score reaches `threshold`, one for all or one for each of the N rows."""
+        """Sort the sample.
+
+        Args:
+            sample: Units whose labels are all known.
+            threshold: A score at or above it is called positive: one number, or one per row, `(N,)`.
+        """
         order = np.argsort(-sample.scores, kind="stable")
-        self.labels, self.scores, self.patients = sample.labels[order], sample.scores[order], sample.patients[order]
+        self.labels = sample.labels[order]
+        self.scores = sample.scores[order]
+        self.patients = sample.patients[order]
         called = self.scores >= np.broadcast_to(np.asarray(threshold, dtype=np.float64), order.shape)[order]
-        ends = self._corners()
-        logits, clipped = to_logit(self.scores), np.clip(self.scores, np.finfo(float).eps, 1 - np.finfo(float).eps)
-        terms = {
+        logits = to_logit(self.scores)
+        terms = self._terms(called, logits)
+        run_ends = self._run_ends()
+        run_rows = group_indicator(np.searchsorted(run_ends, np.arange(len(order))))
+        bins = np.minimum((self.scores * ECE_BINS).astype(np.intp), ECE_BINS - 1)
+        self.knots, knot_weights = _knots(logits)
+        parts = (
+            sparse.csr_array(np.stack(list(terms.values()))),
+            run_rows * self.labels,
+            run_rows,
+            group_indicator(bins) * (self.labels - self.scores),
+            knot_weights,
+        )
+        self.rows = sparse.vstack(parts, format="csr")
+        self.names = list(terms)
+        self.thresholds = np.append(np.inf, self.scores[run_ends])
+        self.ends = np.cumsum([part.shape[0] for part in parts])[:-1]
+        # The solution for the whole sample is the starting point for all weightings.
+        self.start: FloatArray | None = None
+        named, curve, _, knot_sums = self._split_sums(self.rows.sum(axis=1)[:, None])
+        self.start = self._calibration(named, curve, knot_sums)[:, 0]
+
+    def _terms(self, called: NDArray[np.bool_], logits: FloatArray) -> dict[str, FloatArray]:
+        """Return the contribution of each row, `(N,)`, to each named sum."""
+        clipped = np.clip(self.scores, np.finfo(float).eps, 1 - np.finfo(float).eps)
+        return {
             "positives": self.labels,
             "total": np.ones_like(self.labels),
             "tp": self.labels * called,
@@ -86,111 +119,119 @@ class RankedUnits:
             "losses": -np.log(np.where(self.labels == 1, clipped, 1 - clipped)),
             "logits": self.labels * logits,
         }
-        bins = np.minimum((self.scores * ECE_BINS).astype(np.intp), ECE_BINS - 1)
-        runs = group_indicator(np.searchsorted(ends, np.arange(len(order))))
-        self.knots, near = _spread(logits)
-        parts = (
-            sparse.csr_array(np.stack(list(terms.values()))),
-            runs * self.labels,
-            runs,
-            group_indicator(bins) * (self.labels - self.scores),
-            near,
-        )
-        self.rows = sparse.vstack(parts, format="csr")
-        self.names, self.thresholds = list(terms), np.append(np.inf, self.scores[ends])
-        self.ends = np.cumsum([part.shape[0] for part in parts])[:-1]
-        self.start: FloatArray | None = None
-        named, curve, _, near = self._parts(self.rows.sum(axis=1)[:, None])
-        self.start = self._calibration(named, curve, near)[:, 0]
 
-    def _corners(self) -> NDArray[np.intp]:
-        """The last row of each run of equal scores, without those that lie on a straight line of every curve.
+    def _run_ends(self) -> NDArray[np.intp]:
+        """Return the last row of each run of equal scores, except where the curve cannot bend.
 
-        Where a run and the next hold negatives only, no weighting bends the curve between them; with few positives
-        this leaves few points.
+        If a run and the next one hold negatives only, the curve is straight between them under any weighting. With
+        few positives, few points remain.
         """
         ends = np.flatnonzero(np.diff(self.scores, append=-1.0))
-        gains = np.diff(np.cumsum(self.labels)[ends], prepend=0.0, append=np.inf) > 0
-        return ends[gains[:-1] | gains[1:]]
+        has_positive = np.diff(np.cumsum(self.labels)[ends], prepend=0.0, append=np.inf) > 0
+        return ends[has_positive[:-1] | has_positive[1:]]
 
-    def _parts(self, sums: FloatArray) -> tuple[dict[str, FloatArray], Curve, FloatArray, FloatArray]:
-        """What sums F B hold: those with a name, the curve, positives minus scores in each bin of the ECE, weights at the knots."""
-        named, tp, total, gaps, near = np.split(sums, self.ends)
+    def _split_sums(self, sums: FloatArray) -> tuple[dict[str, FloatArray], Curve, FloatArray, FloatArray]:
+        """Return the parts of sums `(F,)` or `(F, B)`.
+
+        These are the named sums, the curve, the sum of label - score in each bin of the ECE, and the weight at each
+        knot.
+        """
+        named, tp, total, bin_gaps, knot_sums = np.split(sums, self.ends)
         zero = np.zeros_like(sums[:1])
-        tp, total = (np.concatenate([zero, np.cumsum(part, axis=0)]) for part in (tp, total))
-        return dict(zip(self.names, named, strict=True)), Curve(self.thresholds, tp, total - tp), gaps, near
+        tp = np.concatenate([zero, np.cumsum(tp, axis=0)])
+        total = np.concatenate([zero, np.cumsum(total, axis=0)])
+        curve = Curve(self.thresholds, tp, total - tp)
+        return dict(zip(self.names, named, strict=True)), curve, bin_gaps, knot_sums
 
     def curve(self, sums: FloatArray | None = None) -> Curve:
-        """The curve of sums F or F B, of the sample as it is where none are given."""
-        return self._parts(self.rows.sum(axis=1) if sums is None else sums)[1]
+        """Return the curve of sums `(F,)` or `(F, B)`; None = the unweighted sample."""
+        return self._split_sums(self.rows.sum(axis=1) if sums is None else sums)[1]
 
     def confusion(self) -> Confusion:
-        named = self._parts(self.rows.sum(axis=1))[0]
+        """Return the confusion matrix of the unweighted sample."""
+        named = self._split_sums(self.rows.sum(axis=1))[0]
         return Confusion(**{name: round(float(count)) for name, count in _counts(named).items()})
 
     def metric_values(self, sums: FloatArray | None = None) -> dict[str, FloatArray]:
-        """Every metric of `METRICS` from sums F or F B, of the sample as it is where none are given; NaN = not defined."""
+        """Return every metric of `METRICS` by name.
+
+        Args:
+            sums: Sums over rows, `(F,)` or `(F, B)`; None = the unweighted sample.
+
+        Returns:
+            Values of shape `()` or `(B,)`; NaN = not defined.
+        """
         sums = self.rows.sum(axis=1) if sums is None else sums
-        named, curve, gaps, near = self._parts(sums.reshape(len(sums), -1))
+        named, curve, bin_gaps, knot_sums = self._split_sums(sums.reshape(len(sums), -1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            slope, _, intercept = self._calibration(named, curve, near)
+            slope, _, intercept = self._calibration(named, curve, knot_sums)
+            expected_f1 = 2 * named["hits"] / (named["scores"] + named["positives"])
             values = _ranking(curve) | _decisions(**_counts(named))
             values |= {
-                "pf1": np.where(
-                    named["positives"] > 0, 2 * named["hits"] / (named["scores"] + named["positives"]), np.nan
-                ),
+                "pf1": np.where(named["positives"] > 0, expected_f1, np.nan),
                 "brier": named["squares"] / named["total"],
                 "log_loss": named["losses"] / named["total"],
-                "ece": np.abs(gaps).sum(axis=0) / named["total"],
+                "ece": np.abs(bin_gaps).sum(axis=0) / named["total"],
                 "calibration_slope": slope,
                 "calibration_intercept": intercept,
             }
         return {name: value.reshape(sums.shape[1:]) for name, value in values.items()}
 
-    def _calibration(self, named: Mapping[str, FloatArray], curve: Curve, near: FloatArray) -> FloatArray:
-        """Slope and intercept of the labels' logistic regression on logit(score), and the intercept of one with the slope 1: 3 B.
+    def _calibration(self, named: Mapping[str, FloatArray], curve: Curve, knot_sums: FloatArray) -> FloatArray:
+        """Return the calibration coefficients of B weightings, `(3, B)`.
 
-        Perfect are a slope of 1 and, at it, an intercept of 0. Slope < 1: scores too extreme; intercept < 0: too high on the whole.
-        NaN where a cut separates the classes: where the first run that holds any of one class ends with all of the other.
+        These are slope and intercept of the logistic regression of the labels on logit(score), and the intercept of
+        one with the slope fixed at 1 (the metric). A perfect calibration has a slope of 1 and this intercept at 0. A
+        slope below 1 means that scores are too extreme, an intercept below 0 that they are too high overall. The
+        coefficients are NaN where a cut separates the classes: by the end of the first run that contains one class,
+        all units of the other class have occurred.
 
         Source: Van Calster et al., BMC Medicine 17 (2019) 230.
         """
-        separated = (_first(curve.fp, curve.tp) >= curve.positives) | (_first(curve.tp, curve.fp) >= curve.negatives)
-        found = np.full((3, len(separated)), np.nan)
-        if not separated.all():
-            design, weights = np.stack([self.knots, np.ones_like(self.knots)]), near[:, ~separated]
-            hits = np.stack([named["logits"], named["positives"]])[:, ~separated]
-            start, level = (None, None) if self.start is None else np.split(self.start, [2])
-            found[:2, ~separated] = logistic_regression(design, hits, weights, start=start)
-            found[2, ~separated] = logistic_regression(design[1:], hits[1:], weights, self.knots, start=level)[0]
-        return found
+        all_positives_first = _at_first_rise(curve.fp, curve.tp) >= curve.positives
+        all_negatives_first = _at_first_rise(curve.tp, curve.fp) >= curve.negatives
+        fitted = ~(all_positives_first | all_negatives_first)
+        coefficients = np.full((3, len(fitted)), np.nan)
+        if fitted.any():
+            design = np.stack([self.knots, np.ones_like(self.knots)])
+            weights = knot_sums[:, fitted]
+            hits = np.stack([named["logits"], named["positives"]])[:, fitted]
+            start, intercept_start = (None, None) if self.start is None else np.split(self.start, [2])
+            coefficients[:2, fitted] = logistic_regression(design, hits, weights, start=start)
+            coefficients[2, fitted] = logistic_regression(
+                design[1:], hits[1:], weights, self.knots, start=intercept_start
+            )[0]
+        return coefficients
 
 
-def _spread(values: FloatArray) -> tuple[FloatArray, sparse.csr_array]:
-    """Knots (K) and the weights (K N) that share each value out between the two knots beside it.
+def _knots(values: FloatArray) -> tuple[FloatArray, sparse.csr_array]:
+    """Return knots, `(K,)`, and the weights, `(K, N)`, that distribute each value over its two neighbouring knots.
 
-    A sum over rows of a smooth function of the values is then, for all weightings alike, one over knots: without error where few
-    values differ, for they are the knots, and else with one of second order in the knots' distance.
+    A sum over rows of a smooth function of the values then becomes a sum over knots, for all weightings alike. With
+    at most `KNOTS` distinct values, they are the knots and the sum is exact; otherwise its error is of second order
+    in the distance of the knots.
     """
     knots = np.unique(values)
     if len(knots) > KNOTS:
         knots = np.linspace(knots[0], knots[-1], KNOTS)
     right = np.clip(np.searchsorted(knots, values), 1, max(len(knots) - 1, 1))
-    at = np.arange(len(values))
+    rows = np.arange(len(values))
     if len(knots) == 1:
-        return knots, group_indicator(np.zeros_like(at))
-    part = (values - knots[right - 1]) / (knots[right] - knots[right - 1])
-    entries = np.concatenate([1 - part, part]), (np.concatenate([right - 1, right]), np.concatenate([at, at]))
-    return knots, sparse.csr_array(entries, shape=(len(knots), len(values)))
+        return knots, group_indicator(np.zeros_like(rows))
+    fraction = (values - knots[right - 1]) / (knots[right] - knots[right - 1])
+    weights = np.concatenate([1 - fraction, fraction])
+    positions = (np.concatenate([right - 1, right]), np.concatenate([rows, rows]))
+    return knots, sparse.csr_array((weights, positions), shape=(len(knots), len(values)))
 
 
-def _first(rising: FloatArray, other: FloatArray) -> FloatArray:
-    """`other` (T or T B) where `rising` leaves 0 first."""
-    at = np.argmax(rising > 0, axis=0)
-    return np.take_along_axis(other, at[None], axis=0)[0]
+def _at_first_rise(rising: FloatArray, other: FloatArray) -> FloatArray:
+    """Return the value of `other`, `(T,)` or `(T, B)`, at the first point where `rising` is above 0."""
+    index = np.argmax(rising > 0, axis=0)
+    return np.take_along_axis(other, index[None], axis=0)[0]
 
 
 def _ranking(curve: Curve) -> dict[str, FloatArray]:
+    """Return the metrics that need no decision threshold; NaN where a class has no weight."""
     defined = (curve.positives > 0) & (curve.negatives > 0)
     values = {
         "auroc": curve.auroc(),
@@ -205,14 +246,17 @@ def _ranking(curve: Curve) -> dict[str, FloatArray]:
 
 
 def _counts(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    tp, fp = sums["tp"], sums["called"] - sums["tp"]
+    """Return the four cells of the confusion matrix."""
+    tp = sums["tp"]
+    fp = sums["called"] - tp
     return {"tp": tp, "fp": fp, "fn": sums["positives"] - tp, "tn": sums["total"] - sums["positives"] - fp}
 
 
 def _decisions(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> dict[str, FloatArray]:
-    """Ratios of counts; 0 / 0 is NaN."""
+    """Return the metrics that are ratios of counts; 0 / 0 is NaN."""
     total = tp + fp + fn + tn
-    f1, f1_negative = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+    f1 = 2 * tp / (2 * tp + fp + fn)
+    f1_negative = 2 * tn / (2 * tn + fp + fn)
     return {
         "sensitivity": tp / (tp + fn),
         "specificity": tn / (tn + fp),
@@ -227,43 +271,52 @@ def _decisions(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -
 
 @dataclass(frozen=True)
 class Metrics:
-    """What `measure` found: counts, every metric with its 95 % interval, and why some are NaN."""
+    """The result of `compute_metrics`: counts, every metric with its 95 % interval, and reasons for undefined ones."""
 
     units: int
-    """Rows with a known label: what the metrics are computed on."""
+    """Number of rows with a known label, on which the metrics are computed."""
     positives: int
     unknown: int
-    """Rows left out because their label is unknown."""
+    """Number of rows left out because their label is unknown."""
     patients: int
     threshold: float
-    """A score at or above it is called positive; NaN where rows have thresholds of their own."""
+    """A score at or above it is called positive; NaN if the rows have individual thresholds."""
     confusion: Confusion
     intervals: dict[str, Interval]
-    """By the names of `METRICS`."""
+    """Value and interval of each metric, by the names in `METRICS`."""
     undefined: dict[str, str]
-    """For each metric that is NaN, the reason."""
+    """The reason for each metric that is NaN."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def compute_metrics(
     sample: ScoredUnits, threshold: ArrayLike, replicates: int = 2000, seed: int = 0, prevalence: float | None = None
 ) -> Metrics:
-    """Every metric of a sample at one threshold, or at one for each row, with 95 % percentile intervals over patients drawn with
-    replacement.
+    """Return every metric of a sample with its 95 % percentile interval over patients drawn with replacement.
 
-    With a `prevalence`, positives and negatives are weighted so that they stand in that proportion, in every replicate; the scores
-    must suit it (`calibration.to_prevalence`). With fewer than two patients, or where all draws give one value, the limits are NaN.
-    An interval that touches a value's bound (AUROC 1) is too narrow: no draw from the patients at hand can hold the error that they
-    do not show. Raises UsageError where no label is known.
+    Limits are NaN with fewer than two patients, or if all draws give one value. An interval at the bound of a metric
+    (AUROC 1) is too narrow: no draw from the patients at hand can contain an error that they do not show.
+
+    Args:
+        sample: Labels, scores and patients of the units; units with an unknown label are left out.
+        threshold: A score at or above it is called positive: one number, or one per unit, `(N,)`.
+        replicates: Number of bootstrap replicates.
+        seed: Seed of the bootstrap.
+        prevalence: If given, positives and negatives are weighted to this fraction of positives, in every replicate.
+            The scores must be calibrated for it (`calibration.to_prevalence`).
+
+    Raises:
+        UsageError: No label is known.
     """
-    known = np.isfinite(sample.labels)
-    if not known.any():
+    is_known = np.isfinite(sample.labels)
+    if not is_known.any():
         raise UsageError(
-            f"column 'label': unknown (NaN) in all {len(sample.labels)} rows, so there is nothing to measure against"
+            f"column 'label': unknown (NaN) in all {len(sample.labels)} rows; give labels to compute metrics against"
         )
-    thresholds = np.broadcast_to(np.asarray(threshold, dtype=np.float64), known.shape)[known]
+    thresholds = np.broadcast_to(np.asarray(threshold, dtype=np.float64), is_known.shape)[is_known]
     ranking = RankedUnits(sample.labelled(), thresholds)
     rows: sparse.csr_array = ranking.rows
     statistic: Callable[[FloatArray], dict[str, FloatArray]] = ranking.metric_values
@@ -275,10 +328,12 @@ def compute_metrics(
     if patients > 1:
         replicated = resample(rows, lambda sums: list(statistic(sums).values()), ranking.patients, replicates, seed)
         low, high = percentile_limits(replicated)
-        low, high = (
-            np.where(low < high, limit, np.nan) for limit in (low, high)
-        )  # no sample of patients gives certainty
-    limits = zip(values.items(), low, high, strict=True)
+        has_width = low < high  # an interval of width 0 would claim certainty
+        low = np.where(has_width, low, np.nan)
+        high = np.where(has_width, high, np.nan)
+    intervals = {}
+    for k, (name, value) in enumerate(values.items()):
+        intervals[name] = Interval(value, float(low[k]), float(high[k]))
     labels = ranking.labels
     return Metrics(
         units=len(labels),
@@ -287,45 +342,58 @@ def compute_metrics(
         patients=patients,
         threshold=float(thresholds[0]) if (thresholds == thresholds[0]).all() else np.nan,
         confusion=ranking.confusion(),
-        intervals={name: Interval(value, float(a), float(b)) for (name, value), a, b in limits},
-        undefined={name: _reason(name, labels) for name, value in values.items() if np.isnan(value)},
+        intervals=intervals,
+        undefined={name: _reason_undefined(name, labels) for name, value in values.items() if np.isnan(value)},
     )
 
 
 def _reweighted(
     ranking: RankedUnits, prevalence: float
 ) -> tuple[sparse.csr_array, Callable[[FloatArray], dict[str, FloatArray]]]:
-    """The sums over positives and, below them, over negatives (2F N), and the metrics of both mixed to a prevalence."""
+    """Return row contributions with separate sums per class, and the metrics of both classes mixed to a prevalence.
+
+    The contributions, `(2F, N)`, hold the sums over positives first and those over negatives second.
+    """
     rows = sparse.vstack([ranking.rows * ranking.labels, ranking.rows * (1 - ranking.labels)], format="csr")
     total = ranking.names.index("total")
 
     def values(sums: FloatArray) -> dict[str, FloatArray]:
         positives, negatives = np.split(sums, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return ranking.metric_values(
-                positives / positives[total] * prevalence + negatives / negatives[total] * (1 - prevalence)
-            )
+            mixed = positives / positives[total] * prevalence + negatives / negatives[total] * (1 - prevalence)
+            return ranking.metric_values(mixed)
 
     return rows, values
 
 
-def _reason(name: str, labels: FloatArray) -> str:
+def _reason_undefined(name: str, labels: FloatArray) -> str:
+    """Return why a metric is NaN."""
     if (labels == labels[0]).all():
         return f"all {len(labels)} units have the label {int(labels[0])}"
     if name.startswith("calibration"):
         return "the scores of the two classes do not overlap"
-    return f"no unit is called {'negative' if name == 'npv' else 'positive'} at the threshold"
+    decision = "negative" if name == "npv" else "positive"
+    return f"no unit is called {decision} at the threshold"
 
 
 def pf1(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """The probabilistic F1 of Kaggle's RSNA Screening Mammography Breast Cancer Detection (2022), as scored there.
+    """Return the probabilistic F1 (pF1) as computed by Kaggle.
 
-    Predictions are clipped to [0, 1]; predictions that sum to 0 give 0. Raises UsageError where there is no positive,
-    a label is not 0 or 1, or a prediction is NaN.
+    Source: RSNA Screening Mammography Breast Cancer Detection, Kaggle (2022).
+
+    Args:
+        labels: 0 or 1, `(N,)`.
+        predictions: Probabilities, `(N,)`, clipped to [0, 1]. If they sum to 0, pF1 is 0.
+
+    Raises:
+        UsageError: There is no positive, a label is not 0 or 1, or a prediction is NaN.
     """
-    truth, clipped = np.asarray(labels, dtype=np.float64), np.clip(np.asarray(predictions, dtype=np.float64), 0, 1)
+    truth = np.asarray(labels, dtype=np.float64)
+    clipped = np.clip(np.asarray(predictions, dtype=np.float64), 0, 1)
     check_rows(np.isnan(clipped), "prediction", "is NaN")
     check_rows(~np.isin(truth, (0, 1)), "label", "is neither 0 nor 1")
     if not truth.any():
-        raise UsageError(f"pF1 is not defined: none of the {len(truth)} labels is 1")
+        raise UsageError(
+            f"labels: none of the {len(truth)} labels is 1, so pF1 is not defined; give at least one positive"
+        )
     return float(2 * (truth @ clipped) / (clipped.sum() + truth.sum()))

@@ -1,4 +1,4 @@
-"""The images most worth a look, each with its crop box drawn and its crop beside it, small. Knows the manifest, not the page."""
+"""Contact sheet of the ETL report: thumbnails of selected images, with their crop boxes and crops."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from vitmodel.jobs.parallel import parallel_map
 from vitmodel.pixels.open import open_image
 from vitmodel.pixels.verdict import REFUSAL_REASONS
 
-THUMBNAIL_SIDE = 320  # longest side of a thumbnail in pixels: twice what the page shows, for sharp screens and print
-BOX_COLOUR = (0, 159, 230)  # orange (Okabe and Ito) as blue, green, red
+THUMBNAIL_SIDE = 320
+"""Longest side of a thumbnail in pixels: twice its size on the page, for sharp screens and print."""
+BOX_COLOUR = (0, 159, 230)
+"""Orange of the palette of Okabe and Ito, as blue, green, red."""
 CropBox = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels of the source image."""
 
 
 @dataclass(frozen=True)
@@ -28,34 +31,48 @@ class ContactSheetEntry:
     """One image of the contact sheet."""
 
     row: Any
-    """Its row of the manifest, as a named tuple."""
+    """The image's manifest row, as a named tuple."""
     source: str
-    """Address that holds the source's thumbnail with the crop box drawn; '' where the source cannot be read any more."""
+    """Data URL of the source's thumbnail with the crop box drawn; empty if the source can no longer be read."""
     crop: str
-    """Address that holds the crop's thumbnail; '' where the crop is gone."""
+    """Data URL of the crop's thumbnail; empty if the crop no longer exists."""
     problem: str
-    """Why the source cannot be shown."""
+    """Why the source cannot be shown; empty if it can."""
 
 
 def contact_sheet(table: pd.DataFrame, jobs: int) -> list[ContactSheetEntry]:
-    """A card per row of `table` (a manifest without refused images), in its order, made by `jobs` threads (0 = one per core)."""
+    """Return one entry per row of a manifest, in its order.
+
+    Args:
+        table: Manifest rows, without refused images.
+        jobs: Number of threads; 0 = one per core.
+    """
     return list(parallel_map(make_entry, list(table.itertuples(index=False)), "contact sheet", jobs))
 
 
 def explode_codes(manifest: pd.DataFrame) -> pd.Series:
-    """The reasons' codes, '' for an image without one; an image stands once for each of its codes, by the manifest's index."""
-    return manifest["reason"].fillna("").map(lambda reason: sorted(set(reason.split(";")))).explode()
+    """Return the reason codes by the manifest's index: one entry per image and code, '' for an image without a code."""
+    reasons = manifest["reason"].fillna("")
+    return reasons.map(lambda reason: sorted(set(reason.split(";")))).explode()
 
 
 def sample_by_reason(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most `most` rows of a manifest, grouped by the new column `group`, doubtful ones first.
+    """Return a selection of manifest rows in which frequent reasons do not displace rare ones.
 
-    `group` is the image's rarest reason, or '' where it has none. The groups take turns, each in a random but fixed order, so that no
-    frequent reason hides a rare one; the rarest comes first, and images without a reason come last.
+    The groups of images with the same rarest reason contribute in turn, each in a random order with a fixed seed.
+
+    Args:
+        table: Manifest rows.
+        most: Maximum number of rows to return.
+
+    Returns:
+        The selected rows with a new column `group`, the image's rarest reason or '' for none. They are sorted by
+        group: rarest reason first, images without a reason last.
     """
     codes = explode_codes(table)
-    doubts = pd.DataFrame({"group": codes, "frequency": codes.map(codes.value_counts()).where(codes != "", math.inf)})
-    rarest = doubts.sort_values(["frequency", "group"]).groupby(level=0).first()
+    frequency = codes.map(codes.value_counts()).where(codes != "", math.inf)
+    by_code = pd.DataFrame({"group": codes, "frequency": frequency})
+    rarest = by_code.sort_values(["frequency", "group"]).groupby(level=0).first()
     rows = table.join(rarest).sample(frac=1, random_state=0)
     rows["turn"] = rows.groupby("group").cumcount()
     chosen = rows.sort_values(["turn", "frequency", "group"]).head(most)
@@ -63,21 +80,32 @@ def sample_by_reason(table: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def make_entry(row: Any) -> ContactSheetEntry:
-    """The thumbnails of one row of the manifest."""
-    source, problem = "", ""
+    """Return the contact sheet's entry for one manifest row."""
+    source = ""
+    problem = ""
     try:
         box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
-        source = _inline(source_thumbnail(Path(row.source_path), box, Preprocessing.from_json(row.preprocessing)))
+        preprocessing = Preprocessing.from_json(row.preprocessing)
+        source = _data_url(source_thumbnail(Path(row.source_path), box, preprocessing))
     except ImageRefusedError as refusal:
         problem = REFUSAL_REASONS[refusal.code]
     crop = cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) if Path(row.path).exists() else None
-    return ContactSheetEntry(row, source, "" if crop is None else _inline(_shrink(crop)), problem)
+    return ContactSheetEntry(row, source, "" if crop is None else _data_url(_shrink(crop)), problem)
 
 
 def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing) -> np.ndarray:
-    """The image at `path` as decoded, H W 3 (blue, green, red), at most SIDE pixels long, with `box` (x0, y0, x1, y1 in its pixels) drawn.
+    """Return a thumbnail of an image as decoded, with its crop box drawn.
 
-    Raises ImageRefusedError.
+    Args:
+        path: The source image.
+        box: The crop box in pixels of the source.
+        preprocessing: The settings with which the image is decoded.
+
+    Returns:
+        The picture, `(H, W, 3)` uint8 in the order blue, green, red; no side exceeds `THUMBNAIL_SIDE` pixels.
+
+    Raises:
+        ImageRefusedError: The image cannot be read.
     """
     file = open_image(path, preprocessing.voi, preprocessing.for_processing)
     rows, columns = file.header.rows, file.header.columns
@@ -86,19 +114,20 @@ def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing) -> 
     picture = cv2.cvtColor(np.rint(grey * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
     scale_y, scale_x = picture.shape[0] / rows, picture.shape[1] / columns
     left, top, right, bottom = (round(edge * scale) for edge, scale in zip(box, (scale_x, scale_y) * 2, strict=True))
-    for inset in (0, 1):  # two pixels thick, and inside the box: at the chest wall its edge is the picture's
+    # The line is two pixels thick and drawn inside the box, because at the chest wall the box ends with the picture.
+    for inset in (0, 1):
         cv2.rectangle(picture, (left + inset, top + inset), (right - 1 - inset, bottom - 1 - inset), BOX_COLOUR)
     return picture
 
 
 def _shrink(picture: np.ndarray) -> np.ndarray:
-    """`picture` at most SIDE pixels long."""
+    """Return the picture reduced so that no side exceeds `THUMBNAIL_SIDE` pixels."""
     factor = min(1.0, THUMBNAIL_SIDE / max(picture.shape))
     height, width = (max(1, round(length * factor)) for length in picture.shape)
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _inline(picture: np.ndarray) -> str:
-    """An image's address that holds the image."""
+def _data_url(picture: np.ndarray) -> str:
+    """Return the picture as a data URL in JPEG format."""
     jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()

@@ -1,6 +1,7 @@
-"""The ETL's report, one self-contained HTML file: what became of every image of a manifest. Knows neither stage nor configuration.
+"""The ETL report: one self-contained HTML file on the result for every image of a manifest.
 
-The page follows from the manifest and the files it names, so running the ETL again writes the same bytes. It shows no patient ids.
+The page depends only on the manifest and the files it names, so that repeating the ETL writes the same bytes. It
+shows no patient ids.
 """
 
 from __future__ import annotations
@@ -19,35 +20,47 @@ from vitmodel import __version__
 from vitmodel.data.manifest import breast_ids, find_duplicates, usable_rows
 from vitmodel.errors import UsageError
 from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
-from vitmodel.reports.contact_sheet import contact_sheet, explode_codes, sample_by_reason
+from vitmodel.reports.contact_sheet import ContactSheetEntry, contact_sheet, explode_codes, sample_by_reason
 from vitmodel.reports.page import render_page
 from vitmodel.utils import write_atomic
 
 STATUSES = ("ok", "warned", "refused")
 MAX_ENTRIES = 48
+"""Maximum number of images on the contact sheet."""
 MAX_REFUSALS = 50
-MAX_GROUPS = 40  # most sites or machines that get a line of their own
-MAX_VALUES = 8  # most values of a property of the sources that do
+"""Maximum number of refused images that are listed."""
+MAX_GROUPS = 40
+"""Maximum number of sites or machines with a table row of their own; the others are merged."""
+MAX_VALUES = 8
+"""Maximum number of values of a source property with a table row of their own; the others are merged."""
 HISTOGRAM_BINS = 25
-VOI_NAME_PATTERN = (
-    r"^(\w+) \S+/\S+ (\d+/\d+)$"  # <function> <center>/<width> <which>/<of how many>, as pixels/voi.py names it
-)
+VOI_NAME_PATTERN = r"^(\w+) \S+/\S+ (\d+/\d+)$"
+"""A VOI's name as in pixels/voi.py: "<function> <center>/<width> <number>/<count>"."""
 
 
 def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) -> None:
-    """Write the report on `manifest`, as the ETL made it (absolute paths, a status in every row), to `path`.
+    """Write the report on a manifest.
 
-    `jobs` threads (0 = one per core) read the few sources that the contact sheet shows. Raises UsageError where a row has no status,
-    VitmodelError where `path` cannot be written.
+    Args:
+        path: The HTML file to write.
+        manifest: The manifest as the ETL made it: absolute paths, a status in every row.
+        jobs: Number of threads that read the images of the contact sheet; 0 = one per core.
+
+    Raises:
+        UsageError: A row has no status.
+        VitmodelError: The file cannot be written.
     """
-    if manifest["status"].isna().any():
-        raise UsageError("status: empty in the manifest; its images have not been through `vitmodel etl`")
-    used, refused = usable_rows(manifest), manifest[manifest["status"] == "refused"]
+    missing = int(manifest["status"].isna().sum())
+    if missing:
+        raise UsageError(f"column 'status': empty in {missing} rows of the manifest; run `vitmodel etl` on its images")
+    used = usable_rows(manifest)
+    refused = manifest[manifest["status"] == "refused"]
     cards = contact_sheet(sample_by_reason(used, MAX_ENTRIES), jobs)
+    datasets = ", ".join(count_values(manifest["dataset"]).index)
     page = render_page(
         "etl.html.j2",
         title="ETL report",
-        subtitle=f"{', '.join(count_values(manifest['dataset']).index)} · vitmodel {__version__}",
+        subtitle=f"{datasets} · vitmodel {__version__}",
         manifest=manifest,
         used=used,
         verdicts={verdict: int((manifest["status"] == verdict).sum()) for verdict in STATUSES},
@@ -58,148 +71,186 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
         refusals=sample_by_reason(refused, MAX_REFUSALS),
         groups={"site": count_by_status(manifest, "site_id"), "machine": count_by_status(manifest, "machine_id")},
         sides=summarize_sides(used),
-        cards=[(group, list(members)) for group, members in itertools.groupby(cards, key=lambda card: card.row.group)],
+        cards=_group_entries(cards),
         histograms=box_histograms(used),
-        properties={title: count_values(values) for title, values in image_properties(used).items()}
-        if len(used)
-        else {},
+        properties=_count_properties(used),
         preprocessing=[format_settings(text) for text in manifest["preprocessing"].dropna().unique()],
-        sentences=redact_message,
+        message=redact_message,
         share=format_percentage,
     )
     write_atomic(path, page)
 
 
+def _group_entries(entries: list[ContactSheetEntry]) -> list[tuple[str, list[ContactSheetEntry]]]:
+    """Return consecutive entries with the same reason code, as (code, entries)."""
+    groups = itertools.groupby(entries, key=lambda entry: entry.row.group)
+    return [(code, list(members)) for code, members in groups]
+
+
+def _count_properties(used: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the value counts of each source property by title; empty without used images."""
+    if used.empty:
+        return {}
+    return {title: count_values(values) for title, values in image_properties(used).items()}
+
+
 def merge_rare_values(values: pd.Series, most: int) -> pd.Series:
-    """`values` as text: 'unknown' where there is none, and all but the `most` most frequent as 'other (<n> values)'."""
+    """Return values as text, with missing ones as 'unknown' and rare ones merged.
+
+    All but the `most` most frequent values become 'other (<n> values)', unless only one would be merged.
+    """
     text = values.where(values.notna(), "unknown").astype(str)
     frequent = text.value_counts().index
     rare = frequent[most:]
-    return text.where(~text.isin(rare), f"other ({len(rare)} values)") if len(rare) > 1 else text
+    if len(rare) <= 1:
+        return text
+    return text.where(~text.isin(rare), f"other ({len(rare)} values)")
 
 
 def count_values(values: pd.Series, most: int = MAX_VALUES) -> pd.Series:
-    """How many images have each value, the most frequent first."""
+    """Return the number of images with each value, the most frequent first; see `merge_rare_values`."""
     return merge_rare_values(values, most).value_counts()
 
 
 def count_by_status(manifest: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The number of images and of each verdict per value of `column`."""
-    counts = pd.crosstab(merge_rare_values(manifest[column], MAX_GROUPS), manifest["status"]).reindex(
-        columns=STATUSES, fill_value=0
-    )
+    """Return the number of images, in total and by status, for each value of a column."""
+    values = merge_rare_values(manifest[column], MAX_GROUPS)
+    counts = pd.crosstab(values, manifest["status"]).reindex(columns=STATUSES, fill_value=0)
     return counts.assign(images=counts.sum(axis=1)).sort_values("images", ascending=False, kind="stable")
 
 
 def summarize_reasons(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Per reason: its code (the index), verdict, meaning, number of images, and three of their ids. Refusals first, then by frequency."""
+    """Return one row per reason code, refusals first, then by falling frequency.
+
+    Returns:
+        A table indexed by code with the columns `images` (their number), `examples` (three image ids), `verdict`
+        (`refused` or `warned`) and `meaning`.
+    """
     codes = explode_codes(manifest)
     codes = codes[codes != ""]
-    found = manifest["image_id"].loc[codes.index].groupby(codes.to_numpy(), sort=False)
-    table = pd.DataFrame({"images": found.size(), "examples": found.agg(lambda ids: ", ".join(ids.head(3)))})
+    image_ids = manifest["image_id"].loc[codes.index].groupby(codes.to_numpy(), sort=False)
+    table = pd.DataFrame({"images": image_ids.size(), "examples": image_ids.agg(lambda ids: ", ".join(ids.head(3)))})
+    meanings = REFUSAL_REASONS | WARNING_REASONS
     table["verdict"] = ["refused" if code in REFUSAL_REASONS else "warned" for code in table.index]
-    table["meaning"] = [
-        (REFUSAL_REASONS | WARNING_REASONS).get(code, "not a reason of this version of vitmodel")
-        for code in table.index
-    ]
+    table["meaning"] = [meanings.get(code, "this version of vitmodel does not know the code") for code in table.index]
     return table.sort_values(["verdict", "images"], ascending=[True, False], kind="stable")
 
 
 def summarize_sides(used: pd.DataFrame) -> pd.DataFrame:
-    """Per machine: whether the side seen in the pixels is the stated one, where both are known.
+    """Count, per machine, the images whose chest wall is at the other edge than their stated laterality implies.
 
-    Columns: images compared, `mirrored` of them (the chest wall of a left breast at the right edge, or the reverse), their patients,
-    and those of whom `all` or only `some` images are mirrored. Unmirrored, a left breast has its chest wall at the left edge.
+    An image is mirrored if the chest wall of a left breast is at the right edge, or that of a right breast at the
+    left edge. Images with an unknown laterality or chest wall are left out.
+
+    Returns:
+        A table indexed by machine with the columns `images` (compared), `mirrored`, `patients`, `all` (patients with
+        all images mirrored) and `some` (patients with some images mirrored).
     """
-    known = used[used["laterality"].isin(["L", "R"]) & used["chest_wall_side"].notna()]
-    mirrored = (known["laterality"] == "L") != (known["chest_wall_side"] == "left")
-    patients = mirrored.groupby(
-        [merge_rare_values(known["machine_id"], MAX_GROUPS).rename("machine"), known["patient_id"]]
-    ).agg(["size", "sum"])
-    counts = pd.DataFrame({
-        "images": patients["size"],
-        "mirrored": patients["sum"],
-        "patients": 1,
-        "all": patients["sum"] == patients["size"],
-        "some": patients["sum"].between(1, patients["size"] - 1),
-    })  # fmt: skip
+    compared = used[used["laterality"].isin(["L", "R"]) & used["chest_wall_side"].notna()]
+    mirrored = (compared["laterality"] == "L") != (compared["chest_wall_side"] == "left")
+    machine = merge_rare_values(compared["machine_id"], MAX_GROUPS).rename("machine")
+    per_patient = mirrored.groupby([machine, compared["patient_id"]]).agg(["size", "sum"])
+    counts = pd.DataFrame(
+        {
+            "images": per_patient["size"],
+            "mirrored": per_patient["sum"],
+            "patients": 1,
+            "all": per_patient["sum"] == per_patient["size"],
+            "some": per_patient["sum"].between(1, per_patient["size"] - 1),
+        }
+    )
     return counts.groupby("machine").sum().sort_values(["mirrored", "images"], ascending=False)
 
 
 def image_properties(used: pd.DataFrame) -> dict[str, pd.Series]:
-    """What the sources are and how they were read, a value per image."""
+    """Return properties of the source images and of their decoding by title, one value per image."""
     size = used["source_height"].map("{:.0f}".format) + " × " + used["source_width"].map("{:.0f}".format)
-    spacing = (used["spacing_row"].map("{:.4g}".format) + " × " + used["spacing_column"].map("{:.4g}".format)).where(
-        used["spacing_row"].notna()
-    )
+    spacing = used["spacing_row"].map("{:.4g}".format) + " × " + used["spacing_column"].map("{:.4g}".format)
+    spacing = spacing.where(used["spacing_row"].notna())
     return {
         "Size, rows × columns": size,
-        "Spacing, rows × columns, mm": spacing,
+        "Pixel spacing, rows × columns, mm": spacing,
         "View": used["view"].replace("", np.nan),
-        "Stated side": used["laterality"].replace("", np.nan),
-        "Chest wall seen at": used["chest_wall_side"],
+        "Stated laterality": used["laterality"].replace("", np.nan),
+        "Chest wall found at": used["chest_wall_side"],
         "Photometric interpretation": used["photometric"],
         "Transfer syntax": used["transfer_syntax"].map(lambda uid: UID(uid).name, na_action="ignore"),
         "Decoder": used["decoder"],
-        "Reductions at decoding": used["decode_level"].map("{:.0f}".format, na_action="ignore"),
-        "VOI, which of how many": used["voi"].str.replace(VOI_NAME_PATTERN, r"\1 \2", regex=True),
+        "Resolution levels skipped at decoding": used["decode_level"].map("{:.0f}".format, na_action="ignore"),
+        "VOI transform, used / stored": used["voi"].str.replace(VOI_NAME_PATTERN, r"\1 \2", regex=True),
     }
 
 
 @dataclass(frozen=True)
 class BoxHistogram:
-    """A distribution over equal bins from 0 to `top`."""
+    """A distribution over equally wide bins from 0 to `top`."""
 
     title: str
     unit: str
     top: float
+    """Upper end of the last bin, in `unit`."""
     counts: list[int]
+    """Number of images in each bin."""
     median: float
     middle: tuple[float, float]
-    """5 % and 95 % quantiles."""
+    """The 5 % and 95 % quantiles."""
     ends: tuple[tuple[float, str], tuple[float, str]]
-    """Smallest and largest value, each with its image id."""
+    """The smallest and the largest value, each with its image id."""
 
 
 def box_histograms(used: pd.DataFrame) -> list[BoxHistogram]:
-    """Height, width and area of the crop boxes, in millimetres where a spacing is known and as percentages of the source."""
-    ids = used["image_id"]
-    height, width = used["box_y1"] - used["box_y0"], used["box_x1"] - used["box_x0"]
-    relative_height, relative_width = height / used["source_height"], width / used["source_width"]
+    """Return histograms of the crop boxes' height, width and area.
+
+    They are in millimetres where the pixel spacing is known, and in percent of the source image.
+    """
+    height = used["box_y1"] - used["box_y0"]
+    width = used["box_x1"] - used["box_x0"]
+    relative_height = height / used["source_height"]
+    relative_width = width / used["source_width"]
+    measures = (
+        ("Height", "mm", height * used["spacing_row"]),
+        ("Width", "mm", width * used["spacing_column"]),
+        ("Height", "% of the image", 100 * relative_height),
+        ("Width", "% of the image", 100 * relative_width),
+        ("Area", "% of the image", 100 * relative_height * relative_width),
+    )
     return [
-        histogram(title, unit, values[values.notna()], ids)
-        for title, unit, values in (
-            ("Height", "mm", height * used["spacing_row"]),
-            ("Width", "mm", width * used["spacing_column"]),
-            ("Height", "% of the image", 100 * relative_height),
-            ("Width", "% of the image", 100 * relative_width),
-            ("Area", "% of the image", 100 * relative_height * relative_width),
-        )
+        histogram(title, unit, values[values.notna()], used["image_id"])
+        for title, unit, values in measures
         if values.notna().any()
     ]
 
 
 def histogram(title: str, unit: str, values: pd.Series, ids: pd.Series) -> BoxHistogram:
-    """The distribution of `values`, at least one, all known; percentages up to 100, others up to the next multiple of 50."""
+    """Return the histogram of at least one value.
+
+    Args:
+        title: What is measured.
+        unit: Its unit. The bins end at 100 for percentages, otherwise at the next multiple of 50.
+        values: The values, without NaN.
+        ids: Image ids, by the index of `values`.
+    """
     top = 100.0 if unit.startswith("%") else 50 * float(np.ceil(values.max() / 50))
     low, median, high = values.quantile([0.05, 0.5, 0.95])
-    least, largest = ((float(values[row]), str(ids[row])) for row in (values.idxmin(), values.idxmax()))
+    smallest, largest = ((float(values[row]), str(ids[row])) for row in (values.idxmin(), values.idxmax()))
     counts = np.histogram(values, HISTOGRAM_BINS, (0, top))[0].tolist()
-    return BoxHistogram(title, unit, top, counts, median, (low, high), (least, largest))
+    return BoxHistogram(title, unit, top, counts, median, (low, high), (smallest, largest))
 
 
 def format_settings(preprocessing: str) -> str:
-    """The column `preprocessing` in words, such as: size 1024x512, bits 8."""
+    """Return a value of the column `preprocessing` as text, such as "size 1024x512, bits 8"."""
     return ", ".join(f"{name} {value}" for name, value in json.loads(preprocessing).items())
 
 
 def redact_message(row: Any) -> str:
-    """What was remarked on an image, without the path of its file, in which there may be a patient's id."""
+    """Return an image's message with "the file" in place of its path, which may contain a patient id."""
     return "" if pd.isna(row.remark) else row.remark.replace(str(row.source_path), "the file")
 
 
 def format_percentage(part: int, whole: int) -> str:
-    """`part` of `whole` in percent, where only nothing is 0 % and only all is 100 %."""
-    if part in (0, whole):
-        return "100 %" if part else "0 %"
+    """Return `part` of `whole` in percent; only 0 is shown as 0 % and only `whole` as 100 %."""
+    if part == 0:
+        return "0 %"
+    if part == whole:
+        return "100 %"
     return f"{min(max(100 * part / whole, 0.1), 99.9):.1f} %"

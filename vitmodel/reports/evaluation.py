@@ -1,4 +1,4 @@
-"""The evaluation as one self-contained HTML file, for paper and phone. Knows what to show, not how it was computed."""
+"""The evaluation report: one self-contained HTML file for screen, phone and print."""
 
 from __future__ import annotations
 
@@ -24,32 +24,39 @@ from vitmodel.reports.page import render_page
 from vitmodel.utils import write_atomic
 
 PICTURE_HEIGHT = 512
-"""Of an error's crop in the report, in pixels, at most."""
+"""Maximum height of an error's crop in the report, in pixels."""
 LIMITS = (
-    "The metrics hold for patients, machines and readers like those of this data set, at its prevalence; another site needs its own.",
-    "The intervals are the middle 95 % over patients drawn with replacement. They show chance in who was examined, not bias in how, "
-    "and are too narrow where a value sits at its bound or positives are few.",
-    "A label is what was known when the data were released: a cancer found later, or never, counts as a negative.",
-    "Units with an unknown label and refused images are left out of every metric and counted above; leaving them out may favour the model.",
-    "Many subgroups are looked at and nothing is corrected for that: of 20 intervals one is expected to miss.",
+    "The metrics hold for patients, machines and readers like those in this data set, and at its prevalence. "
+    "Every other site needs its own evaluation.",
+    "The intervals contain the middle 95 % of values over patients drawn with replacement. They show the effect of "
+    "chance in the choice of patients, not of bias in their selection, and they are too narrow where a value is at its "
+    "bound or there are few positives.",
+    "Labels reflect what was known when the data were released: a cancer found later, or never, counts as a negative.",
+    "Units with an unknown label and refused images are excluded from every metric and counted above. Excluding them "
+    "may favour the model.",
+    "There are many subgroups and no correction for multiple comparisons: 1 in 20 intervals is expected to miss the "
+    "true value.",
 )
+
+TableRow = tuple[str | Interval, ...]
+"""A table row: its heading, then its cells."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """The scores of one level, `image`, `breast` or `patient`, and what was measured on them."""
+    """The scores and metrics of one level: `image`, `breast` or `patient`."""
 
     name: str
     sample: ScoredUnits
     metrics: Metrics
-    """`measure(sample, ...)`."""
+    """The result of `compute_metrics(sample, ...)`."""
     refused: int = 0
-    """Units with no score, because all their images were refused."""
+    """Number of units without a score, because all their images were refused."""
 
 
 @dataclass(frozen=True)
 class SubgroupMetrics:
-    """A subgroup, measured at the plotted level; `metrics` is None where none of its units has a known label."""
+    """The metrics of a subgroup at the level of the headline; None if none of its units has a known label."""
 
     attribute: str
     value: str
@@ -61,289 +68,326 @@ class CrossFitted:
     """Decisions at thresholds that were chosen on other patients of the same data."""
 
     purpose: str
+    """What the thresholds were chosen for."""
     thresholds: tuple[float, float]
-    """The lowest and the highest of the folds'."""
+    """The lowest and the highest threshold of the folds."""
     metrics: Metrics
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What scores without an image reach, and how the model stands against them (model - baseline)."""
+    """Scores computed without pixels, and the model's difference from them (model - baseline)."""
 
     name: str
     metrics: Metrics
     model: Comparison
     telling: str
-    """The feature that it leans on most."""
+    """The baseline's most important feature."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found in search of leaks."""
+    """The results of the leakage audit."""
 
     links: Mapping[str, int]
-    """Patients, source files and crops that stand in more than one split -> how many."""
+    """Number of patients, source files and crops that occur in more than one split."""
     examples: Sequence[str]
-    """Some of them, in words."""
+    """Examples of them, as text."""
     baselines: Sequence[Baseline]
 
 
 @dataclass(frozen=True)
 class ErrorCase:
-    """An image whose score was far from its label."""
+    """An image whose decision is wrong and whose score is far from the threshold."""
 
     image_id: str
     score: float
     label: int
     description: str
-    """What is known of it, for the page alone: side, view, age, density."""
+    """Side, view, age and density where known. It appears on the page only, not in the JSON file."""
     crop: np.ndarray
-    """H W, uint8 or uint16."""
+    """`(H, W)`, uint8 or uint16."""
     overlay: np.ndarray | None = None
-    """The crop with its heat map, H W 3 uint8."""
+    """The crop with its heat map, `(H, W, 3)` uint8."""
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """All that `write_report` shows; the stage that evaluates fills it in."""
+    """The content of an evaluation report."""
 
     title: str
     command: str
-    """The exact command that gave these numbers."""
+    """The exact command that produced these numbers."""
     created: str
-    """When, with the time zone, and with which version."""
+    """Date and time with time zone, and the version of vitmodel."""
     levels: Sequence[Level]
-    """At least one; they become the columns of the tables."""
+    """The columns of the tables, at least one."""
     headline: Level
-    """The one of them that the headline and the curves show."""
+    """The level of the headline, the figures and the later sections."""
     label: str
-    """What a positive unit has, such as: cancer."""
+    """The name of the positive class, such as cancer."""
     method: Mapping[str, object]
-    """How scores came about: split, aggregation, calibration, where the threshold was chosen, bootstrap replicates and seed."""
+    """How the scores were made: split, aggregation, calibration, choice of the threshold, bootstrap settings."""
     model: Mapping[str, object]
-    """The model package: name, architecture, hash, preprocessing, what it was trained on."""
+    """The model package: name, architecture, hash, preprocessing, training data."""
     data: Mapping[str, object]
     """The manifest: path, hash, split, release."""
     refusals: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> number of images refused for it."""
+    """Number of refused images per reason."""
     shared_adapter_images: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What of their source was not learned apart, in words -> the ids of the images that were read by the parts that all share."""
+    """Ids of the images that used the shared adapters, by a sentence on the source that was not seen in training."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
-    """Metric -> split (train, val) and, after a space, fold -> (epoch, value); empty where the package has no training history."""
+    """Training curves: metric -> split ("train", "val", of a fold "val fold_0") -> (epoch, value); empty if unknown."""
     folds: int = 0
-    """Into how many parts the patients were dealt to cross-fit the following."""
+    """Number of folds for cross-fitting."""
     thresholds: Sequence[CrossFitted] = ()
     recalibrated: Mapping[str, Metrics] = field(default_factory=dict)
-    """Method -> the plotted level after calibration on other patients of the same data."""
+    """Metrics of the headline's level after calibration on other patients of the same data, by calibration method."""
     at_prevalence: tuple[float, Metrics] | None = None
-    """Another prevalence, and the plotted level's metrics at it."""
+    """Another prevalence, and the metrics of the headline's level at it."""
     subgroups: Sequence[SubgroupMetrics] = ()
     skipped_attributes: Sequence[str] = ()
-    """Why an attribute makes no subgroups, in words."""
+    """For each attribute without subgroups, the reason as text."""
     audit: Audit | None = None
     errors: Sequence[ErrorCase] = ()
     heat_map_legend: str = ""
-    """What the colours of the errors' heat maps stand for; empty = there are none."""
+    """What the colours of the errors' heat maps show; empty if there are none."""
     limits: Sequence[str] = LIMITS
 
     @cached_property
     def curve_data(self) -> CurveData:
-        """The points of the figures of scores."""
+        """The points of the figures."""
         return CurveData.from_units(self.headline.sample, self.headline.metrics.threshold)
 
     @property
     def missing_sections(self) -> dict[str, str]:
-        """What other patients of the data could not be asked for, in words, by the section that stands empty for it."""
-        needed = f"that takes two patients with {self.label} and two without"
-        found = {
-            "thresholds": (self.thresholds, f"No threshold could be chosen by cross-fitting: {needed}."),
-            "recalibrated": (self.recalibrated, f"No calibration could be cross-fitted: {needed}."),
-            "baselines": (
-                self.audit is None or self.audit.baselines,
-                f"No scores without an image could be fitted: {needed}, and ids or metadata that vary.",
-            ),
-        }
-        return {section: sentence for section, (there, sentence) in found.items() if not there}
+        """The sections that cannot be computed from these data, each with the reason as a sentence."""
+        needs = f"at least two patients with {self.label} and two without"
+        sections = {}
+        if not self.thresholds:
+            sections["thresholds"] = f"No cross-fitted thresholds: they need {needs}."
+        if not self.recalibrated:
+            sections["recalibrated"] = f"No cross-fitted calibration: it needs {needs}."
+        if self.audit is not None and not self.audit.baselines:
+            sections["baselines"] = f"No baselines without pixels: they need {needs}, and ids or metadata that vary."
+        return sections
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number of the report, for JSON."""
+        """Return every number of the report as plain values for JSON."""
+        levels = {level.name: level.metrics.to_dict() | {"refused": level.refused} for level in self.levels}
+        cross_fitted = [vars(chosen) | {"metrics": chosen.metrics.to_dict()} for chosen in self.thresholds]
+        recalibrated = {method: metrics.to_dict() for method, metrics in self.recalibrated.items()}
+        elsewhere = None
+        if self.at_prevalence:
+            prevalence, metrics = self.at_prevalence
+            elsewhere = {"prevalence": prevalence, "metrics": metrics.to_dict()}
+        subgroups = [vars(group) | {"metrics": group.metrics and group.metrics.to_dict()} for group in self.subgroups]
+        # Errors are identified by image id only. Other facts on a patient stay on the page, which shows images anyway.
+        errors = [{name: getattr(case, name) for name in ("image_id", "score", "label")} for case in self.errors]
         return {
             "command": self.command,
             "created": self.created,
             "label": self.label,
-            **{level.name: level.metrics.to_dict() | {"refused": level.refused} for level in self.levels},
+            **levels,
             "method": dict(self.method),
             "model": dict(self.model),
             "data": dict(self.data),
             "refusals": dict(self.refusals),
             "fell_back": dict(self.shared_adapter_images),
             "folds": self.folds,
-            "cross_fitted": [vars(each) | {"metrics": each.metrics.to_dict()} for each in self.thresholds],
-            "recalibrated": {method: metrics.to_dict() for method, metrics in self.recalibrated.items()},
-            "elsewhere": self.at_prevalence
-            and {"prevalence": self.at_prevalence[0], "metrics": self.at_prevalence[1].to_dict()},
-            "subgroups": [vars(each) | {"metrics": each.metrics and each.metrics.to_dict()} for each in self.subgroups],
+            "cross_fitted": cross_fitted,
+            "recalibrated": recalibrated,
+            "elsewhere": elsewhere,
+            "subgroups": subgroups,
             "undivided": list(self.skipped_attributes),
             "audit": self.audit and asdict(self.audit),
             "plotted": self.headline.name,
             "drawn": asdict(self.curve_data),
-            # by its id alone: what else is known of a patient stays on the page, which holds her images anyway
-            "errors": [{name: getattr(case, name) for name in ("image_id", "score", "label")} for case in self.errors],
+            "errors": errors,
             "history": self.history,
             "limits": list(self.limits),
         }
 
 
 def write_report(path: Path | str, report: EvaluationReport) -> None:
-    """Write `report` to `path` as HTML with its style and figures inside, or leave what was there. Raises VitmodelError."""
+    """Write a report as one HTML file that contains its style and figures; an existing file is kept on failure.
+
+    Raises:
+        VitmodelError: The file cannot be written.
+    """
     page = render_page(
         "evaluation.html.j2",
         title=report.title,
         subtitle=report.created,
         report=report,
         groups=METRICS,
-        figures=_pictures(report),
-        decisions=_decisions(report),
-        calibrations=_calibrations(report),
-        mixed=_mixed(report),
-        subgroups={group.attribute: _subgroups(report, group.attribute) for group in report.subgroups},
-        leaks=_leaks(report),
-        outdone=_outdone(report),
-        forest=[_inline(figure) for figure in _forests(report)],
-        errors=[_error(case, report.label) for case in report.errors],
-        history={name: _inline(figures.history(name, splits)) for name, splits in report.history.items()},
+        titles=_metric_titles(),
+        figures=_captioned_figures(report),
+        decisions=_decision_rows(report),
+        calibrations=_calibration_rows(report),
+        at_prevalence=_prevalence_rows(report),
+        subgroups={group.attribute: _subgroup_rows(report, group.attribute) for group in report.subgroups},
+        baselines=_baseline_rows(report),
+        audit_warnings=_audit_warnings(report),
+        forest=[_svg_url(figure) for figure in _forest_figures(report)],
+        errors=[_captioned_error(case, report.label) for case in report.errors],
+        history={name: _svg_url(figures.history(name, splits)) for name, splits in report.history.items()},
         undefined=math.isnan,
-        number=_number,
+        number=_format_number,
     )
     write_atomic(path, page)
 
 
-TableRow = tuple[str | Interval, ...]
-"""A table's line: its heading and its cells."""
+def _metric_titles() -> dict[str, str]:
+    """Return the title of every metric by name."""
+    titles: dict[str, str] = {}
+    for group in METRICS.values():
+        titles |= group
+    return titles
 
 
-def _decisions(report: EvaluationReport) -> list[TableRow]:
+def _select(metrics: Metrics, names: Sequence[str]) -> list[Interval]:
+    """Return the named metrics in order."""
+    return [metrics.intervals[name] for name in names]
+
+
+def _decision_rows(report: EvaluationReport) -> list[TableRow]:
+    """Return the decisions at the package's and at the cross-fitted thresholds."""
     names = ("sensitivity", "specificity", "precision", "f1", "recall_rate")
-    own = report.headline.metrics
-    rows: list[TableRow] = [("The package’s own", _number(own.threshold), *(own.intervals[name] for name in names))]
-    for each in report.thresholds:
-        least, most = map(_number, each.thresholds)
-        rows.append(
-            (
-                each.purpose,
-                least if least == most else f"{least} to {most}",
-                *(each.metrics.intervals[name] for name in names),
-            )
-        )
+    metrics = report.headline.metrics
+    rows: list[TableRow] = [("The package’s threshold", _format_number(metrics.threshold), *_select(metrics, names))]
+    for chosen in report.thresholds:
+        low, high = map(_format_number, chosen.thresholds)
+        thresholds = low if low == high else f"{low} to {high}"
+        rows.append((chosen.purpose, thresholds, *_select(chosen.metrics, names)))
     return rows
 
 
-def _calibrations(report: EvaluationReport) -> list[TableRow]:
+def _calibration_rows(report: EvaluationReport) -> list[TableRow]:
+    """Return the calibration metrics of the package's and of the recalibrated probabilities."""
     names = ("brier", "log_loss", "ece", "calibration_slope", "calibration_intercept")
-    found = {"As the package gives them": report.headline.metrics} | {
-        k.capitalize(): v for k, v in report.recalibrated.items()
-    }
-    return [(title, *(metrics.intervals[name] for name in names)) for title, metrics in found.items()]
+    rows: list[TableRow] = [("The package’s calibration", *_select(report.headline.metrics, names))]
+    for method, metrics in report.recalibrated.items():
+        rows.append((method.capitalize(), *_select(metrics, names)))
+    return rows
 
 
-def _mixed(report: EvaluationReport) -> list[TableRow]:
-    """What depends on the prevalence, and the two that do not."""
+def _prevalence_rows(report: EvaluationReport) -> list[TableRow]:
+    """Return the metrics that depend on the prevalence, with sensitivity and specificity, which do not."""
     if report.at_prevalence is None:
         return []
-    here, there = report.headline.metrics, report.at_prevalence[1]
+    observed = report.headline.metrics
+    shifted = report.at_prevalence[1]
     names = ("auprc", "sensitivity", "specificity", "precision", "npv", "f1", "recall_rate", "pf1", "brier", "ece")
-    titles = {name: title for group in METRICS.values() for name, title in group.items()}
-    rows: list[TableRow] = [("Threshold", _number(here.threshold), _number(there.threshold))]
-    return rows + [(titles[name], here.intervals[name], there.intervals[name]) for name in names]
+    titles = _metric_titles()
+    rows: list[TableRow] = [("Threshold", _format_number(observed.threshold), _format_number(shifted.threshold))]
+    return rows + [(titles[name], observed.intervals[name], shifted.intervals[name]) for name in names]
 
 
-def _subgroups(report: EvaluationReport, attribute: str) -> list[TableRow]:
+def _subgroup_rows(report: EvaluationReport, attribute: str) -> list[TableRow]:
+    """Return the metrics of each subgroup of an attribute."""
     rows: list[TableRow] = []
     for group in report.subgroups:
         if group.attribute == attribute and group.metrics:
-            values = (group.metrics.intervals[name] for name in ("auroc", "sensitivity", "specificity"))
+            values = _select(group.metrics, ("auroc", "sensitivity", "specificity"))
             rows.append((group.value, f"{group.metrics.positives:,} of {group.metrics.units:,}", *values))
         elif group.attribute == attribute:
             rows.append((group.value, "no known label", "–", "–", "–"))
     return rows
 
 
-def _leaks(report: EvaluationReport) -> list[TableRow]:
+def _baseline_rows(report: EvaluationReport) -> list[TableRow]:
+    """Return the AUROC of the model and of the baselines without pixels."""
     rows: list[TableRow] = [("This model", report.headline.metrics.intervals["auroc"], "", "", "")]
-    for each in report.audit.baselines if report.audit else ():
-        p = "< 0.001" if each.model.p_value < 0.001 else _number(each.model.p_value)
-        rows.append((each.name, each.metrics.intervals["auroc"], each.model.differences["auroc"], p, each.telling))
+    for baseline in report.audit.baselines if report.audit else ():
+        comparison = baseline.model
+        p_value = "< 0.001" if comparison.p_value < 0.001 else _format_number(comparison.p_value)
+        auroc = baseline.metrics.intervals["auroc"]
+        rows.append((baseline.name, auroc, comparison.differences["auroc"], p_value, baseline.telling))
     return rows
 
 
-def _outdone(report: EvaluationReport) -> list[str]:
-    """Said aloud: baselines that rank surely better than the model."""
+def _audit_warnings(report: EvaluationReport) -> list[str]:
+    """Return a warning for each baseline whose AUROC is higher than the model's, with an interval that excludes 0."""
     return [
-        f"{each.name} ranks these better than the model does, by {each.telling}: their images are not needed to tell their labels."
-        for each in (report.audit.baselines if report.audit else ())
-        if each.model.differences["auroc"].high < 0
+        f"{baseline.name} rank these units better than the model does, mainly by {baseline.telling}: "
+        "on these data the label can be predicted without the images."
+        for baseline in (report.audit.baselines if report.audit else ())
+        if baseline.model.differences["auroc"].high < 0
     ]
 
 
-def _forests(report: EvaluationReport) -> list[Figure]:
-    """The subgroups whose AUROC has an interval: a point alone would look certain."""
+def _forest_figures(report: EvaluationReport) -> list[Figure]:
+    """Return the forest plot, in a list, or an empty list if no subgroup has an interval.
+
+    Subgroups without an interval are left out: a point alone would look certain.
+    """
     groups = [
-        group for group in report.subgroups if group.metrics and not math.isnan(group.metrics.intervals["auroc"].low)
+        (group.attribute, group.value, group.metrics)
+        for group in report.subgroups
+        if group.metrics and not math.isnan(group.metrics.intervals["auroc"].low)
     ]
-    return (
-        [figures.forest([(g.attribute, g.value, g.metrics) for g in groups if g.metrics], report.headline.metrics)]
-        if groups
-        else []
-    )
+    return [figures.forest(groups, report.headline.metrics)] if groups else []
 
 
-def _picture(image: np.ndarray) -> str:
-    """An image's address that holds the image as PNG, small enough that a page of them can be sent; 16 bits become 8."""
+def _png_url(image: np.ndarray) -> str:
+    """Return an image as a data URL in PNG format, with 8 bits and at most `PICTURE_HEIGHT` pixels high.
+
+    This keeps the page small enough to be sent by e-mail.
+    """
     scale = min(1.0, PICTURE_HEIGHT / image.shape[0])
-    size = max(1, round(image.shape[1] * scale)), round(image.shape[0] * scale)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    eight = np.rint(small * (255 / np.iinfo(image.dtype).max)).astype(np.uint8)
-    file = cv2.imencode(".png", eight if eight.ndim == 2 else cv2.cvtColor(eight, cv2.COLOR_RGB2BGR))[1]
+    width = max(1, round(image.shape[1] * scale))
+    height = round(image.shape[0] * scale)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    pixels = np.rint(small * (255 / np.iinfo(image.dtype).max)).astype(np.uint8)
+    file = cv2.imencode(".png", pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]
     return "data:image/png;base64," + base64.b64encode(file.tobytes()).decode()
 
 
-def _error(case: ErrorCase, label: str) -> tuple[str, list[str]]:
-    """Caption and pictures."""
-    kind = f"{label} missed" if case.label else f"no {label}, but called"
+def _captioned_error(case: ErrorCase, label: str) -> tuple[str, list[str]]:
+    """Return the caption of an error and the data URLs of its pictures."""
+    kind = f"{label} missed" if case.label else f"no {label}, but called positive"
     caption = f"{kind.capitalize()}, score {case.score:.3f}; {case.description}; image {case.image_id}"
-    return caption, [_picture(image) for image in (case.crop, case.overlay) if image is not None]
+    return caption, [_png_url(image) for image in (case.crop, case.overlay) if image is not None]
 
 
-def _pictures(report: EvaluationReport) -> list[tuple[str, str]]:
-    """Caption and picture of each figure of scores."""
-    curve_data, metrics, label = report.curve_data, report.headline.metrics, report.label
-    pictures = []
-    if curves := curve_data.curves:
-        roc, precision_recall = (
-            figures.roc(curves.roc, metrics),
-            figures.precision_recall(curves.precision_recall, metrics),
-        )
-        reliability = figures.reliability(curves.reliability, metrics, label)
-        pictures += [
-            ("Receiver operating characteristic; the dot is the threshold, with 95 % intervals.", roc),
-            ("Precision and recall; the dot is the threshold, with 95 % intervals.", precision_recall),
-            ("Reliability in bins of equally many scores, with Wilson’s 95 % intervals.", reliability),
+def _captioned_figures(report: EvaluationReport) -> list[tuple[str, str]]:
+    """Return the caption and the data URL of each figure."""
+    data = report.curve_data
+    metrics = report.headline.metrics
+    label = report.label
+    captioned: list[tuple[str, Figure]] = []
+    if curves := data.curves:
+        captioned += [
             (
-                "Decision curve: net benefit of acting on the score, on everyone, on no one.",
+                "Receiver operating characteristic (ROC). The dot marks the threshold, with 95 % intervals.",
+                figures.roc(curves.roc, metrics),
+            ),
+            (
+                "Precision and recall. The dot marks the threshold, with 95 % intervals.",
+                figures.precision_recall(curves.precision_recall, metrics),
+            ),
+            (
+                "Reliability, in bins with equal numbers of scores and with Wilson’s 95 % intervals.",
+                figures.reliability(curves.reliability, metrics, label),
+            ),
+            (
+                "Decision curve: net benefit of acting on the score, on everyone and on no one.",
                 figures.decision_curve(curves.decision_curve, metrics),
             ),
         ]
-    pictures += [
-        ("Scores by class, each as a fraction of its class.", figures.histogram(curve_data.histogram, metrics, label)),
+    captioned += [
+        ("Scores by class, as fractions of the class.", figures.histogram(data.histogram, metrics, label)),
         ("Confusion matrix at the threshold.", figures.confusion(metrics.confusion, metrics.threshold, label)),
     ]
-    return [(caption, _inline(figure)) for caption, figure in pictures]
+    return [(caption, _svg_url(figure)) for caption, figure in captioned]
 
 
-def _inline(figure: Figure) -> str:
-    """An image's address that holds the image."""
+def _svg_url(figure: Figure) -> str:
+    """Return a figure as a data URL in SVG format."""
     return "data:image/svg+xml;base64," + base64.b64encode(figures.to_svg(figure).encode()).decode()
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
+    """Return a number with three decimals and a typographic minus sign; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:z.3f}".replace("-", "−")

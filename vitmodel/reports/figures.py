@@ -1,6 +1,7 @@
-"""Figures for the report and the curves: points and metrics in, pictures out. Knows no report.
+"""Figures of the evaluation report, drawn from points and metrics.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart; classes differ in line style too.
+Colours are from the palette of Okabe and Ito, which colour-blind readers can distinguish; classes also differ in line
+style.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.curve_data import Band, DecisionCurve, Histogram, PrecisionRecall, Reliability, Roc
 from vitmodel.metrics.metrics import Confusion, Metrics
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREY = "#767676"
 P = ParamSpec("P")
 
 
 def _style() -> AbstractContextManager[None]:
+    """Return a context in which figures are drawn in the report's style."""
     return rc_context(
         {
             "font.size": 8.5,
@@ -42,7 +47,7 @@ def _style() -> AbstractContextManager[None]:
             "legend.frameon": False,
             "legend.fontsize": 7.5,
             "lines.linewidth": 1.5,
-            "text.parse_math": False,  # a name may hold a dollar sign
+            "text.parse_math": False,  # names may contain a dollar sign
             "svg.fonttype": "path",  # the same glyphs on every machine
             "svg.hashsalt": "vitmodel",  # the same figure gives the same bytes
         }
@@ -50,7 +55,11 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _figure(height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, Figure]]:
-    """Turns a function that draws on axes into one that gives a figure, 3.5 inches wide (a journal's column) and `height` high."""
+    """Turn a function that draws on axes into one that returns a figure.
+
+    Args:
+        height: Height of the figure in inches. It is 3.5 inches wide, the width of a journal's column.
+    """
 
     def decorate(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, Figure]:
         @wraps(draw)
@@ -59,7 +68,7 @@ def _figure(height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], Non
                 figure = Figure(figsize=(3.5, height), layout="constrained")
                 axes = figure.add_subplot()
                 draw(axes, *args, **kwargs)
-                if axes.get_legend_handles_labels()[0]:  # below the axes, where it hides no data
+                if axes.get_legend_handles_labels()[0]:  # below the axes, where it covers no data
                     figure.legend(loc="outside lower center", ncols=2, handlelength=1.8, columnspacing=1.4)
             return figure
 
@@ -69,7 +78,7 @@ def _figure(height: float = 3.6) -> Callable[[Callable[Concatenate[Axes, P], Non
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG text; the same figure gives the same text."""
+    """Return a figure as SVG text; equal figures give equal text."""
     file = io.StringIO()
     with _style():
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -77,7 +86,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def to_pixels(figure: Figure) -> np.ndarray:
-    """The figure as a picture, H W 3 uint8."""
+    """Return a figure as an RGB image, `(H, W, 3)` uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -85,7 +94,7 @@ def to_pixels(figure: Figure) -> np.ndarray:
 
 @_figure()
 def roc(axes: Axes, data: Roc, metrics: Metrics) -> None:
-    """The ROC curve with its pointwise 95 % band over patients, and the operating point with its intervals."""
+    """Draw the ROC curve with its pointwise 95 % band over patients, and the operating point with its intervals."""
     _band(axes, data.band)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Chance")
     axes.plot(data.fpr, data.tpr, color=BLUE, label=f"AUROC {metrics.intervals['auroc']}")
@@ -95,7 +104,7 @@ def roc(axes: Axes, data: Roc, metrics: Metrics) -> None:
 
 @_figure()
 def precision_recall(axes: Axes, data: PrecisionRecall, metrics: Metrics) -> None:
-    """Precision against recall in steps, with band, prevalence and operating point."""
+    """Draw the precision-recall curve as steps, with its band, the prevalence and the operating point."""
     _band(axes, data.band)
     prevalence = metrics.positives / metrics.units
     axes.axhline(prevalence, color=GREY, lw=0.8, ls=(0, (4, 3)), label=f"Prevalence {prevalence:.3f}")
@@ -106,15 +115,26 @@ def precision_recall(axes: Axes, data: PrecisionRecall, metrics: Metrics) -> Non
 
 @_figure()
 def reliability(axes: Axes, data: Reliability, metrics: Metrics, label: str) -> None:
-    """The fraction of positives against the mean score of each bin. Both axes end where the bins do: at screening prevalence that is far
-    below 1."""
-    slope, intercept = (metrics.intervals[name].value for name in ("calibration_slope", "calibration_intercept"))
+    """Draw the fraction of positives against the mean score of each bin.
+
+    Both axes end at the last bin, which is far below 1 at screening prevalence.
+    """
+    slope = metrics.intervals["calibration_slope"].value
+    intercept = metrics.intervals["calibration_intercept"].value
+    calibration = f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−")
     end = min(1.0, 1.08 * max(data.score.max(), data.high.max()))
     axes.plot([0, end], [0, end], color=GREY, lw=0.8, ls=(0, (4, 3)), label="Perfect calibration")
     axes.errorbar(
-        data.score, data.observed, yerr=[data.observed - data.low, data.high - data.observed],
-        fmt="o-", ms=3.5, color=BLUE, elinewidth=0.8, lw=1, label=f"Slope {slope:.2f}, intercept {intercept:.2f}".replace("-", "−"),
-    )  # fmt: skip
+        data.score,
+        data.observed,
+        yerr=[data.observed - data.low, data.high - data.observed],
+        fmt="o-",
+        ms=3.5,
+        color=BLUE,
+        elinewidth=0.8,
+        lw=1,
+        label=calibration,
+    )
     axes.set(
         xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=f"Observed fraction with {label}", aspect="equal"
     )
@@ -122,11 +142,12 @@ def reliability(axes: Axes, data: Reliability, metrics: Metrics, label: str) -> 
 
 @_figure(height=2.9)
 def histogram(axes: Axes, data: Histogram, metrics: Metrics, label: str) -> None:
-    """The scores of each class, as fractions of that class, and the threshold."""
-    for counts, name, colour, style in (
+    """Draw the scores of each class, as fractions of the class, and the threshold."""
+    classes = (
         (data.negatives, f"No {label}", BLUE, "-"),
         (data.positives, label.capitalize(), ORANGE, (0, (3, 1))),
-    ):
+    )
+    for counts, name, colour, style in classes:
         if total := counts.sum():
             axes.stairs(counts / total, data.edges, fill=True, color=colour, alpha=0.2)
             axes.stairs(counts / total, data.edges, color=colour, ls=style, lw=1.3, label=f"{name} (n = {total:,})")
@@ -136,33 +157,27 @@ def histogram(axes: Axes, data: Histogram, metrics: Metrics, label: str) -> None
 
 @_figure(height=2.9)
 def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = "cancer") -> None:
-    """Counts of decisions, shaded and with percentages by the true class."""
+    """Draw the confusion matrix; percentages and shades are fractions of the true class."""
     table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
     fraction = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     axes.pcolormesh(fraction, cmap="Blues", vmin=0, vmax=1.25)
     axes.invert_yaxis()
     for (row, column), count in np.ndenumerate(table):
         colour = "white" if fraction[row, column] > 0.7 else "#222222"
+        share = f"\n{100 * fraction[row, column]:.1f} % of row"
         axes.text(column + 0.5, row + 0.5, f"{count:,}", ha="center", va="bottom", fontsize=13, color=colour)
-        axes.text(
-            column + 0.5,
-            row + 0.5,
-            f"\n{100 * fraction[row, column]:.1f} % of row",
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=colour,
-        )
-    axes.set(xlabel=f"Called at threshold {threshold:.3f}", ylabel="Truth")
-    axes.set_xticks([0.5, 1.5], [f"No {label}", label.capitalize()])
-    axes.set_yticks([0.5, 1.5], [f"No {label}", label.capitalize()], rotation=90, va="center")
+        axes.text(column + 0.5, row + 0.5, share, ha="center", va="center", fontsize=7.5, color=colour)
+    axes.set(xlabel=f"Decision at threshold {threshold:.3f}", ylabel="Truth")
+    classes = [f"No {label}", label.capitalize()]
+    axes.set_xticks([0.5, 1.5], classes)
+    axes.set_yticks([0.5, 1.5], classes, rotation=90, va="center")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
 @_figure(height=2.9)
 def decision_curve(axes: Axes, data: DecisionCurve, metrics: Metrics) -> None:
-    """Net benefit over the threshold probability, beside acting on everyone and on no one."""
+    """Draw the net benefit over the threshold probability, compared with acting on everyone and on no one."""
     axes.axhline(0, color="#222222", lw=0.9, label="No one")
     axes.plot(data.threshold, data.everyone, color=GREY, lw=1.2, ls=(0, (4, 3)), zorder=3, label="Everyone")
     axes.plot(data.threshold, data.model, color=BLUE, label="By the score")
@@ -173,54 +188,74 @@ def decision_curve(axes: Axes, data: DecisionCurve, metrics: Metrics) -> None:
 
 
 def forest(groups: Sequence[tuple[str, str, Metrics]], overall: Metrics) -> Figure:
-    """The AUROC of each subgroup (attribute, value, metrics) with its interval and counts, under the headings of the attributes."""
-    lines: list[tuple[str, Metrics | None]] = [("All", overall)]
-    for number, (attribute, value, metrics) in enumerate(groups):
-        if not number or groups[number - 1][0] != attribute:
-            lines.append((attribute, None))
-        lines.append((f"{value}  ({metrics.positives:,} of {metrics.units:,})", metrics))
+    """Draw the AUROC of each subgroup with its interval and counts, under the headings of the attributes.
+
+    Args:
+        groups: Attribute, value and metrics of each subgroup, sorted by attribute.
+        overall: The metrics of all units, drawn first.
+    """
+    lines = _forest_lines(groups, overall)
     with _style():
         figure = Figure(figsize=(5.2, 0.6 + 0.175 * len(lines)), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0.5, color=GREY, lw=0.8, ls=(0, (4, 3)))
         axes.axvline(overall.intervals["auroc"].value, color=BLUE, lw=0.8, ls=":")
-        for row, (_, measured) in enumerate(lines):
-            if measured:
-                auroc = measured.intervals["auroc"]
-                axes.plot([auroc.low, auroc.high], [row, row], color=BLUE, lw=1.2)
-                axes.plot(
-                    auroc.value,
-                    row,
-                    "D" if row == 0 else "s",
-                    ms=4 if row == 0 else 3.2,
-                    color=ORANGE if row == 0 else BLUE,
-                )
-                axes.text(1.02, row, str(auroc), va="center", fontsize=7, transform=axes.get_yaxis_transform())
-        axes.set_yticks(range(len(lines)), [name for name, _ in lines])
-        for tick, (_, measured) in zip(axes.get_yticklabels(), lines, strict=True):
-            tick.set_fontweight("normal" if measured else "bold")
-        values = [m.intervals["auroc"] for _, m in lines if m]
-        least = min(0.45, *(np.nanmin([v.low, v.value]) for v in values))
+        for row, (_, metrics) in enumerate(lines):
+            if metrics:
+                _forest_row(axes, row, metrics.intervals["auroc"])
+        axes.set_yticks(range(len(lines)), [title for title, _ in lines])
+        for tick, (_, metrics) in zip(axes.get_yticklabels(), lines, strict=True):
+            tick.set_fontweight("normal" if metrics else "bold")
+        aurocs = [metrics.intervals["auroc"] for _, metrics in lines if metrics]
+        lowest = min(0.45, *(np.nanmin([auroc.low, auroc.value]) for auroc in aurocs))
         axes.set(
-            xlim=(max(0, least - 0.02), 1.01),
+            xlim=(max(0, lowest - 0.02), 1.01),
             ylim=(len(lines) - 0.4, -0.6),
-            xlabel="AUROC with 95 % interval (positive of all)",
+            xlabel="AUROC with 95 % interval (positives of all)",
         )
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     return figure
 
 
+def _forest_lines(groups: Sequence[tuple[str, str, Metrics]], overall: Metrics) -> list[tuple[str, Metrics | None]]:
+    """Return the title and metrics of each line of the forest plot; an attribute's heading has no metrics."""
+    lines: list[tuple[str, Metrics | None]] = [("All", overall)]
+    heading = None
+    for attribute, value, metrics in groups:
+        if attribute != heading:
+            lines.append((attribute, None))
+            heading = attribute
+        lines.append((f"{value}  ({metrics.positives:,} of {metrics.units:,})", metrics))
+    return lines
+
+
+def _forest_row(axes: Axes, row: int, auroc: Interval) -> None:
+    """Draw one AUROC with its interval; the first row, of all units, has a larger marker in another colour."""
+    marker, size, colour = ("D", 4, ORANGE) if row == 0 else ("s", 3.2, BLUE)
+    axes.plot([auroc.low, auroc.high], [row, row], color=BLUE, lw=1.2)
+    axes.plot(auroc.value, row, marker, ms=size, color=colour)
+    axes.text(1.02, row, str(auroc), va="center", fontsize=7, transform=axes.get_yaxis_transform())
+
+
 @_figure(height=2.6)
 def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """One metric over the epochs of training, which are shown counted from 1: a line for each split ("val") or, thinner, for each of its
-    folds ("val fold_0")."""
-    unused = cycle([(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")])
-    looks: dict[str, tuple[Any, ...]] = {}
+    """Draw one metric over the training epochs, counted from 1.
+
+    Args:
+        axes: The axes to draw on.
+        name: The metric.
+        splits: Points (epoch from 0, value) by split ("val") or by split and fold ("val fold_0"). The folds of a split
+            share a style and are drawn thinner.
+    """
+    styles = cycle([(BLUE, "-", "o"), (ORANGE, (0, (3, 1)), "s"), (GREY, ":", "^")])
+    style_of: dict[str, tuple[Any, ...]] = {}
     for line, points in splits.items():
         split, _, fold = line.partition(" ")
-        label = "_" if split in looks else split  # the legend names a split once, not each of its folds
-        colour, style, marker = looks[split] = looks.get(split) or next(unused)
+        label = "_" if split in style_of else split  # the legend names a split once, not each of its folds
+        if split not in style_of:
+            style_of[split] = next(styles)
+        colour, style, marker = style_of[split]
         size, width = (1.2, 0.6) if fold else (2.5, 1.2)
         epochs, values = zip(*points, strict=True) if points else ((), ())
         axes.plot(np.array(epochs) + 1, values, color=colour, ls=style, marker=marker, ms=size, lw=width, label=label)
@@ -229,21 +264,37 @@ def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, floa
 
 
 def _band(axes: Axes, band: Band) -> None:
+    """Draw a curve's pointwise 95 % band."""
     axes.fill_between(band.x, band.low, band.high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
 
 
 def _operating_point(axes: Axes, metrics: Metrics, x: str, y: str, complement: bool = False) -> None:
-    across, up = metrics.intervals[x], metrics.intervals[y]
+    """Draw the metrics `x` and `y` at the threshold with their intervals; `complement` plots 1 - x."""
+    across = metrics.intervals[x]
+    up = metrics.intervals[y]
     if np.isnan(across.value) or np.isnan(up.value):
         return
-    left, at, right = (
-        (1 - across.high, 1 - across.value, 1 - across.low) if complement else (across.low, across.value, across.high)
-    )
+    if complement:
+        across = Interval(1 - across.value, 1 - across.high, 1 - across.low)
     axes.errorbar(
-        at, up.value, xerr=[[max(at - left, 0)], [max(right - at, 0)]], yerr=[[max(up.value - up.low, 0)], [max(up.high - up.value, 0)]],
-        fmt="o", ms=4.5, color=ORANGE, elinewidth=1, label=f"Threshold {metrics.threshold:.3f}", zorder=5,
-    )  # fmt: skip
+        across.value,
+        up.value,
+        xerr=_error_lengths(across),
+        yerr=_error_lengths(up),
+        fmt="o",
+        ms=4.5,
+        color=ORANGE,
+        elinewidth=1,
+        label=f"Threshold {metrics.threshold:.3f}",
+        zorder=5,
+    )
+
+
+def _error_lengths(interval: Interval) -> list[list[float]]:
+    """Return the lengths of the lower and the upper error bar, 0 where the limit lies beyond the value."""
+    return [[max(interval.value - interval.low, 0)], [max(interval.high - interval.value, 0)]]
 
 
 def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Set the axes to the unit square and label them."""
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=xlabel, ylabel=ylabel, aspect="equal")

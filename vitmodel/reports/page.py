@@ -1,4 +1,4 @@
-"""HTML pages from the templates in `reports/templates`, all with the same frame and the same warning."""
+"""Rendering of the HTML templates, which share one frame and one warning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Return the HTML page that a template, such as "etl.html.j2", makes of `values`. Values are escaped."""
+    """Return an HTML page.
+
+    Args:
+        template: Name of a file in `reports/templates`, such as "etl.html.j2".
+        values: The template's variables; text in them is escaped.
+    """
     import jinja2
 
     environment = jinja2.Environment(
