@@ -1,8 +1,8 @@
 """Read the mini-MIAS films (1994) from a CSV table with image_path, severity (N, B, M) and density_FGD.
 
-The original PGM files must be converted to PNG first. Background tissue is given as F (fatty), G (glandular) or D (dense).
-These three classes do not map to the four of the ACR, so `density` is NaN and `density_FGD` is kept. If the table has
-the columns x, y_top_left and radius, a malignant finding has a circle, from which its box is made.
+The original PGM files must be converted to PNG first. Background tissue is given as F (fatty), G (glandular) or
+D (dense). These three classes do not map to the four of the ACR, so `density` is NaN and `density_FGD` is kept. If the
+table has the columns x, y_top_left and radius, the box of a malignant finding is made from this circle.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ RELEASE_ADAPTERS: dict[str, ReleaseAdapter] = {
     "class_folders": adapter("class_folders"),
     "dicom_folder": adapter("dicom_folder"),
 }
-"""Adapters by their value of `--dataset`. `detect` is called in this order, so the most specific release comes first."""
+"""Adapters by their value of `--dataset`. `detect` is called in this order, so the most specific comes first."""
 
 
 def read_release(root: Path | str, dataset: str = "auto") -> pd.DataFrame:
