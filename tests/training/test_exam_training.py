@@ -313,8 +313,8 @@ def test_fusion_refuses_breasts_without_a_side(
 @pytest.mark.parametrize(
     ("column", "value", "sentence"),
     [
-        ("laterality", "L", "laterality may name both breasts as one"),
-        ("patient_id", "", "two patients, or two exams, as one"),
+        ("laterality", "L", "laterality may give both breasts the same side"),
+        ("patient_id", "", "two patients, or two exams, the same id"),
     ],
 )
 def test_mixed_exams_are_named(

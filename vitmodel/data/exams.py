@@ -136,6 +136,6 @@ def describe_unseen_sources(table: pd.DataFrame, config: NetworkConfig) -> list[
     for vocabulary in config.sources.columns if config.sources else ():
         for row, value in enumerate(column_values(table, vocabulary.column)):
             if not vocabulary.index(value):
-                problem = "is unknown" if pd.isna(value) else f"{value} has no parameters of its own in the model"
+                problem = "is unknown" if pd.isna(value) else f"{value} has no parameters of its own"
                 messages[row].append(f"{vocabulary.column} {problem}")
     return ["; ".join(row_messages) for row_messages in messages]

@@ -64,7 +64,8 @@ def describe_training_overlap(seen: pd.Series, model: str = "the model") -> list
     messages = []
     if count:
         messages.append(
-            f"{count} of {len(seen)} images were seen by {model} in training or validation: its metrics are too optimistic"
+            f"{count} of {len(seen)} images were seen by {model} in training or validation: "
+            "its metrics are too optimistic"
         )
     if unknown:
         messages.append(
