@@ -26,7 +26,7 @@ if str(ROOT) not in sys.path:
 CLI = "vitmodel.cli"
 CONFIG = "vitmodel.config"
 OPTIONS = "vitmodel.config.options"
-MANIFEST = "vitmodel.data.manifest"
+MANIFEST = "vitmodel.data.columns"
 VERDICT = "vitmodel.pixels.verdict"
 API = "vitmodel"
 # The Python API until `vitmodel.__all__` exists; afterwards the page lists that, and these lines can go.

@@ -61,7 +61,7 @@ def test_the_subgroups_of_an_attribute_add_up_to_all() -> None:
         )
     assert [g.value for g in found if g.attribute == "Machine"] == ["0", "1", "2", "unknown"]
     assert [g.value for g in found if g.attribute == "Age"] == ["40 to 49", "50 to 59", "60 to 69", "70 and above"]
-    assert {"Site: 1 throughout", "BI-RADS: unknown throughout"} <= set(silent)
+    assert {"Site: 1 for all images", "BI-RADS: unknown for all images"} <= set(silent)
 
 
 def test_invasive_cancers_are_compared_with_all_negatives() -> None:

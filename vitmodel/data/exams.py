@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from vitmodel.data.manifest import COLUMNS, breast_ids
+from vitmodel.data.columns import COLUMNS
+from vitmodel.data.manifest import breast_ids
 from vitmodel.data.subgroups import age_band
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import NetworkConfig, Vocabulary
