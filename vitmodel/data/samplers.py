@@ -39,7 +39,7 @@ class EpochSampler(Sampler[SampleRequest]):
     """As many requests per epoch as there are images.
 
     The requests depend on seed and epoch only, so a run that resumes at `epoch` sees the batches of an uninterrupted
-    run. Each complete or partial iteration counts as one epoch and starts at its first request: a loader with workers
+    run. Each iteration is the next epoch. It is counted when its first request is drawn, because a loader with workers
     creates two iterators and uses one. (Lightning's `set_epoch` comes too late for the first epoch after resuming.)
 
     Args:
