@@ -69,11 +69,11 @@ class Mammogram:
         if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or 0 in pixels.shape:
             shape = getattr(pixels, "shape", type(pixels).__name__)
             raise UsageError(
-                f"pixels: must be an array of grey values of shape (H, W), not {shape}; convert colour to grey first"
+                f"pixels: must be an array of height x width grey values, not {shape}; convert colour to grey first"
             )
         if np.issubdtype(pixels.dtype, np.floating):
             if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-                raise UsageError("pixels: float values must be between 0 (air) and 1 (densest tissue); rescale them")
+                raise UsageError("pixels: float values must be between 0 and 1; rescale them, 0 = air, 1 = densest")
         elif pixels.dtype not in (np.uint8, np.uint16):
             raise UsageError(f"pixels: must be uint8, uint16 or float, not {pixels.dtype}; rescale and convert them")
         if not self.patient_id:
