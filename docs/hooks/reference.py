@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
 CLI = "vitmodel.cli"
 CONFIG = "vitmodel.config"
 OPTIONS = "vitmodel.config.options"
-MANIFEST = "vitmodel.data.manifest"
+MANIFEST = "vitmodel.data.columns"
 VERDICT = "vitmodel.pixels.verdict"
 API = "vitmodel"
 NOTICE = '!!! warning "Research software, not a medical device"\n    Do not use its scores for clinical decisions.\n'

@@ -56,17 +56,17 @@ def test_the_subgroups_of_an_attribute_add_up_to_all() -> None:
         "Positives, against all negatives",
         "Negatives, against all positives",
     }:
-        assert sum(group.rows.astype(int) for group in found if group.attribute == attribute).tolist() == [1] * len(
+        assert sum(group.mask.astype(int) for group in found if group.attribute == attribute).tolist() == [1] * len(
             table
         )
     assert [g.value for g in found if g.attribute == "Machine"] == ["0", "1", "2", "unknown"]
     assert [g.value for g in found if g.attribute == "Age"] == ["40 to 49", "50 to 59", "60 to 69", "70 and above"]
-    assert {"Site: 1 throughout", "BI-RADS: unknown throughout"} <= set(silent)
+    assert {"Site: 1 for all images", "BI-RADS: unknown for all images"} <= set(silent)
 
 
 def test_invasive_cancers_are_compared_with_all_negatives() -> None:
     table = screening()
-    groups = {(g.attribute, g.value): g.rows for g in subgroups(table, "cancer")[0]}
+    groups = {(g.attribute, g.value): g.mask for g in subgroups(table, "cancer")[0]}
     invasive = groups["Positives, against all negatives", "invasive"]
     np.testing.assert_array_equal(invasive, (table["cancer"] == 0) | (table["invasive"] == 1))
     hard = groups["Negatives, against all positives", "difficult to tell"]

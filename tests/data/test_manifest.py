@@ -1,4 +1,4 @@
-"""The table: what is unknown stays unknown, nothing is lost on the way to disk and back, and every fault is named."""
+"""The manifest: unknown values stay unknown, writing and reading loses nothing, and errors name their place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vitmodel.errors import UsageError
 
 
 def table(images: int = 4, **columns: Any) -> pd.DataFrame:
-    """Images 0, 1, ... of patients 00 (images 0, 1), 01 (2, 3), ...; the view alternates, the side is L."""
+    """Return a manifest of the images 0, 1, ... of patients 00 (images 0, 1), 01 (2, 3), ..., all of side L."""
     numbers = range(images)
     frame = pd.DataFrame(
         {
@@ -40,30 +40,28 @@ def table(images: int = 4, **columns: Any) -> pd.DataFrame:
     return as_manifest(frame.assign(**columns), "table")
 
 
-def test_the_columns_are_named_once_and_a_target_is_no_input() -> None:
+def test_column_names_are_unique_and_targets_are_not_inputs() -> None:
     names = [column.name for column in COLUMNS]
     assert len(set(names)) == len(names)
     assert REQUIRED_COLUMNS == ("image_id", "patient_id", "laterality", "view", "path")
     roles = {column.name: column.role for column in COLUMNS}
     assert {name for name, role in roles.items() if role == "input"} == {"age", "implant"}
-    assert all(
-        roles[name] == "target"
-        for name in ("cancer", "biopsy", "invasive", "birads", "density", "difficult_negative_case")
-    )
+    targets = ("cancer", "biopsy", "invasive", "birads", "density", "difficult_negative_case")
+    assert {roles[name] for name in targets} == {"target"}
 
 
-def test_unknown_is_nan_and_never_zero() -> None:
+def test_unknown_values_are_nan_and_never_zero() -> None:
     manifest = table()
     assert manifest.cancer.isna().all()
     assert manifest.cancer.dtype == float
     assert manifest[["density", "site_id", "split", "status"]].isna().all().all()
-    assert len(usable_rows(manifest)) == 4, "an image without a verdict is usable"
+    assert len(usable_rows(manifest)) == 4, "an image without a status is usable"
 
 
-def test_a_manifest_survives_the_disk(tmp_path: Path) -> None:
-    below = [str(tmp_path / "images" / f"{number}.png") for number in range(3)]
+def test_a_manifest_is_the_same_after_writing_and_reading(tmp_path: Path) -> None:
+    paths_below = [str(tmp_path / "images" / f"{number}.png") for number in range(3)]
     manifest = table(
-        path=[*below, ""],
+        path=[*paths_below, ""],
         status=["ok", "warned", np.nan, "refused"],
         cancer=[0, 1, np.nan, 0],
         difficult_negative_case=[True, False, np.nan, np.nan],
@@ -75,8 +73,8 @@ def test_a_manifest_survives_the_disk(tmp_path: Path) -> None:
     write_manifest(manifest, tmp_path / "manifest.csv")
     pd.testing.assert_frame_equal(read_manifest(tmp_path / "manifest.csv"), manifest, check_dtype=False)
     text = (tmp_path / "manifest.csv").read_text()
-    assert ",images/0.png," in text, "relative below the folder"
-    assert ",/elsewhere/a.dcm," in text, "absolute elsewhere"
+    assert ",images/0.png," in text, "paths below the folder are relative"
+    assert ",/elsewhere/a.dcm," in text, "other paths are absolute"
 
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -99,13 +97,13 @@ def test_a_manifest_survives_the_disk(tmp_path: Path) -> None:
         ({"age": ["61", "?", "1", "2"]}, ["age", "row 2", "'?'"]),
     ],
 )
-def test_a_fault_is_named_by_file_column_and_row(columns: dict[str, Any], words: list[str]) -> None:
+def test_an_invalid_value_is_reported_with_file_column_and_row(columns: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UsageError) as error:
         as_manifest(table().assign(**columns), "my.csv")
     assert all(word in str(error.value) for word in ["my.csv", *words])
 
 
-def test_files_that_are_no_manifest_are_refused_by_name(tmp_path: Path) -> None:
+def test_files_that_are_not_manifests_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "manifest.csv"
     contents = {
         b"image_id,patient_id,laterality,path\n1,2,L,a.png\n": "view",
@@ -124,7 +122,7 @@ def test_files_that_are_no_manifest_are_refused_by_name(tmp_path: Path) -> None:
         read_manifest(tmp_path / "absent.csv")
 
 
-def test_merged_releases_keep_their_rows_and_what_each_does_not_know() -> None:
+def test_merged_releases_keep_their_rows_and_unknown_values() -> None:
     ours = table(dataset="ours", cancer=1, extra="x")
     theirs = table(6, dataset="theirs", density="B", path=[f"/other/{number}.png" for number in range(6)])
     theirs["image_id"] = ["0", "b", "c", "d", "e", "f"]
@@ -136,12 +134,13 @@ def test_merged_releases_keep_their_rows_and_what_each_does_not_know() -> None:
     assert set(merged.density[4:]) == {"B"}
     assert merged.image_id.tolist() == ["ours-0", "1", "2", "3", "theirs-0", "b", "c", "d", "e", "f"]
     assert set(merged.patient_id) == {"ours-00", "ours-01", "theirs-00", "theirs-01", "02"}, (
-        "patient 00 of one is not the other's"
+        "patient 00 of one release differs from the other's"
     )
 
 
 def test_several_manifests_are_merged(tmp_path: Path) -> None:
-    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one = tmp_path / "one.csv"
+    other = tmp_path / "other.csv"
     write_manifest(as_manifest(table(dataset="ours", cancer=1), "ours"), one)
     write_manifest(as_manifest(table(dataset="theirs", density="B", path=list("pqrs")), "theirs"), other)
     assert read_manifests([other]).equals(read_manifest(other))
@@ -155,7 +154,7 @@ def test_a_release_merged_with_itself_is_refused() -> None:
         merge_manifests([table(dataset="ours"), table(dataset="ours", path=list("abcd"))])
 
 
-def test_copies_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_copies_of_a_file_are_logged_and_found(caplog: pytest.LogCaptureFixture) -> None:
     ours = table(dataset="ours", source_sha256=list("abcd"))
     theirs = table(dataset="theirs", source_sha256=["x", "a", np.nan, np.nan], path=list("pqrs"))
     merged = merge_manifests([ours, theirs])
@@ -164,7 +163,7 @@ def test_copies_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     assert find_duplicates(merged).image_id.tolist() == ["ours-0", "theirs-1"]
 
 
-def test_the_audit_finds_patients_and_files_in_two_parts() -> None:
+def test_leaks_are_patients_and_files_in_two_parts() -> None:
     clean = table(split=["train", "train", "test", np.nan], source_sha256=["a", "a", "b", "c"])
     assert find_leaks(clean).empty
     leaking = table(split=["train", "test", "test", "test"], source_sha256=["a", "b", "a", "c"])

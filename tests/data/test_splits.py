@@ -1,4 +1,4 @@
-"""Splits: no patient is divided, every part gets its share, and neither the order of rows nor anything but the seed matters."""
+"""Splits: no patient is divided, every part gets its share, and the order of the rows has no influence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from vitmodel.errors import UsageError
 
 
 def cohort(patients: int, positives: int, seed: int = 0) -> pd.DataFrame:
-    """2 to 8 images a patient, one breast of the first `positives` patients with a cancer, two sites, three machines, rows shuffled."""
+    """Return a manifest with shuffled rows, two sites and three machines.
+
+    Each patient has 2 to 8 images. One breast of each of the first `positives` patients has a cancer.
+    """
     rng = np.random.default_rng(seed)
     rows = [
         {
@@ -37,25 +40,24 @@ def cohort(patients: int, positives: int, seed: int = 0) -> pd.DataFrame:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(10, 120), st.floats(0.1, 0.9), st.integers(0, 10**6))
-def test_no_patient_is_divided_and_every_part_has_its_share(patients: int, fraction: float, seed: int) -> None:
+def test_no_patient_is_divided_and_every_part_gets_its_share(patients: int, fraction: float, seed: int) -> None:
     positives = min(max(3, round(patients * fraction)), patients - 3)
     table = assign_splits(cohort(patients, positives, seed), seed=seed)
     assert find_leaks(table).empty
     assert table.split.notna().all()
-    people = table.groupby("patient_id").agg(split=("split", "first"), cancer=("cancer", "max"))
+    patient_table = table.groupby("patient_id").agg(split=("split", "first"), cancer=("cancer", "max"))
     for cancer, count in ((1, positives), (0, patients - positives)):
-        held = people.split[people.cancer == cancer].value_counts()
+        part_counts = patient_table.split[patient_table.cancer == cancer].value_counts()
         for part, share in SPLIT_FRACTIONS.items():
-            assert held[part] >= 1
-            assert abs(held[part] - share * count) < 2
+            assert part_counts[part] >= 1
+            assert abs(part_counts[part] - share * count) < 2
 
 
-def test_an_image_wise_split_leaks_and_ours_does_not() -> None:
+def test_an_image_wise_split_leaks_and_a_patient_wise_one_does_not() -> None:
     table = cohort(60, 20)
-    by_image = table.assign(
-        split=np.random.default_rng(0).choice(list(SPLIT_FRACTIONS), len(table), p=list(SPLIT_FRACTIONS.values()))
-    )
-    assert len(find_leaks(by_image)) > 40
+    shares = list(SPLIT_FRACTIONS.values())
+    image_wise = np.random.default_rng(0).choice(list(SPLIT_FRACTIONS), len(table), p=shares)
+    assert len(find_leaks(table.assign(split=image_wise))) > 40
     assert find_leaks(assign_splits(table)).empty
     assert find_leaks(assign_folds(table, 5), by="fold").empty
 
@@ -74,11 +76,11 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_does(column: str) -> Non
 
 def test_sites_and_machines_are_spread_over_the_parts() -> None:
     table = assign_folds(cohort(300, 90), 5)
-    people = table.groupby("patient_id").agg(
+    patient_table = table.groupby("patient_id").agg(
         {"fold": "first", "cancer": "max", "site_id": "first", "machine_id": "first"}
     )
     for keys in (["cancer"], ["cancer", "site_id"], ["cancer", "site_id", "machine_id"]):
-        counts = people.groupby(keys).fold.value_counts().unstack("fold")
+        counts = patient_table.groupby(keys).fold.value_counts().unstack("fold")
         assert (counts.max(axis=1) - counts.min(axis=1) <= 2).all(), keys
 
 
@@ -89,40 +91,40 @@ def test_official_splits_are_kept() -> None:
     refused = official.assign(status=np.where(official.patient_id == "p7", "refused", "ok"))
     pd.testing.assert_frame_equal(assign_splits(refused), refused)
 
-    first = assign_splits(table, {"train": 0.8, "test": 0.2})
-    both = assign_splits(first)
-    assert (both.split[first.split == "test"] == "test").all(), "the official test stays whole and alone"
-    assert set(both.split[first.split == "train"]) == {"train", "val"}, "an absent val is taken out of train"
+    without_val = assign_splits(table, {"train": 0.8, "test": 0.2})
+    completed = assign_splits(without_val)
+    assert (completed.split[without_val.split == "test"] == "test").all(), "the official test split is not changed"
+    assert set(completed.split[without_val.split == "train"]) == {"train", "val"}, "a missing val comes out of train"
 
-    half = official.assign(split=official.split.where(official.site_id == "1"))
-    filled = assign_splits(half)
-    assert (filled.split == half.split)[half.split.notna()].all()
+    partial = official.assign(split=official.split.where(official.site_id == "1"))
+    filled = assign_splits(partial)
+    assert (filled.split == partial.split)[partial.split.notna()].all()
     assert filled.split.notna().all()
     assert find_leaks(filled).empty
 
 
-def test_folds_leave_the_test_split_and_refused_patients_alone() -> None:
+def test_the_test_split_and_refused_patients_get_no_fold() -> None:
     table = assign_splits(cohort(60, 20))
     table["status"] = np.where(table.patient_id == table.patient_id[table.split == "train"].iloc[0], "refused", "ok")
     folds = assign_folds(table, 3)
     assert (folds.fold.isna() == ((table.split == "test") | (table.status == "refused"))).all()
 
 
-def test_unlabelled_patients_are_spread_too() -> None:
+def test_unlabelled_patients_are_spread_over_the_parts() -> None:
     table = cohort(60, 20)
     table.loc[table.patient_id.str.endswith("5"), "cancer"] = np.nan
     assert set(assign_splits(table).split[table.cancer.isna()]) == set(SPLIT_FRACTIONS)
 
 
 @pytest.mark.parametrize(("patients", "positives"), [(20, 0), (20, 20), (20, 2), (20, 18)])
-def test_an_impossible_split_names_the_counts(patients: int, positives: int) -> None:
+def test_an_impossible_split_is_refused_with_the_counts(patients: int, positives: int) -> None:
     with pytest.raises(UsageError, match=f"{positives} with a cancer and {patients - positives} without"):
         assign_splits(cohort(patients, positives))
     with pytest.raises(UsageError, match=f"{positives} with a cancer"):
         assign_folds(cohort(patients, positives), 3)
 
 
-def test_impossible_shares_and_a_divided_patient_are_refused() -> None:
+def test_invalid_shares_and_divided_patients_are_refused() -> None:
     table = cohort(20, 10)
     with pytest.raises(UsageError, match="share"):
         assign_splits(table, {"train": 1.0, "test": 0.0})
@@ -133,8 +135,9 @@ def test_impossible_shares_and_a_divided_patient_are_refused() -> None:
 
 
 @pytest.mark.parametrize("column", ["split", "fold"])
-def test_splits_are_a_file_that_a_person_may_edit(tmp_path: Path, column: str) -> None:
-    table, path = cohort(20, 10), tmp_path / "splits.csv"
+def test_written_splits_are_read_back_and_invalid_files_are_refused(tmp_path: Path, column: str) -> None:
+    table = cohort(20, 10)
+    path = tmp_path / "splits.csv"
     assigned = assign_splits(table) if column == "split" else assign_folds(table, 4)
     write_splits(assigned, path, column)
     pd.testing.assert_series_equal(read_splits(table, path, column)[column], assigned[column], check_dtype=False)

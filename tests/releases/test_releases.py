@@ -1,4 +1,4 @@
-"""Every release becomes the same table: by small synthetic copies of each, and by the real label tables where they are at hand."""
+"""Every release is read as a manifest: checked on small synthetic copies, and on the real label tables if present."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.releases.registry import RELEASE_ADAPTERS, read_release
 
-RSNA = "site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,density,machine_id,difficult_negative_case\n"
+RSNA_HEADER = (
+    "site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,density,machine_id,"
+    "difficult_negative_case\n"
+)
 TRAIN = (
-    RSNA + "2,10,1,L,CC,61,0,0,0,,0,,29,False\n1,10,2,R,MLO,,1,1,1,0,0,B,49,False\n1,11,3,L,AT,50,0,0,0,1,1,D,49,True\n"
+    RSNA_HEADER
+    + "2,10,1,L,CC,61,0,0,0,,0,,29,False\n1,10,2,R,MLO,,1,1,1,0,0,B,49,False\n1,11,3,L,AT,50,0,0,0,1,1,D,49,True\n"
 )
 TEST = "site_id,patient_id,image_id,laterality,view,age,implant,machine_id,prediction_id\n2,10,9,L,MLO,81,0,21,10_L\n"
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes files (name = text; empty = a stand-in for an image) below a new folder and returns the folder."""
+    """Return a function that writes files (name -> text; "" for an image) below a folder and returns the folder."""
 
     def write(files: dict[str, str]) -> Path:
         for name, text in files.items():
@@ -45,10 +49,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def names(table: pd.DataFrame, source: Path) -> list[str]:
+    """Return the paths of the table, relative to the source."""
     return [str(Path(path).relative_to(source)) for path in table.path]
 
 
-def test_rsna(write: Callable[..., Path]) -> None:
+def test_rsna_is_read_with_labels_and_lesions(write: Callable[..., Path]) -> None:
     images = {
         "train_images/10/1.dcm": "",
         "train_images/10/2.dcm": "",
@@ -59,7 +64,7 @@ def test_rsna(write: Callable[..., Path]) -> None:
     table = read_release(source)
     assert set(table.dataset) == {"rsna"}
     assert names(table, source) == ["train_images/10/1.dcm", "train_images/10/2.dcm", "train_images/11/3.dcm"], (
-        "the absent image stays"
+        "an image without a file keeps its row"
     )
     assert table.patient_id.tolist() == ["10", "10", "11"]
     assert table.cancer.tolist() == [0, 1, 0]
@@ -73,43 +78,45 @@ def test_rsna(write: Callable[..., Path]) -> None:
 
     lesions = "patient_id,image_id,cancer,x0,y0,x1,y1\n10,2,1,1,2,3,4\n10,2,0,9,9,9,9\n10,2,1,5,6,7,8.5\n"
     (source / "lesions.csv").write_text(lesions)
-    found = read_release(source).lesions
-    assert found.isna().tolist() == [True, False, True]
-    assert boxes_from_text(found[1]).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8.5]], "a benign finding is no lesion"
+    boxes = read_release(source).lesions
+    assert boxes.isna().tolist() == [True, False, True]
+    assert boxes_from_text(boxes[1]).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8.5]], "a benign finding is left out"
 
     test = read_release(source / "test.csv")
     assert names(test, source) == ["test_images/10/9.dcm"]
     assert test.cancer.isna().all()
     assert test.prediction_id[0] == "10_L"
     (source / "train.csv").unlink()
-    assert read_release(source).image_id.tolist() == ["9"], "without train.csv, test.csv is read"
+    assert read_release(source).image_id.tolist() == ["9"], "test.csv is read if there is no train.csv"
 
 
-@pytest.mark.parametrize("place", ["images/", "train_images_256/x/", ""])
-def test_rsna_as_exported_to_png(write: Callable[..., Path], place: str) -> None:
-    source = write({"train.csv": TRAIN, f"{place}10_1.png": "", f"{place}10_2.png": ""})
-    assert names(read_release(source), source) == [f"{place}10_1.png", f"{place}10_2.png", "train_images/11/3.dcm"]
+@pytest.mark.parametrize("folder", ["images/", "train_images_256/x/", ""])
+def test_png_exports_of_rsna_are_found_in_any_folder(write: Callable[..., Path], folder: str) -> None:
+    source = write({"train.csv": TRAIN, f"{folder}10_1.png": "", f"{folder}10_2.png": ""})
+    assert names(read_release(source), source) == [f"{folder}10_1.png", f"{folder}10_2.png", "train_images/11/3.dcm"]
 
 
-def test_rsna_with_its_table_beside_the_pictures(write: Callable[..., Path]) -> None:
-    source = write({"train.csv": TRAIN, "pictures/10_1.png": "", "pictures/10_2.png": "", "pictures/11_3.png": ""})
-    assert names(read_release(source / "pictures"), source / "pictures") == ["10_1.png", "10_2.png", "11_3.png"]
+def test_an_image_folder_of_rsna_is_read_with_the_table_in_its_parent_folder(write: Callable[..., Path]) -> None:
+    source = write({"train.csv": TRAIN, "images/10_1.png": "", "images/10_2.png": "", "images/11_3.png": ""})
+    assert names(read_release(source / "images"), source / "images") == ["10_1.png", "10_2.png", "11_3.png"]
 
 
-def test_a_subset_of_rsna_in_a_table_of_paths(write: Callable[..., Path]) -> None:
-    rows = "image_path,patient_id,laterality,view,cancer,image_id,machine_id,BIRADS,blank\nimages/5_7.jpg,5,L,CC,0,7,21,,1\n"
+def test_a_table_with_the_columns_of_rsna_is_read_as_a_subset_of_it(write: Callable[..., Path]) -> None:
+    header = "image_path,patient_id,laterality,view,cancer,image_id,machine_id,BIRADS,blank\n"
+    rows = header + "images/5_7.jpg,5,L,CC,0,7,21,,1\n"
     row = read_release(write({"mine.csv": rows, "images/5_7.jpg": ""})).iloc[0]
     assert (row.dataset, row.image_id, row.patient_id, row.blank) == ("rsna", "7", "5", "1")
     assert np.isnan(row.birads)
 
 
-def test_vindr(write: Callable[..., Path]) -> None:
+def test_vindr_is_read_with_birads_and_without_cancer(write: Callable[..., Path]) -> None:
     head = "study_id,series_id,image_id,laterality,view_position,height,width,breast_birads,breast_density"
     breasts = (
         f"{head},split\ns1,x,i1,L,CC,9,9,BI-RADS 4,DENSITY C,training\ns2,x,i2,R,MLO,9,9,BI-RADS 1,DENSITY A,test\n"
     )
     finding = "s1,x,i1,L,CC,9,9,BI-RADS 4,DENSITY C"
-    findings = f"{head},finding_categories,split\n{finding},\"['Mass']\",training\n{finding},\"['Suspicious Calcification', 'Mass']\",training\n"
+    findings = f"{head},finding_categories,split\n{finding},\"['Mass']\",training\n"
+    findings += f"{finding},\"['Suspicious Calcification', 'Mass']\",training\n"
     findings += "s2,x,i2,R,MLO,9,9,BI-RADS 1,DENSITY A,['No Finding'],test\n"
     source = write(
         {"breast-level_annotations.csv": breasts, "finding_annotations.csv": findings, "images/s1/i1.dicom": ""}
@@ -120,24 +127,29 @@ def test_vindr(write: Callable[..., Path]) -> None:
     assert table.split.tolist() == ["train", "test"]
     assert table.birads.tolist() == [4, 1]
     assert table.density.tolist() == ["C", "A"]
-    assert table.cancer.isna().all(), "BI-RADS is no pathology"
+    assert table.cancer.isna().all(), "BI-RADS is not pathology"
     assert table.findings[0] == "Mass;Suspicious Calcification"
     assert pd.isna(table.findings[1])
 
 
-def cbis(kind: str, rows: list[str]) -> str:
-    """One of the release's four tables; the calcification ones spell a column otherwise."""
+def case_table(kind: str, rows: list[str]) -> str:
+    """Return one of the release's four tables; those of calcifications spell a column differently."""
     density = "breast density" if kind == "calc" else "breast_density"
-    head = f"patient_id,{density},left or right breast,image view,abnormality id,abnormality type,assessment,pathology,image file path\n"
-    return head + "".join(row + "\n" for row in rows)
+    header = (
+        f"patient_id,{density},left or right breast,image view,abnormality id,abnormality type,assessment,pathology,"
+        "image file path\n"
+    )
+    return header + "".join(row + "\n" for row in rows)
 
 
-def test_cbis_ddsm(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_cbis_ddsm_has_one_row_per_image_and_no_patient_in_both_splits(
+    write: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     def row(patient: str, side: str, name: str, assessment: int, pathology: str) -> str:
         return f"{patient},2,{side},CC,1,mass,{assessment},{pathology},{name}/study/series{name}/000000.dcm"
 
     tables = {
-        "mass_case_description_train_set.csv": cbis(
+        "mass_case_description_train_set.csv": case_table(
             "mass",
             [
                 row("P1", "LEFT", "M1", 4, "BENIGN"),
@@ -145,18 +157,18 @@ def test_cbis_ddsm(write: Callable[..., Path], caplog: pytest.LogCaptureFixture)
                 row("P2", "LEFT", "M2", 2, "BENIGN"),
             ],
         ),
-        "mass_case_description_test_set.csv": cbis("mass", [row("P3", "RIGHT", "M3", 0, "BENIGN_WITHOUT_CALLBACK")]),
-        "calc_case_description_train_set.csv": cbis("calc", [row("P4", "LEFT", "C4", 4, "BENIGN")]),
-        "calc_case_description_test_set.csv": cbis("calc", [row("P2", "LEFT", "C2", 5, "MALIGNANT")]),
+        "mass_case_description_test_set.csv": case_table(
+            "mass", [row("P3", "RIGHT", "M3", 0, "BENIGN_WITHOUT_CALLBACK")]
+        ),
+        "calc_case_description_train_set.csv": case_table("calc", [row("P4", "LEFT", "C4", 4, "BENIGN")]),
+        "calc_case_description_test_set.csv": case_table("calc", [row("P2", "LEFT", "C2", 5, "MALIGNANT")]),
     }
     source = write({**tables, "M1/date-NA/1-NA/1-1.dcm": "", "jpeg/seriesM2/x.jpg": ""})
     table = read_release(source).set_index("image_id")
     assert table.path["M1"] == str(source / "M1/date-NA/1-NA/1-1.dcm")
     assert table.path["M2"] == str(source / "jpeg/seriesM2/x.jpg")
     assert len(table) == 5
-    assert table.cancer.to_dict() == {"M1": 1, "M2": 1, "M3": 0, "C4": 0, "C2": 1}, (
-        "one film in both sets has one label"
-    )
+    assert table.cancer.to_dict() == {"M1": 1, "M2": 1, "M3": 0, "C4": 0, "C2": 1}, "a film in both sets has one label"
     assert table.birads.to_dict() == {"M1": 5, "M2": 2, "M3": 0, "C4": 4, "C2": 5}
     assert table.abnormalities["M1"] == 2
     assert table.laterality["M3"] == "R"
@@ -167,9 +179,10 @@ def test_cbis_ddsm(write: Callable[..., Path], caplog: pytest.LogCaptureFixture)
     assert "1 patients" in caplog.text
 
 
-def test_inbreast(write: Callable[..., Path]) -> None:
+def test_inbreast_takes_patients_from_file_names(write: Callable[..., Path]) -> None:
     head = "Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;Bi-Rads\n"
-    rows = "removed;removed;R;CC;201001;111;4;4a\nremoved;removed;L;MLO;201001;222;  ;6 \nremoved;removed;L;FB;201001;333;1;1\n"
+    rows = "removed;removed;R;CC;201001;111;4;4a\nremoved;removed;L;MLO;201001;222;  ;6 \n"
+    rows += "removed;removed;L;FB;201001;333;1;1\n"
     images = {"AllDICOMs/111_abc_MG_R_CC_ANON.dcm": "", "AllDICOMs/222_abc_MG_L_ML_ANON.dcm": ""}
     source = write({"INbreast.csv": head + rows, **images})
     table = read_release(source)
@@ -182,18 +195,18 @@ def test_inbreast(write: Callable[..., Path]) -> None:
     assert pd.isna(table.density[1])
 
 
-def test_cmmd(write: Callable[..., Path]) -> None:
-    rows = "ID1,LeftRight,Age,number,abnormality,classification,subtype\nD1-1,L,44,2,mass,Malignant,Luminal A\nD1-2,R,50,2,both,Benign,\n"
-    source = write({"cmmd_raw_label.csv": rows})
+def test_cmmd_joins_labels_per_breast_with_images(write: Callable[..., Path]) -> None:
+    header = "ID1,LeftRight,Age,number,abnormality,classification,subtype\n"
+    rows = "D1-1,L,44,2,mass,Malignant,Luminal A\nD1-2,R,50,2,both,Benign,\n"
+    source = write({"cmmd_raw_label.csv": header + rows})
     table = read_release(source)
-    assert table.patient_id.tolist() == ["D1-1", "D1-2"], "no image there: a row per breast, to be refused"
+    assert table.patient_id.tolist() == ["D1-1", "D1-2"], "a breast without images has a row, to be refused"
     assert table.cancer.tolist() == [1, 0]
 
-    film = Path(
-        str(get_testdata_file("MR_small.dcm", download=False))
-    ).read_bytes()  # DICOM, but no mammogram: side unknown
+    # A DICOM file that is not a mammogram, so that the side is unknown
+    content = Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes()
     (source / "D1-1" / "07-18-2010").mkdir(parents=True)
-    (source / "D1-1" / "07-18-2010" / "1-1.dcm").write_bytes(film)
+    (source / "D1-1" / "07-18-2010" / "1-1.dcm").write_bytes(content)
     table = read_release(source).sort_values("laterality")
     assert table.patient_id.tolist() == ["D1-1", "D1-1", "D1-2"]
     assert table.laterality.tolist() == ["", "L", "R"]
@@ -202,7 +215,7 @@ def test_cmmd(write: Callable[..., Path]) -> None:
     )
 
 
-def test_mias(write: Callable[..., Path]) -> None:
+def test_mias_is_read_with_boxes_of_malignant_findings(write: Callable[..., Path]) -> None:
     head = "image_path,patient_id,laterality,view,image_id,density_FGD,severity,x,y_top_left,radius\n"
     rows = "images/a.png,m1,L,MLO,a,D,M,20,30,5\nimages/b.png,m1,R,MLO,b,F,B,20,30,5\nimages/c.png,m2,L,MLO,c,G,N,,,\n"
     table = read_release(write({"mias.csv": head + rows}))
@@ -212,7 +225,9 @@ def test_mias(write: Callable[..., Path]) -> None:
     assert table.lesions.fillna("").tolist() == ["15 25 25 35", "", ""]
 
 
-def test_class_folders(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_class_folders_give_labels_and_file_names_give_patients(
+    write: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     source = write({"positive/7_1.png": "", "negative/7_2.png": "", "negative/8_1.png": "", "notes.txt": "x"})
     table = read_release(source).set_index("image_id")
     assert table.cancer.to_dict() == {"7_1": 1, "7_2": 0, "8_1": 0}
@@ -224,30 +239,31 @@ def test_class_folders(write: Callable[..., Path], caplog: pytest.LogCaptureFixt
     assert "patient of its own" in caplog.text
 
 
-def test_class_folders_within_splits(write: Callable[..., Path]) -> None:
-    source = write(
-        {f"{split}/{label}/{patient}_1.png": "" for patient, split in enumerate(["train", "test"]) for label in (0, 1)}
-    )
+def test_class_folders_in_split_folders_keep_the_split(write: Callable[..., Path]) -> None:
+    files = ["train/0/0_1.png", "train/1/0_1.png", "test/0/1_1.png", "test/1/1_1.png"]
+    source = write(dict.fromkeys(files, ""))
     table = read_release(source)
     assert table.split.tolist() == ["test", "test", "train", "train"]
     assert table.cancer.tolist() == [0, 1, 0, 1]
     assert table.image_id.tolist() == ["test-0-1_1.png", "test-1-1_1.png", "train-0-0_1.png", "train-1-0_1.png"], (
-        "repeated names are told apart"
+        "repeated names are made unique"
     )
 
 
-def test_patients_called_0_and_1_are_no_classes(write: Callable[..., Path]) -> None:
+def test_folders_0_and_1_below_others_are_patients_and_not_classes(write: Callable[..., Path]) -> None:
     source = write({"negative/1/a.png": "", "positive/2/b.png": ""})
-    assert read_release(source).cancer.tolist() == [0, 1], "the outermost class folder decides"
+    assert read_release(source).cancer.tolist() == [0, 1], "the outermost class folder gives the label"
     assert not RELEASE_ADAPTERS["class_folders"].detect(
         write({"x/0/a.png": "", "x/1/a.png": "", "x/2/a.png": ""}) / "x"
     )
 
 
-def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_a_table_are_read_from_headers_and_paths(
+    write: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     source = write(
         {
-            "a/broken.dcm": "no DICOM",
+            "a/broken.dcm": "not a DICOM file",
             "b/1_2.png": "",
             "b/2.png": "",
             "labels.csv": "file,cancer\n",
@@ -258,7 +274,7 @@ def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: 
     cv2.imwrite(str(source / "b" / "2.png"), np.zeros((4, 4), np.uint8))
     (source / "b" / "1.2.840.7").write_bytes(Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes())
     (source / "b" / "loop").symlink_to(source)
-    with lock_folder(source / "out"):  # OUT of a run over this very folder
+    with lock_folder(source / "out"):  # the output folder of a run, inside its own source
         (source / "out" / "overlays").mkdir()
         shutil.copy(source / "b" / "2.png", source / "out" / "overlays")
     table = read_release(source)
@@ -266,13 +282,13 @@ def test_a_folder_of_images_without_a_table(write: Callable[..., Path], caplog: 
     assert table.patient_id.tolist()[::2] == ["a", "1"]
     assert table.patient_id[3] == "b"
     assert table.cancer.isna().all()
-    assert "labels.csv" in caplog.text, "a table that is not read is said so"
-    assert f"{source / 'out'} is left out" in caplog.text
-    assert len(read_release(source / "out")) == 1, "it is read where it is named itself"
+    assert "labels.csv" in caplog.text, "a table that is ignored is named in a warning"
+    assert f"{source / 'out'} is skipped" in caplog.text
+    assert len(read_release(source / "out")) == 1, "it is read if it is the source itself"
 
-    alone = read_release(source / "b" / "2.png")
-    assert alone.path.tolist() == [str(source / "b" / "2.png")]
-    assert alone.patient_id.tolist() == ["2"]
+    single_file = read_release(source / "b" / "2.png")
+    assert single_file.path.tolist() == [str(source / "b" / "2.png")]
+    assert single_file.patient_id.tolist() == ["2"]
 
 
 def test_a_manifest_is_a_source(tmp_path: Path) -> None:
@@ -289,7 +305,7 @@ def test_a_manifest_is_a_source(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(read_release(source), read_manifest(tmp_path / "manifest.csv"))
 
 
-def test_what_cannot_be_read_is_a_usage_error_that_says_why(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_unreadable_source_is_a_usage_error_with_the_reason(write: Callable[..., Path], tmp_path: Path) -> None:
     source = write(
         {
             "empty/.hidden": "",
@@ -305,7 +321,11 @@ def test_what_cannot_be_read_is_a_usage_error_that_says_why(write: Callable[...,
         }
     )
     write(
-        {"none/train.csv": RSNA, "two/a.csv": "path,patient_id\na.png,1\n", "two/b.csv": "path,patient_id\na.png,1\n"}
+        {
+            "none/train.csv": RSNA_HEADER,
+            "two/a.csv": "path,patient_id\na.png,1\n",
+            "two/b.csv": "path,patient_id\na.png,1\n",
+        }
     )
     for name, words in {
         "absent": ["absent", "does not exist"],
@@ -326,10 +346,10 @@ def test_what_cannot_be_read_is_a_usage_error_that_says_why(write: Callable[...,
         read_release(source, "vindr")
 
 
-def test_a_release_of_full_size_is_read_without_a_file_system_call_per_row(
+def test_reading_a_full_size_release_makes_no_file_system_call_per_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patients = np.arange(11913)
+    patients = np.arange(11913)  # as many patients and images as the RSNA release has
     rows = pd.DataFrame({"patient_id": np.resize(np.repeat(patients, 5), 54706), "image_id": np.arange(54706)})
     cancer = (rows.patient_id % 40 == 0).astype(int)
     rows.assign(laterality="L", view="CC", cancer=cancer, site_id=1, machine_id=rows.patient_id % 10).to_csv(
@@ -348,7 +368,7 @@ def test_a_release_of_full_size_is_read_without_a_file_system_call_per_row(
 
 
 def count_calls(module: ModuleType, name: str, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count the calls of a function of `module` in `calls`."""
+    """Count the calls of a function of `module` in `calls`, for the rest of the test."""
     function = getattr(module, name)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -358,7 +378,7 @@ def count_calls(module: ModuleType, name: str, calls: Counter[str], monkeypatch:
     monkeypatch.setattr(module, name, counted)
 
 
-FACTS = {  # rows, patients, cancer (1, 0, unknown), split (train, test)
+EXPECTED_COUNTS = {  # rows, patients, cancer (1, 0, unknown), split (train, test)
     "metadata/rsna": (51844, 11310, (820, 51024, 0), (0, 0)),
     "metadata/rsna/test.csv": (4, 1, (0, 0, 4), (0, 0)),
     "metadata/vindr": (20000, 5000, (0, 0, 20000), (16000, 4000)),
@@ -372,15 +392,13 @@ FACTS = {  # rows, patients, cancer (1, 0, unknown), split (train, test)
 }
 
 
-@pytest.mark.parametrize("name", FACTS)
+@pytest.mark.parametrize("name", EXPECTED_COUNTS)
 def test_the_real_tables_have_the_known_counts_and_no_leak(shared_data: Path, name: str) -> None:
     table = read_release(shared_data / name)
-    cancer, split = table.cancer, table.split
-    counts = (
-        ((cancer == 1).sum(), (cancer == 0).sum(), cancer.isna().sum()),
-        ((split == "train").sum(), (split == "test").sum()),
-    )
-    assert (len(table), table.patient_id.nunique(), *counts) == FACTS[name]
+    cancer = table.cancer
+    cancer_counts = ((cancer == 1).sum(), (cancer == 0).sum(), cancer.isna().sum())
+    split_counts = ((table.split == "train").sum(), (table.split == "test").sum())
+    assert (len(table), table.patient_id.nunique(), cancer_counts, split_counts) == EXPECTED_COUNTS[name]
     assert find_leaks(table).empty
     assert set(table.laterality) == {"L", "R"}
     assert all(map(os.path.exists, table.path)) == (not name.startswith("metadata"))
@@ -391,17 +409,17 @@ def test_the_real_tables_have_the_known_counts_and_no_leak(shared_data: Path, na
         assert rates.between(0.75, 1.25).all(), rates
 
 
-def test_the_official_test_of_cbis_ddsm_stays_whole(shared_data: Path) -> None:
+def test_the_official_test_split_of_cbis_ddsm_is_kept(shared_data: Path) -> None:
     table = read_release(shared_data / "metadata" / "cbis_ddsm")
     assert (table.split[table.official_split == "test"] == "test").all()
     moved = table[table.split != table.official_split]
     assert (len(moved), moved.patient_id.nunique()) == (64, 31)
     assert (table.groupby(["patient_id", "laterality", "view"]).cancer.nunique() == 1).all(), (
-        "the 71 films in both sets have one label each"
+        "each of the 71 films in both sets has one label"
     )
 
 
-def test_dicoms_with_a_table_of_another_kind_are_read_from_their_headers(shared_data: Path) -> None:
+def test_dicom_files_next_to_an_unknown_table_are_read_from_their_headers(shared_data: Path) -> None:
     table = read_release(shared_data / "dicom_edge")
     assert len(table) == 9
     assert (table.laterality != "").sum() == 4

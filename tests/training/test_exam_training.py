@@ -118,7 +118,7 @@ def test_an_unseen_machine_is_treated_as_unknown_and_reported(fused: Predictor, 
     pd.testing.assert_series_equal(new["score"], unknown["score"])
     scored = new["score"].notna()
     assert new.loc[scored, "reason"].str.contains("unseen_source").all()
-    assert new.loc[scored, "remark"].str.contains("machine_id never seen was not learned apart").all()
+    assert new.loc[scored, "remark"].str.contains("machine_id never seen has no parameters of its own").all()
     assert not new.loc[~scored, "reason"].str.contains("unseen_source").any()
 
 
@@ -132,7 +132,7 @@ def test_the_report_lists_the_images_of_unseen_machines(exam_run: Path, table: p
         main(["evaluate", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), *options])
         == 0
     )
-    sentence = "machine_id never seen was not learned apart"
+    sentence = "machine_id never seen has no parameters of its own"
     fell_back = json.loads((tmp_path / "out" / "metrics.json").read_text())["fell_back"]
     assert fell_back[sentence] == rows["image_id"][new].tolist()
     assert f"{sentence}: {new.sum()} images" in (tmp_path / "out" / "report.html").read_text()
@@ -265,7 +265,7 @@ def test_a_value_gets_its_own_adapter_if_every_fold_has_enough_images(capsys: py
     )
     assert build_vocabulary("machine_id", [first], 5).values == ("1", "2")
     assert build_vocabulary("machine_id", [first, second], 4).values == ("1",)
-    assert "learned apart 1 (4 images)" in capsys.readouterr().out
+    assert "own parameters for 1 (4 images)" in capsys.readouterr().out
 
 
 def test_ages_are_grouped_by_decade() -> None:
@@ -274,15 +274,15 @@ def test_ages_are_grouped_by_decade() -> None:
     assert learned.values == ("40 to 49", "below 40")
     config = NetworkConfig(vit=PRESETS["vit_micro"], sources=SourcesConfig(columns=(learned,)))
     assert [known.sources[0] for known in image_metadata(table, config)] == [2, 1, 1, 0]
-    assert describe_unseen_sources(table, config) == ["", "", "", "age is not known"]
+    assert describe_unseen_sources(table, config) == ["", "", "", "age is unknown"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sources", "vendor"], "sources: vendor is no column of"),
-        (["--sources", "density"], "sources: density tells the answer"),
-        (["--sources", "patient_id"], "who the patient is"),
+        (["--sources", "vendor"], "sources: vendor is not a column of"),
+        (["--sources", "density"], "sources: density reveals the label"),
+        (["--sources", "patient_id"], "patient_id reveals the label or the patient"),
         (["--no-asymmetry"], "asymmetry: has no effect here: it needs --fusion"),
         (["--fusion", "--tokens", "20"], "the exam of patient"),
     ],
@@ -313,8 +313,8 @@ def test_fusion_refuses_breasts_without_a_side(
 @pytest.mark.parametrize(
     ("column", "value", "sentence"),
     [
-        ("laterality", "L", "laterality may name both breasts as one"),
-        ("patient_id", "", "two patients, or two exams, as one"),
+        ("laterality", "L", "laterality may give both breasts the same side"),
+        ("patient_id", "", "two patients, or two exams, the same id"),
     ],
 )
 def test_mixed_exams_are_named(

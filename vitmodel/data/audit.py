@@ -1,4 +1,4 @@
-"""The search for leaks: what links two splits, and how well ids or metadata alone tell the label. Knows no model of images."""
+"""Search a manifest for leaks: links between two splits, and how well ids or metadata alone predict the label."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ ACQUISITION_COLUMNS = (
 )
 AUDIT_FOLDS = 5
 MAX_CATEGORIES = 255
-"""The most that a tree's categorical feature may have."""
+"""The most categories that scikit-learn's HistGradientBoostingClassifier allows for a feature."""
 
 
 def find_links(table: pd.DataFrame) -> pd.DataFrame:
-    """What links two splits: patients, source files, and crops with the same pixels; columns as in `manifest.leaks`."""
+    """Return what two splits share: patients, source files and crops with the same pixels.
+
+    Returns:
+        The columns of `manifest.find_leaks`, where `kind` is patient_id, source_sha256 or crop.
+    """
     pixels = table.assign(source_sha256=crop_digests(table))
     copies = find_leaks(pixels).query("kind == 'source_sha256'").assign(kind="crop")
     return pd.concat([find_leaks(table), copies], ignore_index=True)
 
 
 def crop_digests(table: pd.DataFrame) -> pd.Series:
-    """The SHA-256 of the crop files' bytes, where another crop has as many bytes; NaN elsewhere.
+    """Return the SHA-256 of each crop file whose size in bytes equals that of another crop; NaN for other rows.
 
-    ETL writes all PNGs with one encoder, so that crops with the same pixels have the same bytes. Files of different bytes can give
-    them: one image exported twice, or with another header.
+    ETL writes all PNGs with one encoder, so crops with the same pixels have the same bytes. Different source files can
+    give the same crop: an image that was exported twice, or with another header.
     """
-    made = table[table["preprocessing"].notna() & (table["status"] != "refused")]
-    sizes = pd.Series(
-        {row: os.path.getsize(path) for row, path in made["path"].items() if os.path.isfile(path)}, dtype=float
-    )
-    alike = sizes[sizes.duplicated(keep=False)]
-    return pd.Series({row: sha256_file(table.at[row, "path"]) for row in alike.index}, dtype=object).reindex(
-        table.index
-    )
+    crops = table[table["preprocessing"].notna() & (table["status"] != "refused")]
+    files = crops["path"][crops["path"].map(os.path.isfile).astype(bool)]
+    sizes = files.map(os.path.getsize)
+    same_size = files[sizes.duplicated(keep=False)]
+    return same_size.map(sha256_file).astype(object).reindex(table.index)
 
 
 def id_features(table: pd.DataFrame) -> pd.DataFrame:
-    """Ids as numbers (or, where they are not, their rank), and the order of the rows: nothing that a patient's breast decides."""
+    """Return the ids as numbers and the order of the rows, none of which should depend on the label.
+
+    A column of ids that are not all numbers is replaced by their ranks.
+    """
     features = {"order of the rows": np.arange(len(table))}
     for column in ("patient_id", "image_id"):
         numbers = pd.to_numeric(table[column], errors="coerce")
@@ -52,7 +56,7 @@ def id_features(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def metadata_features(table: pd.DataFrame) -> pd.DataFrame:
-    """Age, implant, how the image was taken, and how many images its breast has; no target and no pixel."""
+    """Return age, implant, the acquisition parameters and the breast's number of images; no targets and no pixels."""
     breasts = breast_ids(table)
     return table[list(ACQUISITION_COLUMNS)].assign(**{"images of the breast": breasts.map(breasts.value_counts())})
 
@@ -61,45 +65,69 @@ BASELINE_FEATURES = {"Ids alone": id_features, "Metadata alone": metadata_featur
 
 
 def fit_baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> tuple[np.ndarray, str]:
-    """A probability for each row (N) by boosted trees on one of `BASELINE_FEATURES`, each fitted to other patients (5 folds); and the feature
-    that they lean on most: the one whose shuffling costs the most AUROC.
+    """Predict the label from ids or metadata alone, with boosted trees fitted to other patients (5 folds).
 
-    NaN throughout where a class has fewer than two patients, or nothing varies. Rows with an unknown label are scored, but nothing is
-    fitted to them.
+    Args:
+        table: A manifest. Rows with an unknown label are scored, but not used for fitting.
+        label: Column of the label, 0 or 1.
+        name: A key of `BASELINE_FEATURES`.
+        seed: Seed of the folds, the trees and the permutations.
+
+    Returns:
+        The probability of each row, `(N,)`, and the most important feature: the one whose permutation costs the most
+        AUROC. All probabilities are NaN and the feature is empty if a class has fewer than two patients or no feature
+        varies.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold
 
     features = BASELINE_FEATURES[name](table)
-    text = [column for column in features if features[column].dtype == object]
-    for column in text:
-        features[column] = features[column].astype("category").cat.codes.where(features[column].notna())
-    categorical = np.array([column in text and features[column].nunique() < MAX_CATEGORIES for column in features])
-    truth = table[label].to_numpy()
+    values, categorical = _encode(features)
+    labels = table[label].to_numpy()
     patients = table["patient_id"].to_numpy()
-    folds = min(AUDIT_FOLDS, *(len(np.unique(patients[truth == value])) for value in (0, 1)))
+    folds = min(AUDIT_FOLDS, *(len(np.unique(patients[labels == value])) for value in (0, 1)))
     scores = np.full(len(table), np.nan)
-    shuffled = {column: scores.copy() for column in features}
+    permuted_scores = {column: scores.copy() for column in features}
     if folds < 2:
         return scores, ""
     generator = np.random.default_rng(seed)
-    values = features.to_numpy(dtype=float)
-    for fit, score in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
-        values, np.nan_to_num(truth), patients
-    ):
-        known = fit[np.isfinite(truth[fit])]
-        telling = np.array([len(np.unique(column[np.isfinite(column)])) > 1 for column in values[known].T])
-        if not telling.any():
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for other_rows, score_rows in splitter.split(values, np.nan_to_num(labels), patients):
+        fit_rows = other_rows[np.isfinite(labels[other_rows])]
+        varying = _varying_columns(values[fit_rows])
+        if not varying.any():
             return np.full(len(table), np.nan), ""
         trees = HistGradientBoostingClassifier(
-            max_iter=60, categorical_features=categorical[telling], random_state=seed
+            max_iter=60, categorical_features=categorical[varying], random_state=seed
         )
-        trees.fit(values[known][:, telling], truth[known])
-        scores[score] = trees.predict_proba(values[score][:, telling])[:, 1]
-        for place, column in enumerate(features):
-            mixed = values[score].copy()
-            mixed[:, place] = generator.permutation(mixed[:, place])
-            shuffled[column][score] = trees.predict_proba(mixed[:, telling])[:, 1]
-    labelled = np.isfinite(truth)
-    return scores, min(shuffled, key=lambda column: roc_auc_score(truth[labelled], shuffled[column][labelled]))
+        trees.fit(values[fit_rows][:, varying], labels[fit_rows])
+        scores[score_rows] = trees.predict_proba(values[score_rows][:, varying])[:, 1]
+        for index, column in enumerate(features):
+            permuted = values[score_rows].copy()
+            permuted[:, index] = generator.permutation(permuted[:, index])
+            permuted_scores[column][score_rows] = trees.predict_proba(permuted[:, varying])[:, 1]
+    labelled = np.isfinite(labels)
+
+    def permuted_auroc(column: str) -> float:
+        return roc_auc_score(labels[labelled], permuted_scores[column][labelled])
+
+    return scores, min(permuted_scores, key=permuted_auroc)
+
+
+def _encode(features: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features as numbers, `(N, F)`, and which of them are categorical, `(F,)`.
+
+    Text becomes category codes. Text with too many values for the trees is treated as a number.
+    """
+    text = [column for column in features if features[column].dtype == object]
+    encoded = features.copy()
+    for column in text:
+        encoded[column] = features[column].astype("category").cat.codes.where(features[column].notna())
+    categorical = [column in text and encoded[column].nunique() < MAX_CATEGORIES for column in features]
+    return encoded.to_numpy(dtype=float), np.array(categorical)
+
+
+def _varying_columns(values: np.ndarray) -> np.ndarray:
+    """Return which columns of `values`, `(N, F)`, have more than one finite value: `(F,)`."""
+    return np.array([len(np.unique(column[np.isfinite(column)])) > 1 for column in values.T])

@@ -1,4 +1,4 @@
-"""One manifest row to a crop and its provenance columns: the unit of work that ETL and prediction share. Writes nothing."""
+"""Turn one manifest row into a crop and its provenance columns: the unit of work that ETL and prediction share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ProvenanceRecord = dict[str, str | float | None]
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image to crop: its file, and the side that the table states (L, R or '')."""
+    """An image to crop: its file, and the side that the table states ("L", "R" or "" if unknown)."""
 
     path: Path
     laterality: str = ""
@@ -25,7 +25,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class CropResult:
-    """The manifest's provenance columns of one image and, unless it was refused, its crop (H W) and geometry."""
+    """The manifest's provenance columns of one image and, unless it was refused, its crop `(H, W)` and geometry."""
 
     record: ProvenanceRecord
     crop: np.ndarray | None = None
@@ -33,7 +33,14 @@ class CropResult:
 
 
 def crop_image(source: SourceImage, preprocessing: Preprocessing) -> CropResult:
-    """Crop one image; a refusal is a record too, and so is a failure that no rule foresaw, so that one file never ends a run."""
+    """Crop one image.
+
+    A refused image gives a record with status refused. So does any unexpected exception (reason "failed"), so that one
+    file never ends a run.
+
+    Raises:
+        VitmodelError: A failure that concerns the whole run, not this image.
+    """
     try:
         prepared = preprocess(source.path, preprocessing, source.laterality)
         digest = sha256_file(source.path)
@@ -41,26 +48,34 @@ def crop_image(source: SourceImage, preprocessing: Preprocessing) -> CropResult:
         return CropResult(refusal_record(source, preprocessing, refusal.code, refusal.message))
     except VitmodelError:
         raise
-    except Exception as error:  # noqa: BLE001 (the bulkhead between one file and the run: the error becomes the file's verdict)
+    except Exception as error:  # noqa: BLE001 (an unexpected error in one file must not end the run)
         return CropResult(refusal_record(source, preprocessing, "failed", f"{type(error).__name__}: {error}"))
     record = base_record(source, preprocessing) | {"source_sha256": digest} | crop_record(prepared)
     return CropResult(record, prepared.crop, prepared.geometry)
 
 
 def base_record(source: SourceImage, preprocessing: Preprocessing) -> ProvenanceRecord:
-    """The columns that every image has, refused or not."""
+    """Return the provenance columns that every image has, refused or not."""
     return {"source_path": str(source.path), "preprocessing": preprocessing.to_json()}
 
 
 def refusal_record(source: SourceImage, preprocessing: Preprocessing, code: str, message: str) -> ProvenanceRecord:
-    """The provenance columns of an image that is not used: a code of `verdict.REFUSAL_REASONS` and what happened."""
+    """Return the provenance columns of a refused image.
+
+    Args:
+        source: The image.
+        preprocessing: How it was to be cropped.
+        code: A key of `pixels.verdict.REFUSAL_REASONS`.
+        message: The cause in this particular image.
+    """
     return base_record(source, preprocessing) | {"status": "refused", "reason": code, "remark": message}
 
 
 def crop_record(prepared: PreprocessedImage) -> ProvenanceRecord:
-    """The provenance columns of a crop."""
-    header, geometry = prepared.header, prepared.geometry
-    spacing = header.spacing or (None, None)
+    """Return the provenance columns of a crop."""
+    header = prepared.header
+    geometry = prepared.geometry
+    spacing_row, spacing_column = header.spacing or (None, None)
     return {
         "status": "warned" if prepared.warnings else "ok",
         "reason": ";".join(dict.fromkeys(warning.code for warning in prepared.warnings)) or None,
@@ -68,8 +83,8 @@ def crop_record(prepared: PreprocessedImage) -> ProvenanceRecord:
         **dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), geometry.box, strict=True)),
         "source_height": header.rows,
         "source_width": header.columns,
-        "spacing_row": spacing[0],
-        "spacing_column": spacing[1],
+        "spacing_row": spacing_row,
+        "spacing_column": spacing_column,
         "flipped": int(geometry.flipped),
         "chest_wall_side": prepared.breast.chest_wall,
         "photometric": header.photometric,

@@ -1,4 +1,4 @@
-"""Where proven cancers lie: boxes as the text of a table's cell, and on a crop. Knows no release, and not what a box is used for."""
+"""Boxes of proven cancers: convert them between the text of a table's cell, arrays and positions on a crop."""
 
 from __future__ import annotations
 
@@ -13,23 +13,33 @@ NO_BOXES = np.empty((0, 4), np.float32)
 
 
 def boxes_to_text(boxes: Iterable[Iterable[float]]) -> str:
-    """Boxes x0, y0, x1, y1, ends exclusive, in source pixels as a cell of the column `lesions`."""
+    """Return boxes (x0, y0, x1, y1 in source pixels, ends exclusive) as a cell of the column `lesions`."""
     return ";".join(" ".join(f"{value:g}" for value in box) for box in boxes)
 
 
 def boxes_from_text(text: str) -> np.ndarray:
-    """The boxes of such a cell: K 4. Raises UsageError where it is no such text."""
+    """Return the boxes of a cell of the column `lesions`, `(K, 4)`.
+
+    Raises:
+        UsageError: The text is not a list of boxes.
+    """
     try:
-        return np.array([[float(value) for value in box.split()] for box in text.split(";")], np.float32).reshape(-1, 4)
+        boxes = [[float(value) for value in box.split()] for box in text.split(";")]
+        return np.array(boxes, np.float32).reshape(-1, 4)
     except ValueError:
-        raise UsageError(f"column lesions: {text!r} is not x0 y0 x1 y1, boxes separated by ';'") from None
+        raise UsageError(
+            f"column lesions: {text!r} is not a list of boxes; write x0 y0 x1 y1 for each, separated by ';'"
+        ) from None
 
 
 def boxes_on_crop(boxes: np.ndarray, geometry: CropGeometry) -> np.ndarray:
-    """Boxes of the source (K 4) on the crop that `geometry` describes: K 4, ends exclusive, in its pixels."""
+    """Return boxes of the source image, `(K, 4)`, in pixels of the crop that `geometry` describes: `(K, 4)`.
+
+    Ends are exclusive.
+    """
     matrix = geometry.to_source()
-    scale, shift = np.diag(matrix[:, :2]), matrix[:, 2]
-    corners = (
-        boxes.reshape(-1, 2, 2) - 0.5 - shift
-    ) / scale + 0.5  # pixel centres at whole numbers there, edges in boxes
+    scale = np.diag(matrix[:, :2])
+    shift = matrix[:, 2]
+    # The matrix has pixel centres at whole numbers; boxes have pixel edges there.
+    corners = (boxes.reshape(-1, 2, 2) - 0.5 - shift) / scale + 0.5
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)

@@ -1,7 +1,7 @@
-"""THE table: one row per image, its columns, types and checks, merging, and the audit for leaks. Knows no release and no pixels.
+"""The manifest, a table with one row per image: reading, checking, writing and merging it, and the search for leaks.
 
-A row is never dropped: an image that cannot be used stays with its status and reason. What is not known is NaN (empty in the file),
-never 0; only ids, laterality, view and path, which are always text, use '' instead.
+A row is never dropped: an image that cannot be used stays, with its status and reason. Unknown values are NaN (empty in
+the file), never 0. Only ids, laterality, view and path, which are always text, use '' instead.
 """
 
 from __future__ import annotations
@@ -9,174 +9,111 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from vitmodel.data.columns import COLUMNS, PATH_COLUMNS, REQUIRED_COLUMNS, ManifestColumn
 from vitmodel.errors import UsageError
 from vitmodel.utils import atomic_path
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class ManifestColumn:
-    """One column: `kind` tells how it is read, `role` what it may be used for (a target never becomes a model's input)."""
-
-    name: str
-    kind: Literal["text", "number", "flag", "path"]
-    role: Literal["id", "input", "target", "provenance"]
-    meaning: str
-    required: bool = False
-    choices: tuple[str, ...] = ()
-
-
-COLUMNS: tuple[ManifestColumn, ...] = (
-    ManifestColumn("image_id", "text", "id", "unique name of the image", required=True),
-    ManifestColumn(
-        "patient_id",
-        "text",
-        "id",
-        "the patient, unique across the releases of the table; never an input",
-        required=True,
-    ),
-    ManifestColumn("laterality", "text", "id", "side of the breast", required=True, choices=("L", "R", "")),
-    ManifestColumn(
-        "view", "text", "id", "projection: CC, MLO, ML, LM, LMO, AT, XCCL ... (DICOM PS3.16 CID 4014)", required=True
-    ),
-    ManifestColumn(
-        "path",
-        "path",
-        "id",
-        "the image to use; relative to the manifest's folder in the file, absolute in memory",
-        required=True,
-    ),
-    ManifestColumn("dataset", "text", "provenance", "the release that the image comes from"),
-    ManifestColumn(
-        "split", "text", "provenance", "part of the data that all images of the patient belong to: train, val, test"
-    ),
-    ManifestColumn("fold", "number", "provenance", "cross-validation fold of the patient, from 0"),
-    ManifestColumn("cancer", "flag", "target", "1 = cancer in this breast (by pathology), 0 = none"),
-    ManifestColumn("invasive", "flag", "target", "1 = the cancer is invasive"),
-    ManifestColumn("biopsy", "flag", "target", "1 = the breast was biopsied"),
-    ManifestColumn("birads", "number", "target", "BI-RADS assessment, 0 to 6; 4A, 4B and 4C count as 4"),
-    ManifestColumn("density", "text", "target", "breast density, ACR category", choices=("A", "B", "C", "D")),
-    ManifestColumn("difficult_negative_case", "flag", "target", "1 = a negative that was hard to tell"),
-    ManifestColumn(
-        "lesions", "text", "target", "boxes of proven cancers in source pixels, x0 y0 x1 y1 each, separated by ';'"
-    ),
-    ManifestColumn("age", "number", "input", "years"),
-    ManifestColumn("implant", "flag", "input", "1 = the breast has an implant"),
-    ManifestColumn("site_id", "text", "provenance", "the hospital"),
-    ManifestColumn("machine_id", "text", "provenance", "the device"),
-    ManifestColumn("source_path", "path", "provenance", "the file as released"),
-    ManifestColumn("source_sha256", "text", "provenance", "SHA-256 of that file's bytes"),
-    ManifestColumn("status", "text", "provenance", "verdict on the image", choices=("ok", "warned", "refused")),
-    ManifestColumn("reason", "text", "provenance", "codes of pixels/verdict.py, separated by ';'"),
-    ManifestColumn("remark", "text", "provenance", "the reasons' sentences, with their particulars"),
-    ManifestColumn("source_height", "number", "provenance", "rows of the source image"),
-    ManifestColumn("source_width", "number", "provenance", "columns of the source image"),
-    ManifestColumn("box_x0", "number", "provenance", "crop box in source pixels: left, inclusive"),
-    ManifestColumn("box_y0", "number", "provenance", "top, inclusive"),
-    ManifestColumn("box_x1", "number", "provenance", "right, exclusive"),
-    ManifestColumn("box_y1", "number", "provenance", "bottom, exclusive"),
-    ManifestColumn("spacing_row", "number", "provenance", "distance of the source's rows in mm"),
-    ManifestColumn("spacing_column", "number", "provenance", "distance of the source's columns in mm"),
-    ManifestColumn("flipped", "flag", "provenance", "1 = mirrored to bring the chest wall to its canonical side"),
-    ManifestColumn(
-        "chest_wall_side",
-        "text",
-        "provenance",
-        "side of the chest wall in the source's pixels",
-        choices=("left", "right"),
-    ),
-    ManifestColumn("photometric", "text", "provenance", "PhotometricInterpretation of the source"),
-    ManifestColumn("transfer_syntax", "text", "provenance", "TransferSyntaxUID of the source"),
-    ManifestColumn("voi", "text", "provenance", "the values-of-interest transform that was used"),
-    ManifestColumn("decoder", "text", "provenance", "what decoded the pixels"),
-    ManifestColumn("decode_level", "number", "provenance", "resolution reductions at decoding; 0 = full size"),
-    ManifestColumn("preprocessing", "text", "provenance", "how the crop was made, as config.Preprocessing writes it"),
-)
-REQUIRED_COLUMNS = tuple(column.name for column in COLUMNS if column.required)
-PATH_COLUMNS = tuple(column.name for column in COLUMNS if column.kind == "path")
 BOOLEAN_TEXT = {"true": "1", "false": "0"}
+CORRECT_OR_EMPTY = "correct it, or leave it empty if it is unknown"
 
 
 def as_manifest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """`frame` with all of COLUMNS, typed and checked (unknown = NaN); other columns follow as they are. `name` stands in messages.
+    """Return `frame` as a manifest: all of `COLUMNS`, typed and checked (unknown = NaN), then its other columns.
 
-    Raises UsageError naming the column and the first offending row, counted from 1 below the header.
+    Args:
+        frame: A table with at least the required columns.
+        name: Name of the table in messages.
+
+    Raises:
+        UsageError: The table is not valid. The message names the column and the first wrong row, counted from 1 below
+            the header.
     """
     missing = [column for column in REQUIRED_COLUMNS if column not in frame]
     if missing:
         raise UsageError(f"{name}: column {missing[0]} is missing; a manifest needs {', '.join(REQUIRED_COLUMNS)}")
     unknown = pd.Series(np.nan, index=frame.index)
-    typed = {column.name: _typed(frame.get(column.name, unknown), column, name) for column in COLUMNS}
+    typed = {column.name: _convert(frame.get(column.name, unknown), column, name) for column in COLUMNS}
     extra = {str(column): frame[column] for column in frame if column not in typed}
     table = pd.DataFrame(typed | extra).reset_index(drop=True)
     check_manifest(table, name)
     return table
 
 
-def _typed(values: pd.Series, column: ManifestColumn, name: str) -> pd.Series:
+def _convert(values: pd.Series, column: ManifestColumn, name: str) -> pd.Series:
+    """Return the values of a column in the type of its kind; numbers and flags are float."""
     if column.kind in ("text", "path"):
         return _text(values, blank="" if column.role == "id" else np.nan)
     if pd.api.types.is_numeric_dtype(values):
         return values.astype(float)
     text = _text(values, blank=np.nan)
-    numbers = pd.to_numeric(
-        text.map(lambda value: BOOLEAN_TEXT.get(value.lower(), value), na_action="ignore"), errors="coerce"
-    )
-    _refuse(text.notna() & numbers.isna(), text, f"{name}: column {column.name}", "is not a number")
+    digits = text.map(lambda value: BOOLEAN_TEXT.get(value.lower(), value), na_action="ignore")
+    numbers = pd.to_numeric(digits, errors="coerce")
+    invalid = text.notna() & numbers.isna()
+    _refuse(invalid, text, f"{name}: column {column.name}", f"is not a number; {CORRECT_OR_EMPTY}")
     return numbers.astype(float)
 
 
 def _text(values: pd.Series, blank: str | float) -> pd.Series:
+    """Return the values as stripped text, with `blank` for empty ones."""
     text = values.astype(object).map(lambda value: str(value).strip(), na_action="ignore").astype(object)
     return text.where(text.notna() & (text != ""), blank)
 
 
 def check_manifest(table: pd.DataFrame, name: str) -> None:
-    """Refuse an empty table, empty or repeated image ids, empty patients, one file in two rows, and values outside a column's range.
+    """Check a typed table.
 
-    Raises UsageError naming the column and the first offending row.
+    Args:
+        table: A table with all of `COLUMNS`.
+        name: Name of the table in messages.
+
+    Raises:
+        UsageError: The table is empty, an image id is empty or repeated, a patient is empty, a file is in two rows, or
+            a value is not allowed in its column. The message names the column and the first wrong row.
     """
     if table.empty:
-        raise UsageError(f"{name}: the table has no rows")
+        raise UsageError(f"{name}: the table has no rows; add a row for each image")
     for id_column in ("image_id", "patient_id"):
-        _refuse(table[id_column] == "", table[id_column], f"{name}: column {id_column}", "is empty")
-    _refuse(table.image_id.duplicated(), table.image_id, f"{name}: column image_id", "stands in an earlier row, too")
+        _refuse(table[id_column] == "", table[id_column], f"{name}: column {id_column}", "is empty; fill it in")
+    repeated_ids = table.image_id.duplicated()
+    _refuse(repeated_ids, table.image_id, f"{name}: column image_id", "is also in an earlier row; make ids unique")
     for column in COLUMNS:
-        values, where = table[column.name], f"{name}: column {column.name}"
+        values = table[column.name]
+        where = f"{name}: column {column.name}"
         if column.kind == "flag":
-            _refuse(
-                values.notna() & ~values.isin([0, 1]),
-                values,
-                where,
-                "is neither 0 nor 1 (leave it empty where it is unknown)",
-            )
+            invalid = values.notna() & ~values.isin([0, 1])
+            _refuse(invalid, values, where, f"is neither 0 nor 1; {CORRECT_OR_EMPTY}")
         if column.choices:
             allowed = ", ".join(choice or "empty" for choice in column.choices)
-            _refuse(values.notna() & ~values.isin(column.choices), values, where, f"is none of {allowed}")
+            invalid = values.notna() & ~values.isin(column.choices)
+            _refuse(invalid, values, where, f"is not one of {allowed}; correct it")
         if column.kind == "path":
-            _refuse(
-                values.notna() & (values != "") & values.duplicated(), values, where, "stands in an earlier row, too"
-            )
-    lost = (table.path == "") & (table.status != "refused")
-    _refuse(lost, table.path, f"{name}: column path", "is empty, which only a refused image may be")
+            repeated = values.notna() & (values != "") & values.duplicated()
+            _refuse(repeated, values, where, "is also in an earlier row; keep one row per file")
+    without_path = (table.path == "") & (table.status != "refused")
+    _refuse(without_path, table.path, f"{name}: column path", "is empty; only refused images may have no path")
 
 
-def _refuse(bad: pd.Series, values: pd.Series, where: str, problem: str) -> None:
-    rows = np.flatnonzero(bad)
+def _refuse(invalid: pd.Series, values: pd.Series, where: str, problem: str) -> None:
+    """Raise UsageError for the first row in which `invalid` is true, if any."""
+    rows = np.flatnonzero(invalid)
     if len(rows):
         raise UsageError(f"{where}, row {rows[0] + 1}: {values.iloc[rows[0]]!r} {problem}")
 
 
 def read_manifest(path: Path | str) -> pd.DataFrame:
-    """The manifest in `path` as a typed, checked table with absolute paths; extra columns as text. Raises UsageError."""
+    """Return the manifest in the file `path` as a typed, checked table with absolute paths; extra columns are text.
+
+    Raises:
+        UsageError: The file cannot be read, or is not a valid manifest.
+    """
     path = Path(path)
     return as_manifest(resolve_paths(read_table(path, REQUIRED_COLUMNS), path.parent), str(path))
 
@@ -192,13 +129,23 @@ def read_manifests(paths: Sequence[Path | str]) -> pd.DataFrame:
 
 
 def read_table(path: Path | str, needed: Sequence[str] = (), separator: str = ",") -> pd.DataFrame:
-    """A CSV file with every cell as text and NaN where it is empty. Raises UsageError naming the file, or the needed column it lacks."""
+    """Return a CSV file as a table whose cells are all text, or NaN if empty.
+
+    Args:
+        path: The file, in UTF-8.
+        needed: Columns that it must have.
+        separator: Character between cells.
+
+    Raises:
+        UsageError: The file cannot be read, is not a table, or lacks a needed column.
+    """
     try:
         table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # the mother of pandas' EmptyDataError and ParserError, and of UnicodeDecodeError
-        raise UsageError(f"{path} is not a table of comma-separated values: {str(error).strip()}") from error
+        raise UsageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except ValueError as error:  # base class of pandas' EmptyDataError and ParserError, and of UnicodeDecodeError
+        problem = str(error).strip()
+        raise UsageError(f"{path} is not a table of comma-separated values: {problem}; save it as CSV") from error
     missing = [column for column in needed if column not in table]
     if missing:
         raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(map(str, table.columns))}")
@@ -206,58 +153,64 @@ def read_table(path: Path | str, needed: Sequence[str] = (), separator: str = ",
 
 
 def resolve_paths(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """`table` with its path columns, which are relative to `folder`, made absolute."""
+    """Return `table` with its path columns, which are relative to `folder`, made absolute."""
     root = os.path.abspath(folder)
 
     def absolute(path: Any) -> str:
         return os.path.normpath(os.path.join(root, str(path).strip()))
 
-    return table.assign(
-        **{column: table[column].map(absolute, na_action="ignore") for column in PATH_COLUMNS if column in table}
-    )
+    columns = [column for column in PATH_COLUMNS if column in table]
+    return table.assign(**{column: table[column].map(absolute, na_action="ignore") for column in columns})
 
 
 def write_manifest(table: pd.DataFrame, path: Path | str) -> None:
-    """Write `table` to `path` as CSV, whole or not at all; what lies below that folder is written relative to it."""
+    """Write a manifest to `path` as CSV, atomically; paths below the file's folder are written relative to it."""
     folder = os.path.join(os.path.abspath(Path(path).parent), "")
     text = table.copy()
     for column in PATH_COLUMNS:
         text[column] = text[column].str.removeprefix(folder)
     for name, numbers in text.select_dtypes("number").items():
-        if (numbers.dropna() % 1 == 0).all():  # 1 and not 1.0, for people who edit the file
+        if (numbers.dropna() % 1 == 0).all():  # write 1, not 1.0, for people who edit the file
             text[name] = numbers.astype("Int64")
     with atomic_path(path) as temporary:
         text.to_csv(temporary, index=False)
 
 
 def usable_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose image was not refused."""
+    """Return the rows whose image was not refused."""
     return table[table.status != "refused"]
 
 
 def breast_ids(table: pd.DataFrame) -> pd.Series:
-    """The breast of each row, <patient>_<L or R> as Kaggle's prediction_id; where the side is unknown, the patient."""
+    """Return each row's breast: <patient>_<L or R>, as Kaggle's prediction_id, or <patient> if the side is unknown."""
     return (table.patient_id + "_" + table.laterality).str.removesuffix("_")
 
 
 def is_repeated_file(table: pd.DataFrame) -> pd.Series:
-    """Which rows hold the same file, byte for byte, as an earlier usable row of the same breast, where it would count twice."""
-    known = usable_rows(table).dropna(subset=["source_sha256"])
-    files = pd.DataFrame({"breast": breast_ids(known), "file": known.source_sha256})
+    """Return whether each row has the same file, byte for byte, as an earlier usable row of its breast.
+
+    Such an image must not count twice in the breast's score.
+    """
+    hashed = usable_rows(table).dropna(subset=["source_sha256"])
+    files = pd.DataFrame({"breast": breast_ids(hashed), "file": hashed.source_sha256})
     return files.duplicated().reindex(table.index, fill_value=False)
 
 
 def merge_manifests(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Several releases as one table; an image or patient id that two of them use is told apart by its dataset's name in front.
+    """Return several releases as one manifest.
 
-    Raises UsageError where one release (one `dataset`) brings the same image twice. Files that several rows share are counted in the log.
+    An image or patient id that two releases (values of `dataset`) share gets the release's name as a prefix. The number
+    of rows with the same file is logged.
+
+    Raises:
+        UsageError: One release has the same image twice.
     """
     table = pd.concat([part.astype(object) for part in tables], ignore_index=True)
     release = table.dataset.fillna("unnamed")
     for column in ("image_id", "patient_id"):
-        shared = release.groupby(table[column]).nunique() > 1
-        clash = table[column].map(shared)
-        table[column] = table[column].where(~clash, release + "-" + table[column])
+        shared_ids = release.groupby(table[column]).nunique() > 1
+        is_shared = table[column].map(shared_ids)
+        table[column] = table[column].where(~is_shared, release + "-" + table[column])
     merged = as_manifest(table, "the merged table")
     copies = find_duplicates(merged)
     if len(copies):
@@ -268,20 +221,26 @@ def merge_manifests(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def find_duplicates(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose source file has the same bytes as another row's, copies side by side."""
-    known = table[table.source_sha256.notna()]
-    return known[known.source_sha256.duplicated(keep=False)].sort_values(["source_sha256", "image_id"])
+    """Return the rows whose source file has the same bytes as another row's, with copies next to each other."""
+    hashed = table[table.source_sha256.notna()]
+    return hashed[hashed.source_sha256.duplicated(keep=False)].sort_values(["source_sha256", "image_id"])
 
 
 def find_leaks(table: pd.DataFrame, by: str = "split") -> pd.DataFrame:
-    """What links two parts of the data: every patient and every file (by its bytes) that stands in more than one value of `by`.
+    """Find the patients and files (by their bytes) that are in more than one part of the data.
 
-    Returns the columns kind (patient_id or source_sha256), value, parts (such as 'test, train') and images (their number); empty = clean.
+    Args:
+        table: A manifest.
+        by: Column of the parts: split or fold.
+
+    Returns:
+        One row per leak with the columns kind (patient_id or source_sha256), value, parts (such as 'test, train') and
+        images (their number). Empty if there is none.
     """
-    found = []
+    leaks = []
     for kind in ("patient_id", "source_sha256"):
         parts = table.dropna(subset=[kind, by]).groupby(kind)[by]
         for value in parts.nunique().loc[lambda count: count > 1].index:
             group = parts.get_group(value)
-            found.append((kind, value, ", ".join(sorted(map(str, group.unique()))), len(group)))
-    return pd.DataFrame(found, columns=["kind", "value", "parts", "images"])
+            leaks.append((kind, value, ", ".join(sorted(map(str, group.unique()))), len(group)))
+    return pd.DataFrame(leaks, columns=["kind", "value", "parts", "images"])

@@ -1,4 +1,4 @@
-"""Which images an epoch shows, and in what order. Knows labels and seeds, no pixels and no model."""
+"""Samplers: which images an epoch shows, in which order and with which random seeds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from vitmodel.utils import derive_seed
 
 
 class SampleRequest(NamedTuple):
-    """One image to load, and the seed of everything random about it."""
+    """A request for one image: its row, and the seed of its random changes."""
 
     row: int
     seed: int
 
 
 class SequentialSampler(Sampler[SampleRequest]):
-    """Every image once, in order."""
+    """Every image once, in order, with seed 0.
+
+    Args:
+        count: Number of images.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -32,15 +36,19 @@ class SequentialSampler(Sampler[SampleRequest]):
 
 
 class EpochSampler(Sampler[SampleRequest]):
-    """As many draws an epoch as there are images, in one of three ways.
+    """As many requests per epoch as there are images.
 
-    natural   each image once
-    positive  each image once, but where `batch` draws in a row would hold no positive, one takes a negative's place
-    balanced  cancers and negatives equally often
+    The requests depend on seed and epoch only, so a run that resumes at `epoch` sees the batches of an uninterrupted
+    run. Each iteration is the next epoch. It is counted when its first request is drawn, because a loader with workers
+    creates two iterators and uses one. (Lightning's `set_epoch` comes too late for the first epoch after resuming.)
 
-    Unknown labels (NaN) count as negatives. The draws depend on seed and epoch alone, so a run that resumes at `epoch` sees the batches
-    of one that was never interrupted. Each iteration is the next epoch, from its first draw on: a loader with workers makes two iterators
-    and uses one. (Lightning's `set_epoch` comes too late for the first epoch after a resumption.)
+    Args:
+        labels: Label of each image. Unknown labels (NaN) count as negatives.
+        seed: Seed of the order and of the requests.
+        mode: "natural" = each image once. "positive" = each image once, but in each run of `batch` requests without a
+            positive image, one negative is replaced by a positive. "balanced" = equally many positives and negatives.
+        batch: Images per batch, for the mode "positive".
+        epoch: Epoch of the next iteration.
     """
 
     def __init__(
@@ -51,7 +59,6 @@ class EpochSampler(Sampler[SampleRequest]):
         batch: int = 32,
         epoch: int = 0,
     ) -> None:
-        """`epoch` comes next."""
         self.labels = np.asarray(labels)
         self.seed = seed
         self.mode = mode
@@ -62,35 +69,37 @@ class EpochSampler(Sampler[SampleRequest]):
         return len(self.labels)
 
     def __iter__(self) -> Iterator[SampleRequest]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
+        epoch = self.epoch
+        self.epoch += 1
         rng = np.random.default_rng(derive_seed("order", self.seed, epoch))
-        draw = {"natural": self._natural, "positive": self._with_positives, "balanced": self._balanced}[self.mode]
-        for position, row in enumerate(draw(rng)):
+        draw_order = {"natural": self._natural, "positive": self._with_positives, "balanced": self._balanced}[self.mode]
+        for position, row in enumerate(draw_order(rng)):
             yield SampleRequest(int(row), derive_seed("draw", self.seed, epoch, position))
 
     def _natural(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the rows in random order."""
         return rng.permutation(len(self))
 
     def _with_positives(self, rng: np.random.Generator) -> np.ndarray:
-        """A random order in which each batch that came out without a positive has one in the place of one of its negatives."""
+        """Return the rows in random order, with a positive in place of a negative in each batch without a positive."""
         order = rng.permutation(len(self))
         positive = self.labels == 1
-        spare = rng.permutation(np.flatnonzero(positive))
-        lacking = [
-            start for start in range(0, len(order), self.batch) if not positive[order[start : start + self.batch]].any()
-        ]
-        if len(spare):
-            for number, start in enumerate(lacking):
-                place = start + rng.integers(min(self.batch, len(order) - start))
-                order[place] = spare[number % len(spare)]
+        positive_rows = rng.permutation(np.flatnonzero(positive))
+        if not len(positive_rows):
+            return order
+        starts = range(0, len(order), self.batch)
+        without_positive = [start for start in starts if not positive[order[start : start + self.batch]].any()]
+        for number, start in enumerate(without_positive):
+            position = start + rng.integers(min(self.batch, len(order) - start))
+            order[position] = positive_rows[number % len(positive_rows)]
         return order
 
     def _balanced(self, rng: np.random.Generator) -> np.ndarray:
-        """Half the draws from each class; within a class every image comes as often as any other, give or take one."""
-        draws = []
+        """Return half the rows from each class; within a class, counts of two images differ by at most one."""
+        rows_by_class = []
         for label in (0, 1):
-            members = np.flatnonzero((self.labels == 1) == label)
-            wanted = len(self) // 2 + label * (len(self) % 2)
-            rounds = [rng.permutation(members) for _ in range(-(-wanted // len(members)))]
-            draws.append(np.concatenate(rounds)[:wanted])
-        return rng.permutation(np.concatenate(draws))
+            rows = np.flatnonzero((self.labels == 1) == label)
+            count = len(self) // 2 + label * (len(self) % 2)
+            rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
+            rows_by_class.append(np.concatenate(rounds)[:count])
+        return rng.permutation(np.concatenate(rows_by_class))

@@ -1,8 +1,11 @@
-"""CBIS-DDSM (TCIA, 2017; doi:10.1038/sdata.2017.177): digitised films, a table row per abnormality, joined here to a row per image.
+"""Read CBIS-DDSM (TCIA, 2017; doi:10.1038/sdata.2017.177): digitised films, with one table row per abnormality.
 
-Two facts of the release matter. The mass set and the calcification set are split apart, so 31 patients stand in both train and test:
-they go to test as a whole, which keeps every official test image and frees training of them (official_split remembers). And 71 films
-are in both sets as two images: both are positive if either is, for they show the same breast.
+The rows are joined to one row per image. Two facts of the release matter:
+
+- The mass set and the calcification set were split separately, so 31 patients are in both train and test. All their
+  images are assigned to test, which keeps every official test image and removes these patients from training. The
+  column `official_split` keeps the original split.
+- 71 films are in both sets, as two images. Both images are positive if either is, because they show the same breast.
 """
 
 from __future__ import annotations
@@ -21,8 +24,11 @@ logger = logging.getLogger(__name__)
 
 EXPECTED_FILES = "mass_ and calc_case_description_{train,test}_set.csv, or all in cbis_ddsm_all_abnormalities.csv"
 JOINED = "cbis_ddsm_all_abnormalities.csv"
-CASE_TABLES = tuple(
-    f"{kind}_case_description_{part}_set.csv" for kind in ("mass", "calc") for part in ("train", "test")
+CASE_TABLES = (
+    "mass_case_description_train_set.csv",
+    "mass_case_description_test_set.csv",
+    "calc_case_description_train_set.csv",
+    "calc_case_description_test_set.csv",
 )
 NEEDED_COLUMNS = (
     "patient_id",
@@ -39,74 +45,99 @@ DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 
 def detect(root: Path) -> bool:
+    """Return whether `root` is one of the release's tables or a folder that contains one."""
     return find_table(root, JOINED, *CASE_TABLES) is not None
 
 
 def read(root: Path) -> pd.DataFrame:
-    """One row per full mammogram; birads is the highest of its abnormalities. Raises UsageError."""
-    table = _abnormalities(root)
-    table["image_id"] = (
-        table.image_file_path.str.strip().str.split("/").str[0]
-    )  # Calc-Training_P_00005_RIGHT_CC: one full image each
-    table["side"], table["cancer"] = normalize_side(table.left_or_right_breast), table.pathology.map(PATHOLOGY)
-    film = [table.patient_id, table.side, table.image_view]
-    table["cancer"] = table.cancer.groupby(film).transform("max")
-    images = table.groupby("image_id", sort=False)
-    frame = images.first().reset_index()
-    official = frame.split
+    """Return a manifest with one row per full mammogram; `birads` is the highest assessment of its abnormalities.
+
+    Raises:
+        UsageError: A table is missing, or lacks a column.
+    """
+    abnormalities = _abnormalities(root)
+    # The first folder names the full image: Calc-Training_P_00005_RIGHT_CC
+    abnormalities["image_id"] = abnormalities.image_file_path.str.strip().str.split("/").str[0]
+    abnormalities["side"] = normalize_side(abnormalities.left_or_right_breast)
+    film = [abnormalities.patient_id, abnormalities.side, abnormalities.image_view]
+    abnormalities["cancer"] = abnormalities.pathology.map(PATHOLOGY).groupby(film).transform("max")
+    abnormalities_by_image = abnormalities.groupby("image_id", sort=False)
+    images = abnormalities_by_image.first().reset_index()
+    assessments = pd.to_numeric(abnormalities.assessment)
     frame = pd.DataFrame(
         {
-            "image_id": frame.image_id,
-            "patient_id": frame.patient_id,
-            "laterality": frame.side,
-            "view": frame.image_view,
-            "path": _paths(root, frame),
+            "image_id": images.image_id,
+            "patient_id": images.patient_id,
+            "laterality": images.side,
+            "view": images.image_view,
+            "path": _paths(root, images),
             "dataset": "cbis_ddsm",
-            "split": official.where(~frame.patient_id.isin(_divided(frame)), "test"),
-            "official_split": official,
-            "cancer": frame.cancer,
-            "birads": frame.image_id.map(pd.to_numeric(table.assessment).groupby(table.image_id).max()),
-            "density": frame.breast_density.map(DENSITY),
-            "abnormality_type": frame.abnormality_type,
-            "abnormalities": frame.image_id.map(images.size()),
+            "split": images.split.where(~images.patient_id.isin(_patients_in_both_splits(images)), "test"),
+            "official_split": images.split,
+            "cancer": images.cancer,
+            "birads": images.image_id.map(assessments.groupby(abnormalities.image_id).max()),
+            "density": images.breast_density.map(DENSITY),
+            "abnormality_type": images.abnormality_type,
+            "abnormalities": images.image_id.map(abnormalities_by_image.size()),
         }
     )
     return as_manifest(frame, str(root))
 
 
 def _abnormalities(root: Path) -> pd.DataFrame:
+    """Return all abnormalities with their official split, from the joined table or from the release's four tables.
+
+    If `root` is one of the four tables, only that one is read.
+    """
     joined = find_table(root, JOINED)
     if joined:
         return read_table(joined, [*NEEDED_COLUMNS, "split"])
-    parts = []
-    for name in CASE_TABLES if root.is_dir() else (root.name,):
-        path = find_table(root, name)
-        if path is None:
-            raise UsageError(f"{root}: {name} is missing; CBIS-DDSM comes with {', '.join(CASE_TABLES)}")
-        table = read_table(path).rename(
-            columns=lambda column: column.replace(" ", "_")
-        )  # 'breast density' in two files of the four
-        missing = [column for column in NEEDED_COLUMNS if column not in table]
-        if missing:
-            raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(table.columns)}")
-        parts.append(table.assign(split="train" if "train" in name else "test"))
-    return pd.concat(parts, ignore_index=True)
+    names = CASE_TABLES if root.is_dir() else (root.name,)
+    return pd.concat([_case_table(root, name) for name in names], ignore_index=True)
 
 
-def _divided(frame: pd.DataFrame) -> pd.Index:
-    """The patients that the official splits divide."""
-    parts = frame.groupby("patient_id").split.nunique()
-    divided = parts.index[parts > 1]
-    if len(divided):
-        logger.warning(
-            "CBIS-DDSM: %d patients stand in both official splits; all their images are put into test", len(divided)
+def _case_table(root: Path, name: str) -> pd.DataFrame:
+    path = find_table(root, name)
+    if path is None:
+        raise UsageError(
+            f"{root}: {name} is missing; CBIS-DDSM comes with {', '.join(CASE_TABLES)}, put all four there"
         )
-    return divided
+    # Two of the four files spell a column 'breast density'.
+    table = read_table(path).rename(columns=lambda column: column.replace(" ", "_"))
+    missing = [column for column in NEEDED_COLUMNS if column not in table]
+    if missing:
+        raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(table.columns)}")
+    return table.assign(split="train" if "train" in name else "test")
 
 
-def _paths(root: Path, frame: pd.DataFrame) -> list[str]:
-    """The file below a folder named like the image (TCIA) or like its series (JPEG exports); else the path that the table gives."""
+def _patients_in_both_splits(images: pd.DataFrame) -> pd.Index:
+    """Return the patients who are in both official splits, and log their number."""
+    splits_per_patient = images.groupby("patient_id").split.nunique()
+    patients = splits_per_patient.index[splits_per_patient > 1]
+    if len(patients):
+        logger.warning(
+            "CBIS-DDSM: %d patients are in both official splits; all their images are assigned to test", len(patients)
+        )
+    return patients
+
+
+def _paths(root: Path, images: pd.DataFrame) -> list[str]:
+    """Return the path of each image.
+
+    The file is found in a folder named like the image (as TCIA has it) or like its series (as JPEG exports have it).
+    Otherwise the path is the one in the table.
+    """
     folder = os.path.abspath(root if root.is_dir() else root.parent)
-    files = {part: file for file in list_images(Path(folder)) for part in file[len(folder) :].split(os.sep)[:-1]}
-    path = frame.image_file_path.str.strip()
-    return get_or_default(frame.image_id, files, get_or_default(path.str.split("/").str[2], files, folder + "/" + path))
+    files = _files_by_folder(folder)
+    listed = images.image_file_path.str.strip()
+    by_series = get_or_default(listed.str.split("/").str[2], files, folder + "/" + listed)
+    return get_or_default(images.image_id, files, by_series)
+
+
+def _files_by_folder(folder: str) -> dict[str, str]:
+    """Return the last image file in or below each folder name, for all folders below `folder`."""
+    files: dict[str, str] = {}
+    for file in list_images(Path(folder)):
+        for name in file[len(folder) :].split(os.sep)[:-1]:
+            files[name] = file
+    return files

@@ -1,14 +1,18 @@
-"""Images sorted into one folder per class: positive/ and negative/, cancer/ and normal/, malignant/ and benign/, 1/ and 0/.
+"""Read images sorted into one folder per class.
 
-The class folders may lie in train/, val/ and test/ folders, which are kept as the split. Patients come from file names like
-<patient>_<image>; where any name is otherwise, each file is a patient of its own, and a split may then divide a patient: the log says so.
+The folders are positive/ and negative/, cancer/ and normal/, malignant/ and benign/, or 1/ and 0/. They may be inside
+train/, val/ and test/ folders, which become the split. The patient is taken from file names of the form
+<patient>_<image>. If any file has another name, each file counts as a separate patient. Then a split may divide a
+patient, and a warning is logged.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +22,8 @@ from vitmodel.errors import UsageError
 from vitmodel.releases.files import image_stem, list_images, make_unique, patient_from_name
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EXPECTED_FILES = "folders positive/ and negative/ (or cancer and normal, malignant and benign, 1 and 0)"
 CLASSES = {
@@ -34,18 +40,17 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
 def detect(root: Path) -> bool:
-    """Whether `source`, or a split's folder in it, holds a folder of each class."""
+    """Return whether `root`, or a split's folder in it, contains a folder for each class."""
     if not root.is_dir():
         return False
-    return any(
-        _has_classes(folder) for folder in [root, *(root / name for name in _folders(root) if name.lower() in SPLITS)]
-    )
+    split_folders = [root / name for name in _folders(root) if name.lower() in SPLITS]
+    return any(_has_classes(folder) for folder in [root, *split_folders])
 
 
 def _has_classes(folder: Path) -> bool:
     names = {name.lower() for name in _folders(folder)}
-    worded = {CLASSES.get(name) for name in names - {"0", "1"}}
-    return names == {"0", "1"} or {0.0, 1.0} <= worded  # among other folders, 0 and 1 may be patients
+    named_classes = {CLASSES.get(name) for name in names - {"0", "1"}}
+    return names == {"0", "1"} or {0.0, 1.0} <= named_classes  # among other folders, 0 and 1 may be patients
 
 
 def _folders(folder: Path) -> list[str]:
@@ -53,19 +58,22 @@ def _folders(folder: Path) -> list[str]:
 
 
 def read(root: Path) -> pd.DataFrame:
-    """One row per image; side and view are unknown, and so is the class of an image outside the class folders. Raises UsageError."""
+    """Return a manifest with one row per image.
+
+    Side and view are unknown, and so is the class of an image that is outside the class folders.
+
+    Raises:
+        UsageError: The folder contains no image.
+    """
     paths = pd.Series(list_images(root), dtype=object)
     if paths.empty:
-        raise UsageError(f"{root}: no image in these folders; looked for DICOM, PNG, JPEG and TIFF files")
-    patients, stems = paths.map(patient_from_name), paths.map(image_stem)
-    image_ids = make_unique(stems, paths, root)
+        raise UsageError(f"{root}: no image found; add DICOM, PNG, JPEG or TIFF files to these folders")
+    patients = paths.map(patient_from_name)
+    image_ids = make_unique(paths.map(image_stem), paths, root)
     if patients.isna().any():
-        logger.warning("%s: not all files are named <patient>_<image>, so each counts as a patient of its own", root)
+        logger.warning("%s: some files are not named <patient>_<image>, so each file is a patient of its own", root)
         patients = image_ids
-    # the outermost counts: negative/1 may be patient 1
-    folders = paths.map(
-        lambda path: [part.lower() for part in Path(path).relative_to(os.path.abspath(root)).parts[:-1]]
-    )
+    folders = paths.map(lambda path: _folder_names(path, root))
     frame = pd.DataFrame(
         {
             "image_id": image_ids,
@@ -74,8 +82,18 @@ def read(root: Path) -> pd.DataFrame:
             "view": "",
             "path": paths,
             "dataset": "class_folders",
-            "cancer": folders.map(lambda names: next((CLASSES[name] for name in names if name in CLASSES), np.nan)),
-            "split": folders.map(lambda names: next((SPLITS[name] for name in names if name in SPLITS), np.nan)),
+            "cancer": folders.map(lambda names: _first_value(names, CLASSES)),
+            "split": folders.map(lambda names: _first_value(names, SPLITS)),
         }
     )
     return as_manifest(frame, str(root))
+
+
+def _folder_names(path: str, root: Path) -> list[str]:
+    """Return the lower-case names of the folders between `root` and the file, outermost first."""
+    return [part.lower() for part in Path(path).relative_to(os.path.abspath(root)).parts[:-1]]
+
+
+def _first_value(names: Iterable[str], values: Mapping[str, T]) -> T | float:
+    """Return the value of the outermost folder that has one, else NaN: in negative/1, 1 may be a patient."""
+    return next((values[name] for name in names if name in values), np.nan)

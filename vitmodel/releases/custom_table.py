@@ -1,4 +1,4 @@
-"""Any table of one's own: a CSV file that names an image file and its patient in each row; a manifest is one, too."""
+"""Read the user's own table: a CSV file with an image file and its patient in each row, such as a manifest."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ from vitmodel.errors import UsageError
 from vitmodel.releases.files import csv_header, image_stem, tables_with_columns
 
 EXPECTED_FILES = (
-    "a CSV file with the columns patient_id and path (or image_path); the manifest's other columns where they are known"
+    "a CSV file with the columns patient_id and path (or image_path); other columns of the manifest are optional"
 )
 
 
 def find_listings(root: Path) -> list[Path]:
-    """The listings in the folder `source`, or `source` itself, if it is a table at all."""
+    """Return the tables in the folder `root` that list images, or `root` itself if it is a CSV file."""
     if root.is_file():
         return tables_with_columns(root, ())
     return [path for path in tables_with_columns(root, ["patient_id"]) if {"path", "image_path"} & csv_header(path)]
 
 
 def detect(root: Path) -> bool:
+    """Return whether `root` is a CSV file or a folder that contains a table of images."""
     return bool(find_listings(root))
 
 
 def read(root: Path, dataset: str = "listing") -> pd.DataFrame:
-    """The listing as a manifest; image_id is the file's name where no column tells it, and so for `dataset`. Raises UsageError."""
-    found = find_listings(root)
-    if len(found) != 1:
-        raise UsageError(
-            f"{root}: {len(found)} tables could be meant ({', '.join(path.name for path in found)}); name one as the source"
-        )
-    path = "image_path" if "image_path" in csv_header(found[0]) else "path"
-    table = read_table(found[0], ["patient_id", path]).rename(columns={path: "path", "BIRADS": "birads"})
-    table = resolve_paths(table, found[0].parent)
+    """Return the table as a manifest.
+
+    Args:
+        root: The table, or a folder that contains a single one.
+        dataset: Value of the column `dataset`, if the table lacks it. A missing `image_id` is the file's name.
+
+    Raises:
+        UsageError: The folder contains several tables, or the table is not valid.
+    """
+    listings = find_listings(root)
+    if len(listings) != 1:
+        names = ", ".join(path.name for path in listings)
+        raise UsageError(f"{root}: found {len(listings)} tables of images ({names}); pass one of them as the source")
+    listing = listings[0]
+    path_column = "image_path" if "image_path" in csv_header(listing) else "path"
+    table = read_table(listing, ["patient_id", path_column]).rename(columns={path_column: "path", "BIRADS": "birads"})
+    table = resolve_paths(table, listing.parent)
     blank = pd.Series("", index=table.index)
     defaults = {
         "image_id": table.path.map(image_stem, na_action="ignore"),
@@ -43,6 +52,5 @@ def read(root: Path, dataset: str = "listing") -> pd.DataFrame:
         "view": blank,
         "dataset": blank + dataset,
     }
-    return as_manifest(
-        table.assign(**{column: values for column, values in defaults.items() if column not in table}), str(found[0])
-    )
+    missing = {column: values for column, values in defaults.items() if column not in table}
+    return as_manifest(table.assign(**missing), str(listing))

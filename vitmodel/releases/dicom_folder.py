@@ -1,4 +1,7 @@
-"""Images with no table: DICOM, PNG, JPEG or TIFF files below a folder, or one file. The headers tell what is known; labels are NaN."""
+"""Read images without a table: DICOM, PNG, JPEG or TIFF files below a folder, or a single file.
+
+Metadata comes from the DICOM headers. All labels are NaN.
+"""
 
 from __future__ import annotations
 
@@ -23,43 +26,56 @@ HEADER_COLUMNS = ("image_id", "patient_id", "laterality", "view", "machine_id", 
 
 
 def detect(root: Path) -> bool:
+    """Return whether `root` is a file or a folder that contains an image."""
     return root.is_file() or next(iter_images(str(root)), None) is not None
 
 
 def read(root: Path) -> pd.DataFrame:
-    """One row per file, also where it is no image after all (the ETL will refuse it).
+    """Return a manifest with one row per file, including files that turn out to be no image (ETL refuses those).
 
-    What the header lacks comes from the name: the image from the file's; the patient from <patient>_<image>, else from the folder that
-    the file lies in, where there are several, else the file is a patient of its own. Raises UsageError where there is no image.
+    Values that the header lacks come from the file's path. The image is the file's name. The patient is taken from a
+    name of the form <patient>_<image>; else it is the file's folder, if there are several folders; else each file is
+    a patient of its own.
+
+    Raises:
+        UsageError: The folder contains no image.
     """
     files = list_images(root)
     if not files:
-        raise UsageError(f"{root}: no image in this folder; looked for {EXPECTED_FILES}")
-    unread = sorted(path.name for path in root.glob("*.csv")) if root.is_dir() else []
-    if unread:
+        raise UsageError(f"{root}: no image found in this folder; it must contain {EXPECTED_FILES}")
+    ignored_tables = sorted(path.name for path in root.glob("*.csv")) if root.is_dir() else []
+    if ignored_tables:
         logger.warning(
-            "%s: read without labels, for its tables are none that an adapter knows: %s", root, ", ".join(unread)
+            "%s: the images have no labels, because no adapter recognises these tables: %s",
+            root,
+            ", ".join(ignored_tables),
         )
     return read_files(files, root)
 
 
 def read_files(files: list[str], root: Path) -> pd.DataFrame:
-    """One row per file, also where it is no image or not there; ids that several files share get the file's path below `root`."""
-    sorted_by_patient = len({os.path.dirname(file) for file in files}) > 1
-    rows = [_row(file, sorted_by_patient) for file in progress(files, "headers", unit="file")]
+    """Return a manifest with one row per file, including files that do not exist or are no image.
+
+    An image id that several files share is replaced by each file's path below `root`.
+    """
+    folder_is_patient = len({os.path.dirname(file) for file in files}) > 1
+    rows = [_row(file, folder_is_patient) for file in progress(files, "headers", unit="file")]
     frame = pd.DataFrame(rows).assign(dataset="dicom_folder")
     frame["image_id"] = make_unique(frame.image_id, frame.path, root)
     return as_manifest(frame, str(root))
 
 
-def _row(file: str, sorted_by_patient: bool) -> dict[str, Any]:
+def _row(file: str, folder_is_patient: bool) -> dict[str, Any]:
+    """Return the manifest's values for a file: those in its header, and those in its path where the header has none."""
+    patient = patient_from_name(file) or (Path(file).parent.name if folder_is_patient else image_stem(file))
+    row = {"image_id": image_stem(file), "patient_id": patient, "laterality": "", "view": "", "path": file}
+    return row | _header_values(file)
+
+
+def _header_values(file: str) -> dict[str, Any]:
+    """Return the non-empty `HEADER_COLUMNS` of a file's header; none if the image is refused."""
     try:
-        known = {
-            name: value
-            for name, value in asdict(open_image(file).header).items()
-            if name in HEADER_COLUMNS and value not in ("", None)
-        }
+        header = asdict(open_image(file).header)
     except ImageRefusedError:
-        known = {}
-    patient = patient_from_name(file) or (Path(file).parent.name if sorted_by_patient else image_stem(file))
-    return {"image_id": image_stem(file), "patient_id": patient, "laterality": "", "view": "", "path": file} | known
+        return {}
+    return {name: value for name, value in header.items() if name in HEADER_COLUMNS and value not in ("", None)}

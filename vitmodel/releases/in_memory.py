@@ -1,4 +1,4 @@
-"""Images in memory as files, so that they take the same way to their scores as any other input."""
+"""Write images that are in memory to files, so that they are scored by the same code as any other input."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mammogram:
-    """A mammogram as an array, with what a file's header would state.
+    """A mammogram as an array, with the metadata that a file's header would hold.
 
-    The array has no pixel spacing: models that crop at a physical scale (`mm_per_pixel`) refuse it; give them a
-    `pydicom.Dataset`.
+    The array has no pixel spacing. Models that crop at a physical scale (`mm_per_pixel`) refuse it; pass them a
+    `pydicom.Dataset` instead.
 
     Args:
         pixels: `(H, W)`, brighter = denser, air near 0: uint8 or uint16 over the full range of the type (scale 12-bit
             data up), or float from 0 to 1.
-        patient_id: The patient; images with the same id and laterality make one breast.
+        patient_id: The patient; images with the same id and laterality belong to one breast.
         laterality: Side of the breast, "L" or "R"; "" = unknown.
         view: Projection, such as "CC" or "MLO"; "" = unknown.
         image_id: Unique name of the image; None = array_1, array_2, ... by position among the sources.
@@ -45,7 +45,7 @@ class Mammogram:
         site_id: The hospital, for models that were trained with sources.
 
     Raises:
-        UsageError: The array has another shape, type or range, or a text has the wrong value.
+        UsageError: The array has another shape, type or range, `patient_id` is empty, or `laterality` is not valid.
 
     Examples:
         >>> pixels = np.zeros((256, 208), np.uint16)
@@ -73,23 +73,21 @@ class Mammogram:
             )
         if np.issubdtype(pixels.dtype, np.floating):
             if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-                raise UsageError("pixels: float values must lie between 0 and 1; rescale them, 0 = air, 1 = densest")
+                raise UsageError("pixels: float values must be between 0 and 1; rescale them, 0 = air, 1 = densest")
         elif pixels.dtype not in (np.uint8, np.uint16):
             raise UsageError(f"pixels: must be uint8, uint16 or float, not {pixels.dtype}; rescale and convert them")
         if not self.patient_id:
-            raise UsageError(
-                "patient_id: is empty; name the patient, so that the images of a breast are scored together"
-            )
+            raise UsageError("patient_id: is empty; set it, so that the images of a breast are scored together")
         if self.laterality not in ("L", "R", ""):
-            raise UsageError(f"laterality: must be 'L', 'R' or '' (unknown), not {self.laterality!r}")
+            raise UsageError(f"laterality: must be 'L', 'R' or '' (unknown), not {self.laterality!r}; correct it")
 
     def __repr__(self) -> str:
         height, width = self.pixels.shape
-        known = f"patient_id={self.patient_id!r}, laterality={self.laterality!r}, view={self.view!r}"
-        return f"Mammogram({height}x{width} {self.pixels.dtype}, {known})"
+        metadata = f"patient_id={self.patient_id!r}, laterality={self.laterality!r}, view={self.view!r}"
+        return f"Mammogram({height}x{width} {self.pixels.dtype}, {metadata})"
 
     def _png(self) -> bytes:
-        """Return the pixels as a lossless PNG file of 8 or 16 bits; floats take 16."""
+        """Return the pixels as the bytes of a lossless PNG file of 8 or 16 bits; float pixels become 16 bits."""
         pixels: np.ndarray = self.pixels
         if np.issubdtype(pixels.dtype, np.floating):
             pixels = np.rint(pixels.astype(np.float64) * 65535).astype(np.uint16)
@@ -102,19 +100,19 @@ SourceImage = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007 (e
 def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) -> list[str]:
     """Return a path for each source; data sets and arrays are written below `folder` first.
 
-    Data sets become DICOM files, in a folder of their own each, so that those without a PatientID count as different
-    patients. Arrays become PNG files with one table of their metadata.
+    Each data set becomes a DICOM file in a folder of its own, so that those without a PatientID count as different
+    patients. Arrays become PNG files, with one table for their metadata.
 
     Raises:
-        UsageError: There is no source, or one is of another type or cannot be written.
+        UsageError: There is no source, or one has another type or cannot be written.
     """
     single = isinstance(sources, str | os.PathLike | Dataset | Mammogram | np.ndarray)
     if not single and not isinstance(sources, Iterable):
-        raise _unknown(sources)
+        raise _unsupported_source(sources)
     items = [sources] if single else list(sources)  # type: ignore[arg-type]
     if not items:
         raise UsageError(
-            "sources: names nothing to score; give a path, a pydicom Dataset, a vitmodel.Mammogram or a list of them"
+            "sources: names nothing to score; pass a path, a pydicom Dataset, a vitmodel.Mammogram or a list of them"
         )
     paths: list[str] = []
     rows: list[dict[str, object]] = []
@@ -124,9 +122,9 @@ def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) ->
         elif isinstance(item, Mammogram):
             rows.append(_write_array(item, folder / "arrays" / f"array_{number}.png"))
         elif isinstance(item, str | os.PathLike):
-            paths.append(_checked(os.fspath(item)))
+            paths.append(_check_path(os.fspath(item)))
         else:
-            raise _unknown(item)
+            raise _unsupported_source(item)
     if rows:
         table = folder / "arrays" / "arrays.csv"
         write_atomic(table, pd.DataFrame(rows).to_csv(index=False))
@@ -134,23 +132,28 @@ def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) ->
     return paths
 
 
-def _checked(path: str) -> str:
+def _check_path(path: str) -> str:
+    """Return `path`; raise UsageError if it means standard input."""
     if path == "-":
-        raise UsageError("sources: '-' (standard input) is for the command line; give a list of paths")
+        raise UsageError("sources: '-' (standard input) works on the command line only; pass a list of paths")
     return path
 
 
-def _unknown(item: object) -> UsageError:
+def _unsupported_source(item: object) -> UsageError:
     if isinstance(item, np.ndarray):
         return UsageError(
-            "sources: an array needs its metadata; wrap it: vitmodel.Mammogram(pixels=array, patient_id=..., laterality=...)"
+            "sources: an array needs its metadata; "
+            "wrap it: vitmodel.Mammogram(pixels=array, patient_id=..., laterality=...)"
         )
-    wanted = "a path, a pydicom Dataset, a vitmodel.Mammogram or a list of them"
-    return UsageError(f"sources: {type(item).__name__} cannot be scored; give {wanted}")
+    supported = "a path, a pydicom Dataset, a vitmodel.Mammogram or a list of them"
+    return UsageError(f"sources: {type(item).__name__} cannot be scored; pass {supported}")
 
 
 def _write_dataset(dataset: Dataset, path: Path) -> Path:
-    """Write a DICOM data set in its own transfer syntax; without one, as Explicit VR Little Endian. The data set is not changed."""
+    """Write a DICOM data set in its own transfer syntax, or as Explicit VR Little Endian if it has none.
+
+    The data set itself is not changed.
+    """
     dataset = copy.copy(dataset)
     meta = getattr(dataset, "file_meta", None)
     dataset.file_meta = FileMetaDataset() if meta is None else copy.copy(meta)
@@ -167,7 +170,7 @@ def _write_dataset(dataset: Dataset, path: Path) -> Path:
 
 
 def _write_array(image: Mammogram, path: Path) -> dict[str, object]:
-    """Write an array as PNG; return its row of the table."""
+    """Write an array as PNG and return its row of the table."""
     write_atomic(path, image._png())
     values = {
         name: getattr(image, name) for name in ("patient_id", "laterality", "view", "age", "machine_id", "site_id")

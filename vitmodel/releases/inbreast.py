@@ -1,7 +1,8 @@
-"""INbreast (2012; doi:10.1016/j.acra.2011.09.014): INbreast.csv and AllDICOMs/<file>_<patient>_MG_<side>_<view>_ANON.dcm.
+"""Read INbreast (2012; doi:10.1016/j.acra.2011.09.014).
 
-The table's patients are removed; the code in the file names tells them apart. An image that is not there becomes a patient of its own.
-Pathology is not in the table, so cancer is NaN; BI-RADS 4a, 4b and 4c become 4 (birads_text keeps the letter).
+The release has INbreast.csv and AllDICOMs/<file>_<patient>_MG_<side>_<view>_ANON.dcm. Patient ids were removed from the
+table, so the code in the file names identifies patients. An image whose file is missing becomes a patient of its own.
+The table has no pathology, so `cancer` is NaN. BI-RADS 4a, 4b and 4c become 4; `birads_text` keeps the letter.
 """
 
 from __future__ import annotations
@@ -14,31 +15,38 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest, read_table
 from vitmodel.releases.files import find_table, get_or_default, image_stem, list_images, normalize_side
 
-EXPECTED_FILES = "INbreast.csv beside AllDICOMs/"
+EXPECTED_FILES = "INbreast.csv next to AllDICOMs/"
 TABLE_NAME = "INbreast.csv"
 NEEDED_COLUMNS = ("Laterality", "View", "File Name", "ACR", "Bi-Rads")
 DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 
 def detect(root: Path) -> bool:
+    """Return whether `root` is the release's table or a folder that contains it."""
     return find_table(root, TABLE_NAME) is not None
 
 
 def read(root: Path) -> pd.DataFrame:
-    """One row per image. Raises UsageError."""
+    """Return a manifest with one row per image.
+
+    Raises:
+        UsageError: The table cannot be read, or lacks a column.
+    """
     path = root if root.is_file() else root / TABLE_NAME
     table = read_table(path, NEEDED_COLUMNS, separator=";")
-    files = {image_stem(file).split("_")[0]: file for file in list_images(path.parent)}
-    patients = {image: image_stem(file).split("_")[1] for image, file in files.items() if "_" in image_stem(file)}
-    image, birads = table["File Name"].str.strip(), table["Bi-Rads"].str.strip()
-    released = os.path.join(os.path.abspath(path.parent), "AllDICOMs", "") + image + ".dcm"
+    name_parts = {file: image_stem(file).split("_") for file in list_images(path.parent)}
+    files = {parts[0]: file for file, parts in name_parts.items()}
+    patients = {image: name_parts[file][1] for image, file in files.items() if len(name_parts[file]) > 1}
+    image = table["File Name"].str.strip()
+    birads = table["Bi-Rads"].str.strip()
+    default_paths = os.path.join(os.path.abspath(path.parent), "AllDICOMs", "") + image + ".dcm"
     frame = pd.DataFrame(
         {
             "image_id": image,
             "patient_id": get_or_default(image, patients, image),
             "laterality": normalize_side(table.Laterality),
             "view": table.View.str.strip(),
-            "path": get_or_default(image, files, released),
+            "path": get_or_default(image, files, default_paths),
             "dataset": "inbreast",
             "birads": birads.str[:1],
             "birads_text": birads,

@@ -1,8 +1,8 @@
-"""The mini-MIAS films (1994) as pictures with a table: CSV with image_path, severity (N, B, M) and density_FGD.
+"""Read the mini-MIAS films (1994) from a CSV table with image_path, severity (N, B, M) and density_FGD.
 
-Background tissue is given as F (fatty), G (glandular), D (dense): three classes that do not map to the four of ACR, so density stays
-NaN and density_FGD is kept. The original PGM files must be converted to PNG first. Of a malignant finding, a circle is known where the
-table has x, y_top_left and radius.
+The original PGM files must be converted to PNG first. Background tissue is given as F (fatty), G (glandular) or
+D (dense). These three classes do not map to the four of the ACR, so `density` is NaN and `density_FGD` is kept. If the
+table has the columns x, y_top_left and radius, the box of a malignant finding is made from this circle.
 """
 
 from __future__ import annotations
@@ -19,20 +19,26 @@ EXPECTED_FILES = "a CSV file with image_path, severity and density_FGD"
 
 
 def detect(root: Path) -> bool:
+    """Return whether `root` is a table with the columns of mini-MIAS or a folder that contains one."""
     return bool(tables_with_columns(root, ["image_path", "patient_id", "severity", "density_FGD"]))
 
 
 def read(root: Path) -> pd.DataFrame:
-    """One row per film; cancer = malignant. Raises UsageError."""
+    """Return a manifest with one row per film, where `cancer` means malignant.
+
+    Raises:
+        UsageError: The folder contains several tables, or the table is not valid.
+    """
     table = custom_table.read(root, dataset="mias")
     return table.assign(cancer=table.severity.map({"M": 1.0, "B": 0.0, "N": 0.0}), lesions=_boxes(table))
 
 
 def _boxes(table: pd.DataFrame) -> pd.Series:
-    """The box about the circle of each malignant finding whose circle is known."""
+    """Return the bounding box of the circle of each malignant finding, as text; NaN if it has no circle."""
     if not {"x", "y_top_left", "radius"} <= set(table):
         return pd.Series(index=table.index, dtype=object)
     x, y, radius = (pd.to_numeric(table[name], errors="coerce") for name in ("x", "y_top_left", "radius"))
     corners = pd.concat([x - radius, y - radius, x + radius, y + radius], axis=1)
-    known = (table.severity == "M") & corners.notna().all(axis=1)
-    return corners[known].apply(lambda row: lesions.boxes_to_text([row]), axis=1).reindex(table.index)
+    has_circle = (table.severity == "M") & corners.notna().all(axis=1)
+    texts = corners[has_circle].apply(lambda row: lesions.boxes_to_text([row]), axis=1)
+    return texts.reindex(table.index)

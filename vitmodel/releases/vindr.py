@@ -1,7 +1,8 @@
-"""VinDr-Mammo (PhysioNet, 2022): breast-level_annotations.csv, finding_annotations.csv and images/<study_id>/<image_id>.dicom.
+"""Read VinDr-Mammo (PhysioNet, 2022).
 
-There is no pathology in this release, so cancer is NaN; what it gives is BI-RADS (a target) per breast and boxes per finding. One study
-per patient; the official split is kept (training becomes train).
+The release has breast-level_annotations.csv, finding_annotations.csv and images/<study_id>/<image_id>.dicom. It has no
+pathology, so `cancer` is NaN. It gives BI-RADS (a target) per breast and boxes per finding. Each patient has one study.
+The official split is kept (training becomes train).
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest, read_table
 from vitmodel.releases.files import find_table, get_or_default, image_stem, list_images
 
-EXPECTED_FILES = "breast-level_annotations.csv beside images/<study>/<image>.dicom"
-BREASTS, FINDINGS = "breast-level_annotations.csv", "finding_annotations.csv"
+EXPECTED_FILES = "breast-level_annotations.csv next to images/<study>/<image>.dicom"
+BREASTS = "breast-level_annotations.csv"
+FINDINGS = "finding_annotations.csv"
 NEEDED_COLUMNS = ("study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density", "split")
 
 
 def detect(root: Path) -> bool:
+    """Return whether `root` is the table of breasts or a folder that contains it."""
     return find_table(root, BREASTS) is not None
 
 
 def read(root: Path) -> pd.DataFrame:
-    """One row per image; extra column `findings`: the names of all its findings, separated by ';'. Raises UsageError."""
+    """Return a manifest with one row per image.
+
+    The extra column `findings` has the names of all findings of the image, separated by ';'.
+
+    Raises:
+        UsageError: A table cannot be read, or lacks a column.
+    """
     path = root if root.is_file() else root / BREASTS
-    table, folder = read_table(path, NEEDED_COLUMNS), os.path.abspath(path.parent)
-    released = os.path.join(folder, "images", "") + table.study_id + "/" + table.image_id + ".dicom"
+    table = read_table(path, NEEDED_COLUMNS)
+    image_folder = os.path.join(os.path.abspath(path.parent), "images", "")
+    default_paths = image_folder + table.study_id + "/" + table.image_id + ".dicom"
     files = {image_stem(file): file for file in list_images(path.parent)}
     frame = pd.DataFrame(
         {
@@ -36,7 +46,7 @@ def read(root: Path) -> pd.DataFrame:
             "patient_id": table.study_id,
             "laterality": table.laterality,
             "view": table.view_position,
-            "path": get_or_default(table.image_id, files, released),
+            "path": get_or_default(table.image_id, files, default_paths),
             "dataset": "vindr",
             "split": table.split.replace({"training": "train"}),
             "birads": table.breast_birads.str.removeprefix("BI-RADS "),
@@ -48,7 +58,7 @@ def read(root: Path) -> pd.DataFrame:
 
 
 def _findings(path: Path) -> dict[str, str | float]:
-    """The findings of every image that the table names; NaN for one without."""
+    """Return the findings of each image in the table, separated by ';'; NaN for an image without a finding."""
     if not path.is_file():
         return {}
     table = read_table(path, ["image_id", "finding_categories"])
