@@ -34,13 +34,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import cv2
 from vitmodel.config import Preprocessing, Size
-from vitmodel.data.cropping import Source, crop_source
+from vitmodel.data.cropping import SourceImage, crop_image
 from vitmodel.jobs.workers import own_process
 from vitmodel.utils import keep_freed_memory
 def work(path):
     cv2.setNumThreads(1)
     keep_freed_memory()
-    cropped = crop_source(Source(Path(path)), Preprocessing(size=Size(1024, 512)))
+    cropped = crop_image(SourceImage(Path(path)), Preprocessing(size=Size(1024, 512)))
     return len(cv2.imencode(".png", cropped.crop)[1])
 if __name__ == "__main__":
     backend, jobs, *paths = sys.argv[1:]
