@@ -204,8 +204,8 @@ def resample_to_canvas(stored: np.ndarray, geometry: CropGeometry, level: int) -
         placed[top : top + height, :width] = content[:, ::-1] if geometry.flipped else content
         return placed
     # A JPEG 2000 sample at level r lies at full-size index 2^r * i (ISO 15444-1 B.5), not in the middle of the 2^r
-    # pixels, and INTER_AREA cannot apply this shift. It is replaced by sampling twice as many pixels as the canvas has and
-    # averaging them: 46 to 54 dB against a full decode.
+    # pixels, and INTER_AREA cannot apply this shift. Sampling twice as many pixels as the canvas
+    # has and averaging them replaces it: 46 to 54 dB against a full decode.
     matrix = geometry.to_source() / 2**level @ SUPERSAMPLE_TO_CANVAS
     finer = (canvas.width * 2, canvas.height * 2)
     sampled = cv2.warpAffine(
