@@ -143,9 +143,9 @@ def test_grey_values_equal_those_of_highdicom(tmp_path: Path, tags: dict[str, An
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2"])
 def test_big_endian_files_have_the_same_values(tmp_path: Path, dtype: str) -> None:
     pixels = ramp(0, 255 if dtype == "u1" else 2047, dtype)
-    stored = (
-        pixels.view("u2").byteswap().view("u1") if dtype == "u1" else pixels
-    )  # bytes are stored in words of 16 bits
+    stored = pixels
+    if dtype == "u1":  # bytes are stored in words of 16 bits
+        stored = pixels.view("u2").byteswap().view("u1")
     file = DicomFile(write_dicom(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian))
     np.testing.assert_array_equal(file.read_stored(), pixels)
 

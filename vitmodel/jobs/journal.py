@@ -29,7 +29,7 @@ def lock_folder(folder: Path, results: str = JOURNAL) -> Iterator[None]:
         results: Glob pattern of the files and folders inside `folder` that count as results, see `removed_if_refused`.
 
     Raises:
-        UsageError: Another run holds the folder.
+        UsageError: Another run has locked the folder.
         VitmodelError: The folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
@@ -57,8 +57,8 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
     """Remove what the block created in `folder` if it raises a VitmodelError before there are results.
 
     A run that is refused, for example because its weights do not fit, then leaves nothing behind that would stop the
-    next attempt. Files and folders that were there when the object was created stay, and so does everything once there
-    are results.
+    next attempt. Files and folders that existed when the object was created are kept. If there are results, everything
+    is kept.
 
     Args:
         folder: The output folder; it may not exist yet.
@@ -83,7 +83,8 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
 
     def remove(self) -> None:
         """Delete what is new in the folder, and the folder and its parents if they are new and empty."""
-        for path in set(self.folder.iterdir()) - self.before if self.folder.is_dir() else ():
+        current = set(self.folder.iterdir()) if self.folder.is_dir() else set()
+        for path in current - self.before:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:

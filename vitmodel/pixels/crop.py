@@ -29,7 +29,7 @@ MIN_SIDE = 8
 MIN_AREA = 0.01
 """Least area of a breast as a fraction of the view; the smallest of 1,700 RSNA breasts covers 0.02."""
 MAX_AIR_LEVEL = 0.006
-"""Grey values below this fraction of the view's range are air, whatever the histogram says."""
+"""Grey values below this fraction of the view's range are air, regardless of the histogram."""
 MAX_AIR_TONE = 255 * MAX_AIR_LEVEL**0.5
 """`MAX_AIR_LEVEL` as a tone."""
 FOG_WIDTH = 24

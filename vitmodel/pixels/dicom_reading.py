@@ -66,7 +66,7 @@ def read_dataset(path: Path, pixels: int = 0) -> Dataset:
 
 
 class LimitedFile(io.BufferedReader):
-    """A file of which only a limited number of bytes can be read, whatever lengths its values declare.
+    """A file of which only a limited number of bytes can be read, regardless of the lengths that its values declare.
 
     Every read also costs `READ_COST` bytes, so that no number of small values keeps a reader busy. pydicom reads the
     rest of the file without a size only before it inflates all of it; such a read raises DeflatedDataError instead.
