@@ -292,9 +292,8 @@ def _largest_component(tissue: np.ndarray) -> np.ndarray:
             f"no breast was found: no connected region brighter than air covers {MIN_AREA:.0%} of the image",
         )
     largest = (labels == 1 + np.argmax(areas)).astype(np.uint8)
-    grown = cv2.bitwise_and(
-        cv2.dilate(largest, disc), whole
-    )  # restores the nipple and corners that the opening removed
+    # The dilation restores the nipple and corners that the opening removed.
+    grown = cv2.bitwise_and(cv2.dilate(largest, disc), whole)
     outlines, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(grown), [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED).astype(bool)
 
