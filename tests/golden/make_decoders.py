@@ -1,7 +1,8 @@
-"""Write decoders.json beside this file: small frames in every transfer syntax and the hash of the pixels that they must decode to.
+"""Write decoders.json next to this file: small frames in every transfer syntax and the hashes of their decoded pixels.
 
-Lossless frames hash the pixels that were encoded; lossy ones what a decoder that the package does not use gives: DCMTK for JPEG
-and JPEG-LS (apt install dcmtk), gdcm for JPEG 2000 (its own copy of OpenJPEG). Run by hand; the tests only read the table.
+The hash of a lossless frame is that of the encoded pixels. The hash of a lossy frame is that of the output of a decoder
+that the package does not use: DCMTK for JPEG and JPEG-LS (apt install dcmtk), gdcm for JPEG 2000 (its own copy of
+OpenJPEG). Run this script by hand; the tests only read the table.
 """
 
 from __future__ import annotations
@@ -31,29 +32,29 @@ DCMTK = {
 LOSSLESS_KINDS = [(8, 8, False), (16, 12, False), (16, 16, False), (16, 12, True), (16, 16, True)]
 
 
-def picture(pixel_format: PixelFormat) -> np.ndarray:
-    """A smooth, slightly rough pattern that uses every bit, in integer arithmetic alone."""
+def make_pixels(pixel_format: PixelFormat) -> np.ndarray:
+    """Return a smooth, slightly rough pattern that uses every bit, computed in integer arithmetic only."""
     row, column = np.mgrid[:ROWS, :COLUMNS]
-    pattern = (
-        (row * row * 3 + column * 7 + row * column // 5 + (row * 31 + column * 17) % 13)
-        * (1 << pixel_format.bits_stored)
-        // 2600
-    )
-    pattern %= 1 << pixel_format.bits_stored
-    return (pattern - (1 << (pixel_format.bits_stored - 1) if pixel_format.signed else 0)).astype(pixel_format.dtype)
+    smooth = row * row * 3 + column * 7 + row * column // 5
+    rough = (row * 31 + column * 17) % 13
+    limit = 1 << pixel_format.bits_stored
+    pattern = (smooth + rough) * limit // 2600 % limit
+    offset = limit // 2 if pixel_format.signed else 0
+    return (pattern - offset).astype(pixel_format.dtype)
 
 
 def write(path: Path, pixel_format: PixelFormat, pixels: np.ndarray) -> Dataset:
-    """An uncompressed secondary capture."""
+    """Write an uncompressed secondary capture and return its data set."""
     dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    dataset.SOPInstanceUID = "1.2.3"
+    dataset.Rows = ROWS
+    dataset.Columns = COLUMNS
+    dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = pixel_format.photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (
-        pixel_format.bits_allocated,
-        pixel_format.bits_stored,
-        pixel_format.bits_stored - 1,
-    )
+    dataset.BitsAllocated = pixel_format.bits_allocated
+    dataset.BitsStored = pixel_format.bits_stored
+    dataset.HighBit = pixel_format.bits_stored - 1
     dataset.PixelRepresentation = int(pixel_format.signed)
     dataset.PixelData = pixels.tobytes()
     dataset["PixelData"].VR = "OW"
@@ -63,21 +64,24 @@ def write(path: Path, pixel_format: PixelFormat, pixels: np.ndarray) -> Dataset:
     return dataset
 
 
-def by_dcmtk(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """A frame that DCMTK encoded, and the pixels that DCMTK decodes it to."""
+def encode_with_dcmtk(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Return a frame encoded by DCMTK and the pixels to which DCMTK decodes it."""
     with tempfile.TemporaryDirectory() as folder:
-        plain, packed, back = (Path(folder) / name for name in ("plain", "packed", "back"))
+        plain = Path(folder) / "plain"
+        compressed = Path(folder) / "compressed"
+        decompressed = Path(folder) / "decompressed"
         write(plain, pixel_format, pixels)
         program, *options = DCMTK[uid.UID(pixel_format.syntax)]
-        subprocess.run([program, *options, plain, packed], check=True)
+        subprocess.run([program, *options, plain, compressed], check=True)
         decoder = "dcmdjpls" if program == "dcmcjpls" else "dcmdjpeg"
-        subprocess.run([decoder, packed, back], check=True)
-        decoded = np.frombuffer(dcmread(back).PixelData, pixel_format.dtype)[: ROWS * COLUMNS].reshape(ROWS, COLUMNS)
-        return get_frame(dcmread(packed).PixelData, 0, number_of_frames=1), decoded
+        subprocess.run([decoder, compressed, decompressed], check=True)
+        values = np.frombuffer(dcmread(decompressed).PixelData, pixel_format.dtype)
+        frame = get_frame(dcmread(compressed).PixelData, 0, number_of_frames=1)
+        return frame, values[: ROWS * COLUMNS].reshape(ROWS, COLUMNS)
 
 
 def encode(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """The frame, and the pixels that it must decode to."""
+    """Return the frame and the pixels to which it must decode."""
     match pixel_format.syntax:
         case uid.ImplicitVRLittleEndian | uid.ExplicitVRLittleEndian | uid.DeflatedExplicitVRLittleEndian:
             return pixels.astype(pixel_format.dtype.newbyteorder("<")).tobytes(), pixels
@@ -112,11 +116,11 @@ def encode(pixel_format: PixelFormat, pixels: np.ndarray) -> tuple[bytes, np.nda
             frame = bytes(imagecodecs.htj2k_encode(pixels, level=0.0001, reversible=False))
             return frame, imagecodecs.jpeg2k_decode(frame)
         case _:
-            return by_dcmtk(pixel_format, pixels)
+            return encode_with_dcmtk(pixel_format, pixels)
 
 
-def layouts() -> list[PixelFormat]:
-    """Every kind of pixel for the lossless syntaxes, those that occur for the others."""
+def list_formats() -> list[PixelFormat]:
+    """Return all kinds of pixels for the lossless syntaxes, and the kinds that occur for the others."""
     native = [
         uid.ImplicitVRLittleEndian,
         uid.ExplicitVRLittleEndian,
@@ -133,7 +137,7 @@ def layouts() -> list[PixelFormat]:
         (uid.JPEGExtended12Bit, (16, 12, False)),
     ]
     kinds += [(syntax, kind) for syntax in lossy for kind in LOSSLESS_KINDS[:3]]
-    photometric = {12: "MONOCHROME1"}  # it must make no difference
+    photometric = {12: "MONOCHROME1"}  # must make no difference
     return [
         PixelFormat(str(syntax), ROWS, COLUMNS, allocated, stored, signed, photometric.get(stored, "MONOCHROME2"))
         for syntax, (allocated, stored, signed) in kinds
@@ -143,8 +147,9 @@ def layouts() -> list[PixelFormat]:
 def main() -> None:
     """Write the table."""
     table = []
-    for pixel_format in layouts():
-        frame, pixels = encode(pixel_format, picture(pixel_format))
+    for pixel_format in list_formats():
+        frame, pixels = encode(pixel_format, make_pixels(pixel_format))
+        stored = np.ascontiguousarray(pixels.astype(pixel_format.dtype))
         table.append(
             {
                 "syntax": pixel_format.syntax,
@@ -153,7 +158,7 @@ def main() -> None:
                 "stored": pixel_format.bits_stored,
                 "signed": pixel_format.signed,
                 "photometric": pixel_format.photometric,
-                "sha256": hashlib.sha256(np.ascontiguousarray(pixels.astype(pixel_format.dtype)).tobytes()).hexdigest(),
+                "sha256": hashlib.sha256(stored.tobytes()).hexdigest(),
                 "frame": base64.b64encode(frame).decode(),
             }
         )

@@ -1,4 +1,4 @@
-"""A worker process that dies, hangs or raises loses only its own item; none outlives its parent."""
+"""Tests of worker processes: one that dies, hangs or raises loses only its own item, and none outlives its parent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from vitmodel.jobs.workers import process_per_thread
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def work(item: int) -> int:
+def square(item: int) -> int:
+    """Return the square of an item; item 3 crashes the process and item 5 ends it."""
     if item == 3:
         ctypes.string_at(0)  # a segmentation fault
     if item == 5:
@@ -26,25 +27,27 @@ def work(item: int) -> int:
     return item * item
 
 
-def lost(item: int, message: str) -> str:
+def describe_loss(item: int, message: str) -> str:
     return f"{item}: {message}"
 
 
 def test_a_crash_loses_only_its_item() -> None:
-    results = list(parallel_map(work, range(9), "test", jobs=2, backend="processes", on_lost=lost))  # type: ignore[arg-type]
-    assert results[3] == "3: its process died of SIGSEGV"
-    assert results[5] == "5: its process died of exit 7"
+    results = list(parallel_map(square, range(9), "test", jobs=2, backend="processes", on_lost=describe_loss))  # type: ignore[arg-type]
+    assert results[3] == "3: the worker process died with signal SIGSEGV"
+    assert results[5] == "5: the worker process died with exit status 7"
     assert [results[item] for item in (0, 1, 2, 4, 6, 7, 8)] == [0, 1, 4, 16, 36, 49, 64]
 
 
 def test_a_crash_without_a_substitute_is_an_error() -> None:
     with pytest.raises(VitmodelError, match="SIGSEGV"):
-        list(parallel_map(work, range(9), "test", jobs=2, backend="processes"))
+        list(parallel_map(square, range(9), "test", jobs=2, backend="processes"))
 
 
 def test_a_worker_process_that_cannot_start_is_an_error(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"  # each process that it starts runs it again
-    script.write_text("from vitmodel.jobs.workers import own_process\nwith own_process(int, print) as call: call('7')")
+    script = tmp_path / "script.py"  # each process that it starts runs the script again
+    script.write_text(
+        "from vitmodel.jobs.workers import process_per_thread\nwith process_per_thread(int, print) as call: call('7')"
+    )
     run = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
@@ -52,15 +55,15 @@ def test_a_worker_process_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     assert not run.stdout
 
 
-def test_a_hang_ends_at_the_limit() -> None:
-    with process_per_thread(time.sleep, lost, time_limit=3) as call:  # type: ignore[arg-type]
+def test_a_hanging_worker_is_stopped_at_the_time_limit() -> None:
+    with process_per_thread(time.sleep, describe_loss, time_limit=3) as call:  # type: ignore[arg-type]
         assert call(0) is None
-        assert call(60) == "60: it took more than 3 s and was ended"
+        assert call(60) == "60: processing took more than 3 s and was stopped"
         assert call(0) is None
 
 
-def test_an_exception_comes_back_and_the_worker_goes_on() -> None:
-    with process_per_thread(int, lost) as call:  # type: ignore[arg-type]
+def test_an_exception_is_raised_in_the_caller_and_the_worker_continues() -> None:
+    with process_per_thread(int, describe_loss) as call:  # type: ignore[arg-type]
         assert call("7") == 7
         with pytest.raises(ValueError, match="seven"):
             call("seven")
@@ -68,11 +71,11 @@ def test_an_exception_comes_back_and_the_worker_goes_on() -> None:
 
 
 def test_no_worker_outlives_a_killed_parent() -> None:
-    """It would go on to write into a folder whose lock died with the parent."""
+    """Otherwise it could write into a folder whose lock ended with the parent."""
     code = """
 import os, signal, time
-from vitmodel.jobs.workers import own_process
-with own_process(time.sleep, print) as call:
+from vitmodel.jobs.workers import process_per_thread
+with process_per_thread(time.sleep, print) as call:
     call(0)
     print(*[child.pid for child in __import__("multiprocessing").active_children()], flush=True)
     signal.alarm(1)

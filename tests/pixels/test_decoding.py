@@ -1,4 +1,4 @@
-"""Every decoder gives the same stored pixels, at every level on the stated grid, and none gives half an image."""
+"""Tests of decoders: equal pixels, the stated grid at each resolution level, and no half-decoded images."""
 
 from __future__ import annotations
 
@@ -39,51 +39,50 @@ PEERS: dict[str, Decoder] = dict.fromkeys(uid.JPEGTransferSyntaxes, GDCM)
 PEERS[uid.RLELossless] = Decoder("pydicom", decoding.pydicom_decoder("pydicom"))
 PEERS |= dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), OPENJPH)
 ROUNDING = 2
-"""Of 65535: OpenJPH and OpenJPEG round the irreversible wavelet of lossy HTJ2K differently."""
+"""Tolerance, of 65535: OpenJPH and OpenJPEG round the irreversible wavelet of lossy HTJ2K differently."""
 
 
-def stored(decoder: Decoder, frame: bytes, pixel_format: PixelFormat, level: int = 0) -> np.ndarray:
+def decode_stored(decoder: Decoder, frame: bytes, pixel_format: PixelFormat, level: int = 0) -> np.ndarray:
+    """Return the stored values of a frame by one decoder."""
     return decoding.to_stored_values(decoding.decode_with(decoder, frame, pixel_format, level), pixel_format)[0]
 
 
 @pytest.mark.parametrize(("pixel_format", "frame", "golden"), FRAMES, ids=NAMES)
 def test_all_decoders_give_the_golden_pixels(pixel_format: PixelFormat, frame: bytes, golden: str) -> None:
     for decoder in DECODERS[pixel_format.syntax]:
-        pixels = stored(decoder, frame, pixel_format)
+        pixels = decode_stored(decoder, frame, pixel_format)
         assert pixels.dtype == pixel_format.dtype
         assert hashlib.sha256(pixels.tobytes()).hexdigest() == golden, decoder.name
 
 
 @pytest.mark.parametrize(("pixel_format", "frame", "golden"), [entry for entry in FRAMES if entry[0].syntax in PEERS])
-def test_a_peer_that_the_package_does_not_use_agrees(pixel_format: PixelFormat, frame: bytes, golden: str) -> None:
+def test_independent_decoders_give_the_same_pixels(pixel_format: PixelFormat, frame: bytes, golden: str) -> None:
     if pixel_format.syntax == uid.JPEGExtended12Bit and pixel_format.bits_stored == 12:
-        pytest.skip("gdcm does not read it; the golden pixels are DCMTK's")
-    pixels, peer = (
-        stored(decoder, frame, pixel_format).astype(int)
-        for decoder in (DECODERS[pixel_format.syntax][0], PEERS[pixel_format.syntax])
-    )
-    assert np.abs(pixels - peer).max() <= (ROUNDING if pixel_format.syntax == uid.HTJ2K else 0)
+        pytest.skip("gdcm does not read it; the golden pixels come from DCMTK")
+    pixels = decode_stored(DECODERS[pixel_format.syntax][0], frame, pixel_format).astype(int)
+    expected = decode_stored(PEERS[pixel_format.syntax], frame, pixel_format).astype(int)
+    assert np.abs(pixels - expected).max() <= (ROUNDING if pixel_format.syntax == uid.HTJ2K else 0)
 
 
-def test_golden_table_covers_every_syntax() -> None:
+def test_the_golden_table_covers_every_syntax() -> None:
     assert {pixel_format.syntax for pixel_format, _, _ in FRAMES} == set(DECODERS)
 
 
 @pytest.mark.parametrize(("pixel_format", "frame", "golden"), FRAMES, ids=NAMES)
-def test_short_frames_are_refused_not_filled_up(pixel_format: PixelFormat, frame: bytes, golden: str) -> None:
-    for part in (0.0, 0.2, 0.6, 0.95):
+def test_truncated_frames_are_refused(pixel_format: PixelFormat, frame: bytes, golden: str) -> None:
+    for fraction in (0.0, 0.2, 0.6, 0.95):
         with pytest.raises(ImageRefusedError):
-            decoding.decode(frame[: int(part * len(frame))], pixel_format)
+            decoding.decode(frame[: int(fraction * len(frame))], pixel_format)
 
 
-def blob(rows: int, columns: int) -> np.ndarray:
-    """A smooth 12-bit image whose value tells its place."""
+def ramp(rows: int, columns: int) -> np.ndarray:
+    """Return a smooth 12-bit image whose values identify the position."""
     row, column = np.mgrid[:rows, :columns]
     return (1500 + row * 3 + column * 5).astype(np.uint16)
 
 
 def jpeg2000(image: np.ndarray, resolutions: int) -> bytes:
-    """A lossless codestream of 12 bits."""
+    """Return a lossless codestream of 12 bits."""
     return bytes(
         imagecodecs.jpeg2k_encode(image, codecformat="j2k", bitspersample=12, reversible=True, resolutions=resolutions)
     )
@@ -92,16 +91,17 @@ def jpeg2000(image: np.ndarray, resolutions: int) -> bytes:
 @pytest.mark.parametrize(("rows", "columns"), [(257, 190), (64, 64), (101, 333)])
 @pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.HTJ2KLossless])
 def test_reduced_sample_k_lies_on_pixel_k_times_2_to_the_level(syntax: str, rows: int, columns: int) -> None:
-    image, pixel_format = blob(rows, columns), PixelFormat(syntax, rows, columns)
-    frame = (
-        jpeg2000(image, 4)
-        if syntax == uid.JPEG2000Lossless
-        else bytes(imagecodecs.htj2k_encode(image, reversible=True, resolutions=4))
-    )
+    image = ramp(rows, columns)
+    pixel_format = PixelFormat(syntax, rows, columns)
+    if syntax == uid.JPEG2000Lossless:
+        frame = jpeg2000(image, 4)
+    else:
+        frame = bytes(imagecodecs.htj2k_encode(image, reversible=True, resolutions=4))
     levels = decoding.available_levels(frame, pixel_format)
     assert levels >= 3
     for level in range(1, levels + 1):
-        step, inside = 2**level, np.s_[2:-2, 2:-2]  # the wavelet mirrors the image at its border
+        step = 2**level
+        inside = np.s_[2:-2, 2:-2]  # the wavelet mirrors the image at its border
         for decoder in DECODERS[syntax]:
             reduced = decoding.decode_with(decoder, frame, pixel_format, level)
             np.testing.assert_allclose(
@@ -110,26 +110,29 @@ def test_reduced_sample_k_lies_on_pixel_k_times_2_to_the_level(syntax: str, rows
 
 
 def test_grid_offset_undoes_the_shift() -> None:
-    """Resampled by the stated affine, a reduced image is the area average of the full one."""
-    image = blob(256, 192)
+    """A reduced image resampled by the offset equals the area averages of the full image."""
+    image = ramp(256, 192)
     frame = jpeg2000(image, 6)
-    level, pixel_format = 2, PixelFormat(uid.JPEG2000Lossless, 256, 192)
+    level = 2
+    pixel_format = PixelFormat(uid.JPEG2000Lossless, 256, 192)
     reduced, _ = decoding.decode(frame, pixel_format, level)
     offset = decoding.grid_offset(level)
-    matrix = np.array([[1, 0, offset], [0, 1, offset]])  # from a pixel of the areas' grid to one of the reduced grid
-    moved = cv2.warpAffine(reduced.astype(np.float32), matrix, (48, 64), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    matrix = np.array([[1, 0, offset], [0, 1, offset]])  # from the grid of the areas to the reduced grid
+    shifted = cv2.warpAffine(
+        reduced.astype(np.float32), matrix, (48, 64), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
     areas = cv2.resize(image.astype(np.float32), (48, 64), interpolation=cv2.INTER_AREA)
     inside = np.s_[2:-2, 2:-2]
-    np.testing.assert_allclose(moved[inside], areas[inside], atol=1)
-    assert np.abs(reduced[inside] - areas[inside]).min() > 5  # without the offset it is somewhere else
+    np.testing.assert_allclose(shifted[inside], areas[inside], atol=1)
+    assert np.abs(reduced[inside] - areas[inside]).min() > 5  # without the offset the images differ
 
 
 def test_openjpeg_is_found() -> None:
     assert openjpeg.library_version().startswith("2.")
 
 
-def test_asking_for_more_levels_than_there_are_fails() -> None:
-    image = blob(64, 64)
+def test_skipping_more_levels_than_the_stream_has_fails() -> None:
+    image = ramp(64, 64)
     frame = jpeg2000(image, 3)
     pixel_format = PixelFormat(uid.JPEG2000Lossless, 64, 64)
     assert decoding.available_levels(frame, pixel_format) == 2
@@ -142,9 +145,9 @@ def test_a_codestream_that_contradicts_the_header_is_refused_before_decoding(
     syntax: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixel_format, frame, _ = next(entry for entry in FRAMES if entry[0].syntax == syntax and entry[0].bits_stored == 12)
-    monkeypatch.setitem(decoding.DECODERS, syntax, (Decoder("never", lambda *_: pytest.fail("decoded")),))
-    size = frame.index(ROWS.to_bytes(2 if syntax != uid.JPEG2000Lossless else 4))
-    huge = frame[:size] + b"\xff" * 2 + frame[size + 2 :]
+    monkeypatch.setitem(decoding.DECODERS, syntax, (Decoder("never", lambda *_: pytest.fail("the frame was decoded")),))
+    position = frame.index(ROWS.to_bytes(2 if syntax != uid.JPEG2000Lossless else 4))
+    huge = frame[:position] + b"\xff" * 2 + frame[position + 2 :]
     with pytest.raises(ImageRefusedError, match="Rows x Columns") as caught:
         decoding.decode(huge, pixel_format)
     assert caught.value.code == "bad_header"
@@ -161,7 +164,9 @@ def test_a_codestream_that_contradicts_the_header_is_refused_before_decoding(
         ([0x8000, 5], True, False, [-32768, 5], True),
     ],
 )
-def test_unused_high_bits(values: list[int], signed: bool, overlay: bool, expected: list[int], assumed: bool) -> None:
+def test_unused_high_bits_are_ignored_or_kept_with_a_warning(
+    values: list[int], signed: bool, overlay: bool, expected: list[int], assumed: bool
+) -> None:
     pixel_format = PixelFormat(uid.ExplicitVRLittleEndian, 1, 2, 16, 12, signed, overlay_bits=overlay)
     pixels, message = decoding.to_stored_values(np.array([values], np.uint16), pixel_format)
     assert pixels.tolist() == [expected]

@@ -1,4 +1,4 @@
-"""DICOM and picture files: values as highdicom shows them, headers understood, everything else refused with a reason."""
+"""Tests of DICOM and picture files: grey values against highdicom, headers, and refusals with their reasons."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from vitmodel.pixels.dicom_header import VIEW_CODES
 from vitmodel.pixels.open import open_image
 from vitmodel.pixels.raster import RasterFile
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of the broken files made here
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # pydicom warns about the broken files made here
 
 MG = "1.2.840.10008.5.1.4.1.1.1.2"
 
 
 def ramp(low: int = 0, high: int = 4095, dtype: str = "u2") -> np.ndarray:
-    """40 x 52 values from `low` to `high`."""
+    """Return ascending values from `low` to `high`, `(40, 52)`."""
     return np.linspace(low, high, 40 * 52).round().astype(dtype).reshape(40, 52)
 
 
 def lut(first: int, entries: list[int], bits: int, **tags: Any) -> Dataset:
-    """An item of a LUT sequence."""
+    """Return an item of a LUT sequence."""
     item = Dataset()
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries), first, bits])
     item.add_new("LUTData", "OW", struct.pack(f"<{len(entries)}H", *entries))
@@ -45,20 +45,24 @@ def lut(first: int, entries: list[int], bits: int, **tags: Any) -> Dataset:
     return item
 
 
-def write(path: Path, pixels: np.ndarray | None = None, syntax: str = uid.ExplicitVRLittleEndian, **tags: Any) -> Path:
-    """A small mammogram, 12 of 16 bits, with `tags` set, or left out where they are None."""
+def write_dicom(
+    path: Path, pixels: np.ndarray | None = None, syntax: str = uid.ExplicitVRLittleEndian, **tags: Any
+) -> Path:
+    """Write a small mammogram with 12 of 16 bits and return its path; `tags` are set, or removed if they are None."""
     pixels = ramp() if pixels is None else pixels
     ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.PatientID = (
-        MG,
-        "1.2.3",
-        "1.2.4",
-        "1.2.5",
-        "anna",
-    )
-    ds.Modality, ds.ImageLaterality, ds.ViewPosition, ds.PresentationIntentType = "MG", "L", "CC", "FOR PRESENTATION"
+    ds.SOPClassUID = MG
+    ds.SOPInstanceUID = "1.2.3"
+    ds.StudyInstanceUID = "1.2.4"
+    ds.SeriesInstanceUID = "1.2.5"
+    ds.PatientID = "anna"
+    ds.Modality = "MG"
+    ds.ImageLaterality = "L"
+    ds.ViewPosition = "CC"
+    ds.PresentationIntentType = "FOR PRESENTATION"
     ds.Rows, ds.Columns = pixels.shape[:2]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
     ds.BitsAllocated = 8 * pixels.itemsize
     ds.BitsStored = min(12, ds.BitsAllocated)
     ds.PixelRepresentation = int(pixels.dtype.kind == "i")
@@ -80,16 +84,16 @@ def write(path: Path, pixels: np.ndarray | None = None, syntax: str = uid.Explic
     return path
 
 
-def show(path: Path, **options: Any) -> np.ndarray:
+def read_grey(path: Path, **options: Any) -> np.ndarray:
+    """Return the grey values of a DICOM file."""
     file = DicomFile(path, **options)
     return file.to_grey(file.read_stored())
 
 
-def highdicom_show(dataset: Dataset) -> np.ndarray:
-    """The first window or LUT and the presentation, by highdicom, in [0, 1]."""
-    if (
-        float(dataset.get("RescaleSlope", 1)) != 1
-    ):  # its image folds the slope into the window, which LINEAR's "width - 1" forbids
+def read_grey_with_highdicom(dataset: Dataset) -> np.ndarray:
+    """Return grey values in [0, 1] by highdicom, with the first window or LUT and the presentation."""
+    # highdicom's Image folds the slope into the window, which is wrong for the "width - 1" of LINEAR.
+    if float(dataset.get("RescaleSlope", 1)) != 1:
         values = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
         return highdicom.pixels.apply_voi_window(
             values, dataset.WindowCenter, dataset.WindowWidth, dataset.get("VOILUTFunction", "LINEAR")
@@ -128,24 +132,25 @@ VALUE_CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("tags", VALUE_CASES.values(), ids=VALUE_CASES)
-def test_values_as_highdicom_shows_them(tmp_path: Path, tags: dict[str, Any]) -> None:
-    path = write(tmp_path / "a.dcm", **tags)
-    grey = show(path)
+def test_grey_values_equal_those_of_highdicom(tmp_path: Path, tags: dict[str, Any]) -> None:
+    path = write_dicom(tmp_path / "a.dcm", **tags)
+    grey = read_grey(path)
     assert grey.dtype == np.float32
     assert np.ptp(grey) > 0.4
-    np.testing.assert_allclose(grey, highdicom_show(dcmread(path)), atol=1e-6)
+    np.testing.assert_allclose(grey, read_grey_with_highdicom(dcmread(path)), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i2"])
-def test_big_endian_shows_the_same(tmp_path: Path, dtype: str) -> None:
+def test_big_endian_files_have_the_same_values(tmp_path: Path, dtype: str) -> None:
     pixels = ramp(0, 255 if dtype == "u1" else 2047, dtype)
-    stored = pixels.view("u2").byteswap().view("u1") if dtype == "u1" else pixels  # bytes travel in words of 16 bits
-    np.testing.assert_array_equal(
-        DicomFile(write(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian)).read_stored(), pixels
-    )
+    stored = pixels
+    if dtype == "u1":  # bytes are stored in words of 16 bits
+        stored = pixels.view("u2").byteswap().view("u1")
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", stored, uid.ExplicitVRBigEndian))
+    np.testing.assert_array_equal(file.read_stored(), pixels)
 
 
-def test_real_files_hash_as_two_decoders_gave_them_and_show_as_highdicom_does(shared_data: Path) -> None:
+def test_real_files_have_the_hashes_of_two_decoders_and_the_grey_values_of_highdicom(shared_data: Path) -> None:
     for row in read_csv(shared_data / "rsna_dicom" / "rsna_dicom.csv"):
         path = shared_data / "rsna_dicom" / row["image_path"]
         file = DicomFile(path)
@@ -153,18 +158,21 @@ def test_real_files_hash_as_two_decoders_gave_them_and_show_as_highdicom_does(sh
         assert hashlib.sha256(stored.tobytes()).hexdigest() == row["pixel_sha256"]
         assert (file.decoder, file.levels) == ("openjpeg", 5)
         assert (file.header.patient_id, file.header.laterality) == (row["patient_id"], row["laterality"])
-        assert_shown_alike(file, stored, dcmread(path))
+        assert_same_grey(file, stored, dcmread(path))
 
 
 @pytest.mark.parametrize("name", ["mg_nema_mg1_j2k_lossy", "mg_sop_not_a_mammogram", "mg_ge_voilutseq_sigmoid_jpegll"])
-def test_edge_files_show_as_highdicom_does(shared_data: Path, name: str) -> None:
+def test_edge_files_have_the_grey_values_of_highdicom(shared_data: Path, name: str) -> None:
     path = shared_data / "dicom_edge" / "dicom" / f"{name}.dcm"
     file = DicomFile(path)
-    assert_shown_alike(file, file.read_stored(), dcmread(path))
+    assert_same_grey(file, file.read_stored(), dcmread(path))
 
 
-def assert_shown_alike(file: DicomFile, stored: np.ndarray, dataset: Dataset) -> None:
-    """Every 6th pixel, padding apart, which highdicom shows. It refuses 12-bit LUTs, which PS3.3 C.11.2.1.1 allows: pydicom then."""
+def assert_same_grey(file: DicomFile, stored: np.ndarray, dataset: Dataset) -> None:
+    """Compare every 6th pixel with highdicom, except padding, which highdicom displays.
+
+    highdicom refuses 12-bit LUTs, which PS3.3 C.11.2.1.1 allows; they are compared with pydicom.
+    """
     sample = np.ascontiguousarray(stored[::6, ::6])
     tissue = ~file.display.is_padding(sample)
     if "VOILUTSequence" in dataset:
@@ -174,7 +182,7 @@ def assert_shown_alike(file: DicomFile, stored: np.ndarray, dataset: Dataset) ->
         dataset.Rows, dataset.Columns = sample.shape
         dataset.PixelData = sample.tobytes()
         dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-        expected = highdicom_show(dataset)
+        expected = read_grey_with_highdicom(dataset)
     np.testing.assert_allclose(file.to_grey(sample)[tissue], expected[tissue], atol=1e-6)
 
 
@@ -186,8 +194,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 EDGE_VERDICTS = {
     "mg_ge_voilutseq_sigmoid_jpegll": set[str](),
     "mg_nema_mg1_j2k_lossy": {"unknown_modality", "lossy"},
-    "mg_nema_mg1_jpegext12_undecodable": {"unknown_modality", "lossy"},  # libjpeg-turbo reads it
-    "mg_sop_not_a_mammogram": set[str](),  # its tags are a mammogram's; the crop finds no breast
+    "mg_nema_mg1_jpegext12_undecodable": {"unknown_modality", "lossy"},  # libjpeg-turbo decodes it
+    "mg_sop_not_a_mammogram": set[str](),  # its tags are those of a mammogram; cropping finds no breast
     "dbt_multiframe_header_noise_pixels": "multi_frame",
     "other_voi_lut_seq": "not_mammography",
     "other_rg2_jpegls_lossless": "not_mammography",
@@ -209,126 +217,127 @@ def test_edge_files_are_read_or_refused_with_a_reason(shared_data: Path, name: s
     assert {warning.code for warning in file.header.warnings} == verdict
 
 
-def test_12_bit_jpeg_shows_the_same_film_as_its_jpeg_2000_twin(shared_data: Path) -> None:
-    twins = [
-        DicomFile(shared_data / "dicom_edge" / "dicom" / f"mg_nema_mg1_{kind}.dcm")
-        for kind in ("j2k_lossy", "jpegext12_undecodable")
-    ]
-    first, second = (file.read_stored()[::8, ::8].astype(float) for file in twins)
-    assert np.abs(first - second).mean() < 0.01 * np.ptp(first)
+def test_12_bit_jpeg_has_the_pixels_of_the_same_film_in_jpeg_2000(shared_data: Path) -> None:
+    folder = shared_data / "dicom_edge" / "dicom"
+    jpeg2000 = DicomFile(folder / "mg_nema_mg1_j2k_lossy.dcm").read_stored()[::8, ::8].astype(float)
+    jpeg = DicomFile(folder / "mg_nema_mg1_jpegext12_undecodable.dcm").read_stored()[::8, ::8].astype(float)
+    assert np.abs(jpeg2000 - jpeg).mean() < 0.01 * np.ptp(jpeg2000)
 
 
-def test_padding_is_never_tissue(tmp_path: Path) -> None:
+def test_padding_is_black(tmp_path: Path) -> None:
     pixels = ramp(100, 4000)
-    pixels[:5], pixels[5:8] = 3000, 3004
-    path = write(tmp_path / "a.dcm", pixels, PixelPaddingValue=3000, PixelPaddingRangeLimit=3004, **WINDOW)
+    pixels[:5] = 3000
+    pixels[5:8] = 3004
+    path = write_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=3000, PixelPaddingRangeLimit=3004, **WINDOW)
     file = DicomFile(path)
     assert not file.to_grey(file.read_stored())[:8].any()
     averages = cv2.resize(file.read_stored(), (13, 10), interpolation=cv2.INTER_AREA)
-    assert file.to_grey(averages)[:2].max() < 0.01  # bright padding has not bled into the areas
+    assert file.to_grey(averages)[:2].max() < 0.01  # bright padding does not bleed into the averages
 
 
-def test_bright_padding_without_a_voi(tmp_path: Path) -> None:
+def test_bright_padding_is_black_without_a_voi(tmp_path: Path) -> None:
     pixels = ramp(100, 4000)
     pixels[:5] = 0
-    file = DicomFile(write(tmp_path / "a.dcm", pixels, PixelPaddingValue=0, PhotometricInterpretation="MONOCHROME1"))
+    file = DicomFile(
+        write_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=0, PhotometricInterpretation="MONOCHROME1")
+    )
     assert file.to_grey(file.read_stored())[:5].max() == 0
     assert file.to_grey(cv2.resize(file.read_stored(), (13, 10), interpolation=cv2.INTER_AREA))[:1].max() < 0.01
 
 
-def test_dark_padding_of_a_signed_image_written_as_unsigned(tmp_path: Path) -> None:
+def test_padding_of_a_signed_image_may_be_written_as_unsigned(tmp_path: Path) -> None:
     pixels = ramp(-1000, 1000, "i2")
     pixels[:3] = -2000
-    path = write(tmp_path / "a.dcm", pixels, PixelPaddingValue=("US", 65536 - 2000))
-    grey = show(path)
+    path = write_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=("US", 65536 - 2000))
+    grey = read_grey(path)
     assert not grey[:3].any()
     assert (grey.min(), grey.max()) == (0, 1)
 
 
-def test_without_a_voi_the_tissue_spans_the_range(tmp_path: Path) -> None:
+def test_tissue_spans_the_whole_range_without_a_voi(tmp_path: Path) -> None:
     pixels = ramp(700, 1900)
     pixels[:2] = 0
-    file = DicomFile(write(tmp_path / "a.dcm", pixels, PixelPaddingValue=0))
-    np.testing.assert_allclose(
-        file.to_grey(file.read_stored())[2:], (pixels[2:] - pixels[2:].min()) / np.ptp(pixels[2:]), atol=1e-6
-    )
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=0))
+    expected = (pixels[2:] - pixels[2:].min()) / np.ptp(pixels[2:])
+    np.testing.assert_allclose(file.to_grey(file.read_stored())[2:], expected, atol=1e-6)
     assert file.header.voi == "range"
-    np.testing.assert_allclose(
-        file.to_grey(pixels[20:25, 7:9]), file.to_grey(pixels)[20:25, 7:9]
-    )  # whatever part is shown
+    part = np.s_[20:25, 7:9]
+    np.testing.assert_allclose(file.to_grey(pixels[part]), file.to_grey(pixels)[part])  # any part has the same grey
 
 
-def test_averages_lie_between_whole_values(tmp_path: Path) -> None:
-    file = DicomFile(write(tmp_path / "a.dcm", **WINDOW, VOILUTFunction="SIGMOID"))
+def test_averages_are_interpolated_between_whole_values(tmp_path: Path) -> None:
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", **WINDOW, VOILUTFunction="SIGMOID"))
     whole = np.array([[1999, 2000]], np.uint16)
     np.testing.assert_array_equal(file.to_grey(whole.astype(np.float32)), file.to_grey(whole))
     np.testing.assert_allclose(file.to_grey(np.array([[1999.25]])), file.to_grey(whole) @ [[0.75], [0.25]], rtol=1e-6)
     assert file.to_grey(np.array([[-7.0, 1e9]])).tolist() == file.to_grey(np.array([[0, 65535]], np.uint16)).tolist()
 
 
-def test_raw_detector_data_is_refused_or_log_inverted(tmp_path: Path) -> None:
+def test_raw_detector_data_is_refused_or_shown_as_inverted_logarithm(tmp_path: Path) -> None:
     pixels = ramp(10, 4000)
-    path = write(tmp_path / "a.dcm", pixels, PresentationIntentType="FOR PROCESSING", PixelIntensityRelationship="LIN")
+    path = write_dicom(
+        tmp_path / "a.dcm", pixels, PresentationIntentType="FOR PROCESSING", PixelIntensityRelationship="LIN"
+    )
     assert refusal(path).code == "for_processing"
-    np.testing.assert_allclose(show(path, for_processing="log"), 1 - np.log(pixels / 10) / np.log(400), atol=1e-6)
+    np.testing.assert_allclose(read_grey(path, for_processing="log"), 1 - np.log(pixels / 10) / np.log(400), atol=1e-6)
 
 
 def test_one_of_several_vois_is_chosen_and_recorded(tmp_path: Path) -> None:
-    windows = write(tmp_path / "a.dcm", WindowCenter=[2000, 100], WindowWidth=[1500, 7])
+    windows = write_dicom(tmp_path / "a.dcm", WindowCenter=[2000, 100], WindowWidth=[1500, 7])
     second = DicomFile(windows, voi=2)
     assert DicomFile(windows).header.voi == "linear 2000/1500 1/2"
     assert second.header.voi == "linear 100/7 2/2"
-    np.testing.assert_array_equal(
-        second.to_grey(second.read_stored()), show(write(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7))
-    )
+    expected = read_grey(write_dicom(tmp_path / "b.dcm", WindowCenter=100, WindowWidth=7))
+    np.testing.assert_array_equal(second.to_grey(second.read_stored()), expected)
     luts = [lut(0, CURVE, 16, LUTExplanation="NORMAL"), lut(0, CURVE[::-1], 16, LUTExplanation="HARDER")]
-    assert DicomFile(write(tmp_path / "c.dcm", VOILUTSequence=luts), voi=2).header.voi == "lut 2/2 HARDER"
+    assert DicomFile(write_dicom(tmp_path / "c.dcm", VOILUTSequence=luts), voi=2).header.voi == "lut 2/2 HARDER"
     absent = DicomFile(windows, voi=3)
     assert absent.header.voi == "linear 2000/1500 1/2"
     assert [warning.code for warning in absent.header.warnings] == ["assumed_values"]
 
 
-def test_overlays_are_no_tissue(tmp_path: Path) -> None:
-    """An overlay plane of its own is left alone; one in the pixels' unused high bits (retired in 2004) is masked out."""
-    overlay = {"OverlayRows": 40, "OverlayColumns": 52, "OverlayType": "G", "OverlayOrigin": [1, 1]}
-
-    def plane(path: Path, inside: bool) -> Path:
-        ds = dcmread(path)
-        for keyword, value in overlay.items():
-            ds.add_new(0x60000000 + {"OverlayRows": 0x10, "OverlayColumns": 0x11, "OverlayType": 0x40, "OverlayOrigin": 0x50}[keyword],
-                       {"OverlayType": "CS", "OverlayOrigin": "SS"}.get(keyword, "US"), value)  # fmt: skip
-        ds.add_new(0x60000100, "US", 16 if inside else 1)
-        ds.add_new(0x60000102, "US", 15 if inside else 0)
-        if not inside:
-            ds.add_new(0x60003000, "OW", b"\xff" * 260)
-        ds.save_as(path)
-        return path
-
+def test_overlays_do_not_change_the_pixels(tmp_path: Path) -> None:
+    """A separate overlay plane is ignored; a plane in the unused high bits (retired in 2004) is masked out."""
     pixels = ramp()
-    np.testing.assert_array_equal(
-        DicomFile(plane(write(tmp_path / "a.dcm", pixels), inside=False)).read_stored(), pixels
-    )
+    separate = DicomFile(add_overlay(write_dicom(tmp_path / "a.dcm", pixels), in_pixels=False))
+    np.testing.assert_array_equal(separate.read_stored(), pixels)
     drawn = pixels.copy()
     drawn[3:9, 4:30] |= 0x8000
-    file = DicomFile(plane(write(tmp_path / "b.dcm", drawn), inside=True))
-    np.testing.assert_array_equal(file.read_stored(), pixels)
-    assert file.header.warnings == ()
+    in_pixels = DicomFile(add_overlay(write_dicom(tmp_path / "b.dcm", drawn), in_pixels=True))
+    np.testing.assert_array_equal(in_pixels.read_stored(), pixels)
+    assert in_pixels.header.warnings == ()
 
 
-def test_presentation_lut_and_8_bit_lut_in_words(tmp_path: Path) -> None:
+def add_overlay(path: Path, in_pixels: bool) -> Path:
+    """Add an overlay plane in the unused high bits of the pixels, or with a data element of its own."""
+    ds = dcmread(path)
+    ds.add_new(0x60000010, "US", 40)  # Overlay Rows
+    ds.add_new(0x60000011, "US", 52)  # Overlay Columns
+    ds.add_new(0x60000040, "CS", "G")  # Overlay Type
+    ds.add_new(0x60000050, "SS", [1, 1])  # Overlay Origin
+    ds.add_new(0x60000100, "US", 16 if in_pixels else 1)  # Overlay Bits Allocated
+    ds.add_new(0x60000102, "US", 15 if in_pixels else 0)  # Overlay Bit Position
+    if not in_pixels:
+        ds.add_new(0x60003000, "OW", b"\xff" * 260)  # Overlay Data
+    ds.save_as(path)
+    return path
+
+
+def test_a_presentation_lut_and_an_8_bit_lut_in_words_are_applied(tmp_path: Path) -> None:
     square = lut(0, [round(65535 * (index / 255) ** 2) for index in range(256)], 16)
-    path = write(
+    path = write_dicom(
         tmp_path / "a.dcm", ramp(0, 255, "u1"), WindowCenter=128, WindowWidth=256, PresentationLUTSequence=[square]
     )
-    np.testing.assert_allclose(show(path), (ramp(0, 255) / 255) ** 2, atol=1e-4)
+    np.testing.assert_allclose(read_grey(path), (ramp(0, 255) / 255) ** 2, atol=1e-4)
     packed = lut(0, [0], 8)
     packed.LUTDescriptor = [256, 0, 8]
     packed.LUTData = bytes(range(255, -1, -1))
-    path = write(tmp_path / "b.dcm", ramp(0, 255, "u1"), VOILUTSequence=[packed])
-    np.testing.assert_allclose(show(path), 1 - ramp(0, 255) / 255, atol=1e-6)
+    path = write_dicom(tmp_path / "b.dcm", ramp(0, 255, "u1"), VOILUTSequence=[packed])
+    np.testing.assert_allclose(read_grey(path), 1 - ramp(0, 255) / 255, atol=1e-6)
 
 
 def refusal(path: Path) -> ImageRefusedError:
+    """Return the error with which an image is refused."""
     with pytest.raises(ImageRefusedError) as caught:
         open_image(path).read_stored()
     return caught.value
@@ -357,19 +366,15 @@ def refusal(path: Path) -> ImageRefusedError:
         ({"syntax": "1.2.840.10008.1.2.4.100", "PixelData": encapsulate([b"\0\0"])}, "undecodable", "MPEG2"),
     ],
 )
-def test_refused_with_the_cause_named(tmp_path: Path, tags: dict[str, Any], code: str, named: str) -> None:
-    error = refusal(write(tmp_path / "a.dcm", **tags))
+def test_a_refusal_names_the_cause(tmp_path: Path, tags: dict[str, Any], code: str, named: str) -> None:
+    error = refusal(write_dicom(tmp_path / "a.dcm", **tags))
     assert error.code == code
     assert named in error.message
 
 
-def test_synthetic_2d_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
-    assert (
-        DicomFile(
-            write(tmp_path / "a.dcm", ImageType=["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"])
-        ).header.view
-        == "CC"
-    )
+def test_a_synthetic_2d_image_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", ImageType=["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"])
+    assert DicomFile(path).header.view == "CC"
 
 
 @pytest.mark.parametrize(
@@ -387,8 +392,8 @@ def test_synthetic_2d_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
         ({**WINDOW, "PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "IDENTITY"}, "IDENTITY"),
     ],
 )
-def test_doubtful_tags_leave_a_remark_that_names_them(tmp_path: Path, tags: dict[str, Any], named: str) -> None:
-    file = DicomFile(write(tmp_path / "a.dcm", **tags))
+def test_invalid_tags_add_a_warning_that_names_them(tmp_path: Path, tags: dict[str, Any], named: str) -> None:
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", **tags))
     grey = file.to_grey(file.read_stored())
     assert np.ptp(grey) > 0.9
     [warning] = file.header.warnings
@@ -396,15 +401,17 @@ def test_doubtful_tags_leave_a_remark_that_names_them(tmp_path: Path, tags: dict
     assert named in warning.message
 
 
-def test_a_healthy_file_leaves_no_remark(tmp_path: Path) -> None:
-    file = DicomFile(write(tmp_path / "a.dcm", **WINDOW))
+def test_a_valid_file_has_no_warnings(tmp_path: Path) -> None:
+    file = DicomFile(write_dicom(tmp_path / "a.dcm", **WINDOW))
     file.read_stored()
     assert file.header.warnings == ()
 
 
-def test_header_is_understood(tmp_path: Path) -> None:
+def test_the_header_is_read(tmp_path: Path) -> None:
     code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "R-10226", "SRT", "medio-lateral oblique"
+    code.CodeValue = "R-10226"
+    code.CodingSchemeDesignator = "SRT"
+    code.CodeMeaning = "medio-lateral oblique"
     tags: dict[str, Any] = {
         "PatientAge": "061Y",
         "BreastImplantPresent": "YES",
@@ -413,32 +420,19 @@ def test_header_is_understood(tmp_path: Path) -> None:
         "Laterality": "R",
     }
     tags |= {"ImagerPixelSpacing": [0.1, 0.12], "EstimatedRadiographicMagnificationFactor": 2, "PixelSpacing": [9, 9]}
-    header = DicomFile(write(tmp_path / "a.dcm", ViewPosition=None, ViewCodeSequence=[code], **tags)).header
-    assert (header.laterality, header.view, header.machine_id, header.implant, header.age) == (
-        "R",
-        "MLO",
-        "ROOM1",
-        1,
-        61,
-    )
+    header = DicomFile(write_dicom(tmp_path / "a.dcm", ViewPosition=None, ViewCodeSequence=[code], **tags)).header
+    assert (header.laterality, header.view) == ("R", "MLO")
+    assert (header.machine_id, header.implant, header.age) == ("ROOM1", 1, 61)
     assert header.spacing == (0.05, 0.06)
-    assert (header.rows, header.columns, header.bits, header.patient_id, header.image_id) == (
-        40,
-        52,
-        12,
-        "anna",
-        "1.2.3",
-    )
-    silent: dict[str, Any] = dict.fromkeys(("ImageLaterality", "ViewPosition", "PatientID"))
-    header = DicomFile(write(tmp_path / "b.dcm", PatientAge="000Y", **silent)).header
-    assert (header.laterality, header.view, header.patient_id, header.age, header.implant, header.spacing) == (
-        "",
-        "",
-        "",
-        None,
-        None,
-        None,
-    )
+    assert (header.rows, header.columns, header.bits) == (40, 52, 12)
+    assert (header.patient_id, header.image_id) == ("anna", "1.2.3")
+
+
+def test_missing_tags_are_unknown(tmp_path: Path) -> None:
+    missing: dict[str, Any] = dict.fromkeys(("ImageLaterality", "ViewPosition", "PatientID"))
+    header = DicomFile(write_dicom(tmp_path / "a.dcm", PatientAge="000Y", **missing)).header
+    assert (header.laterality, header.view, header.patient_id) == ("", "", "")
+    assert (header.age, header.implant, header.spacing) == (None, None, None)
 
 
 def test_view_codes_are_those_of_the_standard() -> None:
@@ -454,10 +448,12 @@ def test_view_codes_are_those_of_the_standard() -> None:
         assert getattr(codes.SCT, name).value == VIEW_CODES[view][0]
 
 
-def test_reduced_levels_end_to_end(tmp_path: Path) -> None:
+def test_a_reduced_level_shows_the_same_image(tmp_path: Path) -> None:
     pixels = ramp().repeat(4, 0).repeat(4, 1)
     frame = imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", bitspersample=12, reversible=True)
-    path = write(tmp_path / "a.dcm", pixels, uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **WINDOW)
+    path = write_dicom(
+        tmp_path / "a.dcm", pixels, uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **WINDOW
+    )
     file = DicomFile(path)
     assert file.levels == 4
     assert file.read_stored(2).shape == (40, 52)
@@ -467,35 +463,34 @@ def test_reduced_levels_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless])
-def test_a_file_cut_short_is_never_half_an_image(tmp_path: Path, syntax: str) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, syntax: str) -> None:
     frame = imagecodecs.jpeg2k_encode(ramp(), codecformat="j2k", bitspersample=12, reversible=True)
     tags: dict[str, Any] = {"PixelData": encapsulate([bytes(frame)])} if syntax == uid.JPEG2000Lossless else {}
-    path = write(tmp_path / "a.dcm", None, syntax, **tags)
+    path = write_dicom(tmp_path / "a.dcm", None, syntax, **tags)
     whole = path.read_bytes()
-    begin = whole.index(b"\xe0\x7f\x10\0")
-    for part in (0.05, 0.5, 0.9):
-        path.write_bytes(whole[: begin + int(part * (len(whole) - begin))])
+    start = whole.index(b"\xe0\x7f\x10\0")
+    for fraction in (0.05, 0.5, 0.9):
+        path.write_bytes(whole[: start + int(fraction * (len(whole) - start))])
         assert refusal(path).code in ("unreadable", "undecodable")
 
 
-def test_no_mutant_escapes(tmp_path: Path) -> None:
-    """Bytes of a whole file changed at random end in pixels of the stated size or in a refusal, never in another exception."""
+def test_randomly_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
+    """A damaged file gives pixels of the stated size or is refused; it never raises another exception."""
     frame = imagecodecs.jpeg2k_encode(ramp(), codecformat="j2k", bitspersample=12, reversible=True)
     tags: dict[str, Any] = {**WINDOW, "VOILUTSequence": [lut(500, CURVE[::50], 16)], "PixelPaddingValue": 0}
-    seeds = [
-        write(tmp_path / "a.dcm", **tags).read_bytes(),
-        write(
-            tmp_path / "b.dcm", syntax=uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **tags
-        ).read_bytes(),
-    ]
-    chance = random.Random(0)
+    native = write_dicom(tmp_path / "a.dcm", **tags)
+    compressed = write_dicom(
+        tmp_path / "b.dcm", syntax=uid.JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]), **tags
+    )
+    originals = [native.read_bytes(), compressed.read_bytes()]
+    generator = random.Random(0)
     verdicts = set()
     for _ in range(600):
-        mutant = bytearray(chance.choice(seeds))
-        for _ in range(chance.choice((1, 4, 30))):
-            mutant[chance.randrange(len(mutant))] = chance.randrange(256)
+        mutant = bytearray(generator.choice(originals))
+        for _ in range(generator.choice((1, 4, 30))):
+            mutant[generator.randrange(len(mutant))] = generator.randrange(256)
         path = tmp_path / "mutant.dcm"
-        path.write_bytes(mutant[: chance.choice((len(mutant), chance.randrange(len(mutant))))])
+        path.write_bytes(mutant[: generator.choice((len(mutant), generator.randrange(len(mutant))))])
         try:
             file = open_image(path)
             grey = file.to_grey(file.read_stored())
@@ -507,25 +502,25 @@ def test_no_mutant_escapes(tmp_path: Path) -> None:
     assert {"unreadable", "no_pixels", "bad_header", "undecodable"} <= verdicts
 
 
-def test_huge_private_value_is_not_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.dcm", **WINDOW)
+def test_a_huge_private_value_is_not_read(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", **WINDOW)
     data = path.read_bytes()
-    at = data.index(b"\x28\x00\x02\x00US")
+    position = data.index(b"\x28\x00\x02\x00US")
     private = b"\x09\x00\x10\x10OB\0\0" + (2_000_000_000).to_bytes(4, "little")
-    path.write_bytes(data[:at] + private)
+    path.write_bytes(data[:position] + private)
     assert refusal(path).code in ("no_pixels", "unreadable")
 
 
-def test_deep_sequences_end_in_a_refusal_or_an_image(tmp_path: Path) -> None:
-    data = write(tmp_path / "a.dcm", **WINDOW).read_bytes()
-    at = data.index(b"\x28\x00\x02\x00US")
+def test_deeply_nested_sequences_are_refused(tmp_path: Path) -> None:
+    data = write_dicom(tmp_path / "a.dcm", **WINDOW).read_bytes()
+    position = data.index(b"\x28\x00\x02\x00US")
     item = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
-    (tmp_path / "a.dcm").write_bytes(data[:at] + item * 20_000 + data[at:])
+    (tmp_path / "a.dcm").write_bytes(data[:position] + item * 20_000 + data[position:])
     assert refusal(tmp_path / "a.dcm").code in ("no_pixels", "unreadable")
 
 
 @pytest.mark.parametrize(("name", "bits"), [("a.png", 8), ("a.png", 16), ("a.tif", 8), ("a.tif", 16), ("a.jpg", 8)])
-def test_pictures(tmp_path: Path, name: str, bits: int) -> None:
+def test_grey_pictures_are_read_and_others_refused(tmp_path: Path, name: str, bits: int) -> None:
     pixels = ramp(0, 2**bits - 1, f"u{bits // 8}")
     path = tmp_path / name
     cv2.imwrite(str(path), pixels)
@@ -542,7 +537,7 @@ def test_pictures(tmp_path: Path, name: str, bits: int) -> None:
     assert refusal(path).code in ("unreadable", "undecodable")
 
 
-def test_a_picture_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), ramp())
     data = bytearray(path.read_bytes())
@@ -551,7 +546,7 @@ def test_a_picture_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     assert refusal(path).code == "too_large"
 
 
-def test_what_is_no_image_at_all(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(random.Random(1).randbytes(5000))
     assert refusal(tmp_path / "a").code == "not_an_image"
     (tmp_path / "b").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""From a file to a crop: geometry that maps back, air that is 0, orientation from the pixels, reduced decoding that shows the same."""
+"""Tests of preprocessing: geometry, masked air, orientation from the pixels, and decoding at reduced levels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def view() -> PhantomView:
 
 
 def prepare(folder: Path, image: np.ndarray, config: Preprocessing, laterality: str = "") -> PreprocessedImage:
-    """The crop of a picture (H W float in [0, 1]) that is first saved with 16 bits."""
+    """Return the crop of an image, float `(H, W)` in [0, 1], that is first saved with 16 bits."""
     path = folder / "image.png"
     cv2.imwrite(str(path), np.rint(image * 65535).astype(np.uint16))
     return preprocess(path, config, laterality)
@@ -38,9 +38,10 @@ def test_a_crop_pixel_shows_the_source_pixel_that_the_geometry_names(
     geometry = CropGeometry((x0, y0, x0 + width, y0 + height), flipped, Size(canvas_height, canvas_width))
     rows, columns = np.mgrid[0:220, 0:220].astype(np.float32)
     top, content_height, content_width = geometry.content
-    rim = 2 + int(geometry.scale / 2)  # there the kernel looks past the box
+    rim = 2 + int(geometry.scale / 2)  # where the kernel extends beyond the box
     inner = np.s_[top + rim : top + content_height - rim, rim : content_width - rim]
-    shown_x, shown_y = resample_to_canvas(columns, geometry, 0)[inner], resample_to_canvas(rows, geometry, 0)[inner]
+    shown_x = resample_to_canvas(columns, geometry, 0)[inner]
+    shown_y = resample_to_canvas(rows, geometry, 0)[inner]
     canvas_y, canvas_x = np.mgrid[0:canvas_height, 0:canvas_width][(slice(None), *inner)]
     matrix = geometry.to_source()
     np.testing.assert_allclose(shown_x, matrix[0, 0] * canvas_x + matrix[0, 2], atol=0.1)
@@ -48,7 +49,7 @@ def test_a_crop_pixel_shows_the_source_pixel_that_the_geometry_names(
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_a_lesion_is_on_the_crop_where_its_pixels_are(flipped: bool) -> None:
+def test_a_lesion_box_encloses_the_pixels_of_the_lesion_on_the_crop(flipped: bool) -> None:
     source = np.zeros((200, 150), np.float32)
     source[80:104, 40:60] = 1
     geometry = CropGeometry((10, 20, 130, 180), flipped, Size(240, 200))
@@ -57,7 +58,7 @@ def test_a_lesion_is_on_the_crop_where_its_pixels_are(flipped: bool) -> None:
     np.testing.assert_allclose(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], atol=1)
 
 
-def test_zero_is_air_and_nothing_else(view: PhantomView, tmp_path: Path) -> None:
+def test_only_air_is_zero(view: PhantomView, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, view.image, Preprocessing(size=Size(256, 128)))
     x0, y0, x1, y1 = prepared.geometry.box
     top, height, width = prepared.geometry.content
@@ -71,12 +72,13 @@ def test_zero_is_air_and_nothing_else(view: PhantomView, tmp_path: Path) -> None
 
 def test_a_mirrored_image_gives_the_same_crop(view: PhantomView, tmp_path: Path) -> None:
     config = Preprocessing(size=Size(256, 128))
-    left, right = prepare(tmp_path, view.image, config), prepare(tmp_path, view.image[:, ::-1], config)
+    left = prepare(tmp_path, view.image, config)
+    right = prepare(tmp_path, view.image[:, ::-1], config)
     assert (left.geometry.flipped, right.geometry.flipped) == (False, True)
     np.testing.assert_array_equal(left.crop, right.crop)
 
 
-def test_a_marker_in_the_air_leaves_no_trace(view: PhantomView, tmp_path: Path) -> None:
+def test_a_marker_in_the_air_does_not_change_the_crop(view: PhantomView, tmp_path: Path) -> None:
     config = Preprocessing(size=Size(256, 128))
     marker = np.zeros(view.image.shape, np.uint8)
     cv2.putText(marker, "L MLO", (280, 60), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2)
@@ -85,17 +87,16 @@ def test_a_marker_in_the_air_leaves_no_trace(view: PhantomView, tmp_path: Path) 
     np.testing.assert_array_equal(prepare(tmp_path, marked, config).crop, prepare(tmp_path, view.image, config).crop)
 
 
-def test_a_contradicting_side_is_doubted_and_never_trusted(view: PhantomView, tmp_path: Path) -> None:
+def test_a_contradicting_laterality_adds_a_warning_and_is_not_used(view: PhantomView, tmp_path: Path) -> None:
     config = Preprocessing(size=Size(256, 128))
-    stated_right = prepare(tmp_path, view.image, config, laterality="R")
-    assert "laterality_mismatch" in [warning.code for warning in stated_right.warnings]
-    assert stated_right.geometry.flipped is False
-    assert "laterality_mismatch" not in [
-        warning.code for warning in prepare(tmp_path, view.image, config, "L").warnings
-    ]
+    contradicting = prepare(tmp_path, view.image, config, laterality="R")
+    matching = prepare(tmp_path, view.image, config, laterality="L")
+    assert "laterality_mismatch" in [warning.code for warning in contradicting.warnings]
+    assert contradicting.geometry.flipped is False
+    assert "laterality_mismatch" not in [warning.code for warning in matching.warnings]
 
 
-def test_16_bits_hold_what_8_bits_hold(view: PhantomView, tmp_path: Path) -> None:
+def test_crops_of_16_and_8_bits_agree(view: PhantomView, tmp_path: Path) -> None:
     eight = prepare(tmp_path, view.image, Preprocessing(size=Size(256, 128)))
     sixteen = prepare(tmp_path, view.image, Preprocessing(size=Size(256, 128), bits=16))
     assert sixteen.crop.dtype == np.uint16
@@ -103,13 +104,13 @@ def test_16_bits_hold_what_8_bits_hold(view: PhantomView, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_configuration_survives_its_own_text(bits: int) -> None:
+def test_a_configuration_survives_a_round_trip_through_json(bits: int) -> None:
     config = Preprocessing(size=Size(300, 200), bits=bits, exact=True)  # type: ignore[arg-type]
     assert Preprocessing.from_json(config.to_json()) == config
 
 
-def test_a_reduced_level_shows_what_a_full_decode_shows(shared_data: Path) -> None:
-    """Required: 45 dB in tissue, where two resize kernels differ as much."""
+def test_a_reduced_level_gives_the_crop_of_a_full_decode(shared_data: Path) -> None:
+    """The tolerance is 45 dB in tissue, the difference between two resize kernels."""
     for path in sorted((shared_data / "rsna_dicom").rglob("*.dcm"))[::3]:
         reduced = preprocess(path, Preprocessing(size=Size(512, 256), bits=16))
         exact = preprocess(path, Preprocessing(size=Size(512, 256), bits=16, exact=True))

@@ -1,4 +1,4 @@
-"""Output folders: a lock for one run at a time, and a journal of finished items, from which a killed run resumes."""
+"""Lock output folders for one run at a time, and record finished items in a journal from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vitmodel.errors import UsageError, VitmodelError
 JOURNAL = "journal.jsonl"
 """Name of the journal in an output folder."""
 LOCK_FILE = ".vitmodel.lock"
-"""Lock file of an output folder. It also marks the files there as results, which are never read as sources."""
+"""Name of the lock file in an output folder; it also marks the files there as results, never read as sources."""
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, results: str = JOURNAL) -> Iterator[None]:
-    """Hold `folder` for this process alone, and remove what the run created there if it is refused before it has results.
+    """Lock `folder` for this process, and remove what the run created there if it is refused before it has results.
 
     Args:
         folder: The output folder; it is created if it does not exist.
         results: Glob pattern of the files and folders inside `folder` that count as results, see `removed_if_refused`.
 
     Raises:
-        UsageError: Another run holds the folder.
+        UsageError: Another run has locked the folder.
         VitmodelError: The folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
@@ -39,17 +39,16 @@ def lock_folder(folder: Path, results: str = JOURNAL) -> Iterator[None]:
             lock = stack.enter_context((folder / LOCK_FILE).open("w"))
         except OSError as error:
             raise VitmodelError(
-                f"cannot write to {folder}: {error.strerror}; free the disk or choose another folder"
+                f"cannot write to {folder}: {error.strerror}; check space and permissions, or choose another folder"
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"{folder} is being written by another run; wait for it or choose another folder"
+                f"{folder} is in use by another run; wait until it ends or choose another folder"
             ) from None
-        os.register_at_fork(
-            after_in_child=lock.close
-        )  # or a loader process that outlives a killed run would hold its folder
+        # Without this, a loader process that outlives a killed run would keep the folder locked.
+        os.register_at_fork(after_in_child=lock.close)
         stack.enter_context(cleanup)
         yield
 
@@ -57,8 +56,9 @@ def lock_folder(folder: Path, results: str = JOURNAL) -> Iterator[None]:
 class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801 (used like a function)
     """Remove what the block created in `folder` if it raises a VitmodelError before there are results.
 
-    A run that is refused, for example because its weights do not fit, then leaves nothing behind that the next try would run into.
-    Files and folders that were there when the object was created stay, and so does everything once there are results.
+    A run that is refused, for example because its weights do not fit, then leaves nothing behind that would stop the
+    next attempt. Files and folders that existed when the object was created are kept. If there are results, everything
+    is kept.
 
     Args:
         folder: The output folder; it may not exist yet.
@@ -83,7 +83,8 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
 
     def remove(self) -> None:
         """Delete what is new in the folder, and the folder and its parents if they are new and empty."""
-        for path in set(self.folder.iterdir()) - self.before if self.folder.is_dir() else ():
+        current = set(self.folder.iterdir()) if self.folder.is_dir() else set()
+        for path in current - self.before:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -94,7 +95,7 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
 
 
 def file_state(path: Path) -> str:
-    """A file's size and time of change, or that it is missing."""
+    """Return size and modification time of a file as text, 'missing' if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -103,10 +104,20 @@ def file_state(path: Path) -> str:
 
 
 class Journal:
-    """An append-only file of finished entries by key; a line that a kill cut short or a power cut spoilt does not count.
+    """An append-only file of finished entries by key.
 
-    It is not forced to the disk: a line that a power cut loses is work done again, and one that survives follows its crop, whose
-    bytes `write_atomic` has forced there before.
+    Lines that were cut short by a kill or damaged by a power failure are ignored. The file is not flushed to the disk:
+    a line lost in a power failure means that its item is processed again, and a surviving line was written after its
+    crop, which `write_atomic` had flushed to the disk before.
+
+    Args:
+        path: The journal file; it is created if it does not exist.
+
+    Attributes:
+        entries: The entries by key.
+
+    Raises:
+        VitmodelError: The file cannot be written to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,14 +133,22 @@ class Journal:
                 with path.open("rb+") as file:
                     file.truncate(len(whole) + 1 if whole else 0)
         try:
-            self._file = path.open(
-                "ab", buffering=0
-            )  # a full disk is then met here, and not again when the file is closed
+            self._file = path.open("ab", buffering=0)  # without a buffer a full disk fails in `append`, not in `close`
         except OSError as error:
-            raise VitmodelError(f"cannot write {path}: {error.strerror}") from error
+            raise VitmodelError(
+                f"cannot write {path}: {error.strerror}; check its permissions and run the same command again"
+            ) from error
 
     def append(self, key: str, entry: dict[str, Any]) -> None:
-        """Record that `key` is finished. Raises VitmodelError where the disk is full."""
+        """Record that `key` is finished.
+
+        Args:
+            key: Key of the item.
+            entry: JSON values to be stored with it.
+
+        Raises:
+            VitmodelError: The disk is full.
+        """
         self.entries[key] = {"key": key, **entry}
         try:
             line = json.dumps(self.entries[key]).encode() + b"\n"
@@ -141,5 +160,5 @@ class Journal:
             ) from error
 
     def close(self) -> None:
-        """Close the file; its entries stay."""
+        """Close the file; `entries` stays available."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""An ordered parallel map with progress: threads, processes, or a dask cluster. Knows nothing of what it maps."""
+"""Map a function over items in parallel, in order and with progress: threads, processes or a dask cluster."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CLUSTER_TIMEOUT = 2 * TIME_LIMIT
-"""Seconds that a cluster may take for the item that comes next."""
+"""Seconds after which a cluster that has not returned the next item is given up."""
 
 
 def _no_result(item: object, message: str) -> Any:
-    raise VitmodelError(f"a worker process was lost: {message}")
+    """Raise VitmodelError for an item whose worker process was lost."""
+    raise VitmodelError(f"an item could not be processed: {message}; run the same command again")
 
 
 def parallel_map(
@@ -37,11 +38,25 @@ def parallel_map(
     unit: str = "image",
     on_lost: Callable[[Item, str], Result] = _no_result,
 ) -> Iterator[Result]:
-    """Yield function(item) for each item, in order, while `jobs` workers (0 = one per core) go ahead by a bounded number of items.
+    """Yield the result of `function` for each item in order, while workers run ahead by a bounded number of items.
 
-    `backend` is threads, processes or dask (the cluster at `scheduler`, or a local one). Of processes, one that dies or hangs costs
-    its item only: `lost` makes a result of the item and a sentence on what happened. Raises UsageError where dask is not installed
-    or its scheduler does not answer.
+    Args:
+        function: The function. It must be picklable for processes and dask.
+        items: The items.
+        what: Title of the progress bar.
+        jobs: Number of workers; 0 = one per core.
+        backend: threads, processes or dask.
+        scheduler: Address of the dask scheduler; '' starts a local cluster.
+        unit: Unit of the items in the progress bar.
+        on_lost: Function of an item and a message that returns the result of an item whose process died or hung. Only
+            the backend `processes` calls it; such a process costs this item only.
+
+    Yields:
+        The results in the order of the items.
+
+    Raises:
+        UsageError: The backend does not exist, dask is not installed, or the scheduler does not answer.
+        VitmodelError: The cluster gives no result, or a process was lost and `on_lost` is not given.
     """
     if backend not in ("threads", "processes", "dask"):
         raise UsageError(f"backend: {backend!r} is not a choice; choose from threads, processes, dask")
@@ -68,46 +83,50 @@ def parallel_map(
 
 
 def _in_threads(function: Callable[[Item], Result], items: Iterable[Item], jobs: int) -> Generator[Result, None, None]:
-    """The results in order. At most 2 `jobs` items are under way or wait to be taken: joblib's generator would hold all that are done."""
+    """Yield the results in order.
+
+    At most 2 x `jobs` items are in progress or wait for the reader. joblib's generator would keep all finished results.
+    """
     pool = ThreadPoolExecutor(jobs)
     try:
-        ahead: deque[Future[Result]] = deque()
+        pending: deque[Future[Result]] = deque()
         for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) == 2 * jobs:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) == 2 * jobs:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
 def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
-    """joblib's dask backend on the cluster at `scheduler`, or on `jobs` local worker processes where that is empty."""
+    """Select joblib's dask backend: the cluster at `scheduler`, or `jobs` local worker processes if it is empty."""
     try:
         import dask
         from distributed import Client, LocalCluster
     except ImportError:
-        raise UsageError("backend: dask needs the extra `cluster`: pip install 'vitmodel[cluster]'") from None
+        raise UsageError("backend: dask is not installed; pip install 'vitmodel[cluster]'") from None
     with contextlib.ExitStack() as stack:
         if not scheduler:
-            # distributed would leave OMP_NUM_THREADS=1 in this process's environment, and what it starts later would compute otherwise
+            # Without this, distributed would leave OMP_NUM_THREADS=1 in the environment of this process, and processes
+            # that it starts later would compute with other numbers of threads.
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
-            scheduler = stack.enter_context(
-                LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
-            ).scheduler_address
+            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+            scheduler = stack.enter_context(cluster).scheduler_address
         try:
             stack.enter_context(Client(scheduler, timeout=10))
         except OSError as error:
-            raise UsageError(f"scheduler: no dask scheduler answers at {scheduler}: {error}") from None
+            raise UsageError(
+                f"scheduler: no dask scheduler answers at {scheduler} ({error}); start it or correct its address"
+            ) from None
         stack.enter_context(joblib.parallel_config(backend="dask"))
         try:
             yield
-        except (
-            multiprocessing.TimeoutError
-        ) as error:  # dask has given up on the item, which joblib's dask backend does not tell
-            remedy = "run the same command again or, if that ends alike, with --backend processes, which refuses the file that does it"
+        # dask has given up on the item, but joblib's dask backend does not report it.
+        except multiprocessing.TimeoutError as error:
             raise VitmodelError(
-                f"the cluster gave no result for {CLUSTER_TIMEOUT:g} s: its workers are gone, or died of one file; {remedy}"
+                f"the cluster gave no result for {CLUSTER_TIMEOUT:g} s: its workers are gone, or one file kills them; "
+                "run the same command again or, if that fails too, with --backend processes, which refuses such a file"
             ) from error

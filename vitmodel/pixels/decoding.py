@@ -1,18 +1,21 @@
-"""From a frame's bytes to its stored pixels, for every transfer syntax, at a resolution level. Knows no meaning of any pixel.
+"""Decode a frame's bytes to stored pixel values, for every transfer syntax and at a chosen resolution level.
 
-The first decoder of a syntax is the fast one; one after it is the fallback. A golden table in the tests holds them, and peers
-that this package does not use, to the same pixels.
+The first decoder of a syntax is the fastest one; the next one is the fallback. A golden table in the tests checks that
+these decoders, and independent ones that this package does not use, give the same pixels.
 
-Why no others: on frames damaged at random gdcm aborts the process (JPEG), OpenJPH crashes or hangs (HTJ2K) and imagecodecs
-returns its half-filled images, imagecodecs' own decoder crashes (RLE); pydicom unpacks runs far beyond the stated size (RLE).
-Those used here survived 8,000 mutants each. OpenJPH, two to four times as fast as OpenJPEG, writes our HTJ2K copies and reads nothing.
+Decoders that were rejected, because of randomly damaged frames: gdcm aborts the process (JPEG); OpenJPH crashes or
+hangs, and imagecodecs returns the half-filled images it leaves (HTJ2K); the decoder of imagecodecs crashes (RLE);
+pydicom unpacks runs far beyond the declared size (RLE). Each decoder used here survived 8,000 damaged frames. OpenJPH
+is two to four times as fast as OpenJPEG; it only encodes our HTJ2K copies and never decodes.
 
-Known disagreements:
-- Damage in the middle of a JPEG stream: libjpeg fills what is missing with grey, without an error that Python can see. A stream
-  that is cut short has lost its end marker, which is checked here for every codec.
+Known differences between decoders:
+
+- Damage in the middle of a JPEG stream: libjpeg fills the missing part with grey, without an error that Python can see.
+  A truncated stream has lost its end marker, which is checked here for every codec.
 - JPEG Extended with 12 bits: libjpeg-turbo and DCMTK read it, gdcm and Pillow do not.
-- Lossy HTJ2K: OpenJPH and OpenJPEG round differently, by 2 of 65535 at most.
-- Sign: JPEG and RLE carry none, and JPEG 2000 encoders often write signed pixels as unsigned. The header's sign counts.
+- Lossy HTJ2K: OpenJPH and OpenJPEG round differently, by at most 2 of 65535.
+- Sign: JPEG and RLE do not store it, and JPEG 2000 encoders often write signed pixels as unsigned. The sign stated in
+  the DICOM header is used.
 """
 
 from __future__ import annotations
@@ -37,18 +40,24 @@ from vitmodel.pixels import openjpeg
 Bytes = bytes | memoryview
 
 MAX_PIXELS = 100_000_000
-"""More than any mammogram: film of 24 x 30 cm scanned at 30 um has 80 million."""
+"""More pixels than any mammogram has: a film of 24 x 30 cm scanned at 30 um has 80 million."""
 MAX_CODESTREAM_HEADER = 1 << 20
-"""Bytes in which a codestream's main header must lie."""
+"""Bytes at the start of a frame that must contain the main header of the codestream."""
 MAX_BLOCKS = 500_000
-"""Of JPEG 2000: precincts and code blocks cost OpenJPEG up to 1.4 kB each, and the header alone can ask for 25 million of them."""
+"""Most precincts or code blocks of a JPEG 2000 image.
+
+Each costs OpenJPEG up to 1.4 kB, and a header alone can request 25 million of them.
+"""
 MAX_SCANS = 32
-"""Of a JPEG: progressive ones have a dozen; each costs a pass over the whole image, though it may say nothing in a few bytes."""
+"""Most scans of a JPEG image; progressive images have a dozen.
+
+Each costs a pass over the whole image, even if it is empty and only a few bytes long.
+"""
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How the header says that pixels are stored (PS3.3 C.7.6.3)."""
+    """The storage format of the pixels as stated in the DICOM header (PS3.3 C.7.6.3)."""
 
     syntax: str
     rows: int
@@ -58,21 +67,21 @@ class PixelFormat:
     signed: bool = False
     photometric: str = "MONOCHROME2"
     overlay_bits: bool = False
-    """Overlay planes lie in the unused high bits (retired from the standard, found in old files)."""
+    """Whether the unused high bits contain overlay planes (retired from the standard, found in old files)."""
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of stored values: int or uint of 8 or 16 bits."""
+        """Type of the stored values: int or uint of 8 or 16 bits."""
         return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
 
     @property
     def unsigned_dtype(self) -> np.dtype:
-        """The unsigned type of the same size."""
+        """Unsigned type of the same size."""
         return np.dtype(f"u{self.bits_allocated // 8}")
 
 
 class CodestreamHeader(NamedTuple):
-    """What a compressed frame says about itself."""
+    """The header of a compressed frame."""
 
     rows: int
     columns: int
@@ -80,13 +89,19 @@ class CodestreamHeader(NamedTuple):
     precision: int
     signed: bool = False
     levels: int = 0
-    """Resolution levels that a decoder may leave out."""
+    """Number of resolution levels that a decoder can skip."""
     blocks: int = 0
-    """Pieces of JPEG 2000, see `count_blocks`."""
+    """Approximate number of precincts or code blocks of JPEG 2000, see `count_blocks`."""
 
 
 class Decoder(NamedTuple):
-    """A named way from bytes to H W values of any integer type; `supports_levels` says that it can leave out resolution levels itself."""
+    """A named decoder of one frame.
+
+    Attributes:
+        name: Name of the library.
+        decode: Function of frame, pixel format and level that returns values of any integer type, `(H, W)`.
+        supports_levels: Whether the decoder itself can skip resolution levels.
+    """
 
     name: str
     decode: Callable[[bytes, PixelFormat, int], np.ndarray]
@@ -94,7 +109,7 @@ class Decoder(NamedTuple):
 
 
 def pydicom_decoder(plugin: str) -> Callable[[bytes, PixelFormat, int], np.ndarray]:
-    """One of pydicom's decoders of compressed frames by the name of its plugin."""
+    """Return the decoding function of a pydicom plugin for compressed frames."""
 
     def decode(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
         options: dict[str, Any] = {
@@ -116,13 +131,17 @@ def pydicom_decoder(plugin: str) -> Callable[[bytes, PixelFormat, int], np.ndarr
 
 
 def native(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
-    """Uncompressed pixels; pydicom would wrap values that a wrong BitsStored does not foresee."""
+    """Return uncompressed pixels; pydicom would wrap values that exceed a wrong BitsStored."""
     dtype = pixel_format.unsigned_dtype.newbyteorder(">" if pixel_format.syntax == uid.ExplicitVRBigEndian else "<")
     return np.frombuffer(frame, dtype).reshape(pixel_format.rows, pixel_format.columns)
 
 
 def rle(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
-    """RLE by pylibjpeg-rle. Raises ValueError."""
+    """Decode RLE with pylibjpeg-rle.
+
+    Raises:
+        ValueError: The frame is damaged.
+    """
     try:
         data = pylibjpeg_rle.decode_pixel_data(
             frame,
@@ -131,7 +150,7 @@ def rle(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
             columns=pixel_format.columns,
             bits_allocated=pixel_format.bits_allocated,
         )
-    except BaseException as error:  # its Rust code panics on damage, and that is deliberately no Exception
+    except BaseException as error:  # its Rust code panics on damage, which is deliberately not an Exception
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError(str(error)) from None
@@ -141,7 +160,7 @@ def rle(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
 
 
 def jpegls(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
-    """JPEG-LS by pyjpegls."""
+    """Decode JPEG-LS with pyjpegls."""
     data, info = pyjpegls_decode(frame)
     return np.frombuffer(data, "<u2" if info["bits_per_sample"] > 8 else "u1").reshape(info["height"], info["width"])
 
@@ -175,28 +194,51 @@ DECODERS: dict[str, tuple[Decoder, ...]] = {
     **dict.fromkeys(HTJ2K, J2K),
 }
 GIL_BOUND_SYNTAXES = (uid.RLELossless,)
-"""Syntaxes whose decoder keeps the interpreter's lock: two threads are 1.4 times as fast as one there, 1.7 to 2 times elsewhere."""
+"""Syntaxes whose decoder holds the interpreter lock.
+
+Two threads are 1.4 times as fast as one for these syntaxes, and 1.7 to 2 times for others.
+"""
 
 
 def grid_offset(level: int) -> float:
-    """How far, in reduced pixels, a reduced image lies right of and below where 2^level x 2^level areas would put it.
+    """Return how far a reduced image is shifted to the right and down against averages over 2^level x 2^level pixels.
 
-    Sample k of the wavelet's low band at `level` lies on full-size pixel k * 2^level exactly (ITU-T T.800 Annex F), not at the
-    middle of an area. With pixel k's centre at k + 0.5: x_reduced = x_full / 2^level + grid_offset(level).
+    The unit is a pixel of the reduced image. Sample k of the wavelet's low band at `level` lies exactly on full-size
+    pixel k * 2^level (ITU-T T.800 Annex F), not in the middle of an area. With the centre of pixel k at k + 0.5:
+    x_reduced = x_full / 2^level + grid_offset(level).
     """
     return 0.5 - 0.5 / 2**level
 
 
 def available_levels(frame: bytes, pixel_format: PixelFormat) -> int:
-    """How many resolution levels `decode` may leave out of this frame. Raises ImageRefusedError."""
+    """Return the number of resolution levels of this frame that `decode` can skip.
+
+    Raises:
+        ImageRefusedError: The header of the compressed frame is unreadable or contradicts the DICOM header.
+    """
     if DECODERS[pixel_format.syntax] is not J2K or openjpeg.load_library() is None:
         return 0
     stream = read_codestream_header(frame, pixel_format)
-    return stream.levels if stream.signed == pixel_format.signed else 0  # -1 written as 65535 would be averaged with 0
+    if stream.signed != pixel_format.signed:  # -1, stored as 65535, would be averaged with 0
+        return 0
+    return stream.levels
 
 
 def decode(frame: bytes, pixel_format: PixelFormat, level: int = 0) -> tuple[np.ndarray, str]:
-    """A frame's bit patterns, unsigned H W at 2^-level of the size, rounded up, and the decoder's name. Raises ImageRefusedError."""
+    """Return the bit patterns of a frame and the name of the decoder.
+
+    Args:
+        frame: The bytes of one frame.
+        pixel_format: The storage format stated in the DICOM header.
+        level: Number of resolution levels to skip.
+
+    Returns:
+        Unsigned values `(H, W)`, where H and W are Rows and Columns divided by 2^level and rounded up, and the
+        decoder's name.
+
+    Raises:
+        ImageRefusedError: The frame is damaged, contradicts its header or cannot be decoded.
+    """
     decoders = DECODERS[pixel_format.syntax]
     if decoders is not NATIVE and decoders is not RLE:
         read_codestream_header(frame, pixel_format)
@@ -204,37 +246,42 @@ def decode(frame: bytes, pixel_format: PixelFormat, level: int = 0) -> tuple[np.
     for decoder in decoders:
         try:
             return decode_with(decoder, frame, pixel_format, level), decoder.name
-        except Exception as error:  # noqa: BLE001 - the decoder boundary: C libraries and their wrappers raise anything on damaged bytes
+        except Exception as error:  # noqa: BLE001 (C libraries and their wrappers raise anything on damaged bytes)
             problems.append(f"{decoder.name}: {error}")
     raise ImageRefusedError(
-        "undecodable", f"no decoder can read the {uid.UID(pixel_format.syntax).name} pixels ({'; '.join(problems)})"
+        "undecodable",
+        f"the {uid.UID(pixel_format.syntax).name} pixels cannot be decoded ({'; '.join(problems)}); "
+        "export the image again",
     )
 
 
 def decode_with(decoder: Decoder, frame: bytes, pixel_format: PixelFormat, level: int = 0) -> np.ndarray:
-    """`decode` by one decoder, whatever it raises."""
+    """Return the bit patterns of a frame as given by one decoder, see `decode`.
+
+    Raises:
+        Exception: Whatever the decoder raises.
+    """
     step = 1 << level
     pixels = decoder.decode(frame, pixel_format, level)
-    if level and not decoder.supports_levels:  # put the full image on the grid of the reduced one, see grid_offset
+    if level and not decoder.supports_levels:  # sample the full image on the grid of the reduced one, see grid_offset
         pixels = cv2.blur(np.ascontiguousarray(pixels), (step + 1, step + 1))[::step, ::step]
     expected = -(-pixel_format.rows // step), -(-pixel_format.columns // step)
     if pixels.shape != expected:
-        raise ValueError(f"{pixels.shape} pixels, not {expected}")
+        raise ValueError(f"the decoded image has shape {pixels.shape} instead of {expected}")
     patterns = pixels.astype(pixel_format.unsigned_dtype, copy=False)
-    precision = (
-        pixel_format.bits_allocated
-        if DECODERS[pixel_format.syntax] in (NATIVE, RLE)
-        else read_codestream_header(frame, pixel_format).precision
-    )
+    if DECODERS[pixel_format.syntax] in (NATIVE, RLE):
+        return patterns
+    precision = read_codestream_header(frame, pixel_format).precision
     if precision == pixel_format.bits_allocated:
         return patterns
     return np.bitwise_and(patterns, (1 << precision) - 1, out=patterns if patterns.flags.writeable else None)
 
 
 def to_stored_values(patterns: np.ndarray, pixel_format: PixelFormat) -> tuple[np.ndarray, str]:
-    """Bit patterns as stored values of the header's type, and a sentence on what was assumed, '' for nothing.
+    """Return `patterns` as stored values of the header's type, and a message about what was assumed ('' = nothing).
 
-    Unused high bits are undefined in old files: sign-extended or not, holding overlays, or used after all (a wrong BitsStored).
+    Unused high bits are undefined in old files: they may be sign-extended or not, contain overlays, or be part of the
+    value (wrong BitsStored).
     """
     if pixel_format.bits_stored == pixel_format.bits_allocated or patterns.size == 0:
         return patterns.view(pixel_format.dtype), ""
@@ -243,11 +290,11 @@ def to_stored_values(patterns: np.ndarray, pixel_format: PixelFormat) -> tuple[n
         patterns = patterns & (limit - 1)
     if not pixel_format.signed:
         largest = int(patterns.max())
+        if largest < limit:
+            return patterns, ""
         return (
             patterns,
-            f"values reach {largest} though BitsStored is {pixel_format.bits_stored}; they are kept"
-            if largest >= limit
-            else "",
+            f"values reach {largest}, more than BitsStored {pixel_format.bits_stored} allows; they are kept",
         )
     values = patterns.view(pixel_format.dtype)
     half = limit // 2
@@ -255,95 +302,129 @@ def to_stored_values(patterns: np.ndarray, pixel_format: PixelFormat) -> tuple[n
         return values, ""
     if patterns.max() < limit:  # two's complement of BitsStored bits
         return (patterns ^ half).view(pixel_format.dtype) - pixel_format.dtype.type(half), ""
-    return (
-        values,
-        f"values reach {values.min()} and {values.max()} though BitsStored is {pixel_format.bits_stored}; they are kept",
-    )
+    extremes = f"values lie in {values.min()}..{values.max()}"
+    return values, f"{extremes}, more than BitsStored {pixel_format.bits_stored} allows; they are kept"
 
 
 def read_codestream_header(frame: bytes, pixel_format: PixelFormat) -> CodestreamHeader:
-    """The header of a JPEG, JPEG-LS or JPEG 2000 stream, checked against the file's. Raises ImageRefusedError."""
+    """Return the header of a JPEG, JPEG-LS or JPEG 2000 stream after checking it against the DICOM header.
+
+    Raises:
+        ImageRefusedError: The header is unreadable, the stream is cut short, or the two headers contradict each other.
+    """
     try:
-        start = frame.find(
-            b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_HEADER
-        )  # within a JP2 file's boxes where an encoder left them
-        stream = (
-            read_jpeg2000_header(memoryview(frame)[start : start + MAX_CODESTREAM_HEADER])
-            if start >= 0
-            else read_jpeg_header(frame)
-        )
+        stream = _parse_codestream_header(frame)
     except (IndexError, ValueError):
-        raise ImageRefusedError("undecodable", "the compressed pixels have no readable header") from None
-    if b"\xff\xd9" not in frame[-8:]:  # libjpeg would fill the rest with grey and say nothing
-        raise ImageRefusedError("undecodable", "the compressed pixels are cut short: their end marker is missing")
+        raise ImageRefusedError(
+            "undecodable", "the compressed pixels have no readable header; export the image again"
+        ) from None
+    if b"\xff\xd9" not in frame[-8:]:  # libjpeg would silently fill the rest with grey
+        raise ImageRefusedError(
+            "undecodable", "the compressed pixels are cut short: their end marker is missing; copy the file again"
+        )
     if stream.components != 1:
-        raise ImageRefusedError("colour", f"the compressed pixels have {stream.components} components")
+        raise ImageRefusedError(
+            "colour", f"the compressed pixels have {stream.components} components; a mammogram has one"
+        )
     if (stream.rows, stream.columns) != (pixel_format.rows, pixel_format.columns):
-        said = f"Rows x Columns say {pixel_format.rows} x {pixel_format.columns}"
-        raise ImageRefusedError("bad_header", f"{said}, the compressed pixels {stream.rows} x {stream.columns}")
+        raise ImageRefusedError(
+            "bad_header",
+            f"Rows x Columns is {pixel_format.rows} x {pixel_format.columns}, "
+            f"but the compressed image is {stream.rows} x {stream.columns}; export the image again",
+        )
     if stream.precision > pixel_format.bits_allocated:
         raise ImageRefusedError(
             "bad_header",
-            f"BitsAllocated is {pixel_format.bits_allocated}, the compressed pixels have {stream.precision} bits",
+            f"BitsAllocated is {pixel_format.bits_allocated}, "
+            f"but the compressed pixels have {stream.precision} bits; export the image again",
         )
     if stream.blocks > MAX_BLOCKS:
-        raise ImageRefusedError("too_large", f"the compressed pixels are cut into more than {MAX_BLOCKS} blocks")
+        raise ImageRefusedError(
+            "too_large", f"the compressed pixels have more than {MAX_BLOCKS} blocks; compress them with larger blocks"
+        )
     return stream
 
 
+def _parse_codestream_header(frame: bytes) -> CodestreamHeader:
+    """Return the unchecked header of a JPEG, JPEG-LS or JPEG 2000 stream.
+
+    Raises:
+        IndexError: The header is cut short.
+        ValueError: There is no header.
+    """
+    start = frame.find(b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_HEADER)  # some encoders keep the boxes of a JP2 file
+    if start < 0:
+        return read_jpeg_header(frame)
+    return read_jpeg2000_header(memoryview(frame)[start : start + MAX_CODESTREAM_HEADER])
+
+
 def marker_segments(frame: Bytes) -> Iterator[tuple[int, Bytes]]:
-    """Marker and payload of each segment after the start-of-image marker, up to the entropy-coded data."""
-    at = 2
-    while frame[at] == 0xFF:
-        marker, size = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4])
+    """Yield marker and payload of each segment after the start-of-image marker, up to the entropy-coded data."""
+    position = 2
+    while frame[position] == 0xFF:
+        marker = frame[position + 1]
+        size = int.from_bytes(frame[position + 2 : position + 4])
         if marker == 0xFF:  # a fill byte
-            at += 1
+            position += 1
             continue
-        yield marker, frame[at + 4 : at + 2 + size]
-        at += 2 + max(size, 2)
+        yield marker, frame[position + 4 : position + 2 + size]
+        position += 2 + max(size, 2)
 
 
 def read_jpeg_header(frame: bytes) -> CodestreamHeader:
-    """The frame header (SOF) of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2). Raises ValueError."""
+    """Return the frame header (SOF) of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2).
+
+    Raises:
+        ValueError: There is no frame header.
+        ImageRefusedError: The image has too many scans.
+    """
     for marker, payload in marker_segments(frame):
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            repeats = (
-                payload[5] > 1 or marker & 3 == 2
-            )  # of one component, only a progressive image has more than one scan
-            # the marker of a scan cannot stand within one, where FF is followed by a number below 0x80 or by D0-D7
-            if repeats and frame.count(b"\xff\xda") > MAX_SCANS:
-                raise ImageRefusedError("too_large", f"the JPEG has more than {MAX_SCANS} scans")
+            # An image of one component has more than one scan only if it is progressive.
+            has_scans = payload[5] > 1 or marker & 3 == 2
+            # The marker of a scan cannot occur inside a scan, where FF is followed by a byte below 0x80 or by D0-D7.
+            if has_scans and frame.count(b"\xff\xda") > MAX_SCANS:
+                raise ImageRefusedError(
+                    "too_large", f"the JPEG image has more than {MAX_SCANS} scans; save it as a baseline JPEG"
+                )
             return CodestreamHeader(int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5]), payload[5], payload[0])
         if marker == 0xDA:
             break
-    raise ValueError("no frame header")
+    raise ValueError("the stream has no frame header")
 
 
 def read_jpeg2000_header(frame: Bytes) -> CodestreamHeader:
-    """The SIZ and COD segments of a JPEG 2000 main header (ITU-T T.800 A.5.1, A.6.1). Raises ValueError."""
+    """Return the content of the SIZ and COD segments of a JPEG 2000 main header (ITU-T T.800 A.5.1, A.6.1).
+
+    Raises:
+        ValueError: A segment is missing.
+    """
     stream = None
     for marker, payload in marker_segments(frame):
         if marker == 0x51:
-            x1, y1, x0, y0 = (int.from_bytes(payload[at : at + 4]) for at in (2, 6, 10, 14))
-            depth, components = payload[36], int.from_bytes(payload[34:36])
+            x1, y1, x0, y0 = (int.from_bytes(payload[start : start + 4]) for start in (2, 6, 10, 14))
+            components = int.from_bytes(payload[34:36])
+            depth = payload[36]
             stream = CodestreamHeader(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, depth > 0x7F)
-            moved = bool(x0 or y0)
+            has_offset = bool(x0 or y0)
         elif marker == 0x52 and stream is not None:
-            # an image that does not start at 0 has another grid: no levels
-            return stream._replace(levels=0 if moved else payload[5], blocks=count_blocks(stream, payload))
+            levels = 0 if has_offset else payload[5]  # an image that does not start at 0 has a different grid
+            return stream._replace(levels=levels, blocks=count_blocks(stream, payload))
         elif marker == 0x90:
             break
-    raise ValueError("no SIZ or COD segment")
+    raise ValueError("the stream has no SIZ or no COD segment")
 
 
 def count_blocks(stream: CodestreamHeader, cod: Bytes) -> int:
-    """About how many precincts or code blocks the COD segment `cod` cuts the image into, at all of its resolution levels."""
-    levels, sizes = cod[5], cod[10:] if cod[0] & 1 else b""
+    """Return the approximate number of precincts or code blocks at all resolution levels from the COD segment `cod`."""
+    levels = cod[5]
+    sizes = cod[10:] if cod[0] & 1 else b""
     count = 0
     for level in range(levels + 1):  # 0 = the smallest image
-        width, height = (min(cod[at] + 2, 15) for at in (6, 7))  # exponents of 2
+        width, height = (min(cod[index] + 2, 15) for index in (6, 7))  # exponents of 2
         if sizes:
-            width, height = min(width, sizes[level] & 15), min(height, sizes[level] >> 4)
+            width = min(width, sizes[level] & 15)
+            height = min(height, sizes[level] >> 4)
         pixels = (stream.rows >> (levels - level)) * (stream.columns >> (levels - level))
         count += pixels >> (width + height)
     return count

@@ -1,4 +1,4 @@
-"""DICOM mammograms: the header read and judged at once, pixels when asked. Knows no crop."""
+"""Open DICOM mammograms: the header is read and checked at once, the pixels on demand."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from vitmodel.pixels.verdict import ImageWarning
 from vitmodel.pixels.voi import DisplayPipeline, ForProcessing, read_display_pipeline
 
 MAX_PADDING_GREY = 0.05
-"""Padding up to this grey bleeds no visible rim into an average; a sigmoid's foot lies near 0.01."""
+"""Greatest grey value of padding that leaves no visible rim in averages; the foot of a sigmoid lies near 0.01."""
 
 
 class DicomFile:
-    """One DICOM file as an `ImageFile`. Raises ImageRefusedError where its header tells that it is no readable mammogram.
+    """A DICOM file as an `ImageFile`.
 
-    `voi`: which of several stored VOI LUTs or windows to use, from 1. `for_processing`: what to do with raw detector data: refuse it,
-    or show the inverted logarithm ("log").
+    Args:
+        path: The file.
+        voi: Which of several stored VOI LUTs or windows to use, counted from 1.
+        for_processing: Whether raw detector data is refused or shown as its inverted logarithm ("log").
+
+    Raises:
+        ImageRefusedError: According to its header, the file is not a readable mammogram.
     """
 
     def __init__(self, path: Path | str, voi: int = 1, for_processing: ForProcessing = "refuse") -> None:
@@ -44,39 +49,57 @@ class DicomFile:
             self.header = read_header(tags, self.pixel_format, self.display.name, warnings)
         except ImageRefusedError:
             raise
-        except Exception as error:  # what pydicom raises on damaged bytes has no common type
-            raise ImageRefusedError("bad_header", f"the header cannot be understood: {error}") from error
+        except Exception as error:  # pydicom's exceptions for damaged bytes have no common type
+            raise ImageRefusedError(
+                "bad_header", f"the DICOM header cannot be parsed ({error}); export the image again"
+            ) from error
         self.decoder = ""
 
     @functools.cached_property
     def levels(self) -> int:
-        """Resolution levels to leave out: JPEG 2000's, or 0."""
+        """Number of resolution levels that can be skipped: that of the JPEG 2000 stream, 0 for other codecs."""
         return 0 if self._bright_padding else decoding.available_levels(self.frame, self.pixel_format)
 
     def read_stored(self, level: int = 0) -> np.ndarray:
-        """The stored values, H W, int or uint of 8 or 16 bits, at `level`'s grid (see `decoding.grid_offset`). Raises ImageRefusedError.
+        """Return the stored values.
 
-        Padding that would show bright is replaced by the darkest value, so that averages over its border stay dark.
+        Padding that would be shown bright is replaced by the darkest value, so that averages across its border stay
+        dark.
+
+        Args:
+            level: Number of resolution levels to skip; see `decoding.grid_offset` for the grid of the result.
+
+        Returns:
+            Values of int or uint with 8 or 16 bits, `(H, W)`.
+
+        Raises:
+            ImageRefusedError: The pixels are missing, damaged or cannot be decoded.
         """
         if not 0 <= level <= (self.levels if level else 0):
-            raise ValueError(f"level {level} is not between 0 and {self.levels}")
+            raise ValueError(f"level must be between 0 and {self.levels}, not {level}")
         patterns, self.decoder = decoding.decode(self.frame, self.pixel_format, level)
-        values, assumed = decoding.to_stored_values(patterns, self.pixel_format)
-        if (
-            assumed and level == 0
-        ):  # at a lower level the wavelet's low pass overshoots, which says nothing about BitsStored
-            self._add_warning(assumed)
+        values, assumption = decoding.to_stored_values(patterns, self.pixel_format)
+        # At a reduced level the low pass of the wavelet overshoots, which does not mean that BitsStored is wrong.
+        if assumption and level == 0:
+            self._add_warning(assumption)
         if self._bright_padding:
-            air = self._domain[self._chain(self._domain).argmin()]
-            values = np.where(self.display.is_padding(values), air, values)
+            darkest = self._domain[self._pipeline(self._domain).argmin()]
+            values = np.where(self.display.is_padding(values), darkest, values)
         return values
 
     def to_grey(self, stored: np.ndarray) -> np.ndarray:
-        """Stored values, whole or averaged, H W, as float32 in [0, 1] of the VOI's output range, brighter = denser, padding 0.
+        """Return the grey values of stored values or of averages of stored values.
 
         Whole values are looked up; averages are interpolated between the two nearest whole values.
+
+        Args:
+            stored: Values or averages, `(H, W)`.
+
+        Returns:
+            float32 `(H, W)` in [0, 1], the output range of the VOI; brighter = denser, padding = 0.
         """
-        table, low = self._table, int(self._domain[0])
+        table = self._grey_table
+        low = int(self._domain[0])
         if stored.dtype == self.pixel_format.dtype:
             return table[stored.astype(np.int32) - low] if low else table[stored]
         position = np.clip(stored.astype(np.float32) - low, 0, len(table) - 1)
@@ -86,13 +109,16 @@ class DicomFile:
 
     @functools.cached_property
     def _domain(self) -> np.ndarray:
-        """Every value that a stored pixel can have, ascending."""
+        """All values that a stored pixel can have, in ascending order."""
         info = np.iinfo(self.pixel_format.dtype)
         return np.arange(info.min, info.max + 1).astype(self.pixel_format.dtype)
 
     @functools.cached_property
-    def _chain(self) -> DisplayPipeline:
-        """`display`; without a VOI, over the image's own range at full size, as viewers do, so that every part shows alike."""
+    def _pipeline(self) -> DisplayPipeline:
+        """`display` or, without a VOI, the image's own range.
+
+        The range is that of the full-size image, as in viewers, so that any part of the image is shown the same.
+        """
         if self.display.voi is not None:
             return self.display
         pixels, _ = decoding.to_stored_values(decoding.decode(self.frame, self.pixel_format)[0], self.pixel_format)
@@ -100,44 +126,45 @@ class DicomFile:
         return self.display.with_range(pixels.min(), pixels.max()) if pixels.size else self.display.with_range(0, 1)
 
     @functools.cached_property
-    def _table(self) -> np.ndarray:
-        """The grey of every value in `_domain`, float32."""
-        return np.where(self.display.is_padding(self._domain), 0, self._chain(self._domain)).astype(np.float32)
+    def _grey_table(self) -> np.ndarray:
+        """The grey value of each value in `_domain`, float32."""
+        return np.where(self.display.is_padding(self._domain), 0, self._pipeline(self._domain)).astype(np.float32)
 
     @functools.cached_property
     def _bright_padding(self) -> bool:
-        """Whether padding would show bright, were it not blanked."""
+        """Whether padding would be shown bright if it were not blanked."""
         padding = self.display.padding
-        return padding is not None and bool(self._chain(np.array(padding)).max() > MAX_PADDING_GREY)
+        return padding is not None and bool(self._pipeline(np.array(padding)).max() > MAX_PADDING_GREY)
 
     @functools.cached_property
     def frame(self) -> bytes:
-        """The frame's bytes as they lie in the file."""
-        expected = self.pixel_format.rows * self.pixel_format.columns * self.pixel_format.bits_allocated // 8
-        dataset = read_dataset(self.path, 2 * expected)  # a codec that does not compress still needs little more
+        """The bytes of the frame as stored in the file."""
+        pixel_format = self.pixel_format
+        expected = pixel_format.rows * pixel_format.columns * pixel_format.bits_allocated // 8
+        dataset = read_dataset(self.path, 2 * expected)  # a codec that fails to compress needs little more than 1 x
         data = next(iter(TagReader(dataset, []).values("PixelData")), None)
         if not isinstance(data, bytes) or not data:
             if has_pixel_data_tag(self.path):
-                raise ImageRefusedError("unreadable", "the file is cut short within its pixel data")
-            raise ImageRefusedError("no_pixels", "the file has no pixel data, or ends before it")
-        if not uid.UID(self.pixel_format.syntax).is_encapsulated:
-            if len(data) < expected:
+                raise ImageRefusedError("unreadable", "the file is cut short in its pixel data; copy it again")
+            raise ImageRefusedError("no_pixels", "the file has no pixel data, or is cut short before it; copy it again")
+        if uid.UID(pixel_format.syntax).is_encapsulated:
+            try:
+                return get_frame(data, 0, number_of_frames=1)
+            except Exception as error:  # damaged item lengths raise any of pydicom's exceptions
                 raise ImageRefusedError(
-                    "unreadable", f"the file is cut short: {len(data)} of {expected} bytes of pixels"
-                )
-            if (
-                self.pixel_format.syntax == uid.ExplicitVRBigEndian
-                and self.pixel_format.bits_allocated == 8
-                and dataset["PixelData"].VR == "OW"
-            ):
-                data = np.frombuffer(data, np.uint16).byteswap().tobytes()  # bytes travel in words (PS3.5 D.1)
-            return data[:expected]
-        try:
-            return get_frame(data, 0, number_of_frames=1)
-        except Exception as error:  # damaged item lengths raise any of pydicom's exceptions
-            raise ImageRefusedError("unreadable", f"the compressed pixels are cut short or damaged: {error}") from error
+                    "unreadable", f"the compressed pixels are cut short or damaged ({error}); copy the file again"
+                ) from error
+        if len(data) < expected:
+            raise ImageRefusedError(
+                "unreadable", f"the file is cut short: it has {len(data)} of {expected} bytes of pixels; copy it again"
+            )
+        in_words = pixel_format.bits_allocated == 8 and dataset["PixelData"].VR == "OW"
+        if in_words and pixel_format.syntax == uid.ExplicitVRBigEndian:
+            data = np.frombuffer(data, np.uint16).byteswap().tobytes()  # bytes are stored in words (PS3.5 D.1)
+        return data[:expected]
 
     def _add_warning(self, message: str) -> None:
+        """Add a warning about assumed values to the header unless it is there already."""
         warning = ImageWarning("assumed_values", message)
         if warning not in self.header.warnings:
             self.header = dataclasses.replace(self.header, warnings=(*self.header.warnings, warning))

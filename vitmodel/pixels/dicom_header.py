@@ -1,4 +1,4 @@
-"""What a DICOM header says of its image: judged, then read with every doubt remarked upon. Knows no pixels."""
+"""Check the header of a DICOM mammogram and read it; each assumption adds a warning."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ FOR_PROCESSING_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.1.3.1",
 }
 PROJECTION_MODALITIES = {"DX", "CR", "RG", "SC"}
-"""Under which digitised film and older detectors are filed."""
+"""Modalities of digitised films and older detectors."""
 
 BREAST_VIEWS = {"CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO", "AT", "CV"}
-VIEW_CODES = {  # DICOM PS3.16 CID 4014 and the two projections of CID 4015; SNOMED CT, and SRT (also SNM3, 99SDM) as older files have
+VIEW_CODES = {
     "CC": ("399162004", "R-10242"),
     "MLO": ("399368009", "R-10226"),
     "ML": ("399260004", "R-10224"),
@@ -42,51 +42,80 @@ VIEW_CODES = {  # DICOM PS3.16 CID 4014 and the two projections of CID 4015; SNO
     "AT": ("399011000", "R-102D1"),
     "CV": ("399161006", "R-102D2"),
 }
+"""Codes of each view in SNOMED CT, and in SRT (also SNM3, 99SDM) as found in older files.
+
+Source: DICOM PS3.16 CID 4014 and the two projections of CID 4015.
+"""
 VIEW_OF_CODE = {code: view for view, codes in VIEW_CODES.items() for code in codes}
 
 
 def read_syntax_and_class(dataset: Dataset, tags: TagReader) -> tuple[str, str]:
-    """Transfer syntax and SOP class. Raises ImageRefusedError for a syntax that nothing here decodes."""
+    """Return the transfer syntax and the SOP class.
+
+    Raises:
+        ImageRefusedError: There is no decoder for the transfer syntax.
+    """
     meta = TagReader(getattr(dataset, "file_meta", Dataset()), tags.warnings)
     sop_class = tags.text("SOPClassUID") or meta.text("MediaStorageSOPClassUID")
     syntax = meta.text("TransferSyntaxUID")
     if not syntax:
-        implicit, little = dataset.original_encoding
-        syntax = (
-            uid.ImplicitVRLittleEndian
-            if implicit
-            else uid.ExplicitVRLittleEndian
-            if little
-            else uid.ExplicitVRBigEndian
-        )
+        syntax = _native_syntax(dataset)
         tags.add_warning(f"TransferSyntaxUID is missing; {uid.UID(syntax).name} is assumed")
     if syntax not in decoding.DECODERS:
-        raise ImageRefusedError("undecodable", f"transfer syntax {uid.UID(syntax).name} is not one of a mammogram's")
+        raise ImageRefusedError(
+            "undecodable",
+            f"transfer syntax {uid.UID(syntax).name} is not supported; export the image uncompressed or as JPEG 2000",
+        )
     return str(syntax), sop_class
 
 
+def _native_syntax(dataset: Dataset) -> str:
+    """Return the uncompressed transfer syntax with the encoding in which pydicom read the data set."""
+    implicit, little_endian = dataset.original_encoding
+    if implicit:
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little_endian else uid.ExplicitVRBigEndian
+
+
 def check_image_object(tags: TagReader, sop_class: str, for_processing: ForProcessing) -> bool:
-    """Refuse what is no single grey mammogram for a person to look at; return whether it is raw detector data to be shown all the same."""
+    """Return whether the object is raw detector data, after checking that it is a single greyscale mammogram.
+
+    Args:
+        tags: The header.
+        sop_class: UID of the SOP class.
+        for_processing: Whether raw detector data is refused or accepted ("log").
+
+    Raises:
+        ImageRefusedError: The object is not a mammogram, has several frames or colours, or is raw data to be refused.
+    """
     if not tags.values("Rows") and not tags.values("Columns"):
         raise ImageRefusedError(
             "no_pixels",
-            f"the object ({tags.code('Modality') or 'no Modality'}) has no Rows and Columns: it is no image",
+            f"the DICOM object (Modality {tags.code('Modality') or 'missing'}) is not an image: "
+            "it has no Rows and Columns",
         )
     check_modality(tags, sop_class)
     frames = tags.integer("NumberOfFrames") or 1
     if frames > 1:
         raise ImageRefusedError(
-            "multi_frame", f"NumberOfFrames is {frames}: tomosynthesis or a series, of which no frame is the mammogram"
+            "multi_frame",
+            f"NumberOfFrames is {frames}: the file is a tomosynthesis or a series; use the 2D mammogram of the exam",
         )
-    kind = tags.codes("ImageType")
-    if sop_class == TOMOSYNTHESIS_CLASS or (
-        any(word.startswith("TOMO") for word in kind) and "GENERATED_2D" not in kind
-    ):
-        raise ImageRefusedError("multi_frame", "the image is one slice or projection of a tomosynthesis")
+    image_type = tags.codes("ImageType")
+    is_tomosynthesis = any(value.startswith("TOMO") for value in image_type) and "GENERATED_2D" not in image_type
+    if sop_class == TOMOSYNTHESIS_CLASS or is_tomosynthesis:
+        raise ImageRefusedError(
+            "multi_frame",
+            "the image is a single slice or projection of a tomosynthesis; use the 2D mammogram of the exam",
+        )
     photometric = tags.code("PhotometricInterpretation")
     samples = tags.integer("SamplesPerPixel") or 1
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
-        raise ImageRefusedError("colour", f"PhotometricInterpretation is {photometric}, SamplesPerPixel {samples}")
+        raise ImageRefusedError(
+            "colour",
+            f"the image is not greyscale: PhotometricInterpretation is {photometric}, SamplesPerPixel is {samples}; "
+            "use the original mammogram",
+        )
     raw = tags.code("PresentationIntentType") == "FOR PROCESSING" or sop_class in FOR_PROCESSING_CLASSES
     if raw and for_processing == "refuse":
         raise ImageRefusedError("for_processing", REFUSAL_REASONS["for_processing"])
@@ -94,53 +123,70 @@ def check_image_object(tags: TagReader, sop_class: str, for_processing: ForProce
 
 
 def check_modality(tags: TagReader, sop_class: str) -> None:
-    """Refuse another modality; accept with a remark what film digitisers and de-identified releases leave in doubt."""
+    """Check that the object is a mammogram; add a warning if film digitisers or de-identification left it uncertain.
+
+    Args:
+        tags: The header.
+        sop_class: UID of the SOP class.
+
+    Raises:
+        ImageRefusedError: The object has another modality, or does not show a breast.
+    """
     modality = tags.code("Modality")
     if modality == "MG" or sop_class in MAMMOGRAPHY_CLASSES or sop_class == TOMOSYNTHESIS_CLASS:
         return
-    where = f"Modality is {modality or 'missing'}, the SOP class {uid.UID(sop_class).name or 'missing'}"
+    stated = f"Modality is {modality or 'missing'} and the SOP class is {uid.UID(sop_class).name or 'missing'}"
+    remedy = "correct the header if the image is a mammogram"
     if modality not in {"", *PROJECTION_MODALITIES}:
-        raise ImageRefusedError("not_mammography", where)
+        raise ImageRefusedError("not_mammography", f"{stated}, which is not mammography; {remedy}")
     if shows_breast(tags):
-        tags.add_warning(f"{where}, yet the body part or view is the breast's", "unknown_modality")
+        tags.add_warning(f"{stated}, but body part or view is that of a breast", "unknown_modality")
     elif modality:
-        raise ImageRefusedError("not_mammography", f"{where}, and neither body part nor view is the breast's")
-    elif tags.code("ImageLaterality") not in (
-        "L",
-        "R",
-    ):  # a release that hides everything but the side was still made of breasts
-        tags.add_warning(where, "unknown_modality")
+        raise ImageRefusedError(
+            "not_mammography", f"{stated}, and neither body part nor view is that of a breast; {remedy}"
+        )
+    # Releases that remove everything but the laterality still consist of mammograms.
+    elif tags.code("ImageLaterality") not in ("L", "R"):
+        tags.add_warning(f"{stated}; the image is taken to be a mammogram", "unknown_modality")
 
 
 def shows_breast(tags: TagReader) -> bool:
-    """Whether body part, organ, positioner or view are those of mammography."""
+    """Return whether body part, organ, positioner or view are those of mammography."""
     parts = {tags.code("BodyPartExamined"), tags.code("OrganExposed")}
     return "BREAST" in parts or tags.code("PositionerType").startswith("MAMMO") or read_view(tags) != ""
 
 
 def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
-    """How the pixels are stored. Raises ImageRefusedError naming the tag that makes it impossible to know."""
+    """Return the storage format of the pixels.
+
+    Args:
+        tags: The header.
+        syntax: UID of the transfer syntax.
+
+    Raises:
+        ImageRefusedError: A required tag is missing or impossible; the message names it.
+    """
     rows, columns, allocated = (
         require_positive_integer(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated")
     )
     if rows * columns > decoding.MAX_PIXELS:
-        raise ImageRefusedError("too_large", f"Rows x Columns are {rows} x {columns}")
+        raise ImageRefusedError(
+            "too_large",
+            f"Rows x Columns is {rows} x {columns}, which is more than {decoding.MAX_PIXELS} pixels; "
+            "export the image at a lower resolution",
+        )
     if allocated not in (8, 16):
-        raise ImageRefusedError("bad_header", f"BitsAllocated is {allocated}; a mammogram has 8 or 16")
+        raise ImageRefusedError("bad_header", f"BitsAllocated is {allocated}, not 8 or 16; export the image again")
     stored = tags.integer("BitsStored")
     if stored is None or not 1 <= stored <= allocated:
-        tags.add_warning(
-            f"BitsStored is {'missing' if stored is None else stored}; BitsAllocated, {allocated}, is assumed"
-        )
+        tags.add_warning(f"BitsStored is {_or_missing(stored)}; the value of BitsAllocated, {allocated}, is assumed")
         stored = allocated
     high = tags.integer("HighBit")
     if high is not None and high != stored - 1:
-        tags.add_warning(f"HighBit is {high} though BitsStored is {stored}; HighBit is ignored")
+        tags.add_warning(f"HighBit {high} contradicts BitsStored {stored}; HighBit is ignored")
     signed = tags.integer("PixelRepresentation")
     if signed not in (0, 1):
-        tags.add_warning(
-            f"PixelRepresentation is {'missing' if signed is None else signed}; unsigned pixels are assumed"
-        )
+        tags.add_warning(f"PixelRepresentation is {_or_missing(signed)}; unsigned pixels are assumed")
     photometric = tags.code("PhotometricInterpretation")
     if not photometric:
         tags.add_warning("PhotometricInterpretation is missing; MONOCHROME2 is assumed")
@@ -157,25 +203,49 @@ def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
 
 
 def require_positive_integer(tags: TagReader, keyword: str) -> int:
-    """A positive whole number without which no pixel can be read. Raises ImageRefusedError."""
+    """Return the value of a tag that decoding needs.
+
+    Args:
+        tags: The header.
+        keyword: Keyword of the tag.
+
+    Raises:
+        ImageRefusedError: The value is missing or not positive.
+    """
     value = tags.integer(keyword)
     if value is None or value < 1:
-        raise ImageRefusedError("bad_header", f"{keyword} is {'missing' if value is None else value}")
+        raise ImageRefusedError(
+            "bad_header", f"{keyword} is {_or_missing(value)} but decoding needs it; export the image again"
+        )
     return value
 
 
+def _or_missing(value: int | None) -> str:
+    """Return the value as text, 'missing' for None."""
+    return "missing" if value is None else str(value)
+
+
 def has_overlay_bits(dataset: Dataset) -> bool:
-    """Whether an overlay plane without data of its own lies in the pixels' high bits (PS3.3 C.9.2 of 2004, retired)."""
+    """Return whether the high bits of the pixels contain an overlay plane (PS3.3 C.9.2 of 2004, retired).
+
+    Such a plane has no data element of its own.
+    """
     return any((group, 0x0102) in dataset and (group, 0x3000) not in dataset for group in range(0x6000, 0x6020, 2))
 
 
 def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: list[ImageWarning]) -> ImageHeader:
-    """What the file says about its image; optional tags that are absent or strange stay unknown."""
-    if tags.code("LossyImageCompression") == "01" or pixel_format.syntax in (
-        uid.JPEGBaseline8Bit,
-        uid.JPEGExtended12Bit,
-    ):
-        tags.add_warning(f"lossy compression, ratio {tags.text('LossyImageCompressionRatio') or 'unknown'}", "lossy")
+    """Return the header; optional tags that are absent or invalid stay unknown.
+
+    Args:
+        tags: The DICOM header.
+        pixel_format: The storage format of the pixels.
+        voi: Name of the VOI that was chosen.
+        warnings: The warnings collected so far, shared with `tags`.
+    """
+    is_lossy_jpeg = pixel_format.syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
+    if tags.code("LossyImageCompression") == "01" or is_lossy_jpeg:
+        ratio = tags.text("LossyImageCompressionRatio") or "unknown"
+        tags.add_warning(f"the pixels were compressed with loss (ratio {ratio})", "lossy")
     side = tags.code("ImageLaterality") or tags.code("Laterality")
     machine = next(filter(None, map(tags.text, ("DeviceSerialNumber", "StationName", "ManufacturerModelName"))), "")
     return ImageHeader(
@@ -198,22 +268,22 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
 
 
 def read_view(tags: TagReader) -> str:
-    """The view by ViewPosition or, failing that, ViewCodeSequence; its modifiers (magnification, rolled, ...) do not count."""
+    """Return the view from ViewPosition or else from ViewCodeSequence; '' if neither states one.
+
+    View modifiers (magnification, rolled, ...) are ignored.
+    """
     view = tags.code("ViewPosition")
     if view in BREAST_VIEWS:
         return view
-    return next(
-        (
-            VIEW_OF_CODE[code]
-            for item in tags.items("ViewCodeSequence")
-            if (code := item.code("CodeValue")) in VIEW_OF_CODE
-        ),
-        "",
-    )
+    for item in tags.items("ViewCodeSequence"):
+        code = item.code("CodeValue")
+        if code in VIEW_OF_CODE:
+            return VIEW_OF_CODE[code]
+    return ""
 
 
 def read_age(tags: TagReader) -> float | None:
-    """PatientAge in years."""
+    """Return PatientAge in years; None if it is unknown."""
     match = re.fullmatch(r"(\d{1,3})([YMWD])", tags.code("PatientAge"))
     if not match or not int(match[1]):  # de-identification writes 000Y
         return None
@@ -221,7 +291,11 @@ def read_age(tags: TagReader) -> float | None:
 
 
 def read_spacing(tags: TagReader) -> tuple[float, float] | None:
-    """The distance of pixel centres, row and column, in mm: at the detector, divided by the magnification, else as calibrated."""
+    """Return the distance of pixel centres between rows and between columns in mm; None if it is unknown.
+
+    The distance is ImagerPixelSpacing (at the detector) divided by the magnification, or else PixelSpacing
+    (calibrated).
+    """
     spacing = tags.numbers("ImagerPixelSpacing")
     magnification = tags.number("EstimatedRadiographicMagnificationFactor") or 1.0
     if len(spacing) != 2:

@@ -1,4 +1,4 @@
-"""A DICOM file's bytes as a dataset, within a budget of bytes and reads. Knows no tag but the transfer syntax."""
+"""Read a DICOM file into a pydicom data set with a limit on the bytes and the number of reads."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ from vitmodel.errors import DeflatedDataError, ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.verdict import REFUSAL_REASONS
 
-# pydicom warns of every value that breaks the standard's small print; what matters here becomes a remark instead.
+# pydicom warns about every value that violates the standard; what matters here becomes an ImageWarning instead.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
 
 MAX_VALUE_BYTES = 1 << 20
-"""Bytes; larger values, such as private copies of the raw data, are never read with the header."""
+"""Size in bytes above which a value, such as a private copy of the raw data, is not read with the header."""
 MAX_HEADER_BYTES = 64 << 20
-"""Bytes of all values that are read with the header; most files have less than one million."""
+"""Most bytes of all values read with the header; most files have less than one million."""
 READ_COST = 256
-"""Bytes of that for each read, so that values without length run out as well."""
-DEFLATED, EXPLICIT = uid.DeflatedExplicitVRLittleEndian.encode(), uid.ExplicitVRLittleEndian.encode().ljust(22, b"\0")
+"""Bytes by which each read reduces the limit, so that any number of empty values exhausts it as well."""
+DEFLATED = uid.DeflatedExplicitVRLittleEndian.encode()
+EXPLICIT = uid.ExplicitVRLittleEndian.encode().ljust(22, b"\0")
 
 
 def read_dataset(path: Path, pixels: int = 0) -> Dataset:
-    """The file's header without its pixels or, of at most `pixels` bytes, its pixels without its header. Raises ImageRefusedError."""
-    options: dict[str, Any] = (
-        {"specific_tags": ["PixelData"]} if pixels else {"stop_before_pixels": True, "defer_size": MAX_VALUE_BYTES}
-    )
+    """Return the header of the file without its pixels, or its pixels without the header.
+
+    Args:
+        path: The file.
+        pixels: Greatest size of the pixel data in bytes; 0 reads the header instead.
+
+    Raises:
+        ImageRefusedError: The file is missing, damaged, too large or not DICOM.
+    """
+    options: dict[str, Any] = {"stop_before_pixels": True, "defer_size": MAX_VALUE_BYTES}
+    if pixels:
+        options = {"specific_tags": ["PixelData"]}
     try:
         with path.open("rb", buffering=0) as file:
             start = file.read(132)
-            if start[128:] != b"DICM" and start[:2] not in (
-                b"\x02\0",
-                b"\x08\0",
-            ):  # files of old begin with their first group
+            has_old_start = start[:2] in (b"\x02\0", b"\x08\0")  # old files start with their first group
+            if start[128:] != b"DICM" and not has_old_start:
                 raise ImageRefusedError("not_an_image", REFUSAL_REASONS["not_an_image"])
             file.seek(0)
             limited = LimitedFile(file, MAX_HEADER_BYTES + pixels)
@@ -51,54 +58,72 @@ def read_dataset(path: Path, pixels: int = 0) -> Dataset:
     except ImageRefusedError:
         raise
     except FileNotFoundError:
-        raise ImageRefusedError("missing_file", f"{path} does not exist") from None
-    except Exception as error:  # what pydicom raises on damaged bytes has no common type
-        raise ImageRefusedError("unreadable", f"the file cannot be parsed as DICOM: {error}") from error
+        raise ImageRefusedError("missing_file", f"{path} does not exist; correct the path") from None
+    except Exception as error:  # pydicom's exceptions for damaged bytes have no common type
+        raise ImageRefusedError(
+            "unreadable", f"the file cannot be parsed as DICOM ({error}); copy or export it again"
+        ) from error
 
 
 class LimitedFile(io.BufferedReader):
-    """A file of which only so many bytes can be read, whatever lengths it states: what would be more is refused, not stored.
+    """A file of which only a limited number of bytes can be read, regardless of the lengths that its values declare.
 
-    Every read also costs `READ_COST` bytes, so that no number of small values keeps a reader busy. To read what is left without
-    saying how much is what pydicom does before it inflates the whole of it; that raises DeflatedDataError instead.
+    Every read also costs `READ_COST` bytes, so that no number of small values keeps a reader busy. pydicom reads the
+    rest of the file without a size only before it inflates all of it; such a read raises DeflatedDataError instead.
+
+    Args:
+        file: A file opened in binary mode.
+        limit: Number of bytes that may be read.
     """
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
-        super().__init__(file)  # type: ignore[arg-type] # any file in binary mode will do
+        super().__init__(file)  # type: ignore[arg-type] # any file in binary mode works
         self.remaining = limit
 
     @property
     def name(self) -> str:
-        """None that anybody needs; bytes in memory have none either, and pydicom asks."""
+        """An empty name: pydicom asks for it, and bytes in memory have none."""
         return ""
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next `size` bytes. Raises ImageRefusedError and DeflatedDataError."""
+        """Return the next `size` bytes.
+
+        Raises:
+            ImageRefusedError: The limit is exceeded.
+            DeflatedDataError: `size` is not given.
+        """
         if size is None or size < 0:
             raise DeflatedDataError
         data = super().read(min(size, max(self.remaining, 0) + 1))
         self.remaining -= len(data) + READ_COST
         if self.remaining < 0:
-            raise ImageRefusedError("too_large", "the file holds larger or more values than any mammogram")
+            raise ImageRefusedError(
+                "too_large", "the file has larger or more values than any mammogram; remove its private or bulk data"
+            )
         return data
 
 
 def inflate(file: LimitedFile) -> BinaryIO:
-    """Return the file with the data set inflated from the current position on, and its transfer syntax renamed to match.
+    """Return the file with the data set inflated from the current position on and its transfer syntax changed.
 
-    Raises ImageRefusedError if the inflated data set is too large, zlib.error if it is damaged.
+    Raises:
+        ImageRefusedError: The inflated data set is too large.
+        zlib.error: The deflated data is damaged.
     """
-    at, limit = file.tell(), MAX_HEADER_BYTES + 2 * decoding.MAX_PIXELS
+    start = file.tell()
+    limit = MAX_HEADER_BYTES + 2 * decoding.MAX_PIXELS
     file.raw.seek(0, io.SEEK_SET)
-    head = file.raw.read(at).replace(DEFLATED, EXPLICIT)
+    head = file.raw.read(start).replace(DEFLATED, EXPLICIT)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     body = stream.decompress(file.raw.read(limit), limit)
     if stream.unconsumed_tail:
-        raise ImageRefusedError("too_large", "the file inflates to more than any mammogram")
+        raise ImageRefusedError(
+            "too_large", "the deflated file inflates to more than any mammogram; export it in another syntax"
+        )
     return io.BytesIO(head + body)
 
 
 def has_pixel_data_tag(path: Path) -> bool:
-    """Whether the Pixel Data tag stands anywhere in a file in which pydicom did not find its value."""
+    """Return whether the Pixel Data tag occurs anywhere in a file in which pydicom did not find its value."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(b"\xe0\x7f\x10\0") >= 0

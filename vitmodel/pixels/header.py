@@ -12,10 +12,26 @@ from vitmodel.pixels.verdict import ImageWarning
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file says about its image; '' and None mean that it does not say.
+    """The header of an image; '' and None mark unknown values.
 
-    `laterality` is L or R, `view` one of the manifest's views, `spacing` the (row, column) distance of pixel centres in
-    millimetres in the plane of the detector or, where the file corrects for magnification, of the breast.
+    Attributes:
+        rows: Height in pixels.
+        columns: Width in pixels.
+        bits: Bits stored per pixel.
+        photometric: DICOM PhotometricInterpretation.
+        transfer_syntax: UID of the DICOM transfer syntax.
+        voi: Name of the VOI LUT, window or range that is applied.
+        patient_id: DICOM PatientID.
+        image_id: DICOM SOPInstanceUID.
+        laterality: L or R.
+        view: One of the views of the manifest.
+        machine_id: Serial number, station name or model of the machine.
+        implant: 1 with and 0 without an implant.
+        age: Age of the patient in years.
+        spacing: Distance of pixel centres (between rows, between columns) in mm, in the plane of the detector or, if
+        the
+            file states the magnification, of the breast.
+        warnings: Warnings about the header.
     """
 
     rows: int
@@ -36,21 +52,39 @@ class ImageHeader:
 
 
 class ImageFile(Protocol):
-    """One opened image: a header at once, pixels when asked, at full size or at a power of two below it."""
+    """An opened image: its header is available at once, its pixels on demand, at full size or reduced."""
 
     @property
-    def header(self) -> ImageHeader: ...
+    def header(self) -> ImageHeader:
+        """The header of the image."""
 
     @property
     def levels(self) -> int:
-        """How many reductions the codec offers for less than the price of a full decode: 0 for most, 5 for JPEG 2000."""
+        """Number of times the codec can halve the size for less than a full decode: mostly 0, 5 for JPEG 2000."""
 
     @property
     def decoder(self) -> str:
-        """The name of the decoder that gave the pixels, known after `stored`."""
+        """Name of the decoder that gave the pixels; known after `read_stored`."""
 
     def read_stored(self, level: int = 0) -> np.ndarray:
-        """The stored values, H W at rows / 2^level x columns / 2^level (rounded up). Raises ImageRefusedError."""
+        """Return the stored values at a reduced size.
+
+        Args:
+            level: Number of times to halve the size.
+
+        Returns:
+            Values `(H, W)`, where H and W are rows and columns divided by 2^level and rounded up.
+
+        Raises:
+            ImageRefusedError: The pixels cannot be read.
+        """
 
     def to_grey(self, stored: np.ndarray) -> np.ndarray:
-        """Stored values (H W, any size, may be averages) as float32 in [0, 1], brighter = denser, padding = 0."""
+        """Return the grey values of stored values.
+
+        Args:
+            stored: Stored values or averages of them, `(H, W)` of any size.
+
+        Returns:
+            float32 `(H, W)` in [0, 1], brighter = denser, padding = 0.
+        """

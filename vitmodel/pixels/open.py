@@ -22,16 +22,18 @@ def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse",
         for_processing: Whether raw detector data is refused or shown as its inverted logarithm. DICOM only.
 
     Raises:
-        ImageRefusedError: The file is missing, cannot be read, or is no image of a supported format.
+        ImageRefusedError: The file is missing, cannot be read, or is not an image of a supported format.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(132)
     except FileNotFoundError:
-        raise ImageRefusedError("missing_file", f"{path} does not exist") from None
+        raise ImageRefusedError("missing_file", f"{path} does not exist; correct the path") from None
     except OSError as error:
-        raise ImageRefusedError("unreadable", f"{path} cannot be opened: {error.strerror}") from None
+        raise ImageRefusedError(
+            "unreadable", f"{path} cannot be opened ({error.strerror}); check its permissions"
+        ) from None
     if start[128:] != b"DICM" and start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
         return RasterFile(path)
     return DicomFile(path, voi, for_processing)

@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF pictures of mammograms: grey, one page, 8 or 16 bits, taken as brighter = denser. Knows no crop."""
+"""Open PNG, JPEG and TIFF images of mammograms: greyscale, one page, 8 or 16 bits, read as brighter = denser."""
 
 from __future__ import annotations
 
@@ -17,15 +17,24 @@ from vitmodel.pixels.header import ImageHeader
 from vitmodel.pixels.verdict import ImageWarning
 
 HEAD_BYTES = 1 << 20
-"""Enough for the size to be found in; a JPEG's may stand behind a colour profile and a thumbnail."""
+"""Bytes in which the size is searched; in a JPEG it may follow a colour profile and a thumbnail."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-"""By colour type; a palette becomes three."""
+"""Number of channels of each PNG colour type; a palette is decoded to three."""
 CHANNEL_TOLERANCE = 2
-"""By how many of 255 grey levels the channels of a grey JPEG may differ after its colour transform."""
+"""Greatest difference of the channels of a grey JPEG after its colour transform, in grey levels of 255."""
 
 
 class RasterFile:
-    """One picture as an `ImageFile`. A wrong polarity is not known here: the breast's surroundings tell it."""
+    """A picture as an `ImageFile`.
+
+    A wrong polarity is not detected here but in `crop.find_breast`, from the surroundings of the breast.
+
+    Args:
+        path: A PNG, JPEG or TIFF file.
+
+    Raises:
+        ImageRefusedError: The file is missing, damaged, cut short or too large.
+    """
 
     levels = 0
     decoder = "opencv"
@@ -41,66 +50,106 @@ class RasterFile:
                 file.seek(max(0, size - 4096))
                 tail = file.read()
         except FileNotFoundError:
-            raise ImageRefusedError("missing_file", f"{path} does not exist") from None
+            raise ImageRefusedError("missing_file", f"{path} does not exist; correct the path") from None
         except OSError as error:
-            raise ImageRefusedError("unreadable", f"{path} cannot be read: {error.strerror}") from None
-        if rows * columns * samples > MAX_PIXELS:
-            raise ImageRefusedError("too_large", f"the picture is {rows} x {columns} with {samples} values a pixel")
-        if size > HEAD_BYTES + 4 * rows * columns * samples:  # twice what it needs without any compression
             raise ImageRefusedError(
-                "too_large", f"the file has {size} bytes, many times those of its {rows} x {columns} picture"
+                "unreadable", f"{path} cannot be read ({error.strerror}); check its permissions"
+            ) from None
+        if rows * columns * samples > MAX_PIXELS:
+            raise ImageRefusedError(
+                "too_large",
+                f"the picture has {rows} x {columns} pixels of {samples} values, more than {MAX_PIXELS} in total; "
+                "save it at a lower resolution",
+            )
+        if size > HEAD_BYTES + 4 * rows * columns * samples:  # twice the size without any compression
+            raise ImageRefusedError(
+                "too_large",
+                f"the file has {size} bytes, far more than its {rows} x {columns} picture needs; save it again",
             )
         if {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}.get(head, b"") not in tail:
-            raise ImageRefusedError("unreadable", "the picture is cut short: its end marker is missing")
-        warnings = (ImageWarning("lossy", "the picture is a JPEG"),) if head == b"\xff\xd8" else ()
+            raise ImageRefusedError(
+                "unreadable", "the picture is cut short: its end marker is missing; copy the file again"
+            )
+        lossy = ImageWarning("lossy", "the picture is a JPEG, compressed with loss")
+        warnings = (lossy,) if head == b"\xff\xd8" else ()
         self.header = ImageHeader(
             rows, columns, bits, photometric="MONOCHROME2", transfer_syntax="", voi="full", warnings=warnings
         )
 
     def read_stored(self, level: int = 0) -> np.ndarray:
-        """The picture as uint8 or uint16, H W; only `level` 0. Raises ImageRefusedError."""
+        """Return the picture as uint8 or uint16 `(H, W)`; `level` must be 0.
+
+        Raises:
+            ImageRefusedError: The picture is damaged, in colour or has several pages.
+        """
         if level:
-            raise ValueError(f"level {level} is not 0")
+            raise ValueError(f"level must be 0, not {level}: a picture has no reduced resolutions")
         return self._pixels
 
     def to_grey(self, stored: np.ndarray) -> np.ndarray:
-        """Values of the picture, whole or averaged, as float32 in [0, 1] of its type's range."""
+        """Return values of the picture, or averages of them, as float32 in [0, 1], fractions of the type's range."""
         return np.clip(stored.astype(np.float32) / np.iinfo(self._pixels.dtype).max, 0, 1)
 
     @functools.cached_property
     def _pixels(self) -> np.ndarray:
-        try:  # UNCHANGED also leaves the orientation that a camera's EXIF tag asks for alone
+        """The decoded picture, `(H, W)`."""
+        try:  # UNCHANGED also ignores the orientation in an EXIF tag
             pixels = cv2.imread(str(self.path), cv2.IMREAD_UNCHANGED)
             pages = cv2.imcount(str(self.path))
         except cv2.error as error:
-            raise ImageRefusedError("undecodable", f"OpenCV cannot decode the picture: {error.err}") from None
+            raise ImageRefusedError(
+                "undecodable", f"OpenCV cannot decode the picture ({error.err}); save it again"
+            ) from None
         if pixels is None:
-            raise ImageRefusedError("undecodable", "OpenCV cannot decode the picture: it is damaged or cut short")
+            raise ImageRefusedError(
+                "undecodable", "OpenCV cannot decode the picture: it is damaged or cut short; copy the file again"
+            )
         if pages > 1:
-            raise ImageRefusedError("multi_frame", f"the file holds {pages} pictures")
+            raise ImageRefusedError("multi_frame", f"the file contains {pages} pictures instead of one; split it")
         if pixels.dtype not in (np.uint8, np.uint16):
-            raise ImageRefusedError("undecodable", f"the picture's values are {pixels.dtype}, not 8 or 16 bits")
+            raise ImageRefusedError(
+                "undecodable",
+                f"the pixel type of the picture is {pixels.dtype}; save it with unsigned integers of 8 or 16 bits",
+            )
         if pixels.shape[:2] != (self.header.rows, self.header.columns):
             raise ImageRefusedError(
                 "bad_header",
-                f"the picture is {pixels.shape[:2]}, its header says {self.header.rows, self.header.columns}",
+                f"the picture has {pixels.shape[0]} x {pixels.shape[1]} pixels, "
+                f"but its header states {self.header.rows} x {self.header.columns}; save it again",
             )
         return single_channel(pixels)
 
 
 def single_channel(pixels: np.ndarray) -> np.ndarray:
-    """H W [C] as H W where the colour channels agree; an alpha channel does not count. Raises ImageRefusedError."""
+    """Return the grey channel of an image whose colour channels agree; an alpha channel is ignored.
+
+    Args:
+        pixels: The image, `(H, W)` or `(H, W, C)`.
+
+    Returns:
+        The grey values `(H, W)`.
+
+    Raises:
+        ImageRefusedError: The colour channels differ.
+    """
     if pixels.ndim == 2:
         return pixels
-    blue, green, red = cv2.split(pixels)[:3] if pixels.shape[2] > 2 else [cv2.split(pixels)[0]] * 3
+    channels = cv2.split(pixels)
+    blue, green, red = channels[:3] if len(channels) > 2 else channels[:1] * 3
     tolerance = CHANNEL_TOLERANCE * np.iinfo(pixels.dtype).max // 255
     if max(cv2.absdiff(green, blue).max(), cv2.absdiff(green, red).max()) > tolerance:
-        raise ImageRefusedError("colour", "the picture's red, green and blue differ")
+        raise ImageRefusedError(
+            "colour", "the picture is in colour: its red, green and blue differ; save the original in greyscale"
+        )
     return green
 
 
 def read_size(file: BinaryIO) -> tuple[int, int, int, int]:
-    """Rows, columns, bits of a channel and channels from a file's header. Raises ImageRefusedError."""
+    """Return rows, columns, bits per channel and number of channels from the header of a file.
+
+    Raises:
+        ImageRefusedError: The header is damaged.
+    """
     head = file.read(HEAD_BYTES)
     try:
         if head.startswith(b"\x89PNG"):
@@ -111,11 +160,18 @@ def read_size(file: BinaryIO) -> tuple[int, int, int, int]:
             return frame.rows, frame.columns, frame.precision, frame.components
         return read_tiff_size(file)
     except (ValueError, IndexError, KeyError, struct.error):
-        raise ImageRefusedError("unreadable", "the picture's header cannot be read") from None
+        raise ImageRefusedError(
+            "unreadable", "the header of the picture is damaged or cut short; copy the file again"
+        ) from None
 
 
 def read_tiff_size(file: BinaryIO) -> tuple[int, int, int, int]:
-    """The same of a TIFF's first directory (TIFF 6.0, section 2). Raises KeyError and struct.error."""
+    """Return the same as `read_size` from the first directory of a TIFF file (TIFF 6.0, section 2).
+
+    Raises:
+        KeyError: The directory does not state the size.
+        struct.error: The file is cut short.
+    """
     file.seek(0)
     order = "<" if file.read(4).startswith(b"II") else ">"
     file.seek(*struct.unpack(order + "I", file.read(4)))

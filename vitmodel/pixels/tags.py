@@ -1,4 +1,4 @@
-"""Read a dataset's tags so that a damaged one counts as missing and is remarked upon. Knows no meaning of any tag."""
+"""Read the tags of a DICOM data set; a damaged tag counts as missing and adds a warning."""
 
 from __future__ import annotations
 
@@ -11,43 +11,48 @@ from vitmodel.pixels.verdict import ImageWarning
 
 
 class TagReader:
-    """A pydicom dataset of doubtful quality; every doubt goes to `warnings`, which the items of its sequences share."""
+    """Access to a pydicom data set whose tags may be damaged.
+
+    Args:
+        dataset: The data set.
+        warnings: List to which warnings are added; the items of sequences share it.
+    """
 
     def __init__(self, dataset: Dataset, warnings: list[ImageWarning]) -> None:
         self.dataset = dataset
         self.warnings = warnings
 
     def add_warning(self, message: str, code: str = "assumed_values") -> None:
-        """Remember what was assumed, once."""
+        """Add a warning unless it has been added before."""
         warning = ImageWarning(code, message)
         if warning not in self.warnings:
             self.warnings.append(warning)
 
     def values(self, keyword: str) -> list[Any]:
-        """All values of a tag, [] where it is absent, empty or damaged."""
+        """Return all values of a tag; [] if it is absent, empty or damaged."""
         try:
             value = self.dataset.get(keyword)
-        except Exception as error:  # noqa: BLE001 - pydicom converts lazily, and a damaged value raises nearly any exception here
-            self.add_warning(f"{keyword} cannot be read ({error}) and counts as missing")
+        except Exception as error:  # noqa: BLE001 (pydicom converts here; damaged values raise anything)
+            self.add_warning(f"{keyword} is damaged ({error}) and counts as missing")
             return []
         if value is None or value == "":
             return []
         return list(value) if not isinstance(value, str | bytes) and hasattr(value, "__iter__") else [value]
 
     def text(self, keyword: str) -> str:
-        """The first value as stripped text, '' where there is none."""
+        """Return the first value as stripped text; '' if there is none."""
         return next((str(value).strip() for value in self.values(keyword)), "")
 
     def codes(self, keyword: str) -> list[str]:
-        """All values in upper case, as code strings are compared."""
+        """Return all values in upper case, for the comparison of code strings."""
         return [str(value).strip().upper() for value in self.values(keyword)]
 
     def code(self, keyword: str) -> str:
-        """The first value in upper case, '' where there is none."""
+        """Return the first value in upper case; '' if there is none."""
         return next(iter(self.codes(keyword)), "")
 
     def numbers(self, keyword: str) -> list[float]:
-        """All values as finite numbers; [] where one of them is not."""
+        """Return all values as finite numbers; [] if one of them is not."""
         values = self.values(keyword)
         try:
             numbers = [float(value) for value in values]
@@ -59,14 +64,14 @@ class TagReader:
         return []
 
     def number(self, keyword: str) -> float | None:
-        """The first value as a finite number."""
+        """Return the first value as a finite number; None if there is none."""
         return next(iter(self.numbers(keyword)), None)
 
     def integer(self, keyword: str) -> int | None:
-        """The first value as a whole number."""
+        """Return the first value as an integer, rounded towards zero; None if there is none."""
         number = self.number(keyword)
         return None if number is None else int(number)
 
     def items(self, keyword: str) -> list[TagReader]:
-        """The items of a sequence."""
+        """Return the items of a sequence."""
         return [TagReader(item, self.warnings) for item in self.values(keyword) if isinstance(item, Dataset)]

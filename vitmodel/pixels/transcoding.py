@@ -1,4 +1,4 @@
-"""A DICOM mammogram as a lossless HTJ2K copy, which is decoded many times faster than JPEG 2000. Knows no release and writes no file."""
+"""Transcode a DICOM mammogram to lossless HTJ2K, which decodes many times faster than JPEG 2000."""
 
 from __future__ import annotations
 
@@ -18,29 +18,41 @@ from vitmodel.pixels.dicom_reading import read_dataset
 
 
 def transcode(path: Path | str) -> bytes | None:
-    """The DICOM file at `path` with its pixels as HTJ2K Lossless (transfer syntax .201, ITU-T T.814); same values, same UIDs.
+    """Return a copy of a DICOM file with its pixels as HTJ2K Lossless (transfer syntax .201, ITU-T T.814).
 
-    None where a copy gains nothing (HTJ2K already) or could lose something (big endian, whose binary tables nobody can swap for sure).
-    The copy is decoded again before it is returned. It leaves out what is never read: values of a megabyte and more, such as private
-    copies of the raw data. Raises ImageRefusedError.
+    Pixel values and UIDs are the same. The copy is decoded and compared before it is returned. It lacks values larger
+    than 1 MiB, such as private copies of the raw data, which are never read.
+
+    Args:
+        path: A DICOM mammogram.
+
+    Returns:
+        The bytes of the copy. None if the file is HTJ2K already, or if it is big endian, whose binary tables cannot be
+        byte-swapped reliably.
+
+    Raises:
+        ImageRefusedError: The file cannot be read, or the copy would have other pixels.
     """
     original = DicomFile(path, for_processing="log")
     pixel_format = original.pixel_format
     if pixel_format.syntax in (*decoding.HTJ2K, uid.ExplicitVRBigEndian):
         return None
     values = decoding.decode(original.frame, pixel_format)[0]
-    if pixel_format.signed:  # the codestream must say so too, or no level of it could be averaged
+    if pixel_format.signed:  # without the sign in the codestream, reduced levels could not be averaged
         values = decoding.to_stored_values(values, pixel_format)[0]
     frame = bytes(imagecodecs.htj2k_encode(np.ascontiguousarray(values), reversible=True))
     if not np.array_equal(openjpeg.decode(frame), values):
-        raise ImageRefusedError("undecodable", "an HTJ2K copy would have other pixels")
+        raise ImageRefusedError(
+            "undecodable", "the HTJ2K copy would have other pixels than its original; run etl without --transcode"
+        )
     return replace_frame(read_dataset(Path(path)), frame)
 
 
 def replace_frame(dataset: Dataset, frame: bytes) -> bytes:
-    """The DICOM file of `dataset` with `frame` as its pixels."""
-    for tag in [tag for tag in dataset.keys() if is_deferred(dataset, tag)]:  # noqa: SIM118 (iterating over it would read the values)
-        del dataset[tag]
+    """Return a DICOM file with the header of `dataset` and the HTJ2K `frame` as its pixels."""
+    for tag in list(dataset.keys()):  # iterating over the data set itself would read the values
+        if is_deferred(dataset, tag):
+            del dataset[tag]
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].VR = "OB"
     dataset.file_meta.TransferSyntaxUID = uid.HTJ2KLossless
@@ -50,6 +62,6 @@ def replace_frame(dataset: Dataset, frame: bytes) -> bytes:
 
 
 def is_deferred(dataset: Dataset, tag: int) -> bool:
-    """Whether the element's value was too large to be read with the header."""
+    """Return whether the value of the element was too large to be read with the header."""
     element = dataset.get_item(tag, keep_deferred=True)
     return isinstance(element, RawDataElement) and element.value is None and element.length > 0

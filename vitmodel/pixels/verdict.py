@@ -1,4 +1,4 @@
-"""Reason codes for images that are refused or used with a warning."""
+"""Reason codes of images that are refused or used with a warning."""
 
 from __future__ import annotations
 
@@ -6,45 +6,55 @@ from dataclasses import dataclass
 
 REFUSAL_REASONS = {
     "missing_file": "the file does not exist",
-    "unreadable": "the file cannot be opened or is cut short",
+    "unreadable": "the file cannot be opened, or it is cut short or damaged",
     "not_an_image": "the file is neither DICOM nor a PNG, JPEG or TIFF image",
-    "no_pixels": "the DICOM object has no pixel data",
-    "bad_header": "tags that decoding needs are missing or contradict each other",
-    "too_large": "the file announces more pixels, or larger values, than any mammogram has",
-    "undecodable": "no decoder can read the compressed pixels",
-    "not_mammography": "the modality or SOP class is not that of a projection X-ray image of the breast",
-    "colour": "the image is in colour or has a palette",
-    "multi_frame": "the file holds several frames (tomosynthesis); a mammogram has one",
-    "for_processing": "the image is raw detector data (FOR PROCESSING)",
-    "blank": "all pixels have nearly the same value",
-    "failed": "the program failed on this file in a way that no rule foresaw; please report it",
-    "no_breast": "no region of the image looks like a breast",
-    "no_spacing": "the distance of the pixels in millimetres, which --mm-per-pixel needs, is unknown or impossible",
-    "unfit": "the crop shows air alone, is smaller than a patch, or has more patches than --tokens allows",
+    "no_pixels": "the DICOM object contains no pixel data",
+    "bad_header": "header fields that decoding needs are missing or contradict each other",
+    "too_large": "the file declares more pixels or larger values than any mammogram has",
+    "undecodable": "no available decoder can read the pixels",
+    "not_mammography": "the header does not describe a mammogram (Modality, SOP class, body part and view)",
+    "colour": "the image is in colour or has a palette; a mammogram is greyscale",
+    "multi_frame": "the file contains several frames or a tomosynthesis slice; a mammogram is a single frame",
+    "for_processing": "the image is raw detector data (FOR PROCESSING); use its FOR PRESENTATION version, "
+    "or run etl with --for-processing log",
+    "blank": "nearly all pixels have the same value",
+    "failed": "the program failed unexpectedly on this file; please report it with the error message",
+    "no_breast": "no region of the image is large and bright enough to be a breast",
+    "no_spacing": "the pixel spacing, which --mm-per-pixel needs, is missing or implausible",
+    "unfit": "the crop contains only air, is smaller than one patch, or has more patches than --tokens allows",
 }
+"""Meaning of each code of a refused image."""
 WARNING_REASONS = {
-    "laterality_mismatch": "the side seen in the pixels contradicts the stated laterality",
-    "unknown_modality": "the modality is not stated as mammography (MG)",
-    "inverted": "the picture's polarity was wrong (bright background) and has been inverted",
-    "assumed_values": "tags were missing or contradictory and a stated assumption replaced them",
-    "lossy": "the pixels went through lossy compression",
-    "doubtful_crop": "the breast box is unusual in size, shape or position",
-    "doubtful_side": "the chest wall cannot be told from the pixels",
-    "duplicate": "the same file stands twice in this breast; it counts once",
-    "no_laterality": "several images of the patient have no laterality: left and right may count as one breast",
-    "mixed_exam": "images of one breast have the chest wall at both sides, or images of one patient state several ages",
-    "one_view": "the breast was seen in one view only",
-    "unseen_source": "the image is of a source, such as a machine, that the model did not learn apart",
-    "low_resolution": "the picture is smaller than the requested size and was enlarged",
+    "laterality_mismatch": "the chest wall is not on the side that the stated laterality implies; check the laterality",
+    "unknown_modality": "the header does not state that the image is a mammogram (Modality MG)",
+    "inverted": "the background was brighter than the breast, so the image was inverted",
+    "assumed_values": "header fields were missing or contradictory and were replaced by assumed values",
+    "lossy": "the pixels were compressed with loss",
+    "doubtful_crop": "the breast box may be wrong: air, arm or belly could not be separated; check the crop",
+    "doubtful_side": "the side of the chest wall is uncertain; check the orientation of the crop",
+    "duplicate": "the same file occurs more than once in this breast; it counts once",
+    "no_laterality": "several images of the patient have no laterality, so left and right may be scored as one breast; "
+    "add the laterality to the header or the table",
+    "mixed_exam": "images of one breast have the chest wall on different sides, "
+    "or images of one patient state different ages; check how images are assigned to breasts and patients",
+    "one_view": "only one view of the breast is available",
+    "unseen_source": "the source of the image, such as its machine, was not seen in training",
+    "low_resolution": "the breast has fewer pixels than the requested size and was enlarged",
 }
+"""Meaning of each code of an image that is used with a warning."""
 
 
 @dataclass(frozen=True)
 class ImageWarning:
-    """One doubt about an image that is used all the same: a code of `WARNING_REASONS` and a sentence with its particulars."""
+    """A warning about an image that is used nevertheless.
+
+    Attributes:
+        code: A key of `WARNING_REASONS`.
+        message: The cause in this particular image.
+    """
 
     code: str
     message: str
 
     def __post_init__(self) -> None:
-        assert self.code in WARNING_REASONS, self.code
+        assert self.code in WARNING_REASONS, f"{self.code!r} is not a key of WARNING_REASONS"

@@ -1,11 +1,11 @@
-"""From stored values to shown grey: modality LUT, VOI LUT or window, presentation (DICOM PS3.4 N.2). Knows no pixels, only values."""
+"""Map stored values to displayed grey: modality LUT, VOI LUT or window, presentation (DICOM PS3.4 N.2)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,15 @@ VoiFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
 @dataclass(frozen=True, eq=False)
 class Lut:
-    """A lookup table (PS3.3 C.11.1.1): inputs below `first` take the first entry, inputs beyond the end the last."""
+    """A lookup table (PS3.3 C.11.1.1).
+
+    Inputs below `first` map to the first entry, inputs beyond the end to the last one.
+
+    Attributes:
+        first: Input value of the first entry.
+        entries: Output values.
+        bits: Bits of the output values.
+    """
 
     first: int
     entries: np.ndarray
@@ -30,7 +38,7 @@ class Lut:
 
 @dataclass(frozen=True)
 class Rescale:
-    """Slope and intercept (PS3.3 C.11.1)."""
+    """Rescale slope and intercept (PS3.3 C.11.1)."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -40,13 +48,13 @@ class Rescale:
 
 
 def log_exposure(values: np.ndarray) -> np.ndarray:
-    """Raw detector counts to a scale on which tissue thickness is linear; counts below one are dead pixels."""
+    """Return the logarithm of raw detector counts, linear in tissue thickness; counts below 1 are dead pixels."""
     return np.log(np.maximum(values, 1.0))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A window (PS3.3 C.11.2.1.2 and .3) whose output range is [0, 1]."""
+    """A window (PS3.3 C.11.2.1.2 and C.11.2.1.3) with the output range [0, 1]."""
 
     center: float
     width: float
@@ -64,13 +72,22 @@ class Window:
 
     @property
     def valid(self) -> bool:
-        """Whether the standard allows the width."""
+        """Whether the DICOM standard allows the width."""
         return self.width >= 1 if self.function == "LINEAR" else self.width > 0
 
 
 @dataclass(frozen=True)
 class DisplayPipeline:
-    """The whole chain; `voi` None means that the file has none and that the image's own range must be given by `with_range`."""
+    """All steps from stored values to grey.
+
+    Attributes:
+        modality: Modality LUT, rescale or logarithm.
+        voi: VOI LUT or window. None if the file has none; `with_range` then has to supply the range of the image.
+        presentation: Presentation LUT, if any.
+        inverse: Whether large values are dark.
+        padding: Lowest and highest stored value of padding, if any.
+        name: Name of the VOI that was chosen, for the table.
+    """
 
     modality: Callable[[np.ndarray], np.ndarray]
     voi: Lut | Window | None
@@ -78,17 +95,17 @@ class DisplayPipeline:
     inverse: bool
     padding: tuple[int, int] | None
     name: str
-    """What was chosen for the VOI, for the table."""
 
     def with_range(self, low: float, high: float) -> DisplayPipeline:
-        """This chain with the stored values `low`..`high` spread over the whole range of grey."""
+        """Return this pipeline with the stored values from `low` to `high` spread over the whole range of grey."""
         ends = self.modality(np.array([low, high], float))
-        bottom, width = float(ends.min()), float(np.ptp(ends)) or 1.0
-        return dataclasses.replace(self, voi=Window(bottom + width / 2, width, "LINEAR_EXACT"))
+        width = float(np.ptp(ends)) or 1.0
+        center = float(ends.min()) + width / 2
+        return dataclasses.replace(self, voi=Window(center, width, "LINEAR_EXACT"))
 
     def __call__(self, stored: np.ndarray) -> np.ndarray:
-        """Whole stored values as float64 in [0, 1], brighter = denser, before padding is blanked."""
-        assert self.voi is not None
+        """Return integer stored values as float64 in [0, 1], brighter = denser; padding is not yet blanked."""
+        assert self.voi is not None, "the file has no VOI: call with_range first"
         grey = self.voi(self.modality(np.asarray(stored, float)))
         if isinstance(self.voi, Lut):
             grey = grey / (2**self.voi.bits - 1)
@@ -98,55 +115,80 @@ class DisplayPipeline:
         return 1 - grey if self.inverse else grey
 
     def is_padding(self, stored: np.ndarray) -> np.ndarray:
-        """Where stored values are Pixel Padding Value or within its range (PS3.3 C.7.5.1.1.2)."""
+        """Return where stored values lie in the range of Pixel Padding Value (PS3.3 C.7.5.1.1.2)."""
         if self.padding is None:
             return np.zeros(stored.shape, bool)
         return (stored >= self.padding[0]) & (stored <= self.padding[1])
 
 
 def read_display_pipeline(tags: TagReader, signed: bool, allocated: int, raw: bool, wanted: int) -> DisplayPipeline:
-    """The chain that the header describes. Several VOIs: the `wanted`th LUT, else window, from 1. Doubts become remarks.
+    """Return the pipeline that the header describes; contradictions add warnings.
 
-    `raw`: FOR PROCESSING data, whose VOI tags mean nothing; shown as the inverted logarithm of the exposure.
+    Args:
+        tags: The header.
+        signed: Whether stored values are signed.
+        allocated: Bits allocated per pixel.
+        raw: Whether the image is FOR PROCESSING, whose VOI tags are meaningless. It is shown as the inverted logarithm
+        of
+            the exposure.
+        wanted: Which of several VOI LUTs, or else windows, to use, counted from 1.
     """
-    photometric, shape = tags.code("PhotometricInterpretation"), tags.code("PresentationLUTShape")
+    photometric = tags.code("PhotometricInterpretation")
+    shape = tags.code("PresentationLUTShape")
     if photometric == "MONOCHROME1" and shape == "IDENTITY":
-        tags.add_warning("MONOCHROME1 contradicts PresentationLUTShape IDENTITY; inverted as MONOCHROME1 asks")
+        tags.add_warning(
+            "PhotometricInterpretation MONOCHROME1 contradicts PresentationLUTShape IDENTITY; "
+            "the image was inverted as MONOCHROME1 requires"
+        )
     inverse = photometric == "MONOCHROME1" or shape == "INVERSE"
     padding = read_padding(tags, signed, allocated)
     if raw:
         logarithmic = tags.code("PixelIntensityRelationship") == "LOG"
         sign = tags.integer("PixelIntensityRelationshipSign")  # +1: more exposure, larger value (PS3.3 C.8.11.3.1.2)
         modality = Rescale() if logarithmic else log_exposure
-        return DisplayPipeline(
-            modality, None, None, sign != -1, padding, "for processing: " + ("range" if logarithmic else "log, range")
-        )
+        name = "for processing: range" if logarithmic else "for processing: log, range"
+        return DisplayPipeline(modality, None, None, sign != -1, padding, name)
     voi, name = read_voi(tags, signed, wanted)
     presentation = next((read_lut(item, False) for item in tags.items("PresentationLUTSequence")), None)
     return DisplayPipeline(read_modality(tags, signed), voi, presentation, inverse, padding, name)
 
 
 def read_modality(tags: TagReader, signed: bool) -> Lut | Rescale:
-    """Modality LUT Sequence, else slope and intercept, else identity."""
+    """Return the modality LUT, or else slope and intercept, or else the identity."""
     for item in tags.items("ModalityLUTSequence"):
         lut = read_lut(item, signed)
         if lut is not None:
             return lut
-    slope, intercept = tags.number("RescaleSlope"), tags.number("RescaleIntercept")
+    slope = tags.number("RescaleSlope")
+    intercept = tags.number("RescaleIntercept")
     if slope == 0:
         tags.add_warning("RescaleSlope is 0; 1 is assumed")
     return Rescale(slope or 1.0, intercept or 0.0)
 
 
 def read_voi(tags: TagReader, signed: bool, wanted: int) -> tuple[Lut | Window | None, str]:
-    """The VOI LUT, else the valid window, that is the `wanted`th (from 1) of its kind, else none; with its name for the table."""
-    luts = [(item, lut) for item in tags.items("VOILUTSequence") if (lut := read_lut(item, signed)) is not None]
+    """Return the VOI and its name for the table.
+
+    Args:
+        tags: The header.
+        signed: Whether stored values are signed.
+        wanted: Which VOI to use, counted from 1.
+
+    Returns:
+        The LUT with this number or, if the file has no valid LUT, the valid window with this number or, if there is
+        none, None; the name of the VOI.
+    """
+    luts = []
+    for item in tags.items("VOILUTSequence"):
+        lut = read_lut(item, signed)
+        if lut is not None:
+            luts.append((item, lut))
     windows = read_windows(tags)
     count = len(luts) or len(windows)
     if not count:
         return None, "range"
     if wanted > count:
-        tags.add_warning(f"VOI {wanted} is wanted but {count} are stored; the first is used")
+        tags.add_warning(f"VOI {wanted} was requested but the file has {count}; the first is used")
         wanted = 1
     if luts:
         item, lut = luts[wanted - 1]
@@ -156,11 +198,13 @@ def read_voi(tags: TagReader, signed: bool, wanted: int) -> tuple[Lut | Window |
 
 
 def read_windows(tags: TagReader) -> list[Window]:
-    """The valid windows, in the file's order."""
-    centers, widths = tags.numbers("WindowCenter"), tags.numbers("WindowWidth")
+    """Return the valid windows in the order of the file."""
+    centers = tags.numbers("WindowCenter")
+    widths = tags.numbers("WindowWidth")
     if len(centers) != len(widths):
         tags.add_warning(
-            f"{len(centers)} WindowCenter and {len(widths)} WindowWidth values do not match; the pairs are used"
+            f"the number of WindowCenter ({len(centers)}) and WindowWidth ({len(widths)}) values differs; "
+            "values without a partner are ignored"
         )
     name = tags.code("VOILUTFunction") or "LINEAR"
     function: VoiFunction
@@ -173,40 +217,54 @@ def read_windows(tags: TagReader) -> list[Window]:
     windows = [Window(center, width, function) for center, width in zip(centers, widths, strict=False)]
     for window in windows:
         if not window.valid:
-            tags.add_warning(f"WindowWidth {window.width:g} is impossible; the window is ignored")
+            tags.add_warning(f"WindowWidth {window.width:g} is not allowed; the window is ignored")
     return [window for window in windows if window.valid]
 
 
 def read_lut(item: TagReader, signed: bool) -> Lut | None:
-    """One item of a LUT sequence; None, with a remark, where it is damaged."""
+    """Return the LUT of one item of a LUT sequence; if it is damaged, add a warning and return None."""
     descriptor = [int(number) for number in item.numbers("LUTDescriptor")]
     data = item.values("LUTData")
     if len(descriptor) != 3 or not data:
         item.add_warning("a lookup table without LUTDescriptor or LUTData is ignored")
         return None
-    size, first, bits = descriptor[0] & 0xFFFF or 65536, descriptor[1], descriptor[2]
+    size = descriptor[0] & 0xFFFF or 65536
+    first, bits = descriptor[1:]
     if signed and first > 0x7FFF:  # written with the unsigned value representation
         first -= 0x10000
-    if isinstance(data[0], bytes):  # OW; two 8-bit entries may share a word
-        big_endian = item.dataset.original_encoding[1] is False
-        entries = np.frombuffer(data[0], np.uint8 if len(data[0]) < 2 * size else ">u2" if big_endian else "<u2")
-    else:
-        entries = np.asarray(data) & 0xFFFF
+    entries = _lut_entries(data, size, big_endian=item.dataset.original_encoding[1] is False)
     if not 1 <= bits <= 16 or len(entries) < size:
-        item.add_warning(f"a lookup table of {len(entries)} entries described as {size} of {bits} bits is ignored")
+        item.add_warning(
+            f"a lookup table is ignored: it has {len(entries)} entries, but LUTDescriptor states {size} of {bits} bits"
+        )
         return None
     needed = int(entries[:size].max()).bit_length()
     if needed > bits:
-        item.add_warning(f"a lookup table of {bits} bits has entries of {needed} bits; {needed} is assumed")
+        item.add_warning(f"a lookup table of {bits} bits has entries of {needed} bits; {needed} bits are assumed")
     return Lut(first, entries[:size].astype(float), max(bits, needed))
 
 
+def _lut_entries(data: list[Any], size: int, big_endian: bool) -> np.ndarray:
+    """Return the entries of LUTData, given as numbers (US) or bytes (OW); two 8-bit entries may share a word of OW."""
+    if not isinstance(data[0], bytes):
+        return np.asarray(data) & 0xFFFF
+    if len(data[0]) < 2 * size:
+        return np.frombuffer(data[0], np.uint8)
+    return np.frombuffer(data[0], ">u2" if big_endian else "<u2")
+
+
 def read_padding(tags: TagReader, signed: bool, allocated: int) -> tuple[int, int] | None:
-    """The stored values that mean 'no pixel here', lowest and highest."""
-    ends = [tags.integer(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    if ends[0] is None:
+    """Return the lowest and highest stored value of padding; None if the file states none."""
+    value = tags.integer("PixelPaddingValue")
+    limit = tags.integer("PixelPaddingRangeLimit")
+    if value is None:
         return None
-    known = [end for end in ends if end is not None]
-    if signed:  # written with the unsigned value representation
-        known = [end - (1 << allocated) if end >= 1 << (allocated - 1) else end for end in known]
-    return min(known), max(known)
+    ends = [value] if limit is None else [value, limit]
+    if signed:  # they may be written with the unsigned value representation
+        ends = [_to_signed(end, allocated) for end in ends]
+    return min(ends), max(ends)
+
+
+def _to_signed(value: int, bits: int) -> int:
+    """Return the value of an unsigned number that is read as two's complement of `bits` bits."""
+    return value - (1 << bits) if value >= 1 << (bits - 1) else value
