@@ -35,7 +35,7 @@ from pathlib import Path
 import cv2
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import SourceImage, crop_image
-from vitmodel.jobs.workers import own_process
+from vitmodel.jobs.workers import process_per_thread
 from vitmodel.utils import keep_freed_memory
 def work(path):
     cv2.setNumThreads(1)
@@ -45,7 +45,7 @@ def work(path):
 if __name__ == "__main__":
     backend, jobs, *paths = sys.argv[1:]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    workers = own_process(work, lambda path, loss: 1 / 0) if backend == "processes" else contextlib.nullcontext(work)
+    workers = process_per_thread(work, lambda path, loss: 1 / 0) if backend == "processes" else contextlib.nullcontext(work)
     with workers as function, ThreadPoolExecutor(int(jobs)) as pool:
         list(pool.map(function, paths[:4]))
         times = []
