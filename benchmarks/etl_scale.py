@@ -3,8 +3,7 @@
 python benchmarks/etl_scale.py [--parts workers,files,rerun] [--rows 54706] [--json FILE]
 
 workers  full-size images in each transfer syntax, by workers that have already started; every run is a separate
-process, so
-         that its peak memory can be measured
+         process, so that its peak memory can be measured
 files    many links to small files, which show the overhead of the run itself
 rerun    a table of which all images, or all but ten, are finished already
 
