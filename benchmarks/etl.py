@@ -1,11 +1,12 @@
-"""How fast the ETL is, one image on one thread: against the pipeline that everybody writes, by codec and size. Prints tables.
+"""Measure the speed of the ETL for one image on one thread, by codec and size, against a common pipeline.
 
 python benchmarks/etl.py [--repeats 5] [--parts speed,levels,writer,copies] [--json FILE]
 
-The peer: pydicom's pixel_array, apply_voi_lut, components at full size, everything else black, cv2.resize, PNG level 6; once as it is and
-once "tuned", with the allocator keeping its large arrays as ours does (`retain_freed_memory`). Each way runs in a process of its own. The
-images are two phantoms (CC, MLO) of 12 bits, half of them air, in every syntax, and, where they are at hand, the real ones of
-../shared/data/rsna_dicom.
+The peer is the pipeline found in most public code: pydicom's pixel_array, apply_voi_lut, connected components at full
+size, everything else black, cv2.resize and a PNG of level 6. It is measured unchanged and "tuned", with an allocator
+that keeps large arrays as ours does (`retain_freed_memory`). Each variant runs in its own process. The images are two
+phantoms (CC, MLO) with 12 bits, half of them air, in every transfer syntax, and the real ones of
+../shared/data/rsna_dicom if available. Prints tables.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import re
 import statistics
 import tempfile
@@ -45,10 +47,12 @@ from vitmodel.utils import retain_freed_memory, to_json, write_atomic
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "rsna_dicom" / "dicom"
 SHAPES = {"5928x4728": Size(5928, 4728), "4096x3328": Size(4096, 3328)}
-DETECTOR = 0.4  # pixels that the detector blurs by; gives the phantoms 8 bits per pixel of tissue in JPEG 2000, as the real images have
+# Standard deviation of the detector's blur in pixels. With it, JPEG 2000 needs 8 bits per pixel of tissue for the
+# phantoms, as it does for real images.
+DETECTOR = 0.4
 VIEWS: tuple[ViewName, ...] = ("CC", "MLO")
 TARGETS = (Size(1024, 512), Size(2048, 1024))
-WRITERS = {  # cv2's settings of a PNG
+WRITERS = {  # PNG settings of cv2
     "level 0": [cv2.IMWRITE_PNG_COMPRESSION, 0],
     "cv2's default": [],
     "level 1": [cv2.IMWRITE_PNG_COMPRESSION, 1],
@@ -59,7 +63,7 @@ WRITERS = {  # cv2's settings of a PNG
 }
 
 
-def rle(stored: np.ndarray) -> bytes:
+def encode_rle(stored: np.ndarray) -> bytes:
     rows, columns = stored.shape
     layout = {"rows": rows, "columns": columns, "samples_per_pixel": 1, "bits_allocated": 16, "number_of_frames": 1}
     return bytes(encode_pixel_data(stored.astype("<u2").tobytes(), **layout, byteorder="<"))
@@ -76,30 +80,34 @@ SYNTAXES: dict[str, tuple[uid.UID, Callable[[np.ndarray], bytes]]] = {
         lambda x: imagecodecs.jpeg8_encode(x, lossless=True, predictor=1, bitspersample=12),
     ),
     "JPEG-LS": (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
-    "RLE": (uid.RLELossless, rle),
+    "RLE": (uid.RLELossless, encode_rle),
     "uncompressed": (uid.ExplicitVRLittleEndian, np.ndarray.tobytes),
 }
 
 
 def phantom(view: ViewName, shape: Size) -> np.ndarray:
-    """A breast as high as the picture, which it fills by about half: H W, 12 of 16 bits."""
+    """Return a breast as high as the image, of which it fills about half: `(H, W)`, 12 of 16 bits."""
     larger = Size(*(round(1.35 * side) for side in shape))
-    drawn = render(BreastPhantom(seed=7, depth_mm=78), view, larger)
-    picture = apply_style(drawn, MACHINES[0].style, "", seed=7, chest_wall="L")
+    rendered = render(BreastPhantom(seed=7, depth_mm=78), view, larger)
+    picture = apply_style(rendered, MACHINES[0].style, "", seed=7, chest_wall="L")
     picture = cv2.GaussianBlur(picture, None, DETECTOR)
-    rows = np.flatnonzero(drawn.mask.any(axis=1))
+    rows = np.flatnonzero(rendered.mask.any(axis=1))
     top = (rows[0] + rows[-1] - shape.height) // 2
     return np.round(picture[top : top + shape.height, : shape.width] * 4095).astype(np.uint16)
 
 
 def write_samples(folder: Path) -> pd.DataFrame:
-    """Two phantoms of each shape in each syntax, and the real images: columns sample, path."""
-    header = dcmread(
-        next(write_release(SynthConfig(out=folder / "release", patients=1, size=Size(128, 128))).rglob("*.dcm"))
-    )
-    header.PhotometricInterpretation, header.PresentationLUTShape = "MONOCHROME2", "IDENTITY"
-    header.WindowCenter, header.WindowWidth, header.VOILUTFunction = "2048", "4096", "LINEAR"
-    header.BitsStored, header.HighBit, header.PixelPaddingValue = 12, 11, 0
+    """Write two phantoms of each shape in each syntax; return a table of them and the real images (sample, path)."""
+    release = write_release(SynthConfig(out=folder / "release", patients=1, size=Size(128, 128)))
+    header = dcmread(next(release.rglob("*.dcm")))
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.PresentationLUTShape = "IDENTITY"
+    header.WindowCenter = "2048"
+    header.WindowWidth = "4096"
+    header.VOILUTFunction = "LINEAR"
+    header.BitsStored = 12
+    header.HighBit = 11
+    header.PixelPaddingValue = 0
     rows = []
     for shape, size in SHAPES.items():
         for view in VIEWS:
@@ -123,8 +131,8 @@ def write_samples(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def everybodys(path: Path, target: Size) -> bytes:
-    """The pipeline that everybody writes."""
+def peer(path: Path, target: Size) -> bytes:
+    """Return the PNG of a crop by the common pipeline."""
     dataset = dcmread(path)
     pixels = apply_voi_lut(dataset.pixel_array, dataset)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -141,27 +149,28 @@ def everybodys(path: Path, target: Size) -> bytes:
     return cv2.imencode(".png", small, [cv2.IMWRITE_PNG_COMPRESSION, 6])[1].tobytes()
 
 
-def tuned(path: Path, target: Size) -> bytes:
-    """The same with a tuned allocator."""
+def tuned_peer(path: Path, target: Size) -> bytes:
+    """Return the PNG of a crop by the common pipeline with a tuned allocator."""
     retain_freed_memory(1 << 30)  # its arrays of doubles are larger than ours
-    return everybodys(path, target)
+    return peer(path, target)
 
 
 def ours(path: Path, target: Size, exact: bool = False) -> bytes:
-    """What ETL does with one file, to the PNG's bytes: SHA-256 of the source and verdict included."""
+    """Return the PNG of a crop by our ETL, including the SHA-256 of the source and the verdict."""
     retain_freed_memory()
     cropped = crop_image(SourceImage(path), Preprocessing(size=target, exact=exact))
     assert cropped.crop is not None, cropped.record
     return cv2.imencode(".png", cropped.crop)[1].tobytes()
 
 
-WAYS = {"peer": everybodys, "tuned": tuned, "ours": ours, "exact": functools.partial(ours, exact=True)}
+VARIANTS = {"peer": peer, "tuned": tuned_peer, "ours": ours, "exact": functools.partial(ours, exact=True)}
 
 
 def seconds(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """The median time of each function; they take turns, so that a change of the machine's pace meets all of them.
+    """Return the median time of each function.
 
-    Each runs twice in a turn and the second run counts: the first one pays for the memory that another has given back.
+    The functions take turns, so that changes of the machine's speed affect all of them. Each runs twice per turn and
+    the second run counts, because the first one has to reallocate memory that another function released.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
@@ -174,60 +183,52 @@ def seconds(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 
 def speed(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
-    """Seconds an image: the peer as it is and tuned, ours, and ours with --exact."""
+    """Measure seconds per image of the peer, the tuned peer, our ETL, and our ETL with --exact."""
     rows = []
     with contextlib.ExitStack() as stack:
         pool = functools.partial(ProcessPoolExecutor, 1, get_context("spawn"), cv2.setNumThreads, (1,))
-        pools = {name: stack.enter_context(pool()) for name in WAYS}
+        pools = {name: stack.enter_context(pool()) for name in VARIANTS}
 
         def run(name: str, path: Path, target: Size) -> None:
-            pools[name].submit(WAYS[name], path, target).result()
+            pools[name].submit(VARIANTS[name], path, target).result()
 
         for sample, group in samples.groupby("sample", sort=False):
             for target in TARGETS:
-                paths = group.path[:2]
-                runs = [
-                    seconds({name: functools.partial(run, name, path, target) for name in WAYS}, repeats)
-                    for path in paths
-                ]
-                mean = {name: statistics.mean(run[name] for run in runs) for name in WAYS}
-                ratios = {
-                    f"{peer} / {our}": mean[peer] / mean[our] for our in ("ours", "exact") for peer in ("peer", "tuned")
-                }
-                rows.append({"sample": sample, "target": str(target), **mean, **ratios})
-                print(
-                    pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1, float_format="%.3f"),
-                    flush=True,
-                )
+                times = []
+                for path in group.path[:2]:
+                    functions = {name: functools.partial(run, name, path, target) for name in VARIANTS}
+                    times.append(seconds(functions, repeats))
+                mean = {name: statistics.mean(medians[name] for medians in times) for name in VARIANTS}
+                row = {"sample": sample, "target": str(target), **mean}
+                for mine, other in itertools.product(("ours", "exact"), ("peer", "tuned")):
+                    row[f"{other} / {mine}"] = mean[other] / mean[mine]
+                rows.append(row)
+                line = pd.DataFrame([row]).to_string(index=False, header=len(rows) == 1, float_format="%.3f")
+                print(line, flush=True)
     return pd.DataFrame(rows)
 
 
 def levels(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
-    """How near the crop of a reduced decode is to that of a full one, in tissue: PSNR in dB of the 8-bit range, the least of the sample."""
+    """Compare the crops of a reduced and a full decode by the minimum PSNR in tissue, in dB of the full range."""
     rows = []
     for sample, group in samples[samples["sample"].str.contains("2000|HTJ2K")].groupby("sample", sort=False):
         for target in TARGETS:
-            found = []
+            level = 0
+            psnr = np.inf
             for path in group.path:
-                fast, exact = (
-                    preprocess(path, Preprocessing(size=target, bits=16, exact=exact)) for exact in (False, True)
-                )
+                fast = preprocess(path, Preprocessing(size=target, bits=16))
+                exact = preprocess(path, Preprocessing(size=target, bits=16, exact=True))
                 tissue = (fast.crop > 0) & (exact.crop > 0)
                 error = (fast.crop[tissue].astype(float) - exact.crop[tissue]) / 65535
-                found.append((fast.decode_level, -10 * np.log10(np.mean(error**2)) if np.any(error) else np.inf))
-            rows.append(
-                {
-                    "sample": sample,
-                    "target": str(target),
-                    "level": max(found)[0],
-                    "least PSNR": min(psnr for _, psnr in found),
-                }
-            )
+                level = max(level, fast.decode_level)
+                if np.any(error):
+                    psnr = min(psnr, -10 * np.log10(np.mean(error**2)))
+            rows.append({"sample": sample, "target": str(target), "level": level, "least PSNR": psnr})
     return pd.DataFrame(rows)
 
 
 def writer(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
-    """Milliseconds and kilobytes of a crop's PNG by setting."""
+    """Measure milliseconds and kilobytes of a crop's PNG by setting."""
     rows = []
     for target in TARGETS:
         crops = [preprocess(path, Preprocessing(size=target)).crop for path in samples.drop_duplicates("sample").path]
@@ -243,7 +244,10 @@ def writer(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
 
 
 def copies(samples: pd.DataFrame, repeats: int) -> pd.DataFrame:
-    """Seconds to make an HTJ2K copy of a JPEG 2000 file (reading it included), to write one, and to read all stored pixels of either."""
+    """Measure the seconds to make and write an HTJ2K copy of a JPEG 2000 file, and to read all pixels of both.
+
+    `make` includes reading the original.
+    """
     from vitmodel.pixels.dicom import DicomFile
 
     rows = []
@@ -273,7 +277,7 @@ PARTS = {"speed": speed, "levels": levels, "writer": writer, "copies": copies}
 
 
 def measure_parts(parts: str, measure: Callable[[str], pd.DataFrame], target: Path | None) -> None:
-    """Measure each part, print its table and write all to `target`."""
+    """Measure each part, print its table and write all tables to `target`."""
     tables = {}
     for part in parts.split(","):
         table = measure(part)
@@ -285,20 +289,22 @@ def measure_parts(parts: str, measure: Callable[[str], pd.DataFrame], target: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="times that each is measured; the median counts")
-    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, of %(default)s")
-    parser.add_argument("--only", default="", help="measure only samples whose name has this (a regular expression)")
-    parser.add_argument("--samples", type=Path, help="folder to keep the phantoms in; an existing one is used again")
-    parser.add_argument("--json", type=Path, help="also write the tables here")
+    parser.add_argument("--repeats", type=int, default=5, help="number of measurements, whose median is reported")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="comma-separated parts to measure (default: %(default)s)"
+    )
+    parser.add_argument("--only", default="", help="measure only samples whose name matches this regular expression")
+    parser.add_argument("--samples", type=Path, help="folder in which the phantoms are kept and reused")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     retain_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.samples or Path(temporary)
-        kept = folder / "samples.csv"
-        if not kept.exists():
-            write_samples(folder).to_csv(kept, index=False)
-        samples = pd.read_csv(kept).assign(path=lambda table: table.path.map(Path))
+        index = folder / "samples.csv"
+        if not index.exists():
+            write_samples(folder).to_csv(index, index=False)
+        samples = pd.read_csv(index).assign(path=lambda table: table.path.map(Path))
         samples = samples[samples["sample"].map(lambda name: re.search(options.only, name) is not None)]
         measure_parts(options.parts, lambda part: PARTS[part](samples, options.repeats), options.json)
 

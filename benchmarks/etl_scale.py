@@ -1,9 +1,13 @@
-"""How the ETL scales: with workers of each kind, with the number of files, and over a table that is finished already. Prints tables.
+"""Measure how the ETL scales with workers of each kind and with the number of files, and how long a repeated run takes.
 
 python benchmarks/etl_scale.py [--parts workers,files,rerun] [--rows 54706] [--json FILE]
 
-workers: images of full size in each syntax, by workers that have started; every run is a process of its own, whose peak memory counts.
-files: many links to small files, so that what the run itself costs shows. Run it on an idle machine.
+workers  full-size images in each transfer syntax, by workers that have already started; every run is a separate
+         process, so that its peak memory can be measured
+files    many links to small files, which show the overhead of the run itself
+rerun    a table of which all images, or all but ten, are finished already
+
+Run it on an idle machine. Prints tables.
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ from vitmodel.config import ETLConfig, Size, SynthConfig
 from vitmodel.phantoms.release import write_release
 
 IMAGES = 12
-"""In one timed run of the workers."""
-WORK = """
+"""Number of images in one timed run of the workers."""
+WORKER_SCRIPT = """
 import contextlib, json, resource, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,16 +40,17 @@ import cv2
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import SourceImage, crop_image
 from vitmodel.jobs.workers import process_per_thread
-from vitmodel.utils import keep_freed_memory
+from vitmodel.utils import retain_freed_memory
 def work(path):
     cv2.setNumThreads(1)
-    keep_freed_memory()
+    retain_freed_memory()
     cropped = crop_image(SourceImage(Path(path)), Preprocessing(size=Size(1024, 512)))
     return len(cv2.imencode(".png", cropped.crop)[1])
 if __name__ == "__main__":
     backend, jobs, *paths = sys.argv[1:]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    workers = process_per_thread(work, lambda path, loss: 1 / 0) if backend == "processes" else contextlib.nullcontext(work)
+    processes = backend == "processes"
+    workers = process_per_thread(work, lambda path, loss: 1 / 0) if processes else contextlib.nullcontext(work)
     with workers as function, ThreadPoolExecutor(int(jobs)) as pool:
         list(pool.map(function, paths[:4]))
         times = []
@@ -60,35 +65,43 @@ if __name__ == "__main__":
 
 
 def workers(folder: Path, rows: int) -> pd.DataFrame:
-    """Images a second of one and two workers, and the peak memory of one in MB (threads: an even share of the process's growth)."""
-    kept = folder / "samples.csv"
-    samples = pd.read_csv(kept) if kept.exists() else write_samples(folder)
+    """Measure images per second of one and two workers, and the peak memory per worker in MB.
+
+    For threads, the memory of one worker is an equal share of the growth of the process.
+    """
+    index = folder / "samples.csv"
+    samples = pd.read_csv(index) if index.exists() else write_samples(folder)
     script = folder / "work.py"
-    script.write_text(WORK)
-    found = []
+    script.write_text(WORKER_SCRIPT)
+    results = []
     for syntax in SYNTAXES:
         paths = samples.loc[samples["sample"] == f"5928x4728 {syntax}", "path"].tolist()
         for backend in ("threads", "processes"):
-            taken: dict[int, dict[str, float]] = {}
-            for jobs in (1, 2):
-                command = [sys.executable, str(script), backend, str(jobs), *map(str, (paths * IMAGES)[:IMAGES])]
-                environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                taken[jobs] = json.loads(
-                    subprocess.run(command, check=True, capture_output=True, env=environment).stdout
-                )
-            speeds = {f"{jobs} worker{'s' * (jobs > 1)}": IMAGES / taken[jobs]["seconds"] for jobs in taken}
-            gain = taken[1]["seconds"] / taken[2]["seconds"]
-            found.append(
-                {"syntax": syntax, "backend": backend, **speeds, "gain": gain, "MB a worker": taken[2]["memory"] / 1e6}
-            )
-            print(
-                pd.DataFrame(found[-1:]).to_string(index=False, header=len(found) == 1, float_format="%.2f"), flush=True
-            )
-    return pd.DataFrame(found)
+            one = run_workers(script, backend, 1, paths)
+            two = run_workers(script, backend, 2, paths)
+            row = {
+                "syntax": syntax,
+                "backend": backend,
+                "1 worker": IMAGES / one["seconds"],
+                "2 workers": IMAGES / two["seconds"],
+                "gain": one["seconds"] / two["seconds"],
+                "MB a worker": two["memory"] / 1e6,
+            }
+            results.append(row)
+            line = pd.DataFrame([row]).to_string(index=False, header=len(results) == 1, float_format="%.2f")
+            print(line, flush=True)
+    return pd.DataFrame(results)
+
+
+def run_workers(script: Path, backend: str, jobs: int, paths: list[str]) -> dict[str, float]:
+    """Run the worker script in a process of its own; return its median seconds and the bytes of one worker."""
+    command = [sys.executable, str(script), backend, str(jobs), *map(str, (paths * IMAGES)[:IMAGES])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
 
 
 def link_release(folder: Path, count: int) -> Path:
-    """A table of `count` images, which are links to a few small phantoms."""
+    """Write a table of `count` images that are links to a few small phantoms, and return its path."""
     small = sorted(write_release(SynthConfig(out=folder / "small", patients=4, size=Size(256, 208))).rglob("*.dcm"))
     images = folder / f"images{count}"
     images.mkdir()
@@ -112,22 +125,25 @@ def link_release(folder: Path, count: int) -> Path:
 
 
 def run(source: Path, out: Path) -> float:
-    """Seconds of one ETL, its start included."""
+    """Return the seconds of one ETL run, including its start."""
     start = time.perf_counter()
     etl(ETLConfig(source=source, out=out, size=Size(64, 32)))
     return time.perf_counter() - start
 
 
 def files(folder: Path, rows: int) -> pd.DataFrame:
-    """Milliseconds an image of a whole run and of a repeated one, over a table and over a folder whose headers are read at the start."""
-    found = []
+    """Measure milliseconds per image of a first and a repeated run.
+
+    The sources are a table, and a folder, for which all headers are read at the start.
+    """
+    results = []
     for count in (100, 1000, 10000):
         table = link_release(folder / str(count), count)
         for kind, source in (("table", table), ("folder", table.parent / f"images{count}")):
             out = table.parent / f"out-{kind}"
             first = run(source, out)
             again = statistics.median(run(source, out) for _ in range(3))
-            found.append(
+            results.append(
                 {
                     "source": kind,
                     "files": count,
@@ -135,13 +151,15 @@ def files(folder: Path, rows: int) -> pd.DataFrame:
                     "again, ms an image": 1e3 * again / count,
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(results)
 
 
 def rerun(folder: Path, rows: int) -> pd.DataFrame:
-    """Seconds of a run over a table of the RSNA release's length, of a repeated run, and of one after ten crops were lost."""
-    table, out = link_release(folder / "rerun", rows), folder / "rerun" / "out"
-    first, again = run(table, out), run(table, out)
+    """Measure the seconds of a run over a table of `rows` images, of a repeated run, and after losing ten crops."""
+    table = link_release(folder / "rerun", rows)
+    out = folder / "rerun" / "out"
+    first = run(table, out)
+    again = run(table, out)
     for lost in sorted((out / "images").rglob("*.png"))[:10]:
         lost.unlink()
     return pd.DataFrame([{"rows": rows, "first": first, "again": again, "ten crops lost": run(table, out)}])
@@ -152,10 +170,12 @@ PARTS = {"workers": workers, "files": files, "rerun": rerun}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure, of %(default)s")
-    parser.add_argument("--samples", type=Path, help="folder of images that benchmarks/etl.py --samples kept")
-    parser.add_argument("--rows", type=int, default=54706, help="length of the table of `rerun`")
-    parser.add_argument("--json", type=Path, help="also write the tables here")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="comma-separated parts to measure (default: %(default)s)"
+    )
+    parser.add_argument("--samples", type=Path, help="folder of images written by benchmarks/etl.py --samples")
+    parser.add_argument("--rows", type=int, default=54706, help="length of the table of the part rerun")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
     cv2.setNumThreads(1)
 

@@ -1,6 +1,7 @@
-"""How long the intervals of an evaluation take: every metric, 2,000 replicates of patients, on as many images as RSNA released.
+"""Measure how long the intervals of an evaluation take on a table as large as the RSNA release.
 
-Beside it a loop over replicates that calls scikit-learn for five of the metrics, timed on a few replicates. Prints a table.
+They cover all metrics, with 2,000 replicates of patients. The peer is a loop over replicates that calls scikit-learn
+for five of the metrics, timed on a few replicates. Prints a table.
 
 python benchmarks/evaluate.py [--json FILE]
 """
@@ -22,11 +23,11 @@ from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.utils import to_json, write_atomic
 
 IMAGES, PATIENTS, REPLICATES = 54_706, 11_913, 2_000
-LOOPED = 10  # replicates of the peer's loop
+LOOPED = 10  # number of replicates in the peer's loop
 
 
 def screening(prevalence: float, seed: int = 0) -> ScoredUnits:
-    """Images of patients like those of RSNA's release, whose scores no two images share."""
+    """Return images of patients like those of RSNA's release; no two images have the same score."""
     rng = np.random.default_rng(seed)
     patients = np.sort(rng.integers(PATIENTS, size=IMAGES))
     labels = (rng.random(IMAGES) < prevalence).astype(float)
@@ -34,7 +35,7 @@ def screening(prevalence: float, seed: int = 0) -> ScoredUnits:
 
 
 def loop(sample: ScoredUnits, threshold: float) -> float:
-    """Seconds a replicate of scikit-learn's AUROC, average precision, Brier score, F1 and recall."""
+    """Return the seconds per replicate of scikit-learn's AUROC, average precision, Brier score, F1 and recall."""
     rng = np.random.default_rng(0)
     rows = np.split(np.arange(IMAGES), np.flatnonzero(np.diff(sample.patients)) + 1)
     start = time.perf_counter()
@@ -43,8 +44,8 @@ def loop(sample: ScoredUnits, threshold: float) -> float:
         labels, scores = sample.labels[drawn], sample.scores[drawn]
         for metric in (peer.roc_auc_score, peer.average_precision_score, peer.brier_score_loss):
             metric(labels, scores)
-        for decided in (peer.f1_score, peer.recall_score):
-            decided(labels, scores >= threshold)
+        for metric in (peer.f1_score, peer.recall_score):
+            metric(labels, scores >= threshold)
     return (time.perf_counter() - start) / LOOPED
 
 

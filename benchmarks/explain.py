@@ -1,17 +1,21 @@
-"""Do the heat maps point at what the model sees? Asked on phantoms, whose lesions are known. Prints a table.
+"""Measure whether heat maps point at what the model uses, on phantoms whose lesions are known. Prints a table.
 
 python benchmarks/explain.py PACKAGE RELEASE MANIFEST [--images N] [--pointing] [--json FILE]
 
-RELEASE is what `vitmodel synth` wrote, MANIFEST that of the run which trained PACKAGE (RUN/manifest.csv); its test patients are used.
+RELEASE is the output of `vitmodel synth`, and MANIFEST that of the run which trained PACKAGE (RUN/manifest.csv); its
+test patients are used.
 
-- Pointing game (Zhang et al. 2016, arXiv 1608.00507): how often the highest patch's middle lies in a lesion's box, on images with cancer.
-  Beside it the middle of the breast, the brightest patch, and a random place (its exact chance); with the paired difference from the
-  middle and from chance.
-- Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421): mean probability while patches are smoothed away, or put back into a
-  smoothed breast, the most important first; as difference to random orders of the same image, above 0 where it speaks for the map.
-- Sanity (Adebayo et al. 2018, arXiv 1810.03292): Spearman correlation with the map of the same model with random weights; 0 is right.
+- Pointing game (Zhang et al. 2016, arXiv 1608.00507): how often the centre of the highest patch lies in the box of a
+  lesion, on images with cancer. The baselines are the centre of the breast, the brightest patch and a random position
+  (exact probability), each with the paired difference.
+- Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421): mean probability while patches are smoothed away, or
+  restored in a smoothed breast, the most important first. Reported as the difference from random orders of the same
+  image; positive values favour the map.
+- Sanity check (Adebayo et al. 2018, arXiv 1810.03292): Spearman correlation with the map of the same model with random
+  weights; 0 is ideal.
 
-Intervals (95 %) are of 2,000 resamplings of patients, the same ones for all, so that differences are paired.
+The 95 % intervals are from 2,000 resamplings of patients. All figures use the same resamplings, so that differences are
+paired.
 """
 
 from __future__ import annotations
@@ -41,13 +45,13 @@ from vitmodel.results.heatmap import HeatMap
 from vitmodel.utils import progress, to_json, write_atomic
 
 FRACTIONS = np.linspace(0, 1, 11)
-ORDERS = 3  # random ones per image
-AGAINST = {"random": "random place", "middle": "middle of the breast", "brightest": "brightest patch"}
+ORDERS = 3  # number of random orders per image
+BASELINES = {"random": "random place", "middle": "middle of the breast", "brightest": "brightest patch"}
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One image with cancer: what the model sees of it and where the lesions are."""
+    """One image with cancer: the input of the model and the positions of the lesions."""
 
     patient: str
     image: PackedBatch
@@ -57,66 +61,74 @@ class Case:
     boxes: list[tuple[float, ...]]
 
     def heat(self, values: np.ndarray) -> HeatMap:
+        """Return a heat map of this image with `values` per patch."""
         return HeatMap(
             values=values, tissue=self.tissue, geometry=self.geometry, patch=self.image.patch, source_shape=self.source
         )
 
     def hit(self, x: float, y: float) -> float:
-        """Whether a place in the source lies in a lesion's box."""
+        """Return 1 if a position in the source image lies in the box of a lesion, else 0."""
         return float(any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in self.boxes))
 
     def chance(self) -> float:
-        """How often a random place of the breast lies in a lesion's box."""
-        return float(np.mean([self.hit(x, y) for x, y in self.places().T]))
+        """Return the probability that a random position of the breast lies in the box of a lesion."""
+        return float(np.mean([self.hit(x, y) for x, y in self.breast_positions().T]))
 
     def brightness(self) -> np.ndarray:
-        """The mean of each patch that is looked at, as a map."""
+        """Return the mean of each patch that is not air, as a map."""
         (pixels,), (kept,), patch = self.image.images, self.image.patch_indices, self.image.patch
         means = torch.nn.functional.avg_pool2d(pixels, patch).flatten()
         return self.image.scatter_to_grid([means[kept]])[0].numpy()
 
-    def places(self) -> np.ndarray:
-        """Every pixel of the breast, in the source: 2 K."""
+    def breast_positions(self) -> np.ndarray:
+        """Return the positions `(2, K)` of all pixels of the breast in the source image."""
         rows, columns = np.nonzero(self.tissue)
         return self.geometry.to_source() @ np.stack([columns, rows, np.ones_like(rows)])
 
 
 def read_cases(
-    release: Path, manifest: Path, preprocessing: Preprocessing, patch: int, air: bool, most: int
+    release: Path, manifest: Path, preprocessing: Preprocessing, patch: int, air: bool, limit: int
 ) -> list[Case]:
+    """Return up to `limit` test images with cancer."""
     lesions = pd.read_csv(release / "lesions.csv", dtype={"image_id": str}).query("cancer == 1")
     table = read_manifest(manifest).query("split == 'test'")
     table = table[table.image_id.isin(lesions.image_id) & (table.status != "refused")]
     cases = []
-    for row in table.head(most).itertuples():
+    for row in table.head(limit).itertuples():
         cropped = crop_image(SourceImage(Path(str(row.source_path))), preprocessing)
         assert cropped.crop is not None
         assert cropped.geometry is not None
         boxes = lesions.loc[lesions.image_id == row.image_id, ["x0", "y0", "x1", "y1"]]
         image = pack_images([to_tensor(cropped.crop)], patch, air=air)
         source = (int(row.source_height), int(row.source_width))
-        boxes_of = [tuple(box) for box in boxes.itertuples(index=False)]
-        cases.append(Case(str(row.patient_id), image, cropped.crop > 0, cropped.geometry, source, boxes_of))
+        lesion_boxes = [tuple(box) for box in boxes.itertuples(index=False)]
+        cases.append(Case(str(row.patient_id), image, cropped.crop > 0, cropped.geometry, source, lesion_boxes))
     return cases
 
 
 def curves(model: Network, case: Case, importance: np.ndarray) -> tuple[float, float]:
-    """Mean probability while the kept patches are taken away, and while they are put back, the most important first."""
+    """Return the mean probability while patches are deleted, and while they are inserted, the most important first."""
     (pixels,), (kept,), patch = case.image.images, case.image.patch_indices, case.image.patch
     order = kept[torch.as_tensor(np.argsort(-importance, kind="stable"))]
-    smooth, width = smooth_tissue(pixels, patch), pixels.shape[2] // patch
-    taken = []
+    smooth = smooth_tissue(pixels, patch)
+    width = pixels.shape[2] // patch
+    masks = []
     for fraction in FRACTIONS:
-        mask = torch.zeros(pixels.shape[1] // patch * width)
-        mask[order[: round(fraction * len(order))]] = 1
-        taken.append(mask.unflatten(0, (-1, width)).repeat_interleave(patch, 0).repeat_interleave(patch, 1)[None])
-    first = torch.stack(taken)
+        grid = torch.zeros(pixels.shape[1] // patch * width)
+        grid[order[: round(fraction * len(order))]] = 1
+        masks.append(grid.unflatten(0, (-1, width)).repeat_interleave(patch, 0).repeat_interleave(patch, 1)[None])
+    most_important = torch.stack(masks)
     with torch.no_grad():
-        of = logit_function(model, case.image)
-        return tuple(of(pixels * (1 - mask) + smooth * mask).sigmoid().mean().item() for mask in (first, 1 - first))  # type: ignore[return-value]
+        logits = logit_function(model, case.image)
+
+        def mean_probability(smoothed: torch.Tensor) -> float:
+            return logits(pixels * (1 - smoothed) + smooth * smoothed).sigmoid().mean().item()
+
+        return mean_probability(most_important), mean_probability(1 - most_important)
 
 
 def interval(values: Sequence[float], patients: list[str]) -> Interval:
+    """Return the mean with its 95 % interval over patients."""
     rows = np.stack([np.array(values), np.ones(len(values))])
     replicates = resample(rows, lambda sums: sums[:1] / sums[1:], patients, replicates=2000, seed=0)
     (low,), (high,) = percentile_limits(replicates)
@@ -124,28 +136,30 @@ def interval(values: Sequence[float], patients: list[str]) -> Interval:
 
 
 def difference(figures: dict[str, list[float]], other: dict[str, list[float]]) -> list[float]:
-    return [mine - its for mine, its in zip(figures["pointing"], other["pointing"], strict=True)]
+    """Return the paired differences between two results of the pointing game."""
+    return [first - second for first, second in zip(figures["pointing"], other["pointing"], strict=True)]
 
 
-def chances(model: Network, cases: list[Case]) -> list[np.ndarray]:
-    """Of each case, deletion and insertion in random orders."""
+def random_orders(model: Network, cases: list[Case]) -> list[np.ndarray]:
+    """Return the mean deletion and insertion of each case in random orders."""
     rng = np.random.default_rng(0)
-    return [
-        np.mean([curves(model, case, rng.random(len(case.image.patch_indices[0]))) for _ in range(ORDERS)], axis=0)
-        for case in progress(cases, "random orders")
-    ]
+    means = []
+    for case in progress(cases, "random orders"):
+        count = len(case.image.patch_indices[0])
+        means.append(np.mean([curves(model, case, rng.random(count)) for _ in range(ORDERS)], axis=0))
+    return means
 
 
 def point(model: Network, cases: list[Case], method: str) -> tuple[dict[str, list[float]], list[np.ndarray]]:
-    """Whether each case's map points at the lesion, what it cost, and the maps."""
-    found: dict[str, list[float]] = {"pointing": [], "seconds": []}
+    """Return whether the map of each case points at a lesion, its cost in seconds, and the maps."""
+    figures: dict[str, list[float]] = {"pointing": [], "seconds": []}
     maps = []
     for case in progress(cases, method):
         start = time.perf_counter()
         maps.append(explain(model, case.image, method).numpy())
-        found["seconds"].append(time.perf_counter() - start)
-        found["pointing"].append(case.hit(*case.heat(maps[-1]).peak_position()))
-    return found, maps
+        figures["seconds"].append(time.perf_counter() - start)
+        figures["pointing"].append(case.hit(*case.heat(maps[-1]).peak_position()))
+    return figures, maps
 
 
 def judge(
@@ -156,16 +170,16 @@ def judge(
     chance: list[np.ndarray],
     method: str,
 ) -> dict[str, list[float]]:
-    """How far each case's map is faithful to the model, and how far it depends on it."""
-    found: dict[str, list[float]] = {"deletion": [], "insertion": [], "sanity": []}
+    """Return how faithful the map of each case is to the model, and how much it depends on the weights."""
+    figures: dict[str, list[float]] = {"deletion": [], "insertion": [], "sanity": []}
     for case, values, (deletion, insertion) in zip(progress(cases, method), maps, chance, strict=True):
         kept = case.image.patch_indices[0].numpy()
-        with_map = curves(model, case, values.flatten()[kept])
-        found["deletion"].append(deletion - with_map[0])
-        found["insertion"].append(with_map[1] - insertion)
-        blind = explain(random_model, case.image, method).numpy()
-        found["sanity"].append(spearmanr(values.flatten()[kept], blind.flatten()[kept]).statistic)
-    return found
+        map_deletion, map_insertion = curves(model, case, values.flatten()[kept])
+        figures["deletion"].append(deletion - map_deletion)
+        figures["insertion"].append(map_insertion - insertion)
+        random_values = explain(random_model, case.image, method).numpy()
+        figures["sanity"].append(spearmanr(values.flatten()[kept], random_values.flatten()[kept]).statistic)
+    return figures
 
 
 def main() -> None:
@@ -173,8 +187,8 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("release", type=Path)
     parser.add_argument("manifest", type=Path)
-    parser.add_argument("--images", type=int, default=1000, help="at most this many images with cancer")
-    parser.add_argument("--pointing", action="store_true", help="the pointing game alone, the quickest of the figures")
+    parser.add_argument("--images", type=int, default=1000, help="maximum number of images with cancer")
+    parser.add_argument("--pointing", action="store_true", help="only the pointing game, which is the fastest figure")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     model, package = load_package(arguments.package)
@@ -186,33 +200,35 @@ def main() -> None:
         arguments.release, arguments.manifest, preprocessing, model.config.vit.patch, air, arguments.images
     )
     patients = [case.patient for case in cases]
-    found: dict[str, dict[str, list[float]]] = {
+    figures: dict[str, dict[str, list[float]]] = {
         "random place": {"pointing": [case.chance() for case in cases]},
-        "middle of the breast": {"pointing": [case.hit(*case.places().mean(axis=1)) for case in cases]},
+        "middle of the breast": {"pointing": [case.hit(*case.breast_positions().mean(axis=1)) for case in cases]},
         "brightest patch": {"pointing": [case.hit(*case.heat(case.brightness()).peak_position()) for case in cases]},
     }
-    chance = [] if arguments.pointing else chances(model, cases)
+    chance = [] if arguments.pointing else random_orders(model, cases)
     for method in METHODS:
-        found[method], maps = point(model, cases, method)
+        figures[method], maps = point(model, cases, method)
         if not arguments.pointing:
-            found[method] |= judge(model, random_model, cases, maps, chance, method)
-    for figures in found.values():
-        figures |= {f"- {other}": difference(figures, found[name]) for other, name in AGAINST.items()}
-    results = {
-        name: {figure: interval(values, patients) for figure, values in figures.items()}
-        for name, figures in found.items()
-    }
+            figures[method] |= judge(model, random_model, cases, maps, chance, method)
+    for values in figures.values():
+        values |= {f"- {key}": difference(values, figures[baseline]) for key, baseline in BASELINES.items()}
+    results: dict[str, dict[str, Interval]] = {}
+    for name, by_figure in figures.items():
+        results[name] = {figure: interval(values, patients) for figure, values in by_figure.items()}
     print(f"{len(cases)} images with cancer of {len(set(patients))} test patients, {arguments.package}")
-    for shown in (["pointing", *(f"- {other}" for other in AGAINST)], ["seconds", "deletion", "insertion", "sanity"]):
-        print(f"{'':22}" + "".join(f"{figure:>26}" for figure in shown))
-        for name, numbers in results.items():
-            if shown[0] in numbers:
-                print(f"{name:22}" + "".join(f"{numbers.get(figure, '')!s:>26}" for figure in shown))
+    show(results, ["pointing", *(f"- {key}" for key in BASELINES)])
+    show(results, ["seconds", "deletion", "insertion", "sanity"])
     if arguments.json:
-        write_atomic(
-            arguments.json,
-            to_json({name: {k: vars(v) for k, v in numbers.items()} for name, numbers in results.items()}),
-        )
+        plain = {name: {key: vars(value) for key, value in numbers.items()} for name, numbers in results.items()}
+        write_atomic(arguments.json, to_json(plain))
+
+
+def show(results: dict[str, dict[str, Interval]], columns: list[str]) -> None:
+    """Print the results that have the first of `columns`."""
+    print(f"{'':22}" + "".join(f"{column:>26}" for column in columns))
+    for name, numbers in results.items():
+        if columns[0] in numbers:
+            print(f"{name:22}" + "".join(f"{numbers.get(column, '')!s:>26}" for column in columns))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Hostile files on the road from a file to a crop: bombs made by hand, and mutants of good files. Prints what became of them.
-
-Every file is tried in a process of its own kind that may die (`vitmodel.jobs.workers`), with limits on time and address space, and
-ends as a crop, as a refusal with its reason, or as `died` or `hung`, which this command exists to find: it then exits with 1. A
-mutant follows from its seed file's name and its number, so that any one can be made again.
+"""Try hostile files in the ETL: handmade decompression bombs, and mutants of good files. Prints their outcomes.
 
 python benchmarks/fuzz.py [--mutants 5000] [--jobs 2] [--json FILE] [--again NAME NUMBER FILE]
+
+Every file is tried in a process that may die (`vitmodel.jobs.workers`), with limits on time and address space. Its
+outcome is a crop, a refusal with its reason, or `died` or `hung`. The benchmark exists to find the last two and then
+exits with status 1. A mutant is determined by the name of its seed file and its number, so that `--again` can recreate
+it.
 """
 
 from __future__ import annotations
@@ -44,22 +45,23 @@ DATA = ROOT.parent / "shared" / "data"
 GOLDEN = ROOT / "tests" / "golden" / "decoders.json"
 TIME_LIMIT = 120.0
 ADDRESS_SPACE = 4 << 30
-"""Bytes beyond what the process has mapped when it starts."""
+"""Bytes that a process may map in addition to those mapped at its start."""
 GIGA = 2_000_000_000
 REAL = 0.15
-"""Share of the mutants that are made of real files, which are a hundred times larger."""
+"""Fraction of the mutants that are made of real files, which are a hundred times larger."""
 
 
 class Outcome(NamedTuple):
-    """What became of one file; `verdict` is ok, warned, a code of `verdict.REFUSAL_REASONS`, died or hung."""
+    """Outcome of one file."""
 
     name: str
     verdict: str
+    """ok, warned, a code of `verdict.REFUSAL_REASONS`, died or hung."""
     remark: str
     seconds: float
-    """Of processor time, which the machine's other work does not lengthen."""
+    """CPU time, which does not depend on other work of the machine."""
     megabytes: float
-    """The peak of the process's resident memory above what it held before the file."""
+    """Increase of the peak resident memory of the process over its memory before the file."""
 
 
 def dicom(
@@ -69,13 +71,34 @@ def dicom(
     syntax: str = uid.ExplicitVRLittleEndian,
     **tags: Any,
 ) -> bytes:
-    """A mammogram of 12 of 16 bits with window, VOI LUT and padding; `pixels` None is a phantom's."""
+    """Return a mammogram with 12 of 16 bits, a window, a VOI LUT and padding.
+
+    Args:
+        pixels: Pixel data; None = those of a phantom.
+        rows: Number of rows in the header.
+        columns: Number of columns in the header.
+        syntax: Transfer syntax UID.
+        **tags: Further attributes by keyword.
+    """
     ds = Dataset()
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.PatientID = "1.2.840.10008.5.1.4.1.1.1.2", "1.2.3", "1"
-    ds.Modality, ds.ImageLaterality, ds.ViewPosition, ds.PresentationIntentType = "MG", "L", "CC", "FOR PRESENTATION"
-    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.PixelRepresentation, ds.PixelPaddingValue = 16, 12, 0, 0
-    ds.WindowCenter, ds.WindowWidth, ds.ImagerPixelSpacing = [2048, 1000], [4096, 500], [0.1, 0.1]
+    ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
+    ds.SOPInstanceUID = "1.2.3"
+    ds.PatientID = "1"
+    ds.Modality = "MG"
+    ds.ImageLaterality = "L"
+    ds.ViewPosition = "CC"
+    ds.PresentationIntentType = "FOR PRESENTATION"
+    ds.Rows = rows
+    ds.Columns = columns
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.BitsAllocated = 16
+    ds.BitsStored = 12
+    ds.PixelRepresentation = 0
+    ds.PixelPaddingValue = 0
+    ds.WindowCenter = [2048, 1000]
+    ds.WindowWidth = [4096, 500]
+    ds.ImagerPixelSpacing = [0.1, 0.1]
     item = Dataset()
     item.LUTDescriptor = [64, 0, 12]
     item.add_new("LUTData", "OW", np.linspace(0, 4095, 64).astype("<u2").tobytes())
@@ -94,13 +117,13 @@ def dicom(
 
 @functools.cache
 def phantom() -> np.ndarray:
-    """128 x 104, 16 bits."""
+    """Return a phantom of 128 x 104 pixels with 16 bits."""
     return np.rint(render(BreastPhantom(seed=1), "CC", Size(128, 104)).image * 65535).astype(np.uint16)
 
 
 @functools.cache
 def small_seeds() -> dict[str, bytes]:
-    """Good files of a few kilobytes by name: every transfer syntax of the golden table, and every kind of picture."""
+    """Return good files of a few kilobytes by name, in every transfer syntax of the golden table and picture format."""
     seeds = {
         "native": dicom(),
         "deflated": dicom(syntax=uid.DeflatedExplicitVRLittleEndian),
@@ -139,7 +162,7 @@ def small_seeds() -> dict[str, bytes]:
 
 
 def real_seeds() -> dict[str, Path]:
-    """The real files at hand, by name."""
+    """Return the available real files by name."""
     files = [
         *DATA.glob("rsna_dicom/**/*.dcm"),
         *DATA.glob("dicom_edge/**/*.dcm"),
@@ -149,50 +172,51 @@ def real_seeds() -> dict[str, Path]:
 
 
 def mutant(name: str, number: int) -> bytes:
-    """The seed file `name` with random damage: bytes, numbers and spans changed, most of it where the headers are."""
+    """Return the seed file `name` with random damage to bytes, numbers and spans, mostly in the headers."""
     seeds = small_seeds()
     data = bytearray(seeds[name] if name in seeds else real_seeds()[name].read_bytes())
-    chance = random.Random(f"{name} {number}")
+    rng = random.Random(f"{name} {number}")
     pixels = max(data.find(b"\xe0\x7f\x10\0"), 0)
-    for _ in range(chance.choice((1, 1, 2, 5, 30))):
-        begin, end = chance.choice(((0, len(data)), (0, 2000), (pixels, pixels + 300)))
-        at = min(chance.randrange(begin, max(end, begin + 1)), len(data) - 1)
-        size = chance.choice((1, 2, 4, 16, 100, 2000))
-        match chance.randrange(8):
+    for _ in range(rng.choice((1, 1, 2, 5, 30))):
+        begin, end = rng.choice(((0, len(data)), (0, 2000), (pixels, pixels + 300)))
+        at = min(rng.randrange(begin, max(end, begin + 1)), len(data) - 1)
+        size = rng.choice((1, 2, 4, 16, 100, 2000))
+        match rng.randrange(8):
             case 0 | 1 | 2:
-                data[at] = chance.randrange(256)
+                data[at] = rng.randrange(256)
             case 3:
-                data[at] ^= 1 << chance.randrange(8)
+                data[at] ^= 1 << rng.randrange(8)
             case 4:
-                data[at : at + size] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * min(size, 4)
+                data[at : at + size] = rng.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * min(size, 4)
             case 5:
                 del data[at : at + size]
             case 6:
-                data[at:at] = data[chance.randrange(len(data)) :][:size]
+                data[at:at] = data[rng.randrange(len(data)) :][:size]
             case 7:
-                data[at:at] = chance.randbytes(size)
+                data[at:at] = rng.randbytes(size)
         if len(data) < 8:
             break
-    return bytes(data[: chance.randrange(len(data))] if chance.random() < 0.1 else data)
+    return bytes(data[: rng.randrange(len(data))] if rng.random() < 0.1 else data)
 
 
 def try_file(name: str, path: Path) -> Outcome:
-    """Crop one file and measure it."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, start = peak(), time.process_time()
+    """Crop one file and return its outcome with time and memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = peak()
+    start = time.process_time()
     record = crop_image(SourceImage(path, "L"), Preprocessing(size=Size(64, 32))).record
     verdict = record["reason"] if record["status"] == "refused" else record["status"]
     return Outcome(name, str(verdict), str(record["remark"] or ""), time.process_time() - start, peak() - before)
 
 
 def peak() -> float:
-    """The most memory that this process has held, in MB."""
+    """Return the peak resident memory of this process in MB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def try_mutant(case: tuple[str, int]) -> Outcome:
-    """Make a mutant and try it, within the address space that a worker may have."""
+    """Make a mutant and try it within the memory limit of a worker."""
     limit_memory()
     with tempfile.NamedTemporaryFile() as file:
         file.write(mutant(*case))
@@ -201,19 +225,23 @@ def try_mutant(case: tuple[str, int]) -> Outcome:
 
 
 def try_bomb(case: tuple[str, Path]) -> Outcome:
-    """Try a bomb that lies in a file."""
+    """Try the file of a bomb within the memory limit of a worker."""
     limit_memory()
     return try_file(*case)
 
 
 def write_bombs(folder: Path, leave_out: Collection[str] = ()) -> Iterator[tuple[str, Path]]:
-    """Each bomb's name and file; without those of the formats to `leave_out`."""
+    """Write the bombs to `folder`; yield the name and file of each.
+
+    Formats in `leave_out` (the part of the name before a colon) are skipped.
+    """
     for number, make in enumerate(BOMBS):
-        name, path = (make.__doc__ or "").strip().rstrip("."), folder / str(number)
+        name = (make.__doc__ or "").strip().rstrip(".")
+        path = folder / str(number)
         if name.partition(":")[0] in leave_out:
             continue
         with path.open("wb") as file:
-            for part in make():  # a number is so many zeros, which take no room on the disk
+            for part in make():  # a number stands for that many zeros, written as a hole that needs no disk space
                 file.seek(part, io.SEEK_CUR) if isinstance(part, int) else file.write(part)
             file.truncate()
         yield name, path
@@ -221,24 +249,24 @@ def write_bombs(folder: Path, leave_out: Collection[str] = ()) -> Iterator[tuple
 
 @functools.cache
 def limit_memory() -> None:
-    """Once in a process: refuse it more memory than `ADDRESS_SPACE`."""
+    """Limit the address space of this process to `ADDRESS_SPACE` more bytes; further calls do nothing."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, mapped + ADDRESS_SPACE))
 
 
-# Bombs: each yields the parts of a file.
+# Bombs: each function yields the parts of a file. Its docstring is the name of the bomb in the table.
 Parts = Iterator[bytes | int]
 
 
 def split(before: bytes = b"\x28\0\x02\0US") -> tuple[bytes, bytes]:
-    """A good file, cut where a private tag would stand."""
+    """Return a good file split before the first occurrence of `before`, by default where a private tag fits."""
     data = dicom()
     at = data.index(before)
     return data[:at], data[at:]
 
 
 def private(length: int, kind: bytes = b"OB") -> bytes:
-    """The header of a private element."""
+    """Return the header of a private element."""
     return b"\x09\0\x10\x10" + kind + b"\0\0" + struct.pack("<I", length)
 
 
@@ -336,32 +364,26 @@ def deflated_private_tag() -> Parts:
 
 
 def deflated_zeros(count: int) -> bytes:
-    """So many zeros (whole MiB), deflated at once: what follows a full flush can be repeated."""
+    """Return deflated zeros, a whole number of MiB; the block is repeated, which is valid after a full flush."""
     coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return (coder.compress(bytes(1 << 20)) + coder.flush(zlib.Z_FULL_FLUSH)) * (count >> 20)
 
 
 def zlib_zeros(count: int) -> bytes:
-    """At least so many zeros as a zlib stream."""
+    """Return at least `count` zeros as a zlib stream."""
     count = -(-count >> 20) << 20
     return b"\x78\xda" + deflated_zeros(count) + b"\x03\0" + struct.pack(">I", count % 65521 << 16 | 1)
 
 
 BLANK = 10_000
-"""Rows and columns of the largest image that is not refused by its size alone."""
+"""Rows and columns of the largest image that is not refused for its size alone."""
 
 
 def compressed(syntax: str, encode: Callable[[np.ndarray], Any], dtype: str = "u2") -> bytes:
-    """An empty image of the largest size."""
+    """Return an empty image of the largest size in a compressed transfer syntax."""
     frame = bytes(encode(np.zeros((BLANK, BLANK), dtype)))
-    return dicom(
-        encapsulate([frame]),
-        BLANK,
-        BLANK,
-        syntax,
-        BitsAllocated=8 * np.dtype(dtype).itemsize,
-        BitsStored=8 * np.dtype(dtype).itemsize,
-    )
+    bits = 8 * np.dtype(dtype).itemsize
+    return dicom(encapsulate([frame]), BLANK, BLANK, syntax, BitsAllocated=bits, BitsStored=bits)
 
 
 def blank_jpeg_2000() -> Parts:
@@ -380,7 +402,7 @@ def blank_jpeg_2000_without_levels() -> Parts:
 
 
 def jpeg_2000_of_blocks(change: Callable[[bytearray], None]) -> bytes:
-    """An empty JPEG 2000 image of the largest size, its coding style (COD) changed."""
+    """Return an empty JPEG 2000 image of the largest size with a changed coding style (COD)."""
     frame = bytes(imagecodecs.jpeg2k_encode(np.zeros((BLANK, BLANK), "u2"), codecformat="j2k", reversible=True))
     at = frame.index(b"\xff\x52")
     end = at + 2 + int.from_bytes(frame[at + 2 : at + 4])
@@ -448,13 +470,12 @@ def rle_bomb() -> Parts:
 def rle_bomb_of_the_largest_size() -> Parts:
     """RLE: 100,000,000 pixels in 3 MB."""
     run = b"\x81\0" * (-(-BLANK * BLANK // 128))
-    yield dicom(
-        encapsulate([struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + 2 * run]), BLANK, BLANK, uid.RLELossless
-    )
+    frame = struct.pack("<16I", 2, 64, 64 + len(run), *[0] * 13) + 2 * run
+    yield dicom(encapsulate([frame]), BLANK, BLANK, uid.RLELossless)
 
 
 def progressive_scans(rows: int, columns: int, scans: int) -> bytes:
-    """A progressive JPEG whose `scans` after the first say nothing, at length (a known attack on libjpeg)."""
+    """Return a progressive JPEG with many redundant scans after the first (a known attack on libjpeg)."""
     data = cv2.imencode(".jpg", np.zeros((rows, columns), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * scans + b"\xff\xd9"
@@ -467,18 +488,12 @@ def progressive_jpeg() -> Parts:
 
 def progressive_jpeg_in_dicom() -> Parts:
     """the same in DICOM."""
-    yield dicom(
-        encapsulate([progressive_scans(5000, 5000, 2000)]),
-        5000,
-        5000,
-        uid.JPEGBaseline8Bit,
-        BitsAllocated=8,
-        BitsStored=8,
-    )
+    frame = progressive_scans(5000, 5000, 2000)
+    yield dicom(encapsulate([frame]), 5000, 5000, uid.JPEGBaseline8Bit, BitsAllocated=8, BitsStored=8)
 
 
 def png(rows: int, columns: int, colour: int, bits: int, data: bytes, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG of its chunks."""
+    """Return a PNG with a header, the `extra` chunks and compressed `data`."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", columns, rows, bits, colour, 0, 0, 0)),
         *extra,
@@ -519,70 +534,82 @@ def long_png() -> Parts:
 
 
 def tiff(fields: list[tuple[int, int, int, int]], loop: bool = False) -> bytes:
-    """A little-endian TIFF directory of (tag, type, count, value); a `loop` names itself as the next one."""
+    """Return a little-endian TIFF with a directory of (tag, type, count, value).
+
+    With `loop`, the directory refers to itself as the next one.
+    """
     directory = b"".join(struct.pack("<HHII", *field) for field in fields)
-    return (
-        b"II*\0\x08\0\0\0"
-        + struct.pack("<H", len(fields))
-        + directory
-        + struct.pack("<I", 8 if loop else 0)
-        + bytes(1000)
-    )
+    next_directory = struct.pack("<I", 8 if loop else 0)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + directory + next_directory + bytes(1000)
+
+
+def tiff_fields(side: int, bits: int, size: int, samples: int = 1) -> list[tuple[int, int, int, int]]:
+    """Return the directory of an uncompressed square image of `side` pixels, whose only strip has `size` bytes."""
+    return [
+        (256, 4, 1, side),  # ImageWidth
+        (257, 4, 1, side),  # ImageLength
+        (258, 3, 1, bits),  # BitsPerSample
+        (259, 3, 1, 1),  # Compression: none
+        (262, 3, 1, 1),  # PhotometricInterpretation: black is zero
+        (273, 4, 1, 200),  # StripOffsets
+        (277, 3, 1, samples),  # SamplesPerPixel
+        (278, 4, 1, side),  # RowsPerStrip
+        (279, 4, 1, size),  # StripByteCounts
+    ]
 
 
 def blank_tiff() -> Parts:
     """TIFF: 100,000,000 pixels of 16 bits without data."""
-    yield tiff([(256, 4, 1, BLANK), (257, 4, 1, BLANK), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, BLANK), (279, 4, 1, 100)])  # fmt: skip
+    yield tiff(tiff_fields(BLANK, bits=16, size=100))
 
 
 def many_samples_tiff() -> Parts:
     """TIFF: 60,000 samples a pixel."""
-    yield tiff([(256, 4, 1, 5000), (257, 4, 1, 5000), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 60000), (278, 4, 1, 5000), (279, 4, 1, 100)])  # fmt: skip
+    yield tiff(tiff_fields(5000, bits=16, size=100, samples=60000))
 
 
 def circular_tiff() -> Parts:
     """TIFF: a directory that follows itself."""
-    yield tiff([(256, 4, 1, 20), (257, 4, 1, 20), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 200), (277, 3, 1, 1), (278, 4, 1, 20), (279, 4, 1, 400)], loop=True)  # fmt: skip
+    yield tiff(tiff_fields(20, bits=8, size=400), loop=True)
 
 
 BOMBS: tuple[Callable[[], Parts], ...] = (
-    private_tag, endless_private_tag, endless_unknown_tag, character_set, many_values, deep_sequences, many_items, too_many_pixels,
-    long_pixel_data, long_fragment, many_fragments, deflated_private_tag, blank_jpeg_2000, blank_jpeg_2000_without_levels,
-    jpeg_2000_precincts, jpeg_2000_blocks, jpeg_2000_layers, blank_htj2k, blank_jpeg_ls, blank_jpeg_lossless, blank_jpeg, rle_bomb,
-    rle_bomb_of_the_largest_size, progressive_jpeg, progressive_jpeg_in_dicom, huge_png, blank_png, blank_colour_png, text_png, long_png,
-    blank_tiff, many_samples_tiff, circular_tiff,
-)  # fmt: skip
+    *(private_tag, endless_private_tag, endless_unknown_tag, character_set, many_values, deep_sequences, many_items),
+    *(too_many_pixels, long_pixel_data, long_fragment, many_fragments, deflated_private_tag),
+    *(blank_jpeg_2000, blank_jpeg_2000_without_levels, jpeg_2000_precincts, jpeg_2000_blocks, jpeg_2000_layers),
+    *(blank_htj2k, blank_jpeg_ls, blank_jpeg_lossless, blank_jpeg, rle_bomb, rle_bomb_of_the_largest_size),
+    *(progressive_jpeg, progressive_jpeg_in_dicom, huge_png, blank_png, blank_colour_png, text_png, long_png),
+    *(blank_tiff, many_samples_tiff, circular_tiff),
+)
 
 
 def cases(count: int) -> Iterator[tuple[str, int]]:
-    """Names and numbers of mutants: every seed file in turn."""
-    small, real, chance = list(small_seeds()), list(real_seeds()), random.Random(0)
+    """Yield the names and numbers of mutants, with every seed file in turn."""
+    small = list(small_seeds())
+    real = list(real_seeds())
+    rng = random.Random(0)
     for number in range(count):
-        names = real if real and chance.random() < REAL else small
+        names = real if real and rng.random() < REAL else small
         yield names[number % len(names)], number
 
 
-def lost(case: tuple[str, Any], sentence: str) -> Outcome:
-    """The outcome of a file whose process died or hung."""
-    return Outcome(
-        case[0] if isinstance(case[1], Path) else f"{case[0]} #{case[1]}",
-        "died" if "died" in sentence else "hung",
-        sentence,
-        float("nan"),
-        float("nan"),
-    )
+def lost(case: tuple[str, Any], message: str) -> Outcome:
+    """Return the outcome of a file whose process died or hung."""
+    name = case[0] if isinstance(case[1], Path) else f"{case[0]} #{case[1]}"
+    verdict = "died" if "died" in message else "hung"
+    return Outcome(name, verdict, message, float("nan"), float("nan"))
 
 
 def attempt(function: Callable[[Any], Outcome], items: Iterable[Any], jobs: int) -> Iterator[Outcome]:
-    """The outcomes, in order."""
+    """Yield the outcomes of `items` in order."""
     with process_per_thread(function, lost, TIME_LIMIT) as call, ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(call, items)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", type=int, default=5000)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--mutants", type=int, default=5000, help="number of mutants")
+    parser.add_argument("--jobs", type=int, default=2, help="number of worker processes")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--again", nargs=3, metavar=("NAME", "NUMBER", "FILE"), help="only write this mutant to FILE")
     arguments = parser.parse_args()
@@ -608,9 +635,10 @@ def main() -> int:
     for outcome in bad:
         print(f"{outcome.verdict}: {outcome.name}: {outcome.remark}")
     if arguments.json:
-        numbers = {"bombs": [outcome._asdict() for outcome in bombs], "mutants": len(mutants), "verdicts": verdicts}
-        worst_of = {"slowest": [each._asdict() for each in slowest], "largest": [each._asdict() for each in largest]}
-        write_atomic(arguments.json, to_json(numbers | worst_of | {"bad": [each._asdict() for each in bad]}))
+        numbers: dict[str, Any] = {"mutants": len(mutants), "verdicts": verdicts}
+        for key, outcomes in {"bombs": bombs, "slowest": slowest, "largest": largest, "bad": bad}.items():
+            numbers[key] = [outcome._asdict() for outcome in outcomes]
+        write_atomic(arguments.json, to_json(numbers))
     return int(any(outcome.verdict != "failed" for outcome in bad))
 
 

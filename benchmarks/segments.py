@@ -1,17 +1,18 @@
-"""What reading large images in segments costs in time and memory, beside other ways to read them. Prints tables, writes JSON; resumable.
+"""Measure the time and memory of encoding large images in segments, against other ways. Prints tables and writes JSON.
 
 python benchmarks/segments.py [PART ...] [--threads 2] [--json FILE]
 
-- growth     seconds of CPU and peak memory of a training step of vit_micro on one image of 512 to 6000 pixels' height, by way, and the
-             exponents with which they grow with the number of pixels
-- beside     vit_small on one image of 2048x1024, half of it tissue: forward pass, training step, peak memory, by way
-- large      a training step of vit_small on 4096x3328 with all its segments, AdamW included
-- cuda       the largest image that a training step of vit_small takes in 8, 24 and 80 GB
+- growth     CPU seconds and peak memory of a training step of vit_micro on one image of 512 to 6000 pixels' height, by
+             way, and the exponents with which they grow with the number of pixels
+- beside     vit_small on one image of 2048x1024, half of it tissue: forward pass, training step and peak memory, by way
+- large      a training step of vit_small on 4096x3328 with all segments, including AdamW
+- cuda       the largest image for a training step of vit_small in 8, 24 and 80 GB
 
-Ways: `dense` (all patches attend to all), `packed` (patches of air dropped), `windows` (packed; attention within 256x256 pixels in all
-blocks), `windows+4` (the same, every third block attends to everything), `segments` (all of them, 256 pixels, overlap 32), `top 8`. Every
-measurement has a process of its own, whose peak resident memory is that of Python, weights, optimiser and step together. Images are noise
-within half an ellipse.
+The ways are `dense` (full attention over all patches), `packed` (patches of air dropped), `windows` (packed; attention
+within 256x256 pixels in all blocks), `windows+4` (the same, with full attention in every third block), `segments` (all
+segments of 256 pixels with an overlap of 32) and `top 8` (the 8 best segments). Every measurement runs in a process of
+its own, whose peak resident memory includes Python, weights, optimiser and step. Images are noise within half an
+ellipse. The benchmark is resumable: numbers in FILE are not measured again.
 """
 
 from __future__ import annotations
@@ -43,17 +44,14 @@ from vitmodel.utils import to_json, write_atomic
 SEGMENTS = SegmentsConfig(segments=256, segment_overlap=32, segment_context=512, segment_budget=2048)
 WAYS = ("dense", "packed", "windows", "windows+4", "segments", "top 8")
 WINDOW = 16  # patches
-MOST = {
-    "dense": 2048,
-    "packed": 3072,
-    "segments": 6000,
-}  # height up to which growth is measured: beyond, full attention takes minutes
+MAX_HEIGHT = {"dense": 2048, "packed": 3072, "segments": 6000}
+"""Largest height at which growth is measured; beyond it, full attention takes minutes."""
 HEIGHTS = (512, 1024, 2048, 3072, 4096, 6000)
 GIGABYTES = (8, 24, 80)
 
 
 def breast(size: Size) -> Tensor:
-    """Noise in half an ellipse at the left, about half of the image: 1 H W."""
+    """Return noise in half an ellipse at the left, which fills about half of the image `(1, H, W)`."""
     rows, columns = np.ogrid[: size.height, : size.width]
     inside = ((rows / size.height - 0.5) / 0.48) ** 2 + (columns / size.width / 0.67) ** 2 < 1
     noise = np.random.default_rng(0).random(size, np.float32) + np.float32(1e-3)
@@ -62,26 +60,27 @@ def breast(size: Size) -> Tensor:
 
 
 def windowed(model: Network, image: PackedBatch, every: int) -> Tensor:
-    """Logits of one image whose tokens attend within windows and, in every `every`-th block (0 = none), to everything."""
-    trunk, ((_, width),), (kept,) = model.trunk, image.grids, image.patch_indices
-    place = kept // width // WINDOW * width + kept % width // WINDOW
-    order = place.argsort(stable=True)
-    _, counts = place.unique(return_counts=True)
+    """Return the logits of one image with window attention, and full attention in every `every`-th block (0 = none)."""
+    trunk = model.trunk
+    ((_, width),) = image.grids
+    (kept,) = image.patch_indices
+    window = kept // width // WINDOW * width + kept % width // WINDOW
+    order = window.argsort(stable=True)
+    _, counts = window.unique(return_counts=True)
     tokens = packed_attention.embed(trunk, image)
     prefix = trunk.config.num_prefix_tokens
     tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix:][:, order]], dim=1)
-    windows, whole = (
-        PackedLayout(lengths, tokens.device) for lengths in ([prefix, *counts.tolist()], [tokens.shape[1]])
-    )
-    for number, block in enumerate(trunk.blocks):
-        tokens = block(tokens, whole if every and number % every == every - 1 else windows)
+    windows = PackedLayout([prefix, *counts.tolist()], tokens.device)
+    full = PackedLayout([tokens.shape[1]], tokens.device)
+    for index, block in enumerate(trunk.blocks):
+        tokens = block(tokens, full if every and index % every == every - 1 else windows)
     return trunk.head(trunk.pool(trunk.norm(tokens)))
 
 
 def build(
     way: str, preset: str, size: Size, config: SegmentsConfig = SEGMENTS
 ) -> tuple[Network, Callable[[PackedBatch], Tensor]]:
-    """The network of a way, and what makes logits of a pack."""
+    """Return the network of a way, and a function that computes the logits of a packed batch."""
     torch.manual_seed(0)
     segments = {"segments": config, "top 8": replace(config, segment_top=8)}.get(way)
     grid = Size(config.segments, config.segments) if segments else size
@@ -92,7 +91,7 @@ def build(
 
 
 def step(model: Network, logits: Callable[[PackedBatch], Tensor], images: PackedBatch) -> Callable[[], None]:
-    """A training step."""
+    """Return a function that runs one training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def run() -> None:
@@ -104,14 +103,14 @@ def step(model: Network, logits: Callable[[PackedBatch], Tensor], images: Packed
 
 
 def measure(way: str, preset: str, size: Size, threads: int, warm: bool) -> dict[str, float]:
-    """Seconds of a forward pass and of a training step, and the process' peak memory after each, in GB."""
+    """Measure the seconds of a forward pass and a training step, and the peak memory in GB after each."""
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
     size = Size(*(math.ceil(side / 16) * 16 for side in size))
     model, logits = build(way, preset, size)
-    found = {"base GB": peak()}
+    results = {"base GB": peak()}
     images = pack_images([breast(size)], 16, air=way == "dense")
-    found["tokens"] = float(sum(images.sequence_lengths(1)))
+    results["tokens"] = float(sum(images.sequence_lengths(1)))
 
     def forward() -> None:
         with torch.inference_mode():
@@ -122,76 +121,79 @@ def measure(way: str, preset: str, size: Size, threads: int, warm: bool) -> dict
             work()
         start = clock()
         work()
-        found[name] = clock() - start
-        found[f"{name} GB"] = peak()
-    return found
+        results[name] = clock() - start
+        results[f"{name} GB"] = peak()
+    return results
 
 
 def peak() -> float:
-    """The most memory that this process has held, GB."""
+    """Return the peak resident memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def apart(*arguments: object) -> dict[str, float]:
-    """`measure` in a process of its own."""
+def measure_in_process(*arguments: object) -> dict[str, float]:
+    """Run `measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", json.dumps([str(argument) for argument in arguments])]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def exponent(values: dict[str, float]) -> float:
-    """With which power of the number of pixels the values of sizes grow, over the largest three."""
+    """Return the exponent with which values grow with the number of pixels, over the largest three sizes."""
     sizes = [Size.parse(size) for size in values][-3:]
-    return float(
-        np.polyfit(np.log([size.height * size.width for size in sizes]), np.log(list(values.values())[-3:]), 1)[0]
-    )
+    pixels = [size.height * size.width for size in sizes]
+    return float(np.polyfit(np.log(pixels), np.log(list(values.values())[-3:]), 1)[0])
 
 
 def growth(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
-    for way, most in MOST.items():
+    """Measure time and memory against the image size."""
+    for way, max_height in MAX_HEIGHT.items():
         points = results.setdefault("growth", {}).setdefault(way, {})
         for height in HEIGHTS:
             size = Size(height, round(height * 13 / 16))
-            if height <= most:
+            if height <= max_height:
                 if str(size) not in points:
-                    points[str(size)] = apart(way, "vit_micro", size, threads, False)
+                    points[str(size)] = measure_in_process(way, "vit_micro", size, threads, False)
                     save()
-                each = points[str(size)]
-                print(
-                    f"growth {way:9} {size!s:10} {each['step']:7.1f} s {each['step GB']:6.2f} GB, before the image {each['base GB']:.2f}"
-                )
-        seconds = exponent({size: each["step"] for size, each in points.items()})
-        memory = exponent({size: each["step GB"] - each["base GB"] for size, each in points.items()})
-        print(f"growth {way:9} time ~ pixels^{seconds:.2f}, memory beyond Python and the network ~ pixels^{memory:.2f}")
-
-
-def beside(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
-    found = results.setdefault("beside", {})
-    for way in WAYS:
-        if way not in found:
-            found[way] = apart(way, "vit_small", Size(2048, 1024), threads, False)
-            save()
-        each = found[way]
+                point = points[str(size)]
+                memory = f"{point['step GB']:6.2f} GB, before the image {point['base GB']:.2f}"
+                print(f"growth {way:9} {size!s:10} {point['step']:7.1f} s {memory}")
+        time_exponent = exponent({size: point["step"] for size, point in points.items()})
+        memory_exponent = exponent({size: point["step GB"] - point["base GB"] for size, point in points.items()})
         print(
-            f"beside {way:10} forward {each['forward']:6.2f} s   step {each['step']:6.2f} s   {each['step GB']:5.2f} GB"
+            f"growth {way:9} time ~ pixels^{time_exponent:.2f}, "
+            f"memory in addition to Python and the network ~ pixels^{memory_exponent:.2f}"
         )
 
 
+def beside(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
+    """Compare all ways at one size."""
+    by_way = results.setdefault("beside", {})
+    for way in WAYS:
+        if way not in by_way:
+            by_way[way] = measure_in_process(way, "vit_small", Size(2048, 1024), threads, False)
+            save()
+        point = by_way[way]
+        times = f"forward {point['forward']:6.2f} s   step {point['step']:6.2f} s"
+        print(f"beside {way:10} {times}   {point['step GB']:5.2f} GB")
+
+
 def large(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
+    """Measure a training step on an image of full size."""
     if "large" not in results:
-        results["large"] = apart("segments", "vit_small", Size(4096, 3328), threads, False)
+        results["large"] = measure_in_process("segments", "vit_small", Size(4096, 3328), threads, False)
         save()
-    each = results["large"]
-    print(
-        f"large: 4096x3328, forward {each['forward']:.1f} s, training step {each['step']:.1f} s, peak {each['step GB']:.2f} GB"
-    )
+    point = results["large"]
+    times = f"forward {point['forward']:.1f} s, training step {point['step']:.1f} s"
+    print(f"large: 4096x3328, {times}, peak {point['step GB']:.2f} GB")
 
 
 def cuda(results: dict[str, Any], threads: int, save: Callable[[], None]) -> None:
+    """Find the largest image that fits in the memory of a GPU."""
     if not torch.cuda.is_available():
-        print("cuda: no CUDA device here, the largest image per GPU was not measured")
+        print("cuda: no CUDA device here; the largest image per GPU was not measured")
         return
     total = torch.cuda.get_device_properties(0).total_memory / 1e9
-    for gigabytes in (each for each in GIGABYTES if each <= total):
+    for gigabytes in (size for size in GIGABYTES if size <= total):
         torch.cuda.set_per_process_memory_fraction(gigabytes / total)
         for way in ("dense", "packed", "segments"):
             largest, height = "none", 1024
@@ -201,12 +203,12 @@ def cuda(results: dict[str, Any], threads: int, save: Callable[[], None]) -> Non
                     break
                 largest, height = str(size), height * 5 // 4 // 256 * 256
             results.setdefault("cuda", {})[f"{way} in {gigabytes} GB"] = largest
-            print(f"cuda: {way} takes {largest} in {gigabytes} GB")
+            print(f"cuda: the largest image of {way} in {gigabytes} GB is {largest}")
             save()
 
 
 def fits(way: str, size: Size, config: SegmentsConfig) -> bool:
-    """Whether a training step in 16 bits ends without running out of memory."""
+    """Return whether a training step in 16 bits fits in memory."""
     try:
         model, logits = build(way, "vit_small", size, config)
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -231,17 +233,18 @@ def main() -> None:
         help=f"what to measure: {', '.join(PARTS)}; default: all",
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="of PyTorch; with 1 the clock is the process' CPU time, else the wall's"
+        "--threads", type=int, default=1, help="threads of PyTorch; 1 measures CPU time, a larger number wall time"
     )
-    parser.add_argument("--json", type=Path, help="where the numbers go; what it holds is not measured again")
+    parser.add_argument("--json", type=Path, help="file of the numbers; those that it contains are not measured again")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         way, preset, size, threads, warm = json.loads(arguments.measure)
         print(json.dumps(measure(way, preset, Size.parse(size), int(threads), warm == "True")))
         return
-    known = arguments.json and arguments.json.exists()
-    results: dict[str, Any] = json.loads(arguments.json.read_text()) if known else {"threads": arguments.threads}
+    results: dict[str, Any] = {"threads": arguments.threads}
+    if arguments.json and arguments.json.exists():
+        results = json.loads(arguments.json.read_text())
 
     def save() -> None:
         if arguments.json:

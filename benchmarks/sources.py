@@ -1,16 +1,18 @@
-"""Sources learned apart and exams read whole, on phantoms that no single image can tell and on real mammograms: one command, resumable.
+"""Measure source adapters and exam fusion on phantoms and on real mammograms.
 
 python benchmarks/sources.py WORK [--parts asymmetry one_view vendors real] [--json FILE]
 
-Every way is `vitmodel train` with the same number of epochs. `data.exam_phantoms` says what its designs are. All ways of a design start
-from one trunk that has learned to see densities in patients of the design `asymmetry` whom no test holds: what an image cannot tell
-teaches a trunk nothing, and radiologists mark what they see, cancer or not. `real` is rsna_640 by `vitmodel etl`, from scratch, in
-patient-wise folds, every score out of fold. There the presence of the other breast tells the label (dev/LOG.md), so each breast is read
-alone, in one CC and one MLO image.
+Every variant (way) is `vitmodel train` with the same number of epochs. `vitmodel.phantoms.exams` documents the designs.
+All variants of a design start from one trunk that was trained to detect densities in patients of the design `asymmetry`
+that are in no test set: a trunk learns nothing from labels that an image cannot reveal, and radiologists mark visible
+findings whether or not they are cancer. `real` is rsna_640 processed by `vitmodel etl`, trained from scratch in
+patient-wise folds with out-of-fold scores. In this data the presence of the other breast reveals the label
+(dev/LOG.md), so that each breast is scored alone, from one CC and one MLO image.
 
-A row is an AUROC over images, each with the label of its breast and, but for "single image", the score of its breast. Every breast has
-two images, so that this is the breast's AUROC, and each row can be compared with the one above it. Intervals are of resampled patients.
-A second start goes on where the first one ended.
+A row of the table is an AUROC over images, each with the label of its breast and, except for "single image", the score
+of its breast. Every breast has two images, so that this equals the AUROC over breasts and each row can be compared with
+the row above. Intervals are from resampled patients. The benchmark is resumable: a second start continues where the
+first one ended.
 """
 
 from __future__ import annotations
@@ -41,35 +43,39 @@ DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SIZE = Size(128, 64)
 PATIENTS = {"train": 500, "val": 50, "test": 300}
 COMMON = "--model vit_micro --lr 1e-3 --layer_decay 1 --wandb off --workers 0 --precision fp32"
-IMAGES, EXAMS = "--batch_size 32", "--batch_size 8 --fusion true --view_dropout 0"  # some 32 images a step
-ALONE, MACHINES = "--asymmetry false", "--sources machine_id --source_dropout 0.2"
+IMAGES = "--batch_size 32"
+EXAMS = "--batch_size 8 --fusion true --view_dropout 0"  # about 32 images per step
+ALONE = "--asymmetry false"
+MACHINES = "--sources machine_id --source_dropout 0.2"
 AS_DRAWN = "--drop_path 0 --augment.flip 0 --augment.rotate 0"
-BRIGHTNESS = "--augment.gamma 0 --augment.contrast 0"  # tells the vendors' labels, and is kept
+BRIGHTNESS = "--augment.gamma 0 --augment.contrast 0"  # preserves brightness, which reveals the label in `vendors`
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a part's table."""
+    """A row of the table of a part."""
 
     title: str
     way: str
     column: str
-    """Whose score an image has: its own (`score`), the `mean` of its breast's images, or its breast's by fusion (`breast_score`)."""
+    """Score of an image: its own (`score`), the `mean` over its breast, or that of its breast (`breast_score`)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained, and what stands in the table."""
+    """The trainings of a part and the rows of its table."""
 
     ways: Mapping[str, str]
-    """Flags by name."""
+    """Flags of `vitmodel train` by way."""
     rows: tuple[Row, ...]
     flags: str
+    """Flags of all ways."""
     machines: Mapping[str, str]
-    """Subsets of the rows by title; an empty one is all."""
+    """Subsets of the images by title: letters of the machines; an empty string means all images."""
 
 
-SINGLE, MEAN = Row("single image", "image", "score"), Row("mean of views", "image", "mean")
+SINGLE = Row("single image", "image", "score")
+MEAN = Row("mean of views", "image", "mean")
 PARTS = {
     "asymmetry": Part(
         {"image": IMAGES, "breast": f"{EXAMS} {ALONE}", "exam": EXAMS},
@@ -100,12 +106,8 @@ PARTS = {
             "fusion": f"{EXAMS} {ALONE}",
             "sources": f"{EXAMS} {ALONE} --sources view,machine_id --source_dropout 0.2",
         },
-        (
-            SINGLE,
-            MEAN,
-            Row("fusion", "fusion", "score"),
-            Row("fusion + sources", "sources", "score"),
-        ),  # out of fold: the breast's
+        # With fusion, the out-of-fold score of an image is that of its breast.
+        (SINGLE, MEAN, Row("fusion", "fusion", "score"), Row("fusion + sources", "sources", "score")),
         "--folds 5 --epochs 8",
         {"": ""},
     ),
@@ -113,41 +115,40 @@ PARTS = {
 
 
 def train(manifest: Path, run: Path, flags: str) -> None:
-    """Train where no package is, from the last checkpoint where there is one."""
+    """Train unless the run has a package, from the last checkpoint if there is one."""
     if not (run / "package").exists():
         resume = ["--resume", "true"] if run.exists() else []
-        done("train", str(manifest), str(run), *COMMON.split(), *flags.split(), *resume)
+        run_command("train", str(manifest), str(run), *COMMON.split(), *flags.split(), *resume)
 
 
-def done(*command: str) -> None:
-    """Run a stage, and end with it where it fails."""
-    if code := vitmodel(list(command)):
-        raise SystemExit(code)
+def run_command(*command: str) -> None:
+    """Run a command of vitmodel and exit if it fails."""
+    if status := vitmodel(list(command)):
+        raise SystemExit(status)
 
 
-def seeing_trunk(work: Path) -> Path:
-    """A package that tells whether an image shows a density, from the designs' training patients of `asymmetry`."""
+def density_package(work: Path) -> Path:
+    """Return a package that detects densities, trained on the training and validation patients of `asymmetry`."""
     table = read_manifest(phantoms(work, "asymmetry"))
     table = table[table["split"] != "test"]
     manifest = work / "densities.csv"
-    write_manifest(
-        table.assign(cancer=table["cancer"].notna().astype(float)), manifest
-    )  # of one label unknown: the breast without
+    shows_density = table["cancer"].notna()  # a breast with an unknown label shows none
+    write_manifest(table.assign(cancer=shows_density.astype(float)), manifest)
     train(manifest, work / "densities", f"{IMAGES} {AS_DRAWN} --epochs 12 --test 0 --val 0.1")
     return work / "densities" / "package"
 
 
 def phantoms(work: Path, design: str) -> Path:
-    """The manifest of a design, drawn where it is missing."""
+    """Return the manifest of a design, whose images are rendered if it is missing."""
     manifest = work / design / "manifest.csv"
     return manifest if manifest.exists() else write_exams(work / design, design, PATIENTS, SIZE)  # type: ignore[arg-type]
 
 
 def real_crops(work: Path) -> Path:
-    """The manifest of rsna_640's labelled breasts that have both views, the first image of each."""
+    """Return a manifest of the labelled breasts of rsna_640 that have both views, with the first image of each view."""
     folder = work / f"rsna_640_{SIZE}"
     if not (folder / "manifest.csv").exists():
-        done("etl", str(DATA / "rsna_640"), str(folder), "--size", str(SIZE), "--jobs", "1")
+        run_command("etl", str(DATA / "rsna_640"), str(folder), "--size", str(SIZE), "--jobs", "1")
     table = usable_rows(read_manifest(folder / "manifest.csv")).dropna(subset=["cancer"])
     table = table[table["view"].isin(["CC", "MLO"])]
     table = table.assign(breast=breast_ids(table)).drop_duplicates(["breast", "view"])
@@ -157,59 +158,65 @@ def real_crops(work: Path) -> Path:
 
 
 def scored(name: str, work: Path) -> dict[str, pd.DataFrame]:
-    """By way of a part, the held-out images whose label is known with their scores."""
-    part, real = PARTS[name], name == "real"
+    """Return by way of a part the scores of the held-out images whose label is known."""
+    part = PARTS[name]
+    real = name == "real"
     manifest = real_crops(work) if real else phantoms(work, name)
-    flags = part.flags if real else f"{part.flags} --weights {seeing_trunk(work)}"
-    truth, said = read_manifest(manifest).set_index("image_id"), {}
-    for way, own in part.ways.items():
+    flags = part.flags if real else f"{part.flags} --weights {density_package(work)}"
+    labels = read_manifest(manifest).set_index("image_id")[["patient_id", "laterality", "machine_id", "cancer"]]
+    scores = {}
+    for way, own_flags in part.ways.items():
         run = work / "runs" / f"{name}_{way}"
-        train(manifest, run, f"{flags} {own}")
-        scores = run / ("out_of_fold.csv" if real else "report/scores.csv")
-        if not scores.exists():
-            done("evaluate", str(run / "package"), str(run / "manifest.csv"), str(scores.parent), "--audit", "false")
-        table = pd.read_csv(scores, dtype={"image_id": str, "patient_id": str}).set_index("image_id").sort_index()
-        table = table.drop(columns=["patient_id", "laterality", "cancer"], errors="ignore").join(
-            truth[["patient_id", "laterality", "machine_id", "cancer"]]
-        )
+        train(manifest, run, f"{flags} {own_flags}")
+        path = run / ("out_of_fold.csv" if real else "report/scores.csv")
+        if not path.exists():
+            paths = (run / "package", run / "manifest.csv", path.parent)
+            run_command("evaluate", *map(str, paths), "--audit", "false")
+        table = pd.read_csv(path, dtype={"image_id": str, "patient_id": str}).set_index("image_id").sort_index()
+        table = table.drop(columns=["patient_id", "laterality", "cancer"], errors="ignore").join(labels)
         table["breast"] = breast_ids(table)
         table["mean"] = table.groupby("breast")["score"].transform("mean")
-        said[way] = table.dropna(subset=["cancer"])
-    return said
+        scores[way] = table.dropna(subset=["cancer"])
+    return scores
 
 
 def auroc(table: pd.DataFrame, scores: pd.Series) -> Interval:
+    """Return the AUROC of `scores` with its interval."""
     return compute_metrics(ScoredUnits(table["cancer"], scores, table["patient_id"]), 0.5).intervals["auroc"]
 
 
 def gain(table: pd.DataFrame, first: pd.Series, second: pd.Series) -> Interval:
+    """Return the paired difference in AUROC of `second` over `first`."""
     samples = [ScoredUnits(table["cancer"], scores, table["patient_id"]) for scores in (first, second)]
     return compare(samples[0], samples[1], (0.5, 0.5)).differences["auroc"]
 
 
-def lines_of(name: str, work: Path) -> Iterator[dict[str, Any]]:
-    """The table of a part."""
-    part, said = PARTS[name], scored(name, work)
+def table_rows(name: str, work: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table of a part."""
+    part = PARTS[name]
+    scores = scored(name, work)
     for title, machines in part.machines.items():
-        before: pd.Series | None = None
+        previous: pd.Series | None = None
         for row in part.rows:
-            table = said[row.way]
+            table = scores[row.way]
             table = table[table["machine_id"].isin(list(machines))] if machines else table
             breasts = table.drop_duplicates("breast")
-            line: dict[str, Any] = {"part": name, "subset": title, "row": row.title}
-            line |= {
+            yield {
+                "part": name,
+                "subset": title,
+                "row": row.title,
                 "breasts": len(breasts),
                 "positive": int(breasts["cancer"].sum()),
                 "auroc": auroc(table, table[row.column]),
+                "gain": None if previous is None else gain(table, previous, table[row.column]),
             }
-            line["gain"] = None if before is None else gain(table, before, table[row.column])
-            before = table[row.column]
-            yield line
+            previous = table[row.column]
 
 
 def picture() -> np.ndarray:
-    """One exam of each design, four images in a row, with what is known of each breast."""
-    sick, healthy = {"L": True, "R": False}, {"L": False, "R": False}
+    """Return a picture of one exam per design, four images in a row, with the label of each breast."""
+    sick = {"L": True, "R": False}
+    healthy = {"L": False, "R": False}
     cases = [
         ("vendors", sick, "A"),
         ("vendors", sick, "B"),
@@ -217,7 +224,8 @@ def picture() -> np.ndarray:
         ("asymmetry", sick, "A"),
         ("asymmetry", healthy, "A"),
     ]
-    crops, captions = [], []
+    crops: list[np.ndarray] = []
+    captions: list[str] = []
     for design, sides, machine in cases:
         exam = sample_exam(design, 3, sides, machine)  # type: ignore[arg-type]
         for (side, view), crop in exam.crops(Size(192, 128)).items():
@@ -228,6 +236,7 @@ def picture() -> np.ndarray:
 
 
 def show(lines: list[dict[str, Any]]) -> None:
+    """Print the table as Markdown."""
     print("| part | subset | row | breasts (cancers) | AUROC | gain over the row above |\n|---|---|---|---|---|---|")
     for line in lines:
         cells = [
@@ -245,20 +254,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = PyTorch's default")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     write_atomic(arguments.work / "exams.png", cv2.imencode(".png", picture())[1].tobytes())
-    lines = [line for name in arguments.parts for line in lines_of(name, arguments.work)]
+    lines: list[dict[str, Any]] = []
+    for name in arguments.parts:
+        lines += table_rows(name, arguments.work)
     show(lines)
     if arguments.json:
-        plain = [
-            {key: asdict(value) if isinstance(value, Interval) else value for key, value in line.items()}
-            for line in lines
-        ]
-        write_atomic(arguments.json, to_json(plain))
+        write_atomic(arguments.json, to_json([plain(line) for line in lines]))
+
+
+def plain(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the table with its intervals as dictionaries."""
+    return {key: asdict(value) if isinstance(value, Interval) else value for key, value in line.items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A stand-in for torchvision, which timm imports but its ViT does not use; shared by the tests and the benchmarks.
+"""Stub of torchvision, which timm imports but its ViT does not use, for the tests and the benchmarks.
 
-The real torchvision must not be installed: its wheel does not fit a CPU build of torch.
+The real torchvision must not be installed, because its wheel is incompatible with a CPU build of torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def torchvision_stub() -> Iterator[None]:
-    """Make `import torchvision` succeed inside the block with modules whose attributes can be called and subclassed but do nothing."""
+    """Make `import torchvision` succeed inside the block.
+
+    All attributes of its modules can be called and subclassed but do nothing.
+    """
 
     class Anything(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
@@ -32,11 +35,9 @@ def torchvision_stub() -> Iterator[None]:
 
     class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
-            return (
-                importlib.machinery.ModuleSpec(name, self, is_package=True)
-                if name.split(".")[0] == "torchvision"
-                else None
-            )
+            if name.split(".")[0] != "torchvision":
+                return None
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
         def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
             return Anything(spec.name)

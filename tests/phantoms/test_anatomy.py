@@ -1,4 +1,4 @@
-"""Phantoms: the same breast at every size and in both views, lesions where their boxes say, vendor looks that leave the label alone."""
+"""Phantoms are consistent across sizes and views, lesions lie in their boxes, and vendor styles preserve the label."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vitmodel.config import Size
-from vitmodel.phantoms.anatomy import BreastPhantom, pixel_spacing, power_law_noise, render
+from vitmodel.phantoms.anatomy import BreastPhantom, PhantomView, pixel_spacing, power_law_noise, render
 from vitmodel.phantoms.lesions import BENIGN_KINDS, CANCER_KINDS, Lesion, ViewName, sample_lesion
 from vitmodel.phantoms.specks import sample_specks
 from vitmodel.phantoms.style import VendorStyle, apply_style
@@ -22,7 +22,7 @@ MASS = Lesion("round_mass", (0.55, 0.4, 0.1), 9, 1.0, seed=1)
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_same_arguments_give_the_same_pixels_and_another_seed_others(view: ViewName) -> None:
+def test_the_same_arguments_give_the_same_pixels_and_another_seed_different_ones(view: ViewName) -> None:
     breast = BreastPhantom(seed=3)
     first = render(breast, view, SIZE).image
     assert first.dtype == np.float32
@@ -34,14 +34,15 @@ def test_same_arguments_give_the_same_pixels_and_another_seed_others(view: ViewN
 
 def test_a_breast_is_the_same_at_every_size() -> None:
     breast = BreastPhantom(seed=5, density="C", lesions=(MASS,))
-    large, small = render(breast, "MLO", Size(768, 624)), render(breast, "MLO", SIZE)
+    large = render(breast, "MLO", Size(768, 624))
+    small = render(breast, "MLO", SIZE)
     shrunk = cv2.resize(large.image, (SIZE.width, SIZE.height), interpolation=cv2.INTER_AREA)
     assert np.corrcoef(shrunk[small.mask], small.image[small.mask])[0, 1] > 0.95
     np.testing.assert_allclose(np.array(large.boxes) / 2, small.boxes, atol=3)
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_chest_wall_lies_at_the_side_of_the_breast(view: ViewName) -> None:
+def test_the_chest_wall_of_a_left_breast_is_at_the_left_and_of_a_right_breast_at_the_right(view: ViewName) -> None:
     left, right = (render(BreastPhantom(seed=6, laterality=side, lesions=(MASS,)), view, SIZE) for side in "LR")
     assert left.mask[:, 0].mean() > 0.5
     assert not left.mask[:, -1].any()
@@ -50,13 +51,13 @@ def test_chest_wall_lies_at_the_side_of_the_breast(view: ViewName) -> None:
     assert (mirrored_x0, mirrored_x1) == (SIZE.width - x1, SIZE.width - x0)
 
 
-def test_the_picture_is_black_outside_the_breast_and_only_there() -> None:
+def test_the_image_is_black_outside_the_breast_only() -> None:
     view = render(BreastPhantom(seed=7), "CC", SIZE)
     assert (view.image[~view.mask] == 0).all()
     assert (view.image[view.mask] > 0).mean() > 0.97
 
 
-def test_the_pectoral_muscle_shows_in_the_oblique_view_alone() -> None:
+def test_the_pectoral_muscle_is_visible_in_the_oblique_view_only() -> None:
     corner = np.s_[10:60, :15]
     cc, mlo = (render(BreastPhantom(seed=8, density="A"), view, SIZE) for view in VIEWS)
     fat = np.median(mlo.image[mlo.mask])
@@ -68,11 +69,8 @@ def test_the_pectoral_muscle_shows_in_the_oblique_view_alone() -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_lesion_brightens_its_box_and_nothing_else(kind: str, view: ViewName) -> None:
     lesion = replace(sample_lesion(kind, 0.2, seed=2), position=(0.55, 0.1, 0.1))
-    bare, breast = (
-        BreastPhantom(seed=9, density="A", depth_mm=100),
-        BreastPhantom(seed=9, density="A", depth_mm=100, lesions=(lesion,)),
-    )
-    with_lesion = render(breast, view, SIZE)
+    bare = BreastPhantom(seed=9, density="A", depth_mm=100)
+    with_lesion = render(replace(bare, lesions=(lesion,)), view, SIZE)
     added = with_lesion.image - render(bare, view, SIZE).image
     x0, y0, x1, y1 = with_lesion.boxes[0]
     assert 0 <= x0 < x1 <= SIZE.width
@@ -81,23 +79,27 @@ def test_a_lesion_brightens_its_box_and_nothing_else(kind: str, view: ViewName) 
     assert added.max() > 0.1
 
 
-def test_both_views_show_one_lesion_at_one_distance_from_the_nipple() -> None:
-    """Radiologists' rule: the two projections lie at the same depth; up and lateral tell how high each one lies."""
+def test_both_views_show_a_lesion_at_the_same_distance_from_the_nipple() -> None:
+    """Radiologists use this rule: depth is equal in both views; height depends on the lateral and up coordinates."""
     for position in ((0.5, 0.5, 0.2), (0.7, -0.3, -0.4)):
         breast = BreastPhantom(seed=10, depth_mm=100, lesions=(replace(MASS, position=position),))
         views = {name: render(breast, name, SIZE) for name in VIEWS}
-        centre = {name: np.array(view.boxes[0]).reshape(2, 2).mean(0) for name, view in views.items()}  # x y
-        nipple = {
-            name: np.flatnonzero(view.mask.sum(1) == view.mask.sum(1).max()).mean() for name, view in views.items()
-        }
+        centre = {name: np.array(view.boxes[0]).reshape(2, 2).mean(0) for name, view in views.items()}  # (x, y)
+        nipple = {name: nipple_row(view) for name, view in views.items()}
         assert centre["CC"][0] == pytest.approx(centre["MLO"][0], abs=2)
         assert centre["CC"][0] * pixel_spacing(SIZE) == pytest.approx(position[0] * 100, abs=3)
         assert (centre["CC"][1] < nipple["CC"]) == (position[1] > 0)
         assert (centre["MLO"][1] < nipple["MLO"]) == (position[1] + position[2] > 0)
 
 
+def nipple_row(view: PhantomView) -> float:
+    """Return the row of the nipple, the middle of the widest rows."""
+    widths = view.mask.sum(1)
+    return float(np.flatnonzero(widths == widths.max()).mean())
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_difficulty_takes_signal_away(kind: str) -> None:
+def test_difficulty_reduces_the_signal(kind: str) -> None:
     bare = render(BreastPhantom(seed=11, density="A"), "CC", SIZE).image
 
     def signal(difficulty: float) -> float:
@@ -107,7 +109,7 @@ def test_difficulty_takes_signal_away(kind: str) -> None:
     assert signal(0) > 1.5 * signal(0.5) > 2 * signal(1) > 0
 
 
-def test_density_classes_are_ordered() -> None:
+def test_brightness_increases_with_the_density_class() -> None:
     def brightness(density: str) -> float:
         views = [render(BreastPhantom(seed=seed, density=density), "CC", Size(192, 156)) for seed in range(4)]
         return float(np.mean([view.image[view.mask].mean() for view in views]))
@@ -116,15 +118,16 @@ def test_density_classes_are_ordered() -> None:
     assert np.diff(levels).min() > 0.015
 
 
-def test_a_repeated_exposure_has_other_noise_and_the_same_anatomy() -> None:
+def test_a_repeated_exposure_has_different_noise_and_the_same_anatomy() -> None:
     breast = BreastPhantom(seed=13, lesions=(MASS,))
-    first, second = render(breast, "CC", SIZE), render(breast, "CC", SIZE, repeat=1)
+    first = render(breast, "CC", SIZE)
+    second = render(breast, "CC", SIZE, repeat=1)
     assert not np.array_equal(first.image, second.image)
     assert abs(int(first.mask.sum()) - int(second.mask.sum())) < 0.02 * first.mask.sum()
 
 
 @pytest.mark.parametrize("beta", [2.0, 3.0])
-def test_power_law_noise_has_the_exponent_it_is_asked_for(beta: float) -> None:
+def test_power_law_noise_has_the_requested_exponent(beta: float) -> None:
     noise = power_law_noise(np.random.default_rng(0), (512, 512), beta, (1e-3, 1e6), spacing=1.0)
     power = np.abs(np.fft.fft2(noise)) ** 2
     frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.fftfreq(512)[None, :])
@@ -135,7 +138,7 @@ def test_power_law_noise_has_the_exponent_it_is_asked_for(beta: float) -> None:
 
 @pytest.mark.parametrize("chest_wall", ["L", "R"])
 @pytest.mark.parametrize("marker", ["text", "lead"])
-def test_a_look_writes_its_marker_into_the_air_far_from_the_chest_wall(
+def test_a_style_draws_its_marker_over_air_away_from_the_chest_wall(
     marker: Literal["text", "lead"], chest_wall: str
 ) -> None:
     view = render(BreastPhantom(seed=14, laterality=chest_wall, depth_mm=70), "CC", SIZE)
@@ -150,21 +153,21 @@ def test_a_look_writes_its_marker_into_the_air_far_from_the_chest_wall(
     assert plain[~view.mask] == pytest.approx(0.02)
 
 
-def test_a_look_keeps_the_order_of_greys() -> None:
+def test_a_style_preserves_the_order_of_grey_values() -> None:
     view = render(BreastPhantom(seed=15), "CC", SIZE)
-    dressed = apply_style(view, VendorStyle(midpoint=0.4, slope=1.6, marker="none"), "", 0, "L")
+    styled = apply_style(view, VendorStyle(midpoint=0.4, slope=1.6, marker="none"), "", 0, "L")
     order = np.argsort(view.image[view.mask])
-    assert np.diff(dressed[view.mask][order]).min() >= -1e-6
-    assert abs(float(dressed[view.mask].mean() - view.image[view.mask].mean())) > 0.005
+    assert np.diff(styled[view.mask][order]).min() >= -1e-6
+    assert abs(float(styled[view.mask].mean() - view.image[view.mask].mean())) > 0.005
 
 
-def test_neither_brightness_nor_a_coarse_view_tells_which_spots_are_sharp() -> None:
-    """Of one seed, with and without a cancer: sharp and blurred spots have one mass, and pixels coarser than the blur show them alike."""
+def test_neither_brightness_nor_a_coarse_view_reveals_which_spots_are_sharp() -> None:
+    """With and without a cancer, a seed gives spots of equal mass and the same crop in pixels coarser than the blur."""
     for seed in range(3):
-        with_, without = (sample_specks(seed, cancer, 1024) for cancer in (True, False))
-        assert with_.box == without.box
-        difference = with_.image - without.image
-        x0, y0, x1, y1 = (round(side) for side in with_.box)
+        cancer, benign = (sample_specks(seed, label, 1024) for label in (True, False))
+        assert cancer.box == benign.box
+        difference = cancer.image - benign.image
+        x0, y0, x1, y1 = (round(edge) for edge in cancer.box)
         cluster = difference[y0 - 12 : y1 + 12, x0 - 12 : x1 + 12]
         assert cluster.max() > 0.3
         assert abs(cluster.sum()) < 0.05 * np.abs(cluster).sum()

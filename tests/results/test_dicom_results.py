@@ -1,4 +1,4 @@
-"""Heat maps on their source's pixels, overlays, and DICOM results that an independent validator accepts."""
+"""Heat maps on the pixels of their source, overlays, and DICOM results that an independent validator accepts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOFTWARE = Software(version="1.2.3", model="ViT 3 x 24", serial="0123456789abcde
 
 
 def ramp(flipped: bool) -> tuple[HeatMap, np.ndarray]:
-    """A map whose patches hold a linear function of where they lie in the source, and that function on the source's pixels."""
+    """Return a map whose values are a linear function of source coordinates, and that function on the source pixels."""
     geometry = CropGeometry((30, 40, 330, 560), flipped, Size(128, 64))
     rows, columns = np.mgrid[3.5:128:8, 3.5:64:8]
     x, y = np.einsum("ij,jkl->ikl", geometry.to_source(), np.stack([columns, rows, np.ones_like(rows)]))
@@ -32,31 +32,30 @@ def ramp(flipped: bool) -> tuple[HeatMap, np.ndarray]:
     tissue = np.zeros((128, 64), bool)
     tissue[top : top + height, :width] = True
     source_rows, source_columns = np.mgrid[:600, :400]
-    return HeatMap(
-        values=x + 2 * y, tissue=tissue, geometry=geometry, patch=8, source_shape=(600, 400)
-    ), source_columns + 2.0 * source_rows
+    heat = HeatMap(values=x + 2 * y, tissue=tissue, geometry=geometry, patch=8, source_shape=(600, 400))
+    return heat, source_columns + 2.0 * source_rows
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_a_map_lies_on_the_source_where_its_patches_came_from(flipped: bool) -> None:
+def test_a_map_is_projected_to_the_source_pixels_of_its_patches(flipped: bool) -> None:
     heat, expected = ramp(flipped)
-    found = heat.to_source_image()
+    values = heat.to_source_image()
     inner = (slice(80, 520), slice(60, 300))  # between the centres of the outer patches
-    np.testing.assert_allclose(found[inner], expected[inner], atol=1)
+    np.testing.assert_allclose(values[inner], expected[inner], atol=1)
     half = heat.to_source_image(0.5)
-    centres = expected.reshape(300, 2, 200, 2).mean((1, 3))  # a shrunk pixel stands for the middle of four
+    centres = expected.reshape(300, 2, 200, 2).mean((1, 3))  # a pixel at half size represents the mean of four
     np.testing.assert_allclose(half[40:260, 30:150], centres[40:260, 30:150], atol=1)
-    outside = np.ones_like(found, bool)
+    outside = np.ones_like(values, bool)
     outside[38:562, 28:332] = False
-    assert np.isnan(found[outside]).all()
+    assert np.isnan(values[outside]).all()
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_the_peak_lies_in_the_hottest_region(flipped: bool) -> None:
+def test_the_peak_lies_within_its_outline(flipped: bool) -> None:
     heat, _ = ramp(flipped)
     values = np.zeros((16, 8))
     values[10, 3] = 5
-    spot = HeatMap(values=values, tissue=heat.tissue, geometry=heat.geometry, patch=8, source_shape=heat.source_shape)
+    spot = replace(heat, values=values)
     expected = heat.geometry.to_source() @ [3 * 8 + 3.5, 10 * 8 + 3.5, 1]
     np.testing.assert_allclose(spot.peak_position(), expected)
     outline = spot.peak_outline()
@@ -65,37 +64,38 @@ def test_the_peak_lies_in_the_hottest_region(flipped: bool) -> None:
     assert np.ptp(outline, axis=0).max() < 2.5 * 8 / heat.geometry.scale
 
 
-def test_an_overlay_of_nothing_is_the_picture_and_can_blank_all_but_the_breast() -> None:
+def test_an_overlay_of_zeros_leaves_the_picture_unchanged_and_can_blacken_all_but_the_breast() -> None:
     heat, _ = ramp(False)
-    nothing = HeatMap(
-        values=np.zeros((16, 8)), tissue=heat.tissue, geometry=heat.geometry, patch=8, source_shape=heat.source_shape
-    )
+    zeros = replace(heat, values=np.zeros((16, 8)))
     picture = DisplayImage(np.full((600, 400), 100, np.uint8), 1.0)
     caption = Caption(title="L CC", score="10 %", unit="log-odds", low=0, high=1)
-    page = draw_overlay(picture, nothing, caption)
+    page = draw_overlay(picture, zeros, caption)
     height, width = 560 + 24 - 16, 330 + 24 - 6
     assert (page[:height, :width] == 100).all()
     assert (page[:height, width + 8 : 2 * width + 8] == 100).all()
-    assert (draw_overlay(picture, nothing, caption, breast_only=True)[:10, :width] == 0).all()
-    assert page[height:].max() > 200, "no caption"
+    assert (draw_overlay(picture, zeros, caption, breast_only=True)[:10, :width] == 0).all()
+    assert page[height:].max() > 200, "the caption is missing"
 
 
 @pytest.fixture(scope="module")
 def original(release: Path) -> Path:
-    return next(
-        path for path in sorted((release / "train_images").rglob("*.dcm")) if b"MLO" in path.read_bytes()[:4000]
-    )
+    """Return the first MLO of the release."""
+    paths = sorted((release / "train_images").rglob("*.dcm"))
+    return next(path for path in paths if b"MLO" in path.read_bytes()[:4000])
 
 
 def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dict[str, Dataset]]:
-    """All results of one image by kind."""
+    """Write all results of one image; return its heat map and the DICOM results by kind."""
     preprocessing = Preprocessing(size=Size(128, 64))
     prepared = preprocess(original, preprocessing)
     rng = np.random.default_rng(0)
     heat = HeatMap(
-        values=rng.normal(size=(8, 4)), tissue=prepared.crop > 0, geometry=prepared.geometry, patch=16,
+        values=rng.normal(size=(8, 4)),
+        tissue=prepared.crop > 0,
+        geometry=prepared.geometry,
+        patch=16,
         source_shape=(prepared.header.rows, prepared.header.columns),
-    )  # fmt: skip
+    )
     side = prepared.header.laterality
     writer = ResultWriter(out, SOFTWARE, preprocessing, 0.3, dicom=True, secret=secret)
     image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
@@ -103,24 +103,25 @@ def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dic
     rows = pd.DataFrame(
         [{"path": str(original), "prediction_id": "p", "laterality": side, "probability": 0.6, "region": region}]
     )
-    assert writer.report(rows, rows[["prediction_id", "laterality"]].assign(probability=0.45, decision=1.0)) == (1, 0)
+    breasts = rows[["prediction_id", "laterality"]].assign(probability=0.45, decision=1.0)
+    assert writer.report(rows, breasts) == (1, 0)
     results = [dcmread(path) for path in sorted((out / "dicom").iterdir())]
-    return heat, {str(each.Modality) if each.Modality == "SR" else str(each.SOPClassUID.name): each for each in results}
+    return heat, {"SR" if result.Modality == "SR" else str(result.SOPClassUID.name): result for result in results}
 
 
 @pytest.fixture(scope="module")
 def results(original: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, HeatMap, dict[str, Dataset]]:
     out = tmp_path_factory.mktemp("results")
     before = sha256_file(original)
-    heat, found = write_all(original, out)
+    heat, dicom_results = write_all(original, out)
     assert sha256_file(original) == before
-    return out, heat, found
+    return out, heat, dicom_results
 
 
 Results = tuple[Path, HeatMap, dict[str, Dataset]]
 
 
-def test_results_belong_to_the_sources_study_under_new_names(original: Path, results: Results) -> None:
+def test_results_belong_to_the_study_of_the_source_and_have_new_uids(original: Path, results: Results) -> None:
     source = dcmread(original)
     assert set(results[2]) == {"SR", "Secondary Capture Image Storage", "Parametric Map Storage"}
     for result in results[2].values():
@@ -131,21 +132,22 @@ def test_results_belong_to_the_sources_study_under_new_names(original: Path, res
     assert len({result.SeriesInstanceUID for result in results[2].values()}) == 3
 
 
-def test_the_structured_report_holds_score_site_region_and_software(original: Path, results: Results) -> None:
+def test_the_structured_report_contains_score_site_region_and_software(original: Path, results: Results) -> None:
     report = results[2]["SR"]
     text = str(report)
     source = dcmread(original)
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
     assert [item.ReferencedSOPInstanceUID for item in evidence] == [source.SOPInstanceUID]
     assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
-    for said in ("Probability of cancer", "45.0", "Breast", {"L": "Left", "R": "Right"}[source.ImageLaterality], "POLYLINE", "1.2.3",
-                 "ViT 3 x 24", "0123456789abcdef", "threshold 0.3"):  # fmt: skip
-        assert said in text, said
+    side = {"L": "Left", "R": "Right"}[source.ImageLaterality]
+    software = ("1.2.3", "ViT 3 x 24", "0123456789abcdef", "threshold 0.3")
+    for expected in ("Probability of cancer", "45.0", "Breast", side, "POLYLINE", *software):
+        assert expected in text, expected
 
 
-def test_the_parametric_map_holds_the_maps_values(results: Results) -> None:
-    _, heat, found = results
-    stored = found["Parametric Map Storage"]
+def test_the_parametric_map_contains_the_values_of_the_heat_map(results: Results) -> None:
+    _, heat, dicom_results = results
+    stored = dicom_results["Parametric Map Storage"]
     mapping = stored.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
     expected = heat.to_source_image()
     pixels = stored.pixel_array
@@ -154,17 +156,18 @@ def test_the_parametric_map_holds_the_maps_values(results: Results) -> None:
     np.testing.assert_allclose(values[pixels > 0], expected[pixels > 0], atol=0.51 * mapping.RealWorldValueSlope)
 
 
-def test_the_same_result_has_the_same_name_and_another_version_another(
+def test_the_same_result_has_the_same_uid_and_another_version_has_another(
     original: Path, results: Results, tmp_path: Path
 ) -> None:
     write_all(original, tmp_path)
-    assert {path.name for path in (tmp_path / "dicom").iterdir()} == {
-        path.name for path in (results[0] / "dicom").iterdir()
-    }
+    first, second = ({path.name for path in (out / "dicom").iterdir()} for out in (results[0], tmp_path))
+    assert first == second
     assert replace(SOFTWARE, version="1.2.4").uid("map", "1.2") != SOFTWARE.uid("map", "1.2")
 
 
-def test_deidentified_results_name_nobody_and_fit_images_of_the_same_seed(original: Path, tmp_path: Path) -> None:
+def test_deidentified_results_contain_no_identity_and_match_sources_deidentified_with_the_same_seed(
+    original: Path, tmp_path: Path
+) -> None:
     from dicognito.anonymizer import Anonymizer
 
     _, results = write_all(original, tmp_path, secret="secret")
@@ -182,12 +185,12 @@ def test_deidentified_results_name_nobody_and_fit_images_of_the_same_seed(origin
 @pytest.mark.parametrize("secret", ["", "secret"])
 def test_dciodvfy_finds_no_error(original: Path, secret: str, tmp_path: Path) -> None:
     if shutil.which("dciodvfy") is None:
-        pytest.skip("dciodvfy (Debian's dicom3tools) is not installed")
+        pytest.skip("dciodvfy (Debian package dicom3tools) is not installed")
     write_all(original, tmp_path, secret)
     for path in (tmp_path / "dicom").iterdir():
-        found = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
-        assert not [line for line in found.stderr.splitlines() if line.startswith("Error")], path.name
-        assert found.returncode == 0
+        process = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
+        assert not [line for line in process.stderr.splitlines() if line.startswith("Error")], path.name
+        assert process.returncode == 0
 
 
 def test_missing_source_tags_are_left_empty_or_derived(original: Path, tmp_path: Path) -> None:

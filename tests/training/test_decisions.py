@@ -38,9 +38,10 @@ def reference(method: str, labels: np.ndarray, logits: np.ndarray, wanted: np.nd
         return expit(-slope * wanted - intercept)
     if method == "temperature":
         aims = platt_targets(labels)
-        loss = lambda slope: (
-            -np.mean(aims * np.log(expit(slope * logits)) + (1 - aims) * np.log(expit(-slope * logits)))
-        )
+
+        def loss(slope: float) -> float:
+            return -np.mean(aims * np.log(expit(slope * logits)) + (1 - aims) * np.log(expit(-slope * logits)))
+
         return expit(max(minimize_scalar(loss, bounds=(-50, 50), method="bounded").x, 1e-3) * wanted)
     least = 1 / (len(labels) + 2)
     return IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(logits, labels).predict(wanted)

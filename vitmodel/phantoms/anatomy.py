@@ -1,10 +1,10 @@
-"""Synthetic breasts: seeded, two-view projections with lesions in 3-D, so that tests and demonstrations have something true to find.
+"""Synthetic breasts: seeded two-view projections with 3-D lesions whose positions are known exactly.
 
-A breast is described in millimetres and drawn at any size; views of one aspect ratio show the same breast. Parenchyma is
-power-law noise (Burgess 1999: mammograms have a spectrum of 1 / f^beta, beta about 3). Knows no file format and no label table.
+A breast is described in millimetres and rendered at any size; views of one aspect ratio show the same breast.
+Parenchyma is power-law noise: the power spectrum of mammograms falls as 1 / f^beta with beta about 3 (Burgess 1999).
 
-Image frame: rows run from head to foot (MLO) or lateral to medial (CC); everything is drawn as a left breast, chest wall at
-column 0, and mirrored at the end.
+Image frame: rows run from head to foot (MLO) or from lateral to medial (CC). Everything is rendered as a left breast
+with the chest wall at column 0, and right breasts are mirrored at the end.
 """
 
 from __future__ import annotations
@@ -23,51 +23,59 @@ PixelBox = tuple[int, int, int, int]
 
 DENSITIES = ("A", "B", "C", "D")
 
-FIELD_MM = (240.0, 160.0)  # the least height and width that every image shows
-COARSE_MM = 0.625  # grid of the tissue fields
-PHOTONS_PER_MM2 = 8e5  # at the detector in air; with 50 mm of tissue a few hundred are left in a 0.1 mm pixel
+FIELD_MM = (240.0, 160.0)  # minimum height and width that every image shows
+COARSE_MM = 0.625  # grid spacing of the tissue fields
+PHOTONS_PER_MM2 = 8e5  # at the detector in air; behind 50 mm of tissue a 0.1 mm pixel receives a few hundred
 MEAN_THICKNESS_MM = 50.0
-FAT_PER_MM, GLAND_PER_MM = 0.045, 0.069  # linear attenuation at about 20 keV (Hammerstein 1979), scatter included
-BLACK, WHITE = 1.15, 4.6  # attenuation shown as 0 and as 1
+FAT_PER_MM = 0.045  # linear attenuation at about 20 keV (Hammerstein 1979), scatter included
+GLAND_PER_MM = 0.069  # the same for fibroglandular tissue
+BLACK = 1.15  # log attenuation displayed as 0
+WHITE = 4.6  # log attenuation displayed as 1
 GLAND_THRESHOLD = {"A": 1.75, "B": 0.95, "C": 0.25, "D": -0.6}
 
 
 @dataclass(frozen=True)
 class BreastPhantom:
-    """What a breast is, the same in every view of it."""
+    """Description of a breast, shared by all of its views."""
 
     seed: int
     laterality: str = "L"
     density: str = "B"
     lesions: tuple[Lesion, ...] = ()
     depth_mm: float = 90.0
-    """Chest wall to nipple."""
+    """Distance from chest wall to nipple."""
     thickness_mm: float = MEAN_THICKNESS_MM
-    """Under compression."""
+    """Compressed thickness."""
     implant: bool = False
 
 
 @dataclass(frozen=True)
 class PhantomView:
-    """A projection: `image` float32 H W in [0, 1], brighter = denser; `mask` bool H W, all tissue; one pixel box
-    (x0, y0, x1, y1), ends excluded, for each lesion; `spacing` mm per pixel."""
+    """A projection of a breast."""
 
     image: np.ndarray
+    """`(H, W)` float32 in [0, 1], brighter = denser."""
     mask: np.ndarray
+    """`(H, W)` bool: all tissue."""
     boxes: tuple[PixelBox, ...]
+    """One box (x0, y0, x1, y1) in pixels per lesion, ends excluded."""
     spacing: float
+    """Millimetres per pixel."""
 
     @property
     def breast_mask(self) -> np.ndarray:
-        """`mask` as far as the inframammary fold, the narrowest row below the nipple: the belly under it is no breast."""
-        width = self.mask.sum(1)
-        nipple = int(width.argmax())
+        """Return `mask` without the abdomen, which begins at the inframammary fold.
+
+        The fold is the narrowest row below the nipple.
+        """
+        widths = self.mask.sum(1)
+        nipple = int(widths.argmax())
         breast = self.mask.copy()
-        breast[nipple + int(width[nipple:].argmin()) :] = False
+        breast[nipple + int(widths[nipple:].argmin()) :] = False
         return breast
 
     def mirrored(self) -> PhantomView:
-        """The same view with left and right exchanged."""
+        """Return the view with left and right exchanged."""
         width = self.image.shape[1]
         boxes = tuple((width - x1, y0, width - x0, y1) for x0, y0, x1, y1 in self.boxes)
         return PhantomView(
@@ -76,52 +84,63 @@ class PhantomView:
 
 
 def pixel_spacing(size: Size) -> float:
-    """Millimetres per pixel at which an image of `size` shows at least `FIELD_MM`."""
+    """Return the millimetres per pixel at which an image of `size` shows at least `FIELD_MM`."""
     return max(FIELD_MM[0] / size.height, FIELD_MM[1] / size.width)
 
 
 def render(breast: BreastPhantom, view: ViewName, size: Size, repeat: int = 0) -> PhantomView:
-    """Project `breast`: log attenuation with Poisson noise, thickness-equalised as for presentation. Same arguments, same pixels.
+    """Render a projection of a breast.
 
-    A right breast has its chest wall at the right edge of the image, a left breast at the left edge. Another `take` is a
-    repeated exposure: the same breast, placed a little higher or lower, with other noise.
+    The image is the log attenuation with Poisson noise, equalised for thickness as for presentation. The same arguments
+    give the same pixels. The chest wall lies at the right edge for a right breast and at the left edge for a left one.
+
+    Args:
+        breast: The breast to project.
+        view: The projection, CC or MLO.
+        size: Height and width of the image in pixels.
+        repeat: Number of the exposure. Another number gives a repeated exposure: the same breast, positioned slightly
+            higher or lower, with different noise.
     """
     scene = _Scene(breast, view, size, repeat)
     lesions, boxes = scene.lesions()
-    drawn = PhantomView(scene.expose(scene.tissue() + lesions), scene.mask, tuple(boxes), scene.spacing)
-    return drawn.mirrored() if breast.laterality == "R" else drawn
+    projection = PhantomView(scene.expose(scene.tissue() + lesions), scene.mask, tuple(boxes), scene.spacing)
+    return projection.mirrored() if breast.laterality == "R" else projection
 
 
 class _Scene:
-    """One view in the making, chest wall at the left."""
+    """State of one view while it is rendered, chest wall at the left."""
 
     def __init__(self, breast: BreastPhantom, view: ViewName, size: Size, repeat: int) -> None:
-        self.breast, self.view, self.size, self.repeat = breast, view, size, repeat
+        self.breast = breast
+        self.view = view
+        self.size = size
+        self.repeat = repeat
         self.spacing = pixel_spacing(size)
         shape = self._rng("shape")
-        self.height_mm, self.width_mm = size.height * self.spacing, size.width * self.spacing
-        self.nipple_mm = self.height_mm * (0.5 if view == "CC" else 0.6) + self._rng(f"position {repeat}").uniform(
-            -8, 8
-        )
+        self.height_mm = size.height * self.spacing
+        self.width_mm = size.width * self.spacing
+        shift_mm = self._rng(f"position {repeat}").uniform(-8, 8)
+        self.nipple_mm = self.height_mm * (0.5 if view == "CC" else 0.6) + shift_mm
         self.above_mm = breast.depth_mm * shape.uniform(1.0, 1.15)
         self.below_mm = breast.depth_mm * (shape.uniform(1.0, 1.15) if view == "CC" else shape.uniform(0.8, 0.95))
         self.axilla_mm = breast.depth_mm * shape.uniform(0.5, 0.62)
         self.pectoral_mm = self.axilla_mm * shape.uniform(0.72, 0.9), self.nipple_mm * shape.uniform(0.85, 1.1)
-        self.bump_mm = shape.uniform(1.5, 4.5)  # of the nipple
+        self.bump_mm = shape.uniform(1.5, 4.5)  # height of the nipple
         self.fullness = shape.uniform(0.58, 0.75)  # exponent of the outline: low = round, high = conical
         rows = (np.arange(size.height) + 0.5) * self.spacing
         self.edge_mm = self._edge(rows)
         columns = (np.arange(size.width) + 0.5) * self.spacing
-        self.mask: np.ndarray = columns[None, :] < self.edge_mm[:, None]  # H W
+        self.mask: np.ndarray = columns[None, :] < self.edge_mm[:, None]  # (H, W)
         skin = cv2.distanceTransform(self.mask.astype(np.uint8), cv2.DIST_L2, 5) * self.spacing
         self.skin_mm = cv2.GaussianBlur(skin, (0, 0), 0.8)
 
-    def _rng(self, what: str) -> np.random.Generator:
-        return np.random.default_rng(derive_seed(self.breast.seed, self.view, what))
+    def _rng(self, purpose: str) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.breast.seed, self.view, purpose))
 
     def _edge(self, rows: np.ndarray) -> np.ndarray:
-        """The skin's distance from the chest wall, mm, at rows in mm."""
-        depth, from_nipple = self.breast.depth_mm, rows - self.nipple_mm
+        """Return the distance in mm from the chest wall to the skin at `rows` in mm."""
+        depth = self.breast.depth_mm
+        from_nipple = rows - self.nipple_mm
         if self.view == "CC":
             reach = np.where(from_nipple < 0, self.above_mm, self.below_mm)
             edge = depth * np.clip(1 - np.abs(from_nipple / reach) ** 2.0, 0, None) ** self.fullness
@@ -130,11 +149,12 @@ class _Scene:
             upper = self.axilla_mm + (depth - self.axilla_mm) * np.cos(np.pi / 2 * up**1.1) ** 1.3
             lower = depth * np.clip(1 - np.clip(from_nipple / self.below_mm, 0, None) ** 2.0, 0, None) ** self.fullness
             edge = np.where(from_nipple < 0, upper, lower)
-            fold = self.nipple_mm + 0.97 * self.below_mm  # below the fold, the upper belly
+            fold = self.nipple_mm + 0.97 * self.below_mm  # the upper abdomen lies below the fold
             edge = np.maximum(edge, 14 * (1 - np.exp(-np.clip(rows - fold, 0, None) / 12)) * (rows > fold))
         return edge + self.bump_mm * np.exp(-(np.abs(from_nipple / 5.5) ** 3))
 
     def _coarse(self) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Return the rows `(h, 1)` and columns `(1, w)` in mm of the coarse grid, and its shape."""
         shape = round(self.height_mm / COARSE_MM), round(self.width_mm / COARSE_MM)
         rows = ((np.arange(shape[0]) + 0.5) * self.height_mm / shape[0])[:, None]
         columns = ((np.arange(shape[1]) + 0.5) * self.width_mm / shape[1])[None, :]
@@ -146,9 +166,10 @@ class _Scene:
         )
 
     def tissue(self) -> np.ndarray:
-        """Log attenuation of the breast without lesions, H W, with the thinning towards the skin mostly equalised away.
+        """Return the log attenuation `(H, W)` of the breast without lesions.
 
-        Automatic exposure and equalisation bring fat to one grey whatever the thickness; gland stands out more in a thick breast.
+        The thinning towards the skin is mostly equalised away. Automatic exposure and equalisation map fat to one grey
+        value at every thickness, whereas gland is more visible in a thick breast.
         """
         gland = self._to_size(self._parenchyma()) + self._strands()
         gland += self._grain() * (0.02 + 0.10 * np.clip(gland, 0, 1))
@@ -160,13 +181,16 @@ class _Scene:
         return fat + (GLAND_PER_MM - FAT_PER_MM) * self.breast.thickness_mm * gland + skin_line
 
     def _parenchyma(self) -> np.ndarray:
-        """Share of gland (or what is as dense) in the beam, coarse grid: fibroglandular disc, septa and pectoral muscle."""
+        """Return the fraction of the beam in gland or tissue of equal density, on the coarse grid.
+
+        This tissue is the fibroglandular disc, the septa and the pectoral muscle.
+        """
         rows, columns, shape = self._coarse()
         skin = cv2.resize(self.skin_mm, shape[::-1], interpolation=cv2.INTER_AREA)
         rng = self._rng("parenchyma")
         depth = columns / self.breast.depth_mm
         across = (rows - self.nipple_mm) / (0.5 * (self.above_mm + self.below_mm))
-        disc = 1.1 - ((depth - 0.6) / 0.42) ** 2 - (across / 0.6) ** 2  # where gland is likely: behind the nipple
+        disc = 1.1 - ((depth - 0.6) / 0.42) ** 2 - (across / 0.6) ** 2  # high where gland is likely: behind the nipple
         fan = self._fan(rows, columns, rng)
         clumps = (
             0.75 * power_law_noise(rng, shape, 3.2, (6, 60))
@@ -176,27 +200,31 @@ class _Scene:
         gland = 1 / (1 + np.exp(-2.2 * (np.maximum(disc, -3) + clumps - GLAND_THRESHOLD[self.breast.density])))
         gland *= np.clip((skin - 3) / 12, 0, 1)  # fat lies under the skin
         gland *= np.clip(0.75 + 0.12 * fan + 0.12 * power_law_noise(rng, shape, 2.8, (1, 12)), 0.25, 1.3)
-        web = np.exp(
-            -((power_law_noise(rng, shape, 2.6, (3, 18)) / 0.16) ** 2)
-        )  # zero crossings of noise: a mesh of Cooper-like septa
+        # The zero crossings of noise form a mesh that resembles Cooper's ligaments.
+        web = np.exp(-((power_law_noise(rng, shape, 2.6, (3, 18)) / 0.16) ** 2))
         web *= np.clip(0.65 + 0.4 * power_law_noise(rng, shape, 3, (8, 60)), 0, 1) * np.clip((skin - 1.5) / 6, 0, 1)
         gland += 0.2 * web * (1 - 0.6 * gland) + 0.035 * power_law_noise(rng, shape, 3, (2, 50))
         muscle = self._muscle(rows, columns, rng, shape)
         return gland * (1 - 0.8 * muscle) + 0.75 * muscle
 
     def _fan(self, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Power-law noise drawn out along the rays through the nipple, as lobes and ducts are; coarse grid."""
-        across, behind = rows - self.nipple_mm, self.breast.depth_mm + 40 - columns
+        """Return power-law noise on the coarse grid, stretched along rays through the nipple like lobes and ducts."""
+        across = rows - self.nipple_mm
+        behind = self.breast.depth_mm + 40 - columns
         radius = np.hypot(across, behind)
         angle = np.arctan2(across, behind)
         noise = power_law_noise(rng, (512, 512), 2.4, (1, 25))
-        x, y = (0.3 * radius / COARSE_MM).astype(np.float32), (80 * angle / COARSE_MM + 256).astype(np.float32)
+        x = (0.3 * radius / COARSE_MM).astype(np.float32)
+        y = (80 * angle / COARSE_MM + 256).astype(np.float32)
         return cv2.remap(noise, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
     def _muscle(
         self, rows: np.ndarray, columns: np.ndarray, rng: np.random.Generator, shape: tuple[int, int]
     ) -> np.ndarray:
-        """Share of pectoral muscle in the beam, coarse grid: the upper corner of an MLO, none in a CC."""
+        """Return the fraction of the beam in pectoral muscle, on the coarse grid.
+
+        Muscle fills the upper corner of an MLO; a CC shows none.
+        """
         if self.view == "CC":
             return np.zeros(shape)
         top, bottom = self.pectoral_mm
@@ -206,14 +234,15 @@ class _Scene:
         return inside * (0.8 + 0.3 * np.clip((border - columns) / 40, 0, 1) + 0.05 * fibres)
 
     def _strands(self) -> np.ndarray:
-        """Ducts that converge on the nipple and vessels that cross the fat, H W, as extra gland content."""
+        """Return ducts that converge on the nipple and vessels that cross the fat, as extra gland content `(H, W)`."""
         rng = self._rng("strands")
         zoom, grid = fine_grid(self.spacing)
         canvas = np.zeros((self.size.height * zoom, self.size.width * zoom), np.uint8)
         depth = self.breast.depth_mm
         for _ in range(70):
             along = np.linspace(0, 1, 14)
-            length, angle = rng.uniform(0.35, 0.95) * depth, rng.uniform(-1.15, 1.15)
+            length = rng.uniform(0.35, 0.95) * depth
+            angle = rng.uniform(-1.15, 1.15)
             sway = np.cumsum(rng.normal(0, 0.012, 14)) * length
             x = depth - 4 - length * along * np.cos(angle)
             y = self.nipple_mm + length * along * np.sin(angle) + sway + rng.normal(0, 2.5)
@@ -223,12 +252,12 @@ class _Scene:
             start = np.array([rng.uniform(0, depth), self.nipple_mm + rng.uniform(-1, 1) * self.above_mm])
             path = start + np.cumsum(np.stack([np.cos(turn), np.sin(turn)], 1) * rng.uniform(0.8, 3.0), axis=0)
             draw_polyline(canvas, path, rng.uniform(0.3, 0.9), 0.25, grid, int(rng.integers(50, 130)))
-        soft = cv2.GaussianBlur(canvas, (0, 0), max(0.3 / grid, 0.5))
-        strands = cv2.resize(soft, (self.size.width, self.size.height), interpolation=cv2.INTER_AREA)
+        blurred = cv2.GaussianBlur(canvas, (0, 0), max(0.3 / grid, 0.5))
+        strands = cv2.resize(blurred, (self.size.width, self.size.height), interpolation=cv2.INTER_AREA)
         return strands.astype(np.float32) * np.clip((self.skin_mm - 1.5) / 5, 0, 1) * np.float32(0.4 / 255)
 
     def _grain(self) -> np.ndarray:
-        """Fine texture below the coarse grid's reach, about 1 in standard deviation: a tile without seams, repeated."""
+        """Return texture too fine for the coarse grid, standard deviation about 1, as a repeated seamless tile."""
         if self.spacing > COARSE_MM:
             return np.zeros((), np.float32)
         tile = power_law_noise(self._rng("grain"), (512, 512), 2.0, (0.2, 1.5), self.spacing)
@@ -236,7 +265,7 @@ class _Scene:
         return np.tile(tile, repeats)[: self.size.height, : self.size.width]
 
     def _implant(self) -> np.ndarray:
-        """An oval bag before the chest wall, H W, as extra gland content."""
+        """Return an oval implant in front of the chest wall, as extra gland content `(H, W)`."""
         rows = (np.arange(self.size.height, dtype=np.float32)[:, None] + 0.5) * self.spacing
         columns = (np.arange(self.size.width, dtype=np.float32)[None, :] + 0.5) * self.spacing
         across = (rows - self.nipple_mm) / (0.62 * self.above_mm)
@@ -244,23 +273,27 @@ class _Scene:
         return np.clip(inside * 12, 0, 1.2)
 
     def lesions(self) -> tuple[np.ndarray, list[PixelBox]]:
-        """Log attenuation that the lesions add, H W, and their boxes."""
-        layer, boxes = np.zeros(self.size, np.float32), []
+        """Return the log attenuation `(H, W)` that the lesions add, and their boxes."""
+        layer = np.zeros(self.size, np.float32)
+        boxes = []
         for lesion in self.breast.lesions:
-            drawn, (x, y) = project_lesion(lesion, self.view, self._centre(lesion.position), self.spacing)
-            box = cv2.boundingRect((drawn > 0.15 * drawn.max()).astype(np.uint8))
-            height, width = drawn.shape
-            x0, y0 = max(0, x), max(0, y)
-            x1, y1 = min(self.size.width, x + width), min(self.size.height, y + height)
-            layer[y0:y1, x0:x1] += lesion.contrast * drawn[y0 - y : y1 - y, x0 - x : x1 - x]
-            left, top = x + box[0], y + box[1]
-            boxes.append(
-                (max(0, left), max(0, top), min(self.size.width, left + box[2]), min(self.size.height, top + box[3]))
-            )
+            patch, (x, y) = project_lesion(lesion, self.view, self._centre(lesion.position), self.spacing)
+            height, width = patch.shape
+            x0, y0, x1, y1 = self._clip(x, y, width, height)
+            layer[y0:y1, x0:x1] += lesion.contrast * patch[y0 - y : y1 - y, x0 - x : x1 - x]
+            left, top, box_width, box_height = cv2.boundingRect((patch > 0.15 * patch.max()).astype(np.uint8))
+            boxes.append(self._clip(x + left, y + top, box_width, box_height))
         return layer, boxes
 
+    def _clip(self, left: int, top: int, width: int, height: int) -> PixelBox:
+        """Return the part of a rectangle that lies within the image, as a box."""
+        return max(0, left), max(0, top), min(self.size.width, left + width), min(self.size.height, top + height)
+
     def _centre(self, position: tuple[float, float, float]) -> tuple[float, float]:
-        """Where the view shows a point of the breast, mm (x, y): the distance from the nipple is the same in both views."""
+        """Return where the view shows a point of the breast, as (x, y) in mm.
+
+        The distance from the nipple along x is the same in both views.
+        """
         depth, lateral, up = position
         x = depth * self.breast.depth_mm
         rows = (np.arange(self.size.height) + 0.5) * self.spacing
@@ -271,11 +304,13 @@ class _Scene:
         return x, self.nipple_mm - shift * (above if shift > 0 else below)
 
     def expose(self, attenuation: np.ndarray) -> np.ndarray:
-        """Counting noise and the grey scale: H W in [0, 1]. With hundreds of photons in a pixel Poisson's law is the normal one."""
+        """Return the exposed image `(H, W)` in [0, 1]: add counting noise and apply the grey scale.
+
+        With hundreds of photons per pixel, the Poisson distribution is approximated by a normal one.
+        """
         photons = PHOTONS_PER_MM2 * self.spacing**2 * np.exp(-attenuation)
-        noise = self._rng(f"photons {self.repeat}").standard_normal(self.size, np.float32) / np.sqrt(
-            np.maximum(photons, 1)
-        )
+        normal = self._rng(f"photons {self.repeat}").standard_normal(self.size, np.float32)
+        noise = normal / np.sqrt(np.maximum(photons, 1))
         image = np.clip((attenuation + noise - BLACK) / (WHITE - BLACK), 0, 1)
         return np.where(self.mask, image, 0).astype(np.float32)
 
@@ -287,7 +322,18 @@ def power_law_noise(
     band_mm: tuple[float, float],
     spacing: float = COARSE_MM,
 ) -> np.ndarray:
-    """Noise with a power spectrum of 1 / f^beta between two wavelengths: float32 `shape`, mean 0, standard deviation 1."""
+    """Return band-limited noise with a power spectrum of 1 / f^beta.
+
+    Args:
+        rng: Source of randomness.
+        shape: Rows and columns of the grid.
+        beta: Exponent of the power spectrum.
+        band_mm: Shortest and longest wavelength in mm.
+        spacing: Grid spacing in mm.
+
+    Returns:
+        Float32 array of `shape` with mean 0 and standard deviation 1. It is periodic in both directions.
+    """
     spectrum = np.fft.rfft2(rng.standard_normal(shape, np.float32)) * _amplitude(shape, beta, band_mm, spacing)
     noise = np.fft.irfft2(spectrum, s=shape)
     return noise / noise.std()
@@ -295,6 +341,7 @@ def power_law_noise(
 
 @lru_cache(maxsize=32)
 def _amplitude(shape: tuple[int, int], beta: float, band_mm: tuple[float, float], spacing: float) -> np.ndarray:
+    """Return the amplitude spectrum on the grid of `numpy.fft.rfft2`, read-only because it is cached."""
     frequency = np.hypot(np.fft.fftfreq(shape[0], spacing)[:, None], np.fft.rfftfreq(shape[1], spacing)[None, :])
     frequency[0, 0] = np.inf
     band = np.exp(-((frequency * band_mm[0]) ** 2)) * (1 - np.exp(-((frequency * band_mm[1]) ** 2)))

@@ -1,4 +1,4 @@
-"""A picture of a breast as a DICOM file: Digital Mammography X-Ray Image Storage, for presentation. Knows no phantom and no table.
+"""Encoding of a synthetic mammogram as DICOM: Digital Mammography X-Ray Image Storage, for presentation.
 
 The object follows DICOM PS3.3 A.27 (module table) and C.8.11 (DX and mammography modules).
 """
@@ -35,15 +35,15 @@ VIEW_CODES = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-
 
 @dataclass(frozen=True)
 class Machine:
-    """A mammography unit: who owns it, what it writes, and how its pictures look."""
+    """A mammography unit: its site, its file format and its vendor style."""
 
     machine_id: int
     site: int
-    """1 writes MONOCHROME2 with 12 bits and a linear window; 2 writes MONOCHROME1 with 16 bits and SIGMOID windows."""
+    """1 writes MONOCHROME2 with 12 bits and a linear window, 2 MONOCHROME1 with 16 bits and SIGMOID windows."""
     transfer_syntax: UID
     style: VendorStyle
     writes_mirrored: bool = False
-    """Writes some patients' images mirrored."""
+    """Whether some patients' images are written mirrored."""
 
 
 MACHINES = (
@@ -55,12 +55,12 @@ MACHINES = (
     Machine(170, 1, JPEGLosslessSV1, VendorStyle(0.55, 1.5, 0.008, 0.02, "text", 0.85, collimation_mm=2)),
     Machine(21, 2, JPEG2000Lossless, VendorStyle(0.55, 1.0, 0.005, 0.0, "text", 0.06)),
 )
-"""Patients are shared out among these in turn, so machine 49 takes twice as many as each of the others."""
+"""Patients are assigned to these in turn; machine 49 is listed twice and images twice as many as any other."""
 
 
 @dataclass(frozen=True)
 class AcquisitionInfo:
-    """What the header says of one image."""
+    """Header values of one image."""
 
     patient_id: int
     image_id: int
@@ -72,17 +72,25 @@ class AcquisitionInfo:
     spacing: float
     """Millimetres per pixel."""
     chest_wall: str
-    """Side of the picture, L or R, at which the chest wall lies; that of `laterality` unless the picture is mirrored."""
+    """Side of the image, L or R, at which the chest wall lies; equal to `laterality` unless the image is mirrored."""
 
 
 def encode_dicom(picture: np.ndarray, exposure: AcquisitionInfo, machine: Machine) -> bytes:
-    """The DICOM file of a float picture (H W in [0, 1], brighter = denser) as `machine` writes it; same arguments, same bytes."""
+    """Return an image encoded as a DICOM file. The same arguments give the same bytes.
+
+    Args:
+        picture: `(H, W)` float in [0, 1], brighter = denser.
+        exposure: Header values of the image.
+        machine: The unit whose file format is used.
+    """
     file = _header(exposure, machine)
-    _greys(file, machine)
-    stored = _stored(picture, machine)
+    _set_grey_attributes(file, machine)
+    stored = _to_stored_values(picture, machine)
     file.Rows, file.Columns = stored.shape
-    file.SamplesPerPixel, file.PixelRepresentation = 1, 0
-    file.BitsAllocated, file.BitsStored = 16, 12 if machine.site == 1 else 16
+    file.SamplesPerPixel = 1
+    file.PixelRepresentation = 0
+    file.BitsAllocated = 16
+    file.BitsStored = 12 if machine.site == 1 else 16
     file.HighBit = file.BitsStored - 1
     file.PixelData = encapsulate([_compress(stored, machine.transfer_syntax, file.BitsStored)])
     file["PixelData"].VR = "OB"
@@ -107,38 +115,37 @@ def _to_bytes(file: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _greys(file: Dataset, machine: Machine) -> None:
-    """The attributes that turn the stored values into greys again."""
-    file.RescaleIntercept, file.RescaleSlope, file.RescaleType = "0", "1", "US"
+def _set_grey_attributes(file: Dataset, machine: Machine) -> None:
+    """Set the attributes by which a viewer converts the stored values to grey values."""
+    file.RescaleIntercept = "0"
+    file.RescaleSlope = "1"
+    file.RescaleType = "US"
     file.PixelIntensityRelationship = "LOG"
-    file.PixelPaddingValue = int(_stored(np.zeros((1, 1)), machine)[0, 0])
+    file.PixelPaddingValue = int(_to_stored_values(np.zeros((1, 1)), machine)[0, 0])
     if machine.site == 1:
-        file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = (
-            "MONOCHROME2",
-            "IDENTITY",
-            -1,
-        )
-        file.WindowCenter, file.WindowWidth = "2048", "4096"
+        file.PhotometricInterpretation = "MONOCHROME2"
+        file.PresentationLUTShape = "IDENTITY"
+        file.PixelIntensityRelationshipSign = -1
+        file.WindowCenter = "2048"
+        file.WindowWidth = "4096"
         return
     centre, width = SIGMOID_WINDOW
-    file.PhotometricInterpretation, file.PresentationLUTShape, file.PixelIntensityRelationshipSign = (
-        "MONOCHROME1",
-        "INVERSE",
-        1,
-    )
+    file.PhotometricInterpretation = "MONOCHROME1"
+    file.PresentationLUTShape = "INVERSE"
+    file.PixelIntensityRelationshipSign = 1
     file.VOILUTFunction = "SIGMOID"
     file.WindowCenter = [str(centre), str(centre + 0.2 * width), str(centre - 0.2 * width)]
     file.WindowWidth = [str(width)] * 3
     file.WindowCenterWidthExplanation = ["NORMAL", "BRIGHTER", "DARKER"]
 
 
-def _stored(picture: np.ndarray, machine: Machine) -> np.ndarray:
-    """The values (uint16 H W) that the machine's window shows as `picture`."""
+def _to_stored_values(picture: np.ndarray, machine: Machine) -> np.ndarray:
+    """Return the stored values `(H, W)` uint16 that the machine's window displays as `picture`."""
     if machine.site == 1:
         return np.round(picture * 4095).astype(np.uint16)
     centre, width = SIGMOID_WINDOW
-    shown = np.clip(1 - picture, 0.004, 0.996)  # MONOCHROME1: large = dark; the inverse of PS3.3 C.11.2.1.3.1
-    return np.round(centre - width / 4 * np.log(1 / shown - 1)).astype(np.uint16)
+    displayed = np.clip(1 - picture, 0.004, 0.996)  # MONOCHROME1: high = dark; the inverse of PS3.3 C.11.2.1.3.1
+    return np.round(centre - width / 4 * np.log(1 / displayed - 1)).astype(np.uint16)
 
 
 def _uid(*parts: object) -> UID:
@@ -152,8 +159,9 @@ def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
 
 
 def _header(exposure: AcquisitionInfo, machine: Machine) -> FileDataset:
-    """All attributes but the pixels'."""
-    patient, side = exposure.patient_id, exposure.laterality
+    """Return a data set with all attributes except those of the pixels."""
+    patient = exposure.patient_id
+    side = exposure.laterality
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = _uid("image", patient, exposure.image_id)
@@ -177,7 +185,7 @@ def _header(exposure: AcquisitionInfo, machine: Machine) -> FileDataset:
     file.ImageType = ["DERIVED", "PRIMARY"]
     file.ContentDate = file.ContentTime = ""
     file.PatientOrientation = _orientation(exposure)
-    file.BurnedInAnnotation = "NO"  # the marker tells nothing that identifies a person
+    file.BurnedInAnnotation = "NO"  # the marker contains nothing that identifies a person
     file.LossyImageCompression = "00"
     file.AcquisitionContextSequence = Sequence()
     # anatomy, detector, position
@@ -197,12 +205,16 @@ def _header(exposure: AcquisitionInfo, machine: Machine) -> FileDataset:
 
 
 def _orientation(exposure: AcquisitionInfo) -> list[str]:
-    """Directions of the rows and columns (PS3.3 C.7.6.1.1.1): towards the nipple or away from it, and towards the feet or the midline."""
-    other = "LR"[exposure.laterality == "L"]
-    return ["A" if exposure.chest_wall == "L" else "P", other if exposure.view == "CC" else "F" + other]
+    """Return the directions of the rows and columns (PS3.3 C.7.6.1.1.1).
+
+    Rows point to the nipple or away from it, columns to the midline (CC) or to the feet and the midline (MLO).
+    """
+    medial = "LR"[exposure.laterality == "L"]
+    return ["A" if exposure.chest_wall == "L" else "P", medial if exposure.view == "CC" else "F" + medial]
 
 
 def _blank(content: bytes) -> bytes:
+    """Return the file with a constant image."""
     file = dcmread(io.BytesIO(content))
     stored = np.full((file.Rows, file.Columns), 100, np.uint16)
     file.file_meta.TransferSyntaxUID, file.PixelData = ExplicitVRLittleEndian, stored.tobytes()
@@ -211,12 +223,14 @@ def _blank(content: bytes) -> bytes:
 
 
 def _no_pixels(content: bytes) -> bytes:
+    """Return the file without pixel data."""
     file = dcmread(io.BytesIO(content))
     del file.PixelData
     return _to_bytes(file)
 
 
 def _unknown_codec(content: bytes) -> bytes:
+    """Return the file with the transfer syntax of a video."""
     file = dcmread(io.BytesIO(content))
     file.file_meta.TransferSyntaxUID = MPEG2MPML
     return _to_bytes(file)
@@ -230,4 +244,4 @@ FAULTS: dict[str, Callable[[bytes], bytes | None]] = {
     "no_pixels": _no_pixels,
     "unreadable_transfer_syntax": _unknown_codec,
 }
-"""Ways to spoil a file: from its content to what is written in its place; None = no file at all."""
+"""By name, functions that map the content of a good file to that of a broken one; None = no file is written."""

@@ -1,16 +1,19 @@
-"""Phantoms of whole exams, for what one image alone cannot tell: two breasts, each in CC and MLO, as crops and a manifest. Knows no model.
+"""Phantoms of whole exams (two breasts in CC and MLO, as crops and a manifest) for what a single image cannot reveal.
 
-The only finding is a round density, the same in every design, so that nothing but what is listed here tells the label of a breast:
+The only finding is a round density of constant shape, so that the label of a breast follows only from what its design
+lists:
 
-vendors    Every breast shows one. Machine A shows a cancer bright and a benign density faint, machine B the other way round: one's cancer
-           is the other's decoy, to the pixel. On any machine a cancer lies deep in 3 of 4 breasts and a benign density in 1 of 4; on
-           machine C, which the split `test` alone has, that is all there is to tell, for brightness is drawn at random.
-one_view   A breast with a cancer shows it in one of its two views, any other breast shows nothing.
-asymmetry  Every labelled breast shows one. It is a cancer where the other breast shows none (that one's label is unknown), and benign
-           where both do: an image of a cancer and one of a benign density are drawn from the same distribution.
+vendors    Every breast shows a density. On machine A cancers are bright and benign densities faint, on machine B the
+           other way round: a cancer on one machine is identical, to the pixel, to a benign density on the other. On
+           every machine the density lies deep in 3 of 4 breasts with a cancer and in 1 of 4 without. On machine C,
+           which occurs only in the split `test`, depth is the only evidence because brightness is random.
+one_view   A breast with a cancer shows it in one of its two views; all other breasts show nothing.
+asymmetry  Every labelled breast shows a density. It is a cancer if the other breast shows none (whose label is then
+           unknown), and benign if both breasts show one. Images of a cancer and of a benign density come from the same
+           distribution.
 
-Looks are drawn per exam and not per machine, so that no other pixel tells the machine. All breasts are fatty: the question is where the
-evidence lies, not how hard it is to see.
+Styles are drawn per exam and not per machine, so that no other pixel reveals the machine. All breasts are fatty: the
+designs test where the evidence lies, not how hard it is to see.
 """
 
 from __future__ import annotations
@@ -37,16 +40,16 @@ ExamDesign = Literal["vendors", "one_view", "asymmetry"]
 SIDES = ("L", "R")
 VIEWS: tuple[ViewName, ...] = get_args(ViewName)
 SPLIT_MACHINES: Mapping[str, str] = {"train": "AB", "val": "AB", "test": "ABC"}
-"""Of the design `vendors`, dealt out in turn; all other exams are of machine A."""
+"""Machines of the design `vendors`, assigned in turn; all other designs use machine A."""
 RADIUS_MM = 13.0
 FAINT, BRIGHT = 0.75, 1.5  # log attenuation
-DEEP, SHALLOW = 0.3, 0.7  # from the chest wall to the nipple
-INFORMATIVE_DEPTH_RATE = 0.75  # how often the depth is the one that goes with the label
+DEEP, SHALLOW = 0.3, 0.7  # depth as a fraction of the distance from the chest wall to the nipple
+INFORMATIVE_DEPTH_RATE = 0.75  # how often the depth agrees with the label
 
 
 @dataclass(frozen=True)
 class ExamPhantom:
-    """One patient: what each of her four images shows, and what is known of each breast."""
+    """One patient's exam: the contents of her four images and the label of each breast."""
 
     seed: int
     machine: str
@@ -54,14 +57,13 @@ class ExamPhantom:
     labels: dict[str, float]
     """By side: 1 = cancer, 0 = none, NaN = unknown."""
     breasts: dict[tuple[str, ViewName], BreastPhantom]
-    """By side and view: the breast with what this view shows of it."""
+    """By side and view: the breast with the lesions that are visible in this view."""
 
     def crops(self, size: Size) -> dict[tuple[str, ViewName], np.ndarray]:
-        """The images as `vitmodel etl` would crop them, H W uint8 each: all with the chest wall at the left."""
-        drawn_at = Size(
-            round(size.height * 1.5), size.height
-        )  # 240 x 160 mm, of which the breast fills some two thirds
-        views = {key: render(breast, key[1], drawn_at) for key, breast in self.breasts.items()}
+        """Return the crops `(H, W)` uint8 by side and view as `vitmodel etl` makes them, chest wall at the left."""
+        # A view covers 240 x 160 mm, of which the breast fills about two thirds.
+        view_size = Size(round(size.height * 1.5), size.height)
+        views = {key: render(breast, key[1], view_size) for key, breast in self.breasts.items()}
         return {
             key: crop_phantom(style_view(view, self.style, derive_seed(self.seed, *key)), size)
             for key, view in views.items()
@@ -69,43 +71,58 @@ class ExamPhantom:
 
 
 def sample_exam(design: ExamDesign, seed: int, sick: Mapping[str, bool], machine: str = "A") -> ExamPhantom:
-    """The exam of a patient who is `sick` in these sides; only one of them in the design `asymmetry`.
+    """Return the exam of one patient.
 
-    Whatever chance decides is drawn alike for sick and healthy, so that exams of one seed differ in what tells them apart alone.
+    All random numbers are drawn in the same order for sick and healthy breasts, so that exams of one seed differ only
+    in their evidence.
+
+    Args:
+        design: What reveals the label, see the module's docstring.
+        seed: Seed of the exam.
+        sick: By side, whether the breast has a cancer; at most one side in the design `asymmetry`.
+        machine: A, B or C; only the design `vendors` depends on it.
     """
     rng = np.random.default_rng(derive_seed("exam", seed))
-    body, style = replace(sample_breast(rng), density="A"), sample_style(rng)
-    place = rng.uniform(0.4, 0.65), *rng.uniform(-0.4, 0.4, 2)
+    body = replace(sample_breast(rng), density="A")
+    style = sample_style(rng)
+    position = rng.uniform(0.4, 0.65), *rng.uniform(-0.4, 0.4, 2)
     labels = {side: float(sick[side]) for side in SIDES}
     if design == "asymmetry" and any(sick.values()):
         labels = {side: 1.0 if sick[side] else np.nan for side in SIDES}
     breasts: dict[tuple[str, ViewName], BreastPhantom] = {}
     for side in SIDES:
-        chance = np.random.default_rng(derive_seed("breast", seed, side))
-        coin, one = chance.random(2), VIEWS[chance.integers(2)]
-        bright, seen_in = True, VIEWS
+        breast_rng = np.random.default_rng(derive_seed("breast", seed, side))
+        brightness_draw, depth_draw = breast_rng.random(2)
+        random_view = VIEWS[breast_rng.integers(2)]
+        bright = True
+        visible_in = VIEWS
         if design == "vendors":
-            bright = bool(coin[0] < 0.5 if machine == "C" else sick[side] == (machine == "A"))
-            deep = coin[1] < (INFORMATIVE_DEPTH_RATE if sick[side] else 1 - INFORMATIVE_DEPTH_RATE)
-            place = DEEP if deep else SHALLOW, *place[1:]
+            bright = bool(brightness_draw < 0.5 if machine == "C" else sick[side] == (machine == "A"))
+            deep = depth_draw < (INFORMATIVE_DEPTH_RATE if sick[side] else 1 - INFORMATIVE_DEPTH_RATE)
+            position = DEEP if deep else SHALLOW, *position[1:]
         elif design == "one_view":
-            seen_in = (one,) if sick[side] else ()
+            visible_in = (random_view,) if sick[side] else ()
         elif np.isnan(labels[side]):
-            seen_in = ()
-        finding = Lesion(
-            "round_mass", place, RADIUS_MM, BRIGHT if bright else FAINT, derive_seed("finding", seed, side)
-        )
+            visible_in = ()
+        contrast = BRIGHT if bright else FAINT
+        finding = Lesion("round_mass", position, RADIUS_MM, contrast, derive_seed("finding", seed, side))
         bare = replace(body, seed=derive_seed("tissue", seed, side))
-        breasts |= {(side, view): replace(bare, lesions=(finding,) if view in seen_in else ()) for view in VIEWS}
+        breasts |= {(side, view): replace(bare, lesions=(finding,) if view in visible_in else ()) for view in VIEWS}
     return ExamPhantom(seed, machine, style, labels, breasts)
 
 
 def plan_exams(
     design: ExamDesign, patients: Mapping[str, int], seed: int = 0
 ) -> Iterator[tuple[str, str, ExamPhantom]]:
-    """Split, patient's id and exam of so many `patients` of each split.
+    """Yield the split, patient id and exam of each patient.
 
-    Half of the breasts have a cancer, drawn breast by breast; in the design `asymmetry` half of the patients have one.
+    Half of the breasts have a cancer, assigned breast by breast. In the design `asymmetry` half of the patients have
+    one.
+
+    Args:
+        design: What reveals the label, see the module's docstring.
+        patients: Number of patients by split.
+        seed: Seed of all exams.
     """
     for split, count in patients.items():
         rng = np.random.default_rng(derive_seed(seed, split))
@@ -115,21 +132,27 @@ def plan_exams(
         machines = SPLIT_MACHINES[split] if design == "vendors" else "A"
         for number, sides in enumerate(sick.tolist()):
             patient = f"{split}-{number}"
-            exam = sample_exam(
-                design,
-                derive_seed(seed, patient),
-                dict(zip(SIDES, sides, strict=True)),
-                machines[number % len(machines)],
-            )
-            yield split, patient, exam
+            sick_sides = dict(zip(SIDES, sides, strict=True))
+            machine = machines[number % len(machines)]
+            yield split, patient, sample_exam(design, derive_seed(seed, patient), sick_sides, machine)
 
 
 def write_exams(folder: Path, design: ExamDesign, patients: Mapping[str, int], size: Size, seed: int = 0) -> Path:
-    """Write the crops of `plan_exams` and, last, FOLDER/manifest.csv, whose path is returned; same arguments, same bytes."""
+    """Write the crops of `plan_exams` and a manifest. The same arguments give the same bytes.
+
+    Args:
+        folder: Where the files are written.
+        design: What reveals the label, see the module's docstring.
+        patients: Number of patients by split.
+        size: Height and width of the crops in pixels.
+        seed: Seed of all exams.
+
+    Returns:
+        Path of the manifest, FOLDER/manifest.csv, which is written last.
+    """
     rows = []
-    for split, patient, exam in progress(
-        plan_exams(design, patients, seed), design, total=sum(patients.values()), unit="patient"
-    ):
+    exams = plan_exams(design, patients, seed)
+    for split, patient, exam in progress(exams, design, total=sum(patients.values()), unit="patient"):
         for (side, view), crop in exam.crops(size).items():
             path = folder / "images" / patient / f"{side}-{view}.png"
             write_atomic(path, cv2.imencode(".png", crop)[1].tobytes())

@@ -1,4 +1,4 @@
-"""How vendors present the same breast: contrast curve, noise, black level, burned-in marker, collimator. Knows no anatomy."""
+"""Vendor styles of a mammogram: contrast curve, noise, black level, burned-in marker and collimator."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ from vitmodel.utils import derive_seed
 
 @dataclass(frozen=True)
 class VendorStyle:
-    """How one vendor presents a view: contrast curve, noise, black level, marker, collimator blades."""
+    """How one vendor presents a view."""
 
     midpoint: float = 0.5
-    """Tissue value shown as mid-grey."""
+    """Tissue value displayed as mid-grey."""
     slope: float = 1.0
-    """Steepness of the contrast curve; 1 leaves the middle greys."""
+    """Steepness of the contrast curve; 1 leaves medium greys unchanged."""
     noise: float = 0.0
-    """Electronic noise, standard deviation on the 0 to 1 scale."""
+    """Standard deviation of the electronic noise on the 0 to 1 scale."""
     black_level: float = 0.0
-    """Grey of the air, a black level that lifts every pixel."""
+    """Grey value of air, by which every pixel is raised."""
     marker: Literal["text", "lead", "none"] = "text"
+    """Burned-in letters, a lead plate with the letters cut out, or no marker."""
     marker_row: float = 0.1
-    """Marker's height on the picture, as a fraction."""
+    """Vertical position of the marker as a fraction of the image height."""
     collimation_mm: float = 0.0
-    """Width of the bright border that the collimator leaves at the edges away from the chest wall."""
+    """Width of the bright collimator border at the edges away from the chest wall."""
 
 
 def apply_style(view: PhantomView, style: VendorStyle, text: str, seed: int, chest_wall: str) -> np.ndarray:
-    """The view as a vendor would show it: float32 H W in [0, 1].
+    """Return the view as presented by a vendor, `(H, W)` float32 in [0, 1].
 
-    `text` is the burned-in marker, such as "R MLO"; it goes into the air, on the side away from `chest_wall` ("L" or "R").
+    Args:
+        view: The view to present.
+        style: The vendor's style.
+        text: Burned-in marker, such as "R MLO". It is drawn over air, on the side away from the chest wall.
+        seed: Seed of the electronic noise.
+        chest_wall: Side of the image, "L" or "R", at which the chest wall lies.
     """
     rng = np.random.default_rng(derive_seed(seed, "look"))
     height, width = view.image.shape
     image = _contrast(view.image, style)
     if style.noise:
         image += style.noise * rng.standard_normal(image.shape, np.float32)
-    image = style.black_level + (1 - style.black_level) * np.where(
-        view.mask, np.clip(image, 0, 1), 0
-    )  # a black level lifts all, and hides no skin
-    canvas = np.zeros((height, width), np.uint8)  # drawn with the chest wall at the left, letters excepted
+    tissue = np.where(view.mask, np.clip(image, 0, 1), 0)
+    image = style.black_level + (1 - style.black_level) * tissue  # raises all pixels, so that it hides no skin
+    canvas = np.zeros((height, width), np.uint8)  # the collimator is drawn with the chest wall at the left
     if border := round(style.collimation_mm / view.spacing):
         canvas[:, -border:] = canvas[:border, width * 9 // 10 :] = canvas[-border:, width * 9 // 10 :] = 60
     if chest_wall == "R":
@@ -55,25 +60,29 @@ def apply_style(view: PhantomView, style: VendorStyle, text: str, seed: int, che
 
 
 def _contrast(image: np.ndarray, style: VendorStyle) -> np.ndarray:
-    """A sigmoid that keeps 0 at 0 and 1 at 1."""
-    steepness, midpoint = np.float32(4 * style.slope), np.float32(style.midpoint)
+    """Apply a sigmoid that maps 0 to 0 and 1 to 1."""
+    steepness = np.float32(4 * style.slope)
+    midpoint = np.float32(style.midpoint)
     low, high = (1 / (1 + np.exp(-steepness * (end - midpoint))) for end in (np.float32(0), np.float32(1)))
     return (1 / (1 + np.exp(-steepness * (image - midpoint))) - low) / (high - low)
 
 
 def _draw_marker(canvas: np.ndarray, style: VendorStyle, text: str, spacing: float, chest_wall: str) -> None:
+    """Draw the marker on `canvas`, 14 mm from the edge away from the chest wall."""
     if style.marker == "none":
         return
     height, width = canvas.shape
-    scale = 7 / spacing / 22  # capitals of the font are 22 pixels high at scale 1; 7 mm on the picture
-    thick = max(1, round(0.7 / spacing))
+    scale = 7 / spacing / 22  # letters 7 mm high; capitals of the font are 22 pixels high at scale 1
+    thickness = max(1, round(0.7 / spacing))
     font = cv2.FONT_HERSHEY_SIMPLEX if style.marker == "text" else cv2.FONT_HERSHEY_DUPLEX
-    (across, up), _ = cv2.getTextSize(text, font, scale, thick)
-    row, margin = int(style.marker_row * height) + up, round(14 / spacing)
-    column = width - margin - across if chest_wall == "L" else margin
-    if style.marker == "lead":  # a metal plate with the letters cut out of it
+    (text_width, text_height), _ = cv2.getTextSize(text, font, scale, thickness)
+    row = int(style.marker_row * height) + text_height
+    margin = round(14 / spacing)
+    column = width - margin - text_width if chest_wall == "L" else margin
+    level = 190
+    if style.marker == "lead":  # a metal plate with the letters cut out
         pad = round(2.5 / spacing)
-        cv2.rectangle(canvas, (column - pad, row - up - pad), (column + across + pad, row + pad), 235, -1)
-        cv2.putText(canvas, text, (column, row), font, scale, 25, thick, cv2.LINE_AA)
-    else:
-        cv2.putText(canvas, text, (column, row), font, scale, 190, thick, cv2.LINE_AA)
+        level = 25
+        corner = (column - pad, row - text_height - pad)
+        cv2.rectangle(canvas, corner, (column + text_width + pad, row + pad), 235, -1)
+    cv2.putText(canvas, text, (column, row), font, scale, level, thickness, cv2.LINE_AA)

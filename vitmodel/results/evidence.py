@@ -1,4 +1,7 @@
-"""What a result carries over from its source: patient, study and references, with new UIDs of its own. Never writes to a source."""
+"""Attributes that DICOM results take from their source image: patient, study and references.
+
+Results get new UIDs of their own, and no function here writes to a source file.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from pydicom.valuerep import DA, TM
 from vitmodel.errors import ImageRefusedError, UsageError
 from vitmodel.pixels.dicom_reading import read_dataset
 
-# highdicom warns of person names of one part, and prints them; no name belongs into a log.
+# highdicom warns about person names with a single component and prints them, but logs must not contain names.
 warnings.filterwarnings("ignore", module=r"highdicom\.")
 
 Deidentifier = Callable[[Dataset], None]
@@ -24,42 +27,50 @@ MANUFACTURER = "vitmodel"
 TYPE_2_KEYWORDS = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
-)  # type 2 of patient and study (PS3.3 C.7.1.1, C.7.2.1): must be there, may be empty
+)  # type 2 attributes of patient and study (PS3.3 C.7.1.1, C.7.2.1): required, but may be empty
 
 
 @dataclass(frozen=True, kw_only=True)
 class Software:
-    """What computed a result."""
+    """The software and model that computed a result."""
 
     version: str
-    """Of vitmodel."""
+    """Version of vitmodel."""
     model: str
-    """The model's architecture."""
+    """Architecture of the model."""
     serial: str
-    """The first digits of its weights' SHA-256."""
+    """First digits of the SHA-256 of the model's weights."""
     parameters: tuple[str, ...] = ()
-    """What else decided the result, one `name: value` each."""
+    """Other settings that influence the result, one `name: value` each."""
 
     def uid(self, kind: str, *sources: str) -> UID:
-        """A new UID that follows from kind, software and the UIDs of its sources: the same result is known by the same name anywhere."""
+        """Return the UID of a result, derived from its kind, the software and the UIDs of its sources.
+
+        The same result therefore has the same UID wherever it is computed.
+        """
         return generate_uid(
             entropy_srcs=[MANUFACTURER, kind, self.version, self.model, self.serial, *self.parameters, *sources]
         )
 
 
 def read_source_header(path: Path | str, deidentify: Deidentifier | None = None) -> Dataset:
-    """The header of a source image as results refer to it; what the standard demands and the file lacks is empty or derived.
+    """Return the header of a source image in the form to which results refer.
 
-    Raises ImageRefusedError where the file is no DICOM object, or has no SOP Instance UID that a result could refer to.
+    Attributes that the standard requires and the file lacks are left empty or derived.
+
+    Args:
+        path: DICOM file of the source image.
+        deidentify: Function that removes the patient's identity from the header in place; None = keep it.
+
+    Raises:
+        ImageRefusedError: The file is no DICOM object, or it has no SOP Instance UID to which a result could refer.
     """
     header = read_dataset(Path(path))
     meta = header.file_meta if hasattr(header, "file_meta") else Dataset()
-    name = header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID")
-    if not name:
-        raise ImageRefusedError(
-            "bad_header", "the file has no SOP Instance UID, so that no DICOM result can refer to it"
-        )
-    header.SOPInstanceUID = name
+    instance_uid = header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID")
+    if not instance_uid:
+        raise ImageRefusedError("bad_header", "the file has no SOP Instance UID to which a DICOM result could refer")
+    header.SOPInstanceUID = instance_uid
     header.SOPClassUID = (
         header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
     )
@@ -68,31 +79,37 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
             header.add_new(keyword, dictionary_VR(keyword), "")
     header.setdefault("Modality", "MG")
     if not header.get("StudyInstanceUID"):
-        header.StudyInstanceUID = generate_uid(entropy_srcs=[MANUFACTURER, "study", str(header.PatientID) or name])
+        patient_or_image = str(header.PatientID) or instance_uid
+        header.StudyInstanceUID = generate_uid(entropy_srcs=[MANUFACTURER, "study", patient_or_image])
     if not header.get("SeriesInstanceUID"):
         header.SeriesInstanceUID = generate_uid(entropy_srcs=[MANUFACTURER, "series", str(header.StudyInstanceUID)])
     if deidentify is not None:
         deidentify(header)
-        header.pop("InstanceNumber", None)  # the RSNA release keeps the image's id there, and dicognito leaves it
+        header.pop("InstanceNumber", None)  # the RSNA release stores the image id there, and dicognito keeps it
     return header
 
 
 def _is_valid(header: Dataset, keyword: str) -> bool:
-    """Whether the attribute is there and, where it is a date or time, is one: 00000000 is not."""
-    value, kind = header.get(keyword), {"DA": DA, "TM": TM}.get(dictionary_VR(keyword))
+    """Return whether the attribute is present and, if its type is date or time, valid or empty; 00000000 is invalid."""
+    value = header.get(keyword)
+    value_type = {"DA": DA, "TM": TM}.get(dictionary_VR(keyword))
     try:
-        return value is not None and (kind is None or value == "" or kind(value) is not None)
+        return value is not None and (value_type is None or value == "" or value_type(value) is not None)
     except ValueError:
         return False
 
 
 def make_deidentifier(seed: str) -> Deidentifier:
-    """dicognito with a secret `seed`: whoever anonymises the sources with the same seed gets the same new names and UIDs.
+    """Return a function that de-identifies a header in place with dicognito.
 
-    Raises UsageError where dicognito is not installed.
+    Args:
+        seed: Secret seed. Sources anonymised with the same seed get the same new names and UIDs.
+
+    Raises:
+        UsageError: dicognito is not installed.
     """
     try:
         from dicognito.anonymizer import Anonymizer
     except ImportError:
-        raise UsageError("deidentify: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
+        raise UsageError("deidentify: dicognito is not installed; run: pip install 'vitmodel[dicom]'") from None
     return Anonymizer(seed=seed).anonymize

@@ -1,4 +1,4 @@
-"""All that is written of an image or a study beside its scores: overlay and DICOM results. Knows the parts, not how a score came to be."""
+"""Results of an image or study other than score tables: overlays and DICOM objects."""
 
 from __future__ import annotations
 
@@ -22,47 +22,66 @@ Region = list[list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageResult:
-    """What the results of one image need to know of it."""
+    """Data of one image that its results contain."""
 
     name: str
-    """Name of its overlay's file, without suffix."""
+    """File name of its overlay, without suffix."""
     path: Path
     side: str
-    """L, R or ''."""
+    """L, R or '' = unknown."""
     view: str
     probability: float
     inverted: bool
-    """Whether its polarity was put right."""
+    """Whether the polarity of the image was corrected."""
 
 
 class ResultWriter:
-    """Writes below OUT: overlays/NAME.png and, if `dicom`, dicom/SOPINSTANCEUID.dcm.
+    """Writer of overlays and DICOM results.
 
-    Raises UsageError where highdicom or dicognito is needed and not installed.
+    It writes OUT/overlays/NAME.png and, with `dicom`, OUT/dicom/SOPINSTANCEUID.dcm.
+
+    Args:
+        out: Folder of the results.
+        software: Software and model to which the results are attributed.
+        preprocessing: Preprocessing of the crops.
+        threshold: Probability from which a breast is suspicious.
+        dicom: Whether DICOM results are written.
+        secret: Seed for de-identification; '' = keep the patient's identity.
+
+    Raises:
+        UsageError: highdicom or dicognito is needed but not installed.
     """
 
     def __init__(
         self, out: Path, software: Software, preprocessing: Preprocessing, threshold: float, dicom: bool, secret: str
     ) -> None:
-        self.out, self.software, self.preprocessing, self.threshold, self.dicom = (
-            out,
-            software,
-            preprocessing,
-            threshold,
-            dicom,
-        )
+        self.out = out
+        self.software = software
+        self.preprocessing = preprocessing
+        self.threshold = threshold
+        self.dicom = dicom
         self.deidentify = make_deidentifier(secret) if secret else None
         if dicom:
             try:
-                import highdicom  # noqa: F401 (asked for at once, not after an hour of scoring)
+                import highdicom  # noqa: F401 (fail now, not after an hour of scoring)
             except ImportError:
-                raise UsageError("dicom: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
+                raise UsageError("dicom: highdicom is not installed; run: pip install 'vitmodel[dicom]'") from None
 
     def write_explanation(
         self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float
     ) -> tuple[Region, list[str]]:
-        """The overlay, and as DICOM the overlay and the map; returns the outline (x, y in source pixels) of the hottest region, and the
-        files' paths below OUT.
+        """Write the overlay and, with `dicom`, the overlay and the heat map as DICOM objects.
+
+        Args:
+            image: The explained image.
+            heat: Its heat map.
+            unit: Meaning of the map's values.
+            low: Value at which colour begins.
+            high: Value of the strongest colour, unless the map exceeds it.
+
+        Returns:
+            The outline of the region with the highest values as (x, y) in source pixels, and the paths of the files
+            relative to OUT.
         """
         page = self.draw(image, heat, unit, low, high)
         written = [self.out / "overlays" / f"{image.name}.png"]
@@ -78,55 +97,64 @@ class ResultWriter:
     def draw(self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float) -> np.ndarray:
         """Return the breast, plain and below the heat map, with colour bar and caption: `(H, W, 3)` uint8, RGB."""
         picture = read_display_image(image.path, heat, self.preprocessing, image.inverted)
-        words = "at or above" if image.probability >= self.threshold else "below"
+        relation = "at or above" if image.probability >= self.threshold else "below"
         caption = Caption(
             title=f"{image.side} {image.view}".strip() or "side and view unknown",
-            score=f"Probability of cancer by this image alone {image.probability:.1%}, {words} the threshold of {self.threshold:.1%}",
-            unit=unit, low=low, high=max(high, float(np.nanmax(heat.values))),
-        )  # fmt: skip
+            score=f"Probability of cancer from this image alone: {image.probability:.1%}, "
+            f"{relation} the threshold of {self.threshold:.1%}",
+            unit=unit,
+            low=low,
+            high=max(high, float(np.nanmax(heat.values))),
+        )
         return draw_overlay(picture, heat, caption, breast_only=self.deidentify is not None)
 
     def report(self, images: pd.DataFrame, breasts: pd.DataFrame) -> tuple[int, int]:
-        """A structured report per study; how many were written, and how many scored images could have no DICOM result.
+        """Write a structured report per study.
 
-        `images` has a row per image with path, prediction_id, laterality, probability and region (an outline or None), `breasts` one per
-        breast with prediction_id, laterality, probability and decision.
+        Args:
+            images: One row per image with the columns path, prediction_id, laterality, probability and region (an
+                outline or None).
+            breasts: One row per breast with the columns prediction_id, laterality, probability and decision.
+
+        Returns:
+            The number of reports, and the number of scored images that cannot have a DICOM result.
         """
         from vitmodel.results.structured_report import BreastFinding, ImageFinding, structured_report
 
         studies: dict[str, dict[str, list[ImageFinding]]] = {}
-        without = 0
+        skipped = 0
         for row in images[images["probability"].notna()].itertuples():
             source = self.read_header(Path(str(row.path)))
             if source is None:
-                without += 1
+                skipped += 1
                 continue
             region = None if row.region is None else np.array(row.region)
             finding = ImageFinding(source=source, probability=float(row.probability), region=region)
             studies.setdefault(str(source.StudyInstanceUID), {}).setdefault(str(row.prediction_id), []).append(finding)
-        known = breasts.set_index("prediction_id")
+        rows = breasts.set_index("prediction_id")
         for study in studies.values():
             findings = []
-            for breast, members in study.items():
-                row = known.loc[breast]
-                suspicious = row["decision"] == 1
-                findings.append(
-                    BreastFinding(
-                        side=row["laterality"], probability=row["probability"], suspicious=suspicious, images=members
-                    )
+            for prediction_id, image_findings in study.items():
+                breast = rows.loc[prediction_id]
+                finding = BreastFinding(
+                    side=breast["laterality"],
+                    probability=breast["probability"],
+                    suspicious=breast["decision"] == 1,
+                    images=image_findings,
                 )
+                findings.append(finding)
             self.save(structured_report(findings, self.software))
-        return len(studies), without
+        return len(studies), skipped
 
     def read_header(self, path: Path) -> Dataset | None:
-        """The image's header as results refer to it; None where it is no DICOM object that one could refer to."""
+        """Return the header of an image as results refer to it, or None if no result can refer to the file."""
         try:
             return read_source_header(path, self.deidentify)
         except ImageRefusedError:
             return None
 
     def save(self, result: Dataset) -> Path:
-        """Write a DICOM file under its own name, and return its path."""
+        """Write a DICOM object to a file named after its SOP Instance UID and return the path."""
         path = self.out / "dicom" / f"{result.SOPInstanceUID}.dcm"
         with atomic_path(path) as temporary:
             result.save_as(temporary, enforce_file_format=True)

@@ -1,4 +1,4 @@
-"""Scores as files: per image, breast and patient, and Kaggle's submission. Knows no image and no model."""
+"""Score tables as files: per image, breast and patient, and Kaggle's submission."""
 
 from __future__ import annotations
 
@@ -18,10 +18,21 @@ def write_score_files(
     parquet: bool = False,
     jsonl: bool = False,
 ) -> None:
-    """The tables of a Predictor as OUT/NAME.csv and, if asked for, .parquet and .jsonl (one JSON object a line, null = unknown).
+    """Write the tables of a `Predictor` as CSV and optionally in other formats, and Kaggle's submission.csv.
 
-    submission.csv is Kaggle's: breasts in the order of their source; a refused breast has an empty cell there, never a made-up number.
-    Raises UsageError where pyarrow, which Parquet needs, is not installed.
+    submission.csv lists the breasts in the order of their source. A refused breast has an empty cell, never an invented
+    number.
+
+    Args:
+        images: One row per image, written to scores.csv.
+        breasts: One row per breast, written to breast_scores.csv.
+        patients: One row per patient, written to patient_scores.csv.
+        out: Folder of the files.
+        parquet: Whether to write each table as Parquet as well.
+        jsonl: Whether to write each table as JSON Lines as well (one object per line, null = unknown).
+
+    Raises:
+        UsageError: `parquet` is set and pyarrow is not installed.
     """
     tables = {"scores": images, "breast_scores": breasts, "patient_scores": patients}
     for name, table in tables.items():
@@ -33,10 +44,9 @@ def write_score_files(
                 with atomic_path(out / f"{name}.parquet") as temporary:
                     table.to_parquet(temporary, index=False)
             except ImportError:
-                raise UsageError("parquet: needs the extra `parquet`: pip install 'vitmodel[parquet]'") from None
-    _write_csv(
-        breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"}), out / "submission.csv"
-    )
+                raise UsageError("parquet: pyarrow is not installed; run: pip install 'vitmodel[parquet]'") from None
+    submission = breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"})
+    _write_csv(submission, out / "submission.csv")
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The overlay as a Secondary Capture and the heat map as a Parametric Map, beside the source image in its study. Knows no model."""
+"""The overlay as a Secondary Capture and the heat map as a Parametric Map, in the study of the source image."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from pydicom.uid import RLELossless
 
 from vitmodel.results.evidence import MANUFACTURER, Software
 
-MAX_STORED_VALUE = (
-    255  # of 16 bits, for which the standard asks: steps enough for a few hundred patches, and a file ten times smaller
-)
-MAP_SERIES, CAPTURE_SERIES = 9101, 9102  # numbers that no acquisition uses
+# The standard requires 16 bits, but 8 of them resolve a few hundred patches and make the file ten times smaller.
+MAX_STORED_VALUE = 255
+MAP_SERIES, CAPTURE_SERIES = 9101, 9102  # series numbers that no acquisition uses
 
 
 def secondary_capture(page: np.ndarray, source: Dataset, software: Software, side: str) -> Dataset:
-    """The overlay `page` (H W 3, uint8, RGB) of the image `source` (its header); `side` is L, R or '' (PS3.3 A.8.1)."""
+    """Return an overlay as a Secondary Capture (PS3.3 A.8.1).
+
+    Args:
+        page: The overlay, `(H, W, 3)` uint8, RGB.
+        source: Header of the source image.
+        software: Software and model that computed the heat map.
+        side: L, R or '' = unknown.
+    """
     capture = SCImage.from_ref_dataset(
         ref_dataset=source,
         pixel_array=page,
@@ -34,29 +40,44 @@ def secondary_capture(page: np.ndarray, source: Dataset, software: Software, sid
         instance_number=int(source.get("InstanceNumber") or 1),
         manufacturer=MANUFACTURER,
         laterality=side or None,
-        patient_orientation=("L", "F"),  # highdicom knows no oblique one: replaced below
+        patient_orientation=("L", "F"),  # highdicom does not accept oblique orientations: replaced below
         transfer_syntax_uid=RLELossless,
     )
-    capture.Laterality = side  # one series holds one side
+    capture.Laterality = side  # one series contains one side
     capture.PatientOrientation = source.get("PatientOrientation", "")
     capture.SeriesDescription = "Heat map overlay, research only"
-    capture.ManufacturerModelName, capture.SoftwareVersions = software.model, software.version
+    capture.ManufacturerModelName = software.model
+    capture.SoftwareVersions = software.version
     return capture
 
 
 def parametric_map(values: np.ndarray, unit: str, source: Dataset, software: Software, side: str) -> Dataset:
-    """The heat map `values` (H W float, NaN outside the breast) on the pixels of the image `source`, in 254 steps (PS3.3 A.75).
+    """Return a heat map as a Parametric Map on the pixels of its source image, in 254 steps (PS3.3 A.75).
 
-    Stored 0 is outside the breast and maps to no value. The object must lie in a plane, and a projection lies in none: it gets a frame of
-    reference of its own, the detector, in millimetres where the source states its spacing, else in pixels.
+    The stored value 0 lies outside the breast and maps to no value. The standard requires a plane in space, which a
+    projection does not have. The object therefore gets a frame of reference of its own, the detector, in millimetres if
+    the source states its pixel spacing and in pixels otherwise.
+
+    Args:
+        values: The heat map, `(H, W)` float, NaN outside the breast.
+        unit: Meaning of the values.
+        source: Header of the source image.
+        software: Software and model that computed the map.
+        side: L, R or '' = unknown.
     """
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    low = float(np.nanmin(values))
+    high = float(np.nanmax(values))
     step = (high - low) / (MAX_STORED_VALUE - 1) or 1.0
     stored = np.where(np.isnan(values), 0, 1 + np.rint((np.nan_to_num(values) - low) / step)).astype(np.uint16)
     mapping = RealWorldValueMapping(
-        lut_label="saliency", lut_explanation=unit[:64], unit=codes.UCUM.NoUnits, quantity_definition=codes.DCM.Saliency,
-        value_range=(1, MAX_STORED_VALUE), slope=step, intercept=low - step,
-    )  # fmt: skip
+        lut_label="saliency",
+        lut_explanation=unit[:64],
+        unit=codes.UCUM.NoUnits,
+        quantity_definition=codes.DCM.Saliency,
+        value_range=(1, MAX_STORED_VALUE),
+        slope=step,
+        intercept=low - step,
+    )
     heat = ParametricMap(
         source_images=[_in_a_plane(source, software)],
         pixel_array=stored,
@@ -83,11 +104,12 @@ def parametric_map(values: np.ndarray, unit: str, source: Dataset, software: Sof
 
 
 def _in_a_plane(source: Dataset, software: Software) -> Dataset:
-    """The header with its pixels on a plane: x along the rows, y along the columns, the first pixel at 0, 0, 0."""
+    """Return the header with its pixels on a plane: x along rows, y along columns, the first pixel at (0, 0, 0)."""
     plane = copy.copy(source)
     plane.FrameOfReferenceUID = software.uid("detector", source.SOPInstanceUID)
     plane.PositionReferenceIndicator = ""
-    plane.ImagePositionPatient, plane.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+    plane.ImagePositionPatient = [0, 0, 0]
+    plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     plane.PixelSpacing = source.get("PixelSpacing") or source.get("ImagerPixelSpacing") or [1, 1]
     plane.SliceThickness = 1
     return plane

@@ -1,7 +1,8 @@
-"""The scores of one study as a Comprehensive SR after TID 1500: a probability per breast, a region per suspicious image. Knows no model."""
+"""The scores of one study as a Comprehensive SR (TID 1500): a probability per breast, a region per suspicious image."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,24 +29,24 @@ from pydicom.sr.codedict import codes
 from vitmodel.results.evidence import MANUFACTURER, Software
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
-REPORT_SERIES_NUMBER = 9103  # a number that no acquisition uses
+REPORT_SERIES_NUMBER = 9103  # a series number that no acquisition uses
 LATERALITY_CODES = {"L": codes.SCT.Left, "R": codes.SCT.Right}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageFinding:
-    """What is reported of one image."""
+    """Reported data of one image."""
 
     source: Dataset
-    """Its header."""
+    """Header of the image."""
     probability: float
     region: np.ndarray | None = None
-    """K x 2 (x, y) in its pixels: the outline that the heat map shows; None = nothing to point at."""
+    """Outline from the heat map, `(K, 2)` as (x, y) in pixels of the image; None = no region."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BreastFinding:
-    """What is reported of one breast."""
+    """Reported data of one breast."""
 
     side: str
     """L, R or '' = unknown."""
@@ -56,9 +57,14 @@ class BreastFinding:
 
 
 def structured_report(breasts: Sequence[BreastFinding], software: Software) -> Dataset:
-    """One document for the breasts of one study, with its images as evidence (PS3.16 TID 1500, 1501, 1410).
+    """Return one report on the breasts of one study, with its images as evidence (PS3.16 TID 1500, 1501, 1410).
 
-    A region is reported of suspicious breasts alone: in the others the map points at what speaks most for cancer, and nothing does.
+    Regions are reported for suspicious breasts only. Every map has a maximum, but in other breasts it is not evidence
+    of cancer.
+
+    Args:
+        breasts: The breasts of one study with their images.
+        software: Software and model that computed the scores.
     """
     evidence = [image.source for breast in breasts for image in breast.images]
     study = evidence[0].StudyInstanceUID
@@ -73,10 +79,11 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
         serial_number=software.serial,
     )
     observer = ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    groups = (_measurement_groups(breast, software, algorithm) for breast in breasts)
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=observer),
         procedure_reported=codes.SCT.Mammography,
-        imaging_measurements=[group for breast in breasts for group in _groups(breast, software, algorithm)],
+        imaging_measurements=list(itertools.chain.from_iterable(groups)),
         title=codes.DCM.ImagingMeasurementReport,
     )
     report = ComprehensiveSR(
@@ -93,18 +100,19 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
     )
     report.SeriesDescription = "Cancer probability per breast, research only"
     report.CompletionFlagDescription = NOT_A_MEDICAL_DEVICE[:64]
-    report.ManufacturerModelName, report.SoftwareVersions = software.model, software.version
+    report.ManufacturerModelName = software.model
+    report.SoftwareVersions = software.version
     return report
 
 
-def _groups(
+def _measurement_groups(
     breast: BreastFinding, software: Software, algorithm: AlgorithmIdentification
 ) -> Iterator[MeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations]:
-    """The breast's measurement group, then one per region."""
+    """Yield the measurement group of a breast, then one per region."""
     site = [FindingSite(anatomic_location=codes.SCT.Breast, laterality=LATERALITY_CODES.get(breast.side))]
-    names = [image.source.SOPInstanceUID for image in breast.images]
+    image_uids = [image.source.SOPInstanceUID for image in breast.images]
     yield MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(software.uid("breast", *names), f"Breast {breast.side}".strip()),
+        tracking_identifier=TrackingIdentifier(software.uid("breast", *image_uids), f"Breast {breast.side}".strip()),
         algorithm_id=algorithm,
         finding_sites=site,
         measurements=[_probability(breast.probability)],
