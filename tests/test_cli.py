@@ -169,7 +169,7 @@ def test_an_unknown_key_in_a_recipe_is_refused(tmp_path: Path, capsys: pytest.Ca
         (["etl", "in"], "out: is missing; usage: vitmodel etl SOURCE OUT"),
         (["etl", "in", "out", "--size"], "--size: needs a value"),
         (["train", "m", "run", "--resume=maybe"], "resume: must be true or false, not 'maybe'"),
-        (["train", "m", "run", "--augment", "3"], "--augment: '3' is no mapping"),
+        (["train", "m", "run", "--augment", "3"], "--augment: '3' is not a mapping"),
     ],
 )
 def test_wrong_usage_says_in_one_line_what_to_do(

@@ -19,7 +19,7 @@ LAYERS = [
     {"reports", "results", "releases", "phantoms"},
     {"training", "scoring"},
     {"commands"},
-    {"api", "artifacts", "options", "cli"},
+    {"api", "artifacts", "cli"},
     {"__init__", "__main__", "image_ETL", "train", "predict"},
 ]
 """Packages and root modules from the lowest layer to the highest; see docs/design.md."""

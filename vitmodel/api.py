@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitmodel.artifacts import EvaluationResult, Manifest, Run
-from vitmodel.config import ETLConfig, EvaluateConfig, PredictConfig, PredictorConfig, TrainConfig
+from vitmodel.config import ETLConfig, EvaluateConfig, PredictConfig, PredictorConfig, TrainConfig, make_config
 from vitmodel.errors import UsageError
-from vitmodel.options import check_names, make_config
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
 
 if TYPE_CHECKING:
@@ -209,10 +208,6 @@ class Model:
         from vitmodel.releases.in_memory import write_sources
 
         package_fields = [field.name for field in fields(PredictorConfig)]
-        allowed = [
-            field.name for field in fields(PredictConfig) if field.name not in (*package_fields, "source", "out")
-        ]
-        check_names(options, allowed)
         paths = write_sources(sources, scratch)
         settings = {name: getattr(self._predictor.config, name) for name in package_fields}
         return make_config(PredictConfig, options, source=paths, out=out, **settings)
@@ -325,7 +320,14 @@ def evaluate(
 
     Examples:
         >>> report = vitmodel.evaluate(
-        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
+        ...     "run/package",
+        ...     "crops/manifest.csv",
+        ...     "report",
+        ...     split="all",
+        ...     replicates=100,
+        ...     audit=False,
+        ...     card=False,
+        ...     progress=False,
         ... )
         >>> print(report.path)
         report/report.html

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NOT_A_MEDICAL_DEVICE = "Research software, not a medical device: no score of it may decide about a patient."
+NOT_A_MEDICAL_DEVICE = "Research software, not a medical device. Do not use its scores for clinical decisions."
 
 
 @contextlib.contextmanager
