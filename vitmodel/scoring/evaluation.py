@@ -115,9 +115,7 @@ class Evaluation:
         for objective in ("f1", "pf1", "sensitivity"):
             try:
                 chosen = cross_fitted_thresholds(units, objective, sensitivity, self.seed)
-            except (
-                UsageError
-            ):  # one class, or one patient of a class; the report states that no threshold could be chosen
+            except UsageError:  # one class, or one patient of a class; the report then says so
                 return []
             name = describe_objective(objective, sensitivity)
             span = (float(chosen.min()), float(chosen.max()))
