@@ -250,8 +250,9 @@ def _positional(bare: list[str], places: list[Option], name: str) -> list[str]:
     result: list[str] = []
     surplus = max(0, len(bare) - len(places))
     for option in places:
-        taken = 1 + surplus if option.is_list else 1
-        values, bare = bare[:taken], bare[taken:]
+        count = 1 + surplus if option.is_list else 1
+        values = bare[:count]
+        bare = bare[count:]
         if values:
             result.append(f"{option.flag}={json.dumps(values) if option.is_list else values[0]}")
     if bare:
