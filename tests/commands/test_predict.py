@@ -668,7 +668,7 @@ def rewrite(package: Path, old: str, new: str) -> None:
         ),
         (
             lambda package: rewrite(package, '"decision": {', '"verdict": {'),
-            "'decision' is missing; use the vitmodel that wrote",
+            "'decision' is missing; use the version of vitmodel that wrote",
         ),
     ],
 )
