@@ -1,4 +1,4 @@
-"""The command line: flags are YAML keys, usage errors name the field, help is light, and stages run as files."""
+"""The command line: flags are YAML keys, usage errors name the field, --help is light, and stages run as files."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def test_weights_change_the_default_recipe_and_flags_override_it() -> None:
             getattr(settings, name) for name in ("epochs", "lr", "layer_decay", "batch_size", "freeze", "flip_average")
         )
 
-    scratch, given = (30, 3e-4, 1, 32, 0, False), (6, 1e-4, 0.75, 16, 1, True)
+    scratch = (30, 3e-4, 1, 32, 0, False)
+    fine_tuning = (6, 1e-4, 0.75, 16, 1, True)
     assert recipe() == scratch
-    assert recipe("--weights", "w") == recipe("--weights", "w", "--config", "rsna") == given
+    assert recipe("--weights", "w") == recipe("--weights", "w", "--config", "rsna") == fine_tuning
     flags = [
         "--epochs",
         "30",
@@ -95,7 +96,7 @@ def test_a_positional_field_set_by_its_flag_takes_no_positional_argument() -> No
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_a_saved_configuration_parses_to_itself(verb: str, tmp_path: Path) -> None:
-    """All flags are YAML keys: what a stage saves gives the same configuration again."""
+    """All flags are YAML keys: the recipe that a stage saves gives the same configuration again."""
     cls = cli.VERBS[verb].cls
     values = {
         option.name: ("here", "there") if option.is_list else option.name for option in options(cls) if option.required
@@ -144,7 +145,7 @@ def test_a_flag_after_the_recipe_overrides_it(tmp_path: Path) -> None:
         (["nonsense"], "nonsense"),
     ],
 )
-def test_wrong_usage_ends_with_2_and_names_the_field(
+def test_wrong_usage_exits_with_2_and_names_the_field(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
@@ -169,10 +170,10 @@ def test_an_unknown_key_in_a_recipe_is_refused(tmp_path: Path, capsys: pytest.Ca
         (["etl", "in"], "out: is missing; usage: vitmodel etl SOURCE OUT"),
         (["etl", "in", "out", "--size"], "--size: needs a value"),
         (["train", "m", "run", "--resume=maybe"], "resume: must be true or false, not 'maybe'"),
-        (["train", "m", "run", "--augment", "3"], "--augment: '3' is no mapping"),
+        (["train", "m", "run", "--augment", "3"], "--augment: '3' is not a mapping"),
     ],
 )
-def test_wrong_usage_says_in_one_line_what_to_do(
+def test_wrong_usage_is_explained_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
@@ -191,7 +192,7 @@ def test_flags_are_written_with_dashes_or_underscores_and_groups_as_a_mapping() 
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_shows_every_option_once_without_types_of_python(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_option_once_without_python_types(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([verb, "--help"])
     assert end.value.code == 0
@@ -201,10 +202,9 @@ def test_help_shows_every_option_once_without_types_of_python(verb: str, capsys:
         assert noise not in shown
     lines = [line.split()[0] for line in shown.splitlines() if re.match(r"  \S", line)]
     for option in options(cli.VERBS[verb].cls):
-        assert (
-            lines.count(option.placeholder.split()[0] if option.required else option.flag + "," * (option.hint is bool))
-            == 1
-        )
+        switch = f"{option.flag},"  # followed by its negation
+        flag = switch if option.hint is bool else option.flag
+        assert lines.count(option.placeholder.split()[0] if option.required else flag) == 1
         assert option.group in cli.GROUPS
 
 
@@ -249,7 +249,7 @@ def test_the_overview_lists_every_verb_below_a_heading() -> None:
 
 
 @pytest.mark.parametrize("module", ["vitmodel", "vitmodel.cli"])
-def test_version(module: str) -> None:
+def test_the_version_is_printed(module: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -258,7 +258,7 @@ def test_version(module: str) -> None:
 
 @pytest.mark.parametrize("stage", ["image_ETL", "train", "predict"])
 def test_a_stage_runs_as_a_file_from_an_uninstalled_checkout(stage: str, tmp_path: Path) -> None:
-    """The copy's own configuration answers, not the installed package's."""
+    """The configuration is that of the copy, not of the installed package."""
     checkout = tmp_path / "checkout" / "vitmodel"
     shutil.copytree(ROOT / "vitmodel", checkout, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (checkout / "config").glob("*.py"):

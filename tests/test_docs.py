@@ -21,14 +21,14 @@ from vitmodel import cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.md") if "```bash" in path.read_text())
-PARSERS = functools.cache(cli.parser_for)  # building a parser takes most of the time
+PARSERS = functools.cache(cli.parser_for)  # most of the time is spent on building parsers
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
 
 
 def blocks_of(page: Path, *languages: str) -> list[tuple[str, str]]:
     """Return the language and text of each fenced block in one of `languages`."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    return [(language, text) for language, text in found if language in languages]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [(language, text) for language, text in blocks if language in languages]
 
 
 def write_program(folder: Path) -> Path:
@@ -41,7 +41,7 @@ def write_program(folder: Path) -> Path:
 
 
 def run_line(line: str, environment: dict[str, str]) -> None:
-    """Run one line of a bash block: a plain `vitmodel` command in this process, which is faster, others in a shell.
+    """Run one line of a bash block: a plain `vitmodel` command in this process, which is faster; others in a shell.
 
     `synth` runs in a shell: joblib's worker processes outlive a test and would write relative to its folder.
     """
@@ -93,7 +93,7 @@ def test_each_verb_has_a_how_to_page_and_is_in_the_readme() -> None:
 
 
 def hook(name: str) -> ModuleType:
-    """Import a hook of the site, which is no module of the package."""
+    """Import a hook of the site; hooks are not part of the package."""
     specification = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "hooks" / f"{name}.py")
     assert specification
     assert specification.loader
@@ -130,8 +130,8 @@ def test_the_page_of_the_model_package_explains_every_key(run: Path) -> None:
     assert [key for key in package if f"`{key}`" not in page] == []
 
 
-class Loaded(HTMLParser):
-    """Collects what a browser would load with a page: scripts, styles, pictures and fonts."""
+class ResourceParser(HTMLParser):
+    """Collects the addresses that a browser loads with a page: scripts, styles, pictures and fonts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,9 +155,9 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: P
     pages = list((tmp_path / "site").glob("**/*.html"))
     assert len(pages) > 40
     for page in pages:
-        loaded = Loaded()
-        loaded.feed(page.read_text())
-        assert not [address for address in loaded.addresses if address.startswith(("http:", "https:", "//"))], page
+        parser = ResourceParser()
+        parser.feed(page.read_text())
+        assert not [address for address in parser.addresses if address.startswith(("http:", "https:", "//"))], page
     styles = "".join(path.read_text() for path in (tmp_path / "site").glob("**/*.css"))
     assert not re.search(r"url\(['\"]?(https?:)?//", styles)
 
@@ -166,10 +166,6 @@ def test_the_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: P
 def test_the_notebook_runs(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    import vitmodel
-
-    if not hasattr(vitmodel, "load"):
-        pytest.skip("the notebook needs vitmodel.load, the Python API")
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})

@@ -1,4 +1,4 @@
-"""All exceptions derive from one base class, are declared in one module, and survive being sent to another process."""
+"""Exceptions derive from one base class, are declared in one module, and can be sent to another process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ REFUSALS = {"ImageRefusedError", "InputRefusedError"}
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 
 
-def raised_verdicts() -> Iterator[tuple[str, ast.Call]]:
-    """Yield file name and call of every verdict that the package raises."""
+def raised_refusals() -> Iterator[tuple[str, ast.Call]]:
+    """Yield the file name and the call of every refusal that the package raises."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in REFUSALS:
@@ -59,14 +59,13 @@ def test_an_error_pickles_with_its_attributes(error: errors.VitmodelError) -> No
     assert vars(copy) == vars(error)
 
 
-def test_every_verdict_that_is_raised_has_a_known_reason_code() -> None:
-    calls = list(raised_verdicts())
+def test_every_refusal_has_a_documented_reason_code() -> None:
+    calls = list(raised_refusals())
     assert len(calls) > 40
     for name, call in calls:
         assert len(call.args) == 2, f"{name}:{call.lineno}"
         code = call.args[0]
-        codes = {
-            node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        }
+        constants = [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
+        codes = {value for value in constants if isinstance(value, str)}
         assert codes, f"{name}:{call.lineno}: the code is not a literal"
         assert codes <= set(REFUSAL_REASONS), f"{name}:{call.lineno}"

@@ -1,4 +1,4 @@
-"""The project's own promises: one-line extension points, an installable wheel, and project files that agree with each other."""
+"""The project: one-line extension points, an installable wheel, and project files that are consistent."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ ADAPTER = """
 import pandas as pd
 from vitmodel.data.manifest import as_manifest
 
-LOOKS_FOR = "a file dummy.txt"
+EXPECTED_FILES = "a file dummy.txt"
 
 def detect(source):
     return (source / "dummy.txt").is_file()
 
 def read(source):
-    image = {"image_id": ["1"], "patient_id": ["1"], "laterality": ["L"], "view": ["CC"], "path": [str(source / "1.png")]}
-    return as_manifest(pd.DataFrame(image).assign(dataset="dummy"), "dummy")
+    image = {"image_id": "1", "patient_id": "1", "laterality": "L", "view": "CC", "path": str(source / "1.png")}
+    return as_manifest(pd.DataFrame([image]).assign(dataset="dummy"), "dummy")
 """
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with one new file and one new line for a loss, an explanation and an adapter."""
+    """Return a copy of the package with a new file and a new line each for a loss, an explanation and an adapter."""
     root = tmp_path_factory.mktemp("extended")
     package = shutil.copytree(ROOT / "vitmodel", root / "vitmodel", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "model" / "hinge.py").write_text(LOSS)
@@ -129,7 +129,7 @@ print(*read_release({str(tmp_path)!r})["dataset"])
     assert run_python(code, tmp_path, extended).split() == ["dummy"]
 
 
-def test_every_adapter_has_what_the_protocol_asks_for() -> None:
+def test_every_adapter_implements_the_protocol() -> None:
     for name, adapter in registry.RELEASE_ADAPTERS.items():
         assert isinstance(adapter.EXPECTED_FILES, str), name
         assert callable(adapter.detect), name
@@ -184,7 +184,7 @@ def test_an_unknown_recipe_is_refused_with_the_names_of_all() -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the wheel of this checkout is installed, without its dependencies."""
+    """Return a folder into which the wheel of this checkout is installed, without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -222,7 +222,7 @@ def test_the_wheel_holds_every_file_of_the_package(installed: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
-    """Templates are rendered (the ETL report), and recipes are found by name."""
+    """Templates are rendered (in the ETL report), and recipes are found by name."""
     environment = os.environ | {"PYTHONPATH": str(installed)}
 
     def vitmodel(*arguments: str) -> str:
@@ -232,7 +232,7 @@ def test_the_wheel_works_outside_the_checkout(installed: Path, tmp_path: Path) -
         return done.stdout
 
     code = "import vitmodel; print(vitmodel.__file__)"
-    assert run_python(code, tmp_path, installed).startswith(str(installed)), "the checkout must not be what is imported"
+    assert run_python(code, tmp_path, installed).startswith(str(installed)), "the checkout is imported, not the wheel"
     assert "train" in vitmodel("--help")
     vitmodel("synth", "release", "--patients", "2", "--size", "256x208", "--jobs", "1")
     vitmodel("etl", "release", "crops", "--size", "64x32", "--jobs", "1")
@@ -277,7 +277,7 @@ def test_the_citation_file_agrees_with_the_package() -> None:
     "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
 )
 def test_issue_forms_follow_the_schema(path: Path) -> None:
-    """GitHub shows no form that lacks these keys or repeats an id."""
+    """GitHub does not show a form that lacks these keys or repeats an id."""
     form = yaml.safe_load(path.read_text())
     if path.stem == "config":
         assert set(form) <= {"blank_issues_enabled", "contact_links"}
@@ -343,12 +343,12 @@ def test_the_container_does_not_run_as_root() -> None:
         argument.endswith(":latest") or ":" not in argument for name, argument in instructions if name == "FROM"
     )
     assert all(argument.startswith("[") for name, argument in instructions if name in ("ENTRYPOINT", "CMD")), (
-        "no shell in between"
+        "commands run without a shell"
     )
     assert "ADD" not in names
 
 
-def test_the_docker_context_has_all_that_the_build_needs() -> None:
+def test_the_docker_context_contains_the_files_of_the_build() -> None:
     ignored = set((ROOT / ".dockerignore").read_text().split())
     assert not ignored & {"Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "vitmodel"}
     assert {".git", ".venv"} <= ignored
@@ -382,7 +382,7 @@ def test_the_changelog_has_an_unreleased_section_with_known_kinds() -> None:
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
-def test_links_and_paths_of_project_files_lead_somewhere(name: str) -> None:
+def test_links_and_paths_of_project_files_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     targets = re.findall(r"\]\((?!http|#)([^)#]+)\)", text) + re.findall(
         r"`((?:vitmodel|tests|benchmarks|docs|dev)/[\w/.-]+)`", text

@@ -1,4 +1,4 @@
-"""The README's commands, lines of Python and links work."""
+"""The README: its commands and lines of Python run, and its links have targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import vitmodel
 from vitmodel import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +19,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def commands(block: str) -> list[list[str]]:
+    """Return the words of each line of a bash block."""
     return [shlex.split(line, comments=True) for line in block.strip().splitlines()]
 
 
@@ -31,7 +31,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 
 @pytest.fixture(scope="module")
 def printed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder in which the README's verbs ran one after another."""
+    """Run the README's verbs one after another and return their working folder."""
     folder = tmp_path_factory.mktemp("readme")
     verbs = commands(BLOCKS[1])
     assert [command[1] for command in verbs] == ["synth", "etl", "train", "evaluate", "predict"]
@@ -51,8 +51,6 @@ def test_the_commands_for_the_verbs_run_one_after_another(printed_run: Path) -> 
 
 @pytest.mark.slow
 def test_the_lines_of_python_run_as_printed(printed_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not hasattr(vitmodel, "load"):
-        pytest.skip("needs vitmodel.load, the Python API")
     monkeypatch.chdir(printed_run)
     (block,) = PYTHON
     exec(compile(block, "README.md", "exec"), {})

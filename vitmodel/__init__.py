@@ -1,4 +1,4 @@
-"""Breast cancer scores from mammograms with a Vision Transformer written by hand. Research software, not a medical device."""
+"""Score mammograms for breast cancer with a hand-written Vision Transformer."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the public names and what is loaded so far."""
+    """Return the public names and the modules imported so far."""
     return sorted({*globals(), *__all__})
 
 

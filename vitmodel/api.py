@@ -1,8 +1,8 @@
-"""The functions of the Python API. The command line calls the same implementation, so that both give the same results.
+"""The Python API. The command line calls the same implementation, so that both give the same results.
 
 Options are keyword arguments with the names of the command line's flags, `-` written as `_`; `vitmodel VERB --help`
-explains them. The functions print nothing, except that a training reports as on the command line; other messages go to
-the log of `vitmodel.api`.
+explains them. Messages go to the logger `vitmodel.api`; nothing is printed, except by a training, which reports as on
+the command line.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitmodel.artifacts import EvaluationResult, Manifest, Run
-from vitmodel.config import ETLConfig, EvaluateConfig, PredictConfig, PredictorConfig, TrainConfig
+from vitmodel.config import ETLConfig, EvaluateConfig, PredictConfig, PredictorConfig, TrainConfig, make_config
 from vitmodel.errors import UsageError
-from vitmodel.options import check_names, make_config
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 AnyPath = str | os.PathLike[str]
 Method = Literal["rollout", "gradient", "occlusion", "integrated"]
 NEED_OUT = ("resume", "parquet", "jsonl", "explain", "dicom", "deidentify")
-"""Options of `Model.predict` that write files, and have no effect without an output folder."""
+"""Options of `Model.predict` that write files; they need an output folder."""
 
 
 def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **options: Any) -> Model:
@@ -50,7 +49,7 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
         The model, ready to score. Loading never runs code from a package.
 
     Raises:
-        UsageError: A package does not exist, gives no scores or does not fit the others, or an option is wrong.
+        UsageError: A package does not exist, was only pretrained or does not match the others, or an option is wrong.
         VitmodelError: A package is damaged.
 
     Examples:
@@ -60,29 +59,30 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
     """
     folders = list(_paths(packages))
     if not folders:
-        raise UsageError("packages: none is given; name a model package, such as vitmodel.load('run/package')")
+        raise UsageError("packages: none is given; pass a model package, such as vitmodel.load('run/package')")
     return Model(make_config(PredictorConfig, options, package=folders[0], ensemble=folders[1:]), progress)
 
 
 def _paths(items: Iterable[AnyPath | Iterable[AnyPath]]) -> Iterator[Path]:
+    """Yield all paths of nested lists. Raise UsageError for other items."""
     for item in items:
         if isinstance(item, str | os.PathLike):
             yield Path(item)
         elif isinstance(item, Iterable):
             yield from _paths(item)
         else:
-            raise UsageError(f"packages: must be paths, not {type(item).__name__} {item!r}")
+            raise UsageError(f"packages: must be paths of model packages, not {type(item).__name__} {item!r}")
 
 
 class Model:
-    """One or more loaded model packages. `vitmodel.load` makes it. Research software, not a medical device.
+    """One or more loaded model packages, as `vitmodel.load` returns them. Research software, not a medical device.
 
     Args:
         config: The packages and how they run.
         progress: Whether `predict` shows progress bars on standard error.
 
     Raises:
-        UsageError: A package does not exist, gives no scores or does not fit the others.
+        UsageError: A package does not exist, was only pretrained or does not match the others.
         VitmodelError: A package is damaged.
 
     Examples:
@@ -104,12 +104,12 @@ class Model:
 
     @property
     def label(self) -> str:
-        """What the probability is of: the manifest column that the model was trained on."""
+        """The manifest column that the model was trained to predict."""
         return str(self._predictor.ensemble.package["label"])
 
     @property
     def threshold(self) -> float:
-        """Probability of a breast from which the model's decision is 1."""
+        """Smallest probability of a breast for which the decision is 1."""
         return self._predictor.ensemble.threshold
 
     @property
@@ -122,12 +122,12 @@ class Model:
     ) -> Prediction:
         """Score mammograms: a probability per image, breast and patient.
 
-        Every input has a row in the result; what cannot be scored is refused with a reason and has no score. Tables and
-        folders come first in the result, then single files, then inputs that hold no image.
+        Every input has a row in the result; an input that cannot be scored is refused with a reason and has no score.
+        Tables and folders come first in the result, then single files, then inputs that contain no image.
 
         Args:
             sources: What to score: image files (DICOM, PNG, JPEG, TIFF), folders, zips, DICOMDIRs, release tables,
-                manifests, `pydicom.Dataset`s and `vitmodel.Mammogram`s (arrays), one or a list of them.
+                manifests, `pydicom.Dataset`s and `vitmodel.Mammogram`s (arrays); one or a list of them.
             out: Folder for the files that `vitmodel predict` writes; None = write nothing.
             **options: `dataset` and, with `out`, `resume`, `parquet`, `jsonl`, `explain`, `dicom` and `deidentify`, as
                 for `vitmodel predict`.
@@ -136,7 +136,7 @@ class Model:
             Tables of scores, the same as those of the command line.
 
         Raises:
-            UsageError: A source is of a wrong type, a table is at fault, or an option is wrong.
+            UsageError: A source has a wrong type, a table is invalid, or an option is wrong.
             VitmodelError: The disk is full or `out` cannot be written.
 
         Examples:
@@ -150,18 +150,19 @@ class Model:
 
         without_effect = [name for name in NEED_OUT if out is None and options.get(name)]
         if without_effect:
-            raise UsageError(f"{without_effect[0]}: has no effect without out=FOLDER, which it writes to")
+            raise UsageError(f"{without_effect[0]}: has no effect without out=FOLDER, the folder for its files")
         with _scratch() as scratch, progress_bars(self.progress):
             config = self._predict_config(sources, scratch, scratch / "out" if out is None else Path(out), options)
             tables = score_sources(self._predictor, config, logger.info).tables
             images = tables.images.copy()
-            images["remark"] = images["remark"].str.replace(f"{scratch}/", "", regex=False)  # the folder is gone soon
-            as_id = f"{scratch}/".removeprefix("/").replace("/", "-")  # how ids that several files share are told apart
-            images["image_id"] = images["image_id"].str.replace(as_id, "", regex=False)
+            images["remark"] = images["remark"].str.replace(f"{scratch}/", "", regex=False)  # the folder is deleted
+            # Files that share an id get their path as id, with - for /.
+            id_prefix = f"{scratch}/".removeprefix("/").replace("/", "-")
+            images["image_id"] = images["image_id"].str.replace(id_prefix, "", regex=False)
         return Prediction(images, tables.breasts, tables.patients, self.threshold)
 
     def explain(self, source: SourceImage, method: Method = "gradient") -> Explanation:
-        """Return the heat map of one image: which parts contributed to its score.
+        """Return the heat map of one image: the contribution of each part to its score.
 
         Args:
             source: One image: a file, a `pydicom.Dataset` or a `vitmodel.Mammogram`.
@@ -170,10 +171,10 @@ class Model:
                 `explain`.
 
         Returns:
-            Values per patch, and a picture to save.
+            Values per patch and a picture, which can be saved.
 
         Raises:
-            UsageError: The source is no single image, the image is refused, or the method is unknown.
+            UsageError: The source is not a single image, the image is refused, or the method is unknown.
 
         Examples:
             >>> model = vitmodel.load("run/package", progress=False)
@@ -191,13 +192,13 @@ class Model:
             config = self._predict_config(source, scratch, scratch / "out", {"explain": method})
             rows = predictor.attach(read_inputs(config.source, config.dataset, scratch / "unpacked"))
             if len(rows) != 1:
-                raise UsageError(f"source: holds {len(rows)} images; name one of them")
+                raise UsageError(f"source: holds {len(rows)} images; pass one of them")
             ((_, scored),) = predictor.scores(rows)
             record = scored.loaded.cropped.record
             if scored.loaded.pack is None:
                 raise UsageError(f"source: the image is refused ({record['reason']}): {record['remark']}")
             if scored.loaded.cropped.geometry is None:
-                raise UsageError(f"source: {NO_GEOMETRY}; name the source image instead of its crop")
+                raise UsageError(f"source: {NO_GEOMETRY}; pass the source image instead of its crop")
             heat = heat_map(scored.loaded, predictor, method)
             image = image_of(rows.table.iloc[0], rows.rows[0], scored, predictor)
             picture = result_writer(predictor, config).draw(image, heat, chosen.unit, *chosen.scale)
@@ -205,14 +206,10 @@ class Model:
         return Explanation(image_id, method, chosen.unit, float(image.probability), self.threshold, heat, picture)
 
     def _predict_config(self, sources: Any, scratch: Path, out: Path, options: dict[str, Any]) -> PredictConfig:
-        """Return the command line's configuration for these sources, those in memory written below `scratch` first."""
+        """Return the configuration of `vitmodel predict`; sources in memory are first written below `scratch`."""
         from vitmodel.releases.in_memory import write_sources
 
         package_fields = [field.name for field in fields(PredictorConfig)]
-        allowed = [
-            field.name for field in fields(PredictConfig) if field.name not in (*package_fields, "source", "out")
-        ]
-        check_names(options, allowed)
         paths = write_sources(sources, scratch)
         settings = {name: getattr(self._predictor.config, name) for name in package_fields}
         return make_config(PredictConfig, options, source=paths, out=out, **settings)
@@ -235,7 +232,7 @@ def _scratch() -> Iterator[Path]:
 def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any) -> Manifest:
     """Crop, orient and resize every mammogram of an archive; write PNGs and a manifest with one row per image.
 
-    Running it again does only what is missing or changed.
+    A repeated call processes only images that are missing or changed.
 
     Args:
         source: Release folder, folder of images, one file, or a manifest.
@@ -248,7 +245,7 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
         The manifest, which can be used as a path; refused images have rows with the reason.
 
     Raises:
-        UsageError: The source is not recognised, its table is at fault, or an option is wrong.
+        UsageError: The source is not recognised, its table is invalid, or an option is wrong.
         VitmodelError: The disk is full or `out` cannot be written.
 
     Examples:
@@ -267,8 +264,9 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
 def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = True, **options: Any) -> Run:
     """Train a Vision Transformer on a manifest's crops and write a run folder with a model package.
 
-    The best epoch, the calibration and the threshold are chosen on the split `val`; the split `test` is left alone.
-    Several devices start this program again in further processes; from a notebook use one, or the command line.
+    The best epoch, the calibration and the threshold are chosen on the split `val`; the split `test` is not used.
+    With several devices this program is started again in further processes: in a notebook use one device, or the
+    command line.
 
     Args:
         manifest: A manifest.csv that `vitmodel.etl` wrote, or a list of them, which are merged.
@@ -281,7 +279,7 @@ def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = T
         The run, whose `package` can be loaded.
 
     Raises:
-        UsageError: The manifest or an option is at fault, or `run` holds another run.
+        UsageError: The manifest or an option is wrong, or `run` holds another run.
         VitmodelError: Training failed or the disk is full.
 
     Examples:
@@ -305,7 +303,7 @@ def train(manifest: AnyPath | list[AnyPath], run: AnyPath, *, progress: bool = T
 def evaluate(
     packages: AnyPath | Iterable[AnyPath], manifest: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any
 ) -> EvaluationResult:
-    """Measure a model package or an ensemble on a manifest with labels and write a report.
+    """Evaluate a model package or an ensemble on a manifest with labels and write a report.
 
     Args:
         packages: A model package, or a list of packages whose probabilities are averaged.
@@ -320,12 +318,19 @@ def evaluate(
         The metrics per image, breast and patient with 95 % intervals, and the path of the report.
 
     Raises:
-        UsageError: The manifest has no labels on the chosen rows, no image could be scored, or an option is wrong.
+        UsageError: The chosen rows have no labels, no image could be scored, or an option is wrong.
         VitmodelError: A package is damaged or `out` cannot be written.
 
     Examples:
         >>> report = vitmodel.evaluate(
-        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
+        ...     "run/package",
+        ...     "crops/manifest.csv",
+        ...     "report",
+        ...     split="all",
+        ...     replicates=100,
+        ...     audit=False,
+        ...     card=False,
+        ...     progress=False,
         ... )
         >>> print(report.path)
         report/report.html
@@ -334,7 +339,7 @@ def evaluate(
 
     folders = list(_paths([packages]))
     if not folders:
-        raise UsageError("packages: none is given; name a model package")
+        raise UsageError("packages: none is given; pass a model package, such as 'run/package'")
     config = make_config(EvaluateConfig, options, package=folders[0], ensemble=folders[1:], manifest=manifest, out=out)
     with progress_bars(progress):
         report = evaluate_package(config, logger.info)

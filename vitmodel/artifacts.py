@@ -1,4 +1,4 @@
-"""What the stages leave on disk, as Python objects: a manifest, a training run, an evaluation."""
+"""The files that the stages write, as Python objects: a manifest, a training run, an evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Manifest(os.PathLike[str]):
-    """A manifest.csv: one row per image with its crop, its labels and what became of it. It can be used as a path.
+    """A manifest.csv: one row per image with its crop, labels, status and reason. It can be used as a path.
 
     `vitmodel.etl` returns it.
 
@@ -53,7 +53,11 @@ class Manifest(os.PathLike[str]):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The typed table with absolute paths; unknown values are NaN. Raises UsageError if the file is no manifest."""
+        """The typed table with absolute paths; unknown values are NaN.
+
+        Raises:
+            UsageError: The file does not exist or is not a manifest.
+        """
         from vitmodel.data.manifest import read_manifest
 
         return read_manifest(self.path)
@@ -100,12 +104,12 @@ class Run:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest of the training images, with their split; `vitmodel.evaluate` measures on its split test."""
+        """The manifest of the training images, with their splits; `vitmodel.evaluate` uses its split "test"."""
         return Manifest(self.folder / "manifest.csv")
 
     @property
     def history(self) -> pd.DataFrame:
-        """The figures of each epoch: a row per epoch and a column per figure, such as "train/loss" and "val/auroc".
+        """The metrics of each epoch: a row per epoch and a column per metric, such as "train/loss" and "val/auroc".
 
         In a run with folds the columns are named "val/auroc/fold_0" and so on.
         """
@@ -125,14 +129,21 @@ class EvaluationResult:
     `vitmodel.evaluate` returns it.
 
     Attributes:
-        folder: Holds report.html, metrics.json and the score tables.
-        metrics: By level ("image", "breast", "patient") and name ("auroc", "f1", "sensitivity", ...): the value with
-            its 95 % interval over patients, `Interval(value, low, high)`; NaN = not defined on these data.
-        threshold: Probability from which a decision is positive.
+        folder: Folder with report.html, metrics.json and the score tables.
+        metrics: Level ("image", "breast", "patient") -> name ("auroc", "f1", "sensitivity", ...) -> the value with its
+            95 % interval over patients, `Interval(value, low, high)`; NaN = not defined on these data.
+        threshold: Smallest probability that is called positive.
 
     Examples:
         >>> report = vitmodel.evaluate(
-        ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
+        ...     "run/package",
+        ...     "crops/manifest.csv",
+        ...     "report",
+        ...     split="all",
+        ...     replicates=100,
+        ...     audit=False,
+        ...     card=False,
+        ...     progress=False,
         ... )
         >>> 0 <= report.metrics["breast"]["auroc"].value <= 1
         True
@@ -142,7 +153,7 @@ class EvaluationResult:
     metrics: dict[str, dict[str, Interval]]
     threshold: float
     details: EvaluationReport = field(repr=False)
-    """Everything that report.html shows."""
+    """All contents of report.html."""
 
     @property
     def path(self) -> Path:
@@ -150,14 +161,21 @@ class EvaluationResult:
         return self.folder / "report.html"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every number of the report; metrics.json holds the same.
+        """Return all numbers of the report, as metrics.json holds them.
 
         Returns:
             Nested dictionaries and lists.
 
         Examples:
             >>> report = vitmodel.evaluate(
-            ...     "run/package", "crops/manifest.csv", "report", split="all", replicates=100, audit=False, card=False, progress=False
+            ...     "run/package",
+            ...     "crops/manifest.csv",
+            ...     "report",
+            ...     split="all",
+            ...     replicates=100,
+            ...     audit=False,
+            ...     card=False,
+            ...     progress=False,
             ... )
             >>> report.to_dict()["label"]
             'cancer'

@@ -1,8 +1,7 @@
-"""The command line: `vitmodel VERB ...`. A verb's module is imported only to run it."""
+"""The command line `vitmodel VERB ...`. The module of a verb is imported only when the verb runs."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import os
@@ -11,9 +10,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
@@ -21,25 +19,33 @@ from vitmodel.config.base import Config
 from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
 from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
 class Verb(NamedTuple):
-    """What runs a verb: the name of its class in `vitmodel.config`, and the function to call with an instance."""
+    """The configuration class of a verb and the function that runs it."""
 
     config: str
+    """Name of the class in `vitmodel.config`."""
     module: str
     function: str
+    """Function of `module` to call with an instance of the class."""
     group: Literal["data", "training", "evaluation", "prediction", "other"]
     """Heading in `vitmodel --help`."""
 
     @property
     def cls(self) -> type[Config]:
         """Return the configuration class."""
-        found: type[Config] = getattr(config, self.config)
-        return found
+        cls: type[Config] = getattr(config, self.config)
+        return cls
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """Return the paragraphs of the class's docstring, each as one line; the first is the summary."""
+        return [" ".join(paragraph.split()) for paragraph in str(self.cls.__doc__).split("\n\n")]
 
 
 VERBS = {
@@ -59,7 +65,7 @@ VERBS = {
     "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
 }
 WIDTH = 100
-"""Largest number of columns of --help."""
+"""Maximum width of --help in columns."""
 COLUMN = 28
 """Column at which help texts start."""
 
@@ -77,28 +83,25 @@ def help_text() -> str:
         if verb.group != group:
             group = verb.group
             lines += ["", f"{group}:"]
-        lines += _entry(name, str(verb.cls.__doc__).split("\n")[0], _width(), column=14)
-    return "\n".join([*lines, "", "Research software, not a medical device."])
+        lines += _entry(name, verb.paragraphs[0], _width(), column=14)
+    return "\n".join([*lines, "", NOT_A_MEDICAL_DEVICE])
 
 
 def verb_help(name: str) -> str:
     """Return what `vitmodel NAME --help` prints: usage, description, and all options in groups."""
     width = _width()
     described = options(VERBS[name].cls)
-    paragraphs = str(VERBS[name].cls.__doc__).split("\n\n")
     parts = [textwrap.fill(usage_of(name), width, subsequent_indent=" " * len(f"usage: vitmodel {name} "))]
-    parts += [textwrap.fill(" ".join(paragraph.split()), width) for paragraph in paragraphs]
-    parts.append(
-        _section("required, by position or as a flag", [option for option in described if option.required], width)
-    )
+    parts += [textwrap.fill(paragraph, width) for paragraph in VERBS[name].paragraphs]
+    required = [option for option in described if option.required]
+    optional = [option for option in described if not option.required]
+    parts.append(_section("required, by position or as a flag", required, width))
     for group in GROUPS:
-        parts.append(
-            _section(group, [option for option in described if option.group == group and not option.required], width)
-        )
+        parts.append(_section(group, [option for option in optional if option.group == group], width))
     general = [
         *_entry(
             "--config RECIPE.yaml",
-            "Read options from a YAML file; keys have the names of the flags. Later flags override it.",
+            "Read options from a YAML file whose keys are the names of the flags. Later flags override it.",
             width,
         ),
         *_entry("--print-config", "Print the resulting configuration as YAML and exit.", width),
@@ -115,7 +118,7 @@ def usage_of(name: str) -> str:
 
 
 def _show(text: str) -> None:
-    """Print `text`, also where the reader, such as `head`, stops early."""
+    """Print `text`; do not fail if the reader of a pipe, such as `head`, stops early."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -123,7 +126,7 @@ def _show(text: str) -> None:
 
 
 def _section(title: str, described: Iterable[Option], width: int) -> str:
-    """Return the part of --help below one heading; empty without options."""
+    """Return a heading of --help and the options below it; empty if there are none."""
     lines = [line for option in described for line in _entry(option.invocation, option.help, width)]
     return "\n".join([f"{title}:", *lines]) if lines else ""
 
@@ -139,7 +142,7 @@ def _entry(head: str, text: str, width: int, column: int = COLUMN) -> list[str]:
 
 
 def _width() -> int:
-    """Return the columns of the terminal, but at least 60 and at most WIDTH."""
+    """Return the width of the terminal in columns, limited to the range from 60 to WIDTH."""
     return max(60, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
@@ -179,14 +182,15 @@ def _parser_default(option: Option) -> Any:
 def normalise(arguments: Sequence[str], name: str) -> list[str]:
     """Spell every argument as the parser does, `--some-flag=value`.
 
-    `--drop_path 0` becomes `--drop-path=0`, `--resume` becomes `--resume=true`, `--no-resume` becomes `--resume=false`, and an argument
-    without a flag the value of the next required option. The values of a list become one JSON text: those of all its flags or, where the
-    list is required, all arguments without a flag that the other required options leave.
+    `--drop_path 0` becomes `--drop-path=0`, `--resume` becomes `--resume=true`, and `--no-resume` becomes
+    `--resume=false`. An argument without a flag is the value of the next required option. The values of a list become
+    one JSON text: those of all its flags or, for a required list, all arguments without a flag that the other required
+    options leave.
 
     Raises:
         UsageError: A flag is unknown or lacks its value, or there are too many arguments.
     """
-    known = {option.flag: option for option in options(VERBS[name].cls)}
+    by_flag = {option.flag: option for option in options(VERBS[name].cls)}
     given: list[tuple[str, str | None]] = []
     lists: dict[str, list[str]] = {}
     bare: list[str] = []
@@ -196,33 +200,35 @@ def normalise(arguments: Sequence[str], name: str) -> list[str]:
         if not word.startswith("-") or word == "-":
             bare.append(word)
             continue
-        for flag, value in _flags_of(word, rest, known, name):
-            if value is not None and flag in known and known[flag].is_list:
+        for flag, value in _flags_of(word, rest, by_flag, name):
+            if value is not None and flag in by_flag and by_flag[flag].is_list:
                 lists.setdefault(flag, []).append(value)
                 given = [pair for pair in given if pair[0] != flag]
                 value = json.dumps(lists[flag])
             given.append((flag, value))
-    places = [option for option in known.values() if option.required and option.flag not in dict(given)]
+    places = [option for option in by_flag.values() if option.required and option.flag not in dict(given)]
     words = [flag if value is None else f"{flag}={value}" for flag, value in given]
     return words + _positional(bare, places, name)
 
 
-def _flags_of(word: str, rest: list[str], known: dict[str, Option], name: str) -> list[tuple[str, str | None]]:
-    """Return the flags that the argument `word` sets, with their values; takes a value out of `rest` where it needs
-    one."""
+def _flags_of(word: str, rest: list[str], by_flag: dict[str, Option], name: str) -> list[tuple[str, str | None]]:
+    """Return the flags that the argument `word` sets, with their values.
+
+    If the value is the next argument, it is removed from `rest`.
+    """
     text, equals, value = word.partition("=")
     flag = text.replace("_", "-")
     switch = "--" + flag.removeprefix("--no-").removeprefix("--")
-    switches = {option.flag for option in known.values() if option.hint is bool}
+    switches = {option.flag for option in by_flag.values() if option.hint is bool}
     if flag == "--print-config":
         return [(flag, value if equals else None)]
-    if flag not in known and switch in switches:
+    if flag not in by_flag and switch in switches:
         return [(switch, "false")]
     if flag in switches and not equals:
         return [(flag, rest.pop(0) if rest[:1] in (["true"], ["false"]) else "true")]
-    nested = [option for option in known.values() if option.flag.startswith(f"{flag}.")]
-    if flag not in known and flag != "--config" and not nested:
-        raise UsageError(_unknown(text, flag, list(known), name))
+    nested = [option for option in by_flag.values() if option.flag.startswith(f"{flag}.")]
+    if flag not in by_flag and flag != "--config" and not nested:
+        raise UsageError(_unknown(text, flag, list(by_flag), name))
     if not equals and not rest:
         raise UsageError(f"{text}: needs a value; `vitmodel {name} --help` explains it")
     value = value if equals else rest.pop(0)
@@ -230,23 +236,23 @@ def _flags_of(word: str, rest: list[str], known: dict[str, Option], name: str) -
 
 
 def _expanded(flag: str, value: str) -> list[tuple[str, str | None]]:
-    """Return a flag for each key of a nested configuration that is given as one YAML mapping, as in `--augment '{flip:
-    0}'`."""
+    """Return a flag for each key of a nested configuration given as a YAML mapping, as in `--augment '{flip: 0}'`."""
     import yaml
 
     mapping = yaml.safe_load(value)
     if not isinstance(mapping, dict):
-        raise UsageError(f"{flag}: {value!r} is no mapping; write {flag}.KEY VALUE, or {flag} '{{KEY: VALUE}}'")
+        raise UsageError(f"{flag}: {value!r} is not a mapping; write {flag}.KEY VALUE, or {flag} '{{KEY: VALUE}}'")
     return [(f"{flag}.{key}", str(item)) for key, item in mapping.items()]
 
 
 def _positional(bare: list[str], places: list[Option], name: str) -> list[str]:
-    """Give the arguments without a flag to the required options, in order; a list takes those that the others leave."""
+    """Assign the arguments without a flag to the required options, in order; a list takes what the others leave."""
     result: list[str] = []
     surplus = max(0, len(bare) - len(places))
     for option in places:
-        taken = 1 + surplus if option.is_list else 1
-        values, bare = bare[:taken], bare[taken:]
+        count = 1 + surplus if option.is_list else 1
+        values = bare[:count]
+        bare = bare[count:]
         if values:
             result.append(f"{option.flag}={json.dumps(values) if option.is_list else values[0]}")
     if bare:
@@ -255,17 +261,16 @@ def _positional(bare: list[str], places: list[Option], name: str) -> list[str]:
 
 
 def _unknown(text: str, name: str, known: Iterable[str], verb: str) -> str:
-    """Return the message for an unknown flag or recipe key, with the most similar known one."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{text}: unknown option; {hint}`vitmodel {verb} --help` lists all options"
+    """Return the message for an unknown flag or recipe key, with the most similar existing one."""
+    advice = f"{config.did_you_mean(name, known)} `vitmodel {verb} --help` lists all options".strip()
+    return f"{text}: unknown option; {advice}"
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
     """Return the configuration of verb `name` from command-line arguments.
 
     Raises:
-        UsageError: A flag or key is unknown, or a value impossible; the message names it.
+        UsageError: A flag or key is unknown, or a value is impossible; the message names it.
         SystemExit: With status 0, after --help or --print-config.
     """
     import jsonargparse
@@ -278,24 +283,15 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         values = parser_for(name).parse_args(normalise(with_recipe_paths(arguments), name)).as_dict()
     except jsonargparse.ArgumentError as error:
         raise UsageError(_parser_message(str(error), name)) from error
+    values.pop("config", None)  # the recipe, which is merged into the other values
     missing = [option for option in options(cls) if option.required and values[option.name] is None]
     if missing:
         raise UsageError(f"{missing[0].name}: is missing; {usage_of(name)}")
-    return _build(cls, values)
-
-
-def _build(cls: type, values: dict[str, Any]) -> Any:
-    """Return an instance of `cls` from the parser's values; nested dataclasses from nested values."""
-    hints = get_type_hints(cls)
-    settings: dict[str, Any] = {}
-    for field in fields(cls):
-        value = values[field.name]
-        settings[field.name] = _build(hints[field.name], value) if is_dataclass(hints[field.name]) else value
-    return cls(**settings)
+    return config.make_config(cls, values)
 
 
 def _parser_message(message: str, name: str) -> str:
-    """Return the parser's error as one line that names the option and says what it takes."""
+    """Return the parser's error as one line that names the option and the values it accepts."""
     by_name = {option.name: option for option in options(VERBS[name].cls)}
     key = re.search(r"^Option '([^']+)' is not accepted", message)
     if key:
@@ -309,7 +305,7 @@ def _parser_message(message: str, name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Return the exit status: 0, 1 for a failure, 2 for wrong usage, 130 after an interrupt."""
+    """Run one verb and return the exit status: 0, 1 for a failure, 2 for wrong usage, 130 after an interrupt."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         _show(help_text())
@@ -319,9 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name not in VERBS:
-        close = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        print(f"vitmodel: unknown verb {name!r}; {hint}The verbs are {', '.join(VERBS)}", file=sys.stderr)
+        advice = f"{config.did_you_mean(name, VERBS)} The verbs are {', '.join(VERBS)}".strip()
+        print(f"vitmodel: unknown verb {name!r}; {advice}", file=sys.stderr)
         return 2
     try:
         settings = parse(name, rest)

@@ -19,7 +19,8 @@ from __future__ import annotations
 class VitmodelError(Exception):
     """Base class of all errors of this package.
 
-    The message explains the failure to the user. The command line prints it without a traceback and exits with `status`.
+    The message explains the failure to the user. The command line prints it without a traceback and exits with
+    `status`.
 
     Attributes:
         status: Exit status of the command line.
@@ -43,7 +44,7 @@ class UsageError(VitmodelError):
         ...     vitmodel.load("run/package", devise="cpu")
         ... except vitmodel.UsageError as error:
         ...     print(error)
-        devise: there is no such option here; did you mean device?
+        devise: unknown option; did you mean device?
     """
 
     status = 2
@@ -54,7 +55,7 @@ class DivergedError(VitmodelError):
 
 
 class RefusedError(VitmodelError):
-    """Base class of verdicts on an input that must not be used.
+    """Base class of errors for an input that must not be used.
 
     Args:
         code: A reason code, one of the keys of `vitmodel.pixels.verdict.REFUSAL_REASONS`.
@@ -104,8 +105,14 @@ class RequestRefusedError(VitmodelError):
 
 
 class WorkerLostError(VitmodelError):
-    """Raised inside a worker pool when the process of an item died or exceeded the time limit; the item then gets a substitute result."""
+    """Raised inside a worker pool if the process of an item died or exceeded the time limit.
+
+    The item then gets a substitute result.
+    """
 
 
 class DeflatedDataError(VitmodelError):
-    """Raised inside the DICOM reader when the rest of the data set is deflated; the reader inflates it and starts again."""
+    """Raised inside the DICOM reader if the rest of the data set is deflated.
+
+    The reader inflates it and starts again.
+    """

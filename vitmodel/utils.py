@@ -22,26 +22,30 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NOT_A_MEDICAL_DEVICE = "Research software, not a medical device: no score of it may decide about a patient."
+M_TRIM_THRESHOLD = -1
+"""Parameter of `mallopt`, from malloc.h."""
+M_MMAP_THRESHOLD = -3
+"""Parameter of `mallopt`, from malloc.h."""
+NOT_A_MEDICAL_DEVICE = "Research software, not a medical device. Do not use its scores for clinical decisions."
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well, and vanishes when it does not.
+    """Yield a temporary path in the folder of `path`; at the end of the block it replaces `path`.
 
-    Raises `VitmodelError` naming `path` where the disk is full or the place cannot be written.
+    If the block raises, the temporary file is deleted and `path` is left as it was.
+
+    Raises:
+        VitmodelError: The disk is full or the folder cannot be written; the message names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(
-        f".{path.stem}.tmp{path.suffix}"
-    )  # the same name each time, so that a killed run's is written over
+    # The name is the same each time, so that the next run overwrites what a killed run has left.
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
-            os.fsync(
-                file.fileno()
-            )  # a killed process loses nothing, but a power cut may keep the new name and lose the bytes
+            os.fsync(file.fileno())  # without it, a power cut may keep the new name and lose the bytes
         temporary.replace(path)
     except OSError as error:
         raise VitmodelError(f"cannot write {path}: {error.strerror or error}") from error
@@ -51,14 +55,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
-    """Write the whole of `content` to `path`, or leave what was there."""
+    """Write `content` to `path` completely, or leave the file as it was."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def to_json(value: Any) -> str:
-    """`value` as indented JSON; NaN and infinities, which JSON lacks, become null."""
+    """Return `value` as indented JSON; NaN and infinities, which JSON lacks, become null."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, dict):
@@ -75,33 +79,35 @@ def to_json(value: Any) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """The SHA-256 of a file's bytes, read in blocks, as 64 hex digits."""
+    """Return the SHA-256 of a file's bytes as 64 hex digits; the file is read in blocks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache
 def retain_freed_memory(limit: int = 1 << 28) -> None:
-    """Have glibc keep up to `limit` freed bytes for the next arrays, for work that needs the same ones again and again.
+    """Make glibc keep up to `limit` freed bytes for later arrays, for work that often allocates arrays of one size.
 
-    As it is, it gives each array of more than 32 MB back to the system and then pays for every page of the next one. The default is
-    more than the pixels of the largest mammogram. On another C library nothing changes.
+    By default, glibc returns each array of more than 32 MB to the system, and the next one pays for a page fault per
+    page. The default limit exceeds the pixels of the largest mammogram. Other C libraries are left unchanged.
     """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError):
         libc = ctypes.CDLL(None)
-        if libc.mallopt(mmap_threshold, limit):  # glibc before 2.35 takes no more than 32 MB
-            libc.mallopt(trim_threshold, limit)
+        if libc.mallopt(M_MMAP_THRESHOLD, limit):  # fails before glibc 2.35, which accepts at most 32 MB
+            libc.mallopt(M_TRIM_THRESHOLD, limit)
 
 
 def release_freed_memory() -> None:
-    """Have glibc return what it holds of freed memory, which grows with the luck of threads and not with what is in use."""
+    """Make glibc return freed memory to the system; the amount it keeps depends on the timing of threads."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on `parts` alone, so that a sample's randomness is independent of order, process and resumption."""
+    """Return a 63-bit seed that depends on `parts` alone.
+
+    A sample's randomness is thereby independent of order, process and resumption.
+    """
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -122,13 +128,20 @@ def progress_bars(shown: bool) -> Iterator[None]:
 def progress(
     items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "image", initial: int = 0
 ) -> tqdm[T]:
-    """`items` behind a progress bar on standard error that shows what is done, what is left and how long it takes.
+    """Return `items` with a progress bar on standard error.
 
-    Without `items` the bar is for `update` calls. A log file gets a line now and then, a terminal a moving bar.
+    A terminal shows a moving bar; a log file gets a line about every 10 seconds.
+
+    Args:
+        items: The items to iterate over; None = the caller advances the bar with `update`.
+        what: Label of the bar.
+        total: Number of items, if `len(items)` does not tell.
+        unit: Name of one item.
+        initial: Number of items that are done already.
     """
     from tqdm import tqdm
 
     interval = 0.5 if sys.stderr.isatty() else 10
-    shown: dict[str, Any] = {"desc": what, "total": total, "unit": unit, "initial": initial, "dynamic_ncols": True}
-    shown |= {"mininterval": interval, "disable": not _bars_shown.get()}
-    return cast("tqdm[T]", tqdm(items, file=sys.stderr, **shown))
+    settings: dict[str, Any] = {"desc": what, "total": total, "unit": unit, "initial": initial, "dynamic_ncols": True}
+    settings |= {"mininterval": interval, "disable": not _bars_shown.get()}
+    return cast("tqdm[T]", tqdm(items, file=sys.stderr, **settings))

@@ -530,7 +530,7 @@ def test_an_evaluation_reports_undefined_metrics(run: Path, tmp_path: Path, caps
     assert main(["evaluate", *command]) == 0
     printed = capsys.readouterr().out
     assert "has cancer: ranking, sensitivity and pF1 are not defined" in printed
-    assert f"1 of {len(table)} crops were not made as the model's" in printed
+    assert f"1 of {len(table)} crops have another preprocessing than the model" in printed
     assert "AUROC per patient: not defined, " in printed
     assert "nan" not in re.findall(
         r"\w+", printed + (package / "MODEL_CARD.md").read_text().partition("## Evaluation")[2]
@@ -668,7 +668,7 @@ def rewrite(package: Path, old: str, new: str) -> None:
         ),
         (
             lambda package: rewrite(package, '"decision": {', '"verdict": {'),
-            "'decision' is missing; use the vitmodel that wrote",
+            "'decision' is missing; use the version of vitmodel that wrote",
         ),
     ],
 )

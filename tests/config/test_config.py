@@ -1,7 +1,8 @@
-"""Configurations: every option is described and checked, options without effect are refused, lists have one spelling."""
+"""Configurations: options are described and checked, options without effect are refused, lists have one spelling."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,6 +17,7 @@ from vitmodel.config import (
     Size,
     TrainConfig,
     TuneConfig,
+    make_config,
     options,
     to_command,
     to_yaml,
@@ -28,7 +30,7 @@ from vitmodel.training.losses import make_loss
 
 CONFIGS = [getattr(config, verb.config) for verb in cli.VERBS.values()]
 REQUIRED = {"models": ("a", "b")}
-"""Values of required fields that need more than any name."""
+"""Values of required fields for which the field's name is not a valid value."""
 
 
 def example(cls: type, **values: Any) -> Any:
@@ -144,16 +146,15 @@ def test_an_option_without_effect_is_refused_and_names_what_it_needs(
 
 def test_every_declared_need_is_tested() -> None:
     tested = {(verb, named) for verb, _, named, _ in NO_EFFECT}
-    shared = {
-        (verb, name) for verb in ("tune", "pretrain") for name in merged(TrainConfig, "NEEDS")
-    }  # tested with train
+    tested_with_train = itertools.product(("tune", "pretrain"), merged(TrainConfig, "NEEDS"))
+    tested.update(tested_with_train)
     for verb, entry in cli.VERBS.items():
-        assert {(verb, name) for name in merged(entry.cls, "NEEDS")} <= tested | shared
+        assert {(verb, name) for name in merged(entry.cls, "NEEDS")} <= tested
 
 
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
 def test_values_equal_to_the_default_are_always_accepted(cls: type) -> None:
-    """Or no saved recipe, which holds all values, could be run again."""
+    """A saved recipe contains all values, so it could not be run again otherwise."""
     defaults = {
         option.name: option.default
         for option in options(cls)
@@ -164,8 +165,9 @@ def test_values_equal_to_the_default_are_always_accepted(cls: type) -> None:
 
 @pytest.mark.parametrize("weights", [None, Path("w")])
 def test_a_saved_search_runs_again(weights: Path | None, tmp_path: Path) -> None:
-    """The layer decay, which tune searches, is written as the default that the weights bring."""
-    made, recipe = TuneConfig(manifest=(Path("m.csv"),), run=Path("run"), weights=weights), tmp_path / "tune.yaml"
+    """The recipe contains the layer decay, which tune searches, as the default that depends on the weights."""
+    made = TuneConfig(manifest=(Path("m.csv"),), run=Path("run"), weights=weights)
+    recipe = tmp_path / "tune.yaml"
     recipe.write_text(to_yaml("tune", made, recipe))
     assert cli.parse("tune", ["--config", str(recipe)]) == made
 
@@ -216,7 +218,7 @@ def test_a_comma_in_the_name_of_an_existing_file_is_part_of_it(tmp_path: Path) -
     assert cli.parse("train", [str(path), "run"]).manifest == (path,)
 
 
-def test_the_command_of_a_configuration_gives_it_again() -> None:
+def test_the_command_of_a_configuration_parses_to_the_same_configuration() -> None:
     made = cli.parse(
         "train",
         ["a.csv", "b.csv", "run", "--sources", "view,age", "--no-packed", "--augment.flip", "0", "--lr", "1e-3"],
@@ -227,9 +229,34 @@ def test_the_command_of_a_configuration_gives_it_again() -> None:
     assert cli.parse("train", to_command("train", other).split()[2:]) == other
 
 
-def test_the_models_are_those_of_the_architecture() -> None:
+def test_the_choices_of_model_are_the_presets_of_the_architecture() -> None:
     (model,) = [option for option in options(TrainConfig) if option.name == "model"]
     assert set(model.choices) == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 3}, r"^epoch: unknown option; did you mean epochs\?$"),
+        ({"augment": {"flips": 1}}, r"^augment.flips: unknown option; did you mean flip\?$"),
+        ({"run": "other"}, r"^run: unknown option"),
+        ({"qqq": 1}, r"^qqq: unknown option; the options are accumulate, asymmetry, augment, "),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused_with_similar_or_all_names(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_config(TrainConfig, options, manifest="m.csv", run="run")
+
+
+def test_a_mapping_makes_a_nested_configuration() -> None:
+    made = make_config(TrainConfig, {"augment": {"flip": 0}}, manifest="m.csv", run="run")
+    assert made == TrainConfig(manifest=(Path("m.csv"),), run=Path("run"), augment=AugmentConfig(flip=0))
+
+
+def test_an_integer_becomes_a_float_in_a_float_field() -> None:
+    assert isinstance(TrainConfig(manifest=(Path("m.csv"),), run=Path("run"), clip=2).clip, float)
 
 
 def test_an_unknown_loss_is_refused() -> None:

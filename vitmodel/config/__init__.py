@@ -1,8 +1,11 @@
-"""Options of all verbs: one frozen dataclass per verb. A field is a flag and a YAML key; its docstring is the help
-text."""
+"""Options of all verbs: one frozen dataclass per verb.
+
+A field is a flag and a YAML key; its docstring is the help text.
+"""
 
 from vitmodel.config.base import Config, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
+from vitmodel.config.make import did_you_mean, make_config
 from vitmodel.config.options import Option, options
 from vitmodel.config.recipe import plain, to_command, to_yaml
 from vitmodel.config.scoring import (
@@ -51,7 +54,9 @@ __all__ = [
     "TrainingConfig",
     "TuneConfig",
     "VersionsConfig",
+    "did_you_mean",
     "listed",
+    "make_config",
     "options",
     "plain",
     "require",

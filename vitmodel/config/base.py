@@ -29,7 +29,10 @@ class Size(NamedTuple):
         """
         if isinstance(text, Size):
             return text
-        sides = str(text).lower().split("x") if isinstance(text, str | int) else [str(side) for side in text]
+        if isinstance(text, Iterable) and not isinstance(text, str):
+            sides = [str(side) for side in text]
+        else:
+            sides = str(text).lower().split("x")
         if len(sides) not in (1, 2) or not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
             raise ValueError(f"{text!r} is not a size; write HEIGHTxWIDTH in pixels, such as 1024x512")
         return cls(int(sides[0]), int(sides[-1]))
@@ -45,16 +48,15 @@ def require(condition: bool, field: str, problem: str) -> None:
 
 
 def require_apart(out: Path, sources: Iterable[Path | str]) -> None:
-    """Raise UsageError where `out` is one of `sources`: its images would be inputs of the next run."""
+    """Raise UsageError if `out` is one of `sources`: files written there would be inputs of the next run."""
     inputs = [os.path.abspath(source) for source in sources]
-    apart = os.path.abspath(out) not in inputs
-    require(
-        apart, "out", f"{out} is an input, too; --out must differ from the inputs: use for example {out / 'results'}"
-    )
+    is_input = os.path.abspath(out) in inputs
+    problem = f"{out} is also an input; --out must differ from the inputs: use for example {out / 'results'}"
+    require(not is_input, "out", problem)
 
 
 def listed(paths: Iterable[Path | str]) -> str:
-    """Return `paths` as one text for messages."""
+    """Return `paths` separated by commas, for messages."""
     return ", ".join(str(path) for path in paths)
 
 
@@ -77,23 +79,21 @@ class Needs:
 class Config:
     """Base class of all configurations: normalises and checks the values of a frozen dataclass.
 
-    Values are checked against the annotations, whether they come from the command line, YAML or Python. A `Path` field
-    takes a `str`, a `Size` field a text such as `1024x512`, and a tuple field any sequence, a single value, or a text with
-    commas. A `Literal` field takes only its choices.
+    Values are checked against the annotations, whether they come from the command line, YAML or Python: see
+    `vitmodel.config.values.coerce`.
     """
 
     PREFIX: ClassVar[str] = ""
     """Text before a field's name in messages, where the configuration is part of another one."""
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Heading in --help -> the fields below it. Classes state their own fields; `options` merges those of base
-    classes."""
+    """Heading in --help -> the fields below it. Each class lists its own fields; `options` merges them."""
     NEEDS: ClassVar[Mapping[str, Needs]] = {}
     """Field -> what it needs to have any effect. Values equal to the default are always accepted."""
     DEFAULTS: ClassVar[Mapping[str, str]] = {}
     """Field -> its default in words, for defaults that depend on other options."""
 
     def __post_init__(self) -> None:
-        from vitmodel.config.values import coerce
+        from vitmodel.config.values import coerce  # imports this module
 
         for field, hint in _typed_fields(type(self)):
             value = coerce(hint, getattr(self, field.name), self.PREFIX + field.name)
@@ -106,7 +106,7 @@ class Config:
             require(not unused, name, f"has no effect here: it needs {need.text}; otherwise leave {flag_of(name)} out")
 
     def _resolve(self) -> None:
-        """Replace values that stand for "automatic"; subclasses extend it."""
+        """Replace values that mean "automatic"; subclasses extend it."""
 
     def _check(self) -> None:
         """Raise UsageError for an impossible value; subclasses extend it and call `super()._check()`."""
@@ -122,7 +122,7 @@ def default_of(field: Field[Any]) -> Any:
 
 
 def merged(cls: type, name: str) -> dict[str, Any]:
-    """Return the mapping that a class attribute makes with those of all base classes."""
+    """Return the class attribute `name`, a mapping, merged with those of all base classes."""
     result: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         result |= vars(base).get(name, {})
@@ -130,7 +130,10 @@ def merged(cls: type, name: str) -> dict[str, Any]:
 
 
 def cached(function: Callable[[type], T]) -> Callable[[type], T]:
-    """Return `function` with a cache by class. (mypy takes classes of dataclasses for unhashable.)"""
+    """Return `function` with a cache per class.
+
+    `functools.cache` alone fails the type check: mypy takes dataclasses for unhashable.
+    """
     return cast(Callable[[type], T], functools.cache(function))
 
 

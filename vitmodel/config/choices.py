@@ -1,8 +1,8 @@
 """Registries of losses and explanation methods: one line per choice, no heavy imports.
 
-Each entry maps the name that the user writes to `module:function`. The keys are the values that `--loss` and `--explain` accept
-(in flags, YAML and Python); the function is imported when it is used. To add a choice, write its function in a file of its own
-and add one line here.
+Each entry maps the name that the user writes to `module:function`. The keys are the values that `--loss` and
+`--explain` accept (in flags, YAML and Python); the function is imported when it is used. To add a choice, write its
+function in a file of its own and add one line here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ EXPLANATIONS: dict[str, str] = {
     "occlusion": "vitmodel.model.explain:occlusion",
     "integrated": "vitmodel.model.explain:integrated_gradients",
 }
-"""An explanation is a function decorated with `vitmodel.model.explain.explanation`, which states its map's unit and colour scale."""
+"""An explanation is a function decorated with `vitmodel.model.explain.explanation`, which states its map's unit and
+colour scale."""
 
 if TYPE_CHECKING:  # mypy accepts no computed Literal; at run time the check and the help text list the registered names
     LossName = str

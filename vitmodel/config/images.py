@@ -13,7 +13,8 @@ from vitmodel.config.base import Config, Needs, Size, require, require_apart
 
 @dataclass(frozen=True, kw_only=True)
 class SynthConfig(Config):
-    """Write a synthetic mammography release in the layout of RSNA: seeded phantoms as DICOM, labels and lesion boxes."""
+    """Write a synthetic mammography release in the layout of RSNA: seeded phantoms as DICOM, labels and lesion
+    boxes."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("out", "patients", "seed", "size", "difficulty", "positives", "faults"),
@@ -48,8 +49,7 @@ class SynthConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Config):
-    """How a file's pixels become a crop. The model package stores it, so that prediction repeats training's
-    preprocessing."""
+    """Options of cropping. The model package stores them, so that prediction repeats the preprocessing of training."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("size", "mm_per_pixel", "bits", "voi", "for_processing", "exact"),
@@ -58,8 +58,8 @@ class Preprocessing(Config):
     size: Size = Size(1024, 512)
     """Height and width of the crop in pixels. The breast keeps its aspect ratio; the rest is padded with air."""
     mm_per_pixel: float | None = None
-    """Resample to this pixel spacing in mm instead, so that crops differ in size. Images without a known pixel spacing are
-    refused. SIZE is then the size for which the model learns its position embeddings. none = resize to SIZE."""
+    """Resample to this pixel spacing in mm instead, so that crops differ in size. Images without a known pixel spacing
+    are refused. SIZE is then the size for which the model learns its position embeddings. none = resize to SIZE."""
     bits: Literal[8, 16] = 8
     """Bits per pixel of the crop."""
     voi: int = 1
@@ -115,14 +115,17 @@ class ETLConfig(Preprocessing):
     out: Path
     """Output folder for the crops and manifest.csv."""
     dataset: str = "auto"
-    """Kind of release that SOURCE is (rsna, vindr, class_folders, dicom_folder, ...). auto = detected from its files."""
+    """Kind of release that SOURCE is (rsna, vindr, class_folders, dicom_folder, ...). auto = detected from its
+    files."""
     jobs: int = 0
     """Number of parallel workers. 0 = one per core."""
     backend: Literal["auto", "threads", "processes", "dask"] = "auto"
-    """Kind of workers. With processes, a file that crashes or hangs its decoder loses only itself. auto = threads, which start
-    at once, or processes from 500 images on (from 30 where they are RLE, whose decoder runs one thread at a time)."""
+    """Kind of workers. With processes, a file that crashes or hangs its decoder loses only itself. auto = threads,
+    which start at once, or processes from 500 images on (from 30 where they are RLE, whose decoder runs one thread at a
+    time)."""
     transcode: Literal["none", "htj2k"] = "none"
-    """Also write a lossless HTJ2K copy of each DICOM file to OUT/htj2k; later runs read its manifest.csv much faster."""
+    """Also write a lossless HTJ2K copy of each DICOM file to OUT/htj2k; later runs read its manifest.csv much
+    faster."""
     scheduler: str = ""
     """Address of the dask scheduler, such as tcp://host:8786, with --backend dask. none = start a local cluster."""
 

@@ -13,8 +13,8 @@ from vitmodel.config.base import Size, cached, default_of, flag_of, merged
 from vitmodel.config.values import inner
 
 GROUPS = (
-    "input and output", "data", "model", "optimisation", "loss and validation", "augmentation", "exams and sources", "segments",
-    "decision", "report", "server", "hardware", "logging",
+    "input and output", "data", "model", "optimisation", "loss and validation", "augmentation", "exams and sources",
+    "segments", "decision", "report", "server", "hardware", "logging",
 )  # fmt: skip
 """The headings of --help, in their order."""
 PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH", Size: "HxW"}
@@ -27,7 +27,7 @@ KINDS = {
     Size: "HEIGHTxWIDTH in pixels, such as 1024x512",
 }
 LONGEST_CHOICES = 60
-"""Characters; longer lists of choices stand in the help text and not in the flag's line."""
+"""Length in characters up to which choices are shown in the flag's line; longer lists are in the help text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,13 @@ class Option:
 
     @property
     def kind(self) -> str:
-        """What a value must be, in words."""
+        """The type of a value in words."""
         words = "one of " + ", ".join(str(choice) for choice in self.choices) if self.choices else KINDS[self.hint]
         return f"a list of values, each {words}" if self.is_list else words
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in --help, such as N or {cls,mean}."""
+        """The placeholder of the value in --help, such as N or {cls,mean}."""
         if self.required:
             return self.name.upper() + " ..." * self.is_list
         choices = "{" + ",".join(str(choice) for choice in self.choices) + "}"
@@ -103,14 +103,15 @@ class Option:
 
 @cached
 def options(cls: type) -> tuple[Option, ...]:
-    """Return all options of a configuration class, those of nested dataclasses included, in the order of the fields."""
+    """Return all options of a configuration class in the order of the fields, including those of nested dataclasses."""
     hints = get_type_hints(cls)
     descriptions = docstrings(cls)
-    words = merged(cls, "DEFAULTS")
+    default_texts = merged(cls, "DEFAULTS")
     groups = {name: group for group, names in groups_of(cls).items() for name in names}
     result: list[Option] = []
     for field in fields(cls):
-        hint, default = inner(hints[field.name]), default_of(field)
+        hint = inner(hints[field.name])
+        default = default_of(field)
         if is_dataclass(hint):
             result += [_nested(option, field.name) for option in options(hint)]  # type: ignore[arg-type]
             continue
@@ -122,7 +123,7 @@ def options(cls: type) -> tuple[Option, ...]:
                 default=default,
                 group=groups[field.name],
                 description=descriptions[field.name],
-                default_text="" if default is MISSING else words.get(field.name, _words(default)),
+                default_text="" if default is MISSING else default_texts.get(field.name, _words(default)),
                 is_list=is_list,
                 optional=hint != hints[field.name],
             )
@@ -131,7 +132,7 @@ def options(cls: type) -> tuple[Option, ...]:
 
 
 def groups_of(cls: type) -> dict[str, list[str]]:
-    """Return the fields below each heading, those of base classes included."""
+    """Return the fields below each heading, including those of base classes."""
     result: dict[str, list[str]] = {}
     for base in cls.__mro__:
         for group, names in vars(base).get("GROUPS", {}).items():
@@ -139,15 +140,10 @@ def groups_of(cls: type) -> dict[str, list[str]]:
     return result
 
 
-def required(cls: type) -> list[str]:
-    """Return the fields without a default; on the command line their values may stand without a flag, in this order."""
-    return [field.name for field in fields(cls) if default_of(field) is MISSING]
-
-
 @cached
 def docstrings(cls: type) -> dict[str, str]:
     """Return the docstring below each field of a dataclass, as one line."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not is_dataclass(base):
             continue
@@ -156,12 +152,12 @@ def docstrings(cls: type) -> dict[str, str]:
         for field, text in zip(definition.body, definition.body[1:], strict=False):
             is_docstring = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_docstring:
-                found[field.target.id] = " ".join(ast.literal_eval(text.value).split())  # type: ignore[attr-defined]
-    return found
+                result[field.target.id] = " ".join(ast.literal_eval(text.value).split())  # type: ignore[attr-defined]
+    return result
 
 
 def _nested(option: Option, outer: str) -> Option:
-    """Return the option of a dataclass that is the field `outer` of another one."""
+    """Return an option of a nested dataclass under its full name; `outer` is the field that holds the dataclass."""
     return replace(option, name=f"{outer}.{option.name}")
 
 

@@ -11,8 +11,10 @@ from vitmodel.config.base import Config, Size, default_of, flag_of
 
 
 def to_command(verb: str, config: Config) -> str:
-    """Return the command line that gives `config`: required values by position, then every flag that differs from its
-    default."""
+    """Return the command line that gives `config`.
+
+    Required values come first, by position, then every flag whose value differs from its default.
+    """
     words = ["vitmodel", verb]
     for field in fields(config):
         if default_of(field) is MISSING:
@@ -24,7 +26,9 @@ def _flags(config: Any, prefix: str = "") -> list[str]:
     """Return the flags of the values that differ from their defaults."""
     words: list[str] = []
     for field in fields(config):
-        value, default, flag = getattr(config, field.name), default_of(field), flag_of(prefix + field.name)
+        value = getattr(config, field.name)
+        default = default_of(field)
+        flag = flag_of(prefix + field.name)
         if default is MISSING or value == default:
             continue
         if is_dataclass(value):

@@ -17,11 +17,13 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(recipe: str | Path, option: str = "config") -> Path:
-    """Return the file of a recipe that is given as a path or as the name of a packaged recipe. An existing file takes precedence.
+    """Return the file of a recipe, given as a path or as the name of a packaged recipe.
+
+    An existing file takes precedence over a packaged recipe of the same name.
 
     Args:
         recipe: A path or a name.
-        option: The option that names it, for the error message.
+        option: The option that names the recipe, for the error message.
 
     Raises:
         UsageError: There is neither a file nor a packaged recipe of that name.

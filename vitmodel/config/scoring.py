@@ -1,4 +1,4 @@
-"""Options of the verbs that score: predict, serve, evaluate, compare, export; and of demo and info."""
+"""Options of the verbs that score (predict, serve, evaluate, compare, export), and of demo and info."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class PredictorConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the network. auto = the GPU if there is one."""
     tokens: int = 16384
-    """Largest number of tokens (patches of tissue) per forward pass. It bounds the memory; a larger image is refused."""
+    """Largest number of tokens (patches of tissue) per forward pass. It bounds the memory; a larger image is
+    refused."""
     segment_budget: int = 0
     """Largest number of tokens encoded at once by a model that was trained with --segments; it bounds the memory.
     0 = the value of the training."""
@@ -70,7 +71,8 @@ class WantedConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionConfig(WantedConfig):
-    """How scores become probabilities and decisions. Both are fitted per breast on patients outside the training set."""
+    """How scores become probabilities and decisions. Both are fitted per breast on patients outside the training
+    set."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"decision": ("calibration", "objective")}
     NEEDS: ClassVar[Mapping[str, Needs]] = {
@@ -78,18 +80,19 @@ class DecisionConfig(WantedConfig):
     }
 
     calibration: Literal["platt", "temperature", "isotonic"] = "platt"
-    """Map from scores to probabilities: platt = slope and intercept; temperature = slope only, which keeps the prevalence
-    that SAMPLING shows; isotonic = any increasing curve, for hundreds of positives."""
+    """Map from scores to probabilities: platt = slope and intercept; temperature = slope only, which keeps the
+    prevalence that SAMPLING shows; isotonic = any increasing curve, for hundreds of positives."""
     objective: Literal["f1", "pf1", "sensitivity"] = "f1"
-    """Criterion of the threshold: f1 = largest F1; pf1 = largest expected F1, for calibrated probabilities; sensitivity =
-    highest specificity that reaches SENSITIVITY."""
+    """Criterion of the threshold: f1 = largest F1; pf1 = largest expected F1, for calibrated probabilities; sensitivity
+    = highest specificity that reaches SENSITIVITY."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(WantedConfig, PredictorConfig):
-    """Evaluate a model package on a manifest: metrics.json and report.html per image, breast and patient, with 95 % intervals.
+    """Evaluate a model package on a manifest: metrics.json and report.html with 95 % intervals.
 
-    The results are also written to the package's MODEL_CARD.md, except those of an ensemble.
+    Metrics are per image, breast and patient. The results are also written to the package's MODEL_CARD.md, except those
+    of an ensemble.
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -103,7 +106,8 @@ class EvaluateConfig(WantedConfig, PredictorConfig):
     out: Path
     """Output folder for metrics.json, report.html and the scores."""
     split: str = "auto"
-    """Rows to evaluate: a value of the column `split`, or all. auto = test if the manifest has a test split, else all."""
+    """Rows to evaluate: a value of the column `split`, or all. auto = test if the manifest has a test split, else
+    all."""
     replicates: int = 2000
     """Number of bootstrap replicates over patients for the intervals."""
     seed: int = 0
@@ -129,7 +133,9 @@ class EvaluateConfig(WantedConfig, PredictorConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Config):
-    """Compare models on the same images, breasts or patients: paired 95 % intervals of all differences and DeLong's test.
+    """Compare models on the same images, breasts or patients.
+
+    All differences have paired 95 % intervals; AUROCs are compared with DeLong's test.
 
     Each model is a package or a score file: scores.csv, breast_scores.csv or a submission.
     """
@@ -181,8 +187,10 @@ class CompareConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(PredictorConfig):
-    """Score mammograms with a model package: one row per image, breast and patient; optional heat maps and DICOM
-    results."""
+    """Score mammograms with a model package: one row per image, breast and patient.
+
+    Heat maps and DICOM results are optional.
+    """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "dataset", "resume"),
@@ -191,8 +199,8 @@ class PredictConfig(PredictorConfig):
     NEEDS: ClassVar[Mapping[str, Needs]] = {"deidentify": Needs("--dicom", lambda config: config.dicom)}
 
     source: tuple[str, ...]
-    """What to score: images, folders, zip files, DICOMDIRs, release folders or tables, manifests. - reads such names from
-    standard input, one per line."""
+    """What to score: images, folders, zip files, DICOMDIRs, release folders or tables, manifests. - reads such names
+    from standard input, one per line."""
     out: Path
     """Output folder for the score tables."""
     dataset: str = "auto"
@@ -207,11 +215,11 @@ class PredictConfig(PredictorConfig):
     """Write a heat map of each image to OUT/overlays: integrated = integrated gradients; occlusion; gradient =
     gradient-weighted attention; rollout = attention rollout, which shows attention and not evidence for cancer."""
     dicom: bool = False
-    """Write DICOM results for DICOM images to OUT/dicom: a structured report per study; with --explain also overlays and
-    parametric maps."""
+    """Write DICOM results for DICOM images to OUT/dicom: a structured report per study; with --explain also overlays
+    and parametric maps."""
     deidentify: str = ""
-    """Remove the patient's identity from the DICOM results with dicognito. The value is the secret seed; images anonymised
-    with the same seed match the results. The score tables keep the ids. none = keep the identity."""
+    """Remove the patient's identity from the DICOM results with dicognito. The value is the secret seed; images
+    anonymised with the same seed match the results. The score tables keep the ids. none = keep the identity."""
 
     def _check(self) -> None:
         super()._check()

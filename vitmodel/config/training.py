@@ -134,8 +134,8 @@ class IntegrationConfig(Config):
     """Columns of the manifest, such as view or machine_id, each of whose values gets small parts of the network
     (adapters) of its own."""
     source_images: int = 20
-    """Smallest number of training images for which a value of SOURCES, or a view with --fusion, gets parameters of its own.
-    Rarer and unknown values share theirs."""
+    """Smallest number of training images for which a value of SOURCES, or a view with --fusion, gets parameters of its
+    own. Rarer and unknown values share theirs."""
     source_dropout: float = 0.1
     """In training: probability of treating an image's value as unknown, for each of SOURCES, so that the model can
     score images of new sources."""
@@ -152,30 +152,39 @@ class IntegrationConfig(Config):
 
 
 AUTO = -1
-"""Stands for a default that depends on --weights."""
+"""Marks a value to be replaced by the default, which depends on --weights."""
 FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0, "batch_size": 32, "freeze": 0, "flip_average": False}
 # The best recipe of benchmarks/recipe.py (dev/LOG.md), except for sampling: half of the images there show a cancer.
 FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75, "batch_size": 16, "freeze": 1, "flip_average": True}
 
 
 def automatic_default(name: str, weights: bool) -> str:
-    """Return the default of an option that depends on --weights, in words; of a verb without that option, the plain
-    value."""
-    scratch, fine_tuning = FROM_SCRATCH[name], FROM_WEIGHTS[name]
-    words = {True: "on", False: "off"}
-    first, second = (words[value] if isinstance(value, bool) else f"{value:g}" for value in (fine_tuning, scratch))
-    return f"{first} with --weights, else {second}" if weights else second
+    """Return the default of an option of `FROM_SCRATCH` in words.
+
+    Args:
+        name: The option.
+        weights: Whether the verb has the option --weights, which changes the default.
+    """
+    scratch = _in_words(FROM_SCRATCH[name])
+    return f"{_in_words(FROM_WEIGHTS[name])} with --weights, else {scratch}" if weights else scratch
+
+
+def _in_words(value: bool | float) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Config):
-    """What all trainings have in common: the network, the optimisation and the hardware."""
+    """Options of all trainings: the network, the optimisation and the hardware."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("resume",),
         "model": ("model", "pool", "stem", "drop_path", "packed"),
         "optimisation": (
-            "epochs", "batch_size", "accumulate", "optimizer", "lr", "weight_decay", "layer_decay", "warmup", "clip", "seed",
+            "epochs", "batch_size", "accumulate", "optimizer", "lr", "weight_decay", "layer_decay", "warmup", "clip",
+            "seed",
         ),
         "hardware": ("tokens", "device", "devices", "nodes", "strategy", "precision", "compile", "workers"),
         "logging": ("unreadable", "nonfinite", "wandb"),
@@ -188,11 +197,11 @@ class TrainingConfig(Config):
     }
 
     model: Literal[
-        "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small8", "vit_base8", "vit_small14", "vit_base14",
-        "vit_large14", "vit_small14_reg4", "vit_base14_reg4", "vit_large14_reg4",
+        "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small8", "vit_base8", "vit_small14",
+        "vit_base14", "vit_large14", "vit_small14_reg4", "vit_base14_reg4", "vit_large14_reg4",
     ] = "vit_small"  # fmt: skip
-    """Size of the network: width, depth, heads and patch size. The patch has 16 pixels; names with 8 are for DINO's weights,
-    with 14 for DINOv2's, and with 14_reg4 for those with registers."""
+    """Size of the network: width, depth, heads and patch size. The patch has 16 pixels; names with 8 are for DINO's
+    weights, with 14 for DINOv2's, and with 14_reg4 for those with registers."""
     pool: Literal["cls", "mean", "attention"] = "mean"
     """What the head reads: the class token, the mean of all patch tokens, or an attention pool over them."""
     stem: Literal["linear", "conv"] = "linear"
@@ -283,7 +292,7 @@ class TrainingConfig(Config):
 
     @property
     def idles(self) -> bool:
-        """Return whether some weights get no gradient in some steps; DDP must know."""
+        """Return whether some weights get no gradient in some steps, which DDP must be told in advance."""
         return False
 
     @property
@@ -297,8 +306,10 @@ WITHOUT_FOLDS = Needs("a validation split (--folds has none)", lambda config: co
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingConfig):
-    """Train a Vision Transformer on the crops of a manifest; write a run folder with checkpoints, curves and a model
-    package."""
+    """Train a Vision Transformer on the crops of a manifest.
+
+    Write a run folder with checkpoints, curves and a model package.
+    """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("manifest", "run", "val", "test", "folds", "splits"),
@@ -328,7 +339,8 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     DEFAULTS: ClassVar[Mapping[str, str]] = {name: automatic_default(name, weights=True) for name in FROM_SCRATCH}
 
     manifest: tuple[Path, ...]
-    """manifest.csv as written by `vitmodel etl`. Several are merged; columns that one of them lacks are unknown there."""
+    """manifest.csv as written by `vitmodel etl`. Several are merged; columns that one of them lacks are unknown
+    there."""
     run: Path
     """Run folder to write. The model package is RUN/package."""
     weights: Path | None = None
@@ -369,8 +381,8 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     patience: int = 10
     """Number of epochs without improvement after which training stops. 0 = never."""
     flip_average: bool | None = None
-    """Average the logits of each image and of its upside-down copy, in calibration and later in prediction; doubles the time.
-    Metrics of single epochs use the image alone."""
+    """Average the logits of each image and of its upside-down copy, in calibration and later in prediction; doubles the
+    time. Metrics of single epochs use the image alone."""
 
     def _resolve(self) -> None:
         super()._resolve()
@@ -407,6 +419,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
 
     @property
     def idles(self) -> bool:
+        """Return whether some weights get no gradient in some steps: a frozen backbone, or heads of unknown targets."""
         return bool(self.freeze or self.auxiliary)
 
     @property
@@ -418,7 +431,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
 
 
 SEARCHED = ("weight_decay", "layer_decay", "drop_path", "smoothing", "loss", "ema")
-"""Options whose values `vitmodel tune` chooses; it also chooses lr, around the given one, and augment.elastic."""
+"""Options whose values `vitmodel tune` chooses; it also chooses augment.elastic, and lr near the given value."""
 SEARCHED_BY_TUNE = Needs("`vitmodel train` (tune searches it)", lambda config: False)
 
 
@@ -470,7 +483,8 @@ class PretrainConfig(TrainingConfig):
     run: Path
     """Run folder to write. The package is RUN/package."""
     manifest: tuple[Path, ...] = ()
-    """Manifest of unlabelled crops for masked autoencoding. none = learn to find cancers in phantoms made on the fly."""
+    """Manifest of unlabelled crops for masked autoencoding. none = learn to find cancers in phantoms made on the
+    fly."""
     ratio: float = 0.75
     """Masked autoencoding: fraction of the tissue patches to hide."""
     size: Size = Size(1024, 512)
@@ -488,13 +502,16 @@ class PretrainConfig(TrainingConfig):
 
     @property
     def idles(self) -> bool:
-        return bool(self.manifest)  # masked autoencoding does not train the head
+        """Return whether some weights get no gradient: masked autoencoding does not train the head."""
+        return bool(self.manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionsConfig(Config):
-    """Train the three versions of the original recipe and ours on one split by patient; write a table and their
-    curves."""
+    """Train the three versions of the original recipe and ours on one split by patient.
+
+    Write a table of their metrics and a figure of their curves.
+    """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "recipes", "ours", "size", "our_size"),
@@ -528,8 +545,10 @@ class VersionsConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaveOutConfig(Config):
-    """Train without each site (machine, data set) in turn and evaluate on it; write OUT/<by>-<value>/ and
-    OUT/summary.json."""
+    """Train without each site (machine, data set) in turn and evaluate on it.
+
+    Write OUT/<by>-<value>/ for each value and OUT/summary.json.
+    """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("manifest", "out", "by", "train", "evaluate")

@@ -10,16 +10,21 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from vitmodel.config.base import Size, require
+from vitmodel.errors import UsageError
 
 NUMBERS: dict[Any, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
 }
+"""Annotation -> the type that a value must have, and its name in messages. bool is no number here."""
 
 
 def coerce(hint: Any, value: Any, name: str) -> Any:
-    """Return `value` as the annotation `hint` wants it.
+    """Return `value` converted to the annotation `hint`.
+
+    A `Path` field takes a `str`, a `Size` field a text such as `1024x512` or a pair, a `float` field any real number,
+    and a tuple field any sequence, a single value, or a text with commas. A `Literal` field takes only its choices.
 
     Raises:
         UsageError: The value does not fit; the message names the field `name`.
@@ -49,7 +54,7 @@ def coerce(hint: Any, value: Any, name: str) -> Any:
         kind, words = NUMBERS[hint]
         fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
         require(fits, name, f"must be {words}, not {value!r}")
-        return value
+        return hint(value)
     require(isinstance(value, hint), name, f"must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
     return value
 
@@ -62,7 +67,7 @@ def inner(hint: Any) -> Any:
 
 
 def split_list(text: str) -> list[str]:
-    """Return the items of `a,b` or `[a,b]` without repeats; a text that names an existing file is one item."""
+    """Return the items of the text `a,b` or `[a,b]`; a text that names an existing file is one item."""
     if os.path.exists(text):
         return [text]
     if text.startswith("[") and text.endswith("]"):
@@ -87,6 +92,5 @@ def _items(value: Any, name: str) -> list[Any]:
 def _size(value: Any, name: str) -> Size:
     try:
         return Size.parse(value)
-    except (TypeError, ValueError) as error:
-        require(False, name, str(error))
-        raise AssertionError from error
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error

@@ -1,4 +1,4 @@
-"""The loaded model packages that score together: from packed images to logits, probabilities and explanations."""
+"""Ensembles of model packages: packed images to logits, probabilities and explanations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vitmodel.utils import sha256_file
 class Ensemble:
     """One or more model packages whose probabilities are averaged.
 
-    Each package averages the logits of an image and, with flip averaging, of its flip; then applies its own
+    Each package averages the logits of an image and, with flip averaging, of its flip, and applies its own
     calibration. The ensemble's probability and threshold are the means over its packages.
 
     Shapes: I images, L levels (image and, with exam fusion, breast), M packages.
@@ -34,7 +34,7 @@ class Ensemble:
 
     Raises:
         VitmodelError: A package cannot be loaded.
-        UsageError: The packages cannot score together, because they prepare images or aggregate scores differently.
+        UsageError: The packages cannot be combined, because they prepare images or aggregate scores differently.
     """
 
     def __init__(self, config: PredictorConfig) -> None:
@@ -46,7 +46,8 @@ class Ensemble:
             differing = [name for name, value in first.shared_settings.items() if other.shared_settings[name] != value]
             if differing:
                 raise UsageError(
-                    f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; train them alike"
+                    f"ensemble: {other.folder} differs from {first.folder} in {', '.join(differing)}; "
+                    "combine packages with the same settings"
                 )
         self.model: Network = first.models[0]
         self.package = first.package
@@ -60,7 +61,7 @@ class Ensemble:
         self.levels = 1 + self.fused
         """Number of logits per image: its own and, with exam fusion, its breast's."""
         self.calibrates_breasts = self.aggregation in ("mean_logit", "fusion")
-        """Whether a breast's logits are pooled before calibration; older packages aggregate the images' probabilities."""
+        """Whether a breast's logits are averaged before calibration; older packages aggregate probabilities."""
         self.patient_aggregation = "noisy_or" if self.fused else "max"
         self.threshold = float(np.mean([package.threshold for package in self.packages]))
         self.prevalence = float(np.mean([package.calibration.prevalence for package in self.packages]))
@@ -75,16 +76,16 @@ class Ensemble:
         return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
 
     def logits(self, packs: Sequence[PackedBatch]) -> np.ndarray:
-        """Return the logits `(I, L, M)` of `I` images, averaged over each image and its flip if the packs hold both.
+        """Return the logits `(I, L, M)` of I images, averaged over each image and its flip if the packs hold both.
 
-        The breast's logit of an image that is no part of an exam, such as a copy, is NaN.
+        The breast's logit of an image outside an exam, such as a copy, is NaN.
         """
         if not packs:
             return np.empty((0, self.levels, len(self.packages)))
         batch = concat_packs(packs).to(self.device)
         with torch.inference_mode():
-            by_pixels = np.stack([package.logits(batch) for package in self.packages], axis=-1)  # (I or 2 I, L, M)
-        logits = by_pixels.reshape(len(packs), -1, *by_pixels.shape[1:]).mean(axis=1, dtype=np.float64)
+            by_view = np.stack([package.logits(batch) for package in self.packages], axis=-1)  # (I or 2 I, L, M)
+        logits = by_view.reshape(len(packs), -1, *by_view.shape[1:]).mean(axis=1, dtype=np.float64)
         if self.fused:
             logits[[pack.metadata[0].breast < 0 for pack in packs], 1] = np.nan
         return logits
@@ -118,7 +119,7 @@ class Ensemble:
     def explain(self, pack: PackedBatch, method: str) -> np.ndarray:
         """Return the contribution of each patch `(h, w)` to the score of the pack's first image.
 
-        It is the mean over all models. Air is NaN; `model.explain.method_named(method).unit` is its unit.
+        Contributions are averaged over all models; air is NaN. `model.explain.method_named(method).unit` is the unit.
         """
         image = next(iter(pack)).to(self.device)
         models = [model for package in self.packages for model in package.models]

@@ -1,4 +1,4 @@
-"""Scored images and their manifest -> all that a report says: levels, thresholds, prevalence, subgroups, audit. Knows no network."""
+"""Evaluation of scored images: metrics by level, thresholds, prevalence, subgroups and an audit for leakage."""
 
 from __future__ import annotations
 
@@ -29,36 +29,45 @@ AGGREGATE_NAMES = {
     "noisy_or": "noisy-or",
     "fusion": "fusion",
 }
-"""How each way to aggregate is called."""
+"""Aggregation rule -> its name in reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Images with a probability, and how they are judged."""
+    """Images with a probability, and the settings of their evaluation."""
 
     table: pd.DataFrame
-    """The manifest's rows whose image has a probability."""
+    """The N rows of the manifest whose image has a probability."""
     probability: FloatArray
-    """Of each of them (N)."""
+    """Probability of each image, `(N,)`."""
     label: str
-    """The manifest's column that holds the truth."""
+    """Column of the manifest with the true labels."""
     aggregate: str
-    """How a breast's images make its probability, where they do."""
+    """How image probabilities are combined per breast, unless `breast_logits` is given."""
     patient_aggregate: str
-    """How a patient's breasts make hers."""
+    """How breast probabilities are combined per patient."""
     threshold: float
+    """Smallest probability that is called positive."""
     replicates: int
+    """Number of bootstrap replicates over patients."""
     seed: int
+    """Random seed of the bootstrap and of the cross-fitting folds."""
     breast_logits: FloatArray | None = None
-    """Where a breast is calibrated as a whole: what each of M packages says of each image's breast, as logits (N M). Their mean over the
-    images is the breast's, in place of what the images' probabilities make."""
+    """Logits of each image's breast by each of M packages, `(N, M)`, if breasts are calibrated as a whole. Their mean
+    over a breast's images is calibrated and replaces the aggregate of the images' probabilities."""
     calibrate: Callable[[FloatArray], FloatArray] | None = None
-    """From the logits of M packages (N M) to probabilities (N)."""
+    """Maps the logits of M packages, `(N, M)`, to probabilities, `(N,)`."""
 
     def scored_units(
         self, level: str, rows: np.ndarray | slice = slice(None), scores: FloatArray | None = None
     ) -> ScoredUnits:
-        """The units of a level, of all images or of those in `rows` (N), by their probability or by other `scores` (N)."""
+        """Return the units of a level with their labels and scores.
+
+        Args:
+            level: "image", "breast" or "patient".
+            rows: Mask `(N,)` of the images to use.
+            scores: Scores `(N,)` to use in place of the probabilities.
+        """
         table = self.table[rows]
         images = ScoredUnits(
             table[self.label].to_numpy(),
@@ -74,111 +83,135 @@ class Evaluation:
         return breasts if level == "breast" else breasts.aggregate(breasts.patients, self.patient_aggregate)
 
     def compute_metrics(
-        self, sample: ScoredUnits, threshold: float | FloatArray | None = None, prevalence: float | None = None
+        self, units: ScoredUnits, threshold: float | FloatArray | None = None, prevalence: float | None = None
     ) -> Metrics:
-        return compute_metrics(
-            sample, self.threshold if threshold is None else threshold, self.replicates, self.seed, prevalence
-        )
+        """Return the metrics of the units at a threshold, by default that of the model."""
+        chosen = self.threshold if threshold is None else threshold
+        return compute_metrics(units, chosen, self.replicates, self.seed, prevalence)
 
-    def levels(self, units: Mapping[str, int]) -> list[Level]:
-        """Metrics per image, breast and patient; `units` says how many there are with the refused ones."""
-        samples = {level: self.scored_units(level) for level in LEVELS}
-        return [
-            Level(name, sample, self.compute_metrics(sample), units[name] - len(sample.labels))
-            for name, sample in samples.items()
-        ]
+    def levels(self, totals: Mapping[str, int]) -> list[Level]:
+        """Return the metrics per image, breast and patient.
+
+        Args:
+            totals: Level -> number of its units, including those whose images were refused.
+        """
+        result = []
+        for name in LEVELS:
+            units = self.scored_units(name)
+            result.append(Level(name, units, self.compute_metrics(units), totals[name] - len(units.labels)))
+        return result
 
     def folds(self) -> int:
-        """Into how many parts the patients are dealt for cross-fitting; 0 where there are too few of them for that."""
+        """Return the number of folds of patients for cross-fitting; 0 if there are too few patients."""
         try:
             return int(patient_folds(self.scored_units(PLOTTED_LEVEL).labelled(), seed=self.seed).max()) + 1
         except UsageError:
             return 0
 
     def thresholds(self, sensitivity: float) -> list[CrossFitted]:
-        """What decisions at cross-fitted thresholds reach; empty where there are too few patients for that."""
-        sample = self.scored_units(PLOTTED_LEVEL).labelled()
-        found = []
+        """Return the metrics of decisions at cross-fitted thresholds; empty if there are too few patients."""
+        units = self.scored_units(PLOTTED_LEVEL).labelled()
+        result = []
         for objective in ("f1", "pf1", "sensitivity"):
             try:
-                chosen = cross_fitted_thresholds(sample, objective, sensitivity, self.seed)
-            except UsageError:  # one class, or one patient of a class: the report then says that none could be chosen
+                chosen = cross_fitted_thresholds(units, objective, sensitivity, self.seed)
+            except UsageError:  # one class, or one patient of a class; the report then says so
                 return []
             name = describe_objective(objective, sensitivity)
-            found.append(
-                CrossFitted(
-                    name[0].upper() + name[1:],
-                    (float(chosen.min()), float(chosen.max())),
-                    self.compute_metrics(sample, chosen),
-                )
-            )
-        return found
+            span = (float(chosen.min()), float(chosen.max()))
+            result.append(CrossFitted(name[0].upper() + name[1:], span, self.compute_metrics(units, chosen)))
+        return result
 
     def recalibrated(self) -> dict[str, Metrics]:
-        """The probabilities after each method of calibration, cross-fitted; empty where there are too few patients for that."""
-        sample = self.scored_units(PLOTTED_LEVEL).labelled()
+        """Return the metrics after each method of calibration, cross-fitted; empty if there are too few patients."""
+        units = self.scored_units(PLOTTED_LEVEL).labelled()
         try:
-            fitted = {method: cross_fitted_probabilities(sample, method, self.seed) for method in CALIBRATIONS}
+            fitted = {method: cross_fitted_probabilities(units, method, self.seed) for method in CALIBRATIONS}
         except UsageError:
             return {}
         return {
-            method: self.compute_metrics(ScoredUnits(sample.labels, scores, sample.patients))
+            method: self.compute_metrics(ScoredUnits(units.labels, scores, units.patients))
             for method, scores in fitted.items()
         }
 
     def at_prevalence(self, fitted: float, wanted: float) -> Metrics | None:
-        """The metrics at another prevalence than the one that the probabilities were `fitted` at; None where a class is missing."""
-        sample = self.scored_units(PLOTTED_LEVEL).labelled()
-        if len(np.unique(sample.labels)) < 2:
+        """Return the metrics at another prevalence; None if a class is missing.
+
+        Args:
+            fitted: Prevalence at which the probabilities were calibrated.
+            wanted: Prevalence of the metrics.
+        """
+        units = self.scored_units(PLOTTED_LEVEL).labelled()
+        if len(np.unique(units.labels)) < 2:
             return None
-        scores, threshold = (
-            to_prevalence(sample.scores, fitted, wanted),
-            float(to_prevalence(self.threshold, fitted, wanted)),
-        )
-        return self.compute_metrics(ScoredUnits(sample.labels, scores, sample.patients), threshold, prevalence=wanted)
+        scores = to_prevalence(units.scores, fitted, wanted)
+        threshold = float(to_prevalence(self.threshold, fitted, wanted))
+        return self.compute_metrics(ScoredUnits(units.labels, scores, units.patients), threshold, prevalence=wanted)
 
     def subgroups(self) -> tuple[list[SubgroupMetrics], list[str]]:
-        """Every subgroup's metrics, its breasts scored by its own images alone or by fusion, and why some attributes make none."""
-        groups, silent = subgroups(self.table, self.label)
-        return [
-            SubgroupMetrics(group.attribute, group.value, self._if_known(self.scored_units(PLOTTED_LEVEL, group.mask)))
-            for group in groups
-        ], silent
+        """Return the metrics of all subgroups, and the reasons why some attributes have none.
 
-    def _if_known(self, sample: ScoredUnits) -> Metrics | None:
-        return self.compute_metrics(sample) if np.isfinite(sample.labels).any() else None
+        A subgroup's breasts are scored by its own images alone, or by fusion.
+        """
+        groups, omitted = subgroups(self.table, self.label)
+        result = []
+        for group in groups:
+            units = self.scored_units(PLOTTED_LEVEL, group.mask)
+            result.append(SubgroupMetrics(group.attribute, group.value, self._if_labelled(units)))
+        return result, omitted
+
+    def _if_labelled(self, units: ScoredUnits) -> Metrics | None:
+        """Return the metrics; None if no label is known."""
+        return self.compute_metrics(units) if np.isfinite(units.labels).any() else None
 
     def audit(self, whole: pd.DataFrame) -> Audit:
-        """Leaks in the `whole` manifest, and baselines that are fitted to other patients of it, judged on the same units as the model."""
-        found = leakage.find_links(whole)
+        """Return the leaks between the splits of a manifest, and baselines from ids or metadata alone.
+
+        The baselines are fitted to other patients of the manifest and evaluated on the same units as the model.
+
+        Args:
+            whole: The manifest with all its splits.
+        """
+        links = leakage.find_links(whole)
         names = {"patient_id": "patients", "source_sha256": "source files", "crop": "crops of the same pixels"}
-        counts = {names[kind]: int((found["kind"] == kind).sum()) for kind in names}
-        examples = [f"{names[row.kind]}: {row.images} images in {row.parts}" for row in found.head(5).itertuples()]
-        here = whole["image_id"].isin(self.table["image_id"]).to_numpy()
-        baselines = []
+        counts = {names[kind]: int((links["kind"] == kind).sum()) for kind in names}
+        examples = [f"{names[row.kind]}: {row.images} images in {row.parts}" for row in links.head(5).itertuples()]
+        return Audit(counts, examples, self._baselines(whole))
+
+    def _baselines(self, whole: pd.DataFrame) -> list[Baseline]:
+        """Return the baselines that can be fitted; none if the evaluated units have one class only."""
+        evaluated = whole["image_id"].isin(self.table["image_id"]).to_numpy()
         model = self.scored_units(PLOTTED_LEVEL).labelled()
-        for name in leakage.BASELINE_FEATURES if len(np.unique(model.labels)) == 2 else ():
-            scores, telling = leakage.fit_baseline(whole, self.label, name, self.seed)
+        if len(np.unique(model.labels)) < 2:
+            return []
+        baselines = []
+        for name in leakage.BASELINE_FEATURES:
+            scores, strongest = leakage.fit_baseline(whole, self.label, name, self.seed)
             if np.isnan(scores).any():
                 continue
-            other = self.scored_units(PLOTTED_LEVEL, scores=scores[here]).labelled()
+            other = self.scored_units(PLOTTED_LEVEL, scores=scores[evaluated]).labelled()
             try:
                 compared = compare(other, model, (self.threshold, self.threshold), self.replicates, self.seed)
             except UsageError:  # too few patients for DeLong's test
                 continue
-            baselines.append(Baseline(name, self.compute_metrics(other), compared, telling))
-        return Audit(counts, examples, baselines)
+            baselines.append(Baseline(name, self.compute_metrics(other), compared, strongest))
+        return baselines
 
     def errors(self, count: int) -> list[int]:
-        """Positions of the images that were called wrong, the most confident first: half of them missed positives, if there are as many."""
-        truth, distance = self.table[self.label].to_numpy(), self.probability - self.threshold
+        """Return the positions of wrongly called images, the most confident ones first.
+
+        Args:
+            count: Largest number of images. Half of them are missed positives, if there are enough of both kinds.
+        """
+        truth = self.table[self.label].to_numpy()
+        distance = self.probability - self.threshold
         order = np.argsort(-np.abs(distance), kind="stable")
         missed = [int(row) for row in order if truth[row] == 1 and distance[row] < 0]
-        false = [int(row) for row in order if truth[row] == 0 and distance[row] >= 0]
-        share = max(count - len(false), min(count // 2, len(missed)))
-        return missed[:share] + false[: count - min(share, len(missed))]
+        false_alarms = [int(row) for row in order if truth[row] == 0 and distance[row] >= 0]
+        share = max(count - len(false_alarms), min(count // 2, len(missed)))
+        return missed[:share] + false_alarms[: count - min(share, len(missed))]
 
 
 def join_known(row: Sequence[object]) -> str:
-    """The parts of a caption that are known."""
+    """Return the known parts of a caption, separated by commas."""
     return ", ".join(str(part) for part in row if pd.notna(part) and part != "")

@@ -1,4 +1,4 @@
-"""The heat map of one scored image, on its own or as the picture that the command line writes."""
+"""Heat maps of scored images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import LoadedImage, ScoredImage
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
 
-NO_GEOMETRY = "the manifest does not say where the crop lies in its source"
+NO_GEOMETRY = "the manifest does not contain the position of the crop in its source"
 
 
 def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
@@ -38,7 +38,7 @@ def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
 
 
 def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor) -> ImageResult:
-    """Return what the picture and the DICOM results state about an image; `place` is its row of the manifest."""
+    """Return the data of an image for the picture and the DICOM results; `place` is its row of the manifest."""
     return ImageResult(
         name=safe_file_name(place.image_id),
         path=row.source_file,
@@ -53,15 +53,15 @@ def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor:
 class Explanation:
     """The contribution of each part of an image to its score. Research software, not a medical device.
 
-    It shows what influenced the network and outlines no lesion. `vitmodel.Model.explain` returns it.
+    A heat map shows what influenced the network; it does not outline lesions. `vitmodel.Model.explain` returns it.
 
     Attributes:
         image_id: The image.
         method: "rollout", "gradient", "occlusion" or "integrated".
-        unit: What the values measure.
+        unit: Unit of the values.
         probability: Calibrated probability of cancer from this image alone, 0 to 1.
-        threshold: Probability from which the model calls an image positive.
-        heat: The values with their place in the source image.
+        threshold: Smallest probability that the model calls positive.
+        heat: The values and their position in the source image.
         picture: The breast, plain and below the heat map, with a colour bar and a caption: `(H, W, 3)` uint8, RGB.
 
     Examples:
@@ -96,14 +96,14 @@ class Explanation:
         return self.heat.peak_outline()
 
     def to_source_image(self) -> np.ndarray:
-        """Return the values in the source image's pixels, `(H, W)` float; NaN outside the breast.
+        """Return the values at the resolution of the source image.
 
         Returns:
-            An array with the height and width of the source image.
+            Float array `(H, W)` with the height and width of the source image; NaN outside the breast.
 
         Examples:
             >>> model = vitmodel.load("run/package", progress=False)
-            >>> model.explain("exam/rcc.dcm").on_source().ndim
+            >>> model.explain("exam/rcc.dcm").to_source_image().ndim
             2
         """
         return self.heat.to_source_image()
@@ -112,7 +112,7 @@ class Explanation:
         """Write `picture` as a PNG file.
 
         Args:
-            path: File to write; its name ends in .png.
+            path: File to write; its name must end in .png.
 
         Raises:
             UsageError: The name does not end in .png.
@@ -123,7 +123,7 @@ class Explanation:
             >>> model.explain("exam/rcc.dcm", method="rollout").save("rollout.png")
         """
         if Path(path).suffix.lower() != ".png":
-            raise UsageError(f"path: {path} is no PNG file; use a name that ends in .png")
+            raise UsageError(f"path: {path} is not the name of a PNG file; use a name that ends in .png")
         write_atomic(path, self._repr_png_())
 
     def _repr_png_(self) -> bytes:
@@ -131,5 +131,5 @@ class Explanation:
 
     def __repr__(self) -> str:
         rows, columns = self.values.shape
-        size = f"{rows}x{columns} patches"
-        return f"Explanation({self.image_id!r}, {self.method}, {size}, probability {self.probability:.4f})\n{NOT_A_MEDICAL_DEVICE}"
+        shown = f"{self.image_id!r}, {self.method}, {rows}x{columns} patches, probability {self.probability:.4f}"
+        return f"Explanation({shown})\n{NOT_A_MEDICAL_DEVICE}"

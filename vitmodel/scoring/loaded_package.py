@@ -1,5 +1,4 @@
-"""One model package at work: its models, calibration and threshold, and what it says of images that are cut into patches. Knows no
-other package, no image file and no table."""
+"""A loaded model package: its models, its calibration and threshold, and the logits it gives to packed images."""
 
 from __future__ import annotations
 
@@ -20,9 +19,16 @@ from vitmodel.utils import sha256_file
 
 
 class LoadedPackage:
-    """One package of those that score together; it may itself hold the models of several folds, which share a calibration.
+    """A loaded package of an ensemble. It may hold the models of several folds, which share one calibration.
 
-    Raises VitmodelError naming the package where it cannot be used, UsageError where it was only pretrained.
+    Args:
+        folder: Folder of the package.
+        config: The runtime, the token budgets and whether to average over flips.
+        device: Device of the models.
+
+    Raises:
+        VitmodelError: The package cannot be used; the message names its folder.
+        UsageError: The package was only pretrained, or `config` does not fit it.
     """
 
     def __init__(self, folder: Path, config: PredictorConfig, device: torch.device) -> None:
@@ -30,7 +36,7 @@ class LoadedPackage:
         self.models, self.package = load_models(folder)
         if "label" not in self.package:
             raise UsageError(
-                f"{folder}: holds pretrained weights that give no score; train on labels with `--weights` first"
+                f"{folder}: holds pretrained weights, which give no scores; train with `--weights {folder}` first"
             )
         for model in self.models:
             model.to(device)
@@ -43,69 +49,73 @@ class LoadedPackage:
         try:
             self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
             fitted = dict(self.package["calibration"])
-            self.calibration_level: str = fitted.pop(
-                "level", "image"
-            )  # a package without the word was calibrated image by image
+            # Packages without this key were calibrated per image.
+            self.calibration_level: str = fitted.pop("level", "image")
             self.calibration = calibration.from_dict(fitted)
             self.threshold: float = self.package["decision"]["threshold"]
             self.aggregation: str = self.package["decision"]["aggregate"]
             self.label: str = self.package["label"]
         except KeyError as error:
             raise VitmodelError(
-                f"{folder / CONFIG_FILE}: {error} is missing; use the vitmodel that wrote it, or train anew"
+                f"{folder / CONFIG_FILE}: {error} is missing; use the version of vitmodel that wrote it, or train again"
             ) from error
         except UsageError as error:
-            raise VitmodelError(f"{folder / CONFIG_FILE}: {error}; a newer vitmodel wrote it, install that") from error
-        self.packed: bool = self.package.get("packed", False)  # a package without the word was trained with all air
+            raise VitmodelError(
+                f"{folder / CONFIG_FILE}: {error}; a newer vitmodel wrote it: install that version"
+            ) from error
+        self.packed: bool = self.package.get("packed", False)  # packages without this key were trained with all air
         self.flip: bool = self.package.get("flip", False) if config.flip is None else config.flip
         self.tokens = config.tokens
         network = self.models[0]
         self.is_single_graph = not (
             network.sources or network.exam or network.segments or self.preprocessing.mm_per_pixel
         )
-        """Whether its models are plain ViTs for crops of one size, which one ONNX graph holds from pixels to their mean logits."""
+        """Whether the models are plain ViTs for one crop size. One ONNX graph then maps pixels to their mean logits."""
         self.onnx: list[Path] = []
         self.runtime_models = self.models
         if config.runtime != "torch":
             self.use_onnx(config.runtime, folder / f"model.{config.precision}.onnx")
 
     def onnx_paths(self, path: Path) -> list[Path]:
-        """Where its graphs lie: in `path` or, if it has several models and each has a graph of its own, in one numbered after another."""
-        more = 0 if self.is_single_graph else len(self.models) - 1
-        return [path, *(path.with_suffix(f".{number + 1}{path.suffix}") for number in range(more))]
+        """Return the files of the ONNX graphs: `path` and, if each of several models has a graph, numbered files."""
+        count = 1 if self.is_single_graph else len(self.models)
+        return [path, *(path.with_suffix(f".{number}{path.suffix}") for number in range(1, count))]
 
     def use_onnx(self, runtime: str, path: Path) -> None:
-        """From now on compute by ONNX in `path`; explanations stay with PyTorch. Raises as `runtime.load_onnx` does."""
-        self.onnx, weights = self.onnx_paths(path), sha256_file(self.folder / TENSORS_FILE)
+        """Compute logits with the ONNX file `path` from now on; explanations still use PyTorch.
+
+        Raises the errors of `vitmodel.model.onnx.load_onnx`.
+        """
+        self.onnx = self.onnx_paths(path)
+        weights = sha256_file(self.folder / TENSORS_FILE)
         if self.is_single_graph:
             self.onnx_session = load_onnx(path, runtime, weights)
         else:
-            encoders = [load_encoder(each, runtime, weights) for each in self.onnx]
+            encoders = [load_encoder(file, runtime, weights) for file in self.onnx]
             self.runtime_models = [
                 model.with_encoder(encode) for model, encode in zip(self.models, encoders, strict=True)
             ]
 
     def logits(self, images: PackedBatch) -> np.ndarray:
-        """What the package says of each of the pack's B images and, with the fusion of exams, of its breast, the mean over its folds: B L.
+        """Return the logits `(B, L)` of B images and, with exam fusion, of their breasts: the mean over the folds.
 
-        Of an exam that exceeds the budget of tokens, some images after the other are seen, and what was seen is fused.
+        The images of an exam that exceeds the token budget are encoded in parts; fusion then uses all their features.
         """
         if self.onnx and self.is_single_graph:
             return self.onnx_session(images)[:, :1].float().cpu().numpy()
-        said = []
+        logits = []
         for model in self.runtime_models:
-            features = torch.cat(
-                [
-                    model.features(part)
-                    for part in split_by_token_budget(images, self.tokens, model.config.vit.num_prefix_tokens)
-                ]
-            )
-            said.append(model.image_and_breast_logits(features, images.metadata).float().cpu().numpy())
-        return np.mean(said, axis=0)
+            parts = split_by_token_budget(images, self.tokens, model.config.vit.num_prefix_tokens)
+            features = torch.cat([model.features(part) for part in parts])
+            logits.append(model.image_and_breast_logits(features, images.metadata).float().cpu().numpy())
+        return np.mean(logits, axis=0)
 
     @property
     def shared_settings(self) -> dict[str, Any]:
-        """What the members must share, because each image is decoded, cropped and cut into patches once."""
+        """Return the settings that all packages of an ensemble must share.
+
+        Each image is decoded, cropped and cut into patches once for all of them. The keys are names for messages.
+        """
         network = self.models[0].config
         return {
             "label": self.label,
@@ -114,7 +124,7 @@ class LoadedPackage:
             "preprocessing": self.preprocessing,
             "packed": self.packed,
             "flip averaging": self.flip,
-            "patch": self.models[0].config.vit.patch,
-            "registers": self.models[0].config.vit.registers,
+            "patch": network.vit.patch,
+            "registers": network.vit.registers,
             "aggregate": self.aggregation,
         }

@@ -25,7 +25,7 @@ class Prediction:
         breasts: One row per breast: prediction_id, patient_id, laterality, score, probability, decision, n_images,
             views, status, reason.
         patients: One row per patient: patient_id, score, probability, decision, n_breasts, status.
-        threshold: Probability from which a decision is 1.
+        threshold: Smallest probability for which a decision is 1.
 
     Examples:
         >>> model = vitmodel.load("run/package", progress=False)
@@ -60,7 +60,7 @@ class Prediction:
 
         Raises:
             VitmodelError: The folder cannot be written.
-            UsageError: Parquet was asked for and pyarrow is not installed.
+            UsageError: `parquet` is set and pyarrow is not installed.
 
         Examples:
             >>> model = vitmodel.load("run/package", progress=False)

@@ -1,6 +1,6 @@
-"""From manifest rows to scores, for every verb that scores: the ensemble, its stream and its tables put together.
+"""Score manifest rows: the ensemble, its stream and its tables combined, for every verb that scores.
 
-Where a breast's score is made: `Predictor.tables` -> `scores.image_table` -> `Ensemble.breast_scores`.
+A breast's score is computed in `Predictor.tables` -> `tables.image_table` -> `Ensemble.breast_scores`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Predictor:
 
     Raises:
         VitmodelError: A package cannot be loaded.
-        UsageError: The packages cannot score together.
+        UsageError: The packages cannot be combined.
     """
 
     def __init__(self, config: PredictorConfig) -> None:
@@ -47,14 +47,13 @@ class Predictor:
         results = {position: (scored.loaded.cropped.record, scored.logits) for position, scored in self.scores(rows)}
         records = [results[position][0] for position in range(len(rows))]
         logits = [results[position][1] for position in range(len(rows))]
-        return records, np.reshape(
-            np.asarray(logits, dtype=float), (len(rows), self.ensemble.levels, len(self.ensemble.packages))
-        )
+        shape = (len(rows), self.ensemble.levels, len(self.ensemble.packages))
+        return records, np.reshape(np.asarray(logits, dtype=float), shape)
 
     def tables(
         self, table: pd.DataFrame, records: Sequence[ProvenanceRecord], logits: Sequence[np.ndarray] | np.ndarray
     ) -> ScoreTables:
-        """Return the scores of the manifest `table` per image, breast and patient, from the result of `predict_logits`."""
+        """Return the scores per image, breast and patient from the results of `predict_logits` on `table`."""
         images = image_table(table, records, logits, self.ensemble)
         breasts = self.score_breasts(images)
         return ScoreTables(images, breasts, self.score_patients(breasts))
@@ -64,15 +63,15 @@ class Predictor:
         return self.tables(table, *self.predict_logits(self.attach(table)))
 
     def score_images(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return one row of scores per row of the manifest `table`; see `scores.image_table`."""
+        """Return one row of scores per row of the manifest `table`; see `tables.image_table`."""
         return image_table(table, *self.predict_logits(self.attach(table)), self.ensemble)
 
     def score_breasts(self, images: pd.DataFrame) -> pd.DataFrame:
-        """Return one row per breast of a table of images; see `scores.breast_table`."""
+        """Return one row per breast of a table of images; see `tables.breast_table`."""
         return breast_table(images, self.ensemble.threshold)
 
     def score_patients(self, breasts: pd.DataFrame) -> pd.DataFrame:
-        """Return one row per patient of a table of breasts; see `scores.patient_table`."""
+        """Return one row per patient of a table of breasts; see `tables.patient_table`."""
         return patient_table(breasts, self.ensemble.threshold, self.ensemble.patient_aggregation)
 
     def explain(self, image: LoadedImage, method: str) -> np.ndarray:

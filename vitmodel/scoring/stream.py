@@ -1,4 +1,4 @@
-"""Manifest rows to logits as a stream: threads load and pack crops while the network scores groups of bounded size."""
+"""A stream from manifest rows to logits: threads load and pack crops while the network scores groups of them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from vitmodel.scoring.ensemble import Ensemble
 from vitmodel.utils import release_freed_memory
 
 GROUP_IMAGES = 16
-"""Most images per forward pass, so that no image waits long for later ones."""
+"""Largest number of images per forward pass, so that no image waits long for later ones."""
 
 
 @dataclass(frozen=True)
 class ScoringRows:
-    """Manifest rows with what loading (`rows`) and the network (`metadata`) need of each; attached once per run."""
+    """Manifest rows with their metadata, attached once per run."""
 
     table: pd.DataFrame
     rows: list[ManifestRow]
+    """The values of each row that loading needs."""
     metadata: list[ImageMetadata]
+    """The metadata of each image that the network needs."""
 
     @classmethod
     def attach(cls, table: pd.DataFrame, config: NetworkConfig) -> ScoringRows:
@@ -55,7 +57,7 @@ class ScoringRows:
 
 
 class LoadedImage(NamedTuple):
-    """An image on its way to its score."""
+    """A loaded image that is not scored yet."""
 
     cropped: CropResult
     """The verdict and, unless the image was refused, its crop."""
@@ -70,22 +72,26 @@ class ScoredImage(NamedTuple):
 
     loaded: LoadedImage
     logits: np.ndarray
-    """`(L, M)`: of the image and, with exam fusion, of its breast, by each package; NaN = refused, and for the breast of a copy."""
+    """`(L, M)`: L levels (image and, with exam fusion, breast) by M packages.
+
+    NaN if the image was refused; the breast's logits of a copy are NaN, too.
+    """
 
 
 Unit = list[tuple[int, LoadedImage]]
-"""Images, with their positions, that the network must see together."""
+"""Images, with their positions, that must be in one forward pass."""
 
 
 @dataclass
 class Timings:
-    """Seconds spent so far. Those of parallel threads add up and may exceed the elapsed time."""
+    """Time spent so far in seconds. The times of parallel threads add up and may exceed the elapsed time."""
 
     decoding: float = 0
     """Reading, decoding and cropping, in all threads."""
     waiting: float = 0
-    """The network's thread waiting for a crop."""
+    """Waiting for a crop, in the network's thread."""
     network: float = 0
+    """Forward passes."""
     explaining: float = 0
     writing: float = 0
 
@@ -111,7 +117,7 @@ class ScoringStream:
     Args:
         ensemble: The packages that score.
         config: Token budget and number of threads.
-        timings: Where the time spent is added.
+        timings: The time spent is added to it.
     """
 
     def __init__(self, ensemble: Ensemble, config: PredictorConfig, timings: Timings) -> None:
@@ -123,7 +129,7 @@ class ScoringStream:
     def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
         """Yield the position, verdict and logits of each row as soon as they are known.
 
-        The order is that of the rows, except that the images of a fused exam come together.
+        The order is that of the rows, except that the images of a fused exam are consecutive.
         """
         groups = self.groups(self.units(rows))
         since_cleanup = 0
@@ -147,9 +153,9 @@ class ScoringStream:
         return np.full((self.ensemble.levels, len(self.ensemble.packages)), np.nan)
 
     def units(self, rows: ScoringRows) -> Iterator[Unit]:
-        """Yield what the network must see together: an image or, with exam fusion, the images of an exam.
+        """Yield the units of scoring: each an image or, with exam fusion, the images of an exam.
 
-        Copies of an image are taken out of the exam and scored alone.
+        Copies of an image are scored alone, outside their exam.
         """
         units = rows.exams()
         inputs = [(rows.rows[position], rows.metadata[position]) for unit in units for position in unit]
@@ -160,14 +166,14 @@ class ScoringStream:
         next(loaded, None)  # ends the map and its progress bar
 
     def _without_copies(self, images: Unit, metadata: Sequence[ImageMetadata]) -> Unit:
-        """Return the images of an exam, each later copy of a file within a breast as an exam of its own."""
+        """Return the images of an exam; each later copy of a file within a breast becomes an exam of its own."""
         seen: set[tuple[int, object]] = set()
         result: Unit = []
         for position, image in images:
             digest = image.cropped.record.get("source_sha256")
             file = metadata[position].breast, digest
             if image.pack is not None and file in seen:
-                alone = tuple(replace(about, breast=-1, exam=-1) for about in image.pack.metadata)
+                alone = tuple(replace(view, breast=-1, exam=-1) for view in image.pack.metadata)
                 image = image._replace(pack=replace(image.pack, metadata=alone))
             elif image.pack is not None and digest:
                 seen.add(file)
@@ -175,7 +181,7 @@ class ScoringStream:
         return result
 
     def load(self, row: ManifestRow, metadata: ImageMetadata = ImageMetadata()) -> LoadedImage:  # noqa: B008 (frozen)
-        """Return the crop of a manifest row, cut into patches; one that the network cannot read is refused."""
+        """Return the crop of a manifest row and its patches; an image that the network cannot read is refused."""
         start = time.perf_counter()
         cropped = load_crop(row, self.ensemble.preprocessing)
         if cropped.crop is None:
@@ -188,23 +194,25 @@ class ScoringStream:
         return LoadedImage(cropped, patches, time.perf_counter() - start)
 
     def _pack(self, cropped: CropResult, metadata: ImageMetadata) -> PackedBatch:
-        """Return the patches of a crop and, with flip averaging, of its flip. Raises UsageError if they do not fit."""
+        """Return the patches of a crop and, with flip averaging, of its flip.
+
+        Raises UsageError if they do not fit the model or the token budget.
+        """
         assert cropped.crop is not None
         ensemble = self.ensemble
         vit = ensemble.model.config.vit
         image = to_tensor(cropped.crop)
         images = [image, image.flip(-2)] if ensemble.flip else [image]
         scaled = replace(metadata, mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
-        about = [
-            scaled.with_unique_ids(number, len(images)) for number in range(len(images))
-        ]  # a flipped exam is another exam
-        patches = pack_images(images, vit.patch, ["the crop"] * len(images), not ensemble.packed, about)
+        # A flipped exam is another exam: its images are not fused with the unflipped ones.
+        views = [scaled.with_unique_ids(number, len(images)) for number in range(len(images))]
+        patches = pack_images(images, vit.patch, ["the crop"] * len(images), not ensemble.packed, views)
         if not ensemble.model.segments:
             check_token_budget("the crop", max(patches.sequence_lengths(vit.num_prefix_tokens)), self.tokens)
         return patches
 
     def groups(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """Yield consecutive units joined up to `GROUP_IMAGES` images and the token budget; a larger unit stays alone."""
+        """Yield consecutive units, joined up to `GROUP_IMAGES` images and the token budget; a larger unit is alone."""
         prefix = self.ensemble.model.config.vit.num_prefix_tokens
         group: Unit = []
         length = 0

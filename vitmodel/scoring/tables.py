@@ -1,4 +1,4 @@
-"""Tables of scores per image, breast and patient, and the messages that explain them."""
+"""Tables of scores per image, breast and patient, and messages on warnings in them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def image_table(
         table: The manifest's N rows.
         records: The verdict on each row.
         logits: The logits of each row, `(N, L, M)`.
-        ensemble: The packages that gave the logits.
+        ensemble: The packages that computed the logits.
     """
     by_row = np.reshape(np.asarray(logits, dtype=float), (len(table), ensemble.levels, len(ensemble.packages)))
     scored = np.isfinite(by_row[:, 0]).all(axis=1)
@@ -66,18 +66,15 @@ def image_table(
             image_scores, by_row[used, -1], breast_ids(scores[used])
         )
     sideless = scores.loc[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies, "patient_id"]
-    add_warning(
-        scores,
-        "no_laterality",
-        pd.Series(WARNING_REASONS["no_laterality"], index=sideless.index[sideless.duplicated(keep=False)]),
-    )
+    ambiguous = sideless.index[sideless.duplicated(keep=False)]
+    add_warning(scores, "no_laterality", pd.Series(WARNING_REASONS["no_laterality"], index=ambiguous))
     return scores
 
 
 def warn_of_metadata(
     scores: pd.DataFrame, table: pd.DataFrame, records: Sequence[ProvenanceRecord], ensemble: Ensemble
 ) -> None:
-    """Add the warnings about sources that the network has not seen and about exams that mix breasts or patients."""
+    """Add the warnings on sources that were not seen in training and on exams that mix breasts or patients."""
     usable = scores["status"] != "refused"
     unseen = pd.Series(describe_unseen_sources(table, ensemble.model.config), index=table.index)
     add_warning(scores, "unseen_source", unseen[(unseen != "") & usable])
@@ -89,8 +86,8 @@ def warn_of_metadata(
 def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return one row per breast from the rows of `image_table`, in order of first appearance.
 
-    Refused images and copies are counted in n_images but do not contribute to the score. A breast seen from one side
-    only gets the warning one_view.
+    Refused images and copies are counted in n_images but do not contribute to the score. A breast with a
+    single view gets the warning one_view.
     """
     images = images.assign(prediction_id=breast_ids(images))
     groups = images.groupby("prediction_id", sort=False)
@@ -102,9 +99,8 @@ def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
     breasts["n_images"] = groups.size()
     views = used.groupby("prediction_id")["view"]
     breasts["views"] = views.agg(lambda names: ";".join(sorted(set(names) - {""})))
-    alone = (views.size() == 1) | (
-        (views.nunique() == 1) & (views.first() != "")
-    )  # two images without a view may be two views
+    # Several images with an unknown view ("") may show different views.
+    alone = (views.size() == 1) | ((views.nunique() == 1) & (views.first() != ""))
     one_view = alone.reindex(breasts.index, fill_value=False)
     codes = groups["reason"].agg(lambda reasons: ";".join(reasons.dropna()))
     codes = (codes + ";" + one_view.map({True: "one_view", False: ""})).str.strip(";")
@@ -118,13 +114,13 @@ def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
 def patient_table(breasts: pd.DataFrame, threshold: float, aggregation: str) -> pd.DataFrame:
     """Return one row per patient from the rows of `breast_table`.
 
-    A breast without a score is counted in n_breasts and makes the patient's status "warned"; it is not taken for
+    A breast without a score is counted in n_breasts and sets the patient's status to "warned": it is not assumed to be
     healthy.
 
     Args:
         breasts: The rows of `breast_table`.
-        threshold: Probability from which a decision is positive.
-        aggregation: How breasts make a patient's score: "max", or "noisy_or" as networks with exam fusion are trained.
+        threshold: Smallest probability that is called positive.
+        aggregation: How breast scores are combined: "max", or "noisy_or", with which exam fusion is trained.
     """
     groups = breasts.groupby("patient_id", sort=False)
     patients = groups.size().to_frame("n_breasts")
@@ -150,36 +146,55 @@ def apply_threshold(probability: pd.Series, threshold: float) -> pd.Series:
 
 
 def has_code(images: pd.DataFrame, code: str) -> pd.Series:
-    """Return which rows of scores or of a manifest have this code of `pixels/verdict.py` among their reasons."""
+    """Return a mask of the rows, of scores or of a manifest, whose reasons include a code of `pixels/verdict.py`."""
     return images["reason"].fillna("").str.split(";").map(lambda codes: code in codes)
 
 
 def is_duplicate(images: pd.DataFrame) -> pd.Series:
-    """Return which rows of `image_table` are copies of an earlier image of the same breast."""
+    """Return a mask of the rows of `image_table` that are copies of an earlier image of the same breast."""
     return has_code(images, "duplicate")
 
 
-def add_warning(images: pd.DataFrame, code: str, sentences: pd.Series) -> None:
-    """Add a warning, a code of `WARNING_REASONS` with a message, to each image in the index of `sentences`. Changes `images`."""
-    rows = sentences.index
-    for column, texts, between in (("reason", [code] * len(rows), ";"), ("remark", sentences.tolist(), "; ")):
-        pairs = zip(images.loc[rows, column], texts, strict=True)
-        images.loc[rows, column] = [f"{old}{between}{text}" if isinstance(old, str) else text for old, text in pairs]
+def add_warning(images: pd.DataFrame, code: str, messages: pd.Series) -> None:
+    """Add a warning to some images, in place.
+
+    Args:
+        images: The table to change.
+        code: A code of `WARNING_REASONS`.
+        messages: The message for each image to warn of; its index selects the rows of `images`.
+    """
+    rows = messages.index
+    _append(images, "reason", pd.Series(code, index=rows), ";")
+    _append(images, "remark", messages, "; ")
     images.loc[rows, "status"] = "warned"
 
 
+def _append(images: pd.DataFrame, column: str, texts: pd.Series, separator: str) -> None:
+    """Append the texts to the values of a column, in the rows of their index."""
+    pairs = zip(images.loc[texts.index, column], texts, strict=True)
+    images.loc[texts.index, column] = [
+        f"{old}{separator}{text}" if isinstance(old, str) else text for old, text in pairs
+    ]
+
+
 def recropping_messages(table: pd.DataFrame, made: str) -> list[str]:
-    """Return a message if crops of the table are not used because they were not made as the model's (`made`)."""
+    """Return a message if crops of the table cannot be used.
+
+    Args:
+        table: A manifest.
+        made: The preprocessing of the model, as its package stores it; crops made otherwise are not used.
+    """
     other = int((table["preprocessing"].notna() & (table["preprocessing"] != made)).sum())
     if not other:
         return []
     return [
-        f"{other} of {len(table)} crops were not made as the model's: these images are cropped anew from their sources"
+        f"{other} of {len(table)} crops have another preprocessing than the model: "
+        "these images are cropped again from their sources"
     ]
 
 
 def fallback_messages(images: pd.DataFrame) -> list[str]:
-    """Return messages on images of unseen sources, and on missing laterality where it would tell breasts apart."""
+    """Return messages on images of unseen sources and on missing laterality."""
     messages = []
     unseen = int(has_code(images, "unseen_source").sum())
     if unseen:
@@ -189,6 +204,6 @@ def fallback_messages(images: pd.DataFrame) -> list[str]:
     sideless = int(has_code(images, "no_laterality").sum())
     if sideless:
         messages.append(
-            f"{sideless} of {len(images)} images have no laterality: all such of a patient were read as one breast"
+            f"{sideless} of {len(images)} images have no laterality: those of a patient were read as one breast"
         )
     return messages
