@@ -99,7 +99,7 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
         is_verified=False,
     )
     report.SeriesDescription = "Cancer probability per breast, research only"
-    report.CompletionFlagDescription = NOT_A_MEDICAL_DEVICE[:64]
+    report.CompletionFlagDescription = NOT_A_MEDICAL_DEVICE.partition(". ")[0]  # LO: at most 64 characters
     report.ManufacturerModelName = software.model
     report.SoftwareVersions = software.version
     return report
