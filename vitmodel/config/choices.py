@@ -23,7 +23,7 @@ EXPLANATIONS: dict[str, str] = {
     "rollout": "vitmodel.model.explain:rollout",
     "gradient": "vitmodel.model.explain:gradient",
     "occlusion": "vitmodel.model.explain:occlusion",
-    "integrated": "vitmodel.model.explain:integrated",
+    "integrated": "vitmodel.model.explain:integrated_gradients",
 }
 """An explanation is a function decorated with `vitmodel.model.explain.explanation`, which states its map's unit and colour scale."""
 
