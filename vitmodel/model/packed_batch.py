@@ -33,7 +33,8 @@ class ImageMetadata:
     """Side of a pixel in mm; NaN = unknown."""
     sources: tuple[int, ...] = ()
     """Where the image comes from: an index into each vocabulary of the network's sources. 0 = unknown, or too rare to
-    have an adapter of its own. Empty = all unknown.""" view: int = 0
+    have an adapter of its own. Empty = all unknown."""
+    view: int = 0
     """Projection: an index into the network's vocabulary of views. 0 = unknown or rare."""
     breast: int = -1
     """Id shared by all images of a breast; -1 = the only image of its breast."""
