@@ -9,12 +9,12 @@ The attention implementation depends on the device. Speed on two cores of an AMD
 relative to dense timm (`benchmarks/vit.py packed-1024 packed-2048`). The values in brackets are what fewer operations
 alone would give; the rest comes from the matrix products that `device.linear` chooses:
 
-| CPU                                       | 2 crops of 1024x512 |               | 1 crop of 2048x1024 |               |
-|-------------------------------------------|---------------------|---------------|---------------------|---------------|
-|                                           | forward             | training step | forward             | training step |
-| timm, dense                               | 1.00x               | 1.00x         | 1.00x               | 1.00x         |
-| dense                                     | 1.32x               | 1.26x         | 1.04x               | 1.07x         |
-| packed, SDPA on each image's slice (used) | 2.86x (2.08x)       | 2.86x         | 3.69x (3.27x)       | 3.89x         |
+| CPU                                      | 2 crops of 1024x512 |               | 1 crop of 2048x1024 |               |
+|------------------------------------------|---------------------|---------------|---------------------|---------------|
+|                                          | forward             | training step | forward             | training step |
+| timm, dense                              | 1.00x               | 1.00x         | 1.00x               | 1.00x         |
+| dense                                    | 1.32x               | 1.26x         | 1.04x               | 1.07x         |
+| packed, SDPA on slices per image (used)  | 2.86x (2.08x)       | 2.86x         | 3.69x (3.27x)       | 3.89x         |
 
 - CPU, and CUDA in float32: scaled dot-product attention (SDPA) on each image's slice of the queries, keys and values,
   which are not copied.
