@@ -91,22 +91,22 @@ class MaskedAutoencoder(nn.Module):
         nn.init.trunc_normal_(self.mark, std=0.02)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
-    def reconstruct(self, pack: PackedBatch, visible: MaskedBatch) -> Tensor:
+    def reconstruct(self, pack: PackedBatch, masked: MaskedBatch) -> Tensor:
         """Return the reconstruction of the hidden patches of all images.
 
         Args:
             pack: The images before masking.
-            visible: The same images from `mask_patches`.
+            masked: The same images from `mask_patches`.
 
         Returns:
             Patches `(M, C * P * P)`, image by image, in the units of `standardised_targets`.
         """
-        encoded = self._encode(visible.visible)
+        encoded = self._encode(masked.visible)
         prefix = self.encoder.config.num_prefix_tokens
         sequence = []
         hidden_mask = []
         lengths = []
-        images = zip(encoded, pack.grids, visible.visible.patch_indices, visible.hidden, strict=True)
+        images = zip(encoded, pack.grids, masked.visible.patch_indices, masked.hidden, strict=True)
         for tokens, grid, shown, hidden in images:
             positions = resize_positions(self.positions, grid).flatten(1, 2)[0].to(tokens.dtype)
             sequence += [
