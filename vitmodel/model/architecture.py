@@ -34,6 +34,11 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
+def _require_choice(value: str, field: str, choices: tuple[str, ...]) -> None:
+    """Raise UsageError unless `value` is one of the choices."""
+    require(value in choices, field, f"{value!r} is not a choice; choose from {', '.join(choices)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Sizes and components of a Vision Transformer: everything needed to build a `ViT`.
@@ -245,11 +250,6 @@ class NetworkConfig:
             )
         except (TypeError, KeyError) as error:
             raise UsageError(f"architecture: {error}") from error
-
-
-def _require_choice(value: str, field: str, choices: tuple[str, ...]) -> None:
-    """Raise UsageError unless `value` is one of the choices."""
-    require(value in choices, field, f"{value!r} is not a choice; choose from {', '.join(choices)}")
 
 
 def _vocabulary(values: dict[str, Any]) -> Vocabulary:
