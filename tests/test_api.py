@@ -385,7 +385,7 @@ def test_evaluate_gives_the_metrics_of_the_command_line(run: Path, crops: Path, 
             lambda package: vitmodel.evaluate(package, "m.csv", "out", replicate=100),
             "replicate: .*did you mean replicates",
         ),
-        (lambda package: vitmodel.ViT.from_pretrained(package, width=3), "width: is no field of ViTConfig"),
+        (lambda package: vitmodel.ViT.from_pretrained(package, width=3), "width: not a field of ViTConfig"),
     ],
 )
 def test_a_wrong_call_is_refused_with_a_message_that_helps(

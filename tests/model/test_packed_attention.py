@@ -1,4 +1,4 @@
-"""Packed images give the values of single images up to rounding, groups keep their budget, unusable images are named."""
+"""Packed images equal single images up to rounding, groups keep their token budget, unusable images are named."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ from vitmodel.training.batching import BatchLoader
 
 SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3)
 VARIANTS: list[dict[str, Any]] = [
-    {"pool": "cls"}, {"pool": "mean", "registers": 2}, {"pool": "attention", "layer_scale": 0.1}, {"pool": "mean", "stem": "conv"},
-]  # fmt: skip
+    {"pool": "cls"},
+    {"pool": "mean", "registers": 2},
+    {"pool": "attention", "layer_scale": 0.1},
+    {"pool": "mean", "stem": "conv"},
+]
 
 
 def build(**options: Any) -> ViT:
-    """A model in evaluation mode, perturbed so that no parameter hides behind an initial 0 or 1."""
+    """Return a ViT in evaluation mode whose parameters all differ from their initial 0 or 1."""
     torch.manual_seed(0)
     model = ViT(replace(SMALL, **options))
     with torch.no_grad():
@@ -53,7 +56,7 @@ def build(**options: Any) -> ViT:
 
 
 def breasts(*sizes: tuple[int, int]) -> list[Tensor]:
-    """Half discs of noise at the left edge, air around them."""
+    """Return images with half a disc of noise at the left edge and air around it."""
     images = []
     for number, (height, width) in enumerate(sizes):
         rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(0, 1, width), indexing="ij")
@@ -62,12 +65,12 @@ def breasts(*sizes: tuple[int, int]) -> list[Tensor]:
     return images
 
 
-SCALE = 2.0  # mm per pixel: the breasts are then some 100 pixels high
+SCALE = 2.0  # mm per pixel; the breasts are then about 100 pixels high
 SIZES = (48, 32), (96, 48), (48, 32), (33, 70)
 
 
-def alone(model: ViT, image: Tensor) -> Tensor:
-    """Written out for one image: all tokens of the padded image, those of air taken out, then an ordinary ViT."""
+def reference_logits(model: ViT, image: Tensor) -> Tensor:
+    """Return the logits of one image by an ordinary ViT on the padded image, without the tokens of air."""
     image = F.pad(image, (0, -image.shape[2] % 16, 0, -image.shape[1] % 16))
     tissue = image.unflatten(2, (-1, 16)).unflatten(1, (-1, 16)).amax(dim=(0, 2, 4)).flatten() > 0
     assert 0 < tissue.sum() < len(tissue)
@@ -77,6 +80,7 @@ def alone(model: ViT, image: Tensor) -> Tensor:
 
 
 def gradients(model: ViT, logits: Tensor) -> list[Tensor]:
+    """Return the gradients of a fixed loss of the logits."""
     model.zero_grad()
     logits.square().sum().backward()
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
@@ -84,39 +88,44 @@ def gradients(model: ViT, logits: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_a_pack_gives_the_values_and_gradients_of_single_images(options: dict[str, Any]) -> None:
-    model, images = build(**options), breasts(*SIZES)
-    packed, single = forward(model, pack_images(images, 16)), torch.cat([alone(model, image) for image in images])
+    model = build(**options)
+    images = breasts(*SIZES)
+    packed = forward(model, pack_images(images, 16))
+    single = torch.cat([reference_logits(model, image) for image in images])
     assert (packed - single).abs().max() <= 1e-5 < 1e-2 < single.abs().max()
-    for ours, reference in zip(gradients(model, packed), gradients(model, single), strict=True):
-        assert (ours - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
+    for gradient, reference in zip(gradients(model, packed), gradients(model, single), strict=True):
+        assert (gradient - reference).abs().max() <= 1e-5 * max(1, reference.abs().max())
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
-def test_without_air_or_with_all_of_it_a_pack_is_the_dense_vit(options: dict[str, Any]) -> None:
+def test_a_pack_with_all_patches_equals_the_dense_vit(options: dict[str, Any]) -> None:
     model = build(**options)
-    full, half = torch.rand(3, 1, 64, 48).clamp(min=0.01), torch.stack(breasts((64, 48), (64, 48)))
+    full = torch.rand(3, 1, 64, 48).clamp(min=0.01)
+    half = torch.stack(breasts((64, 48), (64, 48)))
     assert (forward(model, pack_images(list(full), 16)) - model(full)).abs().max() <= 1e-5
     assert (forward(model, pack_images(list(half), 16, air=True)) - model(half)).abs().max() <= 1e-5
     assert (forward(model, pack_images(list(half), 16)) - model(half)).abs().max() > 1e-3
 
 
 @torch.no_grad()
-def test_another_image_in_the_pack_changes_nothing() -> None:
-    model, images = build(), breasts(*SIZES)
+def test_an_image_s_result_does_not_depend_on_the_other_images_of_the_pack() -> None:
+    model = build()
+    images = breasts(*SIZES)
     before = forward(model, pack_images(images, 16))
     after = forward(model, pack_images([*images[:2], images[2] / 2, *images[3:]], 16))
     assert torch.equal(before[[0, 1, 3]], after[[0, 1, 3]])
     assert (before[2] - after[2]).abs().max() > 1e-3
 
 
-def test_checkpointing_and_stochastic_depth_work_packed() -> None:
-    model, images = build(drop_path=0.5).train(), pack_images(breasts(*SIZES), 16)
-    found = []
+def test_checkpointing_changes_no_gradient_of_a_pack_even_with_stochastic_depth() -> None:
+    model = build(drop_path=0.5).train()
+    images = pack_images(breasts(*SIZES), 16)
+    results = []
     for model.gradient_checkpointing in (False, True):
         torch.manual_seed(1)
-        found.append(gradients(model, forward(model, images)))
-    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+        results.append(gradients(model, forward(model, images)))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 @torch.no_grad()
@@ -125,97 +134,101 @@ def test_stochastic_depth_draws_once_per_image() -> None:
     layout = PackedLayout(lengths, torch.device("cpu"))
     drawn = layout.sample_per_image(torch.empty(1, sum(lengths), 4))
     assert drawn.shape == (1, sum(lengths), 1)
-    each = [image.unique() for image in drawn[0, :, 0].split(lengths)]
-    assert all(len(values) == 1 for values in each)
-    assert len(torch.cat(each).unique()) == len(lengths)
-    assert abs(torch.cat(each).mean() - 0.5) < 0.1
+    per_image = [image.unique() for image in drawn[0, :, 0].split(lengths)]
+    assert all(len(values) == 1 for values in per_image)
+    assert len(torch.cat(per_image).unique()) == len(lengths)
+    assert abs(torch.cat(per_image).mean() - 0.5) < 0.1
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @torch.no_grad()
-def test_attention_returns_to_each_images_own_grid(options: dict[str, Any]) -> None:
-    model, images = build(**options), pack_images(breasts(*SIZES), 16)
+def test_attention_maps_have_the_grid_of_each_image(options: dict[str, Any]) -> None:
+    model = build(**options)
+    images = pack_images(breasts(*SIZES), 16)
     prefix = model.config.num_prefix_tokens
-    for weights, maps, one in zip(attention(model, images), attention_maps(model, images), images, strict=True):
-        (grid,), (length,) = one.grids, one.sequence_lengths(prefix)
+    for weights, maps, image in zip(attention(model, images), attention_maps(model, images), images, strict=True):
+        (grid,) = image.grids
+        (length,) = image.sequence_lengths(prefix)
         assert weights.shape == (2, length, length)
         assert torch.allclose(weights.sum(dim=-1), torch.ones(2, length))
-        assert torch.allclose(weights, attention(model, one)[0], atol=1e-6)
+        assert torch.allclose(weights, attention(model, image)[0], atol=1e-6)
         assert maps.shape == (*grid, 2)
-        assert torch.equal(maps.isfinite().all(dim=-1).flatten().nonzero().squeeze(1), one.patch_indices[0])
+        assert torch.equal(maps.isfinite().all(dim=-1).flatten().nonzero().squeeze(1), image.patch_indices[0])
         readers = weights[:, :1] if model.config.pool == "cls" else weights[:, prefix:]
         assert torch.allclose(maps.nansum(dim=(0, 1)), readers[..., prefix:].sum(dim=-1).mean(dim=-1), atol=1e-6)
 
 
 @torch.no_grad()
-def test_with_all_air_attention_is_that_of_the_dense_vit() -> None:
-    model, images = build(registers=2), torch.stack(breasts((48, 32), (48, 32)))
+def test_attention_with_all_patches_equals_that_of_the_dense_vit() -> None:
+    model = build(registers=2)
+    images = torch.stack(breasts((48, 32), (48, 32)))
     x = model.embed(images)
     for block in model.blocks[:-1]:
         x = block(x, DENSE_LAYOUT)
-    dense = model.blocks[-1].attn.attention_weights(model.blocks[-1].norm1(x))  # B A T T
+    dense = model.blocks[-1].attn.attention_weights(model.blocks[-1].norm1(x))  # (B, A, T, T)
     full = pack_images(list(images), 16, air=True)
     assert torch.allclose(torch.stack(attention(model, full)), dense, atol=1e-6)
-    seen = (
-        dense[:, :, 3:, 3:].mean(dim=2).unflatten(-1, (3, 2))
-    )  # B A h w: by all patches, for the mean is what the head reads
-    assert torch.allclose(torch.stack(attention_maps(model, full)).permute(0, 3, 1, 2), seen, atol=1e-6)
+    # the head reads the mean of the patches, so the map is the mean attention of all patches: (B, A, h, w)
+    expected = dense[:, :, 3:, 3:].mean(dim=2).unflatten(-1, (3, 2))
+    assert torch.allclose(torch.stack(attention_maps(model, full)).permute(0, 3, 1, 2), expected, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.no_grad()
-def test_the_16_bit_kernel_stays_close_on_cuda() -> None:
-    model, images = build(dim=128).cuda(), pack_images(breasts(*SIZES), 16).to("cuda")
+def test_the_16_bit_kernel_is_close_to_float32_on_cuda() -> None:
+    model = build(dim=128).cuda()
+    images = pack_images(breasts(*SIZES), 16).to("cuda")
     exact = forward(model, images)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        rough = forward(model, images)
-    assert 0 < (rough - exact).abs().max() <= 0.03 * exact.abs().max()
+        approximate = forward(model, images)
+    assert 0 < (approximate - exact).abs().max() <= 0.03 * exact.abs().max()
 
 
 @pytest.mark.parametrize(
     ("image", "problem"),
     [
-        (torch.zeros(1, 32, 32), "air alone"),
+        (torch.zeros(1, 32, 32), "only air"),
         (torch.full((1, 32, 32), torch.nan), "NaN"),
         (torch.ones(1, 32, 32) / 0, "infinite"),
         (torch.ones(1, 8, 32), "8x32 is smaller than a patch"),
     ],
 )
-def test_an_image_without_usable_patches_is_refused_by_name(image: Tensor, problem: str) -> None:
+def test_an_unusable_image_is_refused_and_named(image: Tensor, problem: str) -> None:
     with pytest.raises(UsageError, match=f"left CC: .*{problem}"):
         pack_images([torch.ones(1, 16, 16), image], 16, ["right CC", "left CC"])
 
 
 class Item(NamedTuple):
+    """An item of a stream, with its index."""
+
     number: int
     pack: PackedBatch
 
 
 def items(lengths: list[int]) -> Iterator[Item]:
-    """Images of so many patches."""
-    return (
-        Item(n, PackedBatch((f"image {n}",), (torch.empty(1, 0, 0),), (torch.empty(length),), 16))
-        for n, length in enumerate(lengths)
-    )
+    """Yield images with the given numbers of patches."""
+    for number, length in enumerate(lengths):
+        pack = PackedBatch((f"image {number}",), (torch.empty(1, 0, 0),), (torch.empty(length),), 16)
+        yield Item(number, pack)
 
 
-def total(group: list[Item]) -> int:
+def total_tokens(group: list[Item]) -> int:
     return sum(sum(item.pack.sequence_lengths(1)) for item in group)
 
 
 @given(st.lists(st.integers(1, 99), max_size=60))
-def test_groups_keep_their_budget_and_every_image_once(lengths: list[int]) -> None:
+def test_groups_keep_the_budget_and_contain_every_image_once(lengths: list[int]) -> None:
     groups = list(best_fit_groups(items(lengths), tokens=100, prefix=1))
     assert sorted(item.number for group in groups for item in group) == list(range(len(lengths)))
-    assert all(0 < total(group) <= 100 for group in groups)
+    assert all(0 < total_tokens(group) <= 100 for group in groups)
 
 
 @pytest.mark.parametrize(("tokens", "spread"), [(8192, 250), (16384, 250), (32768, 250), (32768, 500)])
 def test_at_most_a_twentieth_of_the_budget_is_wasted(tokens: int, spread: int) -> None:
-    """Lengths as those of real crops of 1024x512 (mean 1250, deviation 250), and twice as uneven."""
+    """Lengths are distributed as in real crops of 1024x512 (mean 1250, standard deviation 250), or twice as wide."""
     lengths = np.random.default_rng(0).normal(1250, spread, 2000).clip(100, 2048).astype(int).tolist()
     groups = list(best_fit_groups(items(lengths), tokens, prefix=1))
-    assert sum(map(total, groups)) >= 0.95 * tokens * len(groups)
+    assert sum(map(total_tokens, groups)) >= 0.95 * tokens * len(groups)
 
 
 def test_an_image_over_the_budget_is_named() -> None:
@@ -224,26 +237,28 @@ def test_an_image_over_the_budget_is_named() -> None:
 
 
 def test_batches_depend_only_on_seed_and_epoch(crops: Path) -> None:
-    """Not on workers, and not on whether the epochs before were run: so a resumed run sees what it would have seen."""
+    """They depend neither on the workers nor on earlier epochs, so a resumed run gets the batches it would have had."""
     rows = usable_rows(read_manifest(crops / "manifest.csv")).dropna(subset=["cancer"])
     config = TrainConfig(manifest=Path(), run=Path(), tokens=30, workers=0)
 
-    def epoch(number: int, workers: int, before: int) -> list[tuple[list[int], Tensor]]:
-        sampler = EpochSampler(rows["cancer"].tolist(), 0, "balanced", epoch=number - before)
+    def run_epoch(number: int, workers: int, earlier: int) -> list[tuple[list[int], Tensor]]:
+        """Return the rows and pixels of the batches of an epoch, after running `earlier` epochs."""
+        sampler = EpochSampler(rows["cancer"].tolist(), 0, "balanced", epoch=number - earlier)
         images = CropDataset(rows["path"].tolist(), rows["cancer"].tolist(), AugmentConfig())
         batches = BatchLoader(images, sampler, replace(config, workers=workers))
-        for _ in range(before):
+        for _ in range(earlier):
             assert sum(len(batch.pack) for batch in batches) == len(rows)
         return [(batch.row.tolist(), torch.cat([image.flatten() for image in batch.pack.images])) for batch in batches]
 
-    undisturbed, resumed = epoch(1, workers=0, before=1), epoch(1, workers=2, before=0)
-    assert len(undisturbed) > 5
-    for (rows_a, pixels_a), (rows_b, pixels_b) in zip(undisturbed, resumed, strict=True):
-        assert rows_a == rows_b
-        assert torch.equal(pixels_a, pixels_b)
+    continuous = run_epoch(1, workers=0, earlier=1)
+    resumed = run_epoch(1, workers=2, earlier=0)
+    assert len(continuous) > 5
+    for (expected_rows, expected_pixels), (resumed_rows, resumed_pixels) in zip(continuous, resumed, strict=True):
+        assert expected_rows == resumed_rows
+        assert torch.equal(expected_pixels, resumed_pixels)
 
 
-def test_training_refuses_at_once_a_budget_that_a_crop_may_exceed(
+def test_training_refuses_a_budget_that_a_crop_may_exceed_before_it_starts(
     crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags, "--tokens", "8"]) == 2
@@ -253,7 +268,7 @@ def test_training_refuses_at_once_a_budget_that_a_crop_may_exceed(
 
 
 @torch.no_grad()
-def test_a_package_trained_with_air_predicts_with_air(run: Path, crops: Path) -> None:
+def test_a_package_predicts_with_or_without_air_as_it_was_trained(run: Path, crops: Path) -> None:
     predictor = Predictor(PredictorConfig(package=run / "package"))
     table = usable_rows(read_manifest(crops / "manifest.csv")).head(1)
     image = torch.from_numpy(cv2.imread(table["path"].item(), cv2.IMREAD_UNCHANGED) / np.float32(255))[None]
@@ -268,7 +283,7 @@ def test_a_package_trained_with_air_predicts_with_air(run: Path, crops: Path) ->
 
 @pytest.mark.parametrize(
     ("shape", "value", "problem"),
-    [((64, 32), 0, "air alone"), ((8, 32), 9, "smaller than a patch"), ((512, 512), 9, "more than --tokens 512")],
+    [((64, 32), 0, "only air"), ((8, 32), 9, "smaller than a patch"), ((512, 512), 9, "more than --tokens 512")],
 )
 def test_an_unusable_crop_is_refused_and_the_others_are_scored(
     shape: tuple[int, int], value: int, problem: str, run: Path, crops: Path, tmp_path: Path
@@ -282,8 +297,8 @@ def test_an_unusable_crop_is_refused_and_the_others_are_scored(
     assert problem in scores["remark"][1]
 
 
-def test_compiled_blocks_serve_packs_of_any_number_and_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in training, with stochastic depth: what was compiled for the first packs is not compiled anew for others."""
+def test_compiled_blocks_are_not_recompiled_for_other_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are compiled for the first two packs only, in training and with stochastic depth."""
     from torch._dynamo.testing import CompileCounter
 
     torch.manual_seed(0)
@@ -292,19 +307,18 @@ def test_compiled_blocks_serve_packs_of_any_number_and_lengths(monkeypatch: pyte
     counter = CompileCounter()
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend=counter))
     compile_blocks(model)
-    compiled = []
+    frame_counts = []
     for count in (2, 3, 1, 8, 5):
         torch.manual_seed(count)
-        some = pack_images(images[:count], 16)
-        found = forward(model, some)
-        found.sum().backward()
-        compiled.append(counter.frame_count)
-    assert compiled[1:] == [compiled[1]] * 4
+        logits = forward(model, pack_images(images[:count], 16))
+        logits.sum().backward()
+        frame_counts.append(counter.frame_count)
+    assert frame_counts[1:] == [frame_counts[1]] * 4
 
 
 @pytest.fixture(scope="module")
 def scaled(release: Path, make_once: MakeOnce) -> Path:
-    """The release cropped at SCALE."""
+    """Return the folder of the release cropped at SCALE."""
 
     def make(folder: Path) -> None:
         assert etl(ETLConfig(source=release, out=folder, size=Size(32, 16), mm_per_pixel=SCALE, jobs=2)) == 0
@@ -312,13 +326,13 @@ def scaled(release: Path, make_once: MakeOnce) -> Path:
     return make_once("scaled", make)
 
 
-def test_a_scale_in_millimetres_is_kept(scaled: Path) -> None:
+def test_crops_have_the_requested_scale_in_mm_per_pixel(scaled: Path) -> None:
     table = usable_rows(read_manifest(scaled / "manifest.csv"))
     sizes = [crop_size(path) for path in table["path"]]
     assert len(set(sizes)) > 5
-    for (low, high), spacing, side in (
-        (("box_y0", "box_y1"), "spacing_row", [size.height for size in sizes]),
-        (("box_x0", "box_x1"), "spacing_column", [size.width for size in sizes]),
+    for low, high, spacing, side in (
+        ("box_y0", "box_y1", "spacing_row", [size.height for size in sizes]),
+        ("box_x0", "box_x1", "spacing_column", [size.width for size in sizes]),
     ):
         millimetres = (table[high] - table[low]) * table[spacing]
         np.testing.assert_allclose(side, (millimetres / SCALE).clip(lower=16), atol=0.5)
@@ -327,34 +341,23 @@ def test_a_scale_in_millimetres_is_kept(scaled: Path) -> None:
 def test_crops_of_many_sizes_train_evaluate_and_predict(
     scaled: Path, release: Path, tmp_path: Path, flags: list[str]
 ) -> None:
-    package = tmp_path / "run" / "package"
-    assert main(["train", str(scaled / "manifest.csv"), str(tmp_path / "run"), *flags, "--epochs", "1"]) == 0
-    assert (
-        main(
-            [
-                "evaluate",
-                str(package),
-                str(tmp_path / "run" / "manifest.csv"),
-                str(tmp_path / "e"),
-                "--replicates",
-                "100",
-                "--no-audit",
-            ]
-        )
-        == 0
-    )
+    run = tmp_path / "run"
+    package = run / "package"
+    assert main(["train", str(scaled / "manifest.csv"), str(run), *flags, "--epochs", "1"]) == 0
+    arguments = [str(package), str(run / "manifest.csv"), str(tmp_path / "e")]
+    assert main(["evaluate", *arguments, "--replicates", "100", "--no-audit"]) == 0
     assert main(["predict", str(package), str(release / "test.csv"), str(tmp_path / "p")]) == 0
     if not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         return
     assert main(["export", str(package), str(package / "model.fp32.onnx")]) == 0
     assert main(["predict", str(package), str(release / "test.csv"), str(tmp_path / "onnx"), "--runtime", "onnx"]) == 0
-    own, other = (pd.read_csv(tmp_path / name / "scores.csv")["score"] for name in ("p", "onnx"))
-    np.testing.assert_allclose(own, other, atol=1e-5)
-    assert pd.read_csv(tmp_path / "p" / "scores.csv")["score"].notna().all()
+    torch_scores, onnx_scores = (pd.read_csv(tmp_path / name / "scores.csv")["score"] for name in ("p", "onnx"))
+    np.testing.assert_allclose(torch_scores, onnx_scores, atol=1e-5)
+    assert torch_scores.notna().all()
 
 
 @pytest.mark.parametrize("spacing", [None, [0.0, 0.0], [1.0, 2.0], [50.0, 50.0], [0.001, 0.001]])
-def test_a_scale_needs_a_spacing_that_can_be_true(spacing: list[float] | None, crops: Path, tmp_path: Path) -> None:
+def test_a_scale_needs_a_plausible_pixel_spacing(spacing: list[float] | None, crops: Path, tmp_path: Path) -> None:
     dataset = pydicom.dcmread(usable_rows(read_manifest(crops / "manifest.csv"))["source_path"].iloc[0])
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         dataset.pop(name, None)

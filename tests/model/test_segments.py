@@ -1,7 +1,8 @@
-"""Segments: all tissue is read, memory follows the budget and the numbers do not, and the view of the whole learns what is telling."""
+"""Segments cover all tissue, results do not depend on the token budget, and the overview learns to rank segments."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ CONFIG = SegmentsConfig(segments=64, segment_overlap=16, segment_context=64, seg
 
 
 def breast(height: int = 320, width: int = 200, seed: int = 0) -> Tensor:
-    """Half an ellipse at the left edge with noise in it, 1 H W; air is 0."""
+    """Return an image `(1, H, W)` with half an ellipse of noise at the left edge; air is 0."""
     rows, columns = np.mgrid[:height, :width]
     inside = ((rows - height / 2) / (0.45 * height)) ** 2 + (columns / (0.9 * width)) ** 2 < 1
     noise = np.random.default_rng(seed).uniform(0.1, 1, (height, width))
@@ -38,14 +39,14 @@ def network(config: SegmentsConfig = CONFIG, **changes: object) -> Network:
     return Network(NetworkConfig(vit=replace(VIT, **changes), segments=config))  # type: ignore[arg-type]
 
 
-def two() -> PackedBatch:
-    return pack_images(
-        [breast(seed=1), breast(256, 144, seed=2)], 8, metadata=[ImageMetadata(mm_per_pixel=0.1), ImageMetadata()]
-    )
+def two_images() -> PackedBatch:
+    """Return a pack of an image with and an image without a known pixel spacing."""
+    metadata = [ImageMetadata(mm_per_pixel=0.1), ImageMetadata()]
+    return pack_images([breast(seed=1), breast(256, 144, seed=2)], 8, metadata=metadata)
 
 
-def covered(parts: SegmentedImage) -> Tensor:
-    """How many segments show each patch: h w."""
+def segments_per_patch(parts: SegmentedImage) -> Tensor:
+    """Return the number of segments that show each patch, `(h, w)`."""
     count = torch.zeros(parts.grid)
     for top, left, bottom, right in parts.boxes_in_patches[1:].tolist():
         count[top:bottom, left:right] += 1
@@ -53,19 +54,18 @@ def covered(parts: SegmentedImage) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(320, 200), (64, 64), (40, 400), (512, 72)])
-def test_segments_cover_all_tissue_and_each_shows_some(size: tuple[int, int]) -> None:
+def test_segments_cover_all_tissue_and_none_is_empty(size: tuple[int, int]) -> None:
     image = pack_images([breast(*size)], 8)
     parts = cut_segments(image, CONFIG)
-    assert (covered(parts).flatten()[image.patch_indices[0]] >= 1).all()
+    assert (segments_per_patch(parts).flatten()[image.patch_indices[0]] >= 1).all()
     assert min(map(len, parts.pack.patch_indices)) > 0
-    for pixels, (top, left, bottom, right) in zip(
-        parts.pack.images[1:], parts.boxes_in_patches[1:].tolist(), strict=True
-    ):
+    segments = zip(parts.pack.images[1:], parts.boxes_in_patches[1:].tolist(), strict=True)
+    for pixels, (top, left, bottom, right) in segments:
         assert torch.equal(pixels, image.images[0][:, top * 8 : bottom * 8, left * 8 : right * 8])
     assert max(parts.pack.images[0].shape) <= 64
 
 
-def test_neighbours_share_the_overlap_and_air_costs_no_segment() -> None:
+def test_neighbouring_segments_overlap_and_air_has_no_segments() -> None:
     full = cut_segments(pack_images([torch.full((1, 320, 320), 0.5)], 8), CONFIG)
     lefts = full.boxes_in_patches[1:, 1].unique()
     assert (lefts.diff() <= (64 - 16) // 8).all()
@@ -76,6 +76,7 @@ def test_neighbours_share_the_overlap_and_air_costs_no_segment() -> None:
 
 
 def gradients(model: Network, images: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the features and the gradients of a fixed loss; the random numbers are the same in every call."""
     model.zero_grad()
     torch.manual_seed(1)
     features = model.features(images)
@@ -86,47 +87,56 @@ def gradients(model: Network, images: PackedBatch) -> tuple[Tensor, dict[str, Te
 
 
 def test_groups_within_the_budget_give_the_gradients_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the same parts in one batch without recomputation; with stochastic depth, against the same groups without it."""
-    small, large = network(), network(replace(CONFIG, segment_budget=10**6))
+    """The reference, without recomputation, is one batch or, with stochastic depth, the same groups."""
+    grouped = network()
+    one_batch = network(replace(CONFIG, segment_budget=10**6))
     dropping = network(drop_path=0.5).train()
-    found, dropped = gradients(small, two()), gradients(dropping, two())
-    monkeypatch.setattr("vitmodel.model.segments.checkpoint", lambda function, each, use_reentrant: function(each))
-    for (features, grads), (expected, wanted) in (
-        (found, gradients(large, two())),
-        (dropped, gradients(dropping, two())),
+    recomputed = gradients(grouped, two_images())
+    recomputed_dropping = gradients(dropping, two_images())
+    monkeypatch.setattr("vitmodel.model.segments.checkpoint", lambda function, group, use_reentrant: function(group))
+    for (features, grads), (expected_features, expected_grads) in (
+        (recomputed, gradients(one_batch, two_images())),
+        (recomputed_dropping, gradients(dropping, two_images())),
     ):
-        torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
-        assert grads.keys() == wanted.keys()
+        torch.testing.assert_close(features, expected_features, atol=1e-5, rtol=1e-5)
+        assert grads.keys() == expected_grads.keys()
         for name, grad in grads.items():
-            torch.testing.assert_close(grad, wanted[name], atol=1e-5, rtol=1e-5, msg=name)
+            torch.testing.assert_close(grad, expected_grads[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_no_group_exceeds_the_budget_and_an_image_is_read_as_if_alone() -> None:
-    model, images, seen = network().eval(), two(), []
-    trunk = model.encode
-    model.encode = lambda each: (seen.append(sum(each.sequence_lengths(VIT.num_prefix_tokens))), trunk(each))[1]  # type: ignore[method-assign, func-returns-value]
+def test_no_group_exceeds_the_budget_and_images_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network().eval()
+    images = two_images()
+    encode = model.encode
+    group_tokens = []
+
+    def counting_encode(group: PackedBatch) -> tuple[Tensor, Tensor, list[Tensor]]:
+        group_tokens.append(sum(group.sequence_lengths(VIT.num_prefix_tokens)))
+        return encode(group)
+
+    monkeypatch.setattr(model, "encode", counting_encode)
     with torch.no_grad():
         together = model.features(images)
-        alone = torch.cat([model.features(image) for image in images])
-    assert max(seen) <= CONFIG.segment_budget
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+        separate = torch.cat([model.features(image) for image in images])
+    assert max(group_tokens) <= CONFIG.segment_budget
+    torch.testing.assert_close(together, separate, atol=1e-5, rtol=1e-5)
 
 
-def test_top_k_of_all_is_the_reference_and_fewer_are_the_best() -> None:
-    images = next(iter(two()))
-    whole = network().eval()
+def test_segment_top_reads_the_segments_with_the_highest_scores() -> None:
+    image = next(iter(two_images()))
     with torch.no_grad():
-        every = whole.encode_segments(images)
-        (scores,) = every.scores
+        reference = network().eval().encode_segments(image)
+        (scores,) = reference.scores
         for top in (3, len(scores), 10**6):
-            some = network(replace(CONFIG, segment_top=top)).eval().encode_segments(images)
+            reading = network(replace(CONFIG, segment_top=top)).eval().encode_segments(image)
             best = scores.topk(min(top, len(scores))).indices.sort().values
-            assert torch.equal(some.parts[0].boxes_in_patches[1:], every.parts[0].boxes_in_patches[1:][best])
-        torch.testing.assert_close(some.features, every.features)
+            assert torch.equal(reading.parts[0].boxes_in_patches[1:], reference.parts[0].boxes_in_patches[1:][best])
+        torch.testing.assert_close(reading.features, reference.features)
 
 
-def test_training_reads_a_sample_and_always_the_lesion() -> None:
-    model, images = network(replace(CONFIG, segment_samples=3)).train(), two()
+def test_training_reads_a_random_sample_that_includes_the_lesion() -> None:
+    model = network(replace(CONFIG, segment_samples=3)).train()
+    images = two_images()
     lesions = [torch.tensor([[60.0, 150.0, 76.0, 166.0]]), torch.empty(0, 4)]
     drawn = set()
     for seed in range(8):
@@ -138,28 +148,30 @@ def test_training_reads_a_sample_and_always_the_lesion() -> None:
     assert len(drawn) > 4
 
 
-def test_the_view_learns_which_segment_is_telling_and_the_segments_what_they_show() -> None:
-    """A bright disc is the lesion: after some steps on segments drawn by chance the view ranks first one that shows it."""
+def test_the_overview_learns_to_rank_segments_and_the_segments_learn_what_they_show() -> None:
+    """After a few steps on random segments, the overview ranks a segment with the lesion, a bright disc, first."""
     model = network(replace(CONFIG, segment_samples=4))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    rng, y, x = np.random.default_rng(0), *np.mgrid[:320, :200]
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:320, :200]
 
-    def draw(sick: bool) -> tuple[Tensor, Tensor]:
-        top, left = rng.integers(80, 220), rng.integers(10, 90)
-        disc = torch.from_numpy((y - top) ** 2 + (x - left) ** 2 < 12**2)
-        image = breast(seed=int(rng.integers(10**6))) * 0.4
-        return torch.where(disc & sick, 1.0, image), torch.tensor([[left - 12.0, top - 12, left + 12, top + 12]])[
-            : int(sick)
-        ]
+    def draw(cancer: bool) -> tuple[Tensor, Tensor]:
+        """Return an image and its lesion boxes, of which there is one or, without cancer, none."""
+        row, column = rng.integers(80, 220), rng.integers(10, 90)
+        disc = torch.from_numpy((y - row) ** 2 + (x - column) ** 2 < 12**2)
+        tissue = breast(seed=int(rng.integers(10**6))) * 0.4
+        boxes = torch.tensor([[column - 12.0, row - 12, column + 12, row + 12]])
+        return torch.where(disc & cancer, 1.0, tissue), boxes[: int(cancer)]
 
     for _ in range(35):
-        images, boxes = zip(*(draw(sick) for sick in (True, False, True, False)), strict=True)
+        images, boxes = zip(*(draw(cancer) for cancer in (True, False, True, False)), strict=True)
         reading = model.encode_segments(pack_images(images, 8), boxes)
         loss = segment_losses(reading, torch.tensor([1.0, 0, 1, 0]), boxes).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    hits, model = [], model.eval()
+    model.eval()
+    hits = []
     with torch.no_grad():
         for _ in range(10):
             image, box = draw(True)
@@ -170,19 +182,19 @@ def test_the_view_learns_which_segment_is_telling_and_the_segments_what_they_sho
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    ("changes", "problem"),
     [
         ({"segments": 60}, "multiple"),
         ({"segment_overlap": 12}, "multiple"),
         ({"segment_budget": 60}, "too few"),
     ],
 )
-def test_segments_that_do_not_fit_the_trunk_are_refused(changes: dict[str, int], word: str) -> None:
-    with pytest.raises(UsageError, match=word):
+def test_segments_that_do_not_fit_the_trunk_are_refused(changes: dict[str, int], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
         network(replace(CONFIG, **changes))
 
 
-def test_parts_keep_their_image_s_source_and_images_in_segments_join_an_exam() -> None:
+def test_segments_use_the_source_of_their_image_and_work_with_exam_fusion() -> None:
     torch.manual_seed(0)
     machines, views = (Vocabulary(column, ("a", "b")) for column in ("machine_id", "view"))
     config = NetworkConfig(
@@ -193,49 +205,52 @@ def test_parts_keep_their_image_s_source_and_images_in_segments_join_an_exam() -
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
 
-    def say(*sources: int) -> Logits:
+    def predict(*sources: int) -> Logits:
         metadata = [
             ImageMetadata(sources=(source,), view=1, breast=number, exam=0) for number, source in enumerate(sources)
         ]
         with torch.no_grad():
             return model(pack_images([breast(seed=1), breast(256, 144, seed=2)], 8, metadata=metadata))
 
-    first, second = say(1, 1), say(1, 2)
+    first = predict(1, 1)
+    second = predict(1, 2)
     assert first.breasts is not None
     assert first.breasts.shape == (2,)
     assert first.images[0] == pytest.approx(second.images[0], abs=1e-5)
-    assert abs(first.images[1] - second.images[1]) > 1e-3, (
-        "the other machine's part of the trunk encodes all parts of its image"
-    )
+    difference = abs(first.images[1] - second.images[1])
+    assert difference > 1e-3, "the adapters of the other machine must change the parts of its image"
 
 
-def test_stitched_segments_show_no_seam() -> None:
-    """A map that is linear over the image comes back as it is; a segment that disagrees with its neighbours fades towards its edge."""
+def test_stitched_segments_have_no_seam() -> None:
+    """A linear map is reproduced, and a segment that differs from its neighbours fades towards its edge."""
     image = pack_images([torch.full((1, 320, 320), 0.5)], 8)
     parts = cut_segments(image, CONFIG)
     plane = torch.arange(40.0)[:, None] + 3 * torch.arange(40.0)
     maps = [plane[top:bottom, left:right] for top, left, bottom, right in parts.boxes_in_patches[1:].tolist()]
     torch.testing.assert_close(parts.stitch_maps(maps), plane)
-    odd = [torch.full_like(each, float(number == len(maps) // 2)) for number, each in enumerate(maps)]
-    found = parts.stitch_maps(odd)
-    assert found.max() == 1
-    assert max(found.diff(dim=0).abs().max(), found.diff(dim=1).abs().max()) <= 0.75  # the overlap is 2 patches
+    outlier = [torch.full_like(values, float(index == len(maps) // 2)) for index, values in enumerate(maps)]
+    stitched = parts.stitch_maps(outlier)
+    assert stitched.max() == 1
+    assert max(stitched.diff(dim=0).abs().max(), stitched.diff(dim=1).abs().max()) <= 0.75  # the overlap is 2 patches
 
 
 @pytest.mark.parametrize("method", ["rollout", "gradient"])
-def test_a_heat_map_covers_what_was_read_and_weighs_by_attention(method: str) -> None:
-    model, image = network().eval(), next(iter(two()))
-    found = explain(model, image, method)
-    assert found.shape == image.grids[0]
-    assert torch.equal(found.isfinite().flatten().nonzero().squeeze(1), image.patch_indices[0])
-    assert found[found.isfinite()].mean().item() == pytest.approx(1, abs=1e-4)
-    alone = network(replace(CONFIG, segments=320, segment_overlap=0, segment_budget=2000, segment_context=8)).eval()
-    weights = alone.encode_segments(image).attention[0]
-    (part, *_) = cut_segments(image, alone.config.segments).pack.select([1])  # type: ignore[arg-type]
-    plain = method_named(method)(alone, part)
-    correlation = np.corrcoef(explain(alone, image, method)[found.isfinite()], plain[found.isfinite()])[0, 1]
-    assert weights[1] > 0
-    assert correlation > 0.999, "with one segment it is that segment's map"
+def test_a_heat_map_covers_the_tissue_and_a_single_segment_determines_it(method: str) -> None:
+    model = network().eval()
+    image = next(iter(two_images()))
+    heat_map = explain(model, image, method)
+    tissue = heat_map.isfinite()
+    assert heat_map.shape == image.grids[0]
+    assert torch.equal(tissue.flatten().nonzero().squeeze(1), image.patch_indices[0])
+    assert heat_map[tissue].mean().item() == pytest.approx(1, abs=1e-4)
+    config = replace(CONFIG, segments=320, segment_overlap=0, segment_budget=2000, segment_context=8)
+    one_segment = network(config).eval()
+    attention = one_segment.encode_segments(image).attention[0]
+    segment = cut_segments(image, config).pack.select([1])
+    segment_map = method_named(method)(one_segment, segment)
+    correlation = np.corrcoef(explain(one_segment, image, method)[tissue], segment_map[tissue])[0, 1]
+    assert attention[1] > 0
+    assert correlation > 0.999
 
 
 def test_an_overlap_as_large_as_the_segment_is_refused() -> None:
@@ -246,52 +261,29 @@ def test_an_overlap_as_large_as_the_segment_is_refused() -> None:
 def test_the_command_line_trains_predicts_and_explains_in_segments(
     crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The package remembers the segments; another budget changes no score, and one that is too small is refused."""
-    flags = [
-        "--segments",
-        "32",
-        "--segment-overlap",
-        "16",
-        "--segment-context",
-        "32",
-        "--segment-budget",
-        "20",
-        "--segment-samples",
-        "2",
-    ]
-    training = [
-        "--model",
-        "vit_micro",
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-        "--wandb",
-        "off",
-        "--val",
-        "0.4",
-        "--test",
-        "0",
-    ]
-    manifest, run = str(crops / "manifest.csv"), tmp_path / "run"
-    assert main(["train", manifest, str(run), *flags, "--segment-budget", "4", *training]) == 2
+    """The package stores the segments; another budget changes no score, and one that is too small is refused."""
+    segment_flags = shlex.split(
+        "--segments 32 --segment-overlap 16 --segment-context 32 --segment-budget 20 --segment-samples 2"
+    )
+    training_flags = shlex.split("--model vit_micro --epochs 1 --workers 0 --wandb off --val 0.4 --test 0")
+    manifest = str(crops / "manifest.csv")
+    run = tmp_path / "run"
+    assert main(["train", manifest, str(run), *segment_flags, "--segment-budget", "4", *training_flags]) == 2
     assert "segment_budget" in capsys.readouterr().err
-    assert main(["train", manifest, str(run), *flags, *training]) == 0
+    assert main(["train", manifest, str(run), *segment_flags, *training_flags]) == 0
     package = str(run / "package")
-    found = []
+    tables = []
     for budget in ("0", "5"):
         out = tmp_path / budget
-        assert main(["predict", package, manifest, str(out), "--explain", "gradient", "--segment-budget", budget]) in (
-            0,
-            1,
-        )
-        found.append(pd.read_csv(out / "scores.csv"))
-        assert len(list((out / "overlays").iterdir())) == found[-1].score.notna().sum() > 0
-    np.testing.assert_allclose(found[0].score, found[1].score, atol=1e-5)
+        status = main(["predict", package, manifest, str(out), "--explain", "gradient", "--segment-budget", budget])
+        assert status in (0, 1)
+        tables.append(pd.read_csv(out / "scores.csv"))
+        assert len(list((out / "overlays").iterdir())) == tables[-1].score.notna().sum() > 0
+    np.testing.assert_allclose(tables[0].score, tables[1].score, atol=1e-5)
     assert main(["predict", package, manifest, str(tmp_path / "none"), "--segment-budget", "4"]) == 2
 
 
-@pytest.mark.parametrize("way", segments.WAYS)
-def test_the_benchmark_builds_every_variant(way: str) -> None:
-    _, logits = segments.build(way, "vit_micro", Size(512, 256))
+@pytest.mark.parametrize("variant", segments.WAYS)
+def test_the_benchmark_builds_every_variant(variant: str) -> None:
+    _, logits = segments.build(variant, "vit_micro", Size(512, 256))
     assert logits(pack_images([breast(512, 256)], 16)).shape == (1, 1)

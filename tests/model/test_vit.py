@@ -1,4 +1,4 @@
-"""The ViT equals two independent implementations, and stays itself under every way to run it."""
+"""The ViT equals two independent implementations, and every execution mode gives the same results."""
 
 from __future__ import annotations
 
@@ -30,33 +30,35 @@ SMALL = ViTConfig(image_size=Size(48, 32), dim=32, depth=3, heads=2, classes=3, 
 
 
 def build(config: ViTConfig, seed: int = 0) -> ViT:
-    """A model in evaluation mode, perturbed so that no parameter hides behind an initial 0 or 1."""
+    """Return a ViT in evaluation mode whose parameters all differ from their initial 0 or 1."""
     torch.manual_seed(seed)
     return perturb(ViT(config))
 
 
 def perturb(model: Any) -> Any:
+    """Add noise to all parameters and return the model in evaluation mode."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return model.eval()
 
 
-def adopt(config: ViTConfig, state: dict[str, Tensor]) -> ViT:
-    """Our model with a peer's weights; the peer has one channel and no normalisation, so that nothing is folded."""
+def with_weights_of(config: ViTConfig, state: dict[str, Tensor]) -> ViT:
+    """Return our ViT with the weights of a peer, which has one channel and no input normalisation to fold."""
     with torch.device("meta"):
         model = ViT(config)
     model = model.to_empty(device="cpu")
-    tensors, outside = to_timm(state)
-    if config.grid[0] != config.grid[1]:  # only we know the grid of a rectangular peer
+    tensors, unused_names = to_timm(state)
+    if config.grid[0] != config.grid[1]:  # the grid of a rectangular peer cannot be read from its weights
         tensors["cls_token"] = tensors["cls_token"] + tensors["pos_embed"][:, :1]
         tensors["pos_embed"] = tensors["pos_embed"][:, 1:].unflatten(1, config.grid)
-    report = fit_weights(model, PretrainedWeights(Path("peer"), tensors, outside, HALF_NORMALISATION, "test"))
-    assert set(report.tensors_by_action("fresh")) <= {"head.weight", "head.bias"}  # which DINOv2 has not
+    report = fit_weights(model, PretrainedWeights(Path("peer"), tensors, unused_names, HALF_NORMALISATION, "test"))
+    assert set(report.tensors_by_action("fresh")) <= {"head.weight", "head.bias"}  # DINOv2 has no head
     return model.eval()
 
 
 def difference(ours: Tensor, peer: Tensor) -> float:
+    """Return the largest absolute difference; the reference must not be all zeros."""
     assert ours.shape == peer.shape
     assert peer.abs().max() > 1e-3
     return (ours - peer).abs().max().item()
@@ -78,17 +80,18 @@ def difference(ours: Tensor, peer: Tensor) -> float:
 )
 @torch.no_grad()
 def test_all_tokens_and_logits_equal_transformers(preset: str, patch: int, size: tuple[int, int]) -> None:
-    depth = min(4, PRESETS[preset].depth)  # all blocks are alike, and the test stays fast
+    depth = min(4, PRESETS[preset].depth)  # all blocks are alike, and fewer keep the test fast
     config = replace(PRESETS[preset], depth=depth, patch=patch, image_size=Size(*size), classes=3, pool="cls")
-    with torch.device("meta"):  # initial values are not worth their time
+    with torch.device("meta"):  # initial values would be overwritten
         peer = transformers.ViTForImageClassification(transformers.ViTConfig(  # type: ignore[call-arg]
-            hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, intermediate_size=config.hidden,
-            image_size=size, patch_size=patch, num_channels=1, num_labels=3, layer_norm_eps=config.eps))  # fmt: skip
+            hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads,
+            intermediate_size=config.hidden, image_size=size, patch_size=patch, num_channels=1, num_labels=3,
+            layer_norm_eps=config.eps))  # fmt: skip
     peer = peer.to_empty(device="cpu").eval()
     torch.manual_seed(0)
     for name, parameter in peer.named_parameters():
         parameter.uniform_(-0.05, 0.05).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    model = adopt(config, peer.state_dict())
+    model = with_weights_of(config, peer.state_dict())
     images = torch.rand(2, 1, *size)
     result = peer(images, output_hidden_states=True)
     tokens = model.embed(images)
@@ -102,22 +105,22 @@ def test_registers_and_layer_scale_equal_transformers_dinov2() -> None:
     config = replace(SMALL, image_size=Size(56, 56), patch=14, registers=4, layer_scale=1.0)
     torch.manual_seed(0)
     peer = perturb(transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(
-        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, image_size=56, patch_size=14,
-        num_channels=1)))  # fmt: skip
+        hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads, image_size=56,
+        patch_size=14, num_channels=1)))  # fmt: skip
     images = torch.rand(2, 1, 56, 56)
-    model = adopt(config, peer.state_dict())
+    model = with_weights_of(config, peer.state_dict())
     assert difference(model.encode(model.embed(images)), peer(images).last_hidden_state) <= 1e-5
 
 
 @pytest.fixture(scope="module")
 def timm() -> Any:
-    """timm, installed by `make` without torchvision. It is required, so that these tests never skip."""
+    """Import timm, which `make` installs without torchvision. It is required, so that these tests are never skipped."""
     with torchvision_stub():
         return importlib.import_module("timm")
 
 
 @pytest.mark.parametrize(
-    ("preset", "patch", "size", "pool", "theirs"),
+    ("preset", "patch", "size", "pool", "timm_pool"),
     [
         ("vit_tiny", 16, (96, 64), "cls", "token"),
         ("vit_tiny", 8, (64, 64), "mean", "avg"),
@@ -128,15 +131,15 @@ def timm() -> Any:
 )
 @torch.no_grad()
 def test_all_tokens_and_logits_equal_timm(
-    timm: Any, preset: str, patch: int, size: tuple[int, int], pool: Any, theirs: str
+    timm: Any, preset: str, patch: int, size: tuple[int, int], pool: Any, timm_pool: str
 ) -> None:
-    depth = min(4, PRESETS[preset].depth)  # all blocks are alike, and the test stays fast
+    depth = min(4, PRESETS[preset].depth)  # all blocks are alike, and fewer keep the test fast
     config = replace(PRESETS[preset], depth=depth, patch=patch, image_size=Size(*size), classes=3, pool=pool)
     torch.manual_seed(0)
     peer = perturb(timm.models.vision_transformer.VisionTransformer(
-        img_size=config.image_size, patch_size=patch, in_chans=1, num_classes=3, embed_dim=config.dim, depth=config.depth,
-        num_heads=config.heads, global_pool=theirs))  # fmt: skip
-    model = adopt(config, peer.state_dict())
+        img_size=config.image_size, patch_size=patch, in_chans=1, num_classes=3, embed_dim=config.dim,
+        depth=config.depth, num_heads=config.heads, global_pool=timm_pool))  # fmt: skip
+    model = with_weights_of(config, peer.state_dict())
     assert model.state_dict().keys() == peer.state_dict().keys()
     images = torch.rand(2, 1, *size)
     assert difference(model.encode(model.embed(images)), peer.forward_features(images)) <= 1e-5
@@ -144,27 +147,27 @@ def test_all_tokens_and_logits_equal_timm(
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (64, 32), (7, 20), (3, 2)])
-def test_positions_resize_as_timms(timm: Any, grid: tuple[int, int]) -> None:
+def test_positions_are_resized_as_in_timm(timm: Any, grid: tuple[int, int]) -> None:
     positions = torch.randn(1, 14, 14, 8)
-    theirs = timm.layers.resample_abs_pos_embed(positions.flatten(1, 2), list(grid), [14, 14], num_prefix_tokens=0)
-    assert torch.equal(resize_positions(positions, grid).flatten(1, 2), theirs)
+    expected = timm.layers.resample_abs_pos_embed(positions.flatten(1, 2), list(grid), [14, 14], num_prefix_tokens=0)
+    assert torch.equal(resize_positions(positions, grid).flatten(1, 2), expected)
 
 
-def test_positions_resize_separably_and_without_aliasing() -> None:
-    """Independent of timm: bicubic resizing reproduces a plane away from the edges, and shrinking averages a checkerboard away."""
+def test_resizing_positions_preserves_planes_and_avoids_aliasing() -> None:
+    """Enlarging reproduces a plane away from the edges, and shrinking averages a checkerboard; independent of timm."""
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     plane = torch.stack([rows, columns, rows + columns], dim=-1)[None]
-    twice = resize_positions(plane, (32, 48))
-    expected = torch.stack(
-        torch.meshgrid((torch.arange(32) + 0.5) / 2 - 0.5, (torch.arange(48) + 0.5) / 3 - 0.5, indexing="ij"), dim=-1
-    )
-    assert torch.allclose(twice[0, 6:-6, 8:-8, :2], expected[6:-6, 8:-8], atol=1e-4)
+    enlarged = resize_positions(plane, (32, 48))
+    source_rows = (torch.arange(32) + 0.5) / 2 - 0.5
+    source_columns = (torch.arange(48) + 0.5) / 3 - 0.5
+    expected = torch.stack(torch.meshgrid(source_rows, source_columns, indexing="ij"), dim=-1)
+    assert torch.allclose(enlarged[0, 6:-6, 8:-8, :2], expected[6:-6, 8:-8], atol=1e-4)
     checkerboard = ((rows + columns) % 2)[None, ..., None]
     assert (resize_positions(checkerboard, (4, 4)) - 0.5).abs().max() < 0.05
 
 
 @torch.no_grad()
-def test_other_image_sizes_take_resized_positions() -> None:
+def test_other_image_sizes_use_resized_positions() -> None:
     model = build(SMALL)
     other = ViT(replace(SMALL, image_size=Size(80, 64))).eval()
     other.load_state_dict(model.state_dict() | {"pos_embed": resize_positions(model.pos_embed, (5, 4))})
@@ -173,14 +176,14 @@ def test_other_image_sizes_take_resized_positions() -> None:
 
 
 @torch.no_grad()
-def test_patches_alone_project_as_the_convolution_does() -> None:
+def test_projecting_patches_equals_the_convolution() -> None:
     model = build(SMALL)
     images = torch.rand(2, 1, 48, 32)
     stem: Any = model.patch_embed
-    embed_conv_stem = stem.proj(images).flatten(2).transpose(1, 2)
-    some = torch.tensor([4, 1])
-    assert torch.allclose(model.patch_embed(images), embed_conv_stem, atol=1e-6)
-    assert torch.allclose(stem.project(patchify(images, 16)[:, some]), embed_conv_stem[:, some], atol=1e-6)
+    convolved = stem.proj(images).flatten(2).transpose(1, 2)
+    subset = torch.tensor([4, 1])
+    assert torch.allclose(model.patch_embed(images), convolved, atol=1e-6)
+    assert torch.allclose(stem.project(patchify(images, 16)[:, subset]), convolved[:, subset], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_every_parameter_has_a_finite_gradient(options: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def test_images_do_not_influence_each_other() -> None:
+def test_images_of_a_batch_are_independent() -> None:
     for config in (replace(SMALL, stem="conv"), replace(SMALL, pool="attention")):
         model = build(config)
         images = torch.rand(3, 1, 48, 32)
@@ -208,50 +211,49 @@ def test_images_do_not_influence_each_other() -> None:
 def test_stochastic_depth_skips_whole_branches_and_keeps_the_mean() -> None:
     block: Any = build(replace(SMALL, drop_path=0.5)).blocks[-1]
     x = torch.randn(1, 1, 32).expand(2000, -1, -1)
-    assert (
-        len(block.train()(x, SequenceLayout()).flatten(1).unique(dim=0)) == 4
-    )  # attention kept or not x MLP kept or not
+    distinct_outputs = block.train()(x, SequenceLayout()).flatten(1).unique(dim=0)
+    assert len(distinct_outputs) == 4  # attention kept or not, times MLP kept or not
     block.mlp.fc2.weight.zero_()
     block.mlp.fc2.bias.zero_()
-    kept = block.eval()(x, SequenceLayout())[0]
-    assert torch.allclose(
-        block.train()(x, SequenceLayout()).mean(dim=0), kept, atol=0.1 * (kept - x[0]).abs().max().item()
-    )
+    expected = block.eval()(x, SequenceLayout())[0]
+    mean = block.train()(x, SequenceLayout()).mean(dim=0)
+    assert torch.allclose(mean, expected, atol=0.1 * (expected - x[0]).abs().max().item())
 
 
 @torch.no_grad()
-def test_attention_weights_are_those_that_attention_uses() -> None:
+def test_attention_weights_reproduce_the_attention_output() -> None:
     attention: Any = build(SMALL).blocks[0].attn
     x = torch.randn(2, 7, 32)
     weights = attention.attention_weights(x)
     assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 2, 7))
     values = attention.project_qkv(x)[2]
-    assert torch.allclose(
-        attention.proj((weights @ values).transpose(1, 2).flatten(2)), attention(x, SequenceLayout()), atol=1e-6
-    )
+    output = attention.proj((weights @ values).transpose(1, 2).flatten(2))
+    assert torch.allclose(output, attention(x, SequenceLayout()), atol=1e-6)
 
 
-class Pack(SequenceLayout):
-    """Two images in one row."""
+class OneRowLayout(SequenceLayout):
+    """Images in one row of tokens."""
 
     def __init__(self, *lengths: int) -> None:
         self.lengths = lengths
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        each = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(*qkv) for qkv in each], dim=2)
+        slices = zip(*(x.split(self.lengths, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(*qkv) for qkv in slices], dim=2)
 
 
 @torch.no_grad()
-def test_many_images_in_one_row_need_only_another_layout() -> None:
+def test_a_layout_is_enough_to_encode_many_images_in_one_row() -> None:
     model = build(replace(SMALL, registers=1))
-    one, other = model.embed(torch.rand(1, 1, 48, 32)), model.embed(torch.rand(1, 1, 16, 80))
-    packed = model.encode(torch.cat([one, other], dim=1), Pack(one.shape[1], other.shape[1]))
-    alone = torch.cat([model.encode(one), model.encode(other)], dim=1)
-    assert difference(packed, alone) <= 1e-5
+    first = model.embed(torch.rand(1, 1, 48, 32))
+    second = model.embed(torch.rand(1, 1, 16, 80))
+    packed = model.encode(torch.cat([first, second], dim=1), OneRowLayout(first.shape[1], second.shape[1]))
+    separate = torch.cat([model.encode(first), model.encode(second)], dim=1)
+    assert difference(packed, separate) <= 1e-5
 
 
 def gradients(model: ViT, images: Tensor) -> list[Tensor]:
+    """Return the gradients of a fixed loss; the random numbers are the same in every call."""
     model.zero_grad()
     torch.manual_seed(1)
     model(images).square().sum().backward()
@@ -261,32 +263,31 @@ def gradients(model: ViT, images: Tensor) -> list[Tensor]:
 def test_checkpointing_changes_no_gradient_even_with_stochastic_depth() -> None:
     model = build(replace(SMALL, drop_path=0.5)).train()
     images = torch.rand(4, 1, 48, 32)
-    plain = gradients(model, images)
+    expected = gradients(model, images)
     model.gradient_checkpointing = True
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(model, images), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, gradients(model, images), strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"pool": "attention", "layer_scale": 1.0}], ids=str)
-def test_whose_matrix_products_run_changes_nothing_but_rounding(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, images = build(replace(SMALL, dim=96, **options)), torch.rand(2, 1, 48, 32)
-    found = []
+def test_onednn_and_mkl_differ_only_by_rounding(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(replace(SMALL, dim=96, **options))
+    images = torch.rand(2, 1, 48, 32)
+    results = []
     for mkl_is_slow in (True, False):
         monkeypatch.setattr(device, "mkl_is_slow", functools.partial(bool, mkl_is_slow))
-        found.append([model(images).detach(), *gradients(model, images)])
-    for here, there in zip(*found, strict=True):
-        assert (here - there).abs().max() <= 1e-5 * max(1, there.abs().max().item())
+        results.append([model(images).detach(), *gradients(model, images)])
+    for onednn, mkl in zip(*results, strict=True):
+        assert (onednn - mkl).abs().max() <= 1e-5 * max(1, mkl.abs().max().item())
 
 
 @torch.no_grad()
-def test_bfloat16_autocast_stays_close() -> None:
+def test_bfloat16_autocast_is_close_to_float32() -> None:
     model = build(replace(SMALL, registers=2))
     images = torch.rand(2, 1, 48, 32)
     exact = model(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model(images)
-    assert 0 < difference(rough.float(), exact) <= 0.02 * exact.abs().max().item()
+        approximate = model(images)
+    assert 0 < difference(approximate.float(), exact) <= 0.02 * exact.abs().max().item()
 
 
 @pytest.mark.slow
@@ -298,19 +299,20 @@ def test_compiled_equals_eager() -> None:
             compiled = torch.compile(model, fullgraph=True)(images)
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"torch.compile needs a C++ compiler here: {error}")
-    exact = forward(model, pack_images(list(images), 16))
-    assert difference(compiled, exact) <= 1e-5
-    gradients = torch.autograd.grad(exact.sum(), list(model.parameters()))
+    eager = forward(model, pack_images(list(images), 16))
+    assert difference(compiled, eager) <= 1e-5
+    parameters = list(model.parameters())
+    expected_gradients = torch.autograd.grad(eager.sum(), parameters)
     for block in model.blocks:
         block.compile(dynamic=True)  # as `--compile` does
-    again = forward(model, pack_images(list(images), 16))
-    assert difference(again, exact) <= 1e-5
-    for mine, exactly in zip(torch.autograd.grad(again.sum(), list(model.parameters())), gradients, strict=True):
-        assert (mine - exactly).abs().max() <= 1e-5 * max(1, exactly.abs().max())
+    packed = forward(model, pack_images(list(images), 16))
+    assert difference(packed, eager) <= 1e-5
+    for gradient, expected in zip(torch.autograd.grad(packed.sum(), parameters), expected_gradients, strict=True):
+        assert (gradient - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for minutes")
-def test_the_benchmark_of_cuda_says_that_there_is_none(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the benchmark runs for minutes")
+def test_the_cuda_benchmark_reports_a_missing_device(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark = Path(__file__).parents[2] / "benchmarks" / "vit.py"
@@ -324,28 +326,36 @@ def test_the_benchmark_of_cuda_says_that_there_is_none(
     [
         ((1, 1, 8, 32), "smaller than a patch"),
         ((1, 1, 50, 32), "48x32"),
-        ((1, 3, 48, 32), "B x 1 x H x W"),
-        ((1, 48, 32), "B x 1 x H x W"),
+        ((1, 3, 48, 32), r"\(B, 1, H, W\)"),
+        ((1, 48, 32), r"\(B, 1, H, W\)"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+def test_images_of_a_wrong_shape_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ViT(SMALL)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("heads", 3), ("depth", 0), ("pool", "max"), ("stem", "hybrid"), ("registers", -1), ("drop_path", 1.0), ("mlp_ratio", 0.0),
-     ("image_size", Size(10, 100))],
-)  # fmt: skip
-def test_impossible_architectures_are_refused_by_field(field: str, value: Any) -> None:
+    [
+        ("heads", 3),
+        ("depth", 0),
+        ("pool", "max"),
+        ("stem", "hybrid"),
+        ("registers", -1),
+        ("drop_path", 1.0),
+        ("mlp_ratio", 0.0),
+        ("image_size", Size(10, 100)),
+    ],
+)
+def test_impossible_architectures_are_refused_and_the_field_is_named(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=field):
         replace(SMALL, **{field: value})
     with pytest.raises(UsageError, match="stem"):
         replace(SMALL, stem="conv", patch=14, image_size=Size(28, 28))
 
 
-def test_config_survives_plain_values() -> None:
+def test_a_config_is_restored_from_its_plain_values() -> None:
     config = replace(SMALL, stem="conv", layer_scale=1e-5)
     assert ViTConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UsageError, match="widht"):

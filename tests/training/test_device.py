@@ -199,4 +199,4 @@ def test_an_absent_gpu_is_a_usage_error(
     table = str(crops / "manifest.csv")
     inputs = [table] if verb == "train" else [str(run / "package"), table]
     assert main([verb, *inputs, str(tmp_path / "out"), "--device", "cuda"]) == 2
-    assert "no CUDA device is at hand; use --device cpu" in capsys.readouterr().err
+    assert "no CUDA device is available; use --device cpu" in capsys.readouterr().err

@@ -1,10 +1,11 @@
-"""Parts learned apart, then integrated: adapters for each source of images, and a transformer over summaries of parts.
+"""Source adapters inside the trunk, and a transformer that fuses summaries of parts.
 
-Both ends of one thought. On the way through the trunk, images of each source (machine, view ...) pass through small parts of their own
-(residual adapters, Rebuffi et al. 2017, arXiv 1705.08045, of low rank). Then each part of a whole is one summary, and attention reads the
-whole off its parts: segments of an image, images of an exam. Knows tensors and numbers of groups, no table and no pixels.
+Within the trunk, the images of each source (machine, view, ...) pass through small residual adapters of low rank
+(Rebuffi et al. 2017, arXiv 1705.08045) that only they use. After the trunk, each part of a whole is one summary, and
+attention over the summaries gives the summary of the whole: segments of an image, or images of an exam.
 
-Shapes:  P parts   G wholes   D width   I images   T tokens of all images   V values of a source   r rank
+Symbols in shapes: `P` parts, `G` wholes, `D` width of a token, `A` heads, `I` images, `T` tokens of all images, `C`
+source columns, `V` values of a source, `r` rank.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from vitmodel.model.vit import Block, init_linear_layers
 
 
 class SourceAdapter(nn.Module):
-    """For each value of a source: a normalisation's affine and two matrices with a narrow waist, added to the stream. Starts as nothing."""
+    """A residual bottleneck adapter for each value of a source: layer norm, then two matrices of low rank.
+
+    The up-projection starts at 0, so a new adapter adds nothing.
+
+    Args:
+        values: Number of values V, including 0 for unknown.
+        dim: Width of a token.
+        rank: Width of the bottleneck.
+        eps: Constant added to the variance in the layer norm.
+    """
 
     def __init__(self, values: int, dim: int, rank: int, eps: float) -> None:
         super().__init__()
@@ -38,54 +48,83 @@ class SourceAdapter(nn.Module):
         nn.init.trunc_normal_(self.down, std=0.02)
 
     def forward(self, tokens: Tensor, lengths: list[int], values: list[int]) -> Tensor:
-        """What is added to the tokens of images of `values`, one after another with `lengths` tokens: T D -> T D."""
-        normal = F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps).split(lengths)
-        each = [
-            (x * self.gamma[v] + self.beta[v]) @ self.down[v] @ self.up[v] for x, v in zip(normal, values, strict=True)
+        """Return the offset `(T, D)` to add to the tokens.
+
+        Args:
+            tokens: Tokens of all images `(T, D)`, image by image.
+            lengths: Number of tokens of each image.
+            values: Value of the source of each image.
+        """
+        normalised = F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps).split(lengths)
+        offsets = [
+            (x * self.gamma[value] + self.beta[value]) @ self.down[value] @ self.up[value]
+            for x, value in zip(normalised, values, strict=True)
         ]
-        return torch.cat(each)
+        return torch.cat(offsets)
 
 
 class SourceAdapters(nn.Module):
-    """Of each source a token, added to the class token, and adapters before some of the blocks. Fresh, they change nothing."""
+    """The adapters of all sources before some of the blocks, and one token per source value, added to the class token.
+
+    New adapters and tokens change nothing.
+
+    Args:
+        config: The sources and the size of the adapters.
+        vit: The trunk.
+    """
 
     def __init__(self, config: SourcesConfig, vit: ViTConfig) -> None:
         super().__init__()
         self.tokens = nn.ParameterList(torch.zeros(len(column), vit.dim) for column in config.columns)
-        chosen = range((vit.depth - 1) % config.every, vit.depth, config.every)
-        self.blocks = nn.ModuleDict(
-            {
-                str(block): nn.ModuleList(
-                    SourceAdapter(len(column), vit.dim, config.rank, vit.eps) for column in config.columns
-                )
-                for block in chosen
-            }
-        )
+
+        def make_adapters() -> nn.ModuleList:
+            return nn.ModuleList(SourceAdapter(len(column), vit.dim, config.rank, vit.eps) for column in config.columns)
+
+        adapted_blocks = range((vit.depth - 1) % config.every, vit.depth, config.every)
+        self.blocks = nn.ModuleDict({str(index): make_adapters() for index in adapted_blocks})
 
     def value_indices(self, metadata: Sequence[ImageMetadata]) -> list[list[int]]:
-        """The images' values of each source: C lists of I. What is not known of an image is 0."""
-        return [
-            list(each) for each in zip(*(known.sources or (0,) * len(self.tokens) for known in metadata), strict=True)
-        ]
+        """Return for each of the C sources the value of each image, 0 where it is unknown: C lists of length I."""
+        unknown = (0,) * len(self.tokens)
+        per_image = [image.sources or unknown for image in metadata]
+        return [list(column) for column in zip(*per_image, strict=True)]
 
     def class_token_offset(self, values: list[list[int]]) -> Tensor:
-        """What is added to the class token of each image: I D."""
-        return torch.stack([token[each] for token, each in zip(self.tokens, values, strict=True)]).sum(dim=0)
+        """Return the offset to add to the class token of each image, `(I, D)`.
+
+        Args:
+            values: Values from `value_indices`.
+        """
+        offsets = [token[column] for token, column in zip(self.tokens, values, strict=True)]
+        return torch.stack(offsets).sum(dim=0)
 
     def block_input_offset(
-        self, number: int, tokens: Tensor, lengths: list[int], values: list[list[int]]
+        self, index: int, tokens: Tensor, lengths: list[int], values: list[list[int]]
     ) -> Tensor | None:
-        """What is added to the tokens (T D) before block `number`, summed over the sources; None = nothing."""
-        if str(number) not in self.blocks:
+        """Return the offset `(T, D)` to add to the tokens that enter block `index`, or None if it has no adapters.
+
+        Args:
+            index: Index of the block.
+            tokens: Tokens of all images `(T, D)`, image by image.
+            lengths: Number of tokens of each image.
+            values: Values from `value_indices`.
+        """
+        if str(index) not in self.blocks:
             return None
-        adapters: Any = self.blocks[str(number)]
-        return torch.stack(
-            [adapter(tokens, lengths, each) for adapter, each in zip(adapters, values, strict=True)]
-        ).sum(dim=0)
+        adapters: Any = self.blocks[str(index)]
+        offsets = [adapter(tokens, lengths, column) for adapter, column in zip(adapters, values, strict=True)]
+        return torch.stack(offsets).sum(dim=0)
 
 
 class SourceAdaptedLayout(PackedLayout):
-    """Images in one row of tokens, which pass through the parts of their own sources."""
+    """Many images in one row of tokens, where each image passes through the adapters of its own sources.
+
+    Args:
+        sources: The adapters.
+        metadata: Metadata of each image.
+        lengths: Number of tokens of each image.
+        device: Device of the tokens.
+    """
 
     def __init__(
         self, sources: SourceAdapters, metadata: Sequence[ImageMetadata], lengths: list[int], device: torch.device
@@ -94,41 +133,56 @@ class SourceAdaptedLayout(PackedLayout):
         self.sources = sources
         self.values = sources.value_indices(metadata)
 
-    def prepare_block_input(self, number: int, x: Tensor) -> Tensor:
-        if number == 0:
+    def prepare_block_input(self, index: int, x: Tensor) -> Tensor:
+        """Add the source offsets to the tokens `(1, T, D)` that enter block `index`."""
+        if index == 0:
             x = x.index_add(1, self.cu_seqlens[:-1], self.sources.class_token_offset(self.values)[None].to(x.dtype))
-        added = self.sources.block_input_offset(number, x[0], self.lengths, self.values)
-        return x if added is None else x + added[None]
+        offset = self.sources.block_input_offset(index, x[0], self.lengths, self.values)
+        return x if offset is None else x + offset[None]
 
 
 class IntegratorLayout(PackedLayout):
-    """Wholes in one row of tokens, each a query before its parts. A token attends to the parts of its whole, each weighing as much as it
-    is told, and to no query: a part that stands there twice at half the weight changes nothing, so that a whole is not known by how many
-    parts it has."""
+    """Many wholes in one row of tokens, each a query token followed by its parts.
+
+    Every token attends to the parts of its own whole, in proportion to their weights, and never to a query. A part that
+    occurs twice at half the weight therefore changes nothing, and the summary does not reveal how many parts a whole
+    has.
+
+    Args:
+        lengths: Number of parts of each whole.
+        weights: Positive weight of each part, `(P,)`.
+    """
 
     query_attention: list[Tensor]
-    """What each query attended to at the last call: P_g each, for the g-th whole with P_g parts, the mean over heads."""
+    """Attention of each query at the last call, averaged over heads: for each whole one weight per part."""
 
     def __init__(self, lengths: list[int], weights: Tensor) -> None:
         super().__init__([1 + length for length in lengths], weights.device)
-        self.key_log_weights = [
-            F.pad(each.log(), (1, 0), value=-torch.inf) for each in weights.split(lengths)
-        ]  # of keys, 1 + P_g each
+        self.key_log_weights = [  # one per key, -inf for the query
+            F.pad(whole.log(), (1, 0), value=-torch.inf) for whole in weights.split(lengths)
+        ]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        read, self.query_attention = [], []
-        each = zip(
-            *(x.split(self.lengths, dim=2) for x in (q / q.shape[-1] ** 0.5, k, v)), self.key_log_weights, strict=True
-        )
-        for queries, keys, values, share in each:
-            weights = (queries @ keys.transpose(-2, -1) + share).softmax(dim=-1)  # 1 A 1+P_g 1+P_g
-            self.query_attention.append(weights[0, :, 0, 1:].mean(dim=0))
-            read.append(weights.to(values.dtype) @ values)
-        return torch.cat(read, dim=2)
+        """Return the weighted attention of each token to the parts of its whole, `(1, A, G + P, D / A)`."""
+        outputs = []
+        self.query_attention = []
+        slices = (x.split(self.lengths, dim=2) for x in (q / q.shape[-1] ** 0.5, k, v))
+        for queries, keys, values, log_weights in zip(*slices, self.key_log_weights, strict=True):
+            attention = (queries @ keys.transpose(-2, -1) + log_weights).softmax(dim=-1)  # (1, A, 1 + parts, 1 + parts)
+            self.query_attention.append(attention[0, :, 0, 1:].mean(dim=0))
+            outputs.append(attention.to(values.dtype) @ values)
+        return torch.cat(outputs, dim=2)
 
 
 class Integrator(nn.Module):
-    """A transformer that reads wholes off the summaries of their parts, in no order: what a part is must stand in its summary."""
+    """A transformer that turns the summaries of the parts of a whole into one summary.
+
+    The parts have no order: a summary must already contain what the part is.
+
+    Args:
+        vit: The trunk, whose width and heads are used.
+        depth: Number of blocks.
+    """
 
     def __init__(self, vit: ViTConfig, depth: int) -> None:
         super().__init__()
@@ -139,32 +193,60 @@ class Integrator(nn.Module):
         nn.init.trunc_normal_(self.query, std=0.02)
 
     def forward(self, parts: Tensor, lengths: list[int], weights: Tensor | None = None) -> Tensor:
-        """Summaries of parts, those of a whole one after another, `lengths` each -> of each whole: P D -> G D. `weights` (P, positive)
-        say how much a part counts beside others of its whole; none = all alike. Raises UsageError for a whole without parts."""
-        return self._read(parts, lengths, weights)[0]
+        """Return the summary of each whole, `(G, D)`.
+
+        Args:
+            parts: Summaries of the parts `(P, D)`, whole by whole.
+            lengths: Number of parts of each whole.
+            weights: Positive weight of each part relative to the others of its whole, `(P,)`; None = equal weights.
+
+        Raises:
+            UsageError: A whole has no parts.
+        """
+        return self._integrate(parts, lengths, weights)[0]
 
     def attention(self, parts: Tensor, lengths: list[int], weights: Tensor | None = None) -> list[Tensor]:
-        """How much each whole's query attends to each of its parts in the last block: G tensors of P_g, which sum to 1."""
-        return self._read(parts, lengths, weights)[1]
+        """Return the attention of each whole's query to its parts in the last block.
 
-    def _read(self, parts: Tensor, lengths: list[int], weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        Args:
+            parts: Summaries of the parts `(P, D)`, whole by whole.
+            lengths: Number of parts of each whole.
+            weights: Positive weight of each part relative to the others of its whole, `(P,)`; None = equal weights.
+
+        Returns:
+            For each whole a tensor with one value per part, which sum to 1.
+
+        Raises:
+            UsageError: A whole has no parts.
+        """
+        return self._integrate(parts, lengths, weights)[1]
+
+    def _integrate(self, parts: Tensor, lengths: list[int], weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the summaries `(G, D)` and the attention of each query in the last block."""
         if min(lengths) < 1:
-            raise UsageError(f"whole {lengths.index(0) + 1} of {len(lengths)} has no part that can be read")
+            raise UsageError(
+                f"whole {lengths.index(0) + 1} of {len(lengths)} has no parts; "
+                "give each whole at least one image or segment"
+            )
         layout = IntegratorLayout(lengths, parts.new_ones(len(parts)) if weights is None else weights)
-        tokens = torch.cat([part for whole in parts.split(lengths) for part in (self.query.to(parts.dtype), whole)])[
-            None
-        ]  # 1 G+P D
+        sequence = []
+        for whole in parts.split(lengths):
+            sequence += [self.query.to(parts.dtype), whole]
+        tokens = torch.cat(sequence)[None]  # (1, G + P, D)
         for block in self.blocks:
             tokens = block(tokens, layout)
         return self.norm(tokens[0, layout.cu_seqlens[:-1]]), layout.query_attention
 
 
 class ExamFusion(nn.Module):
-    """From the images of an exam to a logit per breast: the mean of its images' logits, and what their integration adds to that, at first
-    nothing.
+    """The logit of each breast from the images of its exam.
 
-    A breast's images are integrated with those of the other breast, which are marked as such, and each view of a breast counts as much as
-    any other, however many images show it.
+    It is the mean of the logits of the breast's images plus a term from the fusion of their features, which is 0 in a
+    new network. The images of the other breast take part in the fusion and are marked as such. Each view of a breast
+    counts equally, however many images show it.
+
+    Args:
+        config: The network, whose `exam` is set.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -173,7 +255,7 @@ class ExamFusion(nn.Module):
         dim = config.vit.dim
         self.asymmetry = config.exam.asymmetry
         self.views = nn.Parameter(torch.empty(len(config.exam.views), dim))
-        self.sides = nn.Parameter(torch.empty(2, dim))  # this breast, the other one
+        self.sides = nn.Parameter(torch.empty(2, dim))  # this breast, the other breast
         columns = config.sources.columns if config.sources else ()
         self.sources = nn.ParameterList(torch.zeros(len(column), dim) for column in columns)
         self.integrator = Integrator(replace(config.vit, layer_scale=None), config.exam.depth)
@@ -184,56 +266,95 @@ class ExamFusion(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, logits: Tensor, metadata: Sequence[ImageMetadata]) -> Tensor:
-        """Features and logits of images, in any order -> logits of breasts, in order of first appearance: I D, I -> G."""
+        """Return the logits of breasts `(G,)`, in order of first appearance.
+
+        Args:
+            features: Features of images `(I, D)`, in any order.
+            logits: Logits of the same images `(I,)`.
+            metadata: Metadata of the same images.
+
+        Raises:
+            UsageError: A breast has images of two exams.
+        """
         weights = view_weights(metadata, features.device)
-        parts, places = self.integrator_inputs(features, metadata)
-        whole = self.integrator(
-            parts, [len(each) for each in places], weights[[place for each in places for place in each]]
-        )  # G D
-        means = torch.stack(
-            [(logits[each] * weights[each]).sum() / weights[each].sum() for each in group_by_breast(metadata)]
-        )
-        return means + self.head(whole).squeeze(-1).to(means.dtype)
+        parts, image_indices = self.integrator_inputs(features, metadata)
+        lengths = [len(indices) for indices in image_indices]
+        summaries = self.integrator(parts, lengths, weights[_flatten(image_indices)])  # (G, D)
+        means = [
+            (logits[breast] * weights[breast]).sum() / weights[breast].sum() for breast in group_by_breast(metadata)
+        ]
+        mean_logits = torch.stack(means)
+        return mean_logits + self.head(summaries).squeeze(-1).to(mean_logits.dtype)
 
     def integrator_inputs(self, features: Tensor, metadata: Sequence[ImageMetadata]) -> tuple[Tensor, list[list[int]]]:
-        """The integrator's input, features with what each image is to the breast; and which images these are, for each breast: P D, G."""
-        of_exam = {place: exam for exam in group_indices(known.exam for known in metadata) for place in exam}
-        x = features + self.views[[known.view for known in metadata]].to(features.dtype)
-        for number, source in enumerate(self.sources):
-            x = x + source[[known.sources[number] if known.sources else 0 for known in metadata]].to(x.dtype)
-        places, far = [], []
+        """Return the parts of each breast for the integrator.
+
+        Args:
+            features: Features of images `(I, D)`, in any order.
+            metadata: Metadata of the same images.
+
+        Returns:
+            The features with embeddings of view, sources and side, `(P, D)`, breast by breast, and the indices of each
+            breast's images: its own, then those of the other breast.
+
+        Raises:
+            UsageError: A breast has images of two exams.
+        """
+        exam_of_image = {index: exam for exam in group_indices(image.exam for image in metadata) for index in exam}
+        x = features + self.views[[image.view for image in metadata]].to(features.dtype)
+        for column, embeddings in enumerate(self.sources):
+            values = [image.sources[column] if image.sources else 0 for image in metadata]
+            x = x + embeddings[values].to(x.dtype)
+        image_indices = []
+        sides = []
         for breast in group_by_breast(metadata):
-            others = [place for place in of_exam[breast[0]] if place not in breast] if self.asymmetry else []
-            places.append(breast + others)
-            far += [0] * len(breast) + [1] * len(others)
-        return x[[place for each in places for place in each]] + self.sides[far].to(x.dtype), places
+            others = [index for index in exam_of_image[breast[0]] if index not in breast] if self.asymmetry else []
+            image_indices.append(breast + others)
+            sides += [0] * len(breast) + [1] * len(others)
+        return x[_flatten(image_indices)] + self.sides[sides].to(x.dtype), image_indices
 
 
 def group_by_breast(metadata: Sequence[ImageMetadata]) -> list[list[int]]:
-    """The images of each breast, in order of first appearance. Raises UsageError where a breast has images of two exams."""
-    found = group_indices(known.breast for known in metadata)
-    for breast in found:
-        if len({metadata[place].exam for place in breast}) > 1:
-            raise UsageError(
-                f"images {', '.join(str(place + 1) for place in breast)} are of one breast, but not of one exam"
-            )
-    return found
+    """Return the indices of each breast's images, in order of first appearance.
+
+    Raises:
+        UsageError: A breast has images of two exams.
+    """
+    breasts = group_indices(image.breast for image in metadata)
+    for indices in breasts:
+        if len({metadata[index].exam for index in indices}) > 1:
+            numbers = ", ".join(str(index + 1) for index in indices)
+            raise UsageError(f"images {numbers} belong to one breast but to several exams; correct their exam ids")
+    return breasts
 
 
 def view_weights(metadata: Sequence[ImageMetadata], device: torch.device) -> Tensor:
-    """What each image counts beside others of its breast: I, 1 / the number of images that show the breast in the same view."""
-    alike = Counter((known.breast, known.view) for known in metadata)
-    return torch.tensor(
-        [1 / alike[known.breast, known.view] if known.breast >= 0 else 1.0 for known in metadata], device=device
-    )
+    """Return the weight of each image `(I,)`: 1 / the number of images that show its breast in the same view."""
+    counts = Counter((image.breast, image.view) for image in metadata)
+
+    def weight(image: ImageMetadata) -> float:
+        return 1 / counts[image.breast, image.view] if image.breast >= 0 else 1.0
+
+    return torch.tensor([weight(image) for image in metadata], device=device)
 
 
 def noisy_or_logits(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """The logit that at least one member of each group is positive, if they are independent (noisy or): B -> one per group.
+    """Return the logit that at least one member of each group is positive if they are independent (noisy-or).
 
-    log(1 - p) = -softplus(logit) adds up to -s; the logit of 1 - exp(-s) is s + log(1 - exp(-s)).
+    With log(1 - p) = -softplus(logit), the sum over a group is -s, and the logit of 1 - exp(-s) is s + log(1 -
+    exp(-s)).
+
+    Args:
+        logits: Logits `(B,)`.
+        groups: Indices of the members of each group.
+
+    Returns:
+        One logit per group.
     """
-    s = torch.stack([F.softplus(logits[list(each)].float()).sum() for each in groups]).clamp(
-        min=torch.finfo(torch.float32).tiny
-    )
+    sums = [F.softplus(logits[list(members)].float()).sum() for members in groups]
+    s = torch.stack(sums).clamp(min=torch.finfo(torch.float32).tiny)
     return s + torch.log(-torch.expm1(-s))
+
+
+def _flatten(indices: Sequence[Sequence[int]]) -> list[int]:
+    return [index for group in indices for index in group]

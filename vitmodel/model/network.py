@@ -1,7 +1,9 @@
-"""The whole network: a Vision Transformer and what may stand around it, segments, adapters for sources and the fusion of an exam.
+"""The whole network: a Vision Transformer and its optional parts, which are segments, source adapters and exam fusion.
 
-Without extras it is the ViT and nothing else: the same numbers, and the same tensors under the same names in a package. Knows packs, no
-table, loss or file.
+Without optional parts the network is the ViT alone: the same numbers, and the same tensors under the same names in a
+package.
+
+Symbols in shapes: `I` images of a pack, `D` width of a token, `K` classes, `G` breasts, `E` exams.
 """
 
 from __future__ import annotations
@@ -24,15 +26,24 @@ TRUNK_PREFIX = "trunk."
 
 
 class Logits(NamedTuple):
-    """What a network says of a pack, at each level."""
+    """The logits of a pack at each level."""
 
-    images: Tensor  # I K
-    breasts: Tensor | None = None  # G, in order of first appearance; None without the fusion of exams
-    patients: Tensor | None = None  # E, likewise
+    images: Tensor
+    """Logits of images `(I, K)`."""
+    breasts: Tensor | None = None
+    """Logits of breasts `(G,)`, in order of first appearance; None without exam fusion."""
+    patients: Tensor | None = None
+    """Logits of patients `(E,)`, in order of first appearance; None without exam fusion."""
 
 
 class Network(nn.Module):
-    """`forward` = `read(features(pack), pack.about)`: all levels in one pass."""
+    """A ViT, the trunk, with its optional parts.
+
+    `forward` is `apply_heads(features(pack), pack.metadata)`, which computes the logits of all levels in one pass.
+
+    Args:
+        config: The trunk and its optional parts.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -43,75 +54,105 @@ class Network(nn.Module):
         self.segments = SegmentAggregator(config.segments, config.vit) if config.segments else None
 
     def make_layout(self, pack: PackedBatch) -> PackedLayout:
-        """How the pack's images go through the trunk: each through the parts of its own sources."""
-        lengths, device = pack.sequence_lengths(self.config.vit.num_prefix_tokens), pack.images[0].device
-        return (
-            PackedLayout(lengths, device)
-            if self.sources is None
-            else SourceAdaptedLayout(self.sources, pack.metadata, lengths, device)
-        )
+        """Return the layout of the pack's tokens; with source adapters, each image passes those of its own sources."""
+        lengths = pack.sequence_lengths(self.config.vit.num_prefix_tokens)
+        device = pack.images[0].device
+        if self.sources is None:
+            return PackedLayout(lengths, device)
+        return SourceAdaptedLayout(self.sources, pack.metadata, lengths, device)
 
     def features(self, pack: PackedBatch) -> Tensor:
-        """What the heads read of each image, as if it were alone: I D."""
-        return (
-            self.encode_segments(pack).features
-            if self.segments
-            else packed_attention.features(self.trunk, pack, self.make_layout(pack))
-        )
+        """Return the input of the heads for each image, `(I, D)`; independent of the other images of the pack."""
+        if self.segments:
+            return self.encode_segments(pack).features
+        return packed_attention.features(self.trunk, pack, self.make_layout(pack))
 
     def encode_segments(self, pack: PackedBatch, lesions: Sequence[Tensor] = ()) -> SegmentsOutput:
-        """What is seen of images in segments; while it trains, `lesions` (K 4 for each image, pixels) are among what is looked at."""
+        """Encode the pack's images in segments.
+
+        Args:
+            pack: Images of any size.
+            lesions: Lesion boxes of each image, `(n, 4)`: x0, y0, x1, y1 in pixels. In training, segments that show one
+                are read first.
+        """
         assert self.segments is not None
         return self.segments.encode_and_aggregate(self.encode, pack, lesions)
 
     def encode(self, pack: PackedBatch) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What the trunk makes of each part, the first logit that its head reads off that, and each part's encoded patches: I D, I, N D."""
-        tokens, prefix = (
-            packed_attention.encode(self.trunk, pack, self.make_layout(pack)),
-            self.config.vit.num_prefix_tokens,
-        )
-        summaries = torch.cat([self.trunk.pool(part) for part in tokens])
-        return summaries, self.trunk.head(summaries)[:, 0], [part[0, prefix:] for part in tokens]
+        """Encode each image or part of an image in the pack with the trunk.
+
+        Returns:
+            The features of each `(I, D)`, the first logit that the trunk's head computes from them `(I,)`, and the
+            encoded patches of each, `(N, D)`.
+        """
+        tokens = packed_attention.encode(self.trunk, pack, self.make_layout(pack))
+        prefix = self.config.vit.num_prefix_tokens
+        summaries = torch.cat([self.trunk.pool(image) for image in tokens])
+        return summaries, self.trunk.head(summaries)[:, 0], [image[0, prefix:] for image in tokens]
 
     def apply_heads(self, features: Tensor, metadata: Sequence[ImageMetadata]) -> Logits:
-        """The logits of images from their features (I D) and, with the fusion of exams, of their breasts and patients."""
-        images = self.trunk.head(features)
+        """Return the logits of images and, with exam fusion, those of their breasts and patients.
+
+        Args:
+            features: Features of images `(I, D)`.
+            metadata: Metadata of the same images.
+        """
+        image_logits = self.trunk.head(features)
         if self.exam is None:
-            return Logits(images)
-        of_breasts = self.exam(features, images[:, 0], metadata)
+            return Logits(image_logits)
+        breast_logits = self.exam(features, image_logits[:, 0], metadata)
         exams = group_indices(metadata[breast[0]].exam for breast in group_by_breast(metadata))
-        return Logits(images, of_breasts, noisy_or_logits(of_breasts, exams))
+        return Logits(image_logits, breast_logits, noisy_or_logits(breast_logits, exams))
 
     def forward(self, pack: PackedBatch) -> Logits:
+        """Return the logits of the pack's images and, with exam fusion, those of their breasts and patients."""
         return self.apply_heads(self.features(pack), pack.metadata)
 
     def image_and_breast_logits(self, features: Tensor, metadata: Sequence[ImageMetadata]) -> Tensor:
-        """Of each image its own first logit and, with the fusion of exams, its breast's: I L, L = 1 or 2."""
-        said = self.apply_heads(features, metadata)
-        own = said.images[:, :1]
-        if said.breasts is None:
-            return own
-        breast = torch.empty_like(own[:, 0])
-        for places, logit in zip(group_by_breast(metadata), said.breasts, strict=True):
-            breast[places] = logit.to(breast.dtype)
-        return torch.cat([own, breast[:, None]], dim=1)
+        """Return the first logit of each image and, with exam fusion, that of its breast: `(I, 1)` or `(I, 2)`.
+
+        Args:
+            features: Features of images `(I, D)`.
+            metadata: Metadata of the same images.
+        """
+        logits = self.apply_heads(features, metadata)
+        image_logits = logits.images[:, :1]
+        if logits.breasts is None:
+            return image_logits
+        breast_logits = torch.empty_like(image_logits[:, 0])
+        for indices, logit in zip(group_by_breast(metadata), logits.breasts, strict=True):
+            breast_logits[indices] = logit.to(breast_logits.dtype)
+        return torch.cat([image_logits, breast_logits[:, None]], dim=1)
 
     def with_encoder(self, encode: Callable[[Tensor, PackedLayout], Tensor]) -> Network:
-        """This network with its tensors, but the trunk's blocks are run by `encode`, such as another runtime, in place of `ViT.encode`."""
+        """Return a network that shares this one's tensors but replaces `ViT.encode`, for example by another runtime.
+
+        Args:
+            encode: A function from embedded tokens `(1, T, D)` and their layout to encoded tokens `(1, T, D)`.
+
+        Returns:
+            The network, in evaluation mode.
+        """
         with torch.device("meta"):
             twin = Network(self.config)
         twin.load_tensors(self.tensors())
         if self.segments is not None and twin.segments is not None:
-            twin.segments.config = self.segments.config  # whose budget may be another one
+            twin.segments.config = self.segments.config  # its token budget may differ from the package's
         twin.trunk.encode = encode  # type: ignore[method-assign, assignment]
         return twin.eval()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors; the trunk's under the ViT's own names."""
+        """Return all tensors by name; those of the trunk have the names that they have in the ViT alone."""
         return {name.removeprefix(TRUNK_PREFIX): tensor for name, tensor in self.state_dict().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Become what `tensors` returned. Raises RuntimeError where they are of another network."""
-        extras = tuple(f"{name}." for name, _ in self.named_children() if name != TRUNK_PREFIX[:-1])
-        renamed = {name if name.startswith(extras) else TRUNK_PREFIX + name: tensor for name, tensor in tensors.items()}
-        self.load_state_dict(renamed, assign=True)
+        """Replace all tensors by those that `tensors` returned.
+
+        Raises:
+            RuntimeError: The tensors belong to another network.
+        """
+        part_prefixes = tuple(f"{name}." for name, _ in self.named_children() if name != TRUNK_PREFIX[:-1])
+        state = {}
+        for name, tensor in tensors.items():
+            state[name if name.startswith(part_prefixes) else TRUNK_PREFIX + name] = tensor
+        self.load_state_dict(state, assign=True)

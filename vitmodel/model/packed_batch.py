@@ -1,6 +1,6 @@
-"""Packs: images of any sizes as patches, those of air left out, and streams of them filled up to a budget of tokens. Knows no network.
+"""Packs: images of any size as patches without air, and grouping of a stream of images by a token budget.
 
-A pack says what is looked at: pixels, the numbers of the patches that are kept, and what is known of each image beside its pixels.
+A pack holds the pixels of images, the indices of the patches that are kept, and the metadata of each image.
 """
 
 from __future__ import annotations
@@ -20,52 +20,66 @@ from vitmodel.model.architecture import patch_grid
 
 T = TypeVar("T", bound="HasPack")
 
-MAX_OPEN_GROUPS = 8  # groups that `fill` keeps open: wastes 1 % of a budget that holds 13 images, 3 % of one that holds 6 (with one open: 4 % and 8 %)
+MAX_OPEN_GROUPS = 8
+"""Groups that `best_fit_groups` keeps open. This wastes 1 % of a budget that holds 13 images and 3 % of one that holds
+6; a single open group wastes 4 % and 8 %."""
 
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What is known of an image beside its pixels."""
+    """Per-image metadata passed to the network."""
 
     mm_per_pixel: float = math.nan
     """Side of a pixel in mm; NaN = unknown."""
     sources: tuple[int, ...] = ()
-    """What it comes from: an index into each vocabulary of the network's sources; 0 = unknown, or too seldom to be learned apart."""
+    """Where the image comes from: an index into each vocabulary of the network's sources. 0 = unknown, or too rare to
+    have an adapter of its own. Empty = all unknown."""
     view: int = 0
-    """Projection: an index into the network's views; 0 = unknown or seldom."""
+    """Projection: an index into the network's vocabulary of views. 0 = unknown or rare."""
     breast: int = -1
-    """The same number for all images of a breast; -1 = a breast of its own."""
+    """Id shared by all images of a breast; -1 = the only image of its breast."""
     exam: int = -1
-    """The same number for all breasts of an exam; -1 = an exam of its own."""
+    """Id shared by all breasts of an exam; -1 = the only breast of its exam."""
 
     def with_unique_ids(self, place: int, places: int) -> ImageMetadata:
-        """The same, its breast and exam numbered so that they are none of another place's."""
-        breast, exam = (number if number < 0 else number * places + place for number in (self.breast, self.exam))
-        return replace(self, breast=breast, exam=exam)
+        """Return a copy with breast and exam ids that differ from those of every other `place`.
+
+        Args:
+            place: Index of this image's group, from 0.
+            places: Number of groups.
+        """
+
+        def unique(identifier: int) -> int:
+            return identifier if identifier < 0 else identifier * places + place
+
+        return replace(self, breast=unique(self.breast), exam=unique(self.exam))
 
 
 def group_indices(numbers: Iterable[int]) -> list[list[int]]:
-    """The places of each number, in order of first appearance; each -1 is a group by itself."""
-    found: dict[int, list[int]] = {}
-    for place, number in enumerate(numbers):
-        found.setdefault(number if number >= 0 else -1 - place, []).append(place)
-    return list(found.values())
+    """Return the indices at which each number occurs, in order of first appearance.
+
+    Each negative number forms a group of its own.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, number in enumerate(numbers):
+        groups.setdefault(number if number >= 0 else -1 - index, []).append(index)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Images of any sizes and, of each, the patches to look at."""
+    """Images of any size and the patches to read of each."""
 
     names: tuple[str, ...]
-    """What messages call the images."""
+    """Names of the images in messages."""
     images: tuple[Tensor, ...]
-    """C H W each, sides multiples of the patch."""
+    """Pixels of each image, `(C, H, W)`; the sides are multiples of the patch size."""
     patch_indices: tuple[Tensor, ...]
-    """Numbers of the patches that are kept, counted row by row; N of them each."""
+    """Row-major indices of the patches that are kept, `(N,)` for each image."""
     patch: int
     """Side of a patch in pixels."""
     metadata: tuple[ImageMetadata, ...] = ()
-    """What is known of each image; none given = nothing known."""
+    """Metadata of each image; empty = unknown for all images."""
 
     def __post_init__(self) -> None:
         if not self.metadata:
@@ -75,40 +89,52 @@ class PackedBatch:
         return len(self.images)
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        """Each image as a pack of its own."""
-        return (self.select([number]) for number in range(len(self)))
+        """Yield each image as a pack of its own."""
+        return (self.select([index]) for index in range(len(self)))
 
     def select(self, numbers: Iterable[int]) -> PackedBatch:
-        """The images with these numbers, in their order."""
-        chosen = [(self.names[n], self.images[n], self.patch_indices[n], self.metadata[n]) for n in numbers]
-        names, images, kept, metadata = zip(*chosen, strict=True)
-        return PackedBatch(names, images, kept, self.patch, metadata)
+        """Return a pack of the images with these indices, in this order."""
+        chosen = list(numbers)
+        return PackedBatch(
+            names=tuple(self.names[index] for index in chosen),
+            images=tuple(self.images[index] for index in chosen),
+            patch_indices=tuple(self.patch_indices[index] for index in chosen),
+            patch=self.patch,
+            metadata=tuple(self.metadata[index] for index in chosen),
+        )
 
     @property
     def grids(self) -> list[tuple[int, int]]:
-        """Rows and columns of patches in each image, air included."""
+        """Return the rows and columns of patches of each image, including patches of air."""
         return [patch_grid((image.shape[-2], image.shape[-1]), self.patch) for image in self.images]
 
     def sequence_lengths(self, prefix: int) -> list[int]:
-        """Tokens of each image, with `prefix` tokens before its patches."""
+        """Return the number of tokens of each image: `prefix` tokens and its kept patches."""
         return [prefix + len(kept) for kept in self.patch_indices]
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same pack in another memory."""
-        images, kept = (
-            tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
-            for tensors in (self.images, self.patch_indices)
+        """Return the pack with its tensors on `device`."""
+        return replace(
+            self,
+            images=tuple(image.to(device, non_blocking=True) for image in self.images),
+            patch_indices=tuple(kept.to(device, non_blocking=True) for kept in self.patch_indices),
         )
-        return replace(self, images=images, patch_indices=kept)
 
     def scatter_to_grid(self, values: Iterable[Tensor]) -> list[Tensor]:
-        """One value (or vector) per kept patch of each image back in its place: N ... -> h w ..., NaN where a patch was left out."""
-        placed = []
+        """Place values of kept patches at their positions in the image.
+
+        Args:
+            values: For each image one value or vector per kept patch, `(N, ...)`.
+
+        Returns:
+            For each image a tensor `(h, w, ...)`, NaN where a patch was left out.
+        """
+        maps = []
         for (h, w), kept, value in zip(self.grids, self.patch_indices, values, strict=True):
             grid = value.new_full((h * w, *value.shape[1:]), torch.nan)
             grid[kept] = value
-            placed.append(grid.unflatten(0, (h, w)))
-        return placed
+            maps.append(grid.unflatten(0, (h, w)))
+        return maps
 
 
 def pack_images(
@@ -118,59 +144,77 @@ def pack_images(
     air: bool = False,
     metadata: Sequence[ImageMetadata] = (),
 ) -> PackedBatch:
-    """Pack images (C H W each, 0 = air), padded with air to whole patches; patches of air alone are left out unless `air`.
+    """Pack images, padded with air to whole patches.
 
-    Raises UsageError, with the image's name, for one that is smaller than a patch, shows air alone, or has NaN or infinite pixels.
+    Args:
+        images: Pixels of each image, `(C, H, W)`; 0 is air.
+        patch: Side of a patch in pixels.
+        names: Names of the images in messages; None = "image 1", "image 2", ...
+        air: Whether to keep patches that contain only air.
+        metadata: Metadata of each image; empty = unknown.
+
+    Raises:
+        UsageError: An image is smaller than a patch, contains only air, or has NaN or infinite pixels; the message
+            names the image.
     """
     names = names or [f"image {number}" for number in range(1, len(images) + 1)]
-    padded, kept = [], []
+    padded = []
+    kept = []
     for name, image in zip(names, images, strict=True):
         height, width = image.shape[-2:]
         if min(height, width) < patch:
-            raise UsageError(f"{name}: {height}x{width} is smaller than a patch of {patch}x{patch} pixels")
+            raise UsageError(
+                f"{name}: {height}x{width} is smaller than a patch of {patch}x{patch} pixels; use a larger image"
+            )
         if not image.isfinite().all():
-            raise UsageError(f"{name}: has NaN or infinite pixels")
+            raise UsageError(f"{name}: has NaN or infinite pixels; correct or remove the image")
         image = F.pad(image, (0, -width % patch, 0, -height % patch))
         tissue = F.max_pool2d(image.amax(dim=0, keepdim=True), patch).flatten() > 0
         if not tissue.any():
-            raise UsageError(f"{name}: shows air alone, all pixels are 0; leave it out")
+            raise UsageError(f"{name}: contains only air (all pixels are 0); remove the image")
         padded.append(image)
         kept.append(torch.arange(len(tissue)) if air else tissue.nonzero().squeeze(1))
     return PackedBatch(tuple(names), tuple(padded), tuple(kept), patch, tuple(metadata))
 
 
 def concat_packs(packs: Sequence[PackedBatch]) -> PackedBatch:
-    """Several packs as one; equal numbers of breasts and exams mean the same ones."""
-    each = zip(*((pack.names, pack.images, pack.patch_indices, pack.metadata) for pack in packs), strict=True)
-    names, images, kept, metadata = (sum(parts, ()) for parts in each)
+    """Return one pack of all images; equal ids in different packs mean the same breast or exam."""
+    fields = zip(*((pack.names, pack.images, pack.patch_indices, pack.metadata) for pack in packs), strict=True)
+    names, images, kept, metadata = (sum(parts, ()) for parts in fields)
     return PackedBatch(names, images, kept, packs[0].patch, metadata)
 
 
 def concat_separate_packs(packs: Sequence[PackedBatch]) -> PackedBatch:
-    """Several packs as one; breasts and exams of different packs stay apart, whatever their numbers."""
-    return concat_packs(
-        [
-            replace(each, metadata=tuple(known.with_unique_ids(place, len(packs)) for known in each.metadata))
-            for place, each in enumerate(packs)
-        ]
-    )
+    """Return one pack of all images; breasts and exams of different packs stay separate, even with equal ids."""
+    separate = []
+    for place, pack in enumerate(packs):
+        metadata = tuple(image.with_unique_ids(place, len(packs)) for image in pack.metadata)
+        separate.append(replace(pack, metadata=metadata))
+    return concat_packs(separate)
 
 
 def split_by_token_budget(pack: PackedBatch, tokens: int, prefix: int) -> Iterator[PackedBatch]:
-    """Consecutive images of at most `tokens` tokens, `prefix` of them before each one's patches; a longer image is alone."""
+    """Yield packs of consecutive images with at most `tokens` tokens each.
+
+    Args:
+        pack: The images.
+        tokens: Token budget of a pack. An image that exceeds it is a pack of its own.
+        prefix: Number of tokens before the patches of each image.
+    """
     group: list[int] = []
     total = 0
-    for number, length in enumerate(pack.sequence_lengths(prefix)):
+    for index, length in enumerate(pack.sequence_lengths(prefix)):
         if group and total + length > tokens:
             yield pack.select(group)
-            group, total = [], 0
-        group.append(number)
+            group = []
+            total = 0
+        group.append(index)
         total += length
     yield pack.select(group)
 
 
 class HasPack(Protocol):
-    """Anything that goes with one image."""
+    """Anything with a `pack` of one image."""
 
     @property
     def pack(self) -> PackedBatch: ...
@@ -178,39 +222,51 @@ class HasPack(Protocol):
 
 @dataclass(eq=False)
 class TokenBin(Generic[T]):
-    """Items that share a pack to be, and their tokens."""
+    """Items that will share a pack, and their number of tokens."""
 
     tokens: int = 0
     items: list[T] = field(default_factory=list)
 
 
 def check_token_budget(name: str, length: int, tokens: int) -> None:
-    """Raises UsageError naming an image whose own `length` tokens exceed the budget of `tokens`."""
+    """Raise UsageError if the `length` tokens of the image `name` exceed the budget of `tokens`."""
     if length > tokens:
-        raise UsageError(f"tokens: {name} has {length} tokens, more than --tokens {tokens} allows; raise it")
+        raise UsageError(f"tokens: {name} has {length} tokens, more than --tokens {tokens} allows; increase --tokens")
 
 
 def best_fit_groups(items: Iterable[T], tokens: int, prefix: int, images: int | None = None) -> Iterator[list[T]]:
-    """Group a stream into at most `tokens` tokens each, with `prefix` of them before each image's patches, and at most `images` images.
+    """Group a stream of items by a token budget.
 
-    Best fit among 8 open groups: an item goes where it leaves the least room; where it fits nowhere, the fullest group is done. So lengths
-    need not be known in advance, little memory is held, and the groups depend on the order of the stream alone, never on workers.
-    Raises UsageError naming an image that exceeds the budget by itself.
+    Best fit among `MAX_OPEN_GROUPS` open groups: an item joins the group where it leaves the least room; if it fits
+    into none, the fullest group is complete. Lengths need not be known in advance, few items are held in memory, and
+    the groups depend only on the order of the stream, never on the number of workers.
+
+    Args:
+        items: Items with a pack of one image each.
+        tokens: Largest number of tokens in a group.
+        prefix: Number of tokens before the patches of each image.
+        images: Largest number of items in a group; None = no limit.
+
+    Yields:
+        The items of a group.
+
+    Raises:
+        UsageError: An image exceeds the budget alone; the message names it.
     """
-    groups: list[TokenBin[T]] = []  # those still open
+    open_groups: list[TokenBin[T]] = []
     for item in items:
         length = sum(item.pack.sequence_lengths(prefix))
         check_token_budget(item.pack.names[0], length, tokens)
-        fitting = [group for group in groups if group.tokens + length <= tokens]
-        if not fitting:
-            if len(groups) == MAX_OPEN_GROUPS:
-                groups.sort(key=attrgetter("tokens"))
-                yield groups.pop().items
-            groups.append(TokenBin())
-        group = max(fitting, key=attrgetter("tokens"), default=groups[-1])
+        candidates = [group for group in open_groups if group.tokens + length <= tokens]
+        if not candidates:
+            if len(open_groups) == MAX_OPEN_GROUPS:
+                open_groups.sort(key=attrgetter("tokens"))
+                yield open_groups.pop().items
+            open_groups.append(TokenBin())
+        group = max(candidates, key=attrgetter("tokens"), default=open_groups[-1])
         group.tokens += length
         group.items.append(item)
         if len(group.items) == images:
-            groups.remove(group)
+            open_groups.remove(group)
             yield group.items
-    yield from (group.items for group in groups)
+    yield from (group.items for group in open_groups)

@@ -1,4 +1,4 @@
-"""A bare Vision Transformer with published weights, its sizes read from the file."""
+"""A Vision Transformer with published weights, whose sizes are read from the weight file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def vit_from_weights(path: Path | str, **overrides: Any) -> ViT:
-    """Return a ViT of the file's sizes with the file's weights; see `ViT.from_pretrained`."""
+    """Return a ViT with the sizes and weights of a file; `ViT.from_pretrained` describes arguments and errors."""
     if unknown := sorted(set(overrides) - {field.name for field in fields(ViTConfig)}):
         names = ", ".join(field.name for field in fields(ViTConfig))
-        raise UsageError(f"{unknown[0]}: is no field of ViTConfig; there are {names}")
+        raise UsageError(f"{unknown[0]}: not a field of ViTConfig; choose from {names}")
     weights = load_weights(path)
     model = ViT(ViTConfig(**described(weights) | overrides))
     logger.info("%s", fit_weights(model, weights))
@@ -28,23 +28,29 @@ def vit_from_weights(path: Path | str, **overrides: Any) -> ViT:
 
 
 def described(weights: PretrainedWeights) -> dict[str, Any]:
-    """Return the fields of ViTConfig that the tensors of a file determine, heads by the preset of the same width."""
+    """Return the fields of ViTConfig that a file of weights determines.
+
+    The number of heads cannot be read from tensors; it is that of the first preset of the same width.
+
+    Raises:
+        UsageError: The file contains no Vision Transformer, or its position embeddings form no square grid.
+    """
     tensors = weights.tensors
-    outline = BackboneShape.from_tensors(tensors)
-    if outline is None:
+    shape = BackboneShape.from_tensors(tensors)
+    if shape is None:
         raise UsageError(
-            f"{weights.path}: holds no Vision Transformer; take a ViT of timm, Hugging Face, Google or vitmodel"
+            f"{weights.path}: contains no Vision Transformer; use a ViT of timm, Hugging Face, Google or vitmodel"
         )
-    preset = next((preset for preset in PRESETS.values() if preset.dim == outline.dim), None)
+    preset = next((preset for preset in PRESETS.values() if preset.dim == shape.dim), None)
     values = {} if preset is None else asdict(preset)
-    values |= {"dim": outline.dim, "depth": outline.depth, "mlp_ratio": outline.hidden / outline.dim}
+    values |= {"dim": shape.dim, "depth": shape.depth, "mlp_ratio": shape.hidden / shape.dim}
     values |= {"registers": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0}
     values |= {"layer_scale": 1e-5 if "blocks.0.ls1.gamma" in tensors else None}
     halvings = sum(name.startswith("patch_embed.convs.") and name.endswith(".weight") for name in tensors)
     if halvings:
         values |= {"stem": "conv", "patch": 2**halvings}
     else:
-        values["patch"] = outline.patch
+        values["patch"] = shape.patch
     if weights.eps is not None:
         values["eps"] = weights.eps
     if "head.weight" in tensors and weights.head_is_usable:
@@ -56,14 +62,17 @@ def described(weights: PretrainedWeights) -> dict[str, Any]:
 
 
 def _pool(weights: PretrainedWeights) -> str:
-    """Return how the file's network reads its tokens: by attention, by their mean (`fc_norm`), or by the class token."""
+    """Return the pooling of the file's network: attention, the mean of the patches (`fc_norm`), or the class token."""
     if any(name.startswith("attn_pool.") for name in weights.tensors):
         return "attention"
     return "mean" if "fc_norm.weight" in weights.tensors or "cls_token" not in weights.tensors else "cls"
 
 
 def _grid(weights: PretrainedWeights, registers: int) -> tuple[int, int]:
-    """Return the grid of the file's position embeddings; published ones are square, after those of the prefix tokens."""
+    """Return the rows and columns of the file's position embeddings.
+
+    Published embeddings form a square grid after those of the prefix tokens.
+    """
     positions = weights.tensors["pos_embed"]
     if weights.is_vitmodel:
         return positions.shape[1], positions.shape[2]
@@ -73,5 +82,5 @@ def _grid(weights: PretrainedWeights, registers: int) -> tuple[int, int]:
         if side * side == length - prefix:
             return side, side
     raise UsageError(
-        f"{weights.path}: pos_embed {tuple(positions.shape)} is no square grid; take weights of a square image size"
+        f"{weights.path}: pos_embed {tuple(positions.shape)} is not a square grid; use weights for square images"
     )
