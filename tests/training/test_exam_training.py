@@ -214,7 +214,7 @@ def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(
     batches = BatchLoader(replace_dropout(exams), SequentialSampler(len(exams)), config, [])
     with caplog.at_level(logging.WARNING):
         seen = sorted(row for batch in batches for row in batch.row.tolist())
-    assert "an exam of which no image can be read: lost 0" in caplog.text
+    assert "exam without a readable image is left out: lost 0" in caplog.text
     assert seen == [row for row, path in enumerate(rows["path"]) if not path.startswith("lost")]
 
 
