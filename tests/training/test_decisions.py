@@ -40,7 +40,8 @@ def reference_probabilities(method: str, labels: np.ndarray, logits: np.ndarray,
         targets = platt_targets(labels)
 
         def loss(slope: float) -> float:
-            return -np.mean(targets * np.log(expit(slope * logits)) + (1 - targets) * np.log(expit(-slope * logits)))
+            losses = targets * np.log(expit(slope * logits)) + (1 - targets) * np.log(expit(-slope * logits))
+            return -float(np.mean(losses))
 
         return expit(max(minimize_scalar(loss, bounds=(-50, 50), method="bounded").x, 1e-3) * new_logits)
     lowest = 1 / (len(labels) + 2)

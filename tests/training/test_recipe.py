@@ -131,7 +131,7 @@ def test_a_batch_with_a_nonfinite_loss_is_skipped_and_named(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original_losses = ClassificationModule._losses
-    spoiled = set()
+    spoiled: set[tuple[str, ...]] = set()
 
     def nonfinite_losses(self: ClassificationModule, stage: str, batch, output, extra: torch.Tensor) -> torch.Tensor:
         values = original_losses(self, stage, batch, output, extra)

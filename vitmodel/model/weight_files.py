@@ -119,7 +119,8 @@ def to_timm(raw: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         renamed = {_rename(name, GOOGLE_RENAMES): _from_google(name, tensor) for name, tensor in raw.items()}
         return _merge_qkv(renamed), []
     prefix = next((match[1] for name in raw if (match := PATCH_EMBED_KEY.fullmatch(name))), "")
-    tensors, outside = {}, []
+    tensors = {}
+    outside = []
     for name, tensor in raw.items():
         if name.startswith("classifier."):  # Hugging Face stores the head outside the ViT
             tensors[name.replace("classifier.", "head.")] = tensor

@@ -177,8 +177,8 @@ def to_packed_sample(
     packs: list[PackedBatch] = []
     problems: dict[int, str] = {}
     for example in [sample] if isinstance(sample, Example) else sample:
-        known = metadata[example.row] if metadata else ImageMetadata()
-        image_metadata = replace(known, mm_per_pixel=example.mm_per_pixel)
+        row_metadata = metadata[example.row] if metadata else ImageMetadata()
+        image_metadata = replace(row_metadata, mm_per_pixel=example.mm_per_pixel)
         try:
             if example.problem:
                 raise UsageError(example.problem)

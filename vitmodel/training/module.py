@@ -285,8 +285,8 @@ class ClassificationModule(TrainingModule):
     def _log_epoch(self, stage: str) -> None:
         """Log the metrics of an epoch as <stage>/<metric>."""
         logits, labels, losses, rows = self._gather_step_outputs(stage)
-        finite = np.isfinite(logits) & np.isfinite(labels)
-        logits, labels, losses, rows = logits[finite], labels[finite], losses[finite], rows[finite]
+        is_finite = np.isfinite(logits) & np.isfinite(labels)
+        logits, labels, losses, rows = (column[is_finite] for column in (logits, labels, losses, rows))
         if not len(logits):
             return
         scores = expit(logits)
