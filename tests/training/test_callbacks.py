@@ -1,4 +1,4 @@
-"""Every logger receives the same names, and the pictures show the crops they name."""
+"""All loggers receive the same names and settings, and contact sheets show every crop."""
 
 from __future__ import annotations
 
@@ -30,20 +30,8 @@ def test_both_loggers_get_the_same_names_and_settings(
         return log(self, data, *arguments, **options)
 
     monkeypatch.setattr(wandb.Run, "log", spy)
-    flags = [
-        "--model",
-        "vit_micro",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "16",
-        "--val",
-        "0.25",
-        "--test",
-        "0.25",
-        "--workers",
-        "0",
-    ]
+    flags = ["--model", "vit_micro", "--epochs", "2", "--batch-size", "16"]
+    flags += ["--val", "0.25", "--test", "0.25", "--workers", "0"]
     flags += ["--wandb", "offline", "--layer-decay", "0.8", "--auxiliary", "[age]"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags]) == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
@@ -68,7 +56,7 @@ def test_both_loggers_get_the_same_names_and_settings(
     assert settings["system"]["data_sha256"] == load_package(tmp_path / "run" / "package")[1]["data"]["sha256"]
 
 
-def test_a_panel_shows_each_crop_completely_and_separately() -> None:
+def test_a_contact_sheet_shows_each_crop_completely_and_separately() -> None:
     crops = [np.full((20, 10), value, np.uint8) for value in (50, 100, 150)] + [np.full((20, 10), 51400, np.uint16)]
     picture = contact_grid(crops, columns=2, height=40)
     assert [np.count_nonzero(picture == value) for value in (50, 100, 150, 200)] == [40 * 20] * 4

@@ -1,4 +1,4 @@
-"""A package applies the calibration and the threshold chosen at training, per breast, in every command and runtime."""
+"""A package applies the calibration and threshold chosen in training, per breast, in every command and runtime."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ RUNTIMES = [
 ]
 
 
-def reference(method: str, labels: np.ndarray, logits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The probabilities that others' code gives the logits `wanted`, fitted to `labels` and `logits`."""
+def reference_probabilities(method: str, labels: np.ndarray, logits: np.ndarray, new_logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of `new_logits` after scikit-learn's or SciPy's fit to `labels` and `logits`."""
     if method == "platt":
         slope, intercept = _sigmoid_calibration(logits, labels)
-        return expit(-slope * wanted - intercept)
+        return expit(-slope * new_logits - intercept)
     if method == "temperature":
-        aims = platt_targets(labels)
+        targets = platt_targets(labels)
 
         def loss(slope: float) -> float:
-            return -np.mean(aims * np.log(expit(slope * logits)) + (1 - aims) * np.log(expit(-slope * logits)))
+            losses = targets * np.log(expit(slope * logits)) + (1 - targets) * np.log(expit(-slope * logits))
+            return -float(np.mean(losses))
 
-        return expit(max(minimize_scalar(loss, bounds=(-50, 50), method="bounded").x, 1e-3) * wanted)
-    least = 1 / (len(labels) + 2)
-    return IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(logits, labels).predict(wanted)
+        return expit(max(minimize_scalar(loss, bounds=(-50, 50), method="bounded").x, 1e-3) * new_logits)
+    lowest = 1 / (len(labels) + 2)
+    isotonic = IsotonicRegression(y_min=lowest, y_max=1 - lowest, out_of_bounds="clip")
+    return isotonic.fit(logits, labels).predict(new_logits)
 
 
 @pytest.mark.parametrize(
@@ -58,21 +60,18 @@ def reference(method: str, labels: np.ndarray, logits: np.ndarray, wanted: np.nd
 def test_every_runtime_gives_the_reference_probabilities(
     method: str, objective: list[str], split: list[str], runtimes: list[str], crops: Path, tmp_path: Path
 ) -> None:
-    run, package = tmp_path / "run", tmp_path / "run" / "package"
-    assert (
-        main(["train", str(crops / "manifest.csv"), str(run), *TRAINING, "--calibration", method, *objective, *split])
-        == 0
-    )
+    run = tmp_path / "run"
+    package = run / "package"
+    flags = [*TRAINING, "--calibration", method, *objective, *split]
+    assert main(["train", str(crops / "manifest.csv"), str(run), *flags]) == 0
     config = json.loads((package / "config.json").read_text())
     assert (config["calibration"]["method"], config["decision"]["objective"]) == (method, objective[1])
-    known = pd.read_csv(
-        run / ("out_of_fold.csv" if "--folds" in split else "validation.csv"), dtype={"patient_id": str}
-    )
-    fitted = (
-        known.assign(logit=logit(known["score"])).groupby(breast_ids(known)).agg({"cancer": "max", "logit": "mean"})
-    )
-    own = reference(method, *fitted.to_numpy().T, fitted["logit"].to_numpy())
-    positives = np.sort(own[fitted["cancer"] == 1])
+    file = "out_of_fold.csv" if "--folds" in split else "validation.csv"
+    scores = pd.read_csv(run / file, dtype={"patient_id": str})
+    scores = scores.assign(logit=logit(scores["score"]))
+    breasts = scores.groupby(breast_ids(scores)).agg({"cancer": "max", "logit": "mean"})
+    own = reference_probabilities(method, *breasts.to_numpy().T, breasts["logit"].to_numpy())
+    positives = np.sort(own[breasts["cancer"] == 1])
     if objective[1] == "sensitivity":
         assert (positives >= config["decision"]["threshold"]).mean() >= 0.75
     if objective[1] == "pf1":
@@ -85,16 +84,15 @@ def test_every_runtime_gives_the_reference_probabilities(
         images = pd.read_csv(tmp_path / runtime / "scores.csv", dtype={"patient_id": str})
         usable = images[(images["status"] != "refused") & ~images["reason"].fillna("").str.contains("duplicate")]
         pooled = logit(usable["score"]).groupby(breast_ids(usable)).mean()
-        breasts = pd.read_csv(tmp_path / runtime / "breast_scores.csv").set_index("prediction_id")["probability"]
-        expected = reference(method, *fitted.to_numpy().T, pooled.to_numpy())
-        np.testing.assert_allclose(breasts[pooled.index], expected, rtol=2e-3)
-        np.testing.assert_allclose(
-            usable["probability"], reference(method, *fitted.to_numpy().T, logit(usable["score"])), rtol=2e-3
-        )
+        predicted = pd.read_csv(tmp_path / runtime / "breast_scores.csv").set_index("prediction_id")["probability"]
+        expected = reference_probabilities(method, *breasts.to_numpy().T, pooled.to_numpy())
+        np.testing.assert_allclose(predicted[pooled.index], expected, rtol=2e-3)
+        expected = reference_probabilities(method, *breasts.to_numpy().T, logit(usable["score"]))
+        np.testing.assert_allclose(usable["probability"], expected, rtol=2e-3)
 
 
 def test_evaluation_calibrates_the_mean_logit_of_a_breast(run: Path, tmp_path: Path) -> None:
-    """A curve with a corner between the images of a breast: it must come after their mean."""
+    """The calibration curve bends between the logits of a breast's images: their mean must be taken before it."""
     config = json.loads((run / "package" / "config.json").read_text())
     table = read_manifest(run / "manifest.csv").query("split == 'test'")
     package = tmp_path / "package"
@@ -118,8 +116,8 @@ def test_evaluation_calibrates_the_mean_logit_of_a_breast(run: Path, tmp_path: P
     np.testing.assert_allclose(
         breasts[pooled.index], np.interp(pooled, curve["logits"], curve["probabilities"]), rtol=1e-6
     )
-    before = expit(logit(images["probability"]).groupby(breast_ids(images)).mean())
-    assert np.abs(breasts[pooled.index] - before).max() > 0.01
+    calibrated_before_pooling = expit(logit(images["probability"]).groupby(breast_ids(images)).mean())
+    assert np.abs(breasts[pooled.index] - calibrated_before_pooling).max() > 0.01
     labels = table["cancer"].groupby(breast_ids(table)).max()
     measured = json.loads((tmp_path / "bent" / "metrics.json").read_text())["breast"]["intervals"]
     assert measured["brier"]["value"] == pytest.approx(((breasts - labels) ** 2).mean())

@@ -1,8 +1,8 @@
-"""The network in a memory of its own, as on a GPU: what is computed there is what is computed here, and nothing mixes the two.
+"""Computing on another device gives the same results as on the CPU, and no operation mixes tensors of two devices.
 
-No GPU is needed. The other memory is made up: its tensors say that they lie on PyTorch's device `meta`, and keep their data here. An
-operation on tensors of both memories is an error, as on CUDA, where single numbers and indices alone may come from here. What only a GPU
-has (its kernels, its 16 bits, its speed) is not tested.
+No GPU is needed. The other device is simulated: its tensors report PyTorch's device `meta` and hold their data on the
+CPU. An operation on tensors of both devices is an error, as on CUDA, where only scalars and indices may come from the
+CPU. What only a GPU has (its kernels, 16-bit arithmetic, speed) is not tested.
 """
 
 from __future__ import annotations
@@ -35,116 +35,124 @@ COPIES = (aten._to_copy.default, aten.copy_.default)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 
 
-class Away(Tensor):
-    """A tensor in the other memory, and what it holds."""
+class AwayTensor(Tensor):
+    """A tensor on the simulated device, and the CPU tensor with its data."""
 
-    held: Tensor
+    data_on_cpu: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> Away:
-        form: dict[str, Any] = {
-            "strides": held.stride(),
-            "storage_offset": held.storage_offset(),
-            "dtype": held.dtype,
+    def __new__(cls, data_on_cpu: Tensor) -> AwayTensor:
+        properties: dict[str, Any] = {
+            "strides": data_on_cpu.stride(),
+            "storage_offset": data_on_cpu.storage_offset(),
+            "dtype": data_on_cpu.dtype,
             "device": AWAY,
         }
-        away: Away = Tensor._make_wrapper_subclass(cls, held.shape, **form)  # type: ignore[attr-defined]
-        away.held = held
+        away: AwayTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, data_on_cpu.shape, **properties
+        )
+        away.data_on_cpu = data_on_cpu
         return away
 
     @classmethod
     def __torch_dispatch__(cls, *_: Any) -> Any:
-        raise AssertionError("nobody has entered OtherMemory")
+        raise AssertionError("a tensor of the simulated device was used outside SimulatedDevice")
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (Tensor.__format__, Tensor.__reduce_ex__):  # to print and to save it
-            return function(args[0].held, *args[1:])
-        if function in (
-            Tensor.__getitem__,
-            Tensor.__setitem__,
-        ):  # PyTorch itself would make an index of a list on `meta`, without data
-            args = (args[0], listed(args[1]), *args[2:])
+        if function in (Tensor.__format__, Tensor.__reduce_ex__):  # printing and saving
+            return function(args[0].data_on_cpu, *args[1:])
+        if function in (Tensor.__getitem__, Tensor.__setitem__):
+            # PyTorch itself would convert a list to an index on `meta`, which has no data.
+            args = (args[0], lists_to_tensors(args[1]), *args[2:])
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(kwargs or {}))
 
 
-def listed(index: Any) -> Any:
-    """An index with tensors in place of lists."""
+def lists_to_tensors(index: Any) -> Any:
+    """Return an index with its lists converted to tensors."""
     if isinstance(index, tuple):
-        return tuple(map(listed, index))
+        return tuple(map(lists_to_tensors, index))
     return torch.as_tensor(index) if isinstance(index, list) else index
 
 
-class OtherMemory(TorchDispatchMode):
-    """While it is entered, tensors can be moved to `AWAY` and made there, and are computed with by the CPU."""
+class SimulatedDevice(TorchDispatchMode):
+    """Context in which tensors can be moved to and created on `AWAY`; the CPU computes with them."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        assert all(isinstance(each, Away) or each.device != AWAY for each in tensors), (
-            f"{function}: a tensor without data"
-        )
-        away, where = {id(each.held): each for each in tensors if isinstance(each, Away)}, kwargs.get("device")
-        if not away and where != AWAY:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in tensors:
+            assert isinstance(tensor, AwayTensor) or tensor.device != AWAY, f"{function}: a tensor without data"
+        away = {id(tensor.data_on_cpu): tensor for tensor in tensors if isinstance(tensor, AwayTensor)}
+        device = kwargs.get("device")
+        if not away and device != AWAY:
             return function(*args, **kwargs)
         if function not in COPIES:
-            free = (
-                [id(each) for each in tree_leaves(args[1])]
-                if function in INDEXING and isinstance(args[0], Away)
-                else []
-            )
-            mixed = [each for each in tensors if not isinstance(each, Away) and each.dim() and id(each) not in free]
-            assert not mixed, f"{function}: tensors of two memories, those here {[tuple(each.shape) for each in mixed]}"
-        found = function(*tree_map(held, args), **tree_map(held, kwargs))
+            check_devices(function, args, tensors)
+        result = function(*tree_map(to_cpu, args), **tree_map(to_cpu, kwargs))
         if function is aten.copy_.default:
             return args[0]
-        if where is not None and where != AWAY:
-            return found
-        # what was changed in place is given back itself
-        return tree_map(
-            lambda each: away[id(each)] if id(each) in away else Away(each) if isinstance(each, Tensor) else each, found
-        )
+        if device is not None and device != AWAY:
+            return result
+
+        def to_away(leaf: Any) -> Any:
+            if id(leaf) in away:  # an in-place operation returns its own argument
+                return away[id(leaf)]
+            return AwayTensor(leaf) if isinstance(leaf, Tensor) else leaf
+
+        return tree_map(to_away, result)
 
 
-def held(each: Any) -> Any:
-    """What the CPU computes with in place of tensors, and of places, in the other memory."""
-    return each.held if isinstance(each, Away) else torch.device("cpu") if each == AWAY else each
+def check_devices(function: Any, args: Any, tensors: list[Tensor]) -> None:
+    """Raise AssertionError if `tensors` are on two devices. Scalars and indices may be on the CPU, as on CUDA."""
+    is_indexing = function in INDEXING and isinstance(args[0], AwayTensor)
+    indices = [id(leaf) for leaf in tree_leaves(args[1])] if is_indexing else []
+    on_cpu = [tensor for tensor in tensors if not isinstance(tensor, AwayTensor)]
+    mixed = [tuple(tensor.shape) for tensor in on_cpu if tensor.dim() and id(tensor) not in indices]
+    assert not mixed, f"{function}: tensors on two devices, those on the CPU have shapes {mixed}"
+
+
+def to_cpu(leaf: Any) -> Any:
+    """Return the CPU tensor of a tensor on `AWAY`, and the CPU for the device itself."""
+    if isinstance(leaf, AwayTensor):
+        return leaf.data_on_cpu
+    return torch.device("cpu") if leaf == AWAY else leaf
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Training and prediction take the other memory for their device."""
+def simulated_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let training and prediction use the simulated device."""
     tensor = torch.tensor
 
-    def make(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:  # PyTorch's own would have no data
+    def make_tensor(*args: Any, device: Any = None, **kwargs: Any) -> Tensor:  # torch's result would have no data
         return tensor(*args, device=None if device == AWAY else device, **kwargs).to(device or "cpu")
 
-    monkeypatch.setattr(torch, "tensor", make)
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # which tensors that hold others do not know
+    monkeypatch.setattr(torch, "tensor", make_tensor)
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # wrapper subclasses do not support inference mode
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_: None)
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda *_: None)
     monkeypatch.setattr("vitmodel.training.trainer.resolve_strategy", lambda _: SingleDeviceStrategy(AWAY))
     for module in ("vitmodel.training.fit", "vitmodel.scoring.ensemble"):
         monkeypatch.setattr(f"{module}.resolve_device", lambda _: AWAY)
-    with OtherMemory():
+    with SimulatedDevice():
         yield
 
 
-def test_mixing_tensors_of_two_devices_is_an_error(elsewhere: None) -> None:
-    here = torch.arange(3.0)
-    away = here.to(AWAY)
+def test_mixing_tensors_of_two_devices_is_an_error(simulated_device: None) -> None:
+    on_cpu = torch.arange(3.0)
+    away = on_cpu.to(AWAY)
     assert away.device == AWAY
-    assert (2 * away + here[1]).cpu().tolist() == [1, 3, 5]
+    assert (2 * away + on_cpu[1]).cpu().tolist() == [1, 3, 5]
     assert away[torch.tensor([2, 0])].cpu().tolist() == [2, 0]
-    for mixing in (
-        lambda: away + here,
-        lambda: torch.cat([away, here]),
-        lambda: here[away.long()],
-        lambda: here.add_(away),
+    for mix in (
+        lambda: away + on_cpu,
+        lambda: torch.cat([away, on_cpu]),
+        lambda: on_cpu[away.long()],
+        lambda: on_cpu.add_(away),
     ):
-        with pytest.raises(AssertionError, match="two memories"):
-            mixing()
+        with pytest.raises(AssertionError, match="two devices"):
+            mix()
     with pytest.raises(RuntimeError, match="numpy"):
         away.numpy()
 
@@ -164,8 +172,8 @@ RECIPES = [
 ]
 
 
-def settled(package: Path, images: pd.DataFrame, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a package says of images and, as a heat map, of the first of them."""
+def logits_and_heat_map(package: Path, images: pd.DataFrame, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a package's logits of images, and its heat map of the first image."""
     predictor = Predictor(PredictorConfig(package=package, flip=True, jobs=1))
     rows = predictor.attach(images)
     logits = predictor.predict_logits(rows)[1]
@@ -176,18 +184,20 @@ def settled(package: Path, images: pd.DataFrame, method: str) -> tuple[np.ndarra
 def test_another_device_gives_the_same_weights_scores_and_maps(
     recipe: str, method: str, crops: Path, flags: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    table, options = str(crops / "manifest.csv"), [*flags, "--device", "cpu", *recipe.split()]
-    package, images = tmp_path / "here" / "package", usable_rows(read_manifest(crops / "manifest.csv"))[:8]
-    assert main(["train", table, str(tmp_path / "here"), *options]) == 0
-    said, heat = settled(package, images, method)
+    table = str(crops / "manifest.csv")
+    options = [*flags, "--device", "cpu", *recipe.split()]
+    package = tmp_path / "cpu" / "package"
+    images = usable_rows(read_manifest(crops / "manifest.csv"))[:8]
+    assert main(["train", table, str(tmp_path / "cpu"), *options]) == 0
+    logits, heat = logits_and_heat_map(package, images, method)
 
-    request.getfixturevalue("elsewhere")
+    request.getfixturevalue("simulated_device")
     assert main(["train", table, str(tmp_path / "away"), *options]) == 0
     trained = load_file(tmp_path / "away" / "package" / TENSORS_FILE)
     for name, tensor in load_file(package / TENSORS_FILE).items():
         torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    said_away, heat_away = settled(package, images, method)
-    np.testing.assert_allclose(said_away, said, rtol=1e-4, atol=1e-5)
+    logits_away, heat_away = logits_and_heat_map(package, images, method)
+    np.testing.assert_allclose(logits_away, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(heat_away, heat, rtol=1e-2, atol=1e-3)
 
 

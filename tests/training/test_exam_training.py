@@ -1,4 +1,7 @@
-"""Training and scoring of exams and sources: independent of order and company, resumable, and invalid input is refused."""
+"""Training and scoring with exam fusion and source adapters.
+
+Scores do not depend on other exams or their order, runs can be resumed, and invalid input is refused.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ EXAMS = ["--fusion", "--sources", "view,machine_id", "--source-images", "4"]
 
 @pytest.fixture(scope="module")
 def exam_run(crops: Path, flags: list[str], make_once: MakeOnce) -> Path:
-    """A finished run with fusion and with adapters by view and machine. Read only."""
+    """A finished run with exam fusion and adapters by view and machine. Read only."""
 
     def make(folder: Path) -> None:
         assert main(["train", str(crops / "manifest.csv"), str(folder), *flags, *EXAMS]) == 0
@@ -50,12 +53,12 @@ def exam_run(crops: Path, flags: list[str], make_once: MakeOnce) -> Path:
 
 @pytest.fixture(scope="module")
 def fused(exam_run: Path) -> Predictor:
+    """A predictor of `exam_run` whose fusion changes the scores noticeably."""
     predictor = Predictor(PredictorConfig(package=exam_run / "package", jobs=1))
     exam = predictor.ensemble.model.exam
     assert exam is not None
-    torch.nn.init.trunc_normal_(
-        exam.head.weight, std=0.05
-    )  # as it is after three epochs it hardly speaks, and mistakes would not show
+    # After three epochs the head has hardly any effect, and mistakes would not be seen.
+    torch.nn.init.trunc_normal_(exam.head.weight, std=0.05)
     return predictor
 
 
@@ -64,23 +67,24 @@ def table(crops: Path) -> pd.DataFrame:
     return read_manifest(crops / "manifest.csv")
 
 
-def both(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
-    """Scores per image and breast by image_id."""
+def image_and_breast_scores(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the score and the breast score of each image, indexed by image_id."""
     return predictor.score_images(table).set_index("image_id")[["score", "breast_score"]].astype(float)
 
 
 def test_scores_of_an_exam_do_not_depend_on_other_exams_order_or_token_budget(
     fused: Predictor, table: pd.DataFrame
 ) -> None:
-    together = both(fused, table)
+    together = image_and_breast_scores(fused, table)
     assert together["breast_score"].notna().sum() > 20
     assert (together["score"] - together["breast_score"]).abs().max() > 0.01
-    mixed = both(fused, table.sample(frac=1, random_state=0)).loc[together.index]
-    alone = pd.concat([both(fused, rows) for _, rows in table.groupby("patient_id")]).loc[together.index]
-    fused.ensemble.packages[0].tokens = 12  # of which an exam has 36
-    narrow = both(fused, table)
+    shuffled = image_and_breast_scores(fused, table.sample(frac=1, random_state=0)).loc[together.index]
+    exams = [image_and_breast_scores(fused, rows) for _, rows in table.groupby("patient_id")]
+    alone = pd.concat(exams).loc[together.index]
+    fused.ensemble.packages[0].tokens = 12  # an exam has 36
+    small_budget = image_and_breast_scores(fused, table)
     fused.ensemble.packages[0].tokens = fused.config.tokens
-    for other in (mixed, alone, narrow):
+    for other in (shuffled, alone, small_budget):
         np.testing.assert_allclose(together, other, atol=1e-5)
 
 
@@ -93,15 +97,16 @@ def test_breast_and_patient_scores_are_those_of_the_network(fused: Predictor, ta
     metadata = image_metadata(rows, fused.ensemble.model.config)
     images = pack_images([to_tensor(read_crop(path)) for path in rows["path"]], 16, metadata=metadata)
     with torch.no_grad():
-        said = fused.ensemble.model(images)
+        logits = fused.ensemble.model(images)
     breasts = fused.score_breasts(fused.score_images(rows))
-    np.testing.assert_allclose(breasts["score"], expit(said.breasts.numpy()), atol=1e-6)
-    np.testing.assert_allclose(fused.score_patients(breasts)["score"], expit(said.patients.numpy()), atol=1e-6)
+    np.testing.assert_allclose(breasts["score"], expit(logits.breasts.numpy()), atol=1e-6)
+    np.testing.assert_allclose(fused.score_patients(breasts)["score"], expit(logits.patients.numpy()), atol=1e-6)
 
 
 def test_an_exam_is_scored_without_its_refused_images_and_copies(fused: Predictor, table: pd.DataFrame) -> None:
     rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and len(rows) == 4)
-    fewer, whole = both(fused, rows.iloc[1:]), both(fused, rows)
+    fewer = image_and_breast_scores(fused, rows.iloc[1:])
+    whole = image_and_breast_scores(fused, rows)
     refused = fused.score_images(
         rows.assign(status=["refused", "ok", "ok", "ok"], reason=["unreadable", None, None, None])
     )
@@ -109,7 +114,7 @@ def test_an_exam_is_scored_without_its_refused_images_and_copies(fused: Predicto
     np.testing.assert_allclose(refused["breast_score"].iloc[1:], fewer["breast_score"], atol=1e-5)
     assert not np.allclose(fewer["breast_score"], whole["breast_score"].iloc[1:], atol=1e-5)
     copy = rows.iloc[:1].assign(image_id="again", view="ML")
-    copied = both(fused, pd.concat([rows, copy], ignore_index=True))
+    copied = image_and_breast_scores(fused, pd.concat([rows, copy], ignore_index=True))
     np.testing.assert_allclose(copied["breast_score"].iloc[:4], whole["breast_score"], atol=1e-5)
 
 
@@ -128,10 +133,8 @@ def test_the_report_lists_the_images_of_unseen_machines(exam_run: Path, table: p
     new = rows["patient_id"] == rows["patient_id"].iloc[0]
     write_manifest(rows.assign(machine_id=rows["machine_id"].mask(new, "never seen")), tmp_path / "manifest.csv")
     options = ["--split", "all", "--replicates", "100", "--no-audit", "--no-card"]
-    assert (
-        main(["evaluate", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), *options])
-        == 0
-    )
+    paths = [str(path) for path in (exam_run / "package", tmp_path / "manifest.csv", tmp_path / "out")]
+    assert main(["evaluate", *paths, *options]) == 0
     sentence = "machine_id never seen has no parameters of its own"
     fell_back = json.loads((tmp_path / "out" / "metrics.json").read_text())["fell_back"]
     assert fell_back[sentence] == rows["image_id"][new].tolist()
@@ -144,9 +147,10 @@ def test_a_changed_image_has_its_exam_scored_again(
     table = usable_rows(read_manifest(crops / "manifest.csv"))
     table = table[table["patient_id"].isin(table["patient_id"].unique()[:3])]
     (tmp_path / "in").mkdir()
-    for place, path in zip(table.index, table["source_path"], strict=True):
-        os.link(path, tmp_path / "in" / f"{place}{Path(path).suffix}")
-        table.loc[place, "source_path"] = str(tmp_path / "in" / f"{place}{Path(path).suffix}")
+    for row, path in zip(table.index, table["source_path"], strict=True):
+        link = tmp_path / "in" / f"{row}{Path(path).suffix}"
+        os.link(path, link)
+        table.loc[row, "source_path"] = str(link)
     write_manifest(table, tmp_path / "manifest.csv")
     command = ["predict", str(exam_run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path / "out"), "--resume"]
     assert main(command) == 0
@@ -197,40 +201,33 @@ def test_the_package_is_calibrated_and_measured_on_the_networks_breasts(exam_run
     assert "noisy-or of her breasts" in report
 
 
-def test_a_labelled_breast_keeps_an_image_and_an_exam_without_any_is_named(
+def test_view_dropout_keeps_labelled_breasts_and_exams_without_readable_images_are_logged(
     crops: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = usable_rows(read_manifest(crops / "manifest.csv")).reset_index(drop=True)
-    rows.loc[rows["patient_id"] == rows["patient_id"].iloc[0], "path"] = [
-        f"lost {number}" for number in range((rows["patient_id"] == rows["patient_id"].iloc[0]).sum())
-    ]
+    is_first = rows["patient_id"] == rows["patient_id"].iloc[0]
+    rows.loc[is_first, "path"] = [f"lost {number}" for number in range(is_first.sum())]
     labels = rows["cancer"].where(rows["laterality"] == "L")
     images = CropDataset(rows["path"].tolist(), labels.tolist())
     exams = ExamDataset(images, rows["patient_id"].tolist(), breast_ids(rows).tolist(), dropout=0.99)
     for number in range(len(exams)):
-        drawn = [example.row for example in exams[SampleRequest(number, 7)]]
-        assert set(breast_ids(rows.iloc[drawn])) >= set(breast_ids(rows.iloc[exams.exams[number]])[labels.notna()])
+        sampled = [example.row for example in exams[SampleRequest(number, 7)]]
+        assert set(breast_ids(rows.iloc[sampled])) >= set(breast_ids(rows.iloc[exams.exams[number]])[labels.notna()])
     config = TrainConfig(manifest=Path(), run=Path(), workers=0)
-    batches = BatchLoader(replace_dropout(exams), SequentialSampler(len(exams)), config, [])
-    with caplog.at_level(logging.WARNING):
-        seen = sorted(row for batch in batches for row in batch.row.tolist())
-    assert "an exam of which no image can be read: lost 0" in caplog.text
-    assert seen == [row for row, path in enumerate(rows["path"]) if not path.startswith("lost")]
-
-
-def replace_dropout(exams: ExamDataset) -> ExamDataset:
-    """The same without leaving any out."""
     exams.dropout = 0.0
-    return exams
+    batches = BatchLoader(exams, SequentialSampler(len(exams)), config, [])
+    with caplog.at_level(logging.WARNING):
+        loaded = sorted(row for batch in batches for row in batch.row.tolist())
+    assert "exam without a readable image is left out: lost 0" in caplog.text
+    assert loaded == [row for row, path in enumerate(rows["path"]) if not path.startswith("lost")]
 
 
 def test_the_loss_sums_the_levels_with_a_known_label() -> None:
-    """Against the formula: per exam the mean over images, the mean over breasts, and the patient; unknown costs nothing."""
+    """Compare with the formula: mean over images plus mean over breasts plus patient; unknown labels have no loss."""
     vit = replace(PRESETS["vit_micro"], depth=1)
     exam = ExamConfig(views=Vocabulary("view", ("CC", "MLO")), depth=1)
-    network = Network(
-        NetworkConfig(vit=vit, exam=exam, sources=SourcesConfig(columns=(Vocabulary("machine_id", ("1",)),)))
-    ).eval()
+    sources = SourcesConfig(columns=(Vocabulary("machine_id", ("1",)),))
+    network = Network(NetworkConfig(vit=vit, exam=exam, sources=sources)).eval()
     table = pd.DataFrame(
         {
             "patient_id": ["a"] * 4 + ["b"] * 2,
@@ -250,19 +247,19 @@ def test_the_loss_sums_the_levels_with_a_known_label() -> None:
     )
     learner = ClassificationModule(network, TrainConfig(manifest=Path(), run=Path()), images_per_epoch=2, history={})
     with torch.no_grad():
-        said = network(batch.pack)
-        found = learner._losses("val", batch, said, torch.zeros(6))
-    cost = F.softplus
-    image, breast = said.images[:, 0], said.breasts
-    a = (cost(-image[0]) + cost(-image[1])) / 4 + cost(-breast[0]) / 2 + cost(-noisy_or_logits(breast, [[0, 1]])[0])
-    b = cost(image[4]) / 2 + cost(breast[2]) / 2
-    torch.testing.assert_close(found, torch.stack([a, b]))
+        logits = network(batch.pack)
+        losses = learner._losses("val", batch, logits, torch.zeros(6))
+    image = logits.images[:, 0]
+    breast = logits.breasts
+    patient = noisy_or_logits(breast, [[0, 1]])[0]
+    loss_a = (F.softplus(-image[0]) + F.softplus(-image[1])) / 4 + F.softplus(-breast[0]) / 2 + F.softplus(-patient)
+    loss_b = F.softplus(image[4]) / 2 + F.softplus(breast[2]) / 2
+    torch.testing.assert_close(losses, torch.stack([loss_a, loss_b]))
 
 
 def test_a_value_gets_its_own_adapter_if_every_fold_has_enough_images(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = (
-        pd.DataFrame({"machine_id": values}) for values in (["1"] * 5 + ["2"] * 5 + ["3"], ["1"] * 4 + ["2"] + [np.nan])
-    )
+    first = pd.DataFrame({"machine_id": ["1"] * 5 + ["2"] * 5 + ["3"]})
+    second = pd.DataFrame({"machine_id": ["1"] * 4 + ["2"] + [np.nan]})
     assert build_vocabulary("machine_id", [first], 5).values == ("1", "2")
     assert build_vocabulary("machine_id", [first, second], 4).values == ("1",)
     assert "own parameters for 1 (4 images)" in capsys.readouterr().out
@@ -270,10 +267,10 @@ def test_a_value_gets_its_own_adapter_if_every_fold_has_enough_images(capsys: py
 
 def test_ages_are_grouped_by_decade() -> None:
     table = pd.DataFrame({"age": [39.0, 40.0, 49.0, np.nan]})
-    learned = build_vocabulary("age", [table], 1)
-    assert learned.values == ("40 to 49", "below 40")
-    config = NetworkConfig(vit=PRESETS["vit_micro"], sources=SourcesConfig(columns=(learned,)))
-    assert [known.sources[0] for known in image_metadata(table, config)] == [2, 1, 1, 0]
+    vocabulary = build_vocabulary("age", [table], 1)
+    assert vocabulary.values == ("40 to 49", "below 40")
+    config = NetworkConfig(vit=PRESETS["vit_micro"], sources=SourcesConfig(columns=(vocabulary,)))
+    assert [metadata.sources[0] for metadata in image_metadata(table, config)] == [2, 1, 1, 0]
     assert describe_unseen_sources(table, config) == ["", "", "", "age is unknown"]
 
 
@@ -317,7 +314,7 @@ def test_fusion_refuses_breasts_without_a_side(
         ("patient_id", "", "two patients, or two exams, the same id"),
     ],
 )
-def test_mixed_exams_are_named(
+def test_images_mixed_up_between_breasts_or_patients_are_named(
     fused: Predictor,
     table: pd.DataFrame,
     tmp_path: Path,
@@ -326,28 +323,29 @@ def test_mixed_exams_are_named(
     value: str,
     sentence: str,
 ) -> None:
-    """Both breasts of a patient as one, and an image of another patient among hers."""
-    mixed, first = table.copy(), table["patient_id"].iloc[0]
+    """Either both breasts of a patient have one laterality, or an image of another patient has her id."""
+    mixed = table.copy()
+    first = table["patient_id"].iloc[0]
     other = mixed.index[mixed["age"] != mixed["age"].iloc[0]][0]
-    rows = (mixed["patient_id"] == first) if column == "laterality" else mixed.index == other
-    mixed.loc[rows, column] = value or first
-    named = mixed["patient_id"] == first
+    changed = (mixed["patient_id"] == first) if column == "laterality" else mixed.index == other
+    mixed.loc[changed, column] = value or first
+    affected = mixed["patient_id"] == first
     write_manifest(mixed, tmp_path / "manifest.csv")
     labelled_crops(TrainConfig(manifest=tmp_path / "manifest.csv", run=tmp_path / "run", fusion=True))
     assert sentence in caplog.text
     scores = fused.score_images(mixed)
     usable = scores["status"] != "refused"
-    assert ", ".join(mixed.loc[named & usable, "image_id"]) in caplog.text
-    assert scores.loc[usable, "remark"].str.contains(sentence).eq(True).equals(named[usable])
+    assert ", ".join(mixed.loc[affected & usable, "image_id"]) in caplog.text
+    assert scores.loc[usable, "remark"].str.contains(sentence).eq(True).equals(affected[usable])
 
 
-def test_lost_crops_of_an_exam_are_made_again_or_the_exam_is_refused(
+def test_missing_crops_of_an_exam_are_created_again_or_the_exam_is_refused(
     fused: Predictor, table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all()).assign(
-        path=str(tmp_path / "lost.png")
-    )
-    pd.testing.assert_frame_equal(both(fused, rows), both(fused, table.loc[rows.index]))
+    rows = next(rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all())
+    rows = rows.assign(path=str(tmp_path / "lost.png"))
+    expected = image_and_breast_scores(fused, table.loc[rows.index])
+    pd.testing.assert_frame_equal(image_and_breast_scores(fused, rows), expected)
     gone = fused.score_images(rows.assign(source_path=str(tmp_path / "lost.dcm")))
     assert (gone["reason"] == "missing_file").all()
     patients = fused.score_patients(fused.score_breasts(gone))

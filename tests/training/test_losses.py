@@ -1,4 +1,4 @@
-"""Losses against independent references; unknown labels cost nothing and move nothing."""
+"""Losses agree with independent references, and unknown labels have neither loss nor gradient."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_bce_is_the_log_loss_and_focal_without_focus_is_bce() -> None:
     torch.testing.assert_close(focal(gamma=0.0)(LOGITS, LABELS), bce()(LOGITS, LABELS))
 
 
-def test_focal_is_its_formula() -> None:
+def test_focal_loss_equals_its_formula() -> None:
     p = torch.where(LABELS > 0, torch.sigmoid(LOGITS), 1 - torch.sigmoid(LOGITS))
     torch.testing.assert_close(focal(gamma=2.0)(LOGITS, LABELS), -((1 - p) ** 2) * p.log())
 
 
 def test_smoothing_softens_positives_only() -> None:
-    """The best logit of a positive becomes finite, that of a negative does not."""
+    """The optimal logit of a positive becomes log(0.9 / 0.1), and the loss of a negative does not change."""
     x = torch.tensor([math.log(0.9 / 0.1)], requires_grad=True)
     bce(smoothing=0.1)(x, torch.ones(1)).sum().backward()
     assert x.grad is not None
@@ -37,7 +37,7 @@ def test_smoothing_softens_positives_only() -> None:
     torch.testing.assert_close(bce(0.1)(LOGITS[:1], LABELS[:1]), bce()(LOGITS[:1], LABELS[:1]))
 
 
-def test_soft_f1_is_the_metric() -> None:
+def test_soft_f1_equals_the_pf1_metric() -> None:
     labels, scores = LABELS.numpy(), torch.sigmoid(LOGITS).numpy()
     metric = RankedUnits(ScoredUnits(labels, scores, np.arange(5)), threshold=0.5).metric_values()["pf1"]
     assert 1 - soft_f1(LOGITS, LABELS)[0].item() == pytest.approx(metric, rel=1e-5)
@@ -45,7 +45,7 @@ def test_soft_f1_is_the_metric() -> None:
 
 
 @pytest.mark.parametrize("name", ["bce", "focal", "pf1"])
-def test_an_unknown_label_costs_and_moves_nothing(name) -> None:
+def test_an_unknown_label_has_no_loss_and_no_gradient(name: str) -> None:
     logits = LOGITS.clone().requires_grad_()
     labels = LABELS.clone()
     labels[2] = math.nan
@@ -62,7 +62,7 @@ def test_an_unknown_label_costs_and_moves_nothing(name) -> None:
 
 
 def test_prior_bias_starts_at_the_base_rate() -> None:
-    """With it, no first step is spent on the base rate: the mean gradient at the head's bias is 0."""
+    """The mean gradient of the head's bias is then 0, so that no step is spent on learning the base rate."""
     labels = torch.tensor([1.0] * 2 + [0.0] * 98)
     bias = torch.tensor(prior_bias(0.02), requires_grad=True)
     bce()(bias.expand(100), labels).mean().backward()
@@ -73,7 +73,7 @@ def test_prior_bias_starts_at_the_base_rate() -> None:
             prior_bias(prior)
 
 
-def test_auxiliary_heads_learn_from_what_is_known() -> None:
+def test_auxiliary_losses_use_only_known_targets() -> None:
     torch.manual_seed(0)
     names = list(AUXILIARY_TARGETS)
     heads = AuxiliaryHeads(8, names)
@@ -88,11 +88,11 @@ def test_auxiliary_heads_learn_from_what_is_known() -> None:
         "age": [46.0, 70.0, math.nan, math.nan],
     }
     targets = torch.stack([AUXILIARY_TARGETS[name].encode(values[name]) for name in names], dim=1)
-    losses = heads(features, targets)  # B A
+    losses = heads(features, targets)  # (B, A)
     assert (losses[:, names.index("biopsy")] == 0).all()
     losses.sum().backward()
     assert features.grad is not None
-    assert features.grad[3].abs().sum() == 0, "an image of which nothing is known moves nothing"
+    assert features.grad[3].abs().sum() == 0, "an image without known targets must have no gradient"
     assert (features.grad[:3].abs().sum(dim=1) > 0).all()
     assert (losses > 0).equal(~targets.isnan())
     torch.testing.assert_close(targets[:2, names.index("age")], torch.tensor([-1.0, 1.0]))

@@ -1,4 +1,4 @@
-"""Parameter groups and learning rates."""
+"""Parameter groups and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = ViTConfig(
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 @pytest.mark.parametrize("stem", ["linear", "conv"])
-def test_every_parameter_is_in_one_group_and_only_kernels_decay(layer_decay: float, stem) -> None:
+def test_every_parameter_is_in_one_group_and_only_kernels_decay(layer_decay: float, stem: str) -> None:
     model = ViT(ViTConfig(**vars(CONFIG) | {"stem": stem, "dim": 16}))
     groups = parameter_groups(model, 1.0, 0.05, layer_decay)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
@@ -31,7 +31,7 @@ def test_every_parameter_is_in_one_group_and_only_kernels_decay(layer_decay: flo
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_layer_decay_halves_the_learning_rate_per_layer(alone: bool) -> None:
-    """Of a ViT, and of one within the network and module that a training makes of it."""
+    """This holds for a ViT alone, and for one inside the network and module of a training."""
     network = Network(NetworkConfig(vit=CONFIG, exam=ExamConfig(views=Vocabulary("view", ("CC",)))))
     model = ViT(CONFIG) if alone else network.trunk
     groups = parameter_groups(model if alone else torch.nn.ModuleDict({"model": network}), 1.0, 0.05, 0.5)
@@ -39,19 +39,18 @@ def test_layer_decay_halves_the_learning_rate_per_layer(alone: bool) -> None:
     assert alone or {rates[id(parameter)] for parameter in network.exam.parameters()} == {1.0}
     assert [rates[id(block.attn.qkv.weight)] for block in model.blocks] == [0.125, 0.25, 0.5]
     assert rates[id(model.head.weight)] == rates[id(model.head.bias)] == rates[id(model.norm.weight)] == 1.0
-    assert {
-        rates[id(p)] for p in (model.pos_embed, model.cls_token, model.reg_token, model.patch_embed.proj.weight)
-    } == {0.0625}
+    stem = (model.pos_embed, model.cls_token, model.reg_token, model.patch_embed.proj.weight)
+    assert {rates[id(parameter)] for parameter in stem} == {0.0625}
     assert layer_index("blocks.11.mlp.fc1.weight", 12) == 12
 
 
-def test_warmup_and_cosine() -> None:
-    """Against torch's own cosine, and the ends and peak that the name promises."""
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 90, eta_min=0.01)
+def test_warmup_is_linear_and_the_decay_is_torchs_cosine() -> None:
+    """Compare with torch's own cosine schedule, and check start, warm-up, peak and end."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 90, eta_min=0.01)
     for step in range(90):
         assert warmup_cosine(0.1 + 0.9 * step / 90, 0.1) == pytest.approx(reference.get_last_lr()[0])
-        optimiser.step()
+        optimizer.step()
         reference.step()
     assert [warmup_cosine(done, 0.1) for done in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0.01, 0.5, 1.0, 0.01])
     assert warmup_cosine(0.0, 0.0) == 1.0

@@ -1,4 +1,4 @@
-"""Training options: each has its effect, all of them resume exactly, and failures in mid-epoch are named."""
+"""Every training option has its effect, runs resume exactly, and failures during an epoch are reported."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vitmodel.cli import main
 from vitmodel.config import TrainConfig
+from vitmodel.data.dataset import read_crop, to_tensor
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import EpochSampler
 from vitmodel.errors import VitmodelError
 from vitmodel.model.package import load_models, load_package
+from vitmodel.model.packed_batch import pack_images
 from vitmodel.training.module import ClassificationModule
 from vitmodel.training.trainer import AtomicCheckpoints, resolve_precision, start_or_resume
 
@@ -35,19 +37,9 @@ FOLDED = [
     *("--workers", "0", "--wandb", "off", "--drop-path", "0"),
 ]
 SHORT = [*FOLDED, "--val", "0.25", "--test", "0.25"]
-EVERYTHING = [
-    *(
-        "--ema",
-        "0.9",
-        "--layer-decay",
-        "0.7",
-        "--auxiliary",
-        "[density,age,birads]",
-        "--accumulate",
-        "2",
-        "--sampling",
-        "positive",
-    ),
+EVERY_OPTION = [
+    *("--ema", "0.9", "--layer-decay", "0.7", "--auxiliary", "[density,age,birads]"),
+    *("--accumulate", "2", "--sampling", "positive"),
     *("--loss", "pf1", "--smoothing", "0.1", "--freeze", "1", "--stem", "conv", "--drop-path", "0.2", "--seed", "3"),
 ]
 
@@ -61,7 +53,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def cli(*arguments: str, program: tuple[str, ...] = ("-m", "vitmodel.cli")) -> subprocess.CompletedProcess[str]:
-    """Run the command line in its own process, which a training on several devices needs because it starts the others."""
+    """Run the command line in a process of its own, as a training on several devices needs, which starts the others."""
     return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, timeout=400, cwd=ROOT)
 
 
@@ -82,9 +74,9 @@ def short(crops: Path, make_once: MakeOnce) -> Path:
 def test_a_run_with_every_option_resumes_to_identical_weights(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted in the middle of the second epoch, with weights averaged, gradients accumulated and a body that was frozen before."""
+    """The run stops within the second epoch, with averaged weights, accumulated gradients and a thawed backbone."""
     command = ["train", str(crops / "manifest.csv")]
-    assert main([*command, str(tmp_path / "undisturbed"), *SHORT, *EVERYTHING]) == 0
+    assert main([*command, str(tmp_path / "undisturbed"), *SHORT, *EVERY_OPTION]) == 0
     step = ClassificationModule.training_step
 
     def interrupted(self: ClassificationModule, batch, number: int):
@@ -94,9 +86,9 @@ def test_a_run_with_every_option_resumes_to_identical_weights(
 
     monkeypatch.setattr(ClassificationModule, "training_step", interrupted)
     with pytest.raises(RuntimeError, match="power cut"):
-        main([*command, str(tmp_path / "resumed"), *SHORT, *EVERYTHING])
+        main([*command, str(tmp_path / "resumed"), *SHORT, *EVERY_OPTION])
     monkeypatch.undo()
-    assert main([*command, str(tmp_path / "resumed"), *SHORT, *EVERYTHING, "--resume"]) == 0
+    assert main([*command, str(tmp_path / "resumed"), *SHORT, *EVERY_OPTION, "--resume"]) == 0
     assert same(tensors(tmp_path / "resumed"), tensors(tmp_path / "undisturbed"))
     histories = [load_package(tmp_path / name / "package")[1]["history"] for name in ("resumed", "undisturbed")]
     assert histories[0] == histories[1]
@@ -111,7 +103,7 @@ def test_a_frozen_backbone_trains_only_the_head(crops: Path, short: Path, tmp_pa
 
 
 def test_averaged_weights_are_validated_and_packaged(crops: Path, short: Path, tmp_path: Path) -> None:
-    """With a decay of almost 1 the average stays where the first step left it, so the package is nearly the start; without, it is not."""
+    """With a decay of almost 1 the average hardly changes after the first step, nor does the validation loss."""
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--ema", "0.999999"]) == 0
     history = load_package(tmp_path / "run" / "package")[1]["history"]
     losses = [value for _, value in history["val/loss"]]
@@ -120,9 +112,9 @@ def test_averaged_weights_are_validated_and_packaged(crops: Path, short: Path, t
 
 
 def test_accumulated_gradients_equal_those_of_a_larger_batch(crops: Path, short: Path, tmp_path: Path) -> None:
-    """Also at an epoch's end, where one step is left of two."""
+    """This also holds at the end of an epoch, where only one of two steps is left."""
     images = (read_manifest(short / "manifest.csv")["split"] == "train").sum()
-    batch = next(each for each in range(4, 9) if 0 < images % (2 * each) <= each)
+    batch = next(size for size in range(4, 9) if 0 < images % (2 * size) <= size)
     plain = ["--sampling", "natural", "--optimizer", "sgd", "--lr", "0.1", "--clip", "0"]
     for name, size, steps in (("whole", 2 * batch, 1), ("parts", batch, 2)):
         arguments = [*SHORT, *plain, "--batch-size", str(size), "--accumulate", str(steps)]
@@ -138,21 +130,22 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(crops: Path, short:
 def test_a_batch_with_a_nonfinite_loss_is_skipped_and_named(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses, spoiled = ClassificationModule._losses, set()
+    original_losses = ClassificationModule._losses
+    spoiled: set[tuple[str, ...]] = set()
 
-    def poisoned(self: ClassificationModule, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
-        values = losses(self, stage, batch, said, more)
+    def nonfinite_losses(self: ClassificationModule, stage: str, batch, output, extra: torch.Tensor) -> torch.Tensor:
+        values = original_losses(self, stage, batch, output, extra)
         if stage == "train" and self.current_epoch == 0 and len(spoiled) < 2:
             spoiled.add(batch.pack.names)
             return values * torch.nan
         return values
 
-    monkeypatch.setattr(ClassificationModule, "_losses", poisoned)
+    monkeypatch.setattr(ClassificationModule, "_losses", nonfinite_losses)
     command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT]
     assert main([*command, "--nonfinite", "3"]) == 0
-    named = {tuple(step["image_ids"]) for step in json.loads((tmp_path / "run" / "nonfinite.json").read_text())}
-    assert named == {tuple(Path(name).stem for name in names) for names in spoiled}
-    assert {name for names in named for name in names} <= set(read_manifest(crops / "manifest.csv")["image_id"])
+    logged = {tuple(step["image_ids"]) for step in json.loads((tmp_path / "run" / "nonfinite.json").read_text())}
+    assert logged == {tuple(Path(name).stem for name in names) for names in spoiled}
+    assert set().union(*logged) <= set(read_manifest(crops / "manifest.csv")["image_id"])
     assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
     spoiled.clear()
     shutil.rmtree(tmp_path / "run")
@@ -169,27 +162,27 @@ def test_two_processes_skip_a_step_together_and_name_the_images_of_both(crops: P
     assert "Traceback" not in done.stderr
     steps = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
     assert len(steps) == 2
-    assert all(len(set(step["image_ids"])) > 4 for step in steps)  # of 8, of which either has 4
+    assert all(len(set(step["image_ids"])) > 4 for step in steps)  # of 8 images, 4 in each process
 
 
 def test_a_nonfinite_gradient_changes_no_weight(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is finite, its gradient is not: the step is skipped and the weights, their average too, stay finite."""
-    losses = ClassificationModule._losses
+    """The loss is finite, its gradient is not: the step is skipped, and the weights and their average stay finite."""
+    original_losses = ClassificationModule._losses
 
-    def steep(self: ClassificationModule, stage: str, batch, said, more: torch.Tensor) -> torch.Tensor:
-        values = losses(self, stage, batch, said, more)
+    def steep_losses(self: ClassificationModule, stage: str, batch, output, extra: torch.Tensor) -> torch.Tensor:
+        values = original_losses(self, stage, batch, output, extra)
         if stage == "train" and self.current_epoch == 0 and not self.nonfinite_steps:
-            return values + torch.sqrt(values.detach() * 0 + values * 0)  # 0, with an infinite slope times 0
+            return values + torch.sqrt(values.detach() * 0 + values * 0)  # value 0, gradient infinity * 0
         return values
 
-    monkeypatch.setattr(ClassificationModule, "_losses", steep)
+    monkeypatch.setattr(ClassificationModule, "_losses", steep_losses)
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--ema", "0.9"]) == 0
     assert len(json.loads((tmp_path / "run" / "nonfinite.json").read_text())) == 1
     assert all(tensor.isfinite().all() for tensor in tensors(tmp_path / "run").values())
 
 
 def write_manifest_with_unreadable_crops(crops: Path, folder: Path) -> list[str]:
-    """Write a manifest of two crops without pixels among sound ones; return the paths of the two."""
+    """Write a manifest in which two crops have no pixels; return the paths of these two."""
     table = read_manifest(crops / "manifest.csv").query("status != 'refused'")
     spoiled = table[table["cancer"] == 0].iloc[[0, 5]]
     copies = {}
@@ -201,42 +194,27 @@ def write_manifest_with_unreadable_crops(crops: Path, folder: Path) -> list[str]
     return list(copies.values())
 
 
-def test_unreadable_crops_are_named_and_counted_and_too_many_end_the_run(
+def test_unreadable_crops_are_logged_and_too_many_stop_the_run(
     crops: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copies = write_manifest_with_unreadable_crops(crops, tmp_path)
-    command = [
-        "train",
-        str(tmp_path / "manifest.csv"),
-        str(tmp_path / "run"),
-        *SHORT,
-        "--sampling",
-        "natural",
-        "--test",
-        "0",
-    ]
-    command += ["--epochs", "1"]
+    command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT]
+    command += ["--sampling", "natural", "--test", "0", "--epochs", "1"]
     assert main(command) == 0
     assert all(copy in caplog.text for copy in copies)
-    assert "2 of at most" in caplog.text or caplog.text.count("1 of at most") == 2  # in two loaders, or both in one
+    assert (
+        "2 of at most" in caplog.text or caplog.text.count("1 of at most") == 2
+    )  # one per loader, or both in one loader
     shutil.rmtree(tmp_path / "run")
     assert main([*command, "--unreadable", "0"]) == 1
     assert str(tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_an_unreadable_crop_in_one_process_ends_both(crops: Path, tmp_path: Path) -> None:
+def test_an_unreadable_crop_in_one_process_stops_both(crops: Path, tmp_path: Path) -> None:
     write_manifest_with_unreadable_crops(crops, tmp_path)
-    command = [
-        "train",
-        str(tmp_path / "manifest.csv"),
-        str(tmp_path / "run"),
-        *SHORT,
-        "--sampling",
-        "natural",
-        "--test",
-        "0",
-    ]
+    command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT]
+    command += ["--sampling", "natural", "--test", "0"]
     done = cli_on_two_processes(*command, "--unreadable", "0")
     assert done.returncode == 1
     assert "--unreadable" in done.stderr
@@ -247,60 +225,41 @@ def test_an_unreadable_crop_in_one_process_ends_both(crops: Path, tmp_path: Path
 def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_on_her(
     averaged: bool, crops: Path, tmp_path: Path
 ) -> None:
-    """With flip averaging, by what it says of each image and the same upside down; and so does the package."""
+    """With flip averaging, model and package average the logits of each image and its vertical flip."""
     run = tmp_path / "run"
-    command = [
-        "train",
-        str(crops / "manifest.csv"),
-        str(run),
-        *FOLDED,
-        "--folds",
-        "2",
-        "--epochs",
-        "1",
-        "--workers",
-        "1",
-    ]
-    command += ["--flip-average"] if averaged else []
+    command = ["train", str(crops / "manifest.csv"), str(run), *FOLDED, "--folds", "2", "--epochs", "1"]
+    command += ["--workers", "1", *(["--flip-average"] if averaged else [])]
     assert main(command) == 0
-    assert not [child for child in multiprocessing.active_children() if child.daemon]  # no fold's loaders outlive it
-    found = pd.read_csv(run / "out_of_fold.csv", dtype={"patient_id": str, "image_id": str})
+    # The loader processes of a fold end with the fold.
+    assert not [child for child in multiprocessing.active_children() if child.daemon]
+    out_of_fold = pd.read_csv(run / "out_of_fold.csv", dtype={"patient_id": str, "image_id": str})
     folds = pd.read_csv(run / "splits.csv", dtype={"patient_id": str}).set_index("patient_id")["fold"]
-    assert (found.groupby("patient_id")["fold"].nunique() == 1).all()
-    assert (found["fold"] == found["patient_id"].map(folds)).all()
-    assert found.groupby("fold")["cancer"].nunique().eq(2).all()
+    assert (out_of_fold.groupby("patient_id")["fold"].nunique() == 1).all()
+    assert (out_of_fold["fold"] == out_of_fold["patient_id"].map(folds)).all()
+    assert out_of_fold.groupby("fold")["cancer"].nunique().eq(2).all()
     members, package = load_models(run / "package")
     assert len(members) == 2
     assert package["calibration"]
     assert main(["predict", str(run / "package"), str(run / "manifest.csv"), str(tmp_path / "scores")]) == 0
     scores = pd.read_csv(tmp_path / "scores" / "scores.csv", dtype={"image_id": str}).set_index("image_id")["score"]
-    for number, member in enumerate(members):
-        from vitmodel.data.dataset import read_crop, to_tensor
-        from vitmodel.model.packed_batch import pack_images
-
-        row = (
-            read_manifest(run / "manifest.csv")
-            .set_index("image_id")
-            .loc[found[found["fold"] == number].iloc[0]["image_id"]]
-        )
-        crop = to_tensor(read_crop(row.path))
+    manifest = read_manifest(run / "manifest.csv").set_index("image_id")
+    for number in range(len(members)):
+        image_id = out_of_fold[out_of_fold["fold"] == number].iloc[0]["image_id"]
+        crop = to_tensor(read_crop(manifest.loc[image_id, "path"]))
         images = pack_images([crop, crop.flip(-2)] if averaged else [crop], 16)
         with torch.inference_mode():
-            mine, all_of_them = (
-                member(images).images.mean().item(),
-                [each(images).images.mean().item() for each in members],
-            )
-        alone = found.set_index("image_id")["score"][row.name]
-        assert logit(alone) == pytest.approx(mine, abs=1e-4)
-        assert logit(scores[row.name]) == pytest.approx(np.mean(all_of_them), abs=1e-4)
+            logits = [member(images).images.mean().item() for member in members]
+        out_of_fold_score = out_of_fold.set_index("image_id")["score"][image_id]
+        assert logit(out_of_fold_score) == pytest.approx(logits[number], abs=1e-4)
+        assert logit(scores[image_id]) == pytest.approx(np.mean(logits), abs=1e-4)
     assert main([*command, "--resume"]) == 0  # finished folds are not trained again
 
 
 def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = read_manifest(crops / "manifest.csv").query("status != 'refused'")
-    sick = set(table[table["cancer"] == 1]["patient_id"])
+    with_cancer = set(table[table["cancer"] == 1]["patient_id"])
     folds = pd.DataFrame({"patient_id": table["patient_id"].unique()})
-    folds.assign(fold=folds["patient_id"].isin(sick).astype(int)).to_csv(tmp_path / "folds.csv", index=False)
+    folds.assign(fold=folds["patient_id"].isin(with_cancer).astype(int)).to_csv(tmp_path / "folds.csv", index=False)
     command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *FOLDED]
     command += ["--folds", "2", "--splits", str(tmp_path / "folds.csv")]
     assert main(command) == 2
@@ -320,15 +279,9 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
     ],
 )
 def test_two_processes_reproduce_the_curves_of_one(crops: Path, tmp_path: Path, options: list[str]) -> None:
-    """DDP over gloo, the same global batch of images or exams: the loss curves agree to rounding."""
-    arguments = [
-        *SHORT,
-        *options,
-        "--patience",
-        "0",
-        "--precision",
-        "fp32",
-    ]  # in bf16, rounding alone would move the curves by more
+    """With DDP over gloo and the same global batch of images or exams, the loss curves agree to rounding."""
+    # In bf16, rounding alone would change the curves by more.
+    arguments = [*SHORT, *options, "--patience", "0", "--precision", "fp32"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments, "--device", "cpu"]) == 0
     done = cli_on_two_processes("train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -345,46 +298,40 @@ from lightning.pytorch.strategies import FSDPStrategy
 import vitmodel.training.trainer
 from vitmodel.cli import main
 
-Whole, strategy_of = fsdp.FullStateDictConfig, vitmodel.training.trainer.strategy_of
+FullStateDictConfig = fsdp.FullStateDictConfig
+resolve_strategy = vitmodel.training.trainer.resolve_strategy
 
-class Here(fsdp.FullyShardedDataParallel):
+class CPUFullyShardedDataParallel(fsdp.FullyShardedDataParallel):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options | {"device_id": torch.device("cpu")})
 
-class OnCPU(FSDPStrategy):  # which the trainer does not refuse
+class CPUFSDPStrategy(FSDPStrategy):  # Lightning's trainer refuses FSDPStrategy itself on a CPU
     pass
 
-def on_cpu(config):
-    strategy = strategy_of(config)
-    strategy.__class__ = OnCPU
+def resolve_cpu_strategy(config):
+    strategy = resolve_strategy(config)
+    strategy.__class__ = CPUFSDPStrategy
     return strategy
 
-fsdp.FullyShardedDataParallel = Here
-fsdp.FullStateDictConfig = lambda offload_to_cpu, rank0_only: Whole(rank0_only=rank0_only)  # it would free what is on the CPU
-torch.Tensor.cpu = torch.Tensor.clone  # a copy, as from a GPU: FSDP writes into the memory again
-vitmodel.training.trainer.strategy_of = on_cpu
+fsdp.FullyShardedDataParallel = CPUFullyShardedDataParallel
+# Offloading to the CPU would free the tensors, which are on the CPU already.
+fsdp.FullStateDictConfig = lambda offload_to_cpu, rank0_only: FullStateDictConfig(rank0_only=rank0_only)
+torch.Tensor.cpu = torch.Tensor.clone  # a copy, as from a GPU: FSDP overwrites the memory
+vitmodel.training.trainer.resolve_strategy = resolve_cpu_strategy
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="simulates a GPU")
 def test_sharded_training_reproduces_one_process(crops: Path, tmp_path: Path) -> None:
-    """Two processes with half of the weights each, which decay, and stand still while the head alone learns."""
-    (tmp_path / "here.py").write_text(FSDP_ON_A_CPU)
+    """Two processes hold half of the weights each, with weight decay and a backbone that is frozen in epoch one."""
+    (tmp_path / "fsdp_on_a_cpu.py").write_text(FSDP_ON_A_CPU)
     arguments = [*SHORT, "--freeze", "1", "--auxiliary", "[age]", "--weight-decay", "1", "--precision", "fp32"]
     assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "one"), *arguments]) == 0
-    arguments = [
-        "train",
-        str(crops / "manifest.csv"),
-        str(tmp_path / "two"),
-        *arguments,
-        "--devices",
-        "2",
-        "--strategy",
-        "fsdp",
-    ]
-    done = cli(*arguments, program=(str(tmp_path / "here.py"),))
+    command = ["train", str(crops / "manifest.csv"), str(tmp_path / "two"), *arguments]
+    command += ["--devices", "2", "--strategy", "fsdp"]
+    done = cli(*command, program=(str(tmp_path / "fsdp_on_a_cpu.py"),))
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load_package(tmp_path / run / "package")[1]["history"] for run in ("one", "two"))
     for name in ("train/loss", "val/loss", "val/auroc"):
@@ -397,8 +344,8 @@ def test_sharded_training_reproduces_one_process(crops: Path, tmp_path: Path) ->
     assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-5) for name in first)
 
 
-def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk."""
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    """A limit on the file size simulates a full disk."""
     path = tmp_path / "last.ckpt"
     AtomicCheckpoints().save_checkpoint({"epoch": 1}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -412,13 +359,15 @@ def test_a_full_disk_spares_the_previous_checkpoint(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("asked", "taken"), [("auto", "32-true"), ("bf16", "bf16-mixed"), ("fp32", "32-true")])
-def test_a_cpu_trains_in_32_bits_by_default(asked: Any, taken: str) -> None:
-    assert resolve_precision(TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=asked)) == taken
+@pytest.mark.parametrize(("precision", "expected"), [("auto", "32-true"), ("bf16", "bf16-mixed"), ("fp32", "32-true")])
+def test_a_cpu_trains_in_32_bits_by_default(precision: Any, expected: str) -> None:
+    config = TrainConfig(manifest=Path(), run=Path(), device="cpu", precision=precision)
+    assert resolve_precision(config) == expected
 
 
 def test_resuming_with_another_precision_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config, system = TrainConfig(manifest=Path(), run=tmp_path, device="cpu", resume=True), tmp_path / "system.json"
+    config = TrainConfig(manifest=Path(), run=tmp_path, device="cpu", resume=True)
+    system = tmp_path / "system.json"
     start_or_resume("train", config, tmp_path)
     start_or_resume("train", config, tmp_path)
     assert not caplog.text
@@ -429,34 +378,21 @@ def test_resuming_with_another_precision_warns(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_each_precision_trains_and_clips_gradients(precision: str, crops: Path, tmp_path: Path) -> None:
-    """A gradient that is clipped to next to nothing leaves the weights where they were, at any learning rate; one that is not, does not."""
-    found = []
+    """Gradients clipped to almost 0 leave the weights as they are at any learning rate; unclipped gradients do not."""
+    weights = []
     for name, *options in (
         ("low", "--clip", "1e-9"),
         ("high", "--clip", "1e-9", "--lr", "1"),
         ("free", "--clip", "0", "--lr", "1e-2"),
     ):
-        plain = [
-            "--optimizer",
-            "sgd",
-            "--weight-decay",
-            "0",
-            "--warmup",
-            "0",
-            "--checkpointing",
-            "true",
-            "--precision",
-            precision,
-        ]
-        plain += ["--epochs", "1"]
+        plain = ["--optimizer", "sgd", "--weight-decay", "0", "--warmup", "0", "--checkpointing", "true"]
+        plain += ["--precision", precision, "--epochs", "1"]
         assert main(["train", str(crops / "manifest.csv"), str(tmp_path / name), *SHORT, *plain, *options]) == 0
-        found.append(torch.cat([tensor.flatten() for tensor in tensors(tmp_path / name).values()]))
-    low, high, free = found
+        weights.append(torch.cat([tensor.flatten() for tensor in tensors(tmp_path / name).values()]))
+    low, high, free = weights
     assert (low - high).abs().max() < 1e-6 < 1e-4 < (low - free).abs().max()
-    assert (
-        json.loads((tmp_path / "low" / "system.json").read_text())["precision"]
-        == {"fp32": "32-true", "bf16": "bf16-mixed"}[precision]
-    )
+    system = json.loads((tmp_path / "low" / "system.json").read_text())
+    assert system["precision"] == {"fp32": "32-true", "bf16": "bf16-mixed"}[precision]
 
 
 @pytest.mark.parametrize("positives", [1, 3, 12])
@@ -464,14 +400,14 @@ def test_positive_sampling_puts_a_positive_into_each_batch(positives: int) -> No
     labels = [1.0] * positives + [0.0] * (160 - positives)
     sampler = EpochSampler(labels, 0, "positive", batch=16)
     for _ in range(3):
-        rows = [draw.row for draw in sampler]
+        rows = [request.row for request in sampler]
         assert len(rows) == 160
         assert all(any(labels[row] for row in rows[start : start + 16]) for start in range(0, 160, 16))
-        assert len(set(rows)) >= 160 - 10, "at most one draw a batch is not the natural one"
+        assert len(set(rows)) >= 160 - 10, "at most one image per batch may differ from natural sampling"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (["--precision", "fp16", "--device", "cpu"], "fp16"),
         (["--devices", "3"], "batch_size"),
@@ -483,7 +419,7 @@ def test_positive_sampling_puts_a_positive_into_each_batch(positives: int) -> No
 )
 def test_invalid_options_are_refused(
     arguments: list[str],
-    named: str,
+    message: str,
     crops: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -494,4 +430,4 @@ def test_invalid_options_are_refused(
     table = read_manifest(crops / "manifest.csv")
     write_manifest(table.assign(biopsy=np.nan), tmp_path / "manifest.csv")
     assert main(["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT, *arguments]) == 2
-    assert named in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""Model packages: a folder with all that is needed to use a trained model, written whole or not at all, read without running code.
+"""Model packages: a folder with everything needed to use a trained model.
 
-model.safetensors holds the tensors; config.json the format's version, the architecture and what the caller adds (preprocessing, label,
-threshold, calibration, data fingerprint, versions); MODEL_CARD.md is for people. A package may hold several models of one architecture, an
-ensemble: then config.json has their number, `members`, and tensors are called 0.NAME, 1.NAME ... Knows nothing of what the caller's values
-mean.
+A package is written completely or not at all, and reading it never runs code. `model.safetensors` holds the tensors;
+`config.json` holds the format version, the architecture and the values that the caller adds (preprocessing, label,
+threshold, calibration, data fingerprint, versions); `MODEL_CARD.md` is for people. A package may hold an ensemble,
+several models of one architecture: `config.json` then has their number as `members`, and tensors are named 0.NAME,
+1.NAME, ...
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import NetworkConfig
@@ -26,60 +28,83 @@ from vitmodel.utils import atomic_path, to_json, write_atomic
 
 FORMAT_VERSION = 1
 TENSORS_FILE, CONFIG_FILE, CARD_FILE = PACKAGE_FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
-ONNX_SUFFIX = ".onnx"  # ends the names of graphs, which are made of a package later on and gone when it is replaced
+ONNX_SUFFIX = ".onnx"  # of graphs, which are exported from a package later and are deleted when it is replaced
+RESERVED_KEYS = {"format_version", "architecture", "members"}
 
 
 def save_package(
     folder: Path | str, models: Network | Sequence[Network], config: dict[str, Any], model_card: str
 ) -> None:
-    """Write a package of a model, or of an ensemble, with the caller's `config` and model card, in place of one in `folder`.
+    """Write a package to `folder`, replacing a package that is there.
 
-    Raises UsageError where `folder` holds anything but a package, VitmodelError where it cannot be written; what was there then stays.
+    Args:
+        folder: The folder of the package. Its parents are created.
+        models: One model, or the members of an ensemble.
+        config: Values that the caller adds to config.json.
+        model_card: The text of MODEL_CARD.md.
+
+    Raises:
+        UsageError: `folder` holds anything but a package, or `config` has a reserved key.
+        VitmodelError: The package cannot be written. The previous content of `folder` is kept.
     """
     folder = Path(folder).absolute()
     models = [models] if isinstance(models, Network) else models
-    if reserved := {"format_version", "architecture", "members"} & config.keys():
-        raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself")
-    if folder.exists() and not (
-        folder.is_dir() and {path.name for path in folder.iterdir() if path.suffix != ONNX_SUFFIX} <= set(PACKAGE_FILES)
-    ):
-        raise UsageError(f"{folder}: exists and is no model package; name another folder")
+    if reserved := RESERVED_KEYS & config.keys():
+        raise UsageError(f"config: {', '.join(sorted(reserved))} is set by the package itself; remove it")
+    if folder.exists() and not _is_package_folder(folder):
+        raise UsageError(f"{folder}: exists and is not a model package; choose another folder")
     ensemble = {"members": len(models)} if len(models) > 1 else {}
     document = {"format_version": FORMAT_VERSION, "architecture": models[0].config.to_dict(), **ensemble, **config}
-    tensors = {
-        f"{number}.{name}" if ensemble else name: tensor.detach().cpu().contiguous()
-        for number, model in enumerate(models)
-        for name, tensor in model.tensors().items()
-    }
+    tensors = _collect_tensors(models)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
         ) as scratch:
-            fresh = Path(scratch) / "package"
-            fresh.mkdir()
-            with atomic_path(fresh / TENSORS_FILE) as temporary:
+            new = Path(scratch) / "package"
+            new.mkdir()
+            with atomic_path(new / TENSORS_FILE) as temporary:
                 save_file(tensors, temporary)
-            write_atomic(fresh / CONFIG_FILE, to_json(document))
-            write_atomic(fresh / CARD_FILE, model_card)
-            _replace(fresh, folder)
+            write_atomic(new / CONFIG_FILE, to_json(document))
+            write_atomic(new / CARD_FILE, model_card)
+            _replace(new, folder)
     except (OSError, SafetensorError) as error:
         raise VitmodelError(f"cannot write {folder}: {error}") from error
 
 
-def _previous(folder: Path) -> Path:
-    """Where a package waits while another takes its place."""
+def _is_package_folder(folder: Path) -> bool:
+    """Return whether `folder` contains only files of a package and graphs exported from it."""
+    if not folder.is_dir():
+        return False
+    return {path.name for path in folder.iterdir() if path.suffix != ONNX_SUFFIX} <= set(PACKAGE_FILES)
+
+
+def _collect_tensors(models: Sequence[Network]) -> dict[str, Tensor]:
+    """Return the tensors of all models on the CPU; in an ensemble the names start with the member's number."""
+    tensors = {}
+    for number, model in enumerate(models):
+        prefix = f"{number}." if len(models) > 1 else ""
+        for name, tensor in model.tensors().items():
+            tensors[f"{prefix}{name}"] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def _previous_folder(folder: Path) -> Path:
+    """Return where the old package is kept while a new one takes its place."""
     return folder.with_name(f".{folder.name}-previous")
 
 
-def _replace(fresh: Path, folder: Path) -> None:
-    """Move `fresh` to `folder`. A folder cannot be replaced in one step, so the old one steps aside, where `load_package` also looks."""
-    previous = _previous(folder)
+def _replace(new: Path, folder: Path) -> None:
+    """Move the folder `new` to `folder`.
+
+    A folder cannot be replaced in one step, so the old one is first renamed to a path that `load_models` also checks.
+    """
+    previous = _previous_folder(folder)
     if folder.exists():
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     try:
-        fresh.rename(folder)
+        new.rename(folder)
     except OSError:
         if previous.exists():
             previous.rename(folder)
@@ -88,50 +113,38 @@ def _replace(fresh: Path, folder: Path) -> None:
 
 
 def load_package(folder: Path | str) -> tuple[Network, dict[str, Any]]:
-    """The model of a package, in evaluation mode, and the config that its writer added.
+    """Return the only model of a package, in evaluation mode, and the values that its writer added to config.json.
 
-    Raises UsageError where `folder` is no package or holds an ensemble, VitmodelError naming the file where it is broken or of another
-    version.
+    Raises:
+        UsageError: `folder` is not a package, or holds an ensemble.
+        VitmodelError: A file of the package is damaged or of another version. The message names the file.
     """
     models, config = load_models(folder)
     if len(models) > 1:
-        raise UsageError(f"{folder}: holds an ensemble of {len(models)} models; name a package of one")
+        raise UsageError(f"{folder}: contains an ensemble of {len(models)} models; name a package of one model")
     return models[0], config
 
 
 def load_models(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
-    """The models of a package, one unless it is an ensemble, and the config that its writer added. Raises as `load_package` does."""
+    """Return all models of a package, in evaluation mode, and the values that its writer added to config.json.
+
+    Raises:
+        UsageError: `folder` is not a package.
+        VitmodelError: A file of the package is damaged or of another version. The message names the file.
+    """
     folder = Path(folder).absolute()
-    if not folder.exists() and _previous(folder).exists():  # its replacement was killed between two renames
-        folder = _previous(folder)
+    if not folder.exists() and _previous_folder(folder).exists():  # a replacement was killed between two renames
+        folder = _previous_folder(folder)
     for name in (TENSORS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
-            raise UsageError(f"{folder}: no model package, for {name} is missing; name the folder that training wrote")
-    try:
-        document = json.loads((folder / CONFIG_FILE).read_text())
-        version, architecture = document.pop("format_version"), document.pop("architecture")
-    except (ValueError, AttributeError, KeyError) as error:
-        raise VitmodelError(
-            f"{folder / CONFIG_FILE}: broken ({error!r}); copy the package again or train anew"
-        ) from error
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        remedy = "a newer vitmodel wrote it, install that" if newer else "use the vitmodel that wrote it, or train anew"
-        raise VitmodelError(
-            f"{folder / CONFIG_FILE}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}"
-        )
+            raise UsageError(
+                f"{folder}: not a model package, because {name} is missing; name the folder that training wrote"
+            )
+    architecture, document = _read_document(folder / CONFIG_FILE)
     try:
         config = NetworkConfig.from_dict(architecture)
         tensors = load_file(folder / TENSORS_FILE)
-        members = document.pop("members", 1)
-        models = []
-        for number in range(members):
-            with torch.device("meta"):
-                model = Network(config)
-            prefix = f"{number}." if members > 1 else ""
-            mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            model.load_tensors(mine)
-            models.append(model.eval())
+        models = _build_models(config, tensors, members=document.pop("members", 1))
     except UsageError as error:
         raise VitmodelError(f"{folder / CONFIG_FILE}: {error}; use the vitmodel that wrote it") from error
     except (SafetensorError, RuntimeError) as error:
@@ -140,3 +153,33 @@ def load_models(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
             f"{folder / TENSORS_FILE}: broken or not of this {CONFIG_FILE} ({first_lines}); copy the package again"
         ) from error
     return models, document
+
+
+def _read_document(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the architecture in config.json and the other values. Raise VitmodelError if it cannot be used."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        version = document.pop("format_version")
+        architecture = document.pop("architecture")
+    except (ValueError, AttributeError, KeyError) as error:
+        raise VitmodelError(f"{path}: broken ({error!r}); copy the package again or repeat the training") from error
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "a newer vitmodel wrote it, install that version"
+        if not newer:
+            remedy = "use the vitmodel that wrote it, or repeat the training"
+        raise VitmodelError(f"{path}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}")
+    return architecture, document
+
+
+def _build_models(config: NetworkConfig, tensors: dict[str, Tensor], members: int) -> list[Network]:
+    """Return the models of a package, in evaluation mode, with their tensors loaded."""
+    models = []
+    for number in range(members):
+        with torch.device("meta"):
+            model = Network(config)
+        prefix = f"{number}." if members > 1 else ""
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        model.load_tensors(own)
+        models.append(model.eval())
+    return models

@@ -1,4 +1,4 @@
-"""Files of weights, whoever wrote them, as flat tensors under timm's names. Knows nothing of the model that they shall fit."""
+"""Read weight files of various sources as a flat dictionary of tensors under timm's names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from vitmodel.errors import UsageError, VitmodelError
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# Where checkpoints keep the weights among optimizers and counters; a teacher is what DINO publishes.
+# Keys under which checkpoints store the weights, next to optimizer states and counters. DINO publishes a teacher.
 WRAPPERS = ("state_dict", "model", "teacher")
 
-# What stands before these names (`model.`, `vit.`, `backbone.`, ...) wraps the ViT; tensors without it belong to something else.
+# The prefix of these names (`model.`, `vit.`, `backbone.`, ...) is that of the ViT. Tensors without it belong to other
+# modules.
 PATCH_EMBED_KEY = re.compile(r"(.*?)(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)\.weight")
 
-# Hugging Face (both key styles), DINOv2 and DeiT-3 -> timm; applied in turn.
+# Hugging Face (both key styles), DINOv2 and DeiT-3 -> timm; applied in this order.
 RENAMES = [
     (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -43,7 +44,7 @@ RENAMES = [
     (r"^layernorm\.", "norm."),
 ]
 
-# Google's vision_transformer and big_vision -> timm; the numbers after module names differ between the two.
+# Google's vision_transformer and big_vision -> timm. The numbers after module names differ between the two.
 GOOGLE_RENAMES = [
     (r"^(?:opt/target|params)/", ""),
     (r"^Transformer/", ""),
@@ -64,13 +65,17 @@ GOOGLE_RENAMES = [
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file under the names that it gives them. Never runs code that a file holds.
+    """Return the tensors of a weight file under the names in the file. Code in the file is never run.
 
-    Raises UsageError for a file that is absent or of no known kind, VitmodelError for one that is broken or that only a code-running
-    loader could read.
+    Args:
+        path: A .safetensors, .npz or PyTorch file (`PICKLED`).
+
+    Raises:
+        UsageError: The file does not exist or is of an unknown kind.
+        VitmodelError: The file is damaged, or contains objects that only a loader that runs code could read.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file of weights")
+        raise UsageError(f"{path}: the weight file does not exist; check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -80,16 +85,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix in PICKLED:
             return _unwrap(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        raise VitmodelError(f"{path}: refused, for it holds Python objects besides tensors, and loading them could run code; "
-                            f"save its state_dict alone, best as .safetensors") from error  # fmt: skip
+        raise VitmodelError(
+            f"{path}: contains Python objects other than tensors, and loading them could run code; "
+            f"save only its state_dict, preferably as .safetensors"
+        ) from error
     except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
         first_line = str(error).partition("\n")[0]
-        raise VitmodelError(f"{path}: broken or no file of weights ({first_line}); fetch or write it again") from error
-    raise UsageError(f"{path}: weights come as .safetensors, .npz or {', '.join(PICKLED)}")
+        raise VitmodelError(
+            f"{path}: damaged or not a weight file ({first_line}); download or write it again"
+        ) from error
+    raise UsageError(f"{path}: unknown file type; use .safetensors, .npz or {', '.join(PICKLED)}")
 
 
 def _unwrap(payload: Any) -> dict[str, Tensor]:
-    """The innermost dictionary of tensors of a pickled checkpoint. Raises TypeError where there is none."""
+    """Return the innermost dictionary of tensors of a PyTorch checkpoint. Raise TypeError if there is none."""
     if not isinstance(payload, dict):
         raise TypeError(f"a {type(payload).__name__} instead of a dictionary of tensors")
     for wrapper in WRAPPERS:
@@ -99,15 +108,21 @@ def _unwrap(payload: Any) -> dict[str, Tensor]:
 
 
 def to_timm(raw: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """`raw` under timm's names, and the names of tensors that lie outside the ViT. A file that holds no ViT keeps its names."""
+    """Return the tensors under timm's names, and the names of tensors outside the ViT.
+
+    The tensors of a file without a ViT keep their names.
+
+    Args:
+        raw: Tensors under the names in the file.
+    """
     if any("MultiHeadDotProductAttention" in name for name in raw):
-        return _merge_qkv(
-            {_rename(name, GOOGLE_RENAMES): _from_google(name, tensor) for name, tensor in raw.items()}
-        ), []
+        renamed = {_rename(name, GOOGLE_RENAMES): _from_google(name, tensor) for name, tensor in raw.items()}
+        return _merge_qkv(renamed), []
     prefix = next((match[1] for name in raw if (match := PATCH_EMBED_KEY.fullmatch(name))), "")
-    tensors, outside = {}, []
+    tensors = {}
+    outside = []
     for name, tensor in raw.items():
-        if name.startswith("classifier."):  # Hugging Face's head stands beside the ViT
+        if name.startswith("classifier."):  # Hugging Face stores the head outside the ViT
             tensors[name.replace("classifier.", "head.")] = tensor
         elif name.startswith(prefix):
             tensors[_rename(name.removeprefix(prefix), RENAMES)] = tensor
@@ -123,18 +138,18 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _from_google(name: str, tensor: Tensor) -> Tensor:
-    """A Flax array as PyTorch lays it out: outputs first, heads side by side."""
+    """Return a Flax array in PyTorch's layout: output dimension first, heads concatenated."""
     if name.endswith("embedding/kernel"):
-        return tensor.permute(3, 2, 0, 1)  # P P C D -> D C P P
+        return tensor.permute(3, 2, 0, 1)  # (P, P, C, D) -> (D, C, P, P)
     if re.search(r"/(query|key|value)/", name):
-        tensor = tensor.flatten(-2)  # heads and their width -> D
+        tensor = tensor.flatten(-2)  # (..., heads, D / heads) -> (..., D)
     elif name.endswith("/out/kernel"):
         tensor = tensor.flatten(0, 1)
     return tensor.T if name.endswith("/kernel") else tensor
 
 
 def _merge_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values that are stored apart as the one `qkv` of timm."""
+    """Return `tensors` with separate query, key and value tensors concatenated into timm's `qkv`."""
     merged = dict(tensors)
     for name in tensors:
         parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]

@@ -1,6 +1,8 @@
-"""Published weights into our ViT: positions resized, colour and input normalisation folded, old heads dropped, all of it reported.
+"""Load published weights into the ViT of this package.
 
-Knows nothing of training; `formats.py` reads the files, `package.py` keeps whole models.
+Position embeddings are resized, colour channels and input normalisation are folded into the patch embedding, and heads
+of other tasks are dropped. A `WeightReport` lists what was done with each tensor. `weight_files.py` reads the files,
+`package.py` stores whole models.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ ACTIONS = ("loaded", "resized", "folded", "dropped", "fresh")
 
 
 class Normalisation(NamedTuple):
-    """What weights expect of their input in [0, 1]: (x - mean) / std for red, green and blue."""
+    """Normalisation that weights expect of an input in [0, 1]: (x - mean) / std for red, green and blue."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -38,28 +40,28 @@ IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """A file's tensors under timm's names, before they are fitted to a model."""
+    """Tensors of a weight file under timm's names, before they are fitted to a model."""
 
     path: Path
     tensors: StateDict
     unused_names: list[str]
-    """Names of tensors in the file that are no part of the ViT."""
+    """Names of tensors in the file that do not belong to the ViT."""
     normalisation: Normalisation
     normalisation_origin: str
-    """Where the normalisation comes from."""
+    """How the normalisation was determined; shown in the report."""
     eps: float | None = None
-    """What their layer norms add to the variance, where a config beside them says so."""
+    """Constant that the layer norms add to the variance, if a config in the same folder states it."""
     head_is_usable: bool = True
-    """Whether the head may be gone on with; that of `vitmodel pretrain` learned another task, at another prevalence."""
+    """Whether the head may be kept. That of `vitmodel pretrain` was trained on another task, at another prevalence."""
 
     @property
     def is_vitmodel(self) -> bool:
-        """Whether we wrote them: positions kept as the grid that they are, and an input of [0, 1]."""
+        """Whether vitmodel wrote the weights: positions are stored as a grid, and the input is in [0, 1]."""
         return "pos_embed" in self.tensors and self.tensors["pos_embed"].ndim == 4
 
 
 class WeightAction(NamedTuple):
-    """What became of one tensor."""
+    """What was done with one tensor."""
 
     action: str
     """One of `ACTIONS`."""
@@ -69,23 +71,23 @@ class WeightAction(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What `fit_weights` did; as text, a table."""
+    """What `fit_weights` did with each tensor; `str()` gives a table."""
 
     path: Path
     actions: tuple[WeightAction, ...]
 
     def tensors_by_action(self, action: str) -> list[str]:
-        """The tensors that `action` befell."""
-        return [fate.tensor for fate in self.actions if fate.action == action]
+        """Return the names of the tensors with this action."""
+        return [entry.tensor for entry in self.actions if entry.action == action]
 
     def __str__(self) -> str:
         groups = Counter(
-            fate._replace(tensor=re.sub(r"^(blocks|sources|exam|segments)\..*", r"\1", fate.tensor))
-            for fate in self.actions
+            entry._replace(tensor=re.sub(r"^(blocks|sources|exam|segments)\..*", r"\1", entry.tensor))
+            for entry in self.actions
         )
         rows = [
-            (fate.action, fate.tensor + (f" ({count} tensors)" if count > 1 else ""), fate.note)
-            for fate, count in groups.items()
+            (entry.action, entry.tensor + (f" ({count} tensors)" if count > 1 else ""), entry.note)
+            for entry, count in groups.items()
         ]
         width = max(len(tensor) for _, tensor, _ in rows)
         lines = [f"  {action:8} {tensor:{width}}  {note}".rstrip() for action, tensor, note in rows]
@@ -93,10 +95,16 @@ class WeightReport:
 
 
 def load_weights(path: Path | str, normalisation: Normalisation | None = None) -> PretrainedWeights:
-    """Read weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or of ours: a file, or a folder as on a hub or of a package.
+    """Read weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or vitmodel. Code in the file is never run.
 
-    `normalisation` defaults to what the folder's config states, else to ImageNet's for DINO, DINOv2, MAE and DeiT (told by names or
-    tensors) and to 0.5 for the rest. Raises UsageError or VitmodelError naming the file; never runs code that a file holds.
+    Args:
+        path: A weight file, or a folder laid out as on a model hub or as a model package.
+        normalisation: Input normalisation of the weights. Default: the one that the folder's config states, else
+            ImageNet's for DINO, DINOv2, MAE and DeiT (recognised by file name or tensors) and 0.5 for all others.
+
+    Raises:
+        UsageError: The file is missing, of an unknown kind, holds several models or uses an unsupported activation.
+        VitmodelError: The file is damaged or can only be read by running code. Both messages name the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,19 +112,32 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
     config = _read_sibling_json(path, "config.json")
     if "members" in config:
         raise UsageError(
-            f"{path.parent}: holds {config['members']} models, of folds; take one, such as RUN/fold_0/checkpoints/last.ckpt"
+            f"{path.parent}: the package holds {config['members']} models, one per fold; "
+            f"name the checkpoint of one fold, such as RUN/fold_0/checkpoints/last.ckpt"
         )
     if config.get("hidden_act", "gelu") != "gelu":
-        raise UsageError(f"{path}: its MLPs use {config['hidden_act']} (config.json), ours GELU; take other weights")
-    tensors, outside = to_timm(read_tensors(path))
-    found = (normalisation, "as asked") if normalisation else _normalisation(path, tensors, config)
-    own = config.get("architecture")  # of our packages; timm has a name there
-    eps, scores = (own["eps"], "calibration" in config) if isinstance(own, dict) else (None, True)
-    return PretrainedWeights(path, tensors, outside, *found, config.get("layer_norm_eps", eps), scores)
+        raise UsageError(
+            f"{path}: its MLPs use {config['hidden_act']} (config.json), but vitmodel supports only GELU; "
+            f"use other weights"
+        )
+    tensors, unused_names = to_timm(read_tensors(path))
+    if normalisation is None:
+        normalisation, origin = _infer_normalisation(path, tensors, config)
+    else:
+        origin = "as requested"
+    architecture = config.get("architecture")  # a dictionary in our packages, a name in timm's configs
+    eps = None
+    head_is_usable = True
+    if isinstance(architecture, dict):
+        eps = architecture["eps"]
+        head_is_usable = "calibration" in config
+    return PretrainedWeights(
+        path, tensors, unused_names, normalisation, origin, config.get("layer_norm_eps", eps), head_is_usable
+    )
 
 
 def _read_sibling_json(path: Path, name: str) -> dict[str, Any]:
-    """What the file `name` says of weights that lie in a folder as on a hub or of a package; nothing where it is absent."""
+    """Return the content of the JSON file `name` in the folder of the weights; empty if absent or not a hub folder."""
     config = path.with_name(name)
     if path.name not in FOLDER_FILES or not config.is_file():
         return {}
@@ -124,45 +145,45 @@ def _read_sibling_json(path: Path, name: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(config.read_text())
     except ValueError as error:
         raise VitmodelError(
-            f"{config}: broken ({error}); fetch it again, or remove it and state the normalisation"
+            f"{config}: broken JSON ({error}); download it again, or delete it and set the normalisation yourself"
         ) from error
     return values
 
 
-def _normalisation(path: Path, tensors: StateDict, config: dict[str, Any]) -> tuple[Normalisation, str]:
-    """The input normalisation that weights were trained with, and how that is known."""
-    preprocessor, config = _read_sibling_json(path, "preprocessor_config.json"), config.get("pretrained_cfg", config)
+def _infer_normalisation(path: Path, tensors: StateDict, config: dict[str, Any]) -> tuple[Normalisation, str]:
+    """Return the input normalisation that weights were trained with, and how it was determined."""
+    preprocessor = _read_sibling_json(path, "preprocessor_config.json")
     for name, values, mean, std in (
         ("preprocessor_config.json", preprocessor, "image_mean", "image_std"),
-        ("config.json", config, "mean", "std"),
+        ("config.json", config.get("pretrained_cfg", config), "mean", "std"),
     ):
         if len(values.get(mean) or ()) == len(values.get(std) or ()) == 3:
             return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
-    called = (
-        f"{path.parent.name if path.name in FOLDER_FILES else ''} {path.name} {config.get('model_type', '')}".lower()
-    )
-    if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", called):
+    folder_name = path.parent.name if path.name in FOLDER_FILES else ""
+    model_type = config.get("pretrained_cfg", config).get("model_type", "")
+    names = f"{folder_name} {path.name} {model_type}".lower()
+    if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", names):
         return IMAGENET_NORMALISATION, "assumed, as for DINO, MAE and DeiT"
     return HALF_NORMALISATION, "assumed, as for Google's and augreg"
 
 
 class BackboneShape(NamedTuple):
-    """The sizes that weights and model must share."""
+    """Sizes in which weights and model must agree."""
 
     dim: int
     depth: int
     hidden: int
     patch: int
-    """Side of the patch in pixels; 1 with a convolutional stem, whose last kernel it is."""
+    """Side of a patch in pixels. 1 with a convolutional stem, whose last kernel has this size."""
 
     @classmethod
     def from_config(cls, config: ViTConfig) -> BackboneShape:
-        """What a config asks for."""
+        """Return the shape that a configuration describes."""
         return cls(config.dim, config.depth, config.hidden, config.patch if config.stem == "linear" else 1)
 
     @classmethod
     def from_tensors(cls, tensors: StateDict) -> BackboneShape | None:
-        """What a file offers; None where it holds no ViT."""
+        """Return the shape of a file's tensors, or None if they are not those of a ViT."""
         depth = sum(name.startswith("blocks.") and name.endswith(".attn.qkv.weight") for name in tensors)
         if depth == 0 or not {
             "patch_embed.proj.weight",
@@ -175,7 +196,7 @@ class BackboneShape(NamedTuple):
         return cls(dim, depth, hidden, tensors["patch_embed.proj.weight"].shape[-1])
 
     def is_compatible_with(self, model: BackboneShape) -> bool:
-        """Whether blocks of these sizes go into the model; stems may differ, patch sizes not."""
+        """Return whether blocks of this shape fit `model`. Stems may differ, patch sizes may not."""
         return self[:3] == model[:3] and (self.patch == model.patch or 1 in (self.patch, model.patch))
 
     def __str__(self) -> str:
@@ -188,11 +209,11 @@ class BackboneShape(NamedTuple):
             )
 
         name, preset = min(PRESETS.items(), key=lambda item: distance(item[1]))
-        nearness = "nearest preset " if any(distance(preset)) else ""
-        return f"a ViT of dim {self.dim}, depth {self.depth}, MLP {self.hidden}, patch {self.patch} ({nearness}{name})"
+        prefix = "nearest preset " if any(distance(preset)) else ""
+        return f"a ViT of dim {self.dim}, depth {self.depth}, MLP {self.hidden}, patch {self.patch} ({prefix}{name})"
 
 
-# Parts that change what a ViT computes and that ours does not have.
+# Parts that change the output of a ViT and that this one does not have.
 UNSUPPORTED_PARTS = {
     r"norm_pre\.|ln_pre\.|pre_layrnorm\.": "a norm before the blocks (norm_pre, CLIP-style)",
     r"dist_token|distillation_token": "a distillation token (DeiT)",
@@ -206,24 +227,33 @@ DROPPABLE = re.compile(
 )
 MAY_BE_INITIALISED = re.compile(r"(head|attn_pool)\..*|reg_token|cls_token")
 INITIALISED_NOTES = dict.fromkeys(
-    ("cls_token", "reg_token"), "the file has none; others attend to it, so the features are not quite the file's"
+    ("cls_token", "reg_token"),
+    "missing in the file; other tokens attend to it, so the features differ slightly from the file's",
 )
 
 
 def fit_weights(model: ViT, weights: PretrainedWeights) -> WeightReport:
-    """Copy `weights` into `model`, changed as its image size, channels, pooling and classes ask. Loads all of the body or nothing.
+    """Copy `weights` into `model`, adapted to its image size, channels, pooling and classes.
 
-    Raises UsageError naming the offending tensors and the nearest preset where the body does not fit.
+    Either the whole backbone is loaded, or `model` stays as it is.
+
+    Args:
+        model: The network; changed in place.
+        weights: The tensors, as returned by `load_weights`.
+
+    Returns:
+        What was done with each tensor.
+
+    Raises:
+        UsageError: The backbone does not fit. The message names the tensors and the nearest preset.
     """
     own = model.state_dict()
     _check_compatible(model, weights)
     state = {name: tensor.float() for name, tensor in weights.tensors.items()}
-    actions = [WeightAction("dropped", name, "no part of the ViT") for name in weights.unused_names]
-    actions += (
-        _fit_positions(state, own, weights)
-        + _fit_patches(state, own, weights)
-        + _fit_norm_and_head(state, own, weights)
-    )
+    actions = [WeightAction("dropped", name, "not part of the ViT") for name in weights.unused_names]
+    actions += _fit_positions(state, own, weights)
+    actions += _fit_patches(state, own, weights)
+    actions += _fit_norm_and_head(state, own, weights)
     for name in list(state):
         if name not in own and DROPPABLE.fullmatch(name):
             actions.append(WeightAction("dropped", f"{name} {tuple(state.pop(name).shape)}"))
@@ -233,90 +263,109 @@ def fit_weights(model: ViT, weights: PretrainedWeights) -> WeightReport:
             )
         elif state[name].shape != own[name].shape:
             raise UsageError(
-                f"{weights.path}: {_name_with_shape(name, state)} does not fit {_name_with_shape(name, own)} here; {_advice(name, state)}"
+                f"{weights.path}: {_name_with_shape(name, state)} does not fit the model's "
+                f"{_name_with_shape(name, own)}; {_advice(name, state)}"
             )
     if missing := [name for name in own if name not in state and not MAY_BE_INITIALISED.fullmatch(name)]:
-        raise UsageError(
-            f"{weights.path}: lacks {', '.join(_name_with_shape(name, own) for name in missing[:3])}, which the model needs"
-        )
+        names = ", ".join(_name_with_shape(name, own) for name in missing[:3])
+        raise UsageError(f"{weights.path}: lacks {names}, which the model needs; use complete weights")
     model.load_state_dict(state, strict=False)
-    told = {fate.tensor for fate in actions}
+    reported = {entry.tensor for entry in actions}
     actions += [
         WeightAction("loaded", name) if name in state else WeightAction("fresh", name, INITIALISED_NOTES.get(name, ""))
         for name in own
-        if name not in told
+        if name not in reported
     ]
-    return WeightReport(weights.path, tuple(sorted(actions, key=lambda fate: ACTIONS.index(fate.action))))
+    return WeightReport(weights.path, tuple(sorted(actions, key=lambda entry: ACTIONS.index(entry.action))))
 
 
 def _check_compatible(model: ViT, weights: PretrainedWeights) -> None:
-    """Refuse what is no ViT, has parts that ours lacks, or has other sizes. Raises UsageError."""
-    path, tensors = weights.path, weights.tensors
+    """Raise UsageError if the weights are not those of a ViT, have unsupported parts, or have other sizes."""
+    path = weights.path
+    tensors = weights.tensors
     for pattern, part in UNSUPPORTED_PARTS.items():
-        if found := next((name for name in tensors if re.search(pattern, name)), None):
+        if name := next((name for name in tensors if re.search(pattern, name)), None):
             raise UsageError(
-                f"{path}: {_name_with_shape(found, tensors)} belongs to {part}, which our ViT lacks; take other weights"
+                f"{path}: {_name_with_shape(name, tensors)} belongs to {part}, which vitmodel's ViT does not have; "
+                f"use other weights"
             )
-    wanted, offered = BackboneShape.from_config(model.config), BackboneShape.from_tensors(tensors)
+    wanted = BackboneShape.from_config(model.config)
+    offered = BackboneShape.from_tensors(tensors)
     if offered is None:
         first = ", ".join(_name_with_shape(name, tensors) for name in list(tensors)[:3]) or "no tensor"
-        raise UsageError(f"{path}: holds no Vision Transformer (it begins with {first}); the model is {wanted}")
-    if not offered.is_compatible_with(wanted):
-        shapes = ", ".join(
-            _name_with_shape(name, tensors) for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-        )
         raise UsageError(
-            f"{path}: {offered}, with {shapes}; the model is {wanted}: take the preset that matches the file"
+            f"{path}: contains no Vision Transformer (its first tensors: {first}); "
+            f"the model is {wanted}: use weights of such a model"
+        )
+    if not offered.is_compatible_with(wanted):
+        names = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+        shapes = ", ".join(_name_with_shape(name, tensors) for name in names)
+        raise UsageError(
+            f"{path}: contains {offered}, with {shapes}; the model is {wanted}: use the preset that matches the file"
         )
     if weights.eps is not None and weights.eps != model.config.eps:
         raise UsageError(
-            f"{path}: its layer norms add {weights.eps:g} to the variance, the model's {model.config.eps:g}; build it with that"
+            f"{path}: its layer norms add {weights.eps:g} to the variance, the model's add {model.config.eps:g}; "
+            f"build the model with eps={weights.eps:g}"
         )
-    # no file tells its number of heads, and a wrong one would fit and compute something else
+    # No file states its number of heads, and a wrong number would load and compute something else.
     heads = {preset.heads for preset in PRESETS.values() if preset.dim == model.config.dim} - {model.config.heads}
     if not weights.is_vitmodel and heads:
+        published = heads.pop()
         raise UsageError(
-            f"{path}: published ViTs of dim {model.config.dim} have {heads.pop()} heads, not {model.config.heads}"
+            f"{path}: published ViTs of dim {model.config.dim} have {published} heads, not {model.config.heads}; "
+            f"set heads to {published}"
         )
 
 
 def _fit_positions(state: StateDict, own: StateDict, weights: PretrainedWeights) -> list[WeightAction]:
-    """Positions on the model's grid; those of the prefix tokens are added to the tokens themselves. Changes `state`."""
+    """Resize the position embeddings in `state` to the model's grid.
+
+    Positions of the prefix tokens (class token, registers) are added to these tokens.
+    """
     positions = state["pos_embed"]
     if not weights.is_vitmodel:
-        registers = state["reg_token"].shape[1] if "reg_token" in state else 0
         length = positions.shape[1]
-        if "cls_token" not in state:
-            likely: tuple[int, ...] = (0,)
-        else:
-            likely = (0, 1, 1 + registers) if registers else (1, 0)  # files with registers seldom give them positions
-        prefix = next(
-            (count for count in likely if length > count and math.isqrt(length - count) ** 2 == length - count), None
-        )
+        prefix = _count_prefix_positions(state)
         if prefix is None:
             raise UsageError(
-                f"{weights.path}: {_name_with_shape('pos_embed', state)} is no square grid; take weights of a square image size"
+                f"{weights.path}: {_name_with_shape('pos_embed', state)} is not a square grid; "
+                f"use weights of a square image size"
             )
         if prefix:
             state["cls_token"] = state["cls_token"] + positions[:, :1]
         if prefix > 1:
             state["reg_token"] = state["reg_token"] + positions[:, 1:prefix]
         positions = positions[:, prefix:].unflatten(1, (math.isqrt(length - prefix), -1))
-    (h, w), (rows, columns) = positions.shape[1:3], own["pos_embed"].shape[1:3]
+    old_rows, old_columns = positions.shape[1:3]
+    rows, columns = own["pos_embed"].shape[1:3]
     state["pos_embed"] = resize_positions(positions, (rows, columns))
-    return (
-        [WeightAction("resized", "pos_embed", f"{h}x{w} -> {rows}x{columns} patches")]
-        if (h, w) != (rows, columns)
-        else []
-    )
+    if (old_rows, old_columns) == (rows, columns):
+        return []
+    return [WeightAction("resized", "pos_embed", f"{old_rows}x{old_columns} -> {rows}x{columns} patches")]
+
+
+def _count_prefix_positions(state: StateDict) -> int | None:
+    """Return how many position embeddings belong to prefix tokens; None if no count leaves a square grid."""
+    length = state["pos_embed"].shape[1]
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    candidates: tuple[int, ...] = (0,)
+    if "cls_token" in state:
+        # Files with registers rarely give them positions.
+        candidates = (0, 1, 1 + registers) if registers else (1, 0)
+    for count in candidates:
+        if length > count and math.isqrt(length - count) ** 2 == length - count:
+            return count
+    return None
 
 
 def _fit_patches(state: StateDict, own: StateDict, weights: PretrainedWeights) -> list[WeightAction]:
-    """The patch embedding for an input in [0, 1] of the model's channels, or none where the stems differ. Changes `state`.
+    """Adapt the patch embedding in `state` to an input in [0, 1] with the model's channels.
 
-    A grey image g gives sum_c w_c * (g - mean_c) / std_c + bias = (sum_c w_c / std_c) * g + (bias - sum w_c mean_c / std_c).
+    If the stems differ, the model keeps its own. For a grey image g, the sum over channels c is
+    sum_c w_c * (g - mean_c) / std_c + bias = (sum_c w_c / std_c) * g + (bias - sum_c w_c mean_c / std_c).
     """
-    weight = state["patch_embed.proj.weight"].double()  # D C P P
+    weight = state["patch_embed.proj.weight"].double()  # (D, C, P, P)
     if weight.shape[2:] != own["patch_embed.proj.weight"].shape[2:]:
         old = [name for name in state if name.startswith("patch_embed.")]
         new = [name for name in own if name.startswith("patch_embed.")]
@@ -328,15 +377,16 @@ def _fit_patches(state: StateDict, own: StateDict, weights: PretrainedWeights) -
     mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in weights.normalisation)
     weight = weight / std
     state["patch_embed.proj.bias"] = (state["patch_embed.proj.bias"] - (weight * mean).sum(dim=(1, 2, 3))).float()
-    grey = own["patch_embed.proj.weight"].shape[1] == 1
-    state["patch_embed.proj.weight"] = (weight.sum(dim=1, keepdim=True) if grey else weight).float()
+    is_grey = own["patch_embed.proj.weight"].shape[1] == 1
+    state["patch_embed.proj.weight"] = (weight.sum(dim=1, keepdim=True) if is_grey else weight).float()
     means, stds = ("/".join(f"{value:g}" for value in dict.fromkeys(values)) for values in weights.normalisation)
-    note = f"{'3 channels -> 1, ' if grey else ''}input normalisation by mean {means}, std {stds} ({weights.normalisation_origin})"
+    channels = "3 channels -> 1, " if is_grey else ""
+    note = f"{channels}input normalisation by mean {means}, std {stds} ({weights.normalisation_origin})"
     return [WeightAction("folded", f"patch_embed.proj.{part}", note) for part in ("weight", "bias")]
 
 
 def _fit_norm_and_head(state: StateDict, own: StateDict, weights: PretrainedWeights) -> list[WeightAction]:
-    """The last norm under the model's name for it, the head only where it means the same, and scales of 1 where the file has none."""
+    """Rename the last norm to the model's name, drop a head of other classes, and set missing LayerScales to 1."""
     actions = []
     wanted, other = ("fc_norm", "norm") if "fc_norm.weight" in own else ("norm", "fc_norm")
     if f"{wanted}.weight" not in state and f"{other}.weight" in state:
@@ -354,7 +404,7 @@ def _fit_norm_and_head(state: StateDict, own: StateDict, weights: PretrainedWeig
     for name in own:
         if name.endswith(".gamma") and name not in state:
             state[name] = torch.ones_like(own[name])
-            actions.append(WeightAction("fresh", name, "1, as the file has no LayerScale"))
+            actions.append(WeightAction("fresh", name, "1, because the file has no LayerScale"))
     return actions
 
 
@@ -363,9 +413,9 @@ def _name_with_shape(name: str, tensors: StateDict) -> str:
 
 
 def _advice(name: str, state: StateDict) -> str:
-    """What to change so that tensor `name` of the file fits the model."""
+    """Return what to change so that tensor `name` of the file fits the model."""
     if name == "reg_token":
-        return f"set registers to {state[name].shape[1]}, as a preset of DINOv2 with registers has them"
+        return f"set registers to {state[name].shape[1]}, as the presets of DINOv2 with registers do"
     if name.endswith(".gamma"):
-        return "set layer_scale to a number, as DINOv2's presets do"
-    return "its architecture is another one"
+        return "set layer_scale to a number, as the presets of DINOv2 do"
+    return "the architectures differ, use other weights"

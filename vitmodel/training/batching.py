@@ -1,7 +1,4 @@
-"""Crops on their way to the network: loaded by the workers, packed in the order of the draws, shared out among processes.
-
-Knows how images are loaded and packed, but not what is learned from them.
-"""
+"""Training batches: workers load the crops, which are packed in sampling order and divided among processes."""
 
 from __future__ import annotations
 
@@ -36,51 +33,65 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """What one step sees."""
+    """Images and targets of one training step."""
 
     pack: PackedBatch
-    label: Tensor  # B, 0 or 1; NaN in a spare batch
-    targets: Tensor  # B A, auxiliary targets; NaN = unknown
-    row: Tensor  # B, the images' places in their table, for a pack has an order of its own
-    lesions: tuple[Tensor, ...]  # B, boxes of known cancers in pixels, K 4 each; a target, too
+    label: Tensor
+    """`(B,)`, 0 or 1; NaN if unknown or in a filler batch."""
+    targets: Tensor
+    """Auxiliary targets `(B, A)`; NaN if unknown."""
+    row: Tensor
+    """`(B,)`, row of each image in its table. Needed because packing changes the order."""
+    lesions: tuple[Tensor, ...]
+    """B tensors `(K, 4)` with boxes of known cancers in pixels; also a training target."""
     is_filler: bool = False
-    """A repetition that only keeps this process in step with others that have one batch more: it counts for nothing."""
+    """True for a repeated batch that only keeps this process synchronized with others that have one batch more. It has
+    no effect on losses and metrics."""
 
     @property
     def indices_by_sample(self) -> list[list[int]]:
-        """The places in the pack of each draw's images: those of an exam, or one."""
-        return group_indices(known.exam for known in self.pack.metadata)
+        """Indices into the pack of each sample's images: those of an exam, or a single one."""
+        return group_indices(metadata.exam for metadata in self.pack.metadata)
 
 
 class PackedSample(NamedTuple):
-    """One draw on its way into a pack: an image, or those of an exam, I of them."""
+    """One sample before it is merged into a batch: I images, a single one or those of an exam."""
 
     pack: PackedBatch
-    label: Tensor  # I
-    targets: Tensor  # I A
+    label: Tensor  # (I,)
+    targets: Tensor  # (I, A)
     rows: tuple[int, ...]
     lesions: tuple[Tensor, ...]
 
 
 LoadedSample = tuple[PackedSample | None, dict[int, str]]
-"""What can be used of a draw, and by row what is wrong with the rest."""
+"""The readable images of a sample (None if there are none), and for each unreadable row what is wrong with it."""
 
 
 class ImageDataset(Protocol):
-    """An example, or those of an exam, by draw; with a path or name for each row."""
+    """Dataset that returns an example, or those of an exam, for a sample request."""
 
     paths: list[str]
+    """Path or name of each row, for messages."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, draw: SampleRequest) -> Example | list[Example]: ...
+    def __getitem__(self, request: SampleRequest) -> Example | list[Example]: ...
 
 
 class BatchLoader:
-    """Packs of images in the order of the draws. Each iteration is an epoch.
+    """Iterable of batches in sampling order. Each iteration is one epoch.
 
-    A crop that cannot be read is named in the log and left out, and so is an exam that loses all of its own. Raises VitmodelError naming
-    the crops when there are more than `config.unreadable`.
+    Crops that cannot be read are logged and left out, and so are exams of which no crop can be read.
+
+    Args:
+        images: The dataset.
+        sampler: Yields the sample requests of one epoch.
+        config: Settings of the training.
+        metadata: Metadata of each row's image; empty if nothing is known.
+
+    Raises:
+        VitmodelError: More than `config.unreadable` crops cannot be read. The message names the first ones.
     """
 
     def __init__(
@@ -90,31 +101,30 @@ class BatchLoader:
         config: TrainingConfig,
         metadata: Sequence[ImageMetadata] = (),
     ) -> None:
-        """`about` says what is known of each row's image; none given = nothing known."""
         patch = PRESETS[config.model].patch
-        cut = functools.partial(
+        collate = functools.partial(
             to_packed_sample, paths=images.paths, patch=patch, air=not config.packed, metadata=metadata
         )
         self.sample_loader: DataLoader[LoadedSample] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size=None,
             sampler=RankSampler(sampler),
-            collate_fn=cut,
+            collate_fn=collate,
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
         )
         self.config = config
         self.unreadable: dict[int, str] = {}
-        """Why, by row; the same crop counts once however often it is drawn."""
+        """Reason for each unreadable row. A crop counts once, however often it is sampled."""
 
     def __iter__(self) -> Iterator[Batch]:
         config = self.config
-        images = max(1, config.batch_size // world_size())
-        for group, is_filler in synchronized_batches(
-            best_fit_groups(self._readable(), config.most_tokens, PRESETS[config.model].num_prefix_tokens, images)
-        ):
+        images_per_process = max(1, config.batch_size // world_size())
+        prefix_tokens = PRESETS[config.model].num_prefix_tokens
+        groups = best_fit_groups(self._readable(), config.most_tokens, prefix_tokens, images_per_process)
+        for group, is_filler in synchronized_batches(groups):
             packs, labels, targets, rows, lesions = zip(*group, strict=True)
-            label = torch.cat(labels) * (torch.nan if is_filler else 1)  # pF1 is of all processes' labels
+            label = torch.cat(labels) * (torch.nan if is_filler else 1)  # pF1 uses the labels of all processes
             yield Batch(
                 concat_separate_packs(packs),
                 label,
@@ -125,62 +135,88 @@ class BatchLoader:
             )
 
     def _readable(self) -> Iterator[PackedSample]:
+        """Yield the samples with at least one readable image; log and count unreadable crops."""
         for sample, problems in self.sample_loader:
             for row, problem in problems.items():
                 if row not in self.unreadable:
                     self.unreadable[row] = problem
                     logger.warning(
-                        "left out, %d of at most %d: %s", len(self.unreadable), self.config.unreadable, problem
+                        "unreadable crop %d of at most %d is left out: %s",
+                        len(self.unreadable),
+                        self.config.unreadable,
+                        problem,
                     )
                 if len(self.unreadable) > self.config.unreadable:
                     first = "; ".join(list(self.unreadable.values())[:3])
                     raise VitmodelError(
-                        f"more than {self.config.unreadable} crops cannot be read (--unreadable). The first: {first}"
+                        f"more than {self.config.unreadable} crops cannot be read, the first are: {first}; "
+                        f"run `vitmodel etl` again or raise --unreadable"
                     )
             if sample is not None:
                 yield sample
             elif len(problems) > 1:
-                logger.warning("left out, an exam of which no image can be read: %s", "; ".join(problems.values()))
+                logger.warning("exam without a readable image is left out: %s", "; ".join(problems.values()))
 
 
 def to_packed_sample(
-    drawn: Example | list[Example], paths: list[str], patch: int, air: bool, metadata: Sequence[ImageMetadata] = ()
+    sample: Example | list[Example], paths: list[str], patch: int, air: bool, metadata: Sequence[ImageMetadata] = ()
 ) -> LoadedSample:
-    """The drawn images cut into patches, those of air left out unless `air`."""
-    found: list[tuple[Example, PackedBatch]] = []
+    """Cut the images of a sample into patches and pack them.
+
+    Args:
+        sample: An example, or those of an exam.
+        paths: Path or name of each row.
+        patch: Side of a patch in pixels.
+        air: Whether patches of air are kept.
+        metadata: Metadata of each row's image; empty if nothing is known.
+
+    Returns:
+        The readable images, and for each unreadable row what is wrong with it.
+    """
+    examples: list[Example] = []
+    packs: list[PackedBatch] = []
     problems: dict[int, str] = {}
-    for example in [drawn] if isinstance(drawn, Example) else drawn:
-        known = replace(metadata[example.row] if metadata else ImageMetadata(), mm_per_pixel=example.mm_per_pixel)
+    for example in [sample] if isinstance(sample, Example) else sample:
+        row_metadata = metadata[example.row] if metadata else ImageMetadata()
+        image_metadata = replace(row_metadata, mm_per_pixel=example.mm_per_pixel)
         try:
             if example.problem:
                 raise UsageError(example.problem)
-            found.append((example, pack_images([example.image], patch, [paths[example.row]], air, [known])))
+            packs.append(pack_images([example.image], patch, [paths[example.row]], air, [image_metadata]))
+            examples.append(example)
         except UsageError as error:
             problems[example.row] = str(error)
-    if not found:
+    if not examples:
         return None, problems
-    examples, packs = zip(*found, strict=True)
-    label, targets = torch.stack([each.label for each in examples]), torch.stack([each.targets for each in examples])
-    rows, lesions = tuple(each.row for each in examples), tuple(each.lesions for each in examples)
-    return PackedSample(concat_packs(packs), label, targets, rows, lesions), problems
+    packed_sample = PackedSample(
+        concat_packs(packs),
+        torch.stack([example.label for example in examples]),
+        torch.stack([example.targets for example in examples]),
+        tuple(example.row for example in examples),
+        tuple(example.lesions for example in examples),
+    )
+    return packed_sample, problems
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that all processes have at this step."""
+    """Return the image names of all processes at this step."""
     if world_size() == 1:
         return names
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, names)
-    return sum(found, ())
+    names_by_rank: list[Any] = [None] * world_size()
+    dist.all_gather_object(names_by_rank, names)
+    return sum(names_by_rank, ())
 
 
 class RankSampler(Sampler[SampleRequest]):
-    """Every n-th draw for this of n processes, so that the batches that they see at one time are one batch of a single process."""
+    """Every n-th request of `sampler` for this one of n processes.
+
+    The batches that all processes have at the same time are then one batch of a single process.
+    """
 
     def __init__(self, sampler: Sampler[SampleRequest]) -> None:
         self.sampler = sampler
@@ -194,31 +230,36 @@ class RankSampler(Sampler[SampleRequest]):
 
 
 def synchronized_batches(groups: Iterable[list[PackedSample]]) -> Iterator[tuple[list[PackedSample], bool]]:
-    """The groups for as long as any process has one; a process that has none left repeats its last, marked True as spare.
+    """Yield groups as long as any process has one. A process without one repeats its last group, marked True as filler.
 
-    A process that took one step more or less than the others would wait for them for ever. Raises VitmodelError, in all of them, where
-    one of them cannot go on or there are fewer images than processes.
+    All processes must take the same number of steps, because a process with one step more would wait for the others
+    forever.
+
+    Raises:
+        VitmodelError: A process failed, or there are fewer images than processes. It is raised in all processes.
     """
     if world_size() == 1:
         yield from ((group, False) for group in groups)
         return
-    talk = dist.new_group(backend="gloo")
-    each, last = iter(groups), None
+    process_group = dist.new_group(backend="gloo")
+    remaining = iter(groups)
+    last = None
     while True:
-        group, problem = None, ""
+        group = None
+        problem = ""
         try:
-            group = next(each, None)
+            group = next(remaining, None)
         except VitmodelError as error:
             problem = str(error)
-        said: list[Any] = [None] * world_size()
-        dist.all_gather_object(said, (group is not None, problem), group=talk)
-        going_on, problems = zip(*said, strict=True)
+        states: list[Any] = [None] * world_size()
+        dist.all_gather_object(states, (group is not None, problem), group=process_group)
+        has_group, problems = zip(*states, strict=True)
         if any(problems):
             raise VitmodelError(next(filter(None, problems)))
-        if not any(going_on):
+        if not any(has_group):
             return
-        if last is None and not all(going_on):
-            raise VitmodelError(f"fewer images than the {world_size()} processes that share them; use fewer --devices")
+        if last is None and not all(has_group):
+            raise VitmodelError(f"there are fewer images than the {world_size()} processes; use fewer --devices")
         last = group or last
         assert last is not None
         yield last, group is None

@@ -1,7 +1,4 @@
-"""What a person watches while a model learns: figures, pictures and warnings, under the same names in every logger.
-
-Knows the learner's figures and the crops' paths, but nothing of how either came to be.
-"""
+"""Callbacks that report on a running training: progress, metrics, figures and warnings, named alike in every logger."""
 
 from __future__ import annotations
 
@@ -33,32 +30,36 @@ from vitmodel.utils import progress, write_atomic
 
 logger = logging.getLogger(__name__)
 
-WORST_CROPS = 8  # crops of each kind of mistake to show
-BOOTSTRAP_REPLICATES = 100  # of patients, for a band that a person watches; the report takes more
+WORST_CROPS = 8  # number of crops shown for each kind of mistake
+BOOTSTRAP_REPLICATES = 100  # resamples of patients; enough for a band in a live figure, reports use more
 
 
 class TrainingProgressBar(L.Callback):
-    """One bar over the whole training: images done, time left, and the last validation's figures. It also speaks to a log file."""
+    """One progress bar over the whole training: images done, time left and the last validation metrics.
+
+    It also works when the output goes to a log file.
+    """
 
     def on_train_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         assert isinstance(learner, TrainingModule)
-        total, done = learner.images_per_epoch * learner.config.epochs, learner.images_per_epoch * trainer.current_epoch
+        total = learner.images_per_epoch * learner.config.epochs
+        done = learner.images_per_epoch * trainer.current_epoch
         self.bar: Any = progress(None, "train", total=total, initial=done) if trainer.is_global_zero else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert isinstance(learner, TrainingModule)
-        if self.bar is not None:  # the other processes may have one image less
+        if self.bar is not None:  # the estimate is capped, because other processes may have one image less
             left = learner.images_per_epoch * (trainer.current_epoch + 1) - self.bar.n
             self.bar.update(min(len(batch.indices_by_sample) * world_size(), left))
 
     def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
         if self.bar is not None:
             names = ("loss", "auroc", "macro_f1")
-            known = {name: trainer.callback_metrics.get(f"val/{name}") for name in names}
-            shown = {name: f"{float(value):.3f}" for name, value in known.items() if value is not None}
-            self.bar.set_postfix({"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"} | shown)
+            metrics = {name: trainer.callback_metrics.get(f"val/{name}") for name in names}
+            texts = {name: f"{float(value):.3f}" for name, value in metrics.items() if value is not None}
+            self.bar.set_postfix({"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"} | texts)
 
     def on_exception(self, trainer: L.Trainer, learner: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, learner, "fit")
@@ -69,10 +70,14 @@ class TrainingProgressBar(L.Callback):
 
 
 class ThroughputLogger(L.Callback):
-    """Images per second and memory per epoch: logged, but no part of the history, for no two runs agree."""
+    """Log images per second and peak memory of each epoch.
+
+    They are not stored in the history, because they differ between identical runs.
+    """
 
     def on_train_epoch_start(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        self.began, self.images = time.perf_counter(), 0
+        self.start_time = time.perf_counter()
+        self.images = 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, learner: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -80,19 +85,28 @@ class ThroughputLogger(L.Callback):
         self.images += len(batch.pack) * world_size()
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        learner.log("train/images_per_second", self.images / (time.perf_counter() - self.began), rank_zero_only=True)
+        seconds = time.perf_counter() - self.start_time
+        learner.log("train/images_per_second", self.images / seconds, rank_zero_only=True)
         learner.log("train/memory_gb", peak_memory() / 1e9, rank_zero_only=True)
 
 
 def peak_memory() -> float:
-    """The most that this process has held, bytes: of the GPU where it uses one, else of the machine."""
+    """Return this process's peak memory in bytes: GPU memory if it uses a GPU, else main memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class NonFiniteStepMonitor(L.Callback):
-    """Warns of each step that was skipped for its loss or gradient, keeps the images' names in a file, and stops after `most`."""
+    """Warn of each step that was skipped because its loss or gradient is not finite, and stop after too many.
+
+    Args:
+        path: JSON file that receives the image ids of the skipped steps.
+        max_steps: Number of skipped steps at which the training stops.
+
+    Raises:
+        DivergedError: `max_steps` steps were skipped.
+    """
 
     def __init__(self, path: Path, max_steps: int) -> None:
         self.path = path
@@ -113,25 +127,26 @@ class NonFiniteStepMonitor(L.Callback):
                 count,
                 self.max_steps,
             )
-            write_atomic(
-                self.path,
-                json.dumps(
-                    [{"image_ids": [Path(name).stem for name in names]} for names in learner.nonfinite_steps], indent=1
-                )
-                + "\n",
-            )
+            steps = [{"image_ids": [Path(name).stem for name in names]} for names in learner.nonfinite_steps]
+            write_atomic(self.path, json.dumps(steps, indent=1) + "\n")
         if count >= self.max_steps:
             raise DivergedError(
-                f"{count} steps had a loss or gradient that is not finite (--nonfinite); their images are in {self.path}. "
-                "Lower --lr or --clip, or use --precision fp32"
+                f"training stopped: {count} steps had a loss or gradient that is not finite (--nonfinite); "
+                f"{self.path} lists their images: lower --lr or --clip, or use --precision fp32"
             )
 
 
 class ValidationFigures(L.Callback):
-    """After each validation: confusion matrix, ROC and precision-recall curves, and the worst mistakes with their crops."""
+    """Log the confusion matrix, ROC and precision-recall curves, and the worst errors with their crops.
+
+    The figures are drawn after each validation.
+
+    Args:
+        paths: Path of each validation image, by row.
+        patients: Patient id of each validation image, by row.
+    """
 
     def __init__(self, paths: Sequence[str], patients: Sequence[str]) -> None:
-        """`paths` and `patients` of the validation images by row."""
         self.paths = list(paths)
         self.patients = np.asarray(patients)
 
@@ -141,34 +156,36 @@ class ValidationFigures(L.Callback):
             return
         scores, labels, rows = learner.epoch_predictions["val"]
         rows = rows.astype(int)
-        sample = ScoredUnits(labels, scores, self.patients[rows])
-        metrics = compute_metrics(sample, 0.5, BOOTSTRAP_REPLICATES)
-        log_image(
-            learner, "val/confusion_matrix", figures.to_pixels(figures.confusion(metrics.confusion, threshold=0.5))
-        )
+        units = ScoredUnits(labels, scores, self.patients[rows])
+        metrics = compute_metrics(units, 0.5, BOOTSTRAP_REPLICATES)
+        confusion = figures.confusion(metrics.confusion, threshold=0.5)
+        log_image(learner, "val/confusion_matrix", figures.to_pixels(confusion))
         if 0 < metrics.positives < metrics.units:
-            log_image(learner, "val/roc", figures.to_pixels(figures.roc(Roc.from_units(sample), metrics)))
-            log_image(
-                learner,
-                "val/precision_recall",
-                figures.to_pixels(figures.precision_recall(PrecisionRecall.from_units(sample), metrics)),
-            )
+            roc = figures.roc(Roc.from_units(units), metrics)
+            log_image(learner, "val/roc", figures.to_pixels(roc))
+            precision_recall = figures.precision_recall(PrecisionRecall.from_units(units), metrics)
+            log_image(learner, "val/precision_recall", figures.to_pixels(precision_recall))
         for name, label in (("false_negatives", 1), ("false_positives", 0)):
             wrong = np.flatnonzero((labels == label) & ((scores >= 0.5) != label))
             worst = wrong[np.argsort(scores[wrong] * (1 if label else -1), kind="stable")][:WORST_CROPS]
             if len(worst):
                 crops = [read_crop(self.paths[rows[index]]) for index in worst]
-                log_image(
-                    learner, f"val/worst_{name}", contact_grid(crops, [f"score {scores[index]:.3f}" for index in worst])
-                )
+                captions = [f"score {scores[index]:.3f}" for index in worst]
+                log_image(learner, f"val/worst_{name}", contact_grid(crops, captions))
 
 
 @rank_zero_only
 def log_image(learner: L.LightningModule, name: str, picture: np.ndarray) -> None:
-    """Send a picture (H W or H W 3, uint8) to every logger that takes one."""
+    """Send an image to every logger that accepts images.
+
+    Args:
+        learner: The module whose loggers are used.
+        name: Name of the image in the loggers.
+        picture: Grey `(H, W)` or colour `(H, W, 3)`, uint8.
+    """
     picture = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-    for each in learner.loggers:
-        if isinstance(each, TensorBoardLogger):
-            each.experiment.add_image(name, picture, learner.current_epoch, dataformats="HWC")
-        elif isinstance(each, WandbLogger):
-            each.log_image(name, [picture])
+    for image_logger in learner.loggers:
+        if isinstance(image_logger, TensorBoardLogger):
+            image_logger.experiment.add_image(name, picture, learner.current_epoch, dataformats="HWC")
+        elif isinstance(image_logger, WandbLogger):
+            image_logger.log_image(name, [picture])

@@ -1,4 +1,4 @@
-"""One training, from a table to a model: what the stages that train have in common. Knows no package and no command line."""
+"""Train one model on a table of crops: the steps that all training commands share."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ logger = logging.getLogger(__name__)
 
 LABEL = "cancer"
 MONITOR_METRICS = {"auroc": "val/auroc", "f1": "val/macro_f1"}
-"""The logged figure that each choice of `monitor` means."""
+"""Logged metric for each choice of `monitor`."""
 VERTICAL_FLIP = AugmentConfig(flip=1, rotate=0, scale=0, shift=0, gamma=0, contrast=0, noise=0)
-"""The other look at an image that `flip_average` takes."""
+"""Augmentation that produces the flipped image for `flip_average`."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model and what it says of images that it did not learn from."""
+    """A trained model and its predictions for the validation images."""
 
     model: Network
     logits: np.ndarray
-    """By row of the table that it was validated on, with the fusion of exams those of the row's breast; NaN = unreadable."""
+    """Logit of each row of the validation table; with exam fusion that of the row's breast. NaN if unreadable."""
     history: History
     selection_summary: str
-    """The figure that chose its epoch."""
+    """Metric by which the epoch was selected, and its value."""
 
 
 def read_cropped_manifest(manifests: Sequence[Path]) -> pd.DataFrame:
-    """Return the usable rows of one or several manifests. Raises UsageError where the images are not cropped."""
+    """Return the usable rows of one or several manifests. Raise UsageError if the images are not cropped."""
     frame = read_manifests(manifests)
     if frame["preprocessing"].isna().all():
         raise UsageError(f"{listed(manifests)}: its images are not cropped; run `vitmodel etl` on it first")
@@ -66,63 +66,84 @@ def read_cropped_manifest(manifests: Sequence[Path]) -> pd.DataFrame:
 
 
 def labelled_crops(config: TrainConfig) -> pd.DataFrame:
-    """The manifest's usable rows with a known label and a split or fold, copies of an image left out. With the fusion of exams, all of a
-    patient of whom one is known.
+    """Return the manifest's usable rows with a known label and a split or fold, without copies of an image.
 
-    Raises UsageError where there is nothing to train on, or an option asks for what the rows do not have.
+    With exam fusion, all rows of a patient with at least one known label are returned.
+
+    Args:
+        config: Settings of the training.
+
+    Raises:
+        UsageError: There is nothing to train on, or an option needs data that the rows do not have.
     """
-    frame, manifest = read_cropped_manifest(config.manifest), listed(config.manifest)
-    known = frame[LABEL].notna()
-    frame = frame[known.groupby(frame["patient_id"]).transform("any") if config.fusion else known]
-    copies = is_repeated_file(frame)
-    if copies.any():
-        logger.warning("left out, byte for byte copies of another image of their breast: %d", copies.sum())
-    frame = frame[~copies]
+    frame = read_cropped_manifest(config.manifest)
+    manifest = listed(config.manifest)
+    is_labelled = frame[LABEL].notna()
+    frame = frame[is_labelled.groupby(frame["patient_id"]).transform("any") if config.fusion else is_labelled]
+    is_copy = is_repeated_file(frame)
+    if is_copy.any():
+        logger.warning("%d byte-for-byte copies of another image of the same breast are left out", is_copy.sum())
+    frame = frame[~is_copy]
     if frame.empty:
-        raise UsageError(f"{manifest}: no row is usable and has a known `{LABEL}`")
+        raise UsageError(f"{manifest}: no row is usable and has a known `{LABEL}`; add labels to this column")
     check_sources(frame, config.sources, manifest)
     if config.fusion:
         check_exams(frame, manifest)
     for name in config.auxiliary:
         if AUXILIARY_TARGETS[name].encode(frame[name].tolist()).isnan().all():
-            raise UsageError(f"{manifest}: column {name} is unknown in all rows; leave it out of --auxiliary")
-    column, where = ("fold" if config.folds else "split"), config.splits or manifest
+            raise UsageError(f"{manifest}: column {name} is unknown in all rows; remove it from --auxiliary")
+    frame = _assign_parts(frame, config)
+    _check_classes(frame, config)
+    return frame
+
+
+def _assign_parts(frame: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
+    """Return `frame` with its folds, or with its splits, read from `config.splits` or drawn."""
     if config.splits is not None:
-        frame = read_splits(frame, config.splits, column)
+        frame = read_splits(frame, config.splits, "fold" if config.folds else "split")
     elif config.folds:
         frame = assign_folds(frame, config.folds, config.seed)
-    if not config.folds:
-        fractions = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
-        frame = assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
+    if config.folds:
+        return frame
+    fractions = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
+    return assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
+
+
+def _check_classes(frame: pd.DataFrame, config: TrainConfig) -> None:
+    """Raise UsageError if a fold, or the split train or val, has breasts of one class only."""
+    column = "fold" if config.folds else "split"
     for part in range(config.folds) or ("train", "val"):
         rows = frame[frame[column] == part]
         if rows[LABEL].groupby(breast_ids(rows)).max().nunique() < 2:  # calibration and threshold are per breast
             raise UsageError(
-                f"{where}: {column} {part} needs breasts with and without {LABEL}; mend or empty the column `{column}`"
+                f"{config.splits or listed(config.manifest)}: {column} {part} needs breasts with and without {LABEL}; "
+                f"correct the column `{column}` or leave it empty"
             )
-    return frame
 
 
 def common_preprocessing(frame: pd.DataFrame, manifests: Sequence[Path]) -> Preprocessing:
-    """The preprocessing that all crops went through. Raises UsageError where they differ."""
-    kinds = sorted(frame["preprocessing"].unique())
-    if len(kinds) > 1:
+    """Return the preprocessing of all crops. Raise UsageError if they were not all preprocessed alike."""
+    settings = sorted(frame["preprocessing"].unique())
+    if len(settings) > 1:
         raise UsageError(
-            f"{listed(manifests)}: its crops were made in {len(kinds)} ways, {'; '.join(kinds)}; run `vitmodel etl` on all"
+            f"{listed(manifests)}: its crops were made with {len(settings)} different settings, {'; '.join(settings)}; "
+            f"run `vitmodel etl` on all images with the same settings"
         )
-    return Preprocessing.from_json(kinds[0])
+    return Preprocessing.from_json(settings[0])
 
 
 def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
-    """Raises UsageError naming a crop that exceeds the budget of tokens if all of it is tissue: better now than in the tenth epoch. So for
-    segments that the network cannot take."""
-    patch, prefix = PRESETS[config.model].patch, PRESETS[config.model].num_prefix_tokens
+    """Raise UsageError if a crop could exceed the token budget, or the network cannot process the segments.
+
+    A crop counts as if all of it were tissue, so that a training does not fail in a late epoch.
+    """
+    patch = PRESETS[config.model].patch
+    prefix = PRESETS[config.model].num_prefix_tokens
     if isinstance(config, TrainConfig) and config.segmenting:
         check_segments(config.segmenting, patch, prefix)
     sizes = [crop_size(path) for path in frame["path"]]
-    lengths = pd.Series(
-        [prefix + math.ceil(height / patch) * math.ceil(width / patch) for height, width in sizes], index=frame.index
-    )
+    tokens = [prefix + math.ceil(height / patch) * math.ceil(width / patch) for height, width in sizes]
+    lengths = pd.Series(tokens, index=frame.index)
     for path, length in zip(frame["path"], lengths, strict=True):
         check_token_budget(path, length, config.most_tokens)
     if isinstance(config, TrainConfig) and config.fusion:
@@ -133,7 +154,7 @@ def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
 
 
 def make_vit_config(config: TrainingConfig, size: Size) -> ViTConfig:
-    """The preset with the recipe's changes, for crops of `size`."""
+    """Return the preset with the changes of the recipe, for crops of `size`."""
     return replace(
         PRESETS[config.model], image_size=size, pool=config.pool, stem=config.stem, drop_path=config.drop_path
     )
@@ -142,12 +163,19 @@ def make_vit_config(config: TrainingConfig, size: Size) -> ViTConfig:
 def make_network_config(
     config: TrainConfig, preprocessing: Preprocessing, trainings: Sequence[pd.DataFrame]
 ) -> NetworkConfig:
-    """The preset at the crops' size, or that of segments, with all that stands around it; sources and views are those that each of
-    `trainings` has in number."""
+    """Return the configuration of the whole network: the preset with source adapters, exam fusion and segments.
+
+    Args:
+        config: Settings of the training.
+        preprocessing: Preprocessing of the crops; gives the image size unless segments are used.
+        trainings: The training rows of each fold. A source or view gets parameters of its own if each of them has at
+            least `config.source_images` images of it.
+    """
     size = Size(config.segments, config.segments) if config.segments else preprocessing.size
-    wanted = dict.fromkeys([*config.sources, *(["view"] if config.fusion else [])])
-    learned = {column: build_vocabulary(column, trainings, config.source_images) for column in wanted}
-    columns, views = tuple(learned[column] for column in config.sources), learned.get("view")
+    names = dict.fromkeys([*config.sources, *(["view"] if config.fusion else [])])
+    vocabularies = {column: build_vocabulary(column, trainings, config.source_images) for column in names}
+    columns = tuple(vocabularies[column] for column in config.sources)
+    views = vocabularies.get("view")
     return NetworkConfig(
         vit=make_vit_config(config, size),
         sources=SourcesConfig(columns=columns) if columns else None,
@@ -157,50 +185,53 @@ def make_network_config(
 
 
 def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame) -> Network:
-    """The network with the given weights; the head's bias starts at the prior that the sampler shows."""
+    """Return the network, initialised with `config.weights` if given.
+
+    The head's bias starts at the share of positives that the sampler produces.
+
+    Args:
+        config: Settings of the training.
+        network: Configuration of the network.
+        train: The training rows.
+    """
     weights = load_weights(config.weights) if config.weights is not None else None
     if weights is not None and weights.eps is not None:
         network = replace(network, vit=replace(network.vit, eps=weights.eps))
     model = Network(network)
     model.trunk.gradient_checkpointing = config.checkpointing
-    torch.nn.init.constant_(
-        model.trunk.head.bias, prior_bias(0.5 if config.sampling == "balanced" else float(train[LABEL].mean()))
-    )
+    prior = 0.5 if config.sampling == "balanced" else float(train[LABEL].mean())
+    torch.nn.init.constant_(model.trunk.head.bias, prior_bias(prior))
     if weights is not None:
-        report, own = fit_weights(model.trunk, weights), model.trunk.state_dict()
-        print(
-            replace(
-                report,
-                actions=(
-                    *report.actions,
-                    *(WeightAction("fresh", name) for name in model.tensors() if name not in own),
-                ),
-            )
-        )
+        report = fit_weights(model.trunk, weights)
+        trunk_tensors = model.trunk.state_dict()
+        fresh = [WeightAction("fresh", name) for name in model.tensors() if name not in trunk_tensors]
+        print(replace(report, actions=(*report.actions, *fresh)))
     return model
 
 
 def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset:
-    """The rows' crops with labels and auxiliary targets and, for segments, known lesions and scale."""
+    """Return the rows' crops with labels, auxiliary targets and, for segments, known lesions and pixel sizes."""
     targets = [AUXILIARY_TARGETS[name].encode(rows[name].tolist()) for name in config.auxiliary]
-    # segments alone ask where a lesion lies and how large a pixel is, for which each crop must be opened
-    known = [(row, row.geometry(crop_size(row.path)) if config.segments else None) for row in to_manifest_rows(rows)]
-    boxes = [boxes_from_text(text) if isinstance(text, str) else NO_BOXES for text in rows["lesions"]]
+    lesions = []
+    pixel_sizes = []
+    for row, text in zip(to_manifest_rows(rows), rows["lesions"], strict=True):
+        # Only segments need the positions of lesions and the pixel size, for which each crop must be opened.
+        geometry = row.geometry(crop_size(row.path)) if config.segments else None
+        boxes = boxes_from_text(text) if isinstance(text, str) else NO_BOXES
+        lesions.append(NO_BOXES if geometry is None else boxes_on_crop(boxes, geometry))
+        pixel_sizes.append(mm_per_pixel(row.spacing_row, geometry))
     return CropDataset(
         rows["path"].tolist(),
         rows[LABEL].tolist(),
         config.augment if augment else None,
         torch.stack(targets, dim=1) if targets else None,
-        [
-            NO_BOXES if place is None else boxes_on_crop(each, place)
-            for each, (_, place) in zip(boxes, known, strict=True)
-        ],
-        [mm_per_pixel(row.spacing_row, place) for row, place in known],
+        lesions,
+        pixel_sizes,
     )
 
 
 def make_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset | ExamDataset:
-    """What a step's draws come from: crops or, with their fusion, exams, of which images are left out only where they are changed, too."""
+    """Return the dataset of crops or, with exam fusion, of exams. Views of exams are dropped only with `augment`."""
     crops = make_crop_dataset(rows, config, augment)
     if not config.fusion:
         return crops
@@ -218,61 +249,87 @@ def train_and_validate(
     checkpoint: Path | None,
     watchers: Sequence[Callback] = (),
 ) -> TrainedModel | None:
-    """Train a model on `train` and watch it on `val`; None in all processes but the first."""
+    """Train a model on `train` and validate it on `val`.
+
+    Args:
+        config: Settings of the training.
+        run: The run folder.
+        train: Training rows of the manifest.
+        val: Validation rows of the manifest.
+        network: Configuration of the network.
+        checkpoint: Checkpoint to resume from, or None.
+        watchers: Additional callbacks of the trainer.
+
+    Returns:
+        The trained model; None in all processes but the first.
+    """
     L.seed_everything(config.seed, verbose=False)
-    train_images, val_images = make_dataset(train, config, augment=True), make_dataset(val, config, augment=False)
+    train_images = make_dataset(train, config, augment=True)
+    val_images = make_dataset(val, config, augment=False)
     learner = ClassificationModule(
         build_model(config, network, train), config, images_per_epoch=len(train_images), history={}
     )
-    order = EpochSampler(
+    sampler = EpochSampler(
         train_images.labels.tolist(), config.seed, config.sampling, config.batch_size, next_epoch(checkpoint)
     )
-    batches = BatchLoader(train_images, order, config, image_metadata(train, network))
+    batches = BatchLoader(train_images, sampler, config, image_metadata(train, network))
     val_batches = BatchLoader(val_images, SequentialSampler(len(val_images)), config, image_metadata(val, network))
     best, callbacks = checkpoint_callbacks(config, run)
     trainer = build_trainer(
         config, run, [*callbacks, *watchers, ValidationFigures(val_images.paths, val["patient_id"].tolist())]
     )
     fit(trainer, learner, batches, val_batches, checkpoint)
-    first = trainer.is_global_zero
+    is_first_process = trainer.is_global_zero
     if dist.is_initialized():
         dist.destroy_process_group()
-    if not first:
+    if not is_first_process:
         return None
-    chosen, selection_summary = (
-        (best.best_model_path, f"{best.monitor} {best.best_model_score:.4f}")
-        if best
-        else (run / LAST_CHECKPOINT, "last epoch")
-    )
-    learner = ClassificationModule(
-        Network(learner.model.config), config, len(train_images), learner.history
-    )  # afresh: shards are no model
-    learner.load_state_dict(torch.load(chosen, weights_only=True)["state_dict"])
-    looks = [val_batches]
+    selected: str | Path = run / LAST_CHECKPOINT
+    selection_summary = "last epoch"
+    if best:
+        selected = best.best_model_path
+        selection_summary = f"{best.monitor} {best.best_model_score:.4f}"
+    # The model is built again, because a sharded one cannot load whole tensors.
+    learner = ClassificationModule(Network(learner.model.config), config, len(train_images), learner.history)
+    learner.load_state_dict(torch.load(selected, weights_only=True)["state_dict"])
+    loaders = [val_batches]
     if config.flip_average:
-        all_views = replace(config, view_dropout=0.0) if config.fusion else config
-        turned = make_dataset(val, replace(all_views, augment=VERTICAL_FLIP), augment=True)
-        looks.append(BatchLoader(turned, SequentialSampler(len(turned)), config, image_metadata(val, network)))
-    logits = np.mean([validation_logits(learner, look, len(val)) for look in looks], axis=0)
+        loaders.append(_flipped_batches(config, val, network))
+    logits = np.mean([validation_logits(learner, loader, len(val)) for loader in loaders], axis=0)
     return TrainedModel(learner.model, logits, learner.history, selection_summary)
 
 
+def _flipped_batches(config: TrainConfig, val: pd.DataFrame, network: NetworkConfig) -> BatchLoader:
+    """Return batches of the vertically flipped validation images, all views included."""
+    all_views = replace(config, view_dropout=0.0) if config.fusion else config
+    flipped = make_dataset(val, replace(all_views, augment=VERTICAL_FLIP), augment=True)
+    return BatchLoader(flipped, SequentialSampler(len(flipped)), config, image_metadata(val, network))
+
+
 def checkpoint_callbacks(config: TrainConfig, run: Path) -> tuple[ModelCheckpoint | None, list[Callback]]:
-    """What keeps weights: an average of them, the best epoch's (unless folds take the last), the last epoch's; and when to stop."""
-    figure = MONITOR_METRICS[config.monitor]
-    best = ModelCheckpoint(run / "checkpoints", "best", monitor=figure, mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(
-        run / LAST_CHECKPOINT.parent, LAST_CHECKPOINT.stem, enable_version_counter=False
-    )  # after `best`, whose state it holds
+    """Return the callback that saves the best epoch, and all callbacks that save, average or stop.
+
+    The first is None with folds, which use the last epoch.
+    """
+    metric = MONITOR_METRICS[config.monitor]
+    best = ModelCheckpoint(run / "checkpoints", "best", monitor=metric, mode="max", enable_version_counter=False)
+    # `last` must run after `best`, because it saves the state of `best`.
+    last = ModelCheckpoint(run / LAST_CHECKPOINT.parent, LAST_CHECKPOINT.stem, enable_version_counter=False)
     average: list[Callback] = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
     if config.folds:
         return None, [*average, last]
-    stop: list[Callback] = [EarlyStopping(figure, mode="max", patience=config.patience)] if config.patience else []
+    stop: list[Callback] = [EarlyStopping(metric, mode="max", patience=config.patience)] if config.patience else []
     return best, [*average, best, last, *stop]
 
 
 def validation_logits(learner: ClassificationModule, batches: BatchLoader, count: int) -> np.ndarray:
-    """Logits of the images, or of their breasts, in the order of their table; NaN = unreadable."""
+    """Return the logits of the images, or of their breasts, in the order of the table; NaN for unreadable images.
+
+    Args:
+        learner: The trained module.
+        batches: Batches of the images.
+        count: Number of rows of the table.
+    """
     device = resolve_device(learner.config.device)
     learner.eval().to(device)
     logits = np.full(count, np.nan)

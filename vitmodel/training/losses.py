@@ -1,6 +1,7 @@
-"""Losses on logits, and auxiliary heads that learn from whatever else is known of an image. Knows no table, model or sampler.
+"""Losses on logits, and auxiliary heads that predict other annotations of an image.
 
-Every loss gives one value per image, so that the caller can average, weigh or inspect them; a label of NaN is unknown and costs nothing.
+Every loss returns one value per image, so that the caller can average, weight or inspect them. A label of NaN is
+unknown and has a loss of 0.
 """
 
 from __future__ import annotations
@@ -19,33 +20,43 @@ from vitmodel.config.choices import LOSSES, load_choice
 from vitmodel.errors import UsageError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits and labels (0, 1 or NaN), B each, to one loss per image, B."""
+"""Function of logits `(B,)` and labels `(B,)` (0, 1 or NaN) that returns one loss per image `(B,)`."""
 
 
 def ignore_unknown_labels(loss: Loss) -> Loss:
-    """`loss` with 0 where the label is NaN; neither its value nor its gradient reaches the logit there."""
+    """Return `loss` with value and gradient 0 for images whose label is NaN."""
 
-    def known_only(logits: Tensor, labels: Tensor) -> Tensor:
-        known = ~labels.isnan()
-        return loss(torch.where(known, logits, 0), torch.where(known, labels, 0)) * known
+    def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
+        is_labelled = ~labels.isnan()
+        return loss(torch.where(is_labelled, logits, 0), torch.where(is_labelled, labels, 0)) * is_labelled
 
-    return known_only
+    return masked_loss
 
 
 def prior_bias(prior: float) -> float:
-    """The logit of a prior probability: a head that starts there does not spend its first steps on learning how rare a class is.
+    """Return the logit of a prior probability, the initial bias of the head.
 
-    Lin et al. 2017 (arXiv 1708.02002), section 3.3. Raises UsageError where there is only one class.
+    A head with this bias does not spend its first steps on learning how rare the positive class is (Lin et al. 2017,
+    arXiv 1708.02002, section 3.3).
+
+    Args:
+        prior: Share of positives.
+
+    Raises:
+        UsageError: There is only one class.
     """
     if not 0 < prior < 1:
-        raise UsageError(f"the training images are all of one class (share of positives {prior:g}); both are needed")
+        raise UsageError(
+            f"the training images are all of one class (share of positives {prior:g}); add images of the other class"
+        )
     return math.log(prior / (1 - prior))
 
 
 def bce(smoothing: float = 0.0) -> Loss:
-    """Binary cross entropy; positives are taught as 1 - `smoothing`, negatives as 0.
+    """Return binary cross entropy with targets 1 - `smoothing` for positives and 0 for negatives.
 
-    Only positives are softened: a breast with a proven cancer need not show it in each view, while a negative was followed up.
+    Only positives are smoothed: a breast with a proven cancer need not show it in every view, while negatives were
+    confirmed by follow-up.
     """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -55,37 +66,46 @@ def bce(smoothing: float = 0.0) -> Loss:
 
 
 def focal(gamma: float = 2.0, smoothing: float = 0.0) -> Loss:
-    """Binary cross entropy times (1 - the probability of the truth) ** gamma: what is learned counts less (arXiv 1708.02002, eq. 4)."""
+    """Return the focal loss, binary cross entropy times (1 - probability of the true class) ** gamma.
+
+    Images that are already classified well count less (Lin et al. 2017, arXiv 1708.02002, eq. 4).
+    """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        missed = torch.where(labels > 0.5, torch.sigmoid(-logits), torch.sigmoid(logits))
-        return missed**gamma * F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing), reduction="none")
+        error = torch.where(labels > 0.5, torch.sigmoid(-logits), torch.sigmoid(logits))
+        return error**gamma * F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing), reduction="none")
 
     return ignore_unknown_labels(loss)
 
 
 def soft_f1(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - probabilistic F1 of the batch (Yacouby and Axman 2020, the metric of the RSNA challenge), the same value for each known image.
+    """Return 1 - probabilistic F1 of the batch, the same value for each labelled image.
 
-    pF1 = 2 Σpy / (Σp + Σy), summed over all processes, is differentiable in the probabilities p, but undefined without a positive: then
-    it is left out (0), which is why the sampler gives every batch one.
+    pF1 = 2 Σpy / (Σp + Σy) (Yacouby and Axman 2020, the metric of the RSNA challenge), summed over all processes, is
+    differentiable in the probabilities p. It is undefined without a positive; the loss is then 0, which is why the
+    sampler puts a positive into every batch.
+
+    Args:
+        logits: `(B,)`.
+        labels: `(B,)`, 0, 1 or NaN.
     """
-    known = ~labels.isnan()
-    p, y = torch.sigmoid(torch.where(known, logits, 0)) * known, torch.where(known, labels, 0)
-    both, said, positives = AllReduceSum.apply(torch.stack([(p * y).sum(), p.sum(), y.sum()]))
-    pf1 = 2 * both / (said + positives).clamp(min=1e-6)
-    return (1 - pf1) * known * (positives > 0)
+    is_labelled = ~labels.isnan()
+    p = torch.sigmoid(torch.where(is_labelled, logits, 0)) * is_labelled
+    y = torch.where(is_labelled, labels, 0)
+    true_positives, predicted, positives = AllReduceSum.apply(torch.stack([(p * y).sum(), p.sum(), y.sum()]))
+    pf1 = 2 * true_positives / (predicted + positives).clamp(min=1e-6)
+    return (1 - pf1) * is_labelled * (positives > 0)
 
 
 class AllReduceSum(torch.autograd.Function):
-    """Sums over the parts of a batch that the processes have, and back the sum of what each makes of them."""
+    """Sum over all processes whose backward pass sums the gradients over all processes."""
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor) -> Tensor:
-        whole = sums.clone()
+        total = sums.clone()
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(whole)
-        return whole
+            dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -103,7 +123,7 @@ def make_loss(name: str, smoothing: float = 0.0) -> Loss:
 
     Args:
         name: Key of the registry, such as "bce".
-        smoothing: Positives are taught as 1 - `smoothing`, negatives as 0.
+        smoothing: The target of positives is 1 - `smoothing`, that of negatives 0.
 
     Raises:
         UsageError: No loss is registered under `name`.
@@ -113,23 +133,26 @@ def make_loss(name: str, smoothing: float = 0.0) -> Loss:
 
 @dataclass(frozen=True)
 class AuxiliaryTarget:
-    """A column of the table as an auxiliary target."""
+    """A manifest column that is predicted as an auxiliary target."""
 
     name: str
     classes: tuple[str, ...] = ()
-    """The values of a category, in order; empty = a flag (0 or 1) or, with `scale`, a number."""
+    """Values of a categorical column, in order. Empty for a flag (0 or 1) or, with `scale`, a number."""
     scale: float = 0.0
-    """Unit of a number, so that its error is near 1; 0 = no number."""
+    """Unit of a number, chosen so that errors are near 1. 0 if the column is not a number."""
     centre: float = 0.0
-    """A number is taught as (value - centre) / scale."""
+    """The target of a number is (value - centre) / scale."""
 
     @property
     def num_outputs(self) -> int:
-        """Numbers that the head gives for it."""
+        """Number of outputs of the target's head."""
         return len(self.classes) or 1
 
     def encode(self, values: Sequence[object]) -> Tensor:
-        """Values of the column as float32: the class's index, 0 or 1, or the scaled number; NaN where unknown or not among the classes."""
+        """Return the column's values as float32: class index, 0 or 1, or scaled number.
+
+        Unknown values and values outside the classes are NaN.
+        """
         if self.classes:
             index = {name: float(number) for number, name in enumerate(self.classes)}
             return torch.tensor([index.get(_text(value), math.nan) for value in values])
@@ -137,24 +160,28 @@ class AuxiliaryTarget:
         return (numbers - self.centre) / self.scale if self.scale else numbers
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """One loss per image, 0 where the target is NaN: B O, B -> B."""
+        """Return one loss per image `(B,)`, 0 where the target is NaN.
+
+        Args:
+            outputs: Outputs of the head, `(B, num_outputs)`.
+            targets: Encoded targets, `(B,)`.
+        """
         if self.classes:
-            known = ~targets.isnan()
-            index = torch.where(known, targets, 0).long()
-            return (
-                F.cross_entropy(torch.where(known[:, None], outputs, 0), index, reduction="none")
-                * known
-                / math.log(len(self.classes))
-            )
+            is_labelled = ~targets.isnan()
+            index = torch.where(is_labelled, targets, 0).long()
+            losses = F.cross_entropy(torch.where(is_labelled[:, None], outputs, 0), index, reduction="none")
+            return losses * is_labelled / math.log(len(self.classes))
         if self.scale:
-            return ignore_unknown_labels(
-                lambda predicted, wanted: F.smooth_l1_loss(predicted, wanted, reduction="none")
-            )(outputs[:, 0], targets)
+            return ignore_unknown_labels(_smooth_l1)(outputs[:, 0], targets)
         return bce()(outputs[:, 0], targets)
 
 
+def _smooth_l1(predictions: Tensor, targets: Tensor) -> Tensor:
+    return F.smooth_l1_loss(predictions, targets, reduction="none")
+
+
 def _text(value: object) -> str:
-    """5.0 and "5" alike."""
+    """Return the text of a value, the same for 5.0 and "5"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -167,13 +194,16 @@ AUXILIARY_TARGETS: Mapping[str, AuxiliaryTarget] = {
         AuxiliaryTarget("biopsy"),
         AuxiliaryTarget("difficult_negative_case"),
         AuxiliaryTarget("view", classes=("CC", "MLO")),
-        AuxiliaryTarget("age", centre=58.0, scale=12.0),  # years: mean and deviation of a screened population
+        AuxiliaryTarget("age", centre=58.0, scale=12.0),  # years: mean and standard deviation of a screened population
     )
 }
 
 
 class AuxiliaryHeads(nn.Module):
-    """A linear head per target on the model's pooled features. Used in training only: no target is ever an input, nor part of a package."""
+    """One linear head per auxiliary target on the model's pooled features.
+
+    The heads are used in training only: targets are never an input, and the heads are not part of a package.
+    """
 
     def __init__(self, dim: int, names: Sequence[str]) -> None:
         super().__init__()
@@ -181,9 +211,13 @@ class AuxiliaryHeads(nn.Module):
         self.heads = nn.ModuleDict({target.name: nn.Linear(dim, target.num_outputs) for target in self.targets})
 
     def forward(self, features: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each image for each target, 0 where it is unknown: B D, B A -> B A.
+        """Return the loss of each image for each target `(B, A)`, 0 where the target is unknown.
 
-        Their mean is over all images, so that a target that few images know pulls no harder than those few.
+        The caller averages over all images, so that a target which few images have gets a weight in proportion.
+
+        Args:
+            features: Pooled features, `(B, D)`.
+            targets: Encoded targets, `(B, A)`.
         """
         outputs = [(target, self.heads[target.name](features).float()) for target in self.targets]
         return torch.stack(

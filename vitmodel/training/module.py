@@ -1,4 +1,4 @@
-"""The LightningModule that joins model, loss and metrics. Knows no file, no table and no split."""
+"""LightningModules that combine model, loss and metrics, for classification and for masked autoencoding."""
 
 from __future__ import annotations
 
@@ -37,42 +37,58 @@ EPOCH_METRICS = {
     "pf1": "pf1",
 }
 History = dict[str, list[tuple[int, float]]]
-StepOutputs = tuple[Tensor, Tensor, Tensor, Tensor]  # logit, label, loss, row of each image or breast: B, B, B, B
+StepOutputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Logit, label, loss and row of each image or breast, `(B,)` each."""
 
 
 class TrainingModule(L.LightningModule):
-    """What every training shares: randomness by step, the learning rate by images drawn, steps that are not finite skipped."""
+    """Base class of all trainings: reproducible steps, learning rate by images, and skipping of non-finite steps.
+
+    Args:
+        config: Settings of the training.
+        images_per_epoch: Number of images, or exams, that are sampled in an epoch.
+        history: Receives every logged metric as (epoch, value); it is kept when a run is resumed.
+    """
 
     def __init__(self, config: Any, images_per_epoch: int, history: History) -> None:
-        """`images`, or exams, are drawn in an epoch; `history` receives every logged figure as (epoch, value) and survives a resumption."""
         super().__init__()
         self.config = config
         self.images_per_epoch = images_per_epoch
-        self.images_drawn = 0  # since the start of the training
-        self.accumulated_steps = 0  # steps whose gradients wait for the weights to change
-        self.skip_update = False  # whether they must not
-        self.step_image_names: tuple[str, ...] = ()  # the images of the step at hand
+        self.images_drawn = 0
+        """Number of images since the start of the training."""
+        self.accumulated_steps = 0
+        """Number of steps whose gradients have not been applied yet."""
+        self.skip_update = False
+        """Whether these gradients must be discarded."""
+        self.step_image_names: tuple[str, ...] = ()
+        """Names of the images of the current step."""
         self.history = history
         self.nonfinite_steps: list[tuple[str, ...]] = []
-        """The images' names of each step that was skipped."""
+        """Names of the images of each skipped step."""
 
     def on_train_epoch_start(self) -> None:
         self.images_drawn = self.current_epoch * self.images_per_epoch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.step_image_names = batch.pack.names
-        # A step's randomness depends on its number alone, so that a resumed run repeats what was interrupted.
+        # The seed depends only on the step's number, so that a resumed run repeats the interrupted epoch exactly.
         rank = (self.global_rank,) if self.global_rank else ()
         torch.manual_seed(derive_seed("step", self.config.seed, self.current_epoch, batch_idx, *rank))
 
     def distributed_mean(self, losses: Tensor, batch: Batch) -> Tensor | None:
-        """The loss whose gradient, averaged over the processes, is that of the mean over all their images.
+        """Return the loss whose gradient, averaged over the processes, is that of the mean over all their images.
 
-        One that is not finite changes no weight: Lightning skips the step for None, but several processes must go through it together.
+        A loss that is not finite changes no weight. Lightning skips the step if None is returned, but several processes
+        must complete the step together, so they discard the gradients later.
+
+        Args:
+            losses: Losses of this process, `(B,)`.
+            batch: The batch that they were computed on.
         """
         losses = losses * 0 if batch.is_filler else losses
-        counted, broken = 0 if batch.is_filler else len(losses), not losses.isfinite().all()
-        total = torch.tensor([counted, broken], dtype=torch.float32, device=losses.device)
+        count = 0 if batch.is_filler else len(losses)
+        is_broken = not losses.isfinite().all()
+        total = torch.tensor([count, is_broken], dtype=torch.float32, device=losses.device)
         if world_size() > 1:
             dist.all_reduce(total)
         self.images_drawn += int(total[0])
@@ -86,13 +102,14 @@ class TrainingModule(L.LightningModule):
 
     @property
     def sharded(self) -> bool:
-        """Whether each process has but a part of the weights and of their gradient."""
+        """Whether each process holds only a part of the weights and of their gradients."""
         return isinstance(self.trainer.strategy, FSDPStrategy)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Weigh a short window as a whole one, log the gradient's norm, and skip the step where it is not finite.
+        """Rescale incomplete accumulations, log the gradient norm, and skip the step if it is not finite.
 
-        Lightning divides by ACCUMULATE; the last steps of an epoch may be fewer, and so may those that are left when one was skipped.
+        Lightning divides each loss by `config.accumulate`. Fewer gradients are accumulated at the end of an epoch and
+        after a skipped step.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         if self.accumulated_steps and self.accumulated_steps != self.config.accumulate:
@@ -105,19 +122,18 @@ class TrainingModule(L.LightningModule):
             dist.all_reduce(total)
             norm = total.sqrt()
         self.log("train/gradient_norm", norm)
-        broken = (
-            not norm.isfinite() and self.trainer.scaler is None
-        )  # with fp16 the scaler skips such steps, which belong to its search
-        if broken and not self.skip_update:
+        # With fp16 the scaler skips such steps itself: they are part of its search for a scale.
+        is_broken = not norm.isfinite() and self.trainer.scaler is None
+        if is_broken and not self.skip_update:
             self.nonfinite_steps.append(gather_names(self.step_image_names))
-        if broken or self.skip_update:
+        if is_broken or self.skip_update:
             optimizer.zero_grad(set_to_none=True)
         self.skip_update = False
 
-    def log_epoch_metrics(self, figures: Mapping[str, float]) -> None:
-        """Log an epoch's figures to every logger, and keep them."""
-        self.log_dict(dict(figures))  # the same in every process
-        for name, value in figures.items():
+    def log_epoch_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an epoch to every logger and append them to the history."""
+        self.log_dict(dict(metrics))  # the same in every process
+        for name, value in metrics.items():
             self.history.setdefault(name, []).append((self.current_epoch, value))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -130,10 +146,14 @@ class TrainingModule(L.LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Decay on matrices only; the rate rises over the first images, then falls as a cosine (`model.optimisation`)."""
+        """Return the optimizer, with weight decay on matrices only, and the schedule (`vitmodel.training.optimizer`).
+
+        The learning rate rises during warm-up, then falls as a cosine.
+        """
         config = self.config
 
-        def rate(_: int) -> float:  # by images, for the number of steps is not known before packs are filled
+        def lr_fraction(_: int) -> float:
+            # It depends on images, because the number of steps is not known before packs are filled.
             return warmup_cosine(self.images_drawn / (config.epochs * self.images_per_epoch), config.warmup)
 
         groups = parameter_groups(self, config.lr, config.weight_decay, config.layer_decay)
@@ -141,17 +161,19 @@ class TrainingModule(L.LightningModule):
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
         else:
-            scaled = (
-                self.trainer.precision == "16-mixed"
-            )  # a fused step would undo the scale after the gradient was clipped
-            optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=not scaled)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+            # With a loss scale, a fused step would divide by the scale only after the gradient was clipped.
+            has_loss_scale = self.trainer.precision == "16-mixed"
+            optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=not has_loss_scale)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """As Lightning does, but also with a fused optimizer in bfloat16, which it refuses for the sake of fp16's scale."""
+        """Clip gradients as Lightning does, but also with a fused optimizer in bfloat16.
+
+        Lightning refuses fused optimizers in all 16-bit precisions because of the loss scale, which only fp16 has.
+        """
         if gradient_clip_val and self.sharded:
             root: Any = self.trainer.strategy.model
             root.clip_grad_norm_(gradient_clip_val)
@@ -162,8 +184,17 @@ class TrainingModule(L.LightningModule):
 
 
 class ClassificationModule(TrainingModule):
-    """One logit per image and, with the fusion of exams, per breast and patient; while it learns, auxiliary heads. Metrics over whole
-    epochs at the threshold 0.5, per image or per breast."""
+    """Training of a classifier with one logit per image and, with exam fusion, per breast and patient.
+
+    Auxiliary heads are trained along. Metrics are computed over whole epochs at the threshold 0.5, per image or, with
+    exam fusion, per breast.
+
+    Args:
+        model: The network.
+        config: Settings of the training.
+        images_per_epoch: Number of images, or exams, that are sampled in an epoch.
+        history: Receives every logged metric as (epoch, value).
+    """
 
     def __init__(self, model: Network, config: TrainConfig, images_per_epoch: int, history: History) -> None:
         super().__init__(config, images_per_epoch, history)
@@ -172,15 +203,15 @@ class ClassificationModule(TrainingModule):
         self.loss = make_loss(config.loss, config.smoothing)
         self.step_outputs: dict[str, list[StepOutputs]] = {"train": [], "val": []}
         self.epoch_predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        """Scores, labels and rows of the last epoch by stage, for pictures."""
+        """Scores, labels and rows of the last epoch by stage ("train", "val"), for figures."""
 
     @property
     def frozen(self) -> bool:
-        """Whether the head alone learns at the moment."""
+        """Whether only the head is trained in the current epoch."""
         return self.training and self.current_epoch < self.config.freeze
 
     def features(self, pack: PackedBatch) -> Tensor:
-        """What the heads read: B D. While the body is frozen it neither learns nor is it disturbed."""
+        """Return the pooled features `(B, D)`. A frozen backbone gets no gradient and no dropout."""
         if not self.frozen:
             return self.model.features(pack)
         with torch.no_grad():
@@ -190,53 +221,60 @@ class ClassificationModule(TrainingModule):
         return features
 
     def forward(self, pack: PackedBatch) -> Tensor:
-        """The logit of each of a pack's B images or, with the fusion of exams, of its breast: B."""
+        """Return the logit of each image of the pack or, with exam fusion, of the image's breast: `(B,)`."""
         return self.model.image_and_breast_logits(self.features(pack), pack.metadata)[:, -1]
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         pack = drop_sources(batch.pack, self.config.source_dropout)
-        reading = self.model.encode_segments(pack, batch.lesions) if self.model.segments and not self.frozen else None
-        features = reading.features if reading else self.features(pack)  # B D
-        more = torch.zeros_like(batch.label)
-        if reading:
-            more = more + segments.segment_losses(reading, batch.label, batch.lesions)
+        output = self.model.encode_segments(pack, batch.lesions) if self.model.segments and not self.frozen else None
+        features = output.features if output else self.features(pack)  # (B, D)
+        extra_losses = torch.zeros_like(batch.label)
+        if output:
+            extra_losses = extra_losses + segments.segment_losses(output, batch.label, batch.lesions)
         if self.heads is not None:
-            extra = self.heads(features, batch.targets)  # B A
-            known = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
-            averages = zip(self.config.auxiliary, extra.detach().sum(dim=0) / known, strict=True)
+            auxiliary = self.heads(features, batch.targets)  # (B, A)
+            counts = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
+            averages = zip(self.config.auxiliary, auxiliary.detach().sum(dim=0) / counts, strict=True)
             self.log_dict({f"train/auxiliary/{name}": value for name, value in averages})
-            more = more + self.config.auxiliary_weight * extra.sum(dim=1)
-        return self.distributed_mean(
-            self._losses("train", batch, self.model.apply_heads(features, pack.metadata), more), batch
-        )
+            extra_losses = extra_losses + self.config.auxiliary_weight * auxiliary.sum(dim=1)
+        logits = self.model.apply_heads(features, pack.metadata)
+        return self.distributed_mean(self._losses("train", batch, logits, extra_losses), batch)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        self._losses(
-            "val",
-            batch,
-            self.model.apply_heads(self.features(batch.pack), batch.pack.metadata),
-            torch.zeros_like(batch.label),
-        )
+        logits = self.model.apply_heads(self.features(batch.pack), batch.pack.metadata)
+        self._losses("val", batch, logits, torch.zeros_like(batch.label))
 
-    def _losses(self, stage: str, batch: Batch, said: Logits, more: Tensor) -> Tensor:
-        """One loss per draw: the mean of its images', to which `more` (B) is added, and for an exam that of its breasts' and its own."""
-        logits, labels, rows = said.images[:, 0].float(), batch.label, batch.row  # B
+    def _losses(self, stage: str, batch: Batch, output: Logits, extra_losses: Tensor) -> Tensor:
+        """Return one loss per sample: that of its images and, for an exam, also those of its breasts and its patient.
+
+        Losses of images and of breasts are averaged within the sample.
+
+        Args:
+            stage: "train" or "val"; where the outputs are collected for the metrics of the epoch.
+            batch: The batch.
+            output: Logits of the network for the batch.
+            extra_losses: Losses added to those of the images, `(B,)`.
+        """
+        logits = output.images[:, 0].float()  # (B,)
+        labels = batch.label
+        rows = batch.row
         losses = self.loss(logits, labels)
-        of_draws = group_means(losses + more, batch.indices_by_sample)
-        if said.breasts is not None and said.patients is not None:
-            places = group_by_breast(batch.pack.metadata)
-            logits, rows = said.breasts.float(), batch.row[[each[0] for each in places]]  # G
-            labels = torch.stack([batch.label[each].nan_to_num(-1).max() for each in places])
+        sample_losses = group_means(losses + extra_losses, batch.indices_by_sample)
+        if output.breasts is not None and output.patients is not None:
+            breasts = group_by_breast(batch.pack.metadata)  # image indices of each of G breasts
+            first_images = [images[0] for images in breasts]
+            logits = output.breasts.float()  # (G,)
+            rows = batch.row[first_images]
+            labels = torch.stack([batch.label[images].nan_to_num(-1).max() for images in breasts])
             labels = labels.where(labels >= 0, torch.nan)
-            exams = group_indices(batch.pack.metadata[each[0]].exam for each in places)
             losses = self.loss(logits, labels)
-            patients = torch.stack(
-                [labels[each].max() if (labels[each] != 1).all() else labels.new_ones(()) for each in exams]
-            )
-            of_draws = of_draws + group_means(losses, exams) + self.loss(said.patients.float(), patients)
+            exams = group_indices(batch.pack.metadata[image].exam for image in first_images)
+            patient_labels = torch.stack([_patient_label(labels[exam]) for exam in exams])
+            patient_losses = self.loss(output.patients.float(), patient_labels)
+            sample_losses = sample_losses + group_means(losses, exams) + patient_losses
         if not batch.is_filler:
             self.step_outputs[stage].append((logits.detach(), labels, losses.detach(), rows))
-        return of_draws
+        return sample_losses
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -245,56 +283,68 @@ class ClassificationModule(TrainingModule):
         self._log_epoch("val")
 
     def _log_epoch(self, stage: str) -> None:
-        """Record an epoch's figures under the same names everywhere: <stage>/<figure>."""
+        """Log the metrics of an epoch as <stage>/<metric>."""
         logits, labels, losses, rows = self._gather_step_outputs(stage)
-        finite = np.isfinite(logits) & np.isfinite(labels)
-        logits, labels, losses, rows = logits[finite], labels[finite], losses[finite], rows[finite]
+        is_finite = np.isfinite(logits) & np.isfinite(labels)
+        logits, labels, losses, rows = (column[is_finite] for column in (logits, labels, losses, rows))
         if not len(logits):
             return
         scores = expit(logits)
         self.epoch_predictions[stage] = (scores, labels, rows)
         ranking = RankedUnits(ScoredUnits(labels, scores, np.arange(len(labels))), threshold=0.5)
-        values, counts = ranking.metric_values(), ranking.confusion()
-        figures = (
-            {"loss": float(losses.mean())}
-            | {name: values[metric] for name, metric in EPOCH_METRICS.items()}
-            | asdict(counts)
-        )
-        figures = {f"{stage}/{name}": float(value) for name, value in figures.items()}
+        values = ranking.metric_values()
+        metrics = {"loss": float(losses.mean())}
+        metrics |= {name: values[metric] for name, metric in EPOCH_METRICS.items()}
+        metrics |= asdict(ranking.confusion())
+        metrics = {f"{stage}/{name}": float(value) for name, value in metrics.items()}
         if stage == "train":
-            figures["learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
-        self.log_epoch_metrics(figures)
+            metrics["learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        self.log_epoch_metrics(metrics)
 
     def _gather_step_outputs(self, stage: str) -> list[np.ndarray]:
-        """The epoch's logits, labels, losses and rows, from all processes."""
-        mine = [torch.cat(column).cpu().numpy() for column in zip(*self.step_outputs[stage], strict=True)] or [
-            np.empty(0)
-        ] * 4
+        """Return the logits, labels, losses and rows of the epoch, from all processes."""
+        own = [torch.cat(column).cpu().numpy() for column in zip(*self.step_outputs[stage], strict=True)]
+        if not own:
+            own = [np.empty(0)] * 4
         self.step_outputs[stage].clear()
         if world_size() == 1:
-            return mine
-        each: list[Any] = [None] * world_size()
-        dist.all_gather_object(each, mine)
-        return [np.concatenate(columns) for columns in zip(*each, strict=True)]
+            return own
+        outputs_by_rank: list[Any] = [None] * world_size()
+        dist.all_gather_object(outputs_by_rank, own)
+        return [np.concatenate(columns) for columns in zip(*outputs_by_rank, strict=True)]
+
+
+def _patient_label(breast_labels: Tensor) -> Tensor:
+    """Return 1 if a breast of the patient is positive, NaN if one is unknown and none positive, else 0."""
+    if (breast_labels != 1).all():
+        return breast_labels.max()
+    return breast_labels.new_ones(())
 
 
 def group_means(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """The mean of each group: B -> one per group."""
-    return torch.stack([values[list(each)].mean() for each in groups])
+    """Return the mean of each group of indices into `values` `(B,)`, one value per group."""
+    return torch.stack([values[list(indices)].mean() for indices in groups])
 
 
 def drop_sources(pack: PackedBatch, share: float) -> PackedBatch:
-    """The pack with this share of its images' sources, drawn one by one, made unknown."""
-    hidden = (torch.rand(len(pack), len(pack.metadata[0].sources)) < share).tolist()
-    metadata = [
-        replace(known, sources=tuple(0 if hide else value for value, hide in zip(known.sources, row, strict=True)))
-        for known, row in zip(pack.metadata, hidden, strict=True)
-    ]
+    """Return the pack with each source of each image set to unknown (0) with probability `share`."""
+    is_hidden = (torch.rand(len(pack), len(pack.metadata[0].sources)) < share).tolist()
+    metadata = []
+    for image, flags in zip(pack.metadata, is_hidden, strict=True):
+        sources = tuple(0 if hidden else value for value, hidden in zip(image.sources, flags, strict=True))
+        metadata.append(replace(image, sources=sources))
     return replace(pack, metadata=tuple(metadata))
 
 
 class MaePretrainer(TrainingModule):
-    """Masked autoencoding: the mean squared error of what was hidden and painted."""
+    """Pretraining by masked autoencoding: the mean squared error of the masked patches' reconstruction.
+
+    Args:
+        model: The masked autoencoder.
+        config: Settings of the training.
+        images_per_epoch: Number of images that are sampled in an epoch.
+        history: Receives every logged metric as (epoch, value).
+    """
 
     def __init__(
         self, model: MaskedAutoencoder, config: PretrainConfig, images_per_epoch: int, history: History
@@ -304,7 +354,7 @@ class MaePretrainer(TrainingModule):
         self.errors: list[Tensor] = []
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
-        losses = self.model(batch.pack)  # B
+        losses = self.model(batch.pack)  # (B,)
         self.errors.append(losses.detach()[: 0 if batch.is_filler else None])
         return self.distributed_mean(losses, batch)
 

@@ -1,4 +1,4 @@
-"""From a trained model to its package: out-of-sample scores, calibration, threshold and the model card."""
+"""Package a trained model: out-of-sample scores, calibration, threshold and the model card."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ from vitmodel.training.trainer import system_info
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path
 
 AGGREGATE = "mean_logit"
-"""How a breast's images make its score: what is fitted to breasts then holds for the mean of their logits."""
+"""How the logits of a breast's images are combined. Calibration and threshold hold for this combination."""
 
 
 def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray) -> ScoredUnits:
-    """The rows' breasts, scored by the mean logit of their images (fusion gives all of them the breast's own); those that could not be
-    read (NaN) are left out."""
-    rows, logits = rows[np.isfinite(logits)], logits[np.isfinite(logits)]
-    return ScoredUnits(rows[LABEL].to_numpy(), expit(logits), rows["patient_id"].to_numpy()).aggregate(
-        breast_ids(rows), AGGREGATE
-    )
+    """Return the breasts of the rows, scored by the mean logit of their images.
+
+    Args:
+        rows: Rows of the manifest, one per image.
+        logits: Logit of each row; NaN for unreadable images, which are left out. With exam fusion all images of a
+            breast have the logit of the breast.
+    """
+    is_readable = np.isfinite(logits)
+    rows = rows[is_readable]
+    images = ScoredUnits(rows[LABEL].to_numpy(), expit(logits[is_readable]), rows["patient_id"].to_numpy())
+    return images.aggregate(breast_ids(rows), AGGREGATE)
 
 
 def write_table(rows: pd.DataFrame, logits: np.ndarray, path: Path) -> None:
-    """What the models say of images that they did not learn from: raw scores, before any calibration; empty = unreadable."""
+    """Write out-of-sample scores as CSV: raw scores before calibration, empty for unreadable images."""
     columns = ["image_id", "patient_id", "laterality", "view", "fold", LABEL]
     with atomic_path(path) as temporary:
         rows[columns].assign(score=expit(logits)).to_csv(temporary, index=False)
@@ -52,24 +57,34 @@ def write_package(
     history: History,
     reached: str,
 ) -> None:
-    """Write the package, calibrated and with its threshold chosen on `breasts`: raw scores by models that did not learn from them."""
+    """Fit calibration and threshold, and write the package and its model card.
+
+    Args:
+        config: Settings of the training.
+        models: The trained model, or the models of all folds.
+        breasts: Breasts with out-of-sample raw scores, on which calibration and threshold are fitted.
+        data: Fingerprint of the training data.
+        preprocessing: Preprocessing of the crops.
+        history: Logged metrics.
+        reached: Sentence about the performance that was reached; printed and quoted in the model card.
+    """
     logits = to_logit(breasts.scores)
-    fitted = calibration.fit(config.calibration, breasts.labels, logits)
-    threshold = choose_threshold(breasts.labels, fitted.apply(logits), config.objective, config.sensitivity)
+    calibrator = calibration.fit(config.calibration, breasts.labels, logits)
+    threshold = choose_threshold(breasts.labels, calibrator.apply(logits), config.objective, config.sensitivity)
     decision = {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "threshold": threshold}
-    here = system_info()
+    system = system_info()
     contents = {
         "label": LABEL,
         "preprocessing": preprocessing.to_json(),
         "packed": config.packed,
         "flip": config.flip_average,
-        "calibration": fitted.to_dict() | {"level": "breast"},
+        "calibration": calibrator.to_dict() | {"level": "breast"},
         "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
         "data": data,
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
-        "versions": here["versions"],
-        "code_sha256": here["code_sha256"],
+        "versions": system["versions"],
+        "code_sha256": system["code_sha256"],
     }
     save_package(config.run / "package", models, contents, model_card(config, contents, reached))
     print(f"{reached}\npackage: {config.run / 'package'}")
@@ -82,7 +97,10 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
         for name, counts in contents["data"]["splits"].items()
     )
     if config.folds:
-        kind = f"An ensemble of {config.folds} Vision Transformers, one per fold, that gives the mean of their logits per cropped mammogram"
+        kind = (
+            f"An ensemble of {config.folds} Vision Transformers, one per fold, "
+            f"that gives the mean of their logits per cropped mammogram"
+        )
         where = "patients of the fold that each member was not trained on"
         caution = "This is the performance of single members; the ensemble itself was not measured on any patient."
     else:
@@ -90,13 +108,14 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
         where = "validation patients"
         caution = (
             "This figure also selected the epoch and is therefore optimistic; for figures on patients\n"
-            "that played no part in training, run `vitmodel evaluate`."
+            "that were not used in training, run `vitmodel evaluate`."
         )
     score = (
-        "the logit that the fusion of all images of the exam gives the breast"
+        "the logit of the breast from the fusion of all images of the exam"
         if config.fusion
         else "the mean logit of its images"
     )
+    objective = describe_objective(config.objective, config.sensitivity)
     return f"""# {config.model}: breast cancer score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
@@ -104,7 +123,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
 {kind}.
 The probability of a breast is {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. The decision threshold is
-{contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {describe_objective(config.objective, config.sensitivity)}.
+{contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {objective}.
 
 | split | patients | images | cancer images |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-"""Lightning's trainer as every training uses it: devices, precision, checkpoints and loggers."""
+"""Set-up of Lightning's trainer: devices, precision, checkpoints, loggers and run folders."""
 
 from __future__ import annotations
 
@@ -45,32 +45,39 @@ PACKAGE = Path(__file__).resolve().parents[1]
 """The source folder of vitmodel, whose hash is logged with each run."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STARTED = f"**/{LAST_CHECKPOINT.parent}"
-"""Glob pattern of what a training creates at its first step: before that, a refused run leaves nothing behind."""
+"""Glob pattern of the folder that a training creates at its first step. Runs refused earlier leave nothing behind."""
 FSDP_WRAP_CLASSES = {Block, Head, AuxiliaryHeads, ExamFusion}
-"""What FSDP gathers at a time: a block; and, apart from the body, which may be frozen, what learns nevertheless."""
+"""Modules that FSDP gathers as a unit: blocks, and the parts that are trained even with a frozen backbone."""
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the one process, or the first of several, by the environment that their starter set: the one that writes files."""
+    """Return whether this is the only process or the first of several, the one that writes files.
+
+    The rank is read from the environment that the launcher of the processes set.
+    """
     return getattr(rank_zero.rank_zero_only, "rank", 0) == 0
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that replace the previous one only when they are whole, and that never unpickle code when read."""
+    """Checkpoint files that replace the previous one only when they are complete.
+
+    `fit` reads them with `weights_only=True`, so that loading never runs code.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         with atomic_path(path) as temporary:
             try:
                 torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # what torch makes of a full disk
-                free = shutil.disk_usage(Path(path).parent).free
+            except RuntimeError as error:  # torch raises it if the disk is full
+                free = shutil.disk_usage(Path(path).parent).free / 1e6
                 raise VitmodelError(
-                    f"cannot write {path} ({error}; {free / 1e6:.0f} MB are free there); earlier ones are whole: make room, then --resume"
+                    f"cannot write {path} ({error}; {free:.0f} MB are free there); earlier checkpoints are intact: "
+                    f"free some disk space, then continue with --resume"
                 ) from error
 
 
 class StartMarker(Callback):
-    """Create the folder of checkpoints after the first step: from then on a run that fails keeps its folder."""
+    """Create the folder of checkpoints after the first step. From then on a run that fails keeps its folder."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / LAST_CHECKPOINT.parent
@@ -96,50 +103,55 @@ def start_or_resume(verb: str, config: TrainingConfig, run: Path, data: str = ""
     Raises:
         UsageError: The folder holds a run, and `resume` is off, or that run has other settings or other data.
     """
-    recipe, checkpoint = run / f"{verb}.yaml", run / LAST_CHECKPOINT
-    here = system_info() | {"precision": resolve_precision(config), "data_sha256": data}
+    recipe = run / f"{verb}.yaml"
+    checkpoint = run / LAST_CHECKPOINT
+    system = system_info() | {"precision": resolve_precision(config), "data_sha256": data}
     if is_rank_zero():
-        text = to_yaml(verb, replace(config, resume=False), recipe)
+        settings = to_yaml(verb, replace(config, resume=False), recipe)
         if recipe.exists():
             if not config.resume:
                 raise UsageError(f"{run} already holds a run; continue it with --resume or choose another folder")
-            changed = [
-                new for old, new in zip(recipe.read_text().splitlines(), text.splitlines(), strict=False) if old != new
-            ]
-            if changed:
-                raise UsageError(
-                    f"{recipe}: the run was started with other settings than {', '.join(changed)}; resume it with the same settings"
-                )
-            before = here | json.loads((run / "system.json").read_text())
-            if before["data_sha256"] != data:
-                raise UsageError(
-                    f"{run}: the images, labels or splits have changed since the run was started; choose another folder"
-                )
-            for what in ("precision", "code_sha256"):
-                if before[what] != here[what]:  # such as `auto` on another machine
-                    logger.warning(
-                        "%s: %s was %s and is now %s; the resumed run may differ in the last bits",
-                        run,
-                        what,
-                        before[what],
-                        here[what],
-                    )
-        write_atomic(run / "system.json", to_json(here))
-        write_atomic(recipe, text)
+            _check_resumable(run, recipe, settings, system)
+        write_atomic(run / "system.json", to_json(system))
+        write_atomic(recipe, settings)
         if not (run / "run_id").exists():
-            write_atomic(
-                run / "run_id", os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex) + "\n"
-            )  # a sweep names its runs
+            run_id = os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex)  # sweeps set the id of their runs
+            write_atomic(run / "run_id", run_id + "\n")
     return checkpoint if checkpoint.exists() else None
 
 
+def _check_resumable(run: Path, recipe: Path, settings: str, system: dict[str, Any]) -> None:
+    """Raise UsageError if the run has other settings or data; warn if its precision or code has changed."""
+    lines = zip(recipe.read_text().splitlines(), settings.splitlines(), strict=False)
+    changed = [new for old, new in lines if old != new]
+    if changed:
+        raise UsageError(
+            f"{recipe}: the run was started with other settings than {', '.join(changed)}; "
+            f"resume it with the same settings"
+        )
+    previous = system | json.loads((run / "system.json").read_text())
+    if previous["data_sha256"] != system["data_sha256"]:
+        raise UsageError(
+            f"{run}: the images, labels or splits have changed since the run was started; choose another folder"
+        )
+    for name in ("precision", "code_sha256"):
+        if previous[name] != system[name]:  # such as precision `auto` on another machine
+            logger.warning(
+                "%s: %s was %s and is now %s; the resumed run may differ in the last bits",
+                run,
+                name,
+                previous[name],
+                system[name],
+            )
+
+
 def next_epoch(checkpoint: Path | None) -> int:
-    """The epoch that comes after a checkpoint."""
+    """Return the epoch that follows a checkpoint, 0 without a checkpoint."""
     return torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint else 0
 
 
 def system_info() -> dict[str, Any]:
-    """The machine, the versions and, as one hash, the code that a run depends on."""
+    """Return the machine, the versions of vitmodel and its dependencies, and a hash of vitmodel's source code."""
     cuda = torch.cuda.is_available()
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py"))))
     packages = ("torch", "lightning", "numpy", "opencv-python-headless", "pydicom")
@@ -154,21 +166,34 @@ def system_info() -> dict[str, Any]:
 
 
 def resolve_precision(config: TrainingConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """The arithmetic that training on the device does best with, unless one is asked for: on a CPU 32 bits, as bfloat16 saves little time
-    on small crops (dev/LOG.md). Raises UsageError for fp16 on a CPU, which has no scaler, and as `resolve_device` does."""
-    device, wanted = resolve_device(config.device), config.precision
-    if wanted == "auto":
-        wanted = (
-            "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        )
-    if wanted == "fp16" and device == "cpu":
+    """Return Lightning's name of the requested precision, by default the best one for the device.
+
+    The default on a CPU is 32 bits, because bfloat16 saves little time on small crops (dev/LOG.md).
+
+    Raises:
+        UsageError: The device is not available, or fp16 was requested on a CPU, for which there is no gradient scaler.
+    """
+    device = resolve_device(config.device)
+    precision = config.precision
+    if precision == "auto":
+        precision = _best_precision(device)
+    if precision == "fp16" and device == "cpu":
         raise UsageError("precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
-    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[wanted]  # type: ignore[return-value]
+    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]  # type: ignore[return-value]
+
+
+def _best_precision(device: str) -> Literal["fp32", "bf16", "fp16"]:
+    if device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 class ShardedPrecision(FSDPPrecision):
-    """The arithmetic of sharded models is that of whole ones, autocast over weights of 32 bits. Lightning would cast weights and batches,
-    labels and all, to 16, and to that end rebuild packs, which are frozen."""
+    """Precision of sharded models: autocast over 32-bit weights, as for unsharded models.
+
+    Lightning would cast weights and batches, labels included, to 16 bits, and for this rebuild packs, which are frozen
+    dataclasses.
+    """
 
     @property
     def mixed_precision_config(self) -> MixedPrecision:
@@ -179,7 +204,7 @@ class ShardedPrecision(FSDPPrecision):
 
 
 def resolve_strategy(config: TrainingConfig) -> Strategy | str:
-    """How several processes share the work."""
+    """Return Lightning's strategy for the configured number of processes."""
     if config.devices * config.nodes == 1:
         return "auto"
     if config.strategy == "fsdp":
@@ -188,7 +213,16 @@ def resolve_strategy(config: TrainingConfig) -> Strategy | str:
 
 
 def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) -> L.Trainer:
-    """The trainer with our loggers, checkpoints and monitors, and `callbacks` before them."""
+    """Return a trainer with loggers, checkpoints and monitors.
+
+    Args:
+        config: Settings of the training.
+        run: The run folder.
+        callbacks: Additional callbacks, called before the monitors.
+
+    Raises:
+        UsageError: The device, precision or logger is not available.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loggers = build_loggers(config, run)
     monitors = [
@@ -225,9 +259,8 @@ def fit(
     if learner.config.compile:
         compile_blocks(learner)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module="lightning"
-        )  # advice on hardware and worker counts that the flags already settle
+        # Lightning's advice on hardware and worker counts is redundant, because flags set both.
+        warnings.filterwarnings("ignore", module="lightning")
         try:
             trainer.fit(learner, train, val, ckpt_path=checkpoint, weights_only=True)
         except VitmodelError:
@@ -237,14 +270,20 @@ def fit(
 
 
 def finish_wandb(trainer: L.Trainer, exit_code: int = 0) -> None:
-    """End the run of Weights & Biases: otherwise the next training of this process, such as another fold, would log into it."""
-    for each in trainer.loggers:
-        if isinstance(each, WandbLogger):
-            each.experiment.finish(exit_code=exit_code)
+    """End the run of Weights & Biases, so that the next training in this process (another fold) gets its own."""
+    for run_logger in trainer.loggers:
+        if isinstance(run_logger, WandbLogger):
+            run_logger.experiment.finish(exit_code=exit_code)
 
 
 def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
-    """TensorBoard always, Weights & Biases unless it is off; both get the same names, the settings, and RUN/system.json."""
+    """Return the loggers: TensorBoard always, Weights & Biases unless it is off.
+
+    Both receive the same metric names, the settings and RUN/system.json.
+
+    Raises:
+        UsageError: Weights & Biases is to be used online without an API key.
+    """
     loggers: list[Logger] = [TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False)]
     if config.wandb == "online" and not has_wandb_key():
         raise UsageError("wandb: no API key is set; set WANDB_API_KEY, run `wandb login`, or use --wandb offline")
@@ -255,13 +294,13 @@ def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
         loggers.append(WandbLogger(project="vitmodel", name=run.name, id=identifier, save_dir=run, offline=offline))
     if is_rank_zero():
         settings = plain(config) | {"system": json.loads((run / "system.json").read_text())}
-        for each in loggers:
-            each.log_hyperparams(settings)
+        for run_logger in loggers:
+            run_logger.log_hyperparams(settings)
     return loggers
 
 
 def has_wandb_key() -> bool:
-    """Whether an API key is set in the environment or was stored by `wandb login`."""
+    """Return whether an API key is set in the environment or was stored by `wandb login`."""
     try:
         stored = netrc.netrc().authenticators("api.wandb.ai")
     except (OSError, netrc.NetrcParseError):
