@@ -14,7 +14,7 @@ import joblib
 
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.jobs.workers import TIME_LIMIT, process_per_thread
-from vitmodel.utils import progress
+from vitmodel.utils import import_extra, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,20 +85,17 @@ def _in_threads(function: Callable[[Item], Result], items: Iterable[Item], jobs:
 @contextlib.contextmanager
 def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
     """joblib's dask backend on the cluster at `scheduler`, or on `jobs` local worker processes where that is empty."""
-    try:
-        import dask
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise UsageError("backend: dask needs the extra `cluster`: pip install 'vitmodel[cluster]'") from None
+    dask = import_extra("dask", "cluster", "backend")
+    distributed = import_extra("distributed", "cluster", "backend")
     with contextlib.ExitStack() as stack:
         if not scheduler:
             # distributed would leave OMP_NUM_THREADS=1 in this process's environment, and what it starts later would compute otherwise
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
             scheduler = stack.enter_context(
-                LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+                distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
             ).scheduler_address
         try:
-            stack.enter_context(Client(scheduler, timeout=10))
+            stack.enter_context(distributed.Client(scheduler, timeout=10))
         except OSError as error:
             raise UsageError(f"scheduler: no dask scheduler answers at {scheduler}: {error}") from None
         stack.enter_context(joblib.parallel_config(backend="dask"))

@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitmodel.config.choices import EXPLANATIONS, load_choice
-from vitmodel.errors import UsageError
 from vitmodel.model import packed_attention
 from vitmodel.model.network import Network
 from vitmodel.model.packed_batch import PackedBatch
 from vitmodel.model.vit import DENSE_LAYOUT, SequenceLayout
+from vitmodel.utils import import_extra
 
 METHODS = tuple(EXPLANATIONS)
 """Names of the methods that `explain` accepts."""
@@ -260,8 +260,4 @@ def _per_patch(image: PackedBatch, found: Tensor) -> Tensor:
 
 
 def _captum() -> Any:
-    try:
-        from captum import attr
-    except ImportError:
-        raise UsageError("explain: this method needs the extra `explain`: pip install 'vitmodel[explain]'") from None
-    return attr
+    return import_extra("captum", "explain", "explain").attr

@@ -13,7 +13,6 @@ have channels, and make values, many times as large as others, which eight bits 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import tempfile
 import warnings
@@ -32,7 +31,7 @@ from vitmodel.model.network import Network
 from vitmodel.model.packed_attention import PackedLayout
 from vitmodel.model.packed_batch import PackedBatch
 from vitmodel.model.vit import DENSE_LAYOUT, SequenceLayout, ViT
-from vitmodel.utils import atomic_path
+from vitmodel.utils import atomic_path, import_extra
 
 GraphInputs = dict[str, np.ndarray]
 
@@ -246,10 +245,7 @@ def _openvino(path: Path) -> Callable[[GraphInputs], np.ndarray]:
 
 def _import_extras(*modules: str) -> list[Any]:
     """The modules of the extra `export`. Raises UsageError where one is not installed."""
-    try:
-        return [importlib.import_module(module) for module in modules]
-    except ImportError as error:
-        raise UsageError(f"runtime: {error.name} is not installed; pip install 'vitmodel[export]'") from None
+    return [import_extra(module, "export", "runtime") for module in modules]
 
 
 def _write_weights_hash(path: Path, weights: str) -> None:

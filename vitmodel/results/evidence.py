@@ -12,8 +12,9 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
 from pydicom.valuerep import DA, TM
 
-from vitmodel.errors import ImageRefusedError, UsageError
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom_reading import read_dataset
+from vitmodel.utils import import_extra
 
 # highdicom warns of person names of one part, and prints them; no name belongs into a log.
 warnings.filterwarnings("ignore", module=r"highdicom\.")
@@ -91,8 +92,5 @@ def make_deidentifier(seed: str) -> Deidentifier:
 
     Raises UsageError where dicognito is not installed.
     """
-    try:
-        from dicognito.anonymizer import Anonymizer
-    except ImportError:
-        raise UsageError("deidentify: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
-    return Anonymizer(seed=seed).anonymize
+    anonymizer = import_extra("dicognito.anonymizer", "dicom", "deidentify")
+    return anonymizer.Anonymizer(seed=seed).anonymize

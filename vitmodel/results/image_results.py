@@ -11,11 +11,11 @@ import pandas as pd
 from pydicom import Dataset
 
 from vitmodel.config import Preprocessing
-from vitmodel.errors import ImageRefusedError, UsageError
+from vitmodel.errors import ImageRefusedError
 from vitmodel.results.evidence import Software, make_deidentifier, read_source_header
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
-from vitmodel.utils import atomic_path, write_atomic
+from vitmodel.utils import atomic_path, import_extra, write_atomic
 
 Region = list[list[float]]
 
@@ -53,10 +53,7 @@ class ResultWriter:
         )
         self.deidentify = make_deidentifier(secret) if secret else None
         if dicom:
-            try:
-                import highdicom  # noqa: F401 (asked for at once, not after an hour of scoring)
-            except ImportError:
-                raise UsageError("dicom: needs the extra `dicom`: pip install 'vitmodel[dicom]'") from None
+            import_extra("highdicom", "dicom", "dicom")  # fail here rather than after an hour of scoring
 
     def write_explanation(
         self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float
