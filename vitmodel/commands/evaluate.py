@@ -67,8 +67,8 @@ def evaluate(config: EvaluateConfig) -> None:
 def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = print) -> EvaluationReport:
     """Score the chosen rows, measure them against their labels and return the report.
 
-    Writes metrics.json, report.html, the score tables and the model card. The command line and `vitmodel.evaluate` share
-    this function.
+    Writes metrics.json, report.html, the score tables and the model card. The command line and `vitmodel.evaluate`
+    share this function.
 
     Args:
         config: Packages, manifest, output folder and options.
@@ -77,8 +77,7 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
     Raises:
         UsageError: The chosen rows have no labels, or none of their images could be scored.
     """
-    predictor = Predictor(config)
-    scored = score_manifest(config, predictor, say)
+    predictor, scored = score_manifest(config, say)
     report = compose_report(config, predictor, evaluation_of(config, predictor, scored), scored)
     write_metrics(config, scored, report)
     write_report(config.out / "report.html", report)
@@ -93,14 +92,15 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
     return report
 
 
-def score_manifest(config: EvaluateConfig, predictor: Predictor, say: Callable[[str], object]) -> ScoredManifest:
-    """Score the chosen rows of the manifest and write the score tables.
+def score_manifest(config: EvaluateConfig, say: Callable[[str], object]) -> tuple[Predictor, ScoredManifest]:
+    """Load the packages, score the chosen rows of the manifest and write the score tables.
 
     Raises:
         UsageError: The rows have no labels, or all of their images were refused.
     """
     whole = read_manifest(config.manifest)
     table, split = select_split(whole, config.split, str(config.manifest))
+    predictor = Predictor(config)
     for message in check_measurable(table, predictor, config, split):
         say(message)
     rows = predictor.attach(table)
@@ -119,7 +119,8 @@ def score_manifest(config: EvaluateConfig, predictor: Predictor, say: Callable[[
     seen = seen_in_training(images[used], *(member.package["data"] for member in predictor.ensemble.packages))
     for message in describe_training_overlap(seen):
         say(message)
-    return ScoredManifest(whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen)
+    scored = ScoredManifest(whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen)
+    return predictor, scored
 
 
 def write_metrics(config: EvaluateConfig, scored: ScoredManifest, report: EvaluationReport) -> None:
