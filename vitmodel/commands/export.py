@@ -81,8 +81,8 @@ def noise_packs(predictor: Predictor) -> list[PackedBatch]:
     ]
     air = not predictor.ensemble.packed
     return [
-        pack_images([image], model.vit.patch, air=air, metadata=[image_metadata])
-        for image, image_metadata in zip(images, metadata, strict=True)
+        pack_images([image], model.vit.patch, air=air, metadata=[entry])
+        for image, entry in zip(images, metadata, strict=True)
     ]
 
 
