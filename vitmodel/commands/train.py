@@ -41,13 +41,13 @@ MAX_CROPS_SHOWN = 32
 def train(config: TrainConfig) -> None:
     """Train a network and write RUN/package.
 
-    Without folds, the network is trained on the split `train`. Epoch, calibration and threshold are chosen on `val`. The
-    split `test` is not used. With folds, one network per fold is trained on all other folds; calibration and
+    Without folds, the network is trained on the split `train`. Epoch, calibration and threshold are chosen on `val`.
+    The split `test` is not used. With folds, one network per fold is trained on all other folds. Calibration and
     threshold are fitted to the scores that each network gives to its left-out fold.
 
     Raises:
         UsageError: The manifest or the recipe cannot be used, or RUN holds another run.
-        DivergedError: The loss is not finite.
+        DivergedError: The training diverged.
     """
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)

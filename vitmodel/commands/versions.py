@@ -1,4 +1,7 @@
-"""The command `versions`: compare the original recipe's three versions with ours, all trained on one split by patient."""
+"""The command `versions`: train the original recipe's three versions and ours on one split, and compare them.
+
+The split is by patient.
+"""
 
 from __future__ import annotations
 
