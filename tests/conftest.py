@@ -47,7 +47,7 @@ def shared_data() -> Path:
 
 
 def modification_times(folder: Path) -> dict[str, int]:
-    """Return when each file under `folder` was last written; skip files of Weights & Biases, whose service may write."""
+    """Return when each file under `folder` was last written; skip those of W&B, to which its service may write."""
     paths = [path for path in folder.rglob("*") if path.is_file() and "wandb" not in path.parts]
     return {str(path): path.stat().st_mtime_ns for path in paths}
 
