@@ -229,7 +229,7 @@ def test_a_torn_journal_line_is_ignored(tmp_path: Path) -> None:
 def test_a_full_disk_ends_with_a_message_and_loses_nothing(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file system of 128 KiB fills up: the run ends with status 1 and keeps whole files; with more space it resumes."""
+    """A file system of 128 KiB fills up: the run ends with status 1, keeps whole files, and resumes with more space."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)], capture_output=True)

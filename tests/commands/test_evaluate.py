@@ -317,7 +317,7 @@ def two_sites(crops: Path, tmp_path: Path) -> Path:
 
 
 def leave_out_command(manifest: Path, flags: list[str]) -> list[str]:
-    """Return arguments of `vitmodel leave-out` by site with trainings of one epoch; OUT is `out` next to the manifest."""
+    """Return arguments of `vitmodel leave-out` by site, training for one epoch; OUT is `out` next to the manifest."""
     training = " ".join([*flags, "--epochs", "1", "--device", "cpu"])
     command = ["leave-out", str(manifest), str(manifest.parent / "out"), "--by", "site_id"]
     return [*command, "--train", training, "--evaluate", "--replicates 100 --no-audit"]

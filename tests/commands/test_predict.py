@@ -1,4 +1,4 @@
-"""Prediction and evaluation: every caller gets the same scores, refused images get none, and tables keep their order."""
+"""Prediction and evaluation: every caller gets the same scores, refused images get none, tables keep their order."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_run_attaches_rows_and_metadata_once(
 
 
 def test_memory_holds_a_bounded_number_of_crops(predictor: Predictor, crops: Path) -> None:
-    """At most two groups of images and those in the threads are held, so that memory does not grow with their number."""
+    """At most two groups of images and those in the threads are held, so that memory use is bounded."""
     crop_references: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
@@ -165,7 +165,7 @@ def test_any_mix_of_inputs_gives_one_row_each(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Inputs: a file, a folder, a zip, a DICOMDIR, paths on standard input, and missing, empty, damaged or repeated ones."""
+    """Inputs: a file, a folder, a zip, a DICOMDIR, paths on standard input, and missing, empty, damaged or repeated."""
     one, in_folder, in_zip, in_set, listed, *_ = files
     (tmp_path / "folder" / "empty").mkdir(parents=True)
     shutil.copy(in_folder, tmp_path / "folder")
@@ -497,7 +497,7 @@ def test_evaluation_measures_the_test_patients_at_three_levels(run: Path, tmp_pa
 
 
 def test_an_evaluation_reports_undefined_metrics(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Missing positives, unknown labels and crops with other preprocessing are reported, and so are all other metrics."""
+    """Missing positives, unknown labels and crops with other preprocessing are reported, and all other metrics too."""
     table = read_manifest(run / "manifest.csv").query("split == 'test'").copy()
     table["cancer"] = table["cancer"].where(table["cancer"] == 0)
     first = table.index[0]
