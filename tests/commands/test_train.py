@@ -1,4 +1,4 @@
-"""Training: a resumed run equals an uninterrupted one, splits are by patient, unusable input is refused."""
+"""Training: a resumed run equals an uninterrupted one, splits are by patient, loggers agree, bad input is refused."""
 
 from __future__ import annotations
 

@@ -160,10 +160,10 @@ def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredMa
     """Return the measured rows with their scores and aggregation, which the configuration or else the package sets."""
     ensemble = predictor.ensemble
     own = uses_own_aggregation(config, predictor)
-    aggregate = ensemble.aggregation if own else config.aggregate
+    aggregate: str = ensemble.aggregation if own else config.aggregate
     if own and ensemble.fused:
         aggregate = "mean_logit"  # for scores that fusion did not make, such as those of a baseline
-    patient_aggregate = config.patient_aggregate
+    patient_aggregate: str = config.patient_aggregate
     if patient_aggregate == "package":
         patient_aggregate = ensemble.patient_aggregation
     return Evaluation(
@@ -311,7 +311,7 @@ def per_package(predictor: Predictor, describe: Callable[[LoadedPackage], dict[s
     descriptions = [describe(member) for member in predictor.ensemble.packages]
     if len(descriptions) == 1:
         return descriptions[0]
-    facts = {}
+    facts: dict[str, str] = {}
     for number, description in enumerate(descriptions, 1):
         facts |= {f"Package {number}: {name}": value for name, value in description.items()}
     return facts

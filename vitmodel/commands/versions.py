@@ -69,8 +69,8 @@ def training_arguments(config: VersionsConfig) -> dict[str, list[str | Path]]:
     """Return each version's arguments of `vitmodel train`, in the order of training."""
     out = config.out
     recipes = config.recipes or RECIPES / "versions"
-    weights = ["--weights", config.weights] if config.weights else []
-    our_weights = ["--weights", config.our_weights] if config.our_weights else []
+    weights: list[str | Path] = ["--weights", config.weights] if config.weights else []
+    our_weights: list[str | Path] = ["--weights", config.our_weights] if config.our_weights else []
     crops = out / "crops" / "manifest.csv"
     our_crops = out / "our_crops" / "manifest.csv"
     whole = out / "whole" / "manifest.csv"
