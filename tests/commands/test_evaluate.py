@@ -66,7 +66,7 @@ def test_the_subgroups_of_an_attribute_add_up_to_all() -> None:
     groups, skipped = subgroups(table, "cancer")
     one_class = {"Positives, against all negatives", "Negatives, against all positives"}
     for attribute in {group.attribute for group in groups} - one_class:
-        members = sum(group.rows.astype(int) for group in groups if group.attribute == attribute)
+        members = sum(group.mask.astype(int) for group in groups if group.attribute == attribute)
         assert members.tolist() == [1] * len(table)
     assert [g.value for g in groups if g.attribute == "Machine"] == ["0", "1", "2", "unknown"]
     assert [g.value for g in groups if g.attribute == "Age"] == ["40 to 49", "50 to 59", "60 to 69", "70 and above"]
@@ -75,7 +75,7 @@ def test_the_subgroups_of_an_attribute_add_up_to_all() -> None:
 
 def test_invasive_cancers_are_compared_with_all_negatives() -> None:
     table = screening()
-    groups = {(g.attribute, g.value): g.rows for g in subgroups(table, "cancer")[0]}
+    groups = {(g.attribute, g.value): g.mask for g in subgroups(table, "cancer")[0]}
     invasive = groups["Positives, against all negatives", "invasive"]
     np.testing.assert_array_equal(invasive, (table["cancer"] == 0) | (table["invasive"] == 1))
     hard = groups["Negatives, against all positives", "difficult to tell"]
