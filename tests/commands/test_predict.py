@@ -70,11 +70,11 @@ def test_a_run_attaches_rows_and_metadata_once(
         function = getattr(stream, name)
         return lambda *arguments: (calls.append(name), function(*arguments))[1]
 
-    for name in ("rows_of", "about_images"):
+    for name in ("to_manifest_rows", "image_metadata"):
         monkeypatch.setattr(stream, name, counted(name))
     command = ["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path)]
     assert main([*command, "--explain", "rollout"]) == 0
-    assert sorted(calls) == ["about_images", "rows_of"]
+    assert sorted(calls) == ["image_metadata", "to_manifest_rows"]
 
 
 def test_memory_holds_a_bounded_number_of_crops(predictor: Predictor, crops: Path) -> None:
@@ -593,7 +593,7 @@ def test_loading_a_package_imports_neither_compiler_nor_trainer(run: Path) -> No
     """Each of these libraries takes seconds to import."""
     code = (
         "import sys, vitmodel.commands.predict, vitmodel.model.package as p; "
-        f"p.load_members({str(run / 'package')!r}); print(*sys.modules)"
+        f"p.load_models({str(run / 'package')!r}); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
