@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, database=None
-)  # no clock, no files in the checkout
+# examples that do not depend on the clock, and no files in the checkout
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch is imported: one thread per test worker and per process that a test starts
-)
+# set before torch is imported: one thread per test worker and per process that a test starts
+os.environ["OMP_NUM_THREADS"] = "1"
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 """Takes a folder's name and a function that fills the folder; returns the folder."""
@@ -41,30 +39,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real mammograms beside the checkout; the test skips where it is absent."""
+    """Return the folder of real mammograms next to the checkout; skip the test if it does not exist."""
     folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"real mammograms are not at hand: {folder} is absent")
+        pytest.skip(f"the folder of real mammograms does not exist: {folder}")
     return folder
 
 
 def modification_times(folder: Path) -> dict[str, int]:
-    """Return when each file under `folder` was last written, without Weights & Biases' own, which its service writes."""
+    """Return when each file under `folder` was last written; skip those of W&B, to which its service may write."""
     paths = [path for path in folder.rglob("*") if path.is_file() and "wandb" not in path.parts]
     return {str(path): path.stat().st_mtime_ns for path in paths}
 
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeOnce]:
-    """Return a function that fills a folder once per test run: the first worker makes it, the others wait and read it.
+    """Return a function that fills a folder once per test run: the first worker fills it, the others wait and read it.
 
-    At the end, a file in such a folder that was changed, added or removed by a test is an error.
+    If a test has changed, added or removed a file in such a folder, an assertion fails at the end of the run.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def folder_of(name: str, make: Callable[[Path], object]) -> Path:
-        folder, complete = shared / name, shared / f"{name}.complete"
+        folder = shared / name
+        complete = shared / f"{name}.complete"
         with FileLock(shared / f"{name}.lock"):
             if not complete.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # left by a worker that failed halfway
@@ -74,15 +73,15 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeOnce]:
 
     yield folder_of
     for complete in shared.glob("*.complete"):
-        written = json.loads(complete.read_text()).items() ^ modification_times(complete.with_suffix("")).items()
-        assert not written, f"a test wrote into a folder that all tests share: {sorted({path for path, _ in written})}"
+        changed = json.loads(complete.read_text()).items() ^ modification_times(complete.with_suffix("")).items()
+        assert not changed, f"a test wrote into a folder that all tests share: {sorted({path for path, _ in changed})}"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def validation_pictures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Skip the figures that a training draws after each epoch, which take longer than the epoch of a small model.
+    """Turn off the figures that a training draws after each epoch, which take longer than the epoch of a small model.
 
-    The value is a context manager that draws them.
+    The value is a context manager within which they are drawn.
     """
     from vitmodel.training.callbacks import ValidationFigures
 
@@ -101,7 +100,7 @@ def validation_pictures() -> Iterator[Callable[[], AbstractContextManager[None]]
 
 @pytest.fixture(scope="session")
 def release(make_once: MakeOnce) -> Path:
-    """A small synthetic release with faults: 12 patients, 6 of them with a cancer. Read only."""
+    """Return a small synthetic release with faults: 12 patients, 6 of them with a cancer. Do not write to it."""
     from vitmodel.config import Size, SynthConfig
     from vitmodel.phantoms.release import write_release
 
@@ -113,7 +112,7 @@ def release(make_once: MakeOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def crops(release: Path, make_once: MakeOnce) -> Path:
-    """The folder of 64x32 crops that `vitmodel etl` makes of the release. Read only."""
+    """Return the folder of 64x32 crops that `vitmodel etl` makes from the release. Do not write to it."""
     from vitmodel.commands.etl import etl
     from vitmodel.config import ETLConfig, Size
 
@@ -125,7 +124,7 @@ def crops(release: Path, make_once: MakeOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def flags() -> list[str]:
-    """A training short enough for a test; the last value is that of --wandb."""
+    """Return the flags of a training that is short enough for a test; the last value is that of --wandb."""
     return [
         *("--model", "vit_micro", "--epochs", "3", "--tokens", "96", "--val", "0.25", "--test", "0.25"),
         *("--workers", "0", "--drop-path", "0.2", "--wandb", "off"),
@@ -136,7 +135,7 @@ def flags() -> list[str]:
 def run(
     crops: Path, flags: list[str], make_once: MakeOnce, validation_pictures: Callable[[], AbstractContextManager[None]]
 ) -> Path:
-    """A finished run of three epochs, logged to Weights & Biases offline, with all its figures. Read only."""
+    """Return a finished run of three epochs with all its figures, logged to W&B offline. Do not write to it."""
     from vitmodel.cli import main
 
     def make(folder: Path) -> None:
@@ -148,7 +147,10 @@ def run(
 
 @pytest.fixture(scope="session")
 def exported(run: Path, make_once: MakeOnce) -> Path:
-    """The package of `run` with its two ONNX files; beside it in `said.txt`, what the int8 export printed. Read only."""
+    """Return the package of `run` with its two ONNX files. Do not write to it.
+
+    The parent folder holds what the int8 export printed, in `said.txt`.
+    """
     from vitmodel.cli import main
 
     def make(folder: Path) -> None:
@@ -156,16 +158,16 @@ def exported(run: Path, make_once: MakeOnce) -> Path:
         shutil.copytree(run / "package", package)
         eight_bits = ["--precision", "int8", "--calibration", str(run / "manifest.csv"), "--images", "1000"]
         assert main(["export", str(package), str(package / "model.fp32.onnx")]) == 0
-        with redirect_stdout(io.StringIO()) as said:
+        with redirect_stdout(io.StringIO()) as printed:
             assert main(["export", str(package), str(package / "model.int8.onnx"), *eight_bits]) == 0
-        (folder / "said.txt").write_text(said.getvalue())
+        (folder / "said.txt").write_text(printed.getvalue())
 
     return make_once("exported", make) / "package"
 
 
 @pytest.fixture
 def steps_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the steps of a chain (versions, leave-out) in this process, where everything is imported already."""
+    """Run the steps of a chain (versions, leave-out) in this process, which has already imported all modules."""
     from vitmodel import cli
     from vitmodel.jobs import steps
 
@@ -178,7 +180,10 @@ def steps_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def kill_and_resume() -> Callable[[list[str], Path], None]:
-    """Start a training (its arguments, its run folder), kill it after its first checkpoint, and go on to its end."""
+    """Return a function that kills a training after its first checkpoint and resumes it to the end.
+
+    It takes the arguments of `vitmodel` and the run folder.
+    """
     from vitmodel.cli import main
 
     def killed_and_resumed(command: list[str], folder: Path) -> None:

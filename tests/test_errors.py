@@ -11,6 +11,7 @@ import pytest
 
 from vitmodel import errors
 from vitmodel.pixels.verdict import REFUSAL_REASONS
+from vitmodel.utils import import_extra
 
 PACKAGE = Path(errors.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -69,3 +70,10 @@ def test_every_refusal_has_a_documented_reason_code() -> None:
         codes = {value for value in constants if isinstance(value, str)}
         assert codes, f"{name}:{call.lineno}: the code is not a literal"
         assert codes <= set(REFUSAL_REASONS), f"{name}:{call.lineno}"
+
+
+def test_a_missing_extra_is_named_with_the_option_and_the_command_that_installs_it() -> None:
+    with pytest.raises(errors.UsageError) as caught:
+        import_extra("absent.module", "tune", "trials")
+    expected = "trials: needs the extra `tune` (absent is not installed): pip install 'vitmodel[tune]'"
+    assert str(caught.value) == expected

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -13,9 +14,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from vitmodel.errors import VitmodelError
+from vitmodel.errors import UsageError, VitmodelError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -110,6 +112,26 @@ def derive_seed(*parts: object) -> int:
     """
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def import_extra(module: str, extra: str, option: str) -> ModuleType:
+    """Import a module that an optional extra of this package installs.
+
+    Args:
+        module: Dotted name of the module.
+        extra: Name of the extra in pyproject.toml.
+        option: The option or command that needs the module; starts the error message.
+
+    Raises:
+        UsageError: The module or one of its dependencies is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise UsageError(
+            f"{option}: needs the extra `{extra}` ({missing} is not installed): pip install 'vitmodel[{extra}]'"
+        ) from error
 
 
 _bars_shown: ContextVar[bool] = ContextVar("bars_shown", default=True)

@@ -1,4 +1,4 @@
-"""ETL on a dask cluster of separate processes writes the same bytes, even when a worker is killed."""
+"""ETL on a dask cluster of separate processes writes the same bytes, also if a worker is killed."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ pytestmark = pytest.mark.slow  # test_etl has a fast test of a local cluster
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A scheduler and two workers, each a process that nobody restarts: the address and the workers."""
+    """Return the address of a scheduler and its two workers; each is a process that is not restarted."""
     file = tmp_path / "scheduler.json"
-    start = (
-        [sys.executable, "-m", "distributed.cli.dask_scheduler"],
-        [sys.executable, "-m", "distributed.cli.dask_worker"],
-    )
+    start_scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    start_worker = [sys.executable, "-m", "distributed.cli.dask_worker"]
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     common = ["--scheduler-file", str(file), "--no-dashboard"]
-    scheduler = subprocess.Popen([*start[0], *common, "--port", "0", "--host", "127.0.0.1"], **options)
-    own = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--local-directory", str(tmp_path)]
-    workers = [subprocess.Popen([*start[1], *common, *own], **options) for _ in range(2)]
+    scheduler = subprocess.Popen([*start_scheduler, *common, "--port", "0", "--host", "127.0.0.1"], **options)
+    worker_options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1", "--local-directory", str(tmp_path)]
+    workers = [subprocess.Popen([*start_worker, *common, *worker_options], **options) for _ in range(2)]
     try:
         yield address(file), workers
     finally:
@@ -43,7 +41,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
 
 
 def address(file: Path) -> str:
-    """Of the scheduler that is about to write `file`."""
+    """Return the address of the scheduler that will write `file`."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if file.exists() and file.read_text().endswith("}"):
@@ -52,7 +50,7 @@ def address(file: Path) -> str:
     raise TimeoutError(file)
 
 
-def test_files_of_a_killed_worker_are_done_by_another(
+def test_images_of_a_killed_worker_are_cropped_by_another(
     release: Path, crops: Path, tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
 ) -> None:
     scheduler, workers = cluster
@@ -65,7 +63,7 @@ def test_files_of_a_killed_worker_are_done_by_another(
     while len(list(out.rglob("*.png"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)
     workers[0].kill()
-    assert not (out / "manifest.csv").exists()  # it was killed in the midst of the work
+    assert not (out / "manifest.csv").exists()  # the worker was killed before the work was finished
     assert run.wait(timeout=120) == 0
     assert contents(out) == contents(crops)
 

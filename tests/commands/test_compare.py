@@ -1,4 +1,4 @@
-"""DeLong's covariance equals its definition, and paired intervals use that the units are the same."""
+"""DeLong's covariance equals its definition, and paired intervals use the correlation of models on the same units."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ from vitmodel.metrics.scored_units import ScoredUnits
 
 
 def readers(patients: int, units: int, seed: int, gain: float = 0.0) -> list[ScoredUnits]:
-    """Two models that see much the same; scores are rounded, so that some tie."""
+    """Return the scores of two correlated models on the same units; scores are rounded, so that some are tied.
+
+    `gain` is added to the score of positive units by the second model only, before noise and rounding.
+    """
     rng = np.random.default_rng(seed)
-    who = np.repeat(np.arange(patients), units)
-    labels = (rng.random(len(who)) < 0.3).astype(float)
-    shared = labels + rng.normal(size=len(who)) + np.repeat(rng.normal(size=patients), units)
-    scores = [np.round(expit(shared + extra * labels + 0.5 * rng.normal(size=len(who))), 2) for extra in (0, gain)]
-    return [ScoredUnits(labels, each, who) for each in scores]
+    patient = np.repeat(np.arange(patients), units)
+    labels = (rng.random(len(patient)) < 0.3).astype(float)
+    shared = labels + rng.normal(size=len(patient)) + np.repeat(rng.normal(size=patients), units)
+    samples = []
+    for extra in (0, gain):
+        scores = np.round(expit(shared + extra * labels + 0.5 * rng.normal(size=len(patient))), 2)
+        samples.append(ScoredUnits(labels, scores, patient))
+    return samples
+
+
+def placements(sample: ScoredUnits) -> np.ndarray:
+    """Return the kernel of the AUROC for each positive and each negative `(P, N)`: 1 above, 0.5 tied, 0 below."""
+    positives = sample.scores[sample.labels == 1]
+    negatives = sample.scores[sample.labels == 0]
+    return (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
 
 
 def by_definition(samples: list[ScoredUnits]) -> np.ndarray:
-    """Obuchowski's covariance, equations 2 to 5 of the paper, by loops over pairs and clusters."""
-    labels, patients = samples[0].labels, samples[0].patients
-    ones, zeros = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    """Return Obuchowski's covariance, equations 2 to 5 of the paper, by loops over models and clusters."""
+    labels = samples[0].labels
+    patients = samples[0].patients
+    ones = np.flatnonzero(labels == 1)
+    zeros = np.flatnonzero(labels == 0)
     v10, v01, area = [], [], []
     for sample in samples:
-        psi = np.array(
-            [
-                [
-                    float(sample.scores[i] > sample.scores[j]) + 0.5 * (sample.scores[i] == sample.scores[j])
-                    for j in zeros
-                ]
-                for i in ones
-            ]
-        )
+        psi = placements(sample)
         v10.append(psi.mean(axis=1))
         v01.append(psi.mean(axis=0))
         area.append(psi.mean())
@@ -48,17 +55,20 @@ def by_definition(samples: list[ScoredUnits]) -> np.ndarray:
     result = np.zeros((len(samples), len(samples)))
     for r in range(len(samples)):
         for s in range(len(samples)):
-            s10 = s01 = s11 = s11_turned = 0.0
+            s10 = s01 = s11 = s11_transposed = 0.0
             for cluster in clusters:
-                a, b = patients[ones] == cluster, patients[zeros] == cluster
-                sick = [v10[k][a].sum() - a.sum() * area[k] for k in (r, s)]
-                well = [v01[k][b].sum() - b.sum() * area[k] for k in (r, s)]
-                s10, s01 = s10 + sick[0] * sick[1], s01 + well[0] * well[1]
-                s11, s11_turned = s11 + sick[0] * well[1], s11_turned + sick[1] * well[0]
+                a = patients[ones] == cluster
+                b = patients[zeros] == cluster
+                positive = [v10[k][a].sum() - a.sum() * area[k] for k in (r, s)]
+                negative = [v01[k][b].sum() - b.sum() * area[k] for k in (r, s)]
+                s10 += positive[0] * positive[1]
+                s01 += negative[0] * negative[1]
+                s11 += positive[0] * negative[1]
+                s11_transposed += positive[1] * negative[0]
             s10 *= with_ones / ((with_ones - 1) * m)
             s01 *= with_zeros / ((with_zeros - 1) * n)
             scale = len(clusters) / (len(clusters) - 1)
-            result[r, s] = s10 / m + s01 / n + scale * (s11 + s11_turned) / (m * n)
+            result[r, s] = s10 / m + s01 / n + scale * (s11 + s11_transposed) / (m * n)
     return result
 
 
@@ -72,11 +82,11 @@ def test_the_covariance_equals_its_definition(patients: int, units: int) -> None
 
 
 def test_with_one_unit_per_patient_the_variance_equals_delongs() -> None:
-    """Placement variances as in DeLong's paper, by numpy's own variance."""
+    """The reference is the variance of the placements as in DeLong's paper, computed by numpy."""
     sample = readers(60, 1, seed=4)[0]
-    ones, zeros = sample.scores[sample.labels == 1], sample.scores[sample.labels == 0]
-    psi = (ones[:, None] > zeros) + 0.5 * (ones[:, None] == zeros)
-    expected = psi.mean(axis=1).var(ddof=1) / len(ones) + psi.mean(axis=0).var(ddof=1) / len(zeros)
+    psi = placements(sample)
+    positives, negatives = psi.shape
+    expected = psi.mean(axis=1).var(ddof=1) / positives + psi.mean(axis=0).var(ddof=1) / negatives
     assert delong([sample])[1][0, 0] == pytest.approx(expected)
 
 
@@ -96,12 +106,12 @@ def test_p_values_are_uniform_for_equal_models_and_small_for_a_better_one() -> N
 
 def test_a_paired_interval_is_narrower_than_that_of_one_model() -> None:
     first, second = readers(150, 2, seed=0)
-    found = compare(first, second, (0.5, 0.5), replicates=500)
-    alone = delong([first])[1][0, 0] ** 0.5 * 2 * 1.96
-    assert found.differences["auroc"].high - found.differences["auroc"].low < 0.8 * alone
-    assert (found.delong.low, found.delong.high) == pytest.approx(
-        (found.differences["auroc"].low, found.differences["auroc"].high), abs=0.25 * alone
-    )
+    comparison = compare(first, second, (0.5, 0.5), replicates=500)
+    difference = comparison.differences["auroc"]
+    single_width = delong([first])[1][0, 0] ** 0.5 * 2 * 1.96
+    assert difference.high - difference.low < 0.8 * single_width
+    limits = (comparison.delong.low, comparison.delong.high)
+    assert limits == pytest.approx((difference.low, difference.high), abs=0.25 * single_width)
     same = compare(first, first, (0.5, 0.5), replicates=100)
     assert (same.delong.value, same.p_value) == (0, 1)
     assert all(interval.low == interval.high == 0 for interval in same.differences.values())
@@ -109,8 +119,8 @@ def test_a_paired_interval_is_narrower_than_that_of_one_model() -> None:
 
 def test_samples_of_different_units_are_refused() -> None:
     first, second = readers(20, 2, seed=0)
-    turned = ScoredUnits(second.labels[::-1], second.scores[::-1], second.patients[::-1])
+    reversed_units = ScoredUnits(second.labels[::-1], second.scores[::-1], second.patients[::-1])
     with pytest.raises(UsageError, match="same units"):
-        compare(first, turned, (0.5, 0.5), 100)
+        compare(first, reversed_units, (0.5, 0.5), 100)
     with pytest.raises(UsageError, match="two of each"):
         delong_test(*[ScoredUnits([0, 0, 1], [0.1, 0.2, 0.3], list("abc"))] * 2)

@@ -1,4 +1,4 @@
-"""ETL keeps one row per image, and every backend and any interruption give the same bytes."""
+"""ETL writes one row per image, and the same bytes with every backend and after any interruption."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from vitmodel.jobs.journal import Journal, lock_folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every result of a run; the recipe and the journal name its folder and times."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))} | {
-        "manifest": pd.read_csv(folder / "manifest.csv").to_csv().encode()
-    }
+    """Return the bytes of every result of a run, without the recipe and the journal, which hold paths and times."""
+    images = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+    return images | {"manifest": pd.read_csv(folder / "manifest.csv").to_csv().encode()}
 
 
 def test_each_input_row_gives_one_output_row_with_a_status(release: Path, crops: Path) -> None:
-    listed, manifest = pd.read_csv(release / "train.csv", dtype=str), read_manifest(crops / "manifest.csv")
+    listed = pd.read_csv(release / "train.csv", dtype=str)
+    manifest = read_manifest(crops / "manifest.csv")
     assert manifest["image_id"].tolist() == listed["image_id"].tolist()
     np.testing.assert_array_equal(manifest["cancer"], listed["cancer"].astype(float))
     faulty = set(pd.read_csv(release / "faults.csv", dtype=str)["image_id"])
@@ -54,34 +54,40 @@ def test_each_input_row_gives_one_output_row_with_a_status(release: Path, crops:
         assert crop.dtype == np.uint8
 
 
-def test_mirrored_patients_are_found(crops: Path) -> None:
-    """The release's mirroring machine is 49, as RSNA's."""
+def test_a_laterality_mismatch_is_reported_only_for_the_mirroring_machine(crops: Path) -> None:
+    """In the synthetic release, machine 49 mirrors its images, as in RSNA's."""
     manifest = read_manifest(crops / "manifest.csv")
-    doubted = manifest["reason"].fillna("").str.contains("laterality_mismatch")
-    assert set(manifest.loc[doubted, "machine_id"]) <= {"49"}
+    mismatch = manifest["reason"].fillna("").str.contains("laterality_mismatch")
+    assert set(manifest.loc[mismatch, "machine_id"]) <= {"49"}
 
 
-@pytest.mark.parametrize(("backend", "many"), [("auto", 1), ("auto", 1000), ("dask", 1)])
+@pytest.mark.parametrize(("backend", "min_images"), [("auto", 1), ("auto", 1000), ("dask", 1)])
 def test_every_backend_gives_the_same_bytes(
-    backend: str, many: int, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, min_images: int, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend == "dask":
         pytest.importorskip("distributed")
     process_per_thread = Mock(wraps=parallel.process_per_thread)
     monkeypatch.setattr(parallel, "process_per_thread", process_per_thread)
-    monkeypatch.setattr(etl_command, "MIN_IMAGES_FOR_PROCESSES", many)
-    monkeypatch.setattr(etl_command, "MIN_IMAGES_TO_PROBE", many)
+    monkeypatch.setattr(etl_command, "MIN_IMAGES_FOR_PROCESSES", min_images)
+    monkeypatch.setattr(etl_command, "MIN_IMAGES_TO_PROBE", min_images)
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     assert etl(config) == 0
     assert contents(tmp_path) == contents(crops)
-    assert process_per_thread.called == (backend == "auto" and many == 1)
+    assert process_per_thread.called == (backend == "auto" and min_images == 1)
 
 
-@pytest.mark.parametrize(("syntax", "count", "backend"), [
-    (RLELossless, 29, "threads"), (RLELossless, 30, "processes"), (JPEGLosslessSV1, 499, "threads"), (JPEGLosslessSV1, 500, "processes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("syntax", "count", "backend"),
+    [
+        (RLELossless, 29, "threads"),
+        (RLELossless, 30, "processes"),
+        (JPEGLosslessSV1, 499, "threads"),
+        (JPEGLosslessSV1, 500, "processes"),
+    ],
+)
 def test_auto_chooses_processes_where_they_are_faster(syntax: str, count: int, backend: str, crops: Path) -> None:
-    """A file that cannot be read tells nothing."""
+    """The first file does not exist: a file that cannot be read does not affect the choice."""
     manifest = read_manifest(crops / "manifest.csv")
     path = Path(manifest.loc[manifest["transfer_syntax"] == syntax, "source_path"].iloc[0])
     assert etl_command.backend_for([Path("missing"), *[path] * (count - 1)]) == backend
@@ -93,18 +99,18 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
     before = contents(tmp_path)
     done: list[str] = []
 
-    def watch(task: CropTask, preprocessing: Preprocessing) -> dict:
+    def record(task: CropTask, preprocessing: Preprocessing) -> dict:
         done.append(task.image_id)
         return crop_to_png(task, preprocessing)
 
     crop_to_png = etl_command.crop_to_png
-    monkeypatch.setattr(etl_command, "crop_to_png", watch)
+    monkeypatch.setattr(etl_command, "crop_to_png", record)
     etl(config)
     assert done == []
-    victim = read_manifest(tmp_path / "manifest.csv").iloc[1]
-    Path(victim.path).unlink()
+    deleted = read_manifest(tmp_path / "manifest.csv").iloc[1]
+    Path(deleted.path).unlink()
     etl(config)
-    assert done == [victim.image_id]
+    assert done == [deleted.image_id]
     assert contents(tmp_path) == before
     etl(replace(config, size=Size(32, 16)))
     assert len(done) == 1 + len(read_manifest(tmp_path / "manifest.csv"))
@@ -121,63 +127,62 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     backend: str, kills: int, release: Path, crops: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL leaves no time to tidy up."""
+    """The runs are killed by SIGKILL, so that they cannot clean up."""
     config = ETLConfig(source=release, out=tmp_path / "out", size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vitmodel.commands.etl", "vitmodel.pixels.dicom", "vitmodel.reports.etl"])
-    chance, left = random.Random(0), [0]
+    rng = random.Random(0)
+    written = [0]
     for _ in range(kills):
         run = context.Process(target=etl, args=(config,))
         run.start()
-        enough = left[-1] + chance.randint(kills < 20, 50 // kills)
-        while run.is_alive() and len(list(config.out.rglob("[!.]*.png"))) < enough:
+        target = written[-1] + rng.randint(kills < 20, 50 // kills)
+        while run.is_alive() and len(list(config.out.rglob("[!.]*.png"))) < target:
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.01))
+        time.sleep(rng.uniform(0, 0.01))
         run.kill()
         run.join()
-        left.append(len(list(config.out.rglob("[!.]*.png"))))
-    assert len(set(left)) > min(kills, 4) - 1, "the kills missed the work"
-    assert left == sorted(left), "work was lost"
+        written.append(len(list(config.out.rglob("[!.]*.png"))))
+    assert len(set(written)) > min(kills, 4) - 1, "too few runs were killed while they wrote crops"
+    assert written == sorted(written), "a crop of an earlier run was lost"
     assert etl(config) == 0
     assert contents(config.out) == contents(crops)
-    assert not list(config.out.rglob("*.tmp*")), "a killed run's halves"
+    assert not list(config.out.rglob("*.tmp*")), "a killed run left temporary files behind"
 
 
-def crash_on_some(task: CropTask, preprocessing: Preprocessing) -> dict:
+def crash_on_every_23rd_id(task: CropTask, preprocessing: Preprocessing) -> dict:
     if int(task.image_id) % 23 == 0:
         os.abort()
     return etl_command.crop_to_png(task, preprocessing)
 
 
-def test_a_decoder_that_crashes_costs_its_file_only(
+def test_a_decoder_crash_refuses_only_its_own_file(
     release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend="processes", jobs=2)
     original = etl_command.parallel_map
-    monkeypatch.setattr(etl_command, "parallel_map", lambda work, *rest, **options: original(
-        functools.partial(crash_on_some, preprocessing=config.preprocessing), *rest, **options))  # fmt: skip
+    work = functools.partial(crash_on_every_23rd_id, preprocessing=config.preprocessing)
+    monkeypatch.setattr(etl_command, "parallel_map", lambda _, *rest, **options: original(work, *rest, **options))
     assert etl(config) == 0
-    manifest, whole = read_manifest(tmp_path / "manifest.csv"), read_manifest(crops / "manifest.csv")
-    hit = manifest["image_id"].astype(int) % 23 == 0
-    assert hit.any()
-    assert (manifest["reason"][hit] == "failed").all()
-    assert manifest["remark"][hit].str.contains("SIGABRT").all()
-    assert manifest["source_sha256"][~hit].equals(whole["source_sha256"][~hit])
+    manifest = read_manifest(tmp_path / "manifest.csv")
+    expected = read_manifest(crops / "manifest.csv")
+    crashed = manifest["image_id"].astype(int) % 23 == 0
+    assert crashed.any()
+    assert (manifest["reason"][crashed] == "failed").all()
+    assert manifest["remark"][crashed].str.contains("SIGABRT").all()
+    assert manifest["source_sha256"][~crashed].equals(expected["source_sha256"][~crashed])
 
 
 def test_crops_made_by_other_code_are_kept_and_reported(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
-    for code, said in (("older", False), ("newer", True)):
+    for code, reported in (("older", False), ("newer", True)):
         with patch.object(etl_command, "hash_code", lambda code=code: code):
             assert main(command) == 0
-        assert ("another version of vitmodel/pixels" in capsys.readouterr().out) == said
-    assert (
-        main([*command[:2], str(tmp_path / "again"), *command[3:]])
-        == main([*command[:2], str(tmp_path / "again"), *command[3:]])
-        == 0
-    )
+        assert ("another version of vitmodel/pixels" in capsys.readouterr().out) == reported
+    other_folder = [*command[:2], str(tmp_path / "again"), *command[3:]]
+    assert main(other_folder) == main(other_folder) == 0
     assert "another version" not in capsys.readouterr().out
 
 
@@ -190,14 +195,14 @@ def test_two_runs_into_one_folder_are_refused(
 
 
 def test_the_folder_lock_ends_with_its_owner_and_not_with_a_forked_child(tmp_path: Path) -> None:
-    """As a loader's process does for some seconds after its training was killed."""
-    begun, begins = os.pipe()
+    """A loader process can outlive its killed training by some seconds."""
+    read_end, write_end = os.pipe()
     with lock_folder(tmp_path):
         if not (child := os.fork()):
-            os.write(begins, b".")
+            os.write(write_end, b".")
             time.sleep(60)
             os._exit(0)
-        os.read(begun, 1)
+        os.read(read_end, 1)
     try:
         with lock_folder(tmp_path):
             pass
@@ -224,7 +229,7 @@ def test_a_torn_journal_line_is_ignored(tmp_path: Path) -> None:
 def test_a_full_disk_ends_with_a_message_and_loses_nothing(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file system of 128 KiB fills up; the run ends with 1, keeps whole files only, and goes on where there is room."""
+    """A file system of 128 KiB fills up: the run ends with status 1, keeps whole files, and resumes with more space."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)], capture_output=True)
@@ -273,7 +278,7 @@ def test_a_disk_that_fills_up_at_any_file_ends_with_a_message(
 def test_a_journal_that_cannot_grow_ends_with_a_message(
     release: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The kernel's limit on the size of a file stands in for a disk that is full when a line is half written."""
+    """A limit on file sizes (RLIMIT_FSIZE) has the same effect as a disk that fills up in the middle of a line."""
     command = ["etl", str(release), str(tmp_path), "--size", "64x32"]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))

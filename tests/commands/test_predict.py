@@ -1,4 +1,4 @@
-"""Prediction and evaluation: all callers get the same scores, refused images get none, tables keep their order."""
+"""Prediction and evaluation: every caller gets the same scores, refused images get none, tables keep their order."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_batched_scores_equal_single_scores(run: Path, predictor: Predictor, cro
 
 
 def test_a_crop_of_etl_and_its_source_get_the_same_score(predictor: Predictor, release: Path, crops: Path) -> None:
-    """The package cuts as training did, whatever way an image comes."""
+    """The package crops as training did, also if it starts from the source file."""
     cropped = read_manifest(crops / "manifest.csv")
     sources = read_release(release)
     pd.testing.assert_frame_equal(predictor.score_images(cropped), predictor.score_images(sources))
@@ -72,29 +72,29 @@ def test_a_run_attaches_rows_and_metadata_once(
 
     for name in ("to_manifest_rows", "image_metadata"):
         monkeypatch.setattr(stream, name, counted(name))
-    assert (
-        main(["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path), "--explain", "rollout"]) == 0
-    )
+    command = ["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path)]
+    assert main([*command, "--explain", "rollout"]) == 0
     assert sorted(calls) == ["image_metadata", "to_manifest_rows"]
 
 
 def test_memory_holds_a_bounded_number_of_crops(predictor: Predictor, crops: Path) -> None:
-    """So that memory does not grow with the number of images: two groups of them and what the threads hold, at most."""
-    begun: list[weakref.ref[np.ndarray]] = []
+    """At most two groups of images and those in the threads are held, so that memory use is bounded."""
+    crop_references: list[weakref.ref[np.ndarray]] = []
     held: list[int] = []
 
-    class WatchedStream(ScoringStream):
+    class CountingStream(ScoringStream):
         def load(self, row: ManifestRow, metadata: ImageMetadata = ImageMetadata()) -> LoadedImage:  # noqa: B008
             loaded = super().load(row, metadata)
-            begun.extend([weakref.ref(loaded.cropped.crop)] if loaded.cropped.crop is not None else [])
-            held.append(sum(crop() is not None for crop in begun))
+            if loaded.cropped.crop is not None:
+                crop_references.append(weakref.ref(loaded.cropped.crop))
+            held.append(sum(crop() is not None for crop in crop_references))
             return loaded
 
-    stream = WatchedStream(predictor.ensemble, predictor.config, Timings())
+    stream = CountingStream(predictor.ensemble, predictor.config, Timings())
     assert sum(1 for _ in stream.scores(predictor.attach(read_manifest(crops / "manifest.csv")))) > 0
-    most = 2 * GROUP_IMAGES + 4
-    assert len(begun) > most
-    assert max(held) <= most
+    limit = 2 * GROUP_IMAGES + 4
+    assert len(crop_references) > limit
+    assert max(held) <= limit
 
 
 def test_a_refused_image_is_never_scored(predictor: Predictor, crops: Path) -> None:
@@ -117,10 +117,9 @@ def test_a_breast_is_the_mean_logit_of_its_usable_images(predictor: Predictor, c
 
 def test_a_breast_without_a_usable_image_is_refused(predictor: Predictor, crops: Path) -> None:
     table = read_manifest(crops / "manifest.csv")
-    lost = breast_ids(table) == breast_ids(table).iloc[0]
-    breasts = predictor.score_breasts(
-        predictor.score_images(table.assign(status=table["status"].mask(lost, "refused")))
-    )
+    first_breast = breast_ids(table) == breast_ids(table).iloc[0]
+    refused = table.assign(status=table["status"].mask(first_breast, "refused"))
+    breasts = predictor.score_breasts(predictor.score_images(refused))
     assert breasts["status"].iloc[0] == "refused"
     assert np.isnan(breasts["probability"].iloc[0])
     assert breasts["probability"].iloc[1:].notna().all()
@@ -128,8 +127,9 @@ def test_a_breast_without_a_usable_image_is_refused(predictor: Predictor, crops:
 
 def test_submission_has_the_breasts_of_the_test_table_in_order(run: Path, release: Path, tmp_path: Path) -> None:
     assert main(["predict", str(run / "package"), str(release / "test.csv"), str(tmp_path)]) == 0
-    submission, wanted = pd.read_csv(tmp_path / "submission.csv"), pd.read_csv(release / "sample_submission.csv")
-    assert submission["prediction_id"].tolist() == wanted["prediction_id"].tolist()
+    submission = pd.read_csv(tmp_path / "submission.csv")
+    expected = pd.read_csv(release / "sample_submission.csv")
+    assert submission["prediction_id"].tolist() == expected["prediction_id"].tolist()
     assert submission["cancer"].between(0, 1).all()
     assert len(pd.read_csv(tmp_path / "scores.csv")) == len(pd.read_csv(release / "test.csv"))
 
@@ -143,18 +143,18 @@ def test_refused_inputs_set_the_exit_status_to_1(
 
 
 def score(run: Path, out: Path, *arguments: str | Path) -> tuple[int, pd.DataFrame]:
-    """The exit status of `vitmodel predict`, and its table of images by their files' names."""
+    """Run `vitmodel predict SOURCE OUT OPTIONS` and return its exit status and its table of images."""
     status = main(["predict", str(run / "package"), *map(str, arguments[:1]), str(out), *map(str, arguments[1:])])
     return status, pd.read_csv(out / "scores.csv", dtype={"image_id": str, "patient_id": str})
 
 
 @pytest.fixture(scope="module")
 def files(release: Path) -> list[Path]:
-    """All sound images of two patients, five or more."""
-    spoilt = set(pd.read_csv(release / "faults.csv", dtype=str)["image_id"])
-    folders = sorted({path.parent for path in (release / "train_images").rglob("*.dcm") if path.stem not in spoilt})
-    sound = [folder for folder in folders if not spoilt & {path.stem for path in folder.iterdir()}]
-    return [path for folder in sound[-2:] for path in sorted(folder.iterdir())]
+    """Return the images, five or more, of two patients without faulty images."""
+    faulty = set(pd.read_csv(release / "faults.csv", dtype=str)["image_id"])
+    folders = sorted({path.parent for path in (release / "train_images").rglob("*.dcm")})
+    faultless = [folder for folder in folders if not faulty & {path.stem for path in folder.iterdir()}]
+    return [path for folder in faultless[-2:] for path in sorted(folder.iterdir())]
 
 
 def test_any_mix_of_inputs_gives_one_row_each(
@@ -165,7 +165,7 @@ def test_any_mix_of_inputs_gives_one_row_each(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A file, a folder, a zip, a DICOMDIR, names on standard input, and what is missing, empty, damaged or named twice."""
+    """Inputs: a file, a folder, a zip, a DICOMDIR, paths on standard input, and missing, empty, damaged or repeated."""
     one, in_folder, in_zip, in_set, listed, *_ = files
     (tmp_path / "folder" / "empty").mkdir(parents=True)
     shutil.copy(in_folder, tmp_path / "folder")
@@ -173,13 +173,15 @@ def test_any_mix_of_inputs_gives_one_row_each(
         archive.write(in_zip, "deep/inside.dcm")
     (tmp_path / "broken.zip").write_bytes((tmp_path / "archive.zip").read_bytes()[:-40])
     disc, dated = FileSet(), dcmread(in_set)
-    dated.StudyDate, dated.StudyTime = "20200101", "120000"  # which a DICOMDIR asks for
+    dated.StudyDate, dated.StudyTime = "20200101", "120000"  # a DICOMDIR requires both
     disc.add(dated)
     disc.write(tmp_path / "disc")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{listed}\n\n{one}\n{tmp_path / 'nosuch.dcm'}\n"))
-    (tmp_path / "disc" / "DICOMDIR").rename(tmp_path / "disc" / "dicomdir")  # as some file systems show it
-    sources = [one, tmp_path / "folder", tmp_path / "archive.zip", tmp_path / "disc" / "dicomdir", "-", tmp_path / "broken.zip",
-               tmp_path / "folder" / "empty"]  # fmt: skip
+    (tmp_path / "disc" / "DICOMDIR").rename(tmp_path / "disc" / "dicomdir")  # some file systems show lower case
+    sources = [
+        *(one, tmp_path / "folder", tmp_path / "archive.zip", tmp_path / "disc" / "dicomdir", "-"),
+        *(tmp_path / "broken.zip", tmp_path / "folder" / "empty"),
+    ]
     assert main(["predict", str(run / "package"), *map(str, sources), str(tmp_path / "out")]) == 1
     table = pd.read_csv(tmp_path / "out" / "scores.csv", dtype=str)
     assert len(table) == 8
@@ -190,10 +192,9 @@ def test_any_mix_of_inputs_gives_one_row_each(
     refused = table[table["status"] == "refused"].set_index("reason")["remark"]
     assert "nosuch.dcm" in refused["missing_file"]
     assert sorted(refused.index) == ["missing_file", "not_an_image", "not_an_image"]
-    alone = Predictor(PredictorConfig(package=run / "package", jobs=1)).score_images(read_release(one)).iloc[0]
-    assert float(scored.set_index("image_id").loc[alone["image_id"], "probability"]) == pytest.approx(
-        alone["probability"], abs=1e-6
-    )
+    expected = Predictor(PredictorConfig(package=run / "package", jobs=1)).score_images(read_release(one)).iloc[0]
+    probability = float(scored.set_index("image_id").loc[expected["image_id"], "probability"])
+    assert probability == pytest.approx(expected["probability"], abs=1e-6)
     assert not (tmp_path / "out" / ".unpacked").exists()
     assert "3 refused" in capsys.readouterr().out
     assert "repeat an earlier file: 1;" in caplog.text
@@ -227,7 +228,7 @@ def test_an_encrypted_zip_gives_a_refused_row_and_no_files(files: list[Path], tm
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_damaged_zip_gives_a_refused_row(method: int, tmp_path: Path) -> None:
-    """Each way to compress has an exception of its own for it."""
+    """Each compression method raises a different exception for damaged data."""
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w", method) as content:
         content.writestr("image.dcm", np.random.default_rng(0).bytes(5000))
@@ -262,7 +263,7 @@ def test_a_refused_input_given_twice_counts_once(tmp_path: Path, caplog: pytest.
 
 
 def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: Path) -> None:
-    """So that a second run knows what the first one did."""
+    """Path and file state are the same, so that a second run recognises the results of the first."""
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
         content.write(files[0], "deep/inside.dcm")
     states = []
@@ -304,7 +305,9 @@ def test_a_killed_run_resumes_to_the_same_tables(
         shutil.copy(path, folder / path.parent.name)
     _, whole = score(run, out, folder)
     journal = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "journal.jsonl").write_bytes(b"".join(journal[:3]) + journal[3][:50])  # killed while it wrote the fourth
+    (out / "journal.jsonl").write_bytes(
+        b"".join(journal[:3]) + journal[3][:50]
+    )  # killed while it wrote the fourth line
     capsys.readouterr()
     _, resumed = score(run, out, folder, "--resume")
     assert f"3 of {len(files)} images are scored already" in capsys.readouterr().out
@@ -314,7 +317,7 @@ def test_a_killed_run_resumes_to_the_same_tables(
     _, again = score(run, out, folder, "--resume")
     assert f"{len(files) - 1} of {len(files)} images are scored already" in capsys.readouterr().out
     assert (again["status"] == "refused").sum() == 1
-    score(run, out, folder, "--resume", "--flip")  # another question: nothing is kept
+    score(run, out, folder, "--resume", "--flip")  # other options: no result is kept
     assert "scored already" not in capsys.readouterr().out
 
 
@@ -327,9 +330,9 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
     (tmp_path / "other" / "config.json").write_text(json.dumps(document))
     single = [Predictor(PredictorConfig(package=package, jobs=1)) for package in (run / "package", tmp_path / "other")]
     both = Predictor(PredictorConfig(package=run / "package", ensemble=[tmp_path / "other"], jobs=1))
-    apart = [each.score_images(table)["probability"].to_numpy() for each in single]
-    assert np.nanmax(np.abs(apart[0] - apart[1])) > 0.01
-    np.testing.assert_allclose(both.score_images(table)["probability"], np.mean(apart, axis=0))
+    separate = [predictor.score_images(table)["probability"].to_numpy() for predictor in single]
+    assert np.nanmax(np.abs(separate[0] - separate[1])) > 0.01
+    np.testing.assert_allclose(both.score_images(table)["probability"], np.mean(separate, axis=0))
     assert both.ensemble.threshold == pytest.approx((single[0].ensemble.threshold + 0.9) / 2)
     document["preprocessing"] = document["preprocessing"].replace("64x32", "128x64")
     (tmp_path / "other" / "config.json").write_text(json.dumps(document))
@@ -345,8 +348,8 @@ def test_with_flip_averaging_an_image_and_its_flip_score_alike(
     for old, new in zip(table["path"], upside_down["path"], strict=True):
         cv2.imwrite(new, cv2.imread(old, cv2.IMREAD_UNCHANGED)[::-1])
     flip = Predictor(replace(predictor.config, flip=True))
-    plain = [predictor.score_images(each)["score"].to_numpy() for each in (table, upside_down)]
-    averaged = [flip.score_images(each)["score"].to_numpy() for each in (table, upside_down)]
+    plain = [predictor.score_images(rows)["score"].to_numpy() for rows in (table, upside_down)]
+    averaged = [flip.score_images(rows)["score"].to_numpy() for rows in (table, upside_down)]
     assert np.abs(plain[0] - plain[1]).max() > 1e-4
     np.testing.assert_allclose(averaged[0], averaged[1], atol=1e-6)
     np.testing.assert_allclose(logit(averaged[0]), (logit(plain[0]) + logit(plain[1])) / 2, atol=1e-5)
@@ -362,8 +365,8 @@ def test_a_copy_counts_once_and_a_single_view_is_reported(predictor: Predictor, 
     (expected,) = predictor.score_breasts(predictor.score_images(breast)).itertuples()
     assert scored.probability == expected.probability
     assert (expected.status, scored.status) == ("ok", "warned")
-    (half,) = predictor.score_breasts(predictor.score_images(breast.head(1))).itertuples()
-    assert (half.status, half.reason) == ("warned", "one_view")
+    (one_view,) = predictor.score_breasts(predictor.score_images(breast.head(1))).itertuples()
+    assert (one_view.status, one_view.reason) == ("warned", "one_view")
 
 
 def test_images_without_laterality_are_reported(predictor: Predictor, crops: Path) -> None:
@@ -375,17 +378,14 @@ def test_images_without_laterality_are_reported(predictor: Predictor, crops: Pat
 
 
 def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: Path, predictor: Predictor) -> None:
-    """By hand from what training wrote of the validation images, which the package scores as training did."""
-    known = pd.read_csv(run / "validation.csv", dtype={"patient_id": str})
-    known["logit"] = logit(known["score"])
-    breasts = known.groupby(["patient_id", "laterality"], sort=False).agg({"cancer": "max", "logit": "mean"})
+    """The reference is fitted to the scores of validation images that training wrote; the package scores them alike."""
+    images = pd.read_csv(run / "validation.csv", dtype={"patient_id": str})
+    images["logit"] = logit(images["score"])
+    breasts = images.groupby(["patient_id", "laterality"], sort=False).agg({"cancer": "max", "logit": "mean"})
     fitted = Platt.fit(breasts["cancer"], breasts["logit"])
     table = read_manifest(run / "manifest.csv").query("split == 'val'")
-    scored = (
-        predictor.score_breasts(predictor.score_images(table))
-        .set_index(["patient_id", "laterality"])
-        .loc[breasts.index]
-    )
+    scored = predictor.score_breasts(predictor.score_images(table))
+    scored = scored.set_index(["patient_id", "laterality"]).loc[breasts.index]
     np.testing.assert_allclose(scored["probability"], fitted.apply(breasts["logit"]), rtol=1e-4)
     assert predictor.ensemble.package["calibration"]["prevalence"] == breasts["cancer"].mean()
 
@@ -411,29 +411,16 @@ def test_copies_are_left_out_of_training_evaluation_and_comparison(
     for column in ("path", "source_path"):
         copied[column] = str(shutil.copy(copied[column].item(), tmp_path / f"copied_{column}"))
     write_manifest(pd.concat([table, copied], ignore_index=True), tmp_path / "manifest.csv")
-    found = []
+    metrics = []
     for name, manifest in (("with", tmp_path / "manifest.csv"), ("without", run / "manifest.csv")):
-        command = [
-            str(run / "package"),
-            str(manifest),
-            str(tmp_path / name),
-            "--replicates",
-            "100",
-            "--no-audit",
-            "--no-card",
-        ]
-        assert main(["evaluate", *command]) == 0
-        found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
-    assert [each["method"]["Left out"][0] for each in found] == ["1", "0"]
-    assert all(found[0][level] == found[1][level] for level in ("image", "breast", "patient"))
+        command = ["evaluate", str(run / "package"), str(manifest), str(tmp_path / name)]
+        assert main([*command, "--replicates", "100", "--no-audit", "--no-card"]) == 0
+        metrics.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    assert [document["method"]["Left out"][0] for document in metrics] == ["1", "0"]
+    assert all(metrics[0][level] == metrics[1][level] for level in ("image", "breast", "patient"))
     capsys.readouterr()
-    models = [str(run / "package")] * 2
-    assert (
-        main(
-            ["compare", *models, "--manifest", str(tmp_path / "manifest.csv"), "--replicates", "100", "--split", "all"]
-        )
-        == 0
-    )
+    command = ["compare", *[str(run / "package")] * 2, "--manifest", str(tmp_path / "manifest.csv")]
+    assert main([*command, "--replicates", "100", "--split", "all"]) == 0
     printed = capsys.readouterr().out
     assert "copies of another image of their breast: 1" in printed
     assert "difference from A 0.000 (0.000 to 0.000)" in printed
@@ -459,7 +446,7 @@ def test_csv_parquet_and_json_lines_hold_the_same_tables(run: Path, files: list[
     assert len(images) == len(list(files[0].parent.iterdir()))
 
 
-def test_heat_maps_and_reports_of_a_folder(
+def test_heat_maps_and_reports_are_written_for_each_image_of_a_folder(
     run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: sha256_file(path) for path in files}
@@ -471,11 +458,11 @@ def test_heat_maps_and_reports_of_a_folder(
     assert len(results) == 1 + 2 * len(images)
     assert {path: sha256_file(path) for path in files} == before
     capsys.readouterr()
-    lost = next((tmp_path / "overlays").iterdir())
-    lost.unlink()
+    deleted = next((tmp_path / "overlays").iterdir())
+    deleted.unlink()
     score(run, tmp_path, files[0].parent, "--explain", "gradient", "--dicom", "--resume")
     assert f"{len(images) - 1} of {len(images)} images are scored already" in capsys.readouterr().out
-    assert lost.exists(), "what was deleted is drawn anew"
+    assert deleted.exists(), "a deleted heat map was not drawn again"
 
 
 @pytest.mark.parametrize(("key", "named"), [("calibration", "calibration"), ("preprocessing", "newer")])
@@ -498,19 +485,19 @@ def test_a_package_of_another_version_is_named(
 def test_evaluation_measures_the_test_patients_at_three_levels(run: Path, tmp_path: Path) -> None:
     arguments = [str(run / "package"), str(run / "manifest.csv"), str(tmp_path), "--replicates", "100", "--no-card"]
     assert main(["evaluate", *arguments]) == 0
-    found = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
     table = read_manifest(run / "manifest.csv").query("split == 'test'")
-    assert (found["split"], found["seen_images"]) == ("test", 0)
-    assert found["image"]["units"] == len(table)
-    assert found["breast"]["units"] == breast_ids(table).nunique()
-    assert found["patient"]["units"] == table["patient_id"].nunique()
+    assert (metrics["split"], metrics["seen_images"]) == ("test", 0)
+    assert metrics["image"]["units"] == len(table)
+    assert metrics["breast"]["units"] == breast_ids(table).nunique()
+    assert metrics["patient"]["units"] == table["patient_id"].nunique()
     report = (tmp_path / "report.html").read_text()
     assert "not a medical device" in report
-    assert f"{found['breast']['intervals']['auroc']['value']:.3f}" in report
+    assert f"{metrics['breast']['intervals']['auroc']['value']:.3f}" in report
 
 
 def test_an_evaluation_reports_undefined_metrics(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No positive, an unknown label, crops of another kind: said aloud, and everything else is reported."""
+    """Missing positives, unknown labels and crops with other preprocessing are reported, and all other metrics too."""
     table = read_manifest(run / "manifest.csv").query("split == 'test'").copy()
     table["cancer"] = table["cancer"].where(table["cancer"] == 0)
     first = table.index[0]
@@ -518,77 +505,50 @@ def test_an_evaluation_reports_undefined_metrics(run: Path, tmp_path: Path, caps
     write_manifest(table, tmp_path / "manifest.csv")
     package = tmp_path / "package"
     shutil.copytree(run / "package", package)
-    command = [
-        str(package),
-        str(tmp_path / "manifest.csv"),
-        str(tmp_path / "out"),
-        "--replicates",
-        "100",
-        "--prevalence",
-        "0.02",
-    ]
-    assert main(["evaluate", *command]) == 0
+    command = ["evaluate", str(package), str(tmp_path / "manifest.csv"), str(tmp_path / "out")]
+    assert main([*command, "--replicates", "100", "--prevalence", "0.02"]) == 0
     printed = capsys.readouterr().out
     assert "has cancer: ranking, sensitivity and pF1 are not defined" in printed
     assert f"1 of {len(table)} crops have another preprocessing than the model" in printed
     assert "AUROC per patient: not defined, " in printed
-    assert "nan" not in re.findall(
-        r"\w+", printed + (package / "MODEL_CARD.md").read_text().partition("## Evaluation")[2]
-    )
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert found["breast"]["unknown"] > 0 == found["breast"]["positives"]
-    assert found["breast"]["intervals"]["auroc"]["value"] is None
-    assert found["breast"]["intervals"]["specificity"]["value"] is not None
-    assert found["elsewhere"] is None
-    assert found["method"]["Prevalence"].endswith("not corrected")
-    assert found["cross_fitted"] == found["audit"]["baselines"] == []
+    section = (package / "MODEL_CARD.md").read_text().partition("## Evaluation")[2]
+    assert "nan" not in re.findall(r"\w+", printed + section)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["breast"]["unknown"] > 0 == metrics["breast"]["positives"]
+    assert metrics["breast"]["intervals"]["auroc"]["value"] is None
+    assert metrics["breast"]["intervals"]["specificity"]["value"] is not None
+    assert metrics["elsewhere"] is None
+    assert metrics["method"]["Prevalence"].endswith("not corrected")
+    assert metrics["cross_fitted"] == metrics["audit"]["baselines"] == []
     report = (tmp_path / "out" / "report.html").read_text()
-    for silent in (
+    for message in (
         "No cross-fitted thresholds:",
         "No cross-fitted calibration:",
         "No baselines without pixels:",
     ):
-        assert printed.count(silent) == report.count(silent) == 1
+        assert printed.count(message) == report.count(message) == 1
 
 
 def test_the_model_card_holds_the_latest_evaluation_once(run: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
     shutil.copytree(run / "package", package)
     for replicates in ("100", "101"):
-        main(
-            [
-                "evaluate",
-                str(package),
-                str(run / "manifest.csv"),
-                str(tmp_path / "out"),
-                "--replicates",
-                replicates,
-                "--no-audit",
-            ]
-        )
+        command = ["evaluate", str(package), str(run / "manifest.csv"), str(tmp_path / "out"), "--no-audit"]
+        assert main([*command, "--replicates", replicates]) == 0
     card = (package / "MODEL_CARD.md").read_text()
     assert card.startswith((run / "package" / "MODEL_CARD.md").read_text().partition("\n## Evaluation")[0].rstrip())
     assert card.count("## Evaluation") == 1
     assert "--replicates 101" in card
     assert "--replicates 100 " not in card
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert f"{found['breast']['intervals']['auroc']['value']:.3f}" in card
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert f"{metrics['breast']['intervals']['auroc']['value']:.3f}" in card
 
 
 def test_evaluation_reports_how_many_images_the_training_has_seen(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        str(run / "package"),
-        str(run / "manifest.csv"),
-        str(tmp_path),
-        "--split",
-        "train",
-        "--replicates",
-        "100",
-    ]
-    arguments += ["--no-audit", "--no-card"]
-    assert main(["evaluate", *arguments]) == 0
+    command = ["evaluate", str(run / "package"), str(run / "manifest.csv"), str(tmp_path), "--split", "train"]
+    assert main([*command, "--replicates", "100", "--no-audit", "--no-card"]) == 0
     images = len(read_manifest(run / "manifest.csv").query("split == 'train'"))
     assert f"{images} of {images} images were seen" in capsys.readouterr().out
 
@@ -597,18 +557,10 @@ def test_evaluation_hashes_the_sources_it_reads_and_reports_images_without_a_has
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = read_manifest(run / "manifest.csv").query("split == 'train'").assign(source_sha256=None)
-    anew = np.arange(len(table)) < 3  # these have crops of another kind, so that their sources are read
-    write_manifest(table.assign(preprocessing=table["preprocessing"].mask(anew, "{}")), tmp_path / "manifest.csv")
-    command = [
-        str(run / "package"),
-        str(tmp_path / "manifest.csv"),
-        str(tmp_path),
-        "--replicates",
-        "100",
-        "--no-audit",
-        "--no-card",
-    ]
-    assert main(["evaluate", *command, "--split", "all"]) == 0
+    recropped = np.arange(len(table)) < 3  # these have another preprocessing, so that their sources are read
+    write_manifest(table.assign(preprocessing=table["preprocessing"].mask(recropped, "{}")), tmp_path / "manifest.csv")
+    command = ["evaluate", str(run / "package"), str(tmp_path / "manifest.csv"), str(tmp_path), "--split", "all"]
+    assert main([*command, "--replicates", "100", "--no-audit", "--no-card"]) == 0
     printed = capsys.readouterr().out
     assert f"3 of {len(table)} images were seen" in printed
     assert f"{len(table) - 3} of {len(table)} images have no hash" in printed
@@ -638,23 +590,26 @@ def test_a_manifest_without_measurable_images_is_refused(
 
 
 def test_loading_a_package_imports_neither_compiler_nor_trainer(run: Path) -> None:
-    """Each of them takes seconds to import."""
-    code = f"import sys, vitmodel.commands.predict, vitmodel.model.package as p; p.load_models({str(run / 'package')!r}); print(*sys.modules)"
-    loaded = set(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    """Each of these libraries takes seconds to import."""
+    code = (
+        "import sys, vitmodel.commands.predict, vitmodel.model.package as p; "
+        f"p.load_models({str(run / 'package')!r}); print(*sys.modules)"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
     assert "torch" in loaded
     assert not loaded & {"torch._dynamo", "sympy", "lightning", "sklearn", "matplotlib", "highdicom", "captum"}
 
 
 def rewrite(package: Path, old: str, new: str) -> None:
+    """Replace a text in the package's config.json."""
     text = (package / "config.json").read_text()
     assert old in text
     (package / "config.json").write_text(text.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "named"),
+    ("damage", "named"),
     [
         (lambda package: shutil.rmtree(package), "package"),
         (lambda package: (package / "model.safetensors").write_bytes(b"torn"), "model.safetensors"),
@@ -673,11 +628,11 @@ def rewrite(package: Path, old: str, new: str) -> None:
     ],
 )
 def test_a_damaged_package_is_named(
-    spoil, named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage, named: str, run: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     package = tmp_path / "package"
     shutil.copytree(run / "package", package)
-    spoil(package)
+    damage(package)
     assert main(["predict", str(package), str(crops / "manifest.csv"), str(tmp_path / "out")]) in (1, 2)
     assert named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -692,7 +647,7 @@ def test_info_describes_a_package_and_a_manifest(run: Path, capsys: pytest.Captu
 
 
 def test_kaggles_test_images_become_a_valid_submission(run: Path, shared_data: Path, tmp_path: Path) -> None:
-    """With Kaggle's own test.csv: all its ids in its order, also where one view of a breast is not at hand."""
+    """Kaggle's own test.csv is used; the submission has all its ids in order, also if a view of a breast is missing."""
     shutil.copy(shared_data / "metadata" / "rsna" / "test.csv", tmp_path)
     (tmp_path / "test_images").mkdir()
     (tmp_path / "test_images" / "10008").symlink_to(shared_data / "rsna_dicom" / "dicom" / "10008")
@@ -700,9 +655,9 @@ def test_kaggles_test_images_become_a_valid_submission(run: Path, shared_data: P
     assert status == int((images["status"] == "refused").any())
     assert images["image_id"].tolist() == pd.read_csv(tmp_path / "test.csv", dtype=str)["image_id"].tolist()
     submission = pd.read_csv(tmp_path / "out" / "submission.csv")
-    wanted = pd.read_csv(shared_data / "metadata" / "rsna" / "sample_submission.csv")
-    assert submission.columns.tolist() == wanted.columns.tolist()
-    assert submission["prediction_id"].tolist() == wanted["prediction_id"].tolist()
+    expected = pd.read_csv(shared_data / "metadata" / "rsna" / "sample_submission.csv")
+    assert submission.columns.tolist() == expected.columns.tolist()
+    assert submission["prediction_id"].tolist() == expected["prediction_id"].tolist()
     assert submission["cancer"].between(0, 1).all()
 
 

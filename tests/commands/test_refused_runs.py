@@ -1,4 +1,4 @@
-"""A run that is refused before its first step leaves no folder behind, so that the corrected command is not refused in turn."""
+"""A run that is refused before its first step leaves no folder behind, so that the corrected command can run."""
 
 from __future__ import annotations
 
@@ -75,11 +75,10 @@ REFUSALS: list[Callable[[Path], list[str]]] = [
 
 @pytest.fixture
 def lost_crops(crops: Path, tmp_path: Path) -> Path:
-    """A manifest whose crops have been deleted, which is noticed when a crop is first read."""
+    """Return a manifest whose crops do not exist, which is noticed when a crop is first read."""
     table = read_manifest(crops / "manifest.csv")
-    write_manifest(
-        table.assign(path=table["path"].where(table["path"] == "", table["path"] + ".gone")), tmp_path / "lost.csv"
-    )
+    paths = table["path"].where(table["path"] == "", table["path"] + ".gone")
+    write_manifest(table.assign(path=paths), tmp_path / "lost.csv")
     return tmp_path / "lost.csv"
 
 
@@ -133,19 +132,8 @@ def test_a_training_whose_first_crops_cannot_be_read_leaves_no_run_folder(
 
 def test_a_refused_search_leaves_no_run_folder(crops: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    assert (
-        main(
-            [
-                "tune",
-                str(crops / "manifest.csv"),
-                str(tmp_path / "run"),
-                *SMALL,
-                *SPLIT,
-                *weights_of_another_size(tmp_path),
-            ]
-        )
-        == 2
-    )
+    command = ["tune", str(crops / "manifest.csv"), str(tmp_path / "run"), *SMALL, *SPLIT]
+    assert main([*command, *weights_of_another_size(tmp_path)]) == 2
     assert not (tmp_path / "run").exists()
 
 
@@ -194,7 +182,7 @@ def test_versions_names_a_missing_file_before_it_reads_an_image(
     assert not out.exists()
 
 
-def test_results_outlive_a_later_failure(tmp_path: Path) -> None:
+def test_results_are_kept_after_a_later_failure(tmp_path: Path) -> None:
     with contextlib.suppress(UsageError), lock_folder(tmp_path / "out"):
         (tmp_path / "out" / "journal.jsonl").write_text('{"key": "an image"}\n')
         raise UsageError("after the first result")
@@ -208,7 +196,7 @@ def test_an_unexpected_error_keeps_the_folder_for_inspection(tmp_path: Path) -> 
     assert (tmp_path / "out" / "trace.txt").exists()
 
 
-def test_a_folder_that_another_run_holds_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_another_run_holds_is_not_changed(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "out"):
         (tmp_path / "out" / "first.txt").touch()
         with pytest.raises(UsageError, match="another run"), lock_folder(tmp_path / "out"):

@@ -24,45 +24,38 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 for module in ("fastapi", "uvicorn", "python_multipart", "onnxruntime"):
     pytest.importorskip(module, reason="needs the extras `serve` and `export`")
-httpx = pytest.importorskip("httpx", reason="the client of these tests")
+httpx = pytest.importorskip("httpx", reason="these tests need an HTTP client")
 
 
 class Server(NamedTuple):
+    """A running server."""
+
     url: str
     scratch: Path
+    """Its folder for temporary files."""
     package: Path
 
 
 @pytest.fixture(scope="module")
 def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`vitmodel serve` in a process of its own, running ONNX; its folder for temporary files."""
+    """Run `vitmodel serve` with ONNX in a separate process."""
     folder = tmp_path_factory.mktemp("serve")
     scratch = folder / "scratch"
     scratch.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "vitmodel.cli",
-        "serve",
-        str(exported),
-        "--port",
-        "0",
-        "--runtime",
-        "onnx",
-        "--upload-limit",
-        "1",
-    ]
+    options = ["--port", "0", "--runtime", "onnx", "--upload-limit", "1"]
+    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(exported), *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
     ) as process:
         assert process.stdout
-        found = re.search(r"http://\S+?(?=;)", process.stdout.readline())
-        assert found
-        yield Server(found[0], scratch, exported)
+        address = re.search(r"http://\S+?(?=;)", process.stdout.readline())
+        assert address
+        yield Server(address[0], scratch, exported)
         process.terminate()
 
 
 def post(server: Server, *files: tuple[str, bytes]) -> Any:
+    """Upload files, given as name and content, and return the response."""
     return httpx.post(f"{server.url}/scores", files=[("files", file) for file in files], timeout=60)
 
 
@@ -71,19 +64,20 @@ def test_served_scores_equal_those_of_predict(server: Server, release: Path) -> 
     answer = post(server, *((path.name, path.read_bytes()) for path in sources), ("notes.txt", b"none")).json()
     predictor = Predictor(PredictorConfig(package=server.package, jobs=1))
     images = predictor.score_images(read_inputs([str(path) for path in sources], "dicom_folder", server.scratch))
-    told = pd.DataFrame(answer["images"])
+    served = pd.DataFrame(answer["images"])
     columns = ["image_id", "patient_id", "laterality", "view", "status", "reason", "remark"]
-    assert told[columns].head(5).fillna("").to_dict() == images[columns].fillna("").to_dict()
+    assert served[columns].head(5).fillna("").to_dict() == images[columns].fillna("").to_dict()
     for level, expected in (("images", images), ("breasts", predictor.score_breasts(images))):
         scores = pd.DataFrame(answer[level])["probability"].astype(float)
         np.testing.assert_allclose(scores[: len(expected)], expected["probability"], atol=1e-5)
-    assert told.iloc[5][["image_id", "status", "reason"]].tolist() == ["notes.txt", "refused", "not_an_image"]
-    assert told["probability"].isna()[5]
+    assert served.iloc[5][["image_id", "status", "reason"]].tolist() == ["notes.txt", "refused", "not_an_image"]
+    assert served["probability"].isna()[5]
     assert answer["notice"] == NOT_A_MEDICAL_DEVICE
     assert not list(server.scratch.glob("vitmodel-*"))
 
 
 def archive(name: str, content: bytes) -> bytes:
+    """Return a zip with one file."""
     with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr(name, content)
     return file.getvalue()
@@ -92,8 +86,8 @@ def archive(name: str, content: bytes) -> bytes:
 def test_a_zip_and_files_of_one_name_are_scored(server: Server, crops: Path) -> None:
     first, second = (path.read_bytes() for path in sorted((crops / "images").rglob("*.png"))[:2])
     answer = post(server, ("a.png", first), ("a.png", second), ("b.zip", archive("c.png", second)))
-    found = {image["image_id"]: image["probability"] for image in answer.json()["images"]}
-    assert found["c"] == found["1-a"] != found["a"]
+    scores = {image["image_id"]: image["probability"] for image in answer.json()["images"]}
+    assert scores["c"] == scores["1-a"] != scores["a"]
     assert str(server.scratch) not in answer.text
 
 
@@ -104,7 +98,7 @@ def test_a_zip_and_files_of_one_name_are_scored(server: Server, crops: Path) -> 
         ([("train.csv", b"path\n/etc/passwd\n")], 415, "train.csv names files"),
         ([("x/DICOMDIR", b"")], 415, "DICOMDIR names files"),
         ([("a.png", bytes(1_100_000))], 413, "larger than 1 MB"),
-        ([("a.zip", archive("a.png", bytes(1_100_000)))], 413, "a.zip is, once unpacked, larger than 1 MB"),
+        ([("a.zip", archive("a.png", bytes(1_100_000)))], 413, "the unpacked content of a.zip is larger than 1 MB"),
         ([("../../a.png", b"")], 200, '"image_id":"a"'),
     ],
 )

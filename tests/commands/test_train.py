@@ -1,7 +1,8 @@
-"""Training: a resumed run equals an undisturbed one, splits are by patient, loggers agree, unusable input is refused."""
+"""Training: a resumed run equals an uninterrupted one, splits are by patient, loggers agree, bad input is refused."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +31,9 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     folder = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(folder), *flags]
     kill_and_resume(command, folder)
-    resumed, undisturbed = (
-        load_file(folder / "package" / "model.safetensors"),
-        load_file(run / "package" / "model.safetensors"),
-    )
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in undisturbed.items())
+    resumed = load_file(folder / "package" / "model.safetensors")
+    uninterrupted = load_file(run / "package" / "model.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
     assert load_package(folder / "package")[1]["history"] == load_package(run / "package")[1]["history"]
 
 
@@ -43,10 +42,9 @@ def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> N
     assert list((run / "wandb").glob("offline-run-*"))
     assert (run / "train.yaml").read_text().startswith("# vitmodel train --config ")
     package = load_package(run / "package")[1]
-    figures = {
-        f"{stage}/{name}" for stage in ("train", "val") for name in ["loss", *EPOCH_METRICS, "tp", "fp", "fn", "tn"]
-    }
-    assert set(package["history"]) == figures | {"learning_rate"}
+    metrics = ["loss", *EPOCH_METRICS, "tp", "fp", "fn", "tn"]
+    expected = {f"{stage}/{name}" for stage, name in itertools.product(("train", "val"), metrics)}
+    assert set(package["history"]) == expected | {"learning_rate"}
     assert all([epoch for epoch, _ in points] == [0, 1, 2] for points in package["history"].values())
     assert package["decision"]["threshold"] > 0
     assert "not a medical device" in (run / "package" / "MODEL_CARD.md").read_text()
@@ -58,11 +56,12 @@ def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> N
         (0, "A Vision Transformer that gives one logit per cropped mammogram."),
         (
             5,
-            "An ensemble of 5 Vision Transformers, one per fold, that gives the mean of their logits per cropped mammogram.",
+            "An ensemble of 5 Vision Transformers, one per fold, "
+            "that gives the mean of their logits per cropped mammogram.",
         ),
     ],
 )
-def test_the_model_card_describes_the_model_in_grammatical_english(folds: int, expected: str) -> None:
+def test_the_model_card_describes_one_model_and_an_ensemble(folds: int, expected: str) -> None:
     config = TrainConfig(manifest=Path("m.csv"), run=Path("run"), folds=folds)
     splits = {"train": {"patients": 3, "images": 12, "positive_images": 2}}
     contents = {
@@ -116,7 +115,7 @@ def test_a_run_does_not_resume_with_other_labels(
     table = read_manifest(crops / "manifest.csv")
     write_manifest(table.sample(frac=1, random_state=0), manifest)
     assert main(command) == 0
-    write_manifest(table, manifest)  # the order of rows tells nothing
+    write_manifest(table, manifest)  # the order of rows has no effect
     assert main([*command, "--resume"]) == 0
     negative = table[(table["cancer"] == 0) & (table["status"] != "refused")].index[0]
     table.loc[negative, "cancer"] = 1.0
@@ -161,7 +160,8 @@ def test_a_missing_crop_is_named(
 def test_balanced_sampling_draws_both_classes_equally_often() -> None:
     labels = [1.0] * 3 + [0.0] * 37
     sampler = EpochSampler(labels, 1, "balanced")
-    draws, next_epoch = [draw.row for draw in sampler], [draw.row for draw in sampler]
+    draws = [draw.row for draw in sampler]
+    next_epoch = [draw.row for draw in sampler]
     assert len(draws) == 40
     assert sum(labels[row] for row in draws) == 20
     assert max(draws.count(row) for row in range(3)) - min(draws.count(row) for row in range(3)) <= 1
@@ -176,7 +176,9 @@ def test_a_sample_depends_only_on_its_row_and_seed(crops: Path) -> None:
     config = TrainConfig(manifest=Path(), run=Path())
     usable = read_manifest(crops / "manifest.csv").query("status != 'refused'")
     dataset = CropDataset(usable["path"].tolist(), usable["cancer"].tolist(), config.augment)
-    first, other, again = dataset[SampleRequest(3, 7)], dataset[SampleRequest(3, 8)], dataset[SampleRequest(3, 7)]
+    first = dataset[SampleRequest(3, 7)]
+    other = dataset[SampleRequest(3, 8)]
+    again = dataset[SampleRequest(3, 7)]
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
     assert first.image.shape == (1, 64, 32)
@@ -186,12 +188,11 @@ def test_a_random_crop_is_never_empty(tmp_path: Path) -> None:
     whole = np.zeros((64, 64), np.uint8)
     whole[20:44, :12] = 200
     cv2.imwrite(str(tmp_path / "whole.png"), whole)
-    dataset = CropDataset(
-        [str(tmp_path / "whole.png")], [0.0], replace(TrainConfig(manifest=Path(), run=Path()).augment, area=0.05)
-    )
-    drawn = [dataset[SampleRequest(0, seed)].image for seed in range(40)]
-    assert all(image.any() for image in drawn)
-    assert any(torch.equal(image, to_tensor(whole)) for image in drawn), "some of the parts were air"
+    augment = replace(TrainConfig(manifest=Path(), run=Path()).augment, area=0.05)
+    dataset = CropDataset([str(tmp_path / "whole.png")], [0.0], augment)
+    samples = [dataset[SampleRequest(0, seed)].image for seed in range(40)]
+    assert all(image.any() for image in samples)
+    assert any(torch.equal(image, to_tensor(whole)) for image in samples), "no random crop was empty in the first place"
 
 
 def test_the_saved_configuration_trains_the_same_model_again(run: Path, crops: Path, tmp_path: Path) -> None:
@@ -214,13 +215,11 @@ def test_the_curves_reach_tensorboard_under_the_same_names(run: Path) -> None:
     history = load_package(run / "package")[1]["history"]
     assert set(history) <= set(events.Tags()["scalars"])
     assert "val/confusion_matrix" in events.Tags()["images"]
-    assert [event.value for event in events.Scalars("val/loss")] == pytest.approx(
-        [value for _, value in history["val/loss"]]
-    )
+    losses = [value for _, value in history["val/loss"]]
+    assert [event.value for event in events.Scalars("val/loss")] == pytest.approx(losses)
 
 
 def test_the_run_keeps_the_labels_of_the_manifest(run: Path, crops: Path) -> None:
-    kept = read_manifest(run / "manifest.csv").set_index("image_id")["cancer"]
-    pd.testing.assert_series_equal(
-        kept, read_manifest(crops / "manifest.csv").set_index("image_id")["cancer"].loc[kept.index]
-    )
+    labels = read_manifest(run / "manifest.csv").set_index("image_id")["cancer"]
+    expected = read_manifest(crops / "manifest.csv").set_index("image_id")["cancer"]
+    pd.testing.assert_series_equal(labels, expected.loc[labels.index])

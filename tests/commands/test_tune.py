@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import subprocess
 from pathlib import Path
@@ -31,32 +32,25 @@ def test_a_search_resumes_and_writes_its_best_recipe(crops: Path, tmp_path: Path
     assert main([*command, "--trials", "1"]) == 0
     assert main([*command, "--trials", "2", "--resume"]) == 0
     study = optuna.load_study(study_name="vitmodel", storage=f"sqlite:///{run / 'study.db'}")
-    killed = study.ask()  # as a kill leaves it
+    killed = study.ask()  # a killed search leaves a trial in the state RUNNING
     killed.suggest_float("lr", 3e-5, 3e-3, log=True)
     assert main([*command, "--trials", "3", "--resume"]) == 0
     trials = pd.read_csv(run / "trials.csv")
     assert list(trials["state"].value_counts().loc[["COMPLETE", "FAIL"]]) == [3, 1]
-    assert trials["params_lr"].nunique() == 3, "a search that goes on does not draw its first trials again"
-    again = trials[trials["state"] == "COMPLETE"].iloc[-1]
-    assert again["params_lr"] == pytest.approx(killed.params["lr"]), "what was killed is tried again"
+    assert trials["params_lr"].nunique() == 3, "the resumed search repeated an earlier trial"
+    last = trials[trials["state"] == "COMPLETE"].iloc[-1]
+    assert last["params_lr"] == pytest.approx(killed.params["lr"]), (
+        "the settings of the killed trial were not tried again"
+    )
     assert "| lr |" in (run / "report.md").read_text()
     best = parse("train", ["--config", str(run / "best.yaml")])
     assert best.lr == pytest.approx(trials.loc[trials["value"].idxmax(), "params_lr"])
 
 
-def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None:
-    around = [
-        "--fusion",
-        "--segments",
-        "32",
-        "--segment-overlap",
-        "16",
-        "--segment-context",
-        "32",
-        "--segment-budget",
-        "20",
-    ]
-    assert main(["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, *around, "--trials", "1"]) == 0
+def test_a_search_runs_with_fusion_and_segments(crops: Path, tmp_path: Path) -> None:
+    command = ["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, "--trials", "1"]
+    segments = ["--segments", "32", "--segment-overlap", "16", "--segment-context", "32", "--segment-budget", "20"]
+    assert main([*command, "--fusion", *segments]) == 0
     best = parse("train", ["--config", str(tmp_path / "study" / "best.yaml")])
     assert best.fusion
     assert best.segments == 32
@@ -64,16 +58,18 @@ def test_exams_in_segments_are_searched_too(crops: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("weights", [None, Path("dinov2_vits14.safetensors")])
 def test_the_search_space_contains_the_default_recipe(weights: Path | None) -> None:
-    """From scratch and from weights, which want other learning rates; so does the sweep file."""
-    trial, config = optuna.create_study().ask(), TuneConfig(manifest=Path(), run=Path(), weights=weights)
+    """This holds from scratch and from weights, whose learning rates differ, and also for the sweep file."""
+    trial = optuna.create_study().ask()
+    config = TuneConfig(manifest=Path(), run=Path(), weights=weights)
     suggest(trial, config)
     sweep = yaml.safe_load(SWEEP.read_text())["parameters"]
-    for name, searched in trial.distributions.items():
-        own = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
-        assert searched._contains(searched.to_internal_repr(own)), name
-        assert (
-            own in sweep[name]["values"] if "values" in sweep[name] else sweep[name]["min"] <= own <= sweep[name]["max"]
-        ), name
+    for name, distribution in trial.distributions.items():
+        default = config.augment.elastic if name == "augment.elastic" else getattr(config, name)
+        assert distribution._contains(distribution.to_internal_repr(default)), name
+        if "values" in sweep[name]:
+            assert default in sweep[name]["values"], name
+        else:
+            assert sweep[name]["min"] <= default <= sweep[name]["max"], name
     assert trial.distributions["lr"].low < config.lr < trial.distributions["lr"].high
 
 
@@ -89,13 +85,8 @@ def test_a_trial_below_the_threshold_is_pruned() -> None:
     from lightning.pytorch import Trainer
 
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=0.9))
-    trainer = Trainer(
-        logger=False,
-        enable_checkpointing=False,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.callback_metrics["val/auroc"] = 0.4
     with pytest.raises(optuna.TrialPruned):
         PruningCallback(study.ask(), "val/auroc").on_validation_end(trainer, None)
@@ -104,29 +95,31 @@ def test_a_trial_below_the_threshold_is_pruned() -> None:
 def test_a_diverging_trial_is_pruned_and_the_search_continues(
     crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The search goes on."""
-    losses, seen = ClassificationModule._losses, []  # learners; the first one breaks
+    """The training loss of the first trial is NaN."""
+    losses = ClassificationModule._losses
+    modules: list[ClassificationModule] = []
 
-    def poisoned(self: ClassificationModule, stage: str, *more) -> torch.Tensor:
-        if self not in seen:
-            seen.append(self)
-        return losses(self, stage, *more) * (torch.nan if self is seen[0] and stage == "train" else 1)
+    def nan_in_first_module(self: ClassificationModule, stage: str, *more) -> torch.Tensor:
+        if self not in modules:
+            modules.append(self)
+        diverges = self is modules[0] and stage == "train"
+        return losses(self, stage, *more) * (torch.nan if diverges else 1)
 
-    monkeypatch.setattr(ClassificationModule, "_losses", poisoned)
+    monkeypatch.setattr(ClassificationModule, "_losses", nan_in_first_module)
     run = tmp_path / "study"
     assert main(["tune", str(crops / "manifest.csv"), str(run), *SHORT, "--nonfinite", "1", "--trials", "2"]) == 0
     assert list(pd.read_csv(run / "trials.csv")["state"]) == ["PRUNED", "COMPLETE"]
 
 
 def test_the_command_of_the_sweep_file_parses_as_a_training(tmp_path: Path) -> None:
-    """The command that the agent would start, with a stand-in for vitmodel that prints its arguments: they parse as a training's."""
+    """Run the command as the agent would, with a script in place of vitmodel that prints its arguments."""
     sweep = yaml.safe_load(SWEEP.read_text())
-    values = {
-        name: options["values"][0] if "values" in options else options["max"]
-        for name, options in sweep["parameters"].items()
-    }
-    flags = [f"--{name}={value}" for name, value in values.items()]
-    command = [part for each in sweep["command"] for part in (flags if each == "${args}" else [each])]
+    values = {}
+    for name, options in sweep["parameters"].items():
+        values[name] = options["values"][0] if "values" in options else options["max"]
+    command: list[str] = []
+    for part in sweep["command"]:
+        command += [f"--{name}={value}" for name, value in values.items()] if part == "${args}" else [part]
     stand_in = tmp_path / "vitmodel"
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)
@@ -137,8 +130,5 @@ def test_the_command_of_the_sweep_file_parses_as_a_training(tmp_path: Path) -> N
     settings = parse("train", arguments)
     assert str(settings.run) == "runs/abc"
     for name, value in values.items():
-        found = settings
-        for part in name.split("."):
-            found = getattr(found, part)
-        assert found == value
+        assert operator.attrgetter(name)(settings) == value
     assert sweep["metric"]["name"] == "val/auroc"

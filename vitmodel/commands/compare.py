@@ -1,8 +1,12 @@
-"""Stage: packages or score files + manifest -> how they differ on the same units, with paired intervals. Knows no network."""
+"""The command `compare`: measure several models on the same units, with paired intervals of their differences.
 
-from dataclasses import asdict
+A model is a package, which is run, or a file of scores, which is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +16,6 @@ from vitmodel.data.fingerprint import describe_training_overlap, seen_in_trainin
 from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifest, read_table
 from vitmodel.data.splits import select_split
 from vitmodel.errors import UsageError
-from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import Comparison, compare
 from vitmodel.metrics.crossfit import cross_fitted_thresholds
 from vitmodel.metrics.metrics import METRICS, Metrics, compute_metrics
@@ -22,8 +25,12 @@ from vitmodel.scoring.tables import aggregate_by_group
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
 SCORE_FILE_COLUMNS = {"image_id": ("probability", "score"), "prediction_id": ("probability", "score", "cancer")}
-"""By the column that names a file's units: the columns that may hold their scores, of which the first is taken. `cancer` is the score in
-Kaggle's submissions, but the truth in a table of images."""
+"""Column with the ids of a score file -> columns that may hold its scores; the first one present is used.
+
+`cancer` is the score in Kaggle's submissions, but the label in a table of images.
+"""
+UNIT_COLUMNS = {"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}
+"""Level -> the column with the ids of its units in the score tables of a package."""
 SHOWN_METRICS = (
     "auroc",
     "partial_auroc",
@@ -36,179 +43,264 @@ SHOWN_METRICS = (
     "ece",
     "calibration_slope",
 )
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class UnitScores(NamedTuple):
-    """What a model says of each unit that it scored, by the unit's id."""
+@dataclass(frozen=True)
+class UnitScores:
+    """A model's scores of the units that it scored."""
 
-    units: pd.Series
+    scores: pd.Series
+    """Score by unit id."""
     seen: pd.Series | None = None
-    """Whether the model has learned from each image, by the id of its unit; a score file does not say."""
+    """Whether the model was trained on each image, by the id of the image's unit; None = unknown (a score file)."""
 
     def training_overlap(self, units: pd.Index) -> pd.Series | None:
-        """`seen` of the images of these units."""
-        return None if self.seen is None else self.seen[self.seen.index.isin(units)]
+        """Return `seen` for the images of `units`."""
+        if self.seen is None:
+            return None
+        return self.seen[self.seen.index.isin(units)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredModel:
+    """A model's metrics on the common units."""
+
+    name: str
+    """Path of the package or score file."""
+    metrics: Metrics
+    seen: pd.Series | None
+    """See `UnitScores.seen`."""
+    difference: Comparison | None
+    """Difference from the first model; None for the first model."""
 
 
 def compare_models(config: CompareConfig) -> None:
-    """Print the figures of each model and its differences from the first, on the units that all of them scored; write them to OUT."""
+    """Print each model's metrics and its differences from the first model, on the units that all of them scored.
+
+    Writes OUT/comparison.json if an output folder is given.
+
+    Raises:
+        UsageError: An option has no effect, the rows have no labels, a score file is invalid, or no unit has a score of
+            every model.
+    """
     check_used(config)
-    table, split = select_split(read_manifest(config.manifest), config.split, str(config.manifest))
-    if config.label not in table or table[config.label].isna().all():
-        raise UsageError(
-            f"{config.manifest}: column {config.label} is empty on the {len(table)} rows to compare on ({split})"
-        )
-    copies = is_repeated_file(table)
-    if copies.any():
-        print(f"left out, byte for byte copies of another image of their breast: {copies.sum()}")
-        table = table[~copies]
+    table, split = read_labelled_rows(config)
     units = labelled_units(table, config)
-    found = [unit_scores(model, table, config) for model in config.models]
-    scores = pd.DataFrame({position: each.units for position, each in enumerate(found)})
-    together = units.join(scores, how="left").dropna()
-    print(f"{len(together)} of {len(units)} labelled {config.level} units are scored by all; split {split}")
-    if together.empty:
+    models = [unit_scores(model, table, config) for model in config.models]
+    scores = pd.DataFrame({position: model.scores for position, model in enumerate(models)})
+    common = units.join(scores, how="left").dropna()
+    print(f"{len(common)} of {len(units)} labelled {config.level} units are scored by all; split {split}")
+    if common.empty:
         raise UsageError(
-            f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of each of them"
+            f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of every model; "
+            "check that the ids of the score files match the manifest"
         )
-    seen = [each.training_overlap(together.index) for each in found]
+    seen = [model.training_overlap(common.index) for model in models]
     for model, images in zip(config.models, seen, strict=True):
-        for sentence in () if images is None else describe_training_overlap(images, str(model)):
-            print(sentence)
-    samples = [
-        ScoredUnits(together["label"], together[position], together["patient_id"])
-        for position in range(len(config.models))
-    ]
-    thresholds = [cross_fitted_thresholds(sample, "f1", seed=config.seed) for sample in samples]
-    figures = [
-        compute_metrics(sample, cut, config.replicates, config.seed)
-        for sample, cut in zip(samples, thresholds, strict=True)
-    ]
-    against = [
-        compare(samples[0], sample, (thresholds[0], cut), config.replicates, config.seed)
-        for sample, cut in zip(samples[1:], thresholds[1:], strict=True)
-    ]
-    print_comparison(config, figures, against)
+        messages = describe_training_overlap(images, str(model)) if images is not None else []
+        for message in messages:
+            print(message)
+    measured = measure_models(common, seen, config)
+    print_comparison(measured)
     if config.out:
-        models = {
-            str(model): metrics.to_dict() | {"seen_images": None if images is None else int(images.sum())}
-            for model, metrics, images in zip(config.models, figures, seen, strict=True)
-        }
-        differences = {str(model): asdict(found) for model, found in zip(config.models[1:], against, strict=True)}
-        facts = {
-            "command": to_command("compare", config),
-            "split": split,
-            "level": config.level,
-            "first": str(config.models[0]),
-        }
-        write_atomic(config.out / "comparison.json", to_json(facts | {"models": models, "differences": differences}))
-        print(f"comparison: {config.out / 'comparison.json'}")
+        write_comparison(measured, split, config)
     print(NOT_A_MEDICAL_DEVICE)
 
 
 def check_used(config: CompareConfig) -> None:
-    """Raise UsageError for an option that concerns packages only, or score files only, where there are none."""
-    files = [model for model in config.models if not model.is_dir()]
+    """Raise UsageError for an option that has no effect, because it concerns only packages or only score files."""
+    has_score_file = any(not model.is_dir() for model in config.models)
+    has_package = any(model.is_dir() for model in config.models)
     default = CompareConfig(models=config.models, manifest=config.manifest)
     for name, kind, used in (
-        ("aggregate", "a score file", bool(files)),
-        ("device", "a model package", len(files) < len(config.models)),
-        ("tokens", "a model package", len(files) < len(config.models)),
-        ("jobs", "a model package", len(files) < len(config.models)),
+        ("aggregate", "a score file", has_score_file),
+        ("device", "a model package", has_package),
+        ("tokens", "a model package", has_package),
+        ("jobs", "a model package", has_package),
     ):
         if not used and getattr(config, name) != getattr(default, name):
             raise UsageError(f"{name}: has no effect without {kind} among the models; leave --{name} out")
 
 
+def read_labelled_rows(config: CompareConfig) -> tuple[pd.DataFrame, str]:
+    """Return the manifest's rows to compare on, without copies of images, and the name of their split.
+
+    Raises:
+        UsageError: The label is empty on all rows.
+    """
+    table, split = select_split(read_manifest(config.manifest), config.split, str(config.manifest))
+    if config.label not in table or table[config.label].isna().all():
+        raise UsageError(
+            f"{config.manifest}: column {config.label} is empty on all {len(table)} rows of the split {split}; "
+            "choose another with --split or --label"
+        )
+    copies = is_repeated_file(table)
+    if copies.any():
+        print(f"left out as byte-for-byte copies of another image of their breast: {copies.sum()}")
+        table = table[~copies]
+    return table, split
+
+
 def unit_ids(table: pd.DataFrame, level: str) -> pd.Series:
-    return {"image": table["image_id"], "breast": breast_ids(table), "patient": table["patient_id"]}[level]
+    """Return the id of each row's image, breast or patient."""
+    ids = {"image": table["image_id"], "breast": breast_ids(table), "patient": table["patient_id"]}
+    return ids[level]
 
 
 def labelled_units(table: pd.DataFrame, config: CompareConfig) -> pd.DataFrame:
-    """The label and the patient of each unit with a known label, by its id."""
+    """Return label and patient of each unit with a known label, indexed by unit id."""
     groups = table.assign(label=table[config.label]).groupby(unit_ids(table, config.level).rename("unit"))
     return groups.agg(label=("label", "max"), patient_id=("patient_id", "first")).dropna()
 
 
 def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
-    """The model's score of each unit that it scored, by the unit's id. Raises UsageError naming the file."""
+    """Return the scores of a package or score file. Raises UsageError naming the file if it cannot be used."""
     if model.is_dir():
         return package_scores(model, table, config)
-    scored, key = read_scores(model)
+    file_scores, key = read_scores(model)
     if key == "prediction_id":
         if config.level == "image":
-            raise UsageError(f"{model}: has a score per breast, so that it cannot be compared per image")
-        return UnitScores(scored if config.level == "breast" else worst_breast_scores(scored.dropna(), table))
-    rows = table[table["image_id"].isin(scored.dropna().index)]
+            raise UsageError(f"{model}: has a score per breast; compare it with --level breast or patient")
+        if config.level == "breast":
+            return UnitScores(file_scores)
+        return UnitScores(worst_breast_scores(file_scores.dropna(), table))
+    rows = table[table["image_id"].isin(file_scores.dropna().index)]
     if rows.empty:
         return UnitScores(pd.Series(dtype=float))
-    return UnitScores(aggregate_scores(scored.loc[rows["image_id"]].set_axis(rows.index), rows, config))
+    return UnitScores(aggregate_scores(file_scores.loc[rows["image_id"]].set_axis(rows.index), rows, config))
 
 
 def aggregate_scores(scores: pd.Series, rows: pd.DataFrame, config: CompareConfig) -> pd.Series:
-    """The images' scores as those of units, by the unit's id: aggregated per breast, and then, as packages do, a patient's largest."""
+    """Aggregate the scores of images to the units of the comparison.
+
+    Args:
+        scores: Score per row of `rows`.
+        rows: Manifest rows of the scored images.
+        config: Level of the units and how the images of a breast are aggregated.
+
+    Returns:
+        Score by unit id. A patient's score is the largest of her breasts' scores, as in packages.
+    """
     if config.level == "image":
         return scores.set_axis(rows["image_id"])
     breasts = aggregate_by_group(scores, breast_ids(rows), config.aggregate)
-    return breasts if config.level == "breast" else worst_breast_scores(breasts, rows)
+    if config.level == "breast":
+        return breasts
+    return worst_breast_scores(breasts, rows)
 
 
 def worst_breast_scores(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
-    """Each patient's largest score, by her id, of the scores of breasts by theirs; breasts that `rows` lack are left out."""
-    return breasts.groupby(rows.groupby(breast_ids(rows))["patient_id"].first()).max()
+    """Return each patient's largest breast score by patient id; breasts without a row in `rows` are left out."""
+    patients = rows.groupby(breast_ids(rows))["patient_id"].first()
+    return breasts.groupby(patients).max()
 
 
 def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
-    """The package's probability of each unit, as `vitmodel predict` gives it."""
+    """Return the package's probabilities, equal to those of `vitmodel predict`."""
     predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, jobs=config.jobs))
     tables = predictor.score(table)
     images = tables.images
     units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]
-    scores = units.set_index({"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}[config.level])[
-        "probability"
-    ]
-    used = images[images["probability"].notna()]
-    return UnitScores(
-        scores, seen_in_training(used, predictor.ensemble.package["data"]).set_axis(unit_ids(used, config.level))
-    )
+    scores = units.set_index(UNIT_COLUMNS[config.level])["probability"]
+    scored = images[images["probability"].notna()]
+    seen = seen_in_training(scored, predictor.ensemble.package["data"])
+    return UnitScores(scores, seen.set_axis(unit_ids(scored, config.level)))
 
 
 def read_scores(path: Path) -> tuple[pd.Series, str]:
-    """The scores of a file by image_id or prediction_id, and which of the two; NaN = refused. Raises UsageError naming file and row."""
+    """Read a score file.
+
+    Returns:
+        The scores by id (NaN = refused), and the name of the id column: `image_id` or `prediction_id`.
+
+    Raises:
+        UsageError: A column is missing or a value is invalid; names the file and the row.
+    """
     table = read_table(path)
     key = next((name for name in SCORE_FILE_COLUMNS if name in table), "")
     column = next((name for name in SCORE_FILE_COLUMNS.get(key, ()) if name in table), None)
     if column is None:
         raise UsageError(
-            f"{path}: a score file has image_id with probability or score, or prediction_id with one of these or cancer"
+            f"{path}: no columns of scores; a score file has image_id with probability or score, "
+            "or prediction_id with probability, score or cancer"
         )
     values = pd.to_numeric(table[column], errors="coerce")
-    for bad, problem in (
-        (values.isna() & table[column].notna(), "is not a number"),
-        ((values < 0) | (values > 1), "lies outside [0, 1]"),
-        (table[key].duplicated(), f"is a second score of the same {key}"),
+    for invalid, problem in (
+        (values.isna() & table[column].notna(), "is not a number; write a probability, or leave the cell empty"),
+        ((values < 0) | (values > 1), "lies outside [0, 1]; write a probability"),
+        (table[key].duplicated(), f"is a second score of the same {key}; keep one row of each"),
     ):
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
+        if invalid.any():
+            row = int(np.flatnonzero(invalid)[0])
             raise UsageError(f"{path}: column {column}, row {row + 1}: {table[column].iloc[row]!r} {problem}")
     return pd.Series(values.to_numpy(), index=table[key].to_numpy()), key
 
 
-def print_comparison(config: CompareConfig, figures: list[Metrics], against: list[Comparison]) -> None:
-    """The table on standard output."""
-    titles = {name: title for group in METRICS.values() for name, title in group.items()}
-    first = figures[0]
-    print(
-        f"{first.positives} of {first.units} positive, {first.patients} patients; decisions at cross-fitted thresholds for the largest F1"
-    )
-    for position, (model, metrics) in enumerate(zip(config.models, figures, strict=True)):
-        print(f"\n{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[position % 26]}  {model}")
-        for name in SHOWN_METRICS:
-            difference = f"   difference from A {against[position - 1].differences[name]}" if position else ""
-            print(f"  {titles[name]:52} {metrics.intervals[name]}{difference}")
+def measure_models(common: pd.DataFrame, seen: list[pd.Series | None], config: CompareConfig) -> list[MeasuredModel]:
+    """Compute each model's metrics, and its differences from the first model.
+
+    Args:
+        common: Units that all models scored: label, patient_id, and the scores of each model in a column named by its
+            position.
+        seen: `UnitScores.seen` per model, for the common units.
+        config: The models, and seed and number of the bootstrap replicates.
+    """
+    positions = range(len(config.models))
+    samples = [ScoredUnits(common["label"], common[position], common["patient_id"]) for position in positions]
+    thresholds = [cross_fitted_thresholds(sample, "f1", seed=config.seed) for sample in samples]
+    measured = []
+    for position in positions:
+        difference = None
         if position:
-            delong: Interval = against[position - 1].delong
-            print(
-                f"  {'DeLong, AUROC':52} {'':24}   difference from A {delong}, p = {against[position - 1].p_value:.3g}"
-            )
+            pair = (thresholds[0], thresholds[position])
+            difference = compare(samples[0], samples[position], pair, config.replicates, config.seed)
+        metrics = compute_metrics(samples[position], thresholds[position], config.replicates, config.seed)
+        name = str(config.models[position])
+        measured.append(MeasuredModel(name=name, metrics=metrics, seen=seen[position], difference=difference))
+    return measured
+
+
+def write_comparison(measured: list[MeasuredModel], split: str, config: CompareConfig) -> None:
+    """Write OUT/comparison.json: the metrics of each model, and the differences from the first."""
+    models = {}
+    differences = {}
+    for model in measured:
+        seen_images = None if model.seen is None else int(model.seen.sum())
+        models[model.name] = model.metrics.to_dict() | {"seen_images": seen_images}
+        if model.difference is not None:
+            differences[model.name] = asdict(model.difference)
+    facts = {
+        "command": to_command("compare", config),
+        "split": split,
+        "level": config.level,
+        "first": measured[0].name,
+        "models": models,
+        "differences": differences,
+    }
+    assert config.out is not None
+    write_atomic(config.out / "comparison.json", to_json(facts))
+    print(f"comparison: {config.out / 'comparison.json'}")
+
+
+def print_comparison(measured: list[MeasuredModel]) -> None:
+    """Print a table of the metrics of each model and its differences from the first."""
+    titles: dict[str, str] = {}
+    for group in METRICS.values():
+        titles |= group
+    first = measured[0].metrics
+    print(
+        f"{first.positives} of {first.units} positive, {first.patients} patients; "
+        "decisions at cross-fitted thresholds for the largest F1"
+    )
+    for position, model in enumerate(measured):
+        print(f"\n{LETTERS[position % len(LETTERS)]}  {model.name}")
+        for name in SHOWN_METRICS:
+            difference = ""
+            if model.difference is not None:
+                difference = f"   difference from A {model.difference.differences[name]}"
+            print(f"  {titles[name]:52} {model.metrics.intervals[name]}{difference}")
+        if model.difference is not None:
+            p_value = f"p = {model.difference.p_value:.3g}"
+            print(f"  {'DeLong, AUROC':52} {'':24}   difference from A {model.difference.delong}, {p_value}")
     print()

@@ -1,11 +1,16 @@
-"""Stage: an archive of DICOM, PNG or JPEG mammograms -> cropped images + manifest.csv; parallel, resumable. Knows no model."""
+"""The command `etl`: crop the DICOM, PNG or JPEG mammograms of a release and write manifest.csv, in parallel.
+
+An interrupted run resumes where it stopped.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import pandas as pd
@@ -25,43 +30,53 @@ from vitmodel.releases.registry import read_release
 from vitmodel.reports.etl import write_etl_report
 from vitmodel.utils import retain_freed_memory, write_atomic
 
-MIN_IMAGES_FOR_PROCESSES, MIN_IMAGES_TO_PROBE = 500, 30
-"""Images from which on processes are worth their start: two give 1.8 to 2 times one with every codec, two threads 1.7 to 2, and 1.4 where
-the decoder keeps the interpreter's lock, for which few images will do (dev/LOG.md)."""
+MIN_IMAGES_FOR_PROCESSES = 500
+"""Number of images from which starting worker processes pays off with every codec.
+
+Two processes are 1.8 to 2 times as fast as one with every codec. Two threads are 1.7 to 2 times as fast, but only 1.4
+times where the decoder holds the interpreter's lock (dev/LOG.md).
+"""
+MIN_IMAGES_TO_PROBE = 30
+"""Number of images from which processes pay off if the decoder holds the interpreter's lock."""
 
 
 class CropTask(NamedTuple):
-    """One image to crop, where its crop goes, and what would have to change for it to be cropped again."""
+    """One image to crop, the path of its crop, and a fingerprint that tells whether an earlier crop is valid."""
 
     image_id: str
     source: SourceImage
     target: Path
     fingerprint: str
+    """State of the source file, laterality and preprocessing. If it changes, the image is cropped again."""
     copy: Path | None
-    """Where its transcoded copy goes, if copies are wanted."""
+    """Path of the transcoded copy; None = not requested."""
 
 
 class CropOutcome(NamedTuple):
-    """What became of a task."""
+    """The result of a task."""
 
     record: ProvenanceRecord
     copied: bool | None = None
-    """Whether there is a transcoded copy; None = none was wanted."""
+    """Whether a transcoded copy was written; None = not requested."""
 
 
 def etl(config: ETLConfig) -> int:
-    """Crop every image that SOURCE lists and report on it; return 1 if no image could be used."""
+    """Crop every image that SOURCE lists, write a report and return the exit status: 1 if no image could be used."""
     return summarise(crop_release(config), config.out)
 
 
 def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.DataFrame:
-    """Crop every image that SOURCE lists and return the manifest: a row per listed image, also for refused ones.
+    """Crop every image that SOURCE lists and return the manifest, with a row for every image, refused ones included.
 
     The command line and `vitmodel.etl` share this function.
 
     Args:
         config: Source, output folder and options.
         say: Called with each message of the run.
+
+    Raises:
+        UsageError: The source is missing or invalid, or another run holds the output folder.
+        VitmodelError: A file cannot be written.
     """
     release = read_release(config.source, config.dataset)
     with lock_folder(config.out):
@@ -71,15 +86,8 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
         todo = [task for task in tasks if not is_done(task, journal)]
         for message in describe_done(tasks, todo, journal):
             say(message)
-        work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
         try:
-            lost = functools.partial(make_lost_outcome, preprocessing=config.preprocessing)
-            backend = config.backend if config.backend != "auto" else backend_for([task.source.path for task in todo])
-            results = parallel_map(work, todo, "etl", config.jobs, backend, config.scheduler, on_lost=lost)
-            for task, outcome in zip(todo, results, strict=True):
-                journal.append(
-                    task.image_id, {"fingerprint": task.fingerprint, "code": hash_code(), **outcome._asdict()}
-                )
+            run_tasks(todo, journal, config)
         finally:
             journal.close()
         manifest = join_provenance(release, tasks, journal)
@@ -90,10 +98,28 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
     return manifest
 
 
-def backend_for(paths: Sequence[Path]) -> str:
-    """What does the work the fastest: threads start at once, processes share no lock. Three of the files tell the codec."""
-    if not MIN_IMAGES_TO_PROBE <= len(paths) < MIN_IMAGES_FOR_PROCESSES:
-        return "processes" if len(paths) >= MIN_IMAGES_FOR_PROCESSES else "threads"
+def run_tasks(tasks: list[CropTask], journal: Journal, config: ETLConfig) -> None:
+    """Crop the images of `tasks` in parallel and record each outcome in the journal."""
+    work = functools.partial(crop_to_png, preprocessing=config.preprocessing)
+    lost = functools.partial(make_lost_outcome, preprocessing=config.preprocessing)
+    backend = config.backend
+    if backend == "auto":
+        backend = backend_for([task.source.path for task in tasks])
+    outcomes = parallel_map(work, tasks, "etl", config.jobs, backend, config.scheduler, on_lost=lost)
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        journal.append(task.image_id, {"fingerprint": task.fingerprint, "code": hash_code(), **outcome._asdict()})
+
+
+def backend_for(paths: Sequence[Path]) -> Literal["threads", "processes"]:
+    """Return the faster backend for these files.
+
+    Threads start at once; processes do not share the interpreter's lock. Between the two limits the codec decides. It
+    is read from the first, the middle and the last file; a file that cannot be read is ignored.
+    """
+    if len(paths) >= MIN_IMAGES_FOR_PROCESSES:
+        return "processes"
+    if len(paths) < MIN_IMAGES_TO_PROBE:
+        return "threads"
     syntaxes = []
     for path in (paths[0], paths[len(paths) // 2], paths[-1]):
         with contextlib.suppress(ImageRefusedError):
@@ -103,44 +129,46 @@ def backend_for(paths: Sequence[Path]) -> str:
 
 @functools.cache
 def hash_code() -> str:
-    """A hash of the code that makes crops."""
-    return hashlib.sha256(
-        b"".join(path.read_bytes() for path in sorted(Path(pixels.__file__).parent.glob("*.py")))
-    ).hexdigest()[:16]
+    """Return a hash of the code in `vitmodel/pixels`, which makes the crops."""
+    modules = sorted(Path(pixels.__file__).parent.glob("*.py"))
+    code = b"".join(path.read_bytes() for path in modules)
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 def describe_done(tasks: list[CropTask], todo: list[CropTask], journal: Journal) -> list[str]:
-    """Return messages on how many images an earlier run has done, and whether it did so with this version of the code."""
+    """Return messages on how many images an earlier run has cropped, and how many of them with other code."""
     if len(todo) == len(tasks):
         return []
-    messages = [f"{len(tasks) - len(todo)} of {len(tasks)} images are done already"]
-    left = {task.image_id for task in todo}
-    others = sum(
-        journal.entries[task.image_id].get("code") != hash_code() for task in tasks if task.image_id not in left
-    )
-    if others:
-        redo = "to make all anew, choose another folder"
-        messages.append(f"{others} of them by another version of vitmodel/pixels, whose crops may differ; {redo}")
+    messages = [f"{len(tasks) - len(todo)} of {len(tasks)} images were cropped by an earlier run and are kept"]
+    remaining = {task.image_id for task in todo}
+    done = [task.image_id for task in tasks if task.image_id not in remaining]
+    outdated = sum(journal.entries[name].get("code") != hash_code() for name in done)
+    if outdated:
+        messages.append(
+            f"{outdated} of them were cropped by another version of vitmodel/pixels and may differ; "
+            "to crop all images again, choose another output folder"
+        )
     return messages
 
 
 def plan_tasks(release: pd.DataFrame, config: ETLConfig) -> list[CropTask]:
-    """A task per row of the release."""
+    """Return one task per row of the release."""
     preprocessing = config.preprocessing.to_json()
     copies = None if config.transcode == "none" else config.out / config.transcode
     tasks = []
     for row in release[["image_id", "patient_id", "laterality", "path"]].itertuples(index=False):
         source = SourceImage(Path(row.path), row.laterality)
-        folder, name = safe_file_name(row.patient_id), safe_file_name(row.image_id)
-        target, copy = config.out / "images" / folder / f"{name}.png", copies and copies / folder / f"{name}.dcm"
-        tasks.append(
-            CropTask(row.image_id, source, target, f"{file_state(source.path)} {row.laterality} {preprocessing}", copy)
-        )
+        folder = safe_file_name(row.patient_id)
+        name = safe_file_name(row.image_id)
+        target = config.out / "images" / folder / f"{name}.png"
+        copy = copies and copies / folder / f"{name}.dcm"
+        fingerprint = f"{file_state(source.path)} {row.laterality} {preprocessing}"
+        tasks.append(CropTask(row.image_id, source, target, fingerprint, copy))
     return tasks
 
 
 def is_done(task: CropTask, journal: Journal) -> bool:
-    """Whether the journal holds this very task and its crop and copy, if it has them, are still there."""
+    """Return whether the journal holds this task unchanged and the crop and copy that it lists still exist."""
     entry = journal.entries.get(task.image_id)
     if entry is None or entry["fingerprint"] != task.fingerprint:
         return False
@@ -150,12 +178,16 @@ def is_done(task: CropTask, journal: Journal) -> bool:
 
 
 def crop_to_png(task: CropTask, preprocessing: Preprocessing) -> CropOutcome:
-    """Crop one image and write it, whole or not at all; the record says what became of it. Raises VitmodelError on a full disk."""
-    cv2.setNumThreads(1)  # images are the unit of parallel work
+    """Crop one image, write the crop atomically and return the outcome.
+
+    Raises:
+        VitmodelError: The disk is full.
+    """
+    cv2.setNumThreads(1)  # images are processed in parallel, so that threads within one would only compete
     retain_freed_memory()
     cropped = crop_image(task.source, preprocessing)
     if cropped.crop is None:
-        task.target.unlink(missing_ok=True)  # of an earlier run, when the source was still good
+        task.target.unlink(missing_ok=True)  # written by an earlier run, when the source was still readable
     else:
         write_atomic(task.target, cv2.imencode(".png", cropped.crop)[1].tobytes())
     copied = None if task.copy is None else cropped.crop is not None and write_copy(task.source.path, task.copy)
@@ -163,26 +195,29 @@ def crop_to_png(task: CropTask, preprocessing: Preprocessing) -> CropOutcome:
 
 
 def write_copy(source: Path, copy: Path) -> bool:
-    """Keep a lossless HTJ2K copy of a DICOM file; False where the file needs none or can have none, and is read itself instead."""
+    """Write a lossless HTJ2K copy of a DICOM file and return whether there is one.
+
+    A file that needs no copy or cannot have one is read itself instead.
+    """
     try:
         content = transcode(source)
     except ImageRefusedError:
-        content = None
-    if content is not None:
-        write_atomic(copy, content)
-    return content is not None
+        return False
+    if content is None:
+        return False
+    write_atomic(copy, content)
+    return True
 
 
 def make_lost_outcome(task: CropTask, message: str, preprocessing: Preprocessing) -> CropOutcome:
-    """The outcome of an image whose worker process died or hung."""
+    """Return the outcome of an image whose worker process died or hung."""
     task.target.unlink(missing_ok=True)
-    return CropOutcome(
-        refusal_record(task.source, preprocessing, "failed", message), None if task.copy is None else False
-    )
+    record = refusal_record(task.source, preprocessing, "failed", message)
+    return CropOutcome(record, copied=None if task.copy is None else False)
 
 
 def join_provenance(release: pd.DataFrame, tasks: list[CropTask], journal: Journal) -> pd.DataFrame:
-    """The release's table with the provenance columns of every row; `path` is the crop, empty where the image was refused."""
+    """Return the release's table with the provenance of every row; `path` is the crop, empty if refused."""
     records = pd.DataFrame([journal.entries[task.image_id]["record"] for task in tasks], index=release.index)
     targets = [str(task.target.absolute()) for task in tasks]
     paths = pd.Series(targets, index=release.index).where(records["status"] != "refused", "")
@@ -190,20 +225,19 @@ def join_provenance(release: pd.DataFrame, tasks: list[CropTask], journal: Journ
 
 
 def list_copies(release: pd.DataFrame, tasks: list[CropTask], journal: Journal) -> pd.DataFrame:
-    """The release's table with the copies' paths in place of the originals', where there is a copy."""
-    paths = [
-        str(task.copy.absolute()) if task.copy and journal.entries[task.image_id]["copied"] else "" for task in tasks
-    ]
-    return release.assign(path=pd.Series(paths, index=release.index).where(lambda path: path != "", release["path"]))
+    """Return the release's table with the path of the copy instead of the original's, where there is a copy."""
+    paths = []
+    for task, original in zip(tasks, release["path"], strict=True):
+        copied = task.copy is not None and journal.entries[task.image_id]["copied"]
+        paths.append(str(task.copy.absolute()) if task.copy is not None and copied else original)
+    return release.assign(path=pd.Series(paths, index=release.index))
 
 
 def summarise(manifest: pd.DataFrame, out: Path) -> int:
-    """Print what became of the images."""
+    """Print counts by status and by reason, and return the exit status: 1 if every image was refused."""
     counts = manifest["status"].value_counts()
-    print(
-        f"{len(manifest)} images: "
-        + ", ".join(f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused"))
-    )
+    parts = [f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused")]
+    print(f"{len(manifest)} images: {', '.join(parts)}")
     reasons = manifest["reason"].dropna().str.split(";").explode().value_counts()
     for reason, count in reasons.items():
         print(f"  {count:6d} {reason}")

@@ -1,4 +1,6 @@
-"""Stage: model package + manifest -> metrics.json and report.html. Knows no network: the Predictor gives the scores."""
+"""The command `evaluate`: measure a model package on a manifest and write metrics.json and report.html."""
+
+from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
@@ -33,26 +35,28 @@ from vitmodel.scoring.tables import fallback_messages, is_duplicate, recropping_
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, sha256_file, to_json, write_atomic
 
 HEATMAP_METHOD = "gradient"
-"""Of the heat maps: attention that speaks for the label, a forward and a backward pass each."""
+"""Method of the report's heat maps: attention weighted by its gradient; one forward and one backward pass per image."""
 MAX_ERRORS = 24
-"""How many of the most confident errors the report shows."""
+"""Number of most confident errors in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredManifest:
-    """The manifest, the rows of it that are evaluated and their scores."""
+    """The manifest, its rows that are evaluated, and their scores."""
 
     whole: pd.DataFrame
+    """All rows of the manifest."""
     split: str
+    """Name of the split that is evaluated."""
     rows: ScoringRows
     images: pd.DataFrame
-    """The table of images, one row per row of `rows`."""
+    """Table of images, one row per row of `rows`."""
     logits: np.ndarray
-    """`(N, L, M)`."""
+    """Logits `(N, L, M)` of N images, L levels (image, breast) and M models."""
     used: pd.Series
-    """Which rows are measured: those with a score, except copies."""
+    """Whether each row is measured: it has a score and is not a copy."""
     seen: pd.Series
-    """Which of them the model was trained on; NaN = unknown."""
+    """Whether the model was trained on each measured row; NaN = unknown."""
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -63,7 +67,8 @@ def evaluate(config: EvaluateConfig) -> None:
 def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = print) -> EvaluationReport:
     """Score the chosen rows, measure them against their labels and return the report.
 
-    Writes metrics.json, report.html, the score tables and the model card. The command line and `vitmodel.evaluate` share this function.
+    Writes metrics.json, report.html, the score tables and the model card. The command line and `vitmodel.evaluate`
+    share this function.
 
     Args:
         config: Packages, manifest, output folder and options.
@@ -71,6 +76,27 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
 
     Raises:
         UsageError: The chosen rows have no labels, or none of their images could be scored.
+    """
+    predictor, scored = score_manifest(config, say)
+    report = compose_report(config, predictor, evaluation_of(config, predictor, scored), scored)
+    write_metrics(config, scored, report)
+    write_report(config.out / "report.html", report)
+    for message in describe_report(report):
+        say(message)
+    if config.card and config.ensemble:
+        say("no model card is written: the metrics are those of several packages together")
+    elif config.card:
+        for message in update_model_card(config, report):
+            say(message)
+    say(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
+    return report
+
+
+def score_manifest(config: EvaluateConfig, say: Callable[[str], object]) -> tuple[Predictor, ScoredManifest]:
+    """Load the packages, score the chosen rows of the manifest and write the score tables.
+
+    Raises:
+        UsageError: The rows have no labels, or all of their images were refused.
     """
     whole = read_manifest(config.manifest)
     table, split = select_split(whole, config.split, str(config.manifest))
@@ -84,7 +110,8 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
     used = images["probability"].notna() & ~is_duplicate(images)
     if not used.any():
         raise UsageError(
-            f"{config.manifest}: all {len(images)} images were refused, nothing can be measured; the manifest has the reasons"
+            f"{config.manifest}: all {len(images)} images were refused, so that nothing can be measured; "
+            "see the column reason of the manifest"
         )
     write_score_files(*tables, config.out)
     for message in fallback_messages(images):
@@ -93,51 +120,58 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
     for message in describe_training_overlap(seen):
         say(message)
     scored = ScoredManifest(whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen)
-    report = compose_report(config, predictor, evaluation_of(config, predictor, scored), scored)
-    ensemble = [str(folder) for folder in config.ensemble]
-    counts = {"seen_images": int(seen.sum()), "unhashed_images": int(seen.isna().sum())}
+    return predictor, scored
+
+
+def write_metrics(config: EvaluateConfig, scored: ScoredManifest, report: EvaluationReport) -> None:
+    """Write OUT/metrics.json: every number of the report and what was measured."""
     facts = {
         "package": str(config.package),
-        "ensemble": ensemble,
+        "ensemble": [str(folder) for folder in config.ensemble],
         "manifest": str(config.manifest),
-        "split": split,
-    } | counts
+        "split": scored.split,
+        "seen_images": int(scored.seen.sum()),
+        "unhashed_images": int(scored.seen.isna().sum()),
+    }
     write_atomic(config.out / "metrics.json", to_json(facts | report.to_dict()))
-    write_report(config.out / "report.html", report)
+
+
+def describe_report(report: EvaluationReport) -> list[str]:
+    """Return the messages that summarise a report: AUROC per level and per baseline, and what could not be computed."""
+    messages = []
     for level in report.levels:
-        say(
-            f"AUROC per {level.name}: {level.metrics.intervals['auroc']}, {level.metrics.units} with {level.metrics.positives} positive"
+        metrics = level.metrics
+        counts = f"{metrics.units} with {metrics.positives} positive"
+        messages.append(f"AUROC per {level.name}: {metrics.intervals['auroc']}, {counts}")
+    for baseline in report.audit.baselines if report.audit else ():
+        auroc = baseline.metrics.intervals["auroc"]
+        messages.append(
+            f"{baseline.name}, AUROC per {report.headline.name}: {auroc}, most informative column: {baseline.telling}"
         )
-    for found in report.audit.baselines if report.audit else ():
-        say(
-            f"{found.name}, AUROC per {report.headline.name}: {found.metrics.intervals['auroc']}, most telling: {found.telling}"
-        )
-    for message in report.missing_sections.values():
-        say(message)
-    if config.card and config.ensemble:
-        say("no model card is written: these are the figures of several packages together")
-    elif config.card:
-        for message in update_model_card(config, report):
-            say(message)
-    say(f"report: {config.out / 'report.html'}\n{NOT_A_MEDICAL_DEVICE}")
-    return report
+    return messages + list(report.missing_sections.values())
+
+
+def uses_own_aggregation(config: EvaluateConfig, predictor: Predictor) -> bool:
+    """Return whether breasts are scored as the package does, so that its calibration applies to them."""
+    return config.aggregate in ("package", predictor.ensemble.aggregation)
 
 
 def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredManifest) -> Evaluation:
-    """Return the scored rows with how their scores are aggregated, as the configuration or else the package decides."""
+    """Return the measured rows with their scores and aggregation, which the configuration or else the package sets."""
     ensemble = predictor.ensemble
-    own = config.aggregate in ("package", ensemble.aggregation)
-    usual = (
-        "mean_logit" if ensemble.fused else ensemble.aggregation
-    )  # fusion aggregates no scores, such as those of a baseline
+    own = uses_own_aggregation(config, predictor)
+    aggregate: str = ensemble.aggregation if own else config.aggregate
+    if own and ensemble.fused:
+        aggregate = "mean_logit"  # for scores that fusion did not make, such as those of a baseline
+    patient_aggregate: str = config.patient_aggregate
+    if patient_aggregate == "package":
+        patient_aggregate = ensemble.patient_aggregation
     return Evaluation(
         table=scored.rows.table[scored.used],
         probability=scored.images.loc[scored.used, "probability"].to_numpy(),
         label=ensemble.package["label"],
-        aggregate=usual if own else config.aggregate,
-        patient_aggregate=ensemble.patient_aggregation
-        if config.patient_aggregate == "package"
-        else config.patient_aggregate,
+        aggregate=aggregate,
+        patient_aggregate=patient_aggregate,
         threshold=ensemble.threshold,
         replicates=config.replicates,
         seed=config.seed,
@@ -147,14 +181,17 @@ def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredMa
 
 
 def check_measurable(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str) -> list[str]:
-    """Return messages on what cannot be measured or costs time. Raises UsageError if there is no label to measure against."""
+    """Return messages on what cannot be measured or needs extra time. Raises UsageError if all labels are empty."""
     label = predictor.ensemble.package["label"]
     if label not in table or table[label].isna().all():
-        raise UsageError(f"{config.manifest}: column {label} is empty on the {len(table)} rows to measure on ({split})")
+        raise UsageError(
+            f"{config.manifest}: column {label} is empty on all {len(table)} rows of the split {split}; "
+            "fill it in, or choose another split with --split"
+        )
     messages = []
     if not (table[label] == 1).any():
         messages.append(
-            f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined on it"
+            f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined"
         )
     return messages + recropping_messages(table, predictor.ensemble.package["preprocessing"])
 
@@ -162,16 +199,18 @@ def check_measurable(table: pd.DataFrame, predictor: Predictor, config: Evaluate
 def compose_report(
     config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, scored: ScoredManifest
 ) -> EvaluationReport:
-    """Return the content of the report: what was measured, and how it came about."""
+    """Return the content of the report: what was measured and how."""
     ensemble = predictor.ensemble
     table = scored.rows.table
     images = scored.images
-    once = table[~is_duplicate(images)]
-    units = {"image": len(once), "breast": breast_ids(once).nunique(), "patient": once["patient_id"].nunique()}
+    unique = table[~is_duplicate(images)]
+    units = {"image": len(unique), "breast": breast_ids(unique).nunique(), "patient": unique["patient_id"].nunique()}
     levels = evaluation.levels(units)
     plotted = next(level for level in levels if level.name == PLOTTED_LEVEL)
-    groups, undivided = evaluation.subgroups()
-    at_home = evaluation.at_prevalence(ensemble.prevalence, config.prevalence) if config.prevalence else None
+    groups, skipped_attributes = evaluation.subgroups()
+    corrected = evaluation.at_prevalence(ensemble.prevalence, config.prevalence) if config.prevalence else None
+    measured_rows = scored.rows.take(np.flatnonzero(scored.used).tolist())
+    observed = plotted.metrics.positives / plotted.metrics.units
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return EvaluationReport(
         title=f"{evaluation.label.capitalize()} scores of {' and '.join(map(str, (config.package, *config.ensemble)))}",
@@ -180,95 +219,123 @@ def compose_report(
         levels=levels,
         headline=plotted,
         label=evaluation.label,
-        method=describe_method(
-            config, predictor, evaluation, plotted.metrics.positives / plotted.metrics.units, at_home is not None
-        )
+        method=describe_method(config, predictor, evaluation, observed, corrected is not None)
         | {
             "Rows": f"split {scored.split}, {len(table)} images",
-            "Left out": f"{len(table) - len(once)} byte for byte copies of another image of their breast",
+            "Left out": f"{len(table) - len(unique)} byte-for-byte copies of another image of their breast",
             "Images that the model has seen": "; ".join(describe_training_overlap(scored.seen)) or "none",
         },
         model=per_package(predictor, describe_package),
-        data={
-            "Manifest": str(config.manifest),
-            "Manifest (SHA-256)": sha256_file(config.manifest),
-            "Measured rows": ", ".join(
-                f"{name} {count}" for name, count in table["dataset"].fillna("unnamed").value_counts().items()
-            ),
-        },
+        data=describe_data(config, table),
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
         shared_adapter_images=fallbacks(images, describe_unseen_sources(table, ensemble.model.config)),
         history={} if config.ensemble else training_curves(ensemble.package["history"]),
         folds=evaluation.folds(),
         thresholds=evaluation.thresholds(config.sensitivity),
         recalibrated=evaluation.recalibrated(),
-        at_prevalence=(config.prevalence, at_home) if config.prevalence and at_home else None,
+        at_prevalence=(config.prevalence, corrected) if config.prevalence and corrected else None,
         subgroups=groups,
-        skipped_attributes=undivided,
+        skipped_attributes=skipped_attributes,
         audit=evaluation.audit(scored.whole) if config.audit else None,
-        errors=list(confident_errors(predictor, evaluation, scored.rows.take(np.flatnonzero(scored.used).tolist()))),
+        errors=list(confident_errors(predictor, evaluation, measured_rows)),
         heat_map_legend=gradient.unit,
     )
 
 
+def describe_data(config: EvaluateConfig, table: pd.DataFrame) -> dict[str, str]:
+    """Return the path and hash of the manifest, and the number of evaluated rows of each release."""
+    counts = table["dataset"].fillna("unnamed").value_counts()
+    return {
+        "Manifest": str(config.manifest),
+        "Manifest (SHA-256)": sha256_file(config.manifest),
+        "Measured rows": ", ".join(f"{name} {count}" for name, count in counts.items()),
+    }
+
+
 def fallbacks(images: pd.DataFrame, sentences: list[str]) -> dict[str, list[str]]:
-    """The images that were read by the shared parts of the network, by what was not learned apart; `sentences` has one per row."""
-    read = images[["image_id"]].assign(sentence=sentences)[images["probability"].notna()]
-    return read[read["sentence"] != ""].groupby("sentence")["image_id"].agg(list).to_dict()
+    """Return the ids of the scored images that used the shared adapters, by the reason.
+
+    Args:
+        images: Table of images.
+        sentences: Per image, which of its sources was not seen in training; empty = all were.
+    """
+    scored = images[["image_id"]].assign(sentence=sentences)[images["probability"].notna()]
+    return scored[scored["sentence"] != ""].groupby("sentence")["image_id"].agg(list).to_dict()
 
 
 def describe_method(
-    config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float, moved: bool
+    config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, observed: float, corrected: bool
 ) -> dict[str, str]:
-    """How scores became probabilities and decisions; `moved` = there is a table of them at the prevalence that was asked for."""
-    corrected = (
-        f"; corrected to {100 * config.prevalence:.1f} % in a table of its own"
-        if config.prevalence and moved
-        else "; not corrected"
-    )
+    """Return how scores became probabilities and decisions.
+
+    Args:
+        config: The options of the command.
+        predictor: The loaded packages.
+        evaluation: The measured rows.
+        observed: Share of positive breasts among those measured.
+        corrected: Whether the report has a table of metrics at `config.prevalence`.
+    """
     ensemble = predictor.ensemble
-    own = config.aggregate in ("package", ensemble.aggregation)
-    caution = (
-        "" if own else f"; threshold and calibration are those of the package's {AGGREGATE_NAMES[ensemble.aggregation]}"
-    )
-    made = f"{AGGREGATE_NAMES[evaluation.aggregate]} of its images" + (
-        ", then calibrated" if own and ensemble.calibrates_breasts else "' probabilities"
-    )
     mean = ", the mean over the packages" if config.ensemble else ""
+    correction = "not corrected"
+    if config.prevalence and corrected:
+        correction = f"corrected to {100 * config.prevalence:.1f} % in a separate table"
     facts = {
-        "Breast": "fusion of all images of its exam by the network" if own and ensemble.fused else f"{made}{caution}",
+        "Breast": describe_breast_score(config, predictor, evaluation),
         "Patient": f"{AGGREGATE_NAMES[evaluation.patient_aggregate]} of her breasts' probabilities",
-        "Prevalence": f"{100 * ensemble.prevalence:.1f} % of the {ensemble.calibration_level}s that calibration was fitted on{mean}, "
-        f"{100 * observed:.1f} % of the breasts measured here{corrected}",
+        "Prevalence": f"{100 * ensemble.prevalence:.1f} % of the {ensemble.calibration_level}s that calibration was "
+        f"fitted on{mean}, {100 * observed:.1f} % of the breasts measured here; {correction}",
         "Decision": f"positive from {ensemble.threshold:.4f}{mean}",
         "Intervals": f"{config.replicates} bootstrap replicates over patients, seed {config.seed}",
     }
     return facts | per_package(predictor, describe_fit)
 
 
+def describe_breast_score(config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation) -> str:
+    """Return how the score of a breast is made from its images."""
+    ensemble = predictor.ensemble
+    own = uses_own_aggregation(config, predictor)
+    if own and ensemble.fused:
+        return "fusion of all images of its exam by the network"
+    aggregate = AGGREGATE_NAMES[evaluation.aggregate]
+    if own and ensemble.calibrates_breasts:
+        return f"{aggregate} of its images, then calibrated"
+    if own:
+        return f"{aggregate} of its images' probabilities"
+    fitted = AGGREGATE_NAMES[ensemble.aggregation]
+    return f"{aggregate} of its images' probabilities; threshold and calibration are those of the package's {fitted}"
+
+
 def per_package(predictor: Predictor, describe: Callable[[LoadedPackage], dict[str, str]]) -> dict[str, str]:
-    """What there is to say of the package; of several, each one's by a name of its own."""
-    facts = [describe(member) for member in predictor.ensemble.packages]
-    if len(facts) == 1:
-        return facts[0]
-    return {f"Package {number}: {name}": value for number, each in enumerate(facts, 1) for name, value in each.items()}
+    """Return the facts about the package; with several packages, each fact's name starts with the package's number."""
+    descriptions = [describe(member) for member in predictor.ensemble.packages]
+    if len(descriptions) == 1:
+        return descriptions[0]
+    facts: dict[str, str] = {}
+    for number, description in enumerate(descriptions, 1):
+        facts |= {f"Package {number}: {name}": value for name, value in description.items()}
+    return facts
 
 
 def describe_fit(member: LoadedPackage) -> dict[str, str]:
-    """What was fitted to the model's scores, and on whom."""
-    decision, count = member.package["decision"], len(member.models)
-    patients = "the validation patients" if count == 1 else f"patients of the folds that its {count} models did not see"
-    wanted = describe_objective(decision["objective"], decision.get("sensitivity", np.nan))
+    """Return how calibration and threshold were fitted, and on which patients."""
+    decision = member.package["decision"]
+    calibration = member.calibration
+    patients = "the validation patients"
+    if len(member.models) > 1:
+        patients = f"patients of the folds that its {len(member.models)} models did not see"
+    objective = describe_objective(decision["objective"], decision.get("sensitivity", np.nan))
     return {
-        "Calibration": f"{member.calibration.method.capitalize()}, fitted to the {member.calibration_level}s of {patients}, "
-        f"{100 * member.calibration.prevalence:.1f} % of them positive",
-        "Threshold": f"{member.threshold:.4f}, chosen per {decision['level']} on {patients}, for: {wanted}",
+        "Calibration": f"{calibration.method.capitalize()}, fitted to the {member.calibration_level}s of {patients}, "
+        f"{100 * calibration.prevalence:.1f} % of them positive",
+        "Threshold": f"{member.threshold:.4f}, chosen per {decision['level']} on {patients}, for: {objective}",
     }
 
 
 def describe_package(member: LoadedPackage) -> dict[str, str]:
-    """What the package is and what it was made from."""
-    package, architecture = member.package, member.models[0].config.vit
+    """Return what the package is and what it was trained on."""
+    package = member.package
+    architecture = member.models[0].config.vit
     return {
         "Folder": str(member.folder),
         "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
@@ -284,51 +351,53 @@ def describe_package(member: LoadedPackage) -> dict[str, str]:
 
 
 def training_curves(history: dict[str, list[tuple[int, float]]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Figure -> split (and fold) -> points, of the figures that say how training went; a package of folds names them split/figure/fold."""
+    """Return the training curves: metric -> split, followed by the fold if there are folds -> (epoch, value).
+
+    Args:
+        history: Points by `split/metric`, or by `split/metric/fold` in a package of folds.
+    """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for name, points in history.items():
-        split, *figure = name.split("/")
-        if figure and figure[0] in ("loss", "auroc", "macro_f1", "pf1"):
-            curves.setdefault(figure[0], {})[" ".join([split, *figure[1:]])] = points
+        split, *rest = name.split("/")
+        if rest and rest[0] in ("loss", "auroc", "macro_f1", "pf1"):
+            metric, *fold = rest
+            curves.setdefault(metric, {})[" ".join([split, *fold])] = points
     return curves
 
 
 def confident_errors(predictor: Predictor, evaluation: Evaluation, rows: ScoringRows) -> Iterator[ErrorCase]:
-    """Yield the images whose score is farthest from their label, with their crops plain and below their heat maps."""
-    wrong = evaluation.errors(MAX_ERRORS)
-    chosen = rows.take(wrong)
-    columns = zip(chosen.table.itertuples(), evaluation.probability[wrong], chosen.rows, chosen.metadata, strict=True)
-    for row, probability, place, about in columns:
-        age = np.nan if np.isnan(row.age) else f"age {row.age:.0f}"
-        density = np.nan if pd.isna(row.density) else f"density {row.density}"
-        shown = join_known([f"{row.laterality} {row.view}".strip(), age, density])
-        yield ErrorCase(
-            row.image_id,
-            float(probability),
-            int(getattr(row, evaluation.label)),
-            shown,
-            *crop_and_overlay(predictor, place, about),
-        )
+    """Yield the images whose score is farthest from their label, each with its crop and its crop with the heat map."""
+    positions = evaluation.errors(MAX_ERRORS)
+    errors = rows.take(positions)
+    probabilities = evaluation.probability[positions]
+    columns = zip(errors.table.itertuples(), probabilities, errors.rows, errors.metadata, strict=True)
+    for record, probability, row, metadata in columns:
+        age = np.nan if np.isnan(record.age) else f"age {record.age:.0f}"
+        density = np.nan if pd.isna(record.density) else f"density {record.density}"
+        description = join_known([f"{record.laterality} {record.view}".strip(), age, density])
+        label = int(getattr(record, evaluation.label))
+        crop, overlay = crop_and_overlay(predictor, row, metadata)
+        yield ErrorCase(record.image_id, float(probability), label, description, crop, overlay)
 
 
-def crop_and_overlay(predictor: Predictor, row: ManifestRow, about: ImageMetadata) -> tuple[np.ndarray, np.ndarray]:
-    """A crop (H W uint8) and the same below its heat map (H W 3 uint8)."""
-    loaded = predictor.stream.load(row, about)
-    assert loaded.cropped.crop is not None  # it has a score
+def crop_and_overlay(predictor: Predictor, row: ManifestRow, metadata: ImageMetadata) -> tuple[np.ndarray, np.ndarray]:
+    """Return a crop `(H, W)` and the crop with its heat map on it `(H, W, 3)`, both uint8."""
+    loaded = predictor.stream.load(row, metadata)
+    assert loaded.cropped.crop is not None, "a scored image has a crop"
     crop = (255 * to_tensor(loaded.cropped.crop)[0].numpy()).astype(np.uint8)
     low, high = gradient.scale
-    share = np.clip(
-        (np.nan_to_num(predictor.explain(loaded, HEATMAP_METHOD), nan=low) - low) / (high - low), 0, 1
-    ).astype(np.float32)
-    share = cv2.resize(share, crop.shape[::-1], interpolation=cv2.INTER_LINEAR) * (crop > 0)
-    return crop, blend_heat_map(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB), share)
+    heat = np.nan_to_num(predictor.explain(loaded, HEATMAP_METHOD), nan=low)
+    opacity = np.clip((heat - low) / (high - low), 0, 1).astype(np.float32)
+    opacity = cv2.resize(opacity, crop.shape[::-1], interpolation=cv2.INTER_LINEAR) * (crop > 0)
+    return crop, blend_heat_map(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB), opacity)
 
 
 def update_model_card(config: EvaluateConfig, report: EvaluationReport) -> list[str]:
-    """Add the results to the package's model card; return a message if the package cannot be changed."""
+    """Add the results to the package's model card; return a message if the card cannot be written."""
     card = config.package / CARD_FILE
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
     try:
-        write_atomic(card, add_evaluation_section(card.read_text(encoding="utf-8") if card.is_file() else "", report))
+        write_atomic(card, add_evaluation_section(text, report))
     except VitmodelError as error:
-        return [f"the model card stays as it was: {error}"]
+        return [f"the model card was not updated: {error}"]
     return []

@@ -1,4 +1,6 @@
-"""Stage: print what a model package or a manifest holds. Changes nothing."""
+"""The command `info`: print a summary of a model package or a manifest."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -7,19 +9,27 @@ from typing import Any
 from vitmodel.config import InfoConfig
 from vitmodel.errors import UsageError
 
+COUNTED_COLUMNS = (
+    *("dataset", "status", "reason", "cancer", "laterality", "view"),
+    *("site_id", "machine_id", "split", "preprocessing"),
+)
+
 
 def info(config: InfoConfig) -> None:
-    """Print a summary of TARGET. Raises UsageError where it is neither a package nor a manifest."""
+    """Print a summary of TARGET. Raises UsageError if it is neither a package nor a manifest."""
     if (config.target / "config.json").is_file():
         print(describe_package(config.target))
     elif config.target.is_file():
         print(describe_manifest(config.target))
     else:
-        raise UsageError(f"{config.target} is neither a model package (a folder with config.json) nor a manifest")
+        raise UsageError(
+            f"{config.target} is neither a model package (a folder with config.json) nor a manifest; "
+            "name a package, such as RUN/package, or a manifest.csv"
+        )
 
 
 def describe_package(folder: Path) -> str:
-    """Architecture, preprocessing, decision, data and versions, then the model card."""
+    """Return the number of parameters, preprocessing, decision, data, versions and model card of a package."""
     from vitmodel.model.package import load_models
 
     models, package = load_models(folder)
@@ -32,29 +42,19 @@ def describe_package(folder: Path) -> str:
         for name, value in package.get("calibration", {}).items()
     }
     shown["data"] = package.get("data", {}).get("splits", {})
-    return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{(folder / 'MODEL_CARD.md').read_text()}"
+    card = (folder / "MODEL_CARD.md").read_text()
+    return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{card}"
 
 
 def describe_manifest(path: Path) -> str:
-    """Counts of images, patients, breasts, labels, verdicts, views, sites, machines and splits."""
+    """Return counts of images, breasts and patients, and of the values of the columns in `COUNTED_COLUMNS`."""
     from vitmodel.data.manifest import breast_ids, read_manifest
 
     table = read_manifest(path)
     lines = [
         f"{path}: {len(table)} images, {breast_ids(table).nunique()} breasts, {table.patient_id.nunique()} patients"
     ]
-    for column in (
-        "dataset",
-        "status",
-        "reason",
-        "cancer",
-        "laterality",
-        "view",
-        "site_id",
-        "machine_id",
-        "split",
-        "preprocessing",
-    ):
+    for column in COUNTED_COLUMNS:
         values = table[column].fillna("unknown").replace("", "unknown")
         if (values != "unknown").any():
             counts = ", ".join(f"{value}: {count}" for value, count in values.value_counts().items())

@@ -1,4 +1,9 @@
-"""Stage: train without one site or machine, measure on it, in turn: a model where it has never been. Knows no step's inside."""
+"""The command `leave-out`: for each site, machine or data set, train without it and evaluate on it.
+
+This measures how well a model works where it was not trained.
+"""
+
+from __future__ import annotations
 
 import json
 import shlex
@@ -18,28 +23,39 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
 LABEL = "cancer"
 MIN_PATIENTS = 2
-"""Patients of each class that a value needs, to be measured on."""
+"""Minimum number of patients of each class for a value to be left out and measured on."""
 
 
 def leave_one_out(config: LeaveOutConfig) -> None:
-    """Run `vitmodel train` and `vitmodel evaluate` once for each value; what was finished earlier is kept. Writes OUT/summary.json."""
+    """Run `vitmodel train` and `vitmodel evaluate` once for each value and write OUT/summary.json.
+
+    Values that an earlier run has finished are not trained again.
+
+    Raises:
+        UsageError: Too few values can be left out.
+        VitmodelError: A step failed; names its command.
+    """
     table = read_manifests(config.manifest)
     values = select_values(table, config)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for value in values:
         folder = config.out / safe_file_name(f"{config.by}-{value}")
         metrics = folder / "report" / "metrics.json"
         if not metrics.exists():
             run(table, value, folder, config)
         breast = json.loads(metrics.read_text())["breast"]
-        found[value] = {name: breast[name] for name in ("units", "positives", "patients")} | {
-            "auroc": breast["intervals"]["auroc"]
+        results[value] = {
+            "units": breast["units"],
+            "positives": breast["positives"],
+            "patients": breast["patients"],
+            "auroc": breast["intervals"]["auroc"],
         }
-    write_atomic(config.out / "summary.json", to_json({"by": config.by, "train": config.train, "left_out": found}))
-    print(f"\nAUROC per breast on a {config.by} that training never saw")
-    for value, row in found.items():
-        limits = "{value:.3f} ({low:.3f} to {high:.3f})" if row["auroc"]["low"] is not None else "{value:.3f}"
-        print(f"  {value:<12} {limits.format(**row['auroc'])}, {row['positives']} of {row['units']} positive")
+    write_atomic(config.out / "summary.json", to_json({"by": config.by, "train": config.train, "left_out": results}))
+    print(f"\nAUROC per breast on a {config.by} that was not used in training")
+    for value, result in results.items():
+        auroc = result["auroc"]
+        interval = f" ({auroc['low']:.3f} to {auroc['high']:.3f})" if auroc["low"] is not None else ""
+        print(f"  {value:<12} {auroc['value']:.3f}{interval}, {result['positives']} of {result['units']} positive")
     print(f"summary: {config.out / 'summary.json'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
@@ -48,27 +64,26 @@ def select_values(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
 
     Raises UsageError if fewer than two values are known, or none has enough patients to be measured on.
     """
-    known = usable_rows(table).dropna(subset=[LABEL, config.by])
-    values = sorted(known[config.by].unique())
+    labelled = usable_rows(table).dropna(subset=[LABEL, config.by])
+    values = sorted(labelled[config.by].unique())
     if len(values) < 2:
         raise UsageError(
-            f"{listed(config.manifest)}: column {config.by} has {len(values)} known values, but two are needed; choose another with --by"
+            f"{listed(config.manifest)}: column {config.by} has {len(values)} known values, but two are needed; "
+            "choose another column with --by"
         )
-    counts = (
-        known.groupby([config.by, LABEL])["patient_id"]
-        .nunique()
-        .unstack(fill_value=0)
-        .reindex(columns=[0.0, 1.0], fill_value=0)
-    )
+    patients = labelled.groupby([config.by, LABEL])["patient_id"].nunique()
+    counts = patients.unstack(fill_value=0).reindex(columns=[0.0, 1.0], fill_value=0)
     chosen = [value for value in values if counts.loc[value].min() >= MIN_PATIENTS]
     for value in values:
         if value not in chosen:
             print(
-                f"{config.by} {value} is not left out: it has fewer than {MIN_PATIENTS} patients with {LABEL}, or without"
+                f"{config.by} {value} is skipped: it has fewer than {MIN_PATIENTS} patients with {LABEL}, "
+                f"or fewer than {MIN_PATIENTS} without"
             )
     if not chosen:
         raise UsageError(
-            f"{listed(config.manifest)}: no {config.by} has {MIN_PATIENTS} patients with {LABEL} and as many without"
+            f"{listed(config.manifest)}: no {config.by} has {MIN_PATIENTS} patients with {LABEL} and "
+            f"{MIN_PATIENTS} without; choose another column with --by"
         )
     return chosen
 
@@ -76,7 +91,10 @@ def select_values(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
 def run(table: pd.DataFrame, value: str, folder: Path, config: LeaveOutConfig) -> None:
     """Train without the rows of `value` and evaluate on them, by the commands that a user would type.
 
-    If the training is refused before its first step, `folder` is removed again. Raises VitmodelError with the command that failed.
+    If the training is refused before its first step, `folder` is removed again.
+
+    Raises:
+        VitmodelError: A step failed; names its command.
     """
     manifest = folder / "manifest.csv"
     trained = folder / "run"

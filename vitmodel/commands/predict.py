@@ -1,9 +1,13 @@
-"""Stage: model package + images -> a score per image, breast and patient, heat maps, DICOM results. Knows no label and no network."""
+"""The command `predict`: score images, breasts and patients, and write tables, heat maps and DICOM results."""
+
+from __future__ import annotations
 
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +17,6 @@ import pandas as pd
 from vitmodel import __version__
 from vitmodel.config import PredictConfig
 from vitmodel.data.manifest import breast_ids
-from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.jobs.journal import JOURNAL, Journal, file_state, lock_folder
 from vitmodel.model.explain import method_named
@@ -27,19 +30,38 @@ from vitmodel.scoring.stream import ScoredImage, ScoringRows
 from vitmodel.scoring.tables import ScoreTables, fallback_messages, recropping_messages
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, derive_seed
 
-MAX_REFUSALS_SHOWN = 20  # refused images named on the screen
+MAX_REFUSALS_SHOWN = 20
+"""Number of refused images that are named on the screen."""
 
 Entry = dict[str, Any]
+"""The journal's entry of an image: its record, its logits and, with a heat map, the hottest region and the files."""
 
 
 class PredictRun(NamedTuple):
-    """What a run of `predict` gave."""
+    """The result of a run of `predict`."""
 
     tables: ScoreTables
     unexplained: dict[str, str]
-    """By image_id, why an image has no heat map although one was asked for."""
+    """image_id -> why the image has no heat map although one was requested."""
     scored: int
     """Number of images that this run scored; an earlier run scored the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringTask:
+    """What one run of `predict` works on."""
+
+    rows: ScoringRows
+    predictor: Predictor
+    config: PredictConfig
+    say: Callable[[str], object]
+    """Called with each message of the run."""
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The journal's key of each row: its path or, because a refused row may have none, its image_id."""
+        table = self.rows.table
+        return [path or image for path, image in zip(table["path"], table["image_id"], strict=True)]
 
 
 def predict(config: PredictConfig) -> int:
@@ -48,12 +70,10 @@ def predict(config: PredictConfig) -> int:
     predictor = Predictor(config)
     run = score_sources(predictor, config)
     seconds = time.perf_counter() - start
-    per_image = (
-        f"{1e3 * seconds / max(1, run.scored):.0f} ms per image, of it {predictor.timings.per_image(run.scored)}"
-    )
-    print(f"{seconds:.1f} s, {per_image}")
+    milliseconds = 1e3 * seconds / max(1, run.scored)
+    print(f"{seconds:.1f} s, {milliseconds:.0f} ms per image, of which {predictor.timings.per_image(run.scored)}")
     for name, message in list(run.unexplained.items())[:MAX_REFUSALS_SHOWN]:
-        print(f"no heat map of image {name}: {message}", file=sys.stderr)
+        print(f"image {name} has no heat map: {message}", file=sys.stderr)
     return summarise(run.tables.images, run.tables.breasts, config) or int(bool(run.unexplained))
 
 
@@ -66,13 +86,18 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         predictor: The loaded packages.
         config: Sources, output folder and options; its package fields are those that `predictor` was made with.
         say: Called with each message of the run.
+
+    Raises:
+        UsageError: A source is invalid, an extra is not installed, or another run holds the output folder.
+        VitmodelError: A file cannot be written.
     """
     with lock_folder(config.out):
         unpacked = config.out / ".unpacked"
         rows = predictor.attach(read_inputs(config.source, config.dataset, unpacked))
         for message in recropping_messages(rows.table, predictor.ensemble.package["preprocessing"]):
             say(message)
-        entries, done = score(rows, predictor, config, say)
+        task = ScoringTask(rows=rows, predictor=predictor, config=config, say=say)
+        entries, scored = score(task)
         logits = [np.array(entry["logits"], float) for entry in entries]
         tables = predictor.tables(rows.table, [entry["record"] for entry in entries], logits)
         for message in fallback_messages(tables.images):
@@ -80,113 +105,123 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         with predictor.timings.record("writing"):
             write_score_files(*tables, config.out, config.parquet, config.jsonl)
             if config.dicom:
-                say(report(rows, tables, entries, predictor, config))
+                say(write_reports(task, tables, entries))
         shutil.rmtree(unpacked, ignore_errors=True)
-    names = tables.images["image_id"]
-    unexplained = {
-        str(name): entry["unexplained"] for name, entry in zip(names, entries, strict=True) if "unexplained" in entry
-    }
-    return PredictRun(tables, unexplained, done)
+    unexplained = {}
+    for name, entry in zip(tables.images["image_id"], entries, strict=True):
+        if "unexplained" in entry:
+            unexplained[str(name)] = entry["unexplained"]
+    return PredictRun(tables, unexplained, scored)
 
 
-def score(
-    rows: ScoringRows, predictor: Predictor, config: PredictConfig, say: Callable[[str], object]
-) -> tuple[list[Entry], int]:
-    """Return an entry per row and how many rows this run has scored.
+def score(task: ScoringTask) -> tuple[list[Entry], int]:
+    """Return the journal's entry of each row and the number of rows that this run scored.
 
-    An entry holds the row's record, its logits and, with a heat map, the hottest region. Entries are written to the
-    journal one by one, so that an interrupted run can be resumed.
+    Entries are written to the journal one by one, so that an interrupted run can be resumed.
     """
+    config = task.config
+    rows = task.rows
     journal_path = config.out / JOURNAL
     if not config.resume:
         journal_path.unlink(missing_ok=True)
     journal = Journal(journal_path)
-    table = rows.table
-    keys = [
-        path or image for path, image in zip(table["path"], table["image_id"], strict=True)
-    ]  # a refused row may have no path
-    marks = marks_of(rows, keys, predictor, config)
-    todo = []
-    for unit in rows.exams():  # an exam is fused anew if any of its images changed, came or went
-        if not all(is_done(journal.entries.get(keys[n], {}), marks[n], config.out) for n in unit):
-            todo += unit
-    todo.sort()
+    fingerprints = row_fingerprints(task)
+    todo = rows_to_score(task, journal, fingerprints)
     if len(todo) < len(rows):
-        say(f"{len(rows) - len(todo)} of {len(rows)} images are scored already")
-    writer = result_writer(predictor, config) if config.explain else None
+        task.say(f"{len(rows) - len(todo)} of {len(rows)} images are scored already")
+    writer = result_writer(task.predictor, config) if config.explain else None
     try:
-        for position, scored in predictor.scores(rows.take(todo)):
+        for position, scored in task.predictor.scores(rows.take(todo)):
             number = todo[position]
             entry: Entry = {
-                "mark": marks[number],
+                "mark": fingerprints[number],
                 "record": scored.loaded.cropped.record,
-                "logits": [[None if np.isnan(logit) else logit for logit in level] for level in scored.logits.tolist()],
+                "logits": logits_to_json(scored.logits),
             }
-            if writer is not None and config.explain and scored.loaded.pack is not None:
-                entry |= explain(table.iloc[number], rows.rows[number], scored, predictor, writer, config.explain)
-            journal.append(keys[number], entry)
+            if writer is not None and scored.loaded.pack is not None:
+                entry |= explain(task, number, scored, writer)
+            journal.append(task.keys[number], entry)
     finally:
         journal.close()
-    return [journal.entries[key] for key in keys], len(todo)
+    return [journal.entries[key] for key in task.keys], len(todo)
 
 
-def marks_of(rows: ScoringRows, keys: Sequence[str], predictor: Predictor, config: PredictConfig) -> list[str]:
-    """Return for each row a text of all that determines its result: file, metadata, packages and options."""
-    ensemble = predictor.ensemble
+def logits_to_json(logits: np.ndarray) -> list[list[float | None]]:
+    """Return logits `(L, M)` of L levels and M models as lists; NaN becomes None, because JSON has no NaN."""
+    return [[None if np.isnan(logit) else logit for logit in level] for level in logits.tolist()]
+
+
+def rows_to_score(task: ScoringTask, journal: Journal, fingerprints: Sequence[str]) -> list[int]:
+    """Return the positions of the rows without a valid result in the journal.
+
+    A fused exam is scored again as a whole if any of its images changed, was added or was removed.
+    """
+    todo: list[int] = []
+    for exam in task.rows.exams():
+        entries = [journal.entries.get(task.keys[number], {}) for number in exam]
+        marks = [fingerprints[number] for number in exam]
+        done = (is_done(entry, mark, task.config.out) for entry, mark in zip(entries, marks, strict=True))
+        if not all(done):
+            todo += exam
+    return sorted(todo)
+
+
+def row_fingerprints(task: ScoringTask) -> list[str]:
+    """Return for each row a text of everything that determines its result: file, metadata, packages and options."""
+    ensemble = task.predictor.ensemble
+    config = task.config
     settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
-    marks = [f"{file_state(row.source_file)} {row.laterality} {settings}" for row in rows.rows]
+    marks = [f"{file_state(row.source_file)} {row.laterality} {settings}" for row in task.rows.rows]
     if ensemble.model.sources or ensemble.fused:
-        marks = [
-            f"{mark} {metadata.sources} {metadata.view}" for mark, metadata in zip(marks, rows.metadata, strict=True)
-        ]
+        for number, metadata in enumerate(task.rows.metadata):
+            marks[number] += f" {metadata.sources} {metadata.view}"
     if ensemble.fused:
-        for unit in rows.exams():
-            exam = f" {derive_seed(*sorted(keys[n] + marks[n] for n in unit)):016x}"
-            for n in unit:
-                marks[n] += exam
+        for exam in task.rows.exams():
+            images = sorted(task.keys[number] + marks[number] for number in exam)
+            suffix = f" {derive_seed(*images):016x}"
+            for number in exam:
+                marks[number] += suffix
     return marks
 
 
-def is_done(entry: Entry, mark: str, out: Path) -> bool:
-    """Whether a journal's entry is of this very image and question, and what was drawn of it is still there."""
-    return entry.get("mark") == mark and all((out / name).exists() for name in entry.get("files", []))
+def is_done(entry: Entry, fingerprint: str, out: Path) -> bool:
+    """Return whether a journal's entry has this fingerprint and all files that it lists still exist."""
+    return entry.get("mark") == fingerprint and all((out / name).exists() for name in entry.get("files", []))
 
 
-def explain(
-    place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor, writer: ResultWriter, method: str
-) -> Entry:
-    """Write the heat map of an image and return its hottest region for the structured report."""
+def explain(task: ScoringTask, number: int, scored: ScoredImage, writer: ResultWriter) -> Entry:
+    """Write the heat map of row `number` and return its hottest region and files, or why there is no heat map."""
     if scored.loaded.cropped.geometry is None:
         return {"unexplained": NO_GEOMETRY}
-    heat = heat_map(scored.loaded, predictor, method)
-    with predictor.timings.record("writing"):
+    assert task.config.explain
+    method = method_named(task.config.explain)
+    heat = heat_map(scored.loaded, task.predictor, task.config.explain)
+    rows = task.rows
+    with task.predictor.timings.record("writing"):
         try:
-            chosen = method_named(method)
-            region, files = writer.write_explanation(
-                image_of(place, row, scored, predictor), heat, chosen.unit, *chosen.scale
-            )
-            return {"region": region, "files": files}
+            image = image_of(rows.table.iloc[number], rows.rows[number], scored, task.predictor)
+            region, files = writer.write_explanation(image, heat, method.unit, *method.scale)
         except ImageRefusedError as error:
             return {"unexplained": str(error)}
         except VitmodelError:
             raise
-        except Exception as error:  # noqa: BLE001 (a header that no result can be made of costs the result, not the run)
+        except Exception as error:  # noqa: BLE001 (an unusual header must cost this image's heat map, not the run)
             return {"unexplained": f"{type(error).__name__}: {error}"}
+    return {"region": region, "files": files}
 
 
-def report(
-    rows: ScoringRows, tables: ScoreTables, entries: list[Entry], predictor: Predictor, config: PredictConfig
-) -> str:
-    """Write the structured reports; return a message that counts them and the images that could have none."""
+def write_reports(task: ScoringTask, tables: ScoreTables, entries: list[Entry]) -> str:
+    """Write the structured reports; return a message with their number and that of the images without one."""
     findings = tables.images[["laterality", "probability"]].assign(
-        path=[str(row.source_file) for row in rows.rows],
+        path=[str(row.source_file) for row in task.rows.rows],
         prediction_id=breast_ids(tables.images),
         region=[entry.get("region") for entry in entries],
     )
-    studies, without = result_writer(predictor, config).report(findings, tables.breasts)
-    return f"{studies} structured reports in {config.out / 'dicom'}" + (
-        f"; {without} scored images can have none" if without else ""
-    )
+    studies, without = result_writer(task.predictor, task.config).report(findings, tables.breasts)
+    message = f"{studies} structured reports in {task.config.out / 'dicom'}"
+    if without:
+        message += f"; {without} scored images are in none, because they have no usable DICOM header"
+    return message
 
 
 def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
@@ -210,26 +245,26 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
 
 
 def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig) -> int:
-    """Say what was refused or is in doubt and what Kaggle would not take; the exit status."""
+    """Print what was refused, warned about or left empty, and return the exit status: 1 if an image was refused."""
     refused = images[images["status"] == "refused"]
     for row in refused.head(MAX_REFUSALS_SHOWN).itertuples():
         print(f"refused: image {row.image_id}: {row.reason}: {row.remark}", file=sys.stderr)
     if len(refused) > MAX_REFUSALS_SHOWN:
         print(f"refused: {len(refused) - MAX_REFUSALS_SHOWN} more images, see scores.csv", file=sys.stderr)
-    doubts = breasts.loc[breasts["status"] == "warned", "reason"].str.split(";").explode().value_counts()
-    if len(doubts):
-        counts = ", ".join(f"{code} {count}" for code, count in doubts.items())
-        print(f"breasts whose score is in doubt, by reason: {counts}; see breast_scores.csv")
+    warnings = breasts.loc[breasts["status"] == "warned", "reason"].str.split(";").explode().value_counts()
+    if len(warnings):
+        counts = ", ".join(f"{code} {count}" for code, count in warnings.items())
+        print(f"breasts with a warning, by reason: {counts}; see breast_scores.csv")
     empty = int(breasts["probability"].isna().sum())
     if empty:
         print(
-            f"{empty} breasts without a usable image have an empty cell in submission.csv, which Kaggle does not take",
+            f"{empty} breasts have no usable image and an empty cell in submission.csv, which Kaggle does not accept; "
+            "fill it in before you submit",
             file=sys.stderr,
         )
-    print(
-        f"{len(images)} images, {len(refused)} refused, {len(breasts) - empty} breasts scored in {config.out / 'breast_scores.csv'}"
-    )
+    scores_file = config.out / "breast_scores.csv"
+    print(f"{len(images)} images, {len(refused)} refused, {len(breasts) - empty} breasts scored in {scores_file}")
     if len(refused) == len(images):
-        print("no input could be scored", file=sys.stderr)
+        print("no input could be scored; see the column reason of scores.csv", file=sys.stderr)
     print(NOT_A_MEDICAL_DEVICE)
     return 1 if len(refused) else 0

@@ -1,8 +1,13 @@
-"""Stage: unlabelled crops, or phantoms made on the fly -> a package that training can start from. Knows no label of a patient."""
+"""The command `pretrain`: make weights that a training can start from, without labels of patients.
+
+The task is masked autoencoding of unlabelled crops, or finding cancers in phantoms that are made on the fly.
+"""
+
+from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +42,26 @@ from vitmodel.training.trainer import (
 )
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
-HELD_OUT = 0.1  # phantoms per epoch to watch the model on, as a share of those it learns from
+HELD_OUT = 0.1
+"""Number of validation phantoms as a fraction of the training phantoms."""
+
+
+@dataclass(frozen=True)
+class PretrainTask:
+    """What is trained, on what, and on what it is validated."""
+
+    module: TrainingModule
+    train: BatchLoader
+    val: BatchLoader | None = None
+    """Batches to validate on; None = no validation."""
 
 
 def pretrain(config: PretrainConfig) -> None:
-    """Write RUN/package with the weights of the last epoch. Raises UsageError where the manifest has nothing to learn from."""
+    """Pretrain a network and write RUN/package with the weights of the last epoch.
+
+    Raises:
+        UsageError: The manifest has no usable crop, or RUN holds another run.
+    """
     frame = training_crops(config.manifest) if config.manifest else None
     preprocessing = most_common_preprocessing(frame) if frame is not None else Preprocessing(size=config.size)
     data = fingerprint(frame.assign(split="pretrain"), LABEL) if frame is not None else None
@@ -50,71 +70,73 @@ def pretrain(config: PretrainConfig) -> None:
         L.seed_everything(config.seed, verbose=False)
         network = NetworkConfig(vit=make_vit_config(config, preprocessing.size))
 
-        def task(model: Network) -> PretrainTask:
-            return (
-                phantom_task(config, model, checkpoint) if frame is None else mae_task(config, model, frame, checkpoint)
-            )
+        def make_task(model: Network) -> PretrainTask:
+            if frame is None:
+                return phantom_task(config, model, checkpoint)
+            return mae_task(config, model, frame, checkpoint)
 
-        learner, train, val = task(Network(network))
+        task = make_task(Network(network))
         last = ModelCheckpoint(config.run / LAST_CHECKPOINT.parent, LAST_CHECKPOINT.stem, enable_version_counter=False)
         trainer = build_trainer(config, config.run, [last])
-        fit(trainer, learner, train, val, checkpoint)
+        fit(trainer, task.module, task.train, task.val, checkpoint)
         if trainer.is_global_zero:
-            whole = task(model := Network(network))[0]  # afresh: shards are no model
-            whole.load_state_dict(torch.load(config.run / LAST_CHECKPOINT, weights_only=True)["state_dict"])
-            write_package(config, model, learner.history, data, preprocessing)
+            model = Network(network)  # a new one, because each process may hold only a shard of the trained one
+            state = torch.load(config.run / LAST_CHECKPOINT, weights_only=True)["state_dict"]
+            make_task(model).module.load_state_dict(state)
+            write_package(config, model, task.module.history, data, preprocessing)
 
 
 def training_crops(manifests: Sequence[Path]) -> pd.DataFrame:
-    """The manifest's usable crops; where it has splits, those of `train` alone: what is held out is not looked at, label or no label."""
+    """Return the usable crops of the manifests; if these have splits, only those of `train`.
+
+    Held-out images are not used for pretraining either, although it needs no labels.
+
+    Raises:
+        UsageError: There is no such crop.
+    """
     frame = read_cropped_manifest(manifests)
     if frame["split"].notna().any():
         frame = frame[frame["split"] == "train"]
     if frame.empty:
-        raise UsageError(f"{listed(manifests)}: no row is usable (where there are splits: of the split train)")
+        raise UsageError(
+            f"{listed(manifests)}: no row is usable (if there are splits: no row of the split train); "
+            "make the manifest with `vitmodel etl`"
+        )
     return frame.reset_index(drop=True)
 
 
 def most_common_preprocessing(frame: pd.DataFrame) -> Preprocessing:
-    """The preprocessing of most crops: nothing but the size matters here, and the model takes any."""
+    """Return the preprocessing of most crops. Only its size matters here, and the model accepts any size."""
     return Preprocessing.from_json(frame["preprocessing"].mode()[0])
 
 
-PretrainTask = tuple[
-    TrainingModule, BatchLoader, BatchLoader | None
-]  # what learns, what from, and what it is watched on
-
-
 def mae_task(config: PretrainConfig, model: Network, frame: pd.DataFrame, checkpoint: Path | None) -> PretrainTask:
-    """Masked autoencoding of crops."""
+    """Return the task of masked autoencoding of crops."""
     images = CropDataset(frame["path"].tolist(), [float("nan")] * len(frame), config.augment)
     order = EpochSampler(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
-    return (
-        MaePretrainer(MaskedAutoencoder(model.trunk, config.ratio), config, len(images), history={}),
-        BatchLoader(images, order, config),
-        None,
-    )
+    module = MaePretrainer(MaskedAutoencoder(model.trunk, config.ratio), config, len(images), history={})
+    return PretrainTask(module, BatchLoader(images, order, config))
 
 
 def phantom_task(config: PretrainConfig, model: Network, checkpoint: Path | None) -> PretrainTask:
-    """Cancers in phantoms, no two of them alike."""
+    """Return the task of finding cancers in phantoms, each of which is drawn only once."""
     images = PhantomDataset(config.phantoms, config.size, config.difficulty, config.augment)
-    watched = PhantomDataset(max(2, round(HELD_OUT * config.phantoms)), config.size, config.difficulty, None)
+    val_images = PhantomDataset(max(2, round(HELD_OUT * config.phantoms)), config.size, config.difficulty, None)
     order = EpochSampler(images.labels.tolist(), config.seed, "natural", epoch=next_epoch(checkpoint))
     shared = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
-    learner = ClassificationModule(
-        model, TrainConfig(manifest=(config.run,), run=config.run, **shared), len(images), history={}
-    )
-    return learner, BatchLoader(images, order, config), BatchLoader(watched, SequentialSampler(len(watched)), config)
+    recipe = TrainConfig(manifest=(config.run,), run=config.run, **shared)
+    module = ClassificationModule(model, recipe, len(images), history={})
+    val = BatchLoader(val_images, SequentialSampler(len(val_images)), config)
+    return PretrainTask(module, BatchLoader(images, order, config), val)
 
 
 def write_package(
-    config: PretrainConfig, model: Network, history: History, data: Fingerprint | None, made: Preprocessing
+    config: PretrainConfig, model: Network, history: History, data: Fingerprint | None, preprocessing: Preprocessing
 ) -> None:
-    """A package without calibration or threshold: training may start from it, but it gives no score."""
+    """Write a package without calibration and threshold: a training can start from it, but it gives no scores."""
     recipe = to_yaml("pretrain", config, config.run / "pretrain.yaml")
     contents: dict[str, Any] = {
-        "preprocessing": made.to_json(),
+        "preprocessing": preprocessing.to_json(),
         "packed": config.packed,
         "history": history,
         "training": recipe,
@@ -123,16 +145,16 @@ def write_package(
     if data is not None:
         contents["data"] = data
     task = "masked autoencoding of unlabelled crops" if data is not None else "finding cancers in phantoms"
-    watched = [name for name in ("train/loss", "val/auroc") if name in history]
-    figures = ", ".join(f"{name} {history[name][-1][1]:.4f}" for name in watched)
+    metrics = [name for name in ("train/loss", "val/auroc") if name in history]
+    summary = ", ".join(f"{name} {history[name][-1][1]:.4f}" for name in metrics)
     card = f"""# {config.model}: weights to start from
 
 **{NOT_A_MEDICAL_DEVICE}**
 
-Pretrained by {task} ({figures}). It gives no score: use it with `vitmodel train MANIFEST RUN --weights`.
+Pretrained by {task} ({summary}). This package gives no scores: use it with `vitmodel train MANIFEST RUN --weights`.
 
 ```yaml
 {recipe}```
 """
     save_package(config.run / "package", model, contents, card)
-    print(f"{figures}\npackage: {config.run / 'package'}")
+    print(f"{summary}\npackage: {config.run / 'package'}")

@@ -1,4 +1,9 @@
-"""Stage: a model package behind HTTP: images in, `predict`'s tables out, and a page to drop files on. Knows no network, keeps nothing."""
+"""The command `serve`: score uploaded images over HTTP, with a page to drop files on.
+
+Uploads are deleted after scoring.
+"""
+
+from __future__ import annotations
 
 import json
 import shutil
@@ -16,7 +21,7 @@ from vitmodel.errors import RequestRefusedError, UsageError, VitmodelError
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.reports.page import render_page
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,80 +29,83 @@ if TYPE_CHECKING:
 
 
 def serve(config: ServeConfig) -> None:
-    """Answer requests until interrupted. Raises UsageError where the extra is not installed or the port cannot be had."""
-    try:
-        import uvicorn
+    """Answer requests until interrupted.
 
-        app = create_app(config)
-    except ImportError as error:
-        raise UsageError(
-            f"serve: needs the extra `serve` ({error.name} is missing): pip install 'vitmodel[serve]'"
-        ) from None
+    Raises:
+        UsageError: The extra `serve` is not installed, or the port is in use.
+    """
+    uvicorn = import_extra("uvicorn", "serve", "serve")
+    app = create_app(config)
     try:
         listening = socket.create_server((config.host, config.port))
     except OSError as error:
         raise UsageError(
-            f"port: cannot listen at {config.host}:{config.port}: {error.strerror}; choose another with --port"
+            f"port: cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port with --port"
         ) from error
     host, port = listening.getsockname()[:2]
-    print(f"vitmodel answers at http://{host}:{port}; Ctrl-C ends it\n{NOT_A_MEDICAL_DEVICE}", flush=True)
+    print(f"serving on http://{host}:{port}; press Ctrl-C to stop\n{NOT_A_MEDICAL_DEVICE}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 def too_large(what: str, limit: int) -> RequestRefusedError:
     """Return the error for an upload larger than `limit` bytes."""
-    return RequestRefusedError(
-        413, f"{what} larger than {limit // 1_000_000} MB; send fewer images, or start with a larger --upload-limit"
-    )
+    remedy = "send fewer images, or start the server with a larger --upload-limit"
+    return RequestRefusedError(413, f"{what} larger than {limit // 1_000_000} MB; {remedy}")
 
 
-def create_app(config: ServeConfig) -> "FastAPI":
-    """`GET /` the page, `GET /model` what answers, `POST /scores` (multipart, field `files`: images or zips of them) the scores.
+def create_app(config: ServeConfig) -> FastAPI:
+    """Load the packages and return the web application.
 
-    Requests are scored one after the other; each may use all cores.
+    `GET /` returns the page, `GET /model` the facts about the model, and `POST /scores` (multipart, field `files`:
+    images or zips of images) the scores. Requests are scored one after the other, because each may use all cores.
+
+    Raises:
+        UsageError: The extra `serve` is not installed.
     """
+    import_extra("fastapi", "serve", "serve")
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse
     from starlette.concurrency import run_in_threadpool
 
     predictor = Predictor(config)
-    limit, in_turn = config.upload_limit * 1_000_000, threading.Lock()
+    limit = config.upload_limit * 1_000_000
+    scoring_lock = threading.Lock()
     app = FastAPI(
         title="vitmodel", version=__version__, description=NOT_A_MEDICAL_DEVICE, docs_url=None, redoc_url=None
     )
-    described = describe_model(predictor)
-    page = render_page(
-        "scores.html.j2", title="vitmodel", subtitle="Breast cancer scores from mammograms", model=described
-    )
+    model = describe_model(predictor)
+    page = render_page("scores.html.j2", title="vitmodel", subtitle="Breast cancer scores from mammograms", model=model)
 
     @app.exception_handler(RequestRefusedError)
-    async def say_refused(_: Request, refused: RequestRefusedError) -> JSONResponse:
-        return JSONResponse({"error": refused.message, "notice": NOT_A_MEDICAL_DEVICE}, refused.http_status)
+    async def answer_refused(_: Request, error: RequestRefusedError) -> JSONResponse:
+        return JSONResponse({"error": error.message, "notice": NOT_A_MEDICAL_DEVICE}, error.http_status)
 
     @app.get("/", response_class=HTMLResponse)
     async def show_page() -> str:
         return page
 
     @app.get("/model")
-    async def tell_model() -> dict[str, Any]:
-        return described
+    async def show_model() -> dict[str, Any]:
+        return model
 
-    @app.post("/scores")
     async def score_upload(request: Request) -> dict[str, Any]:
         length = request.headers.get("content-length", "")
         if not length.isdecimal():
-            raise RequestRefusedError(411, "the request does not say its length (Content-Length)")
+            raise RequestRefusedError(411, "the request has no length; send the header Content-Length")
         if int(length) > limit:
             raise too_large("the upload is", limit)
         async with request.form(max_files=10_000) as form:
             files = [value for value in form.getlist("files") if not isinstance(value, str)]
-            return await run_in_threadpool(score_uploads, files, predictor, limit, in_turn)
+            return await run_in_threadpool(score_uploads, files, predictor, limit, scoring_lock)
 
+    # FastAPI evaluates annotations among the module's names, where the lazily imported Request is missing
+    score_upload.__annotations__["request"] = Request
+    app.post("/scores")(score_upload)
     return app
 
 
 def describe_model(predictor: Predictor) -> dict[str, Any]:
-    """Which model answers, and how."""
+    """Return the facts about the model that the page and `GET /model` show."""
     config = predictor.config
     return {
         "label": predictor.ensemble.package["label"],
@@ -113,51 +121,61 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
 
 
 def score_uploads(
-    files: Sequence["UploadFile"], predictor: Predictor, limit: int, in_turn: threading.Lock
+    files: Sequence[UploadFile], predictor: Predictor, limit: int, scoring_lock: threading.Lock
 ) -> dict[str, Any]:
-    """The tables of `predict` for what was uploaded, which is deleted again. Raises RequestRefusedError where there is nothing to score."""
+    """Return the tables of `predict` for the uploaded files, and delete the files.
+
+    Args:
+        files: Images or zips of images.
+        predictor: The loaded packages.
+        limit: Largest size of an unpacked zip in bytes.
+        scoring_lock: Held while the images are scored.
+
+    Raises:
+        RequestRefusedError: There is no file, or a file cannot be accepted.
+    """
     with tempfile.TemporaryDirectory(prefix="vitmodel-") as name:
         folder = Path(name)
-        kept = [save_upload(file, number, folder, limit) for number, file in enumerate(files)]
-        if not kept:
-            raise RequestRefusedError(422, "no file was sent; the field `files` holds images or zips of them")
+        paths = [save_upload(file, number, folder, limit) for number, file in enumerate(files)]
+        if not paths:
+            raise RequestRefusedError(422, "no file was sent; send images or zips of images in the field `files`")
         try:
-            table = read_inputs([str(path) for path in kept], "dicom_folder", folder / ".unpacked")
-            with in_turn:
+            table = read_inputs([str(path) for path in paths], "dicom_folder", folder / ".unpacked")
+            with scoring_lock:
                 scores = predictor.score(table)
         except VitmodelError as error:
-            raise RequestRefusedError(
-                422 if isinstance(error, UsageError) else 507, strip_path(folder, str(error))
-            ) from error
-        tables = scores._asdict()
-        rows = {
-            level: json.loads(strip_path(folder, table.to_json(orient="records"))) for level, table in tables.items()
-        }
-        return rows | {"notice": NOT_A_MEDICAL_DEVICE}
+            status = 422 if isinstance(error, UsageError) else 507
+            raise RequestRefusedError(status, strip_path(folder, str(error))) from error
+        answer: dict[str, Any] = {}
+        for level, rows in scores._asdict().items():
+            answer[level] = json.loads(strip_path(folder, rows.to_json(orient="records")))
+        return answer | {"notice": NOT_A_MEDICAL_DEVICE}
 
 
-def save_upload(file: "UploadFile", number: int, folder: Path, limit: int) -> Path:
+def save_upload(file: UploadFile, number: int, folder: Path, limit: int) -> Path:
     """Write the uploaded file into `folder` under its own name and return its path.
 
-    Raises RequestRefusedError for a table or DICOMDIR, which could make the server read its own files, and for a zip that is too large.
+    Raises:
+        RequestRefusedError: The file is a table or DICOMDIR, which could make the server read its own files, or a zip
+            whose content is larger than `limit` bytes.
     """
     name = Path((file.filename or "").replace("\\", "/")).name or "image"
     if name.lower().endswith(".csv") or name.upper() == "DICOMDIR":
         raise RequestRefusedError(
-            415, f"{name} names files instead of holding an image; send the images themselves, or a zip of them"
+            415, f"{name} names files instead of containing an image; send the images themselves or a zip of them"
         )
     path = folder / name
     while path.exists():
         path = path.with_name(f"{number}-{path.name}")
-    with path.open("wb") as kept:
-        shutil.copyfileobj(file.file, kept)
+    with path.open("wb") as target:
+        shutil.copyfileobj(file.file, target)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > limit:
-                raise too_large(f"{name} is, once unpacked,", limit)
+                raise too_large(f"the unpacked content of {name} is", limit)
     return path
 
 
 def strip_path(folder: Path, text: str) -> str:
-    """`text` without the place where the upload lay for a moment, as it is and as JSON spells it."""
+    """Return `text` without the path of the temporary folder, both in plain spelling and as JSON escapes it."""
     return text.replace(f"{folder}/", "").replace(f"{folder}/".replace("/", "\\/"), "")

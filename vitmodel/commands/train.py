@@ -1,4 +1,4 @@
-"""Stage: manifest -> run folder with checkpoints, curves and a model package. Knows no pixel format."""
+"""The command `train`: train a network on a manifest and write a run folder with checkpoints, curves and a package."""
 
 from __future__ import annotations
 
@@ -34,13 +34,20 @@ from vitmodel.training.packaging import aggregate_breasts, write_package, write_
 from vitmodel.training.trainer import STARTED, is_rank_zero, start_or_resume
 from vitmodel.utils import write_atomic
 
-MAX_CROPS_SHOWN = 32  # augmented crops in the picture of a recipe
+MAX_CROPS_SHOWN = 32
+"""Number of augmented crops in RUN/augmented.png."""
 
 
 def train(config: TrainConfig) -> None:
-    """Train on the split `train`, choose the epoch, calibrate and set the threshold on `val`, leave `test` alone; write RUN/package.
+    """Train a network and write RUN/package.
 
-    With folds: train a model on all folds but one, for each; calibrate and set the threshold on what each says of the fold left out.
+    Without folds, the network is trained on the split `train`. Epoch, calibration and threshold are chosen on `val`.
+    The split `test` is not used. With folds, one network per fold is trained on all other folds. Calibration and
+    threshold are fitted to the scores that each network gives to its left-out fold.
+
+    Raises:
+        UsageError: The manifest or the recipe cannot be used, or RUN holds another run.
+        DivergedError: The training diverged.
     """
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
@@ -62,27 +69,28 @@ def train(config: TrainConfig) -> None:
 def train_once(
     config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint, checkpoint: Path | None
 ) -> None:
-    """One model from the splits."""
+    """Train one network on the splits, and write the package and the validation scores."""
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     network = make_network_config(config, preprocessing, [rows["train"]])
     fitted = train_and_validate(config, config.run, rows["train"], rows["val"], network, checkpoint)
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.run / "validation.csv")
         breasts = aggregate_breasts(rows["val"], fitted.logits)
-        write_package(
-            config, [fitted.model], breasts, data, preprocessing, fitted.history, f"best {fitted.selection_summary}"
-        )
+        result = f"best {fitted.selection_summary}"
+        write_package(config, [fitted.model], breasts, data, preprocessing, fitted.history, result)
 
 
 def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint) -> None:
-    """A model for each fold, left out in its training and in the choice of its epoch (the last); then the ensemble of all."""
-    members: list[Network] = []
+    """Train one network per fold on the other folds, and write the ensemble of all networks.
+
+    The left-out fold does not choose the epoch either: the last epoch is used.
+    """
+    models: list[Network] = []
     history: History = {}
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
     logits = np.full(len(folded), np.nan)
-    network = make_network_config(
-        config, preprocessing, [folded[folded["fold"] != fold] for fold in range(config.folds)]
-    )
+    training_rows = [folded[folded["fold"] != fold] for fold in range(config.folds)]
+    network = make_network_config(config, preprocessing, training_rows)
     for fold in range(config.folds):
         held_out = folded["fold"] == fold
         run = config.run / f"fold_{fold}"
@@ -90,22 +98,22 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
         fitted = train_and_validate(config, run, folded[~held_out], folded[held_out], network, checkpoint)
         if fitted is None:
             return
-        gc.collect()  # a trainer and its parts hold each other: the processes of its loaders would live on beside the next fold's
-        members.append(fitted.model)
+        # a trainer is in a reference cycle; without this, its loader processes stay alive while the next fold trains
+        gc.collect()
+        models.append(fitted.model)
         logits[held_out] = fitted.logits
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}
     write_table(folded, logits, config.run / "out_of_fold.csv")
     breasts = aggregate_breasts(folded, logits)
-    reached = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
-    write_package(config, members, breasts, data, preprocessing, history, reached)
+    result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
+    write_package(config, models, breasts, data, preprocessing, history, result)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:
-    """RUN/augmented.png: what the recipe makes of some training crops, so that a person sees whether a mammogram stays one."""
+    """Write RUN/augmented.png: augmented training crops, to check by eye that they still look like mammograms."""
     rows = frame[frame["fold"].notna()] if config.folds else frame[frame["split"] == "train"]
-    images = make_crop_dataset(
-        rows.sample(min(MAX_CROPS_SHOWN, len(rows)), random_state=config.seed), config, augment=True
-    )
-    drawn = [images[SampleRequest(row % len(images), row)] for row in range(MAX_CROPS_SHOWN)]
-    picture = contact_grid([example.image[0].numpy() for example in drawn if not example.problem])
+    rows = rows.sample(min(MAX_CROPS_SHOWN, len(rows)), random_state=config.seed)
+    images = make_crop_dataset(rows, config, augment=True)
+    examples = [images[SampleRequest(seed % len(images), seed)] for seed in range(MAX_CROPS_SHOWN)]
+    picture = contact_grid([example.image[0].numpy() for example in examples if not example.problem])
     write_atomic(config.run / "augmented.png", cv2.imencode(".png", picture)[1].tobytes())

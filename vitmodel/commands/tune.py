@@ -1,4 +1,9 @@
-"""Stage: manifest -> a search over recipes with a study that can go on, and a report of what mattered. Knows no test patient."""
+"""The command `tune`: search for the best recipe with a resumable study, and report which settings mattered.
+
+Trials are compared on validation patients; test patients are not used.
+"""
+
+from __future__ import annotations
 
 from dataclasses import fields, replace
 from typing import Any
@@ -11,7 +16,7 @@ from vitmodel.config import Preprocessing, TrainConfig, TuneConfig, to_yaml
 from vitmodel.config.choices import LOSSES
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.manifest import write_manifest
-from vitmodel.errors import DivergedError, UsageError
+from vitmodel.errors import DivergedError
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.training.fit import (
     LABEL,
@@ -23,28 +28,38 @@ from vitmodel.training.fit import (
     train_and_validate,
 )
 from vitmodel.training.trainer import STARTED, start_or_resume
-from vitmodel.utils import atomic_path, derive_seed, write_atomic
+from vitmodel.utils import atomic_path, derive_seed, import_extra, write_atomic
 
-WARM_UP_TRIALS = 5  # trainings that are never stopped early, for the later ones to be compared with
+WARM_UP_TRIALS = 5
+"""Number of first trials that are never stopped early, because later ones are compared with them."""
 
 
 def tune(config: TuneConfig) -> None:
-    """Write RUN/study.db (SQLite), trials.csv, report.md and best.yaml, which `vitmodel train --config` takes. Raises UsageError."""
+    """Write RUN/study.db (SQLite), trials.csv, report.md, and best.yaml for `vitmodel train --config`.
+
+    Raises:
+        UsageError: The extra `tune` is not installed, the manifest cannot be used, or RUN holds another search.
+    """
     optuna = import_optuna()
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
     check_sizes(frame, config)
     data = fingerprint(frame, LABEL)["sha256"]
     with lock_folder(config.run, STARTED):
-        start_or_resume("tune", replace(config, trials=1), config.run, data)  # more trials may be asked for later
+        start_or_resume(
+            "tune", replace(config, trials=1), config.run, data
+        )  # not the number of trials: a resumed search may ask for more
         write_manifest(frame, config.run / "manifest.csv")
         study = optuna.create_study(
-            storage=f"sqlite:///{(config.run / 'study.db').absolute()}", study_name="vitmodel", direction="maximize", load_if_exists=True,
+            storage=f"sqlite:///{(config.run / 'study.db').absolute()}",
+            study_name="vitmodel",
+            direction="maximize",
+            load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
-        )  # fmt: skip
+        )
         requeue(study)
         while (done := len(finished_trials(study))) < config.trials:
-            # a seed for each trial, or a search that goes on would draw its first trials again
+            # one seed per trial; with one seed for all, a resumed search would repeat its first trials
             study.sampler = optuna.samplers.TPESampler(seed=derive_seed("trial", config.seed, done) % 2**32)
             study.optimize(lambda trial: objective(trial, config, frame, preprocessing, data), n_trials=1)
             write_report(study, config)
@@ -52,17 +67,14 @@ def tune(config: TuneConfig) -> None:
 
 
 def import_optuna() -> Any:
-    """optuna, quiet. Raises UsageError where it is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UsageError("tuning needs optuna: pip install 'vitmodel[tune]'") from error
+    """Return optuna with its log limited to warnings. Raises UsageError if it is not installed."""
+    optuna = import_extra("optuna", "tune", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
 def requeue(study: Any) -> None:
-    """Trials that a kill left running are given up, and their settings tried again first."""
+    """Mark trials that were running when the search was killed as failed, and queue their settings first."""
     optuna = import_optuna()
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -70,13 +82,13 @@ def requeue(study: Any) -> None:
 
 
 def finished_trials(study: Any) -> list[Any]:
-    """The trials that ended by themselves or were stopped for being bad."""
+    """Return the trials that were completed or pruned."""
     states = import_optuna().trial.TrialState
     return study.get_trials(states=[states.COMPLETE, states.PRUNED])
 
 
 def suggest(trial: Any, config: TuneConfig) -> TrainConfig:
-    """The recipe of a trial: what is searched, around the recipe's own values, and what all share."""
+    """Return the recipe of a trial: settings searched around those of `config`, and all others as in `config`."""
     shared = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
     changes = {
         "lr": trial.suggest_float("lr", config.lr / 10, config.lr * 10, log=True),
@@ -92,31 +104,35 @@ def suggest(trial: Any, config: TuneConfig) -> TrainConfig:
 
 
 def objective(trial: Any, config: TuneConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: str) -> float:
-    """The best validation figure of one training; one that diverges is a bad trial."""
+    """Train with the settings of a trial and return the best value of the monitored metric.
+
+    Raises:
+        optuna.TrialPruned: The training diverged or was stopped early.
+    """
     recipe = suggest(trial, config)
     run = config.run / "trials" / f"{trial.number:04d}"
     start_or_resume("train", replace(recipe, run=run), run, data)
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
     network = make_network_config(recipe, preprocessing, [rows["train"]])
-    watcher = PruningCallback(trial, MONITOR_METRICS[config.monitor])
+    pruning = PruningCallback(trial, MONITOR_METRICS[config.monitor])
     try:
-        fitted = train_and_validate(recipe, run, rows["train"], rows["val"], network, None, [watcher])
+        fitted = train_and_validate(recipe, run, rows["train"], rows["val"], network, None, [pruning])
     except DivergedError as error:
         print(f"trial {trial.number}: {error}")
         raise import_optuna().TrialPruned from error
-    assert fitted is not None
-    return max(value for _, value in fitted.history[watcher.figure])
+    assert fitted is not None, "a search runs in one process"
+    return max(value for _, value in fitted.history[pruning.metric])
 
 
 class PruningCallback(L.Callback):
-    """Tells the study how a trial goes, and ends it where the study thinks it hopeless."""
+    """Report a metric to the study after each validation, and end the trial if the study prunes it."""
 
-    def __init__(self, trial: Any, figure: str) -> None:
+    def __init__(self, trial: Any, metric: str) -> None:
         self.trial = trial
-        self.figure = figure
+        self.metric = metric
 
-    def on_validation_end(self, trainer: L.Trainer, learner: L.LightningModule) -> None:
-        value = trainer.callback_metrics.get(self.figure)
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.metric)
         if value is not None and np.isfinite(float(value)):
             self.trial.report(float(value), trainer.current_epoch)
             if self.trial.should_prune():
@@ -124,7 +140,10 @@ class PruningCallback(L.Callback):
 
 
 def write_report(study: Any, config: TuneConfig) -> None:
-    """trials.csv, report.md with the best settings and the share of the variance that each setting explains, and best.yaml."""
+    """Write trials.csv, report.md and best.yaml.
+
+    report.md lists the best settings and the importance of each: the share of the variance that it explains.
+    """
     optuna = import_optuna()
     with atomic_path(config.run / "trials.csv") as temporary:
         study.trials_dataframe(attrs=("number", "value", "state", "params", "duration")).to_csv(temporary, index=False)
@@ -133,25 +152,25 @@ def write_report(study: Any, config: TuneConfig) -> None:
         return
     try:
         importances = optuna.importance.get_param_importances(study)
-    except (RuntimeError, ValueError):  # too few trials, or all alike
+    except (RuntimeError, ValueError):  # too few trials, or all with the same value
         importances = {}
+    finished = finished_trials(study)
     best = study.best_trial
-    values = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in best.params.items()}
-    rows = "\n".join(
-        f"| {name} | {value} | {importances.get(name, float('nan')):.3f} |" for name, value in values.items()
-    )
-    text = f"""# Search of {len(finished_trials(study))} trials, {len(complete)} of them to the end
+    rows = []
+    for name, value in best.params.items():
+        text = f"{value:.3g}" if isinstance(value, float) else value
+        rows.append(f"| {name} | {text} | {importances.get(name, float('nan')):.3f} |")
+    table = "\n".join(rows)
+    report = f"""# Search of {len(finished)} trials, {len(complete)} of them completed
 
-Best validation {config.monitor}: {best.value:.4f} (trial {best.number}). It was chosen among all, so it flatters; what it is worth shows on
-other patients only.
+Best validation {config.monitor}: {best.value:.4f} (trial {best.number}). This value is optimistic, because
+the trial was chosen by it. Measure the recipe on other patients.
 
 | setting | best | importance |
 |---|---|---|
-{rows}
+{table}
 """
-    write_atomic(config.run / "report.md", text)
+    write_atomic(config.run / "report.md", report)
     recipe = replace(suggest(optuna.trial.FixedTrial(best.params), config), run=config.run / "best")
     write_atomic(config.run / "best.yaml", to_yaml("train", recipe, config.run / "best.yaml"))
-    print(
-        f"trial {finished_trials(study)[-1].number}: best {config.monitor} {best.value:.4f} of {len(finished_trials(study))} trials"
-    )
+    print(f"trial {finished[-1].number}: best {config.monitor} of {len(finished)} trials is {best.value:.4f}")

@@ -1,4 +1,9 @@
-"""Stage: the original recipe's three versions and ours, trained on one patient-wise split, side by side. Knows verbs and figures."""
+"""The command `versions`: train the original recipe's three versions and ours on one split, and compare them.
+
+The split is by patient.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -22,49 +27,71 @@ from vitmodel.releases.files import safe_file_name
 from vitmodel.scoring.tables import has_code
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
 
-FIGURES = {"macro F1": "macro_f1", "recall": "sensitivity", "precision": "precision", "AUROC": "auroc"}
+METRIC_COLUMNS = {"macro F1": "macro_f1", "recall": "sensitivity", "precision": "precision", "AUROC": "auroc"}
+"""Column of versions.md -> name of its metric."""
 CURVES = {"loss": "loss", "macro F1": "macro_f1", "AUROC": "auroc"}
+"""Panel of versions.png -> name of its metric in the training history."""
 
 
 def versions(config: VersionsConfig) -> None:
-    """Write OUT/versions.md and OUT/versions.png; running it again resumes.
+    """Train all versions, and write OUT/versions.md and OUT/versions.png. A second run resumes.
 
-    Raises UsageError if a recipe or a file of weights is missing, VitmodelError with the command that failed.
+    Raises:
+        UsageError: A recipe or a file of weights does not exist.
+        VitmodelError: A step failed; names its command.
     """
     check_files(config)
-    crops, ours, whole = (config.out / name / "manifest.csv" for name in ("crops", "our_crops", "whole"))
-    for manifest, size in ((crops, config.size), (ours, config.our_size)):
-        run_step("etl", config.source, manifest.parent, "--size", size, "--jobs", config.jobs)
-    assign_common_splits(crops, ours)
-    if not whole.exists():
-        write_whole_images(read_manifest(crops), config)
-    recipes = config.recipes or RECIPES / "versions"
-    weights, our_weights = (["--weights", path] if path else [] for path in (config.weights, config.our_weights))
-    steps = {
-        "backbone": [whole, "--config", recipes / "backbone.yaml", *weights],
-        "v2": [whole, "--config", recipes / "v2.yaml", "--weights", config.out / "backbone" / "package"],
-        "v3": [crops, "--config", recipes / "v3.yaml", "--weights", config.out / "v2" / "package"],
-        "ours": [ours, "--config", config.ours, *our_weights],
-    }
-    for name, arguments in steps.items():
+    write_images(config)
+    trainings = training_arguments(config)
+    for name, arguments in trainings.items():
         if not (config.out / name / "package").exists():
             run_step("train", *arguments, "--run", config.out / name, "--resume")
-    found = {name: validation_metrics(config.out / name) for name in steps}
-    text = format_table(found)
+    metrics = {name: validation_metrics(config.out / name) for name in trainings}
+    histories = {name: load_package(config.out / name / "package")[1]["history"] for name in trainings}
+    text = format_table(metrics)
     write_atomic(config.out / "versions.md", text)
-    write_picture(
-        {name: load_package(config.out / name / "package")[1]["history"] for name in steps}, config.out / "versions.png"
-    )
+    write_picture(histories, config.out / "versions.png")
     print(f"{text}\n{config.out / 'versions.png'}\n{NOT_A_MEDICAL_DEVICE}")
 
 
+def write_images(config: VersionsConfig) -> None:
+    """Write the crops of the original recipe and of ours, and the whole images, all with the same split by patient."""
+    crops = config.out / "crops" / "manifest.csv"
+    our_crops = config.out / "our_crops" / "manifest.csv"
+    for manifest, size in ((crops, config.size), (our_crops, config.our_size)):
+        run_step("etl", config.source, manifest.parent, "--size", size, "--jobs", config.jobs)
+    assign_common_splits(crops, our_crops)
+    if not (config.out / "whole" / "manifest.csv").exists():
+        write_whole_images(read_manifest(crops), config)
+
+
+def training_arguments(config: VersionsConfig) -> dict[str, list[str | Path]]:
+    """Return each version's arguments of `vitmodel train`, in the order of training."""
+    out = config.out
+    recipes = config.recipes or RECIPES / "versions"
+    weights: list[str | Path] = ["--weights", config.weights] if config.weights else []
+    our_weights: list[str | Path] = ["--weights", config.our_weights] if config.our_weights else []
+    crops = out / "crops" / "manifest.csv"
+    our_crops = out / "our_crops" / "manifest.csv"
+    whole = out / "whole" / "manifest.csv"
+    return {
+        "backbone": [whole, "--config", recipes / "backbone.yaml", *weights],
+        "v2": [whole, "--config", recipes / "v2.yaml", "--weights", out / "backbone" / "package"],
+        "v3": [crops, "--config", recipes / "v3.yaml", "--weights", out / "v2" / "package"],
+        "ours": [our_crops, "--config", config.ours, *our_weights],
+    }
+
+
 def check_files(config: VersionsConfig) -> None:
-    """Raise UsageError naming a recipe or weights that do not exist: images are cropped for hours before the first training reads them."""
+    """Raise UsageError if a recipe or file of weights does not exist.
+
+    Without this check, it would be noticed only after hours of cropping, when the first training starts.
+    """
     folder = config.recipes or RECIPES / "versions"
     for name in ("backbone.yaml", "v2.yaml", "v3.yaml"):
         if not (folder / name).is_file():
             raise UsageError(
-                f"recipes: {folder / name} does not exist; name the folder with the three recipes by --recipes"
+                f"recipes: {folder / name} does not exist; name the folder of the three recipes with --recipes"
             )
     recipe_path(config.ours, "ours")
     for flag, weights in (("weights", config.weights), ("our_weights", config.our_weights)):
@@ -73,16 +100,19 @@ def check_files(config: VersionsConfig) -> None:
 
 
 def assign_common_splits(*manifests: Path) -> None:
-    """Give all manifests the same split by patient, that of the first one."""
+    """Split the patients of the first manifest, and write this split into all manifests."""
     first = assign_splits(read_manifest(manifests[0]), SPLIT_FRACTIONS)
-    parts = first.dropna(subset=["split"]).drop_duplicates("patient_id").set_index("patient_id")["split"]
+    split_by_patient = first.dropna(subset=["split"]).drop_duplicates("patient_id").set_index("patient_id")["split"]
     for manifest in manifests:
         table = read_manifest(manifest)
-        write_manifest(table.assign(split=table["patient_id"].map(parts)), manifest)
+        write_manifest(table.assign(split=table["patient_id"].map(split_by_patient)), manifest)
 
 
 def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
-    """The images of `table` whole, burned-in markers and all, squashed to SIZE as the original recipe did."""
+    """Write the whole images of `table`, burned-in markers included, resized to SIZE without keeping the aspect ratio.
+
+    This is what the original recipe did.
+    """
     folder = config.out / "whole"
     rows = usable_rows(table)
     paths = [str(folder / "images" / f"{safe_file_name(name)}.png") for name in rows["image_id"]]
@@ -93,36 +123,41 @@ def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
 
 
 def write_resized(source: str, inverted: bool, path: str, size: Size) -> None:
-    """Write one whole image as an 8-bit PNG, turned right where its polarity was found to be wrong."""
+    """Write one whole image as an 8-bit PNG; invert it if its polarity is wrong."""
     file = open_image(Path(source))
     grey = file.to_grey(cv2.resize(file.read_stored(), (size.width, size.height), interpolation=cv2.INTER_AREA))
-    write_atomic(
-        path, cv2.imencode(".png", np.rint(255 * (1 - grey if inverted else grey)).astype(np.uint8))[1].tobytes()
-    )
+    if inverted:
+        grey = 1 - grey
+    image = np.rint(255 * grey).astype(np.uint8)
+    write_atomic(path, cv2.imencode(".png", image)[1].tobytes())
 
 
 def validation_metrics(folder: Path) -> Metrics:
-    """What a run reached on its validation images at the threshold 0.5, with intervals over patients."""
+    """Return a run's metrics on its validation images at the threshold 0.5, with intervals over patients."""
     scores = read_table(folder / "validation.csv", ["patient_id", "cancer", "score"]).dropna(subset=["score"])
     sample = ScoredUnits(scores["cancer"].astype(float), scores["score"].astype(float), scores["patient_id"].to_numpy())
     return compute_metrics(sample, threshold=0.5)
 
 
-def format_table(found: dict[str, Metrics]) -> str:
-    """Markdown: a row per version."""
-    rows = [
-        f"| {name} | {' | '.join(str(metrics.intervals[key]) for key in FIGURES.values())} | {metrics.patients} |"
-        for name, metrics in found.items()
+def format_table(versions_metrics: dict[str, Metrics]) -> str:
+    """Return the metrics of each version as a Markdown table with a row per version."""
+    lines = [
+        "# Versions",
+        "",
+        "Per image, on the validation patients, on whom each version's epoch was chosen too. 95 % intervals by",
+        "resampling patients. Decisions at the threshold 0.5.",
+        "",
+        f"| version | {' | '.join(METRIC_COLUMNS)} | patients |",
+        f"|---|{'---|' * (len(METRIC_COLUMNS) + 1)}",
     ]
-    head = f"| version | {' | '.join(FIGURES)} | patients |\n|---|{'---|' * (len(FIGURES) + 1)}"
-    return (
-        "# Versions\n\nPer image on the validation patients, who also chose each version's epoch; 95 % intervals by resampling patients;\n"
-        "called at 0.5.\n\n" + "\n".join([head, *rows]) + f"\n\n{NOT_A_MEDICAL_DEVICE}\n"
-    )
+    for name, metrics in versions_metrics.items():
+        cells = [str(metrics.intervals[key]) for key in METRIC_COLUMNS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {metrics.patients} |")
+    return "\n".join([*lines, "", NOT_A_MEDICAL_DEVICE, ""])
 
 
 def write_picture(histories: dict[str, dict[str, Any]], path: Path) -> None:
-    """The validation curves of all versions, one panel per figure."""
+    """Write the validation curves of all versions, with one panel per metric."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(CURVES), 3.2), layout="constrained", dpi=120)

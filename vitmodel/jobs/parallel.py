@@ -14,7 +14,7 @@ import joblib
 
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.jobs.workers import TIME_LIMIT, process_per_thread
-from vitmodel.utils import progress
+from vitmodel.utils import import_extra, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -103,20 +103,18 @@ def _in_threads(function: Callable[[Item], Result], items: Iterable[Item], jobs:
 @contextlib.contextmanager
 def _cluster(jobs: int, scheduler: str) -> Iterator[None]:
     """Select joblib's dask backend: the cluster at `scheduler`, or `jobs` local worker processes if it is empty."""
-    try:
-        import dask
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise UsageError("backend: dask is not installed; pip install 'vitmodel[cluster]'") from None
+    dask = import_extra("dask", "cluster", "backend")
+    distributed = import_extra("distributed", "cluster", "backend")
     with contextlib.ExitStack() as stack:
         if not scheduler:
             # Without this, distributed would leave OMP_NUM_THREADS=1 in the environment of this process, and processes
             # that it starts later would compute with other numbers of threads.
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
-            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
-            scheduler = stack.enter_context(cluster).scheduler_address
+            scheduler = stack.enter_context(
+                distributed.LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+            ).scheduler_address
         try:
-            stack.enter_context(Client(scheduler, timeout=10))
+            stack.enter_context(distributed.Client(scheduler, timeout=10))
         except OSError as error:
             raise UsageError(
                 f"scheduler: no dask scheduler answers at {scheduler} ({error}); start it or correct its address"

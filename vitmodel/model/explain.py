@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitmodel.config.choices import EXPLANATIONS, load_choice
-from vitmodel.errors import UsageError
 from vitmodel.model import packed_attention
 from vitmodel.model.network import Network
 from vitmodel.model.packed_batch import PackedBatch
 from vitmodel.model.vit import DENSE_LAYOUT, SequenceLayout
+from vitmodel.utils import import_extra
 
 METHODS = tuple(EXPLANATIONS)
 """Names of the methods that `explain` accepts."""
@@ -318,15 +318,5 @@ def _per_patch(image: PackedBatch, attributions: Tensor) -> Tensor:
 
 
 def _captum() -> Any:
-    """Import and return captum's attribution methods.
-
-    Raises:
-        UsageError: captum is not installed.
-    """
-    try:
-        from captum import attr
-    except ImportError:
-        raise UsageError(
-            "explain: this method needs the extra `explain`; run pip install 'vitmodel[explain]'"
-        ) from None
-    return attr
+    """Return captum's attribution methods. Raise UsageError if captum is not installed."""
+    return import_extra("captum.attr", "explain", "explain")

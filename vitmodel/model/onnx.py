@@ -17,7 +17,6 @@ which 8 bits per tensor cannot represent (dev/LOG.md).
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import tempfile
 import warnings
@@ -36,7 +35,7 @@ from vitmodel.model.network import Network
 from vitmodel.model.packed_attention import PackedLayout
 from vitmodel.model.packed_batch import PackedBatch
 from vitmodel.model.vit import DENSE_LAYOUT, SequenceLayout, ViT
-from vitmodel.utils import atomic_path
+from vitmodel.utils import atomic_path, import_extra
 
 GraphInputs = dict[str, np.ndarray]
 
@@ -311,10 +310,7 @@ def _openvino(path: Path) -> Callable[[GraphInputs], np.ndarray]:
 
 def _import_extras(*modules: str) -> list[Any]:
     """Return modules of the extra `export`. Raise UsageError if one is not installed."""
-    try:
-        return [importlib.import_module(module) for module in modules]
-    except ImportError as error:
-        raise UsageError(f"runtime: {error.name} is not installed; run pip install 'vitmodel[export]'") from None
+    return [import_extra(module, "export", "runtime") for module in modules]
 
 
 def _write_weights_hash(path: Path, weights: str) -> None:

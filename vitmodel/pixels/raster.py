@@ -134,7 +134,7 @@ def single_channel(pixels: np.ndarray) -> np.ndarray:
     """
     if pixels.ndim == 2:
         return pixels
-    channels = cv2.split(pixels)
+    channels = list(cv2.split(pixels))
     blue, green, red = channels[:3] if len(channels) > 2 else channels[:1] * 3
     tolerance = CHANNEL_TOLERANCE * np.iinfo(pixels.dtype).max // 255
     if max(cv2.absdiff(green, blue).max(), cv2.absdiff(green, red).max()) > tolerance:

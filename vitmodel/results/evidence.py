@@ -15,8 +15,9 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
 from pydicom.valuerep import DA, TM
 
-from vitmodel.errors import ImageRefusedError, UsageError
+from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom_reading import read_dataset
+from vitmodel.utils import import_extra
 
 # highdicom warns about person names with a single component and prints them, but logs must not contain names.
 warnings.filterwarnings("ignore", module=r"highdicom\.")
@@ -108,8 +109,5 @@ def make_deidentifier(seed: str) -> Deidentifier:
     Raises:
         UsageError: dicognito is not installed.
     """
-    try:
-        from dicognito.anonymizer import Anonymizer
-    except ImportError:
-        raise UsageError("deidentify: dicognito is not installed; run: pip install 'vitmodel[dicom]'") from None
-    return Anonymizer(seed=seed).anonymize
+    anonymizer = import_extra("dicognito.anonymizer", "dicom", "deidentify")
+    return anonymizer.Anonymizer(seed=seed).anonymize

@@ -11,11 +11,11 @@ import pandas as pd
 from pydicom import Dataset
 
 from vitmodel.config import Preprocessing
-from vitmodel.errors import ImageRefusedError, UsageError
+from vitmodel.errors import ImageRefusedError
 from vitmodel.results.evidence import Software, make_deidentifier, read_source_header
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
-from vitmodel.utils import atomic_path, write_atomic
+from vitmodel.utils import atomic_path, import_extra, write_atomic
 
 Region = list[list[float]]
 
@@ -62,10 +62,7 @@ class ResultWriter:
         self.dicom = dicom
         self.deidentify = make_deidentifier(secret) if secret else None
         if dicom:
-            try:
-                import highdicom  # noqa: F401 (fail now, not after an hour of scoring)
-            except ImportError:
-                raise UsageError("dicom: highdicom is not installed; run: pip install 'vitmodel[dicom]'") from None
+            import_extra("highdicom", "dicom", "dicom")  # fail here rather than after an hour of scoring
 
     def write_explanation(
         self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float
@@ -133,16 +130,16 @@ class ResultWriter:
             studies.setdefault(str(source.StudyInstanceUID), {}).setdefault(str(row.prediction_id), []).append(finding)
         rows = breasts.set_index("prediction_id")
         for study in studies.values():
-            findings = []
+            findings: list[BreastFinding] = []
             for prediction_id, image_findings in study.items():
                 breast = rows.loc[prediction_id]
-                finding = BreastFinding(
+                breast_finding = BreastFinding(
                     side=breast["laterality"],
                     probability=breast["probability"],
                     suspicious=breast["decision"] == 1,
                     images=image_findings,
                 )
-                findings.append(finding)
+                findings.append(breast_finding)
             self.save(structured_report(findings, self.software))
         return len(studies), skipped
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.errors import UsageError
-from vitmodel.utils import atomic_path, write_atomic
+from vitmodel.utils import atomic_path, import_extra, write_atomic
 
 
 def write_score_files(
@@ -40,11 +39,9 @@ def write_score_files(
         if jsonl:
             write_atomic(out / f"{name}.jsonl", table.to_json(orient="records", lines=True))
         if parquet:
-            try:
-                with atomic_path(out / f"{name}.parquet") as temporary:
-                    table.to_parquet(temporary, index=False)
-            except ImportError:
-                raise UsageError("parquet: pyarrow is not installed; run: pip install 'vitmodel[parquet]'") from None
+            import_extra("pyarrow", "parquet", "parquet")
+            with atomic_path(out / f"{name}.parquet") as temporary:
+                table.to_parquet(temporary, index=False)
     submission = breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"})
     _write_csv(submission, out / "submission.csv")
 

@@ -293,7 +293,7 @@ class ClassificationModule(TrainingModule):
         self.epoch_predictions[stage] = (scores, labels, rows)
         ranking = RankedUnits(ScoredUnits(labels, scores, np.arange(len(labels))), threshold=0.5)
         values = ranking.metric_values()
-        metrics = {"loss": float(losses.mean())}
+        metrics: dict[str, Any] = {"loss": float(losses.mean())}
         metrics |= {name: values[metric] for name, metric in EPOCH_METRICS.items()}
         metrics |= asdict(ranking.confusion())
         metrics = {f"{stage}/{name}": float(value) for name, value in metrics.items()}
