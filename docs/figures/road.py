@@ -1,4 +1,4 @@
-"""Draw docs/road.svg, the picture of the whole road from files to scores: `python docs/figures/road.py`."""
+"""Draw docs/road.svg, the diagram of the pipeline from files to scores: `python docs/figures/road.py`."""
 
 from __future__ import annotations
 
