@@ -1,4 +1,4 @@
-"""Draw docs/road.svg, the picture of the whole road from files to scores: `python docs/figures/road.py`."""
+"""Draw docs/road.svg, the diagram of the pipeline from files to scores: `python docs/figures/road.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EDGE, VERB = "#33415c", "#b3460f"
 
 def box(axes: Axes, x: float, y: float, title: str, lines: str, colour: str, height: float = 1.7) -> None:
     """Draw a box of data, centred at x, y, with a title and what it holds."""
-    width = 3.5
+    width = 3.9
     style = "round,pad=0.02,rounding_size=0.12"
     corner = (x - width / 2, y - height / 2)
     patch = FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, edgecolor=EDGE)
@@ -33,48 +33,48 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], verb
 
 def draw() -> Figure:
     """Return the figure."""
-    figure = Figure(figsize=(13, 4.2))
+    figure = Figure(figsize=(10.4, 4.2))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 19.8), ylim=(0, 6.4))
     axes.axis("off")
     box(
         axes,
-        2.0,
+        2.05,
         4.6,
         "Mammograms",
-        "DICOM, PNG, zip, DICOMDIR;\nRSNA, VinDr-Mammo, CBIS-DDSM,\nINbreast, CMMD, mini-MIAS, yours",
+        "DICOM, PNG, zip, DICOMDIR;\nsix public releases\nor your own data",
         DATA,
     )
     box(
         axes,
-        7.2,
+        7.3,
         4.6,
         "Crops + manifest.csv",
-        "chest wall left, 0 = air;\none row per image,\nrefused ones with the reason",
+        "chest wall left, 0 = air;\none row per image,\nreason for each refusal",
         DATA,
     )
-    box(axes, 12.4, 4.6, "Model package", "weights, calibration,\nthreshold, model card;\nno patient ids", DATA)
-    box(axes, 17.7, 5.35, "report.html", "95 % intervals, subgroups,\nleakage audit, worst errors", RESULT, 1.5)
+    box(axes, 12.55, 4.6, "Model package", "weights, calibration,\nthreshold, model card;\nno patient ids", DATA)
+    box(axes, 17.7, 5.35, "report.html", "intervals, subgroups,\nleakage audit, errors", RESULT, 1.5)
     box(axes, 17.7, 3.1, "Scores", "per image, breast, patient;\nheat maps, DICOM SR,\nsubmission.csv", RESULT)
-    box(axes, 2.0, 1.4, "No data?", "seeded synthetic mammograms\nas a DICOM release", OPTIONAL, 1.4)
+    box(axes, 2.05, 1.4, "No data?", "synthetic mammograms\nas a DICOM release", OPTIONAL, 1.4)
     box(
         axes,
-        9.8,
+        9.95,
         1.4,
         "Weights to start from",
-        "timm, Hugging Face, Google,\nDINOv2, or vitmodel pretrain",
+        "timm, Hugging Face,\nGoogle, or pretrain",
         OPTIONAL,
         1.4,
     )
-    arrow(axes, (3.85, 4.6), (5.35, 4.6), "etl", (4.55, 4.95))
-    arrow(axes, (9.05, 4.6), (10.55, 4.6), "train", (9.75, 4.95))
-    arrow(axes, (14.25, 4.8), (15.85, 5.3), "evaluate", (15.0, 5.65))
-    arrow(axes, (14.25, 4.3), (15.85, 3.4), "predict\nserve", (14.5, 3.35))
-    arrow(axes, (2.0, 2.2), (2.0, 3.6), "synth", (2.85, 2.9))
-    arrow(axes, (9.8, 2.2), (9.8, 4.35), "--weights", (11.2, 3.0))
-    note = "compare  leave-out  tune  versions  export  info  demo"
-    axes.text(15.9, 1.45, note, ha="center", va="center", size=9.5, color=VERB, family="monospace")
-    axes.text(15.9, 0.95, "Research software, not a medical device.", ha="center", va="center", size=10.5, color="#333")
+    arrow(axes, (4.1, 4.6), (5.25, 4.6), "etl", (4.65, 5.0))
+    arrow(axes, (9.35, 4.6), (10.5, 4.6), "train", (9.9, 5.0))
+    arrow(axes, (14.6, 4.8), (15.7, 5.3), "evaluate", (14.55, 5.8))
+    arrow(axes, (14.6, 4.3), (15.7, 3.4), "predict\nserve", (14.55, 3.05))
+    arrow(axes, (2.05, 2.2), (2.05, 3.65), "synth", (2.9, 2.9))
+    arrow(axes, (9.95, 2.2), (9.95, 4.35), "--weights", (11.2, 3.0))
+    note = "compare  leave-out  tune\nversions  export  info  demo"
+    axes.text(16.1, 1.6, note, ha="center", va="center", size=10, color=VERB, family="monospace", linespacing=1.5)
+    axes.text(16.1, 0.7, "Research software, not a medical device.", ha="center", va="center", size=10.5, color="#333")
     return figure
 
 
