@@ -98,7 +98,7 @@ def test_a_training_with_an_unknown_auxiliary_column_leaves_no_run_folder(crops:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("partition", [SPLIT, ["--folds", "2", "--test", "0.25"]], ids=["splits", "folds"])
+@pytest.mark.parametrize("partition", [SPLIT, ["--folds", "2"]], ids=["splits", "folds"])
 def test_the_corrected_command_runs_after_a_refusal(partition: list[str], crops: Path, tmp_path: Path) -> None:
     command = ["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SMALL, *partition]
     assert main([*command, *unreadable_weights(tmp_path)]) == 1
