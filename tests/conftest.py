@@ -47,8 +47,12 @@ def shared_data() -> Path:
 
 
 def modification_times(folder: Path) -> dict[str, int]:
-    """Return when each file under `folder` was last written; skip those of W&B, to which its service may write."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and "wandb" not in path.parts]
+    """Return when each file under `folder` was last written.
+
+    Files of W&B are skipped, because its service may write to them, and lock files, because a refused run opens them.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in files if "wandb" not in path.parts and path.name != ".vitmodel.lock"]
     return {str(path): path.stat().st_mtime_ns for path in paths}
 
 
