@@ -323,7 +323,7 @@ def test_etl_writes_the_crops_of_the_command_line(release: Path, crops: Path, tm
 def test_train_gives_the_package_of_the_command_line(run: Path, crops: Path, tmp_path: Path) -> None:
     """The fixture `run` was made by the command line with the same options."""
     options: dict[str, Any] = {
-        "model": "vit_tiny",
+        "model": "vit_micro",
         "epochs": 3,
         "tokens": 96,
         "val": 0.25,

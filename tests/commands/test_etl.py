@@ -305,7 +305,7 @@ def test_an_output_that_cannot_be_written_ends_with_a_message(
     ("make", "named"),
     [
         (lambda folder: folder / "absent", "absent"),
-        (lambda folder: folder, "holds nothing"),
+        (lambda folder: folder, "contains nothing"),
         (lambda folder: write(folder / "train.csv", "patient_id,laterality,view\n1,L,CC\n"), "image_id"),
         (
             lambda folder: write(

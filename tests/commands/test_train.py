@@ -132,7 +132,7 @@ def test_a_run_does_not_resume_with_other_labels(
         (lambda table: table.assign(preprocessing=float("nan")), "vitmodel etl"),
         (
             lambda table: table.assign(preprocessing=table["preprocessing"].where(table["view"] == "CC", "another")),
-            "ways",
+            "different settings",
         ),
     ],
 )

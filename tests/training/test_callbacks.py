@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from vitmodel.reports.panel import contact_grid
 
 
 def test_both_loggers_get_the_same_names_and_settings(
-    crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crops: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    validation_pictures: Callable[[], AbstractContextManager[None]],
 ) -> None:
     logged: set[str] = set()
     settings: dict[str, Any] = {}
@@ -33,7 +38,8 @@ def test_both_loggers_get_the_same_names_and_settings(
     flags = ["--model", "vit_micro", "--epochs", "2", "--batch-size", "16"]
     flags += ["--val", "0.25", "--test", "0.25", "--workers", "0"]
     flags += ["--wandb", "offline", "--layer-decay", "0.8", "--auxiliary", "[age]"]
-    assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags]) == 0
+    with validation_pictures():
+        assert main(["train", str(crops / "manifest.csv"), str(tmp_path / "run"), *flags]) == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"]) | set(events.Tags()["images"])

@@ -319,4 +319,4 @@ def _per_patch(image: PackedBatch, attributions: Tensor) -> Tensor:
 
 def _captum() -> Any:
     """Return captum's attribution methods. Raise UsageError if captum is not installed."""
-    return import_extra("captum.attr", "explain", "explain")
+    return import_extra("captum", "explain", "explain").attr
