@@ -339,7 +339,7 @@ def test_train_gives_the_package_of_the_command_line(run: Path, crops: Path, tmp
     assert trained.history["val/auroc"].notna().sum() == 3
     assert trained.recipe.is_file()
     assert trained.manifest.table["split"].isin(["train", "val", "test"]).any()
-    with pytest.raises(vitmodel.UsageError, match="holds a run already"):
+    with pytest.raises(vitmodel.UsageError, match="already holds a run"):
         vitmodel.train(crops / "manifest.csv", tmp_path / "run", wandb="off", progress=False, **options)
 
 
