@@ -61,7 +61,9 @@ def test_a_laterality_mismatch_is_reported_only_for_the_mirroring_machine(crops:
     assert set(manifest.loc[mismatch, "machine_id"]) <= {"49"}
 
 
-@pytest.mark.parametrize(("backend", "min_images"), [("auto", 1), ("auto", 1000), ("dask", 1)])
+@pytest.mark.parametrize(
+    ("backend", "min_images"), [("auto", 1), ("auto", 1000), pytest.param("dask", 1, marks=pytest.mark.slow)]
+)
 def test_every_backend_gives_the_same_bytes(
     backend: str, min_images: int, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +158,7 @@ def crash_on_every_23rd_id(task: CropTask, preprocessing: Preprocessing) -> dict
     return etl_command.crop_to_png(task, preprocessing)
 
 
+@pytest.mark.slow
 def test_a_decoder_crash_refuses_only_its_own_file(
     release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
