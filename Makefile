@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
@@ -12,8 +13,8 @@ PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 $(BIN)/vitmodel: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) torch
+	$(PIP) -e .
 	touch $@
 
 # timm, which the tests compare our ViT with, requires torchvision, whose wheel breaks a CPU torch. It is installed without its
@@ -21,12 +22,12 @@ $(BIN)/vitmodel: pyproject.toml constraints.txt
 PEERS := timm
 
 $(VENV)/dev: $(BIN)/vitmodel Makefile
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PEERS)
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(PEERS)
 	touch $@
 
 $(VENV)/docs: $(BIN)/vitmodel
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	touch $@
 
 install: $(BIN)/vitmodel

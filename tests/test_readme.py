@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,10 @@ def printed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     verbs = commands(BLOCKS[1])
     assert [command[1] for command in verbs] == ["synth", "etl", "train", "evaluate", "predict"]
-    for program, *arguments in verbs:
-        assert program == "vitmodel"
-        command = [sys.executable, "-m", "vitmodel.cli", *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    with contextlib.chdir(folder):
+        for program, *arguments in verbs:
+            assert program == "vitmodel"
+            assert cli.main(arguments) == 0, arguments
     return folder
 
 

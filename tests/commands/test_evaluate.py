@@ -342,5 +342,5 @@ def test_each_site_is_left_out_once_and_finished_trainings_are_kept(
 @pytest.mark.slow
 def test_each_step_of_leave_out_may_train_on_two_devices(two_sites: Path, flags: list[str], tmp_path: Path) -> None:
     """Each step runs in its own process, which starts further processes."""
-    assert main(leave_out_command(two_sites, [*flags, "--devices", "2"])) == 0
+    assert main(leave_out_command(two_sites, [*flags, "--epochs", "1", "--devices", "2"])) == 0
     assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]) == {"0", "1"}
