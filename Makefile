@@ -1,5 +1,5 @@
 # make demo      the whole pipeline on synthetic mammograms  make install    only the environment
-# make quick     unit tests, under a minute                  make test       all tests but the slow ones, five minutes on 2 cores
+# make quick     unit tests, under a minute                  make test       all tests but the slow ones, 8 minutes on 2 cores
 # make test-all  the slow ones, too                          make lint       ruff and mypy
 # make check     lint, and all tests with coverage           make docs       the documentation site, into site/
 PYTHON ?= python3
