@@ -3,8 +3,10 @@
 A field is a flag and a YAML key; its docstring is the help text.
 """
 
+from vitmodel.config.augmentation import AugmentConfig
 from vitmodel.config.base import Config, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
+from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
 from vitmodel.config.make import did_you_mean, make_config
 from vitmodel.config.options import Option, options
 from vitmodel.config.recipe import plain, to_command, to_yaml
@@ -18,17 +20,8 @@ from vitmodel.config.scoring import (
     PredictorConfig,
     ServeConfig,
 )
-from vitmodel.config.training import (
-    AugmentConfig,
-    IntegrationConfig,
-    LeaveOutConfig,
-    PretrainConfig,
-    SegmentsConfig,
-    TrainConfig,
-    TrainingConfig,
-    TuneConfig,
-    VersionsConfig,
-)
+from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
+from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
 
 __all__ = [
     "AugmentConfig",
