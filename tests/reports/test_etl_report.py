@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from page_parser import ADDRESSES, PageParser
 
 from vitmodel.config import Preprocessing
 from vitmodel.data.manifest import as_manifest, read_manifest, usable_rows
@@ -28,10 +28,8 @@ from vitmodel.reports.etl import (
 )
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
-ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
 
-
-class Page(HTMLParser):
+class Page(PageParser):
     """The visible text and the pictures of a page.
 
     Parsing asserts that every opened tag is closed and that every address contains its picture.
@@ -39,9 +37,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.text = ""
         self.pictures: list[np.ndarray] = []
-        self.open: list[str] = []
         html = path.read_text()
         assert "url(" not in html
         assert "@import" not in html
@@ -56,17 +52,6 @@ class Page(HTMLParser):
             if name in ADDRESSES:
                 picture = base64.b64decode(value.removeprefix("data:image/jpeg;base64,"), validate=True)
                 self.pictures.append(cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if "style" in self.open else f"{data} "
-
-    @property
-    def words(self) -> str:
-        """The text with single spaces."""
-        return " ".join(self.text.split())
 
 
 def report_on(manifest: pd.DataFrame, folder: Path) -> Page:

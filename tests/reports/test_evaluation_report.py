@@ -6,7 +6,6 @@ import base64
 import json
 import re
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from page_parser import ADDRESSES, PageParser
 from scipy.special import expit
 
 from vitmodel.errors import VitmodelError
@@ -25,18 +25,14 @@ from vitmodel.reports.evaluation import Audit, Baseline, CrossFitted, ErrorCase,
 from vitmodel.reports.figures import history
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json
 
-ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "background"}
 
-
-class Page(HTMLParser):
+class Page(PageParser):
     """The visible text, the images and all addresses of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.text = ""
         self.images: list[bytes] = []
         self.addresses: list[str | None] = []
-        self.open: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -48,17 +44,6 @@ class Page(HTMLParser):
             assert values["alt"]
             encoded = values["src"].removeprefix("data:image/svg+xml;base64,")
             self.images.append(base64.b64decode(encoded, validate=True))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += "" if "style" in self.open else f"{data} "
-
-    @property
-    def words(self) -> str:
-        """The text with single spaces."""
-        return " ".join(self.text.split())
 
 
 def parse(path: Path) -> Page:
