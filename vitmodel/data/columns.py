@@ -36,6 +36,12 @@ COLUMNS: tuple[ManifestColumn, ...] = (
         "the patient, unique across the releases in the table; never an input",
         required=True,
     ),
+    ManifestColumn(
+        "exam_id",
+        "text",
+        "id",
+        "the examination (study) of the patient; empty = all images of the patient are one examination; never an input",
+    ),
     ManifestColumn("laterality", "text", "id", "side of the breast", required=True, choices=("L", "R", "")),
     ManifestColumn(
         "view", "text", "id", "projection: CC, MLO, ML, LM, LMO, AT, XCCL ... (DICOM PS3.16 CID 4014)", required=True
@@ -60,6 +66,13 @@ COLUMNS: tuple[ManifestColumn, ...] = (
     ManifestColumn("difficult_negative_case", "flag", "target", "1 = a negative case that is difficult to assess"),
     ManifestColumn(
         "lesions", "text", "target", "boxes of proven cancers in source pixels: x0 y0 x1 y1 each, separated by ';'"
+    ),
+    ManifestColumn("findings", "text", "target", "names of the findings in the image, separated by ';'"),
+    ManifestColumn(
+        "finding_boxes",
+        "text",
+        "target",
+        "boxes of findings that are not proven cancers, in source pixels: x0 y0 x1 y1 each, separated by ';'",
     ),
     ManifestColumn("age", "number", "input", "age of the patient in years"),
     ManifestColumn("implant", "flag", "input", "1 = the breast has an implant"),

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 FORBIDDEN_SOURCES = {column.name for column in COLUMNS if column.role == "target" or column.kind == "path"} | {
     "image_id",
+    "exam_id",
     "patient_id",
 }
 """Columns that reveal the label or the patient, and therefore must not be a source."""
