@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+logger = logging.getLogger("vitmodel")
 
 
 class Verb(NamedTuple):
@@ -318,6 +321,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = f"{config.did_you_mean(name, VERBS)} The verbs are {', '.join(VERBS)}".strip()
         print(f"vitmodel: unknown verb {name!r}; {advice}", file=sys.stderr)
         return 2
+    logging.basicConfig(format="%(message)s")
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         settings = parse(name, rest)
         verb = VERBS[name]
@@ -329,6 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nvitmodel {name}: interrupted; finished work is kept", file=sys.stderr)
         return 130
+    finally:
+        logger.setLevel(level)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
         UsageError: The source is missing or invalid, or another run holds the output folder.
         VitmodelError: A file cannot be written.
     """
-    release = read_release(config.source, config.dataset)
+    release = read_release(config.source, config.dataset, config.images, config.own_columns)
     with lock_folder(config.out):
         write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
         tasks = plan_tasks(release, config)
@@ -242,6 +242,10 @@ def summarise(manifest: pd.DataFrame, out: Path) -> int:
     reasons = manifest["reason"].dropna().str.split(";").explode().value_counts()
     for reason, count in reasons.items():
         print(f"  {count:6d} {reason}")
+    for column in ("laterality", "view"):
+        unknown = int((manifest[column] == "").sum())
+        if unknown:
+            print(f"  {unknown:6d} images without a {'side' if column == 'laterality' else column}")
     print(describe_labels(manifest))
     print(f"manifest: {out / 'manifest.csv'}\nreport:   {out / 'etl_report.html'}")
     return 0 if (manifest["status"] != "refused").any() else 1

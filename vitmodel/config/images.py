@@ -103,7 +103,7 @@ class ETLConfig(Preprocessing):
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("source", "out", "dataset", "transcode"),
+        "input and output": ("source", "out", "dataset", "images", "columns", "transcode"),
         "hardware": ("jobs", "backend", "scheduler"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
@@ -117,6 +117,10 @@ class ETLConfig(Preprocessing):
     dataset: str = "auto"
     """Kind of release that SOURCE is (rsna, vindr, class_folders, dicom_folder, ...). auto = detected from its
     files."""
+    images: Path | None = None
+    """Folder of the images, where SOURCE is your own table and its files are elsewhere. none = the table's folder."""
+    columns: tuple[str, ...] = ()
+    """Columns of your own table that have other names, such as patient_id=PID or cancer=Diagnosis. May be repeated."""
     jobs: int = 0
     """Number of parallel workers. 0 = one per core."""
     backend: Literal["auto", "threads", "processes", "dask"] = "auto"
@@ -133,6 +137,14 @@ class ETLConfig(Preprocessing):
         super()._check()
         require_apart(self.out, [self.source])
         require(self.jobs >= 0, "jobs", "must not be negative")
+        for pair in self.columns:
+            name, _, own = pair.partition("=")
+            require(bool(name and own), "columns", f"{pair!r} must be COLUMN=YOURS, such as patient_id=PID")
+
+    @property
+    def own_columns(self) -> dict[str, str]:
+        """Return column of the manifest -> column of the user's own table."""
+        return {name: own for name, _, own in (pair.partition("=") for pair in self.columns)}
 
     @property
     def preprocessing(self) -> Preprocessing:

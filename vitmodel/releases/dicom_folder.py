@@ -79,6 +79,11 @@ def read_files(files: list[str], root: Path) -> pd.DataFrame:
     return as_manifest(frame, str(root))
 
 
+def read_headers(files: list[str]) -> list[dict[str, Any]]:
+    """Return the non-empty `HEADER_COLUMNS` of each file's header; none for a file that is no image."""
+    return [_header_values(file) for file in progress(files, "headers", unit="file")]
+
+
 def _row(file: str, folder_is_patient: bool) -> dict[str, Any]:
     """Return the manifest's values for a file: those in its header, and those in its path where the header has none."""
     patient = patient_from_name(file) or (Path(file).parent.name if folder_is_patient else image_stem(file))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, cast
 
 import pandas as pd
@@ -54,12 +55,19 @@ WITHOUT_TABLE = ("class_folders", "dicom_folder")
 """Adapters that read images without a table."""
 
 
-def read_release(root: Path | str, dataset: str = "auto") -> pd.DataFrame:
+def read_release(
+    root: Path | str,
+    dataset: str = "auto",
+    images: Path | None = None,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> pd.DataFrame:
     """Return the manifest of a source, with absolute paths.
 
     Args:
         root: A release's folder or table, a folder of images, one image, or a manifest.
         dataset: A key of `RELEASE_ADAPTERS`, or "auto" for the first adapter that recognises the source.
+        images: Folder of the images that the user's own table lists; None = the table's folder.
+        columns: Column of the manifest -> column of the user's own table.
 
     Raises:
         UsageError: The source does not exist, no adapter recognises it, or its table is not valid.
@@ -70,7 +78,9 @@ def read_release(root: Path | str, dataset: str = "auto") -> pd.DataFrame:
     if not root.exists():
         raise UsageError(f"{root} does not exist; check the path")
     candidates = RELEASE_ADAPTERS if dataset == "auto" else {dataset: RELEASE_ADAPTERS[dataset]}
-    source = Source(root)
+    if (images or columns) and dataset == "auto":
+        candidates = {"listing": RELEASE_ADAPTERS["listing"]}
+    source = Source(root, images=images, columns=columns)
     name = detect_release(source, candidates)
     if name is None or (dataset == "auto" and name in WITHOUT_TABLE):
         with_neighbours = _read_with_neighbours(Source(root, with_neighbours=True), candidates)

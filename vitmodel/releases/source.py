@@ -6,8 +6,9 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from vitmodel.data.tables import TABLE_SUFFIXES, read_header
 from vitmodel.jobs.journal import LOCK_FILE
@@ -32,11 +33,31 @@ class Source:
     Args:
         root: The path that the user passed.
         with_neighbours: Whether tables are also found in the folder above `root` and in the folders next to it.
+        images: Folder of the images of the user's own table; None = the table's folder.
+        columns: Column of the manifest -> column of the user's own table.
     """
 
-    def __init__(self, root: Path | str, with_neighbours: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        with_neighbours: bool = False,
+        images: Path | None = None,
+        columns: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.root = Path(os.path.abspath(root))
         self.with_neighbours = with_neighbours
+        self.given_images = None if images is None else Path(os.path.abspath(images))
+        self.columns = columns
+
+    @property
+    def image_folder(self) -> Path:
+        """The folder of the images of the user's own table."""
+        return self.given_images or self.folder
+
+    @functools.cached_property
+    def images_of_table(self) -> list[str]:
+        """The images below `image_folder`."""
+        return Source(self.given_images).images if self.given_images else self.images
 
     @property
     def folder(self) -> Path:

@@ -1,0 +1,151 @@
+"""The user's own table: other names, words, separators and paths, and labels that are joined to DICOM headers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vitmodel.cli import main
+from vitmodel.errors import UsageError
+from vitmodel.releases import dicom_folder
+from vitmodel.releases.registry import read_release
+from vitmodel.releases.vocabulary import read_age, read_birads, read_density, read_flag, read_side, read_view
+
+FILES = ["images/007/a.dcm", "images/007/b.dcm", "images/8/c.dcm"]
+HEADERS = {
+    "a": {"patient_id": "007", "laterality": "L", "view": "CC", "age": 61},
+    "b": {"patient_id": "007", "laterality": "R", "view": "MLO", "age": 61},
+    "c": {"patient_id": "8", "laterality": "L", "view": "CC", "age": 50},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with three files; their headers are `HEADERS`."""
+    for name in FILES:
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    monkeypatch.setattr(dicom_folder, "_header_values", lambda file: dict(HEADERS[Path(file).stem]))
+    return tmp_path / "own"
+
+
+def write(path: Path, *lines: str, encoding: str = "utf-8") -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+def test_a_hospitals_table_in_german_is_read_and_the_reading_is_logged(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["Patienten-ID;Seite;Ansicht;Diagnose;Alter;Datei", "007;links;lcc;gutartig;61,5;images\\007\\a.dcm"]
+    rows += ["007;rechts;MLO;Bösartig;;images\\007\\b.dcm", "8;Li;CC;unbekannt;;images\\8\\c.dcm"]
+    table = write(folder / "t.csv", *rows, encoding="cp1252")
+    with caplog.at_level(logging.INFO):
+        manifest = read_release(table)
+    assert manifest.patient_id.tolist() == ["007", "007", "8"]
+    assert manifest.laterality.tolist() == ["L", "R", "L"]
+    assert manifest["view"].tolist() == ["CC", "MLO", "CC"]
+    assert manifest.cancer.fillna(-1).tolist() == [0, 1, -1]
+    assert manifest.age.tolist() == [61.5, 61, 50], "empty ages come from the headers"
+    assert manifest.path.tolist() == [str(folder / name) for name in FILES]
+    assert "Patienten-ID as patient_id" in caplog.text
+    assert "gutartig = 0, Bösartig = 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (read_side, {"Left": "L", "RIGHT": "R", "droite": "R", "izquierda": "L", "both": None}),
+        (
+            read_flag,
+            {"TRUE": "1", "malignant": "1", "bénin": "0", "maligno": "1", "Normal": "0", "1.0": "1", "2": None},
+        ),
+        (
+            read_view,
+            {"cc": "CC", "RMLO": "MLO", "L-CC": "CC", "mediolateral oblique": "MLO", "XCCL": "XCCL", "LMO": "LMO"},
+        ),
+        (read_density, {"c": "C", "2": "B", "ACR d": "D", "4.0": "D", "IV": "D", "5": None}),
+        (read_birads, {"4a": "4", "BI-RADS 5": "5", "0.0": "0", "7": None, "4-5": None}),
+        (read_age, {"61,5": "61.5", "061Y": "61", "61": "61", "old": None}),
+    ],
+)
+def test_words_of_a_column_become_its_values(read, words: dict[str, str | None]) -> None:  # type: ignore[no-untyped-def]
+    assert {word: read(word) for word in words} == words
+
+
+def test_all_problems_of_a_table_are_listed_with_row_value_and_allowed_values(folder: Path) -> None:
+    rows = [
+        "patient_id,laterality,cancer,path",
+        f"1.23457E+14,middle,maybe,{FILES[0]}",
+        f"2,L,2,{FILES[1]}",
+        f",L,1,{FILES[2]}",
+    ]
+    with pytest.raises(UsageError) as error:
+        read_release(write(folder / "t.csv", *rows))
+    message = str(error.value)
+    for part in (
+        "column patient_id, row 1: '1.23457E+14' is an id that a spreadsheet has rounded",
+        "column laterality, row 1: 'middle' is not L or R",
+        "column cancer, row 1: 'maybe' is not 1 or 0",
+        "column cancer, row 2: '2' is not",
+        "column patient_id, row 3: is empty",
+    ):
+        assert part in message
+
+
+def test_columns_can_be_stated(folder: Path, tmp_path: Path) -> None:
+    table = write(folder / "t.csv", "who,patient,what,path", *(f"{n},x,{n % 2},{file}" for n, file in enumerate(FILES)))
+    manifest = read_release(table, columns={"patient_id": "who", "cancer": "what"})
+    assert manifest.patient_id.tolist() == ["0", "1", "2"]
+    assert manifest.cancer.tolist() == [0, 1, 0]
+    with pytest.raises(UsageError, match=r"--columns age=years: the table has no column 'years'; it has who, patient"):
+        read_release(table, columns={"age": "years"})
+    assert main(["etl", str(table), str(tmp_path / "out"), "--columns", "patient_id"]) == 2
+
+
+def test_files_that_moved_are_found_by_their_tail(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "images/8/a.dcm").write_bytes(b"")  # the name alone does not tell which one
+    cells = [r"D:\Export\IMAGES\007\a.dcm", "/mnt/pacs/007/b.dcm", "lost/d.dcm"]
+    (tmp_path / "tables").mkdir()
+    rows = [f"{n},L,CC,1,x,{cell}" for n, cell in enumerate(cells)]
+    table = write(tmp_path / "tables/t.csv", "patient_id,laterality,view,age,machine_id,path", *rows)
+    manifest = read_release(table, images=folder)
+    assert manifest.path.tolist() == [str(folder / FILES[0]), str(folder / FILES[1]), str(folder / "lost/d.dcm")]
+    assert f"1 of 3 files do not exist, for example {folder / 'lost/d.dcm'}" in caplog.text
+
+
+def test_findings_of_one_image_are_merged_to_the_worst(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [f"1,L,{birads},{cancer},{FILES[0]}" for birads, cancer in ((2, 0), (5, 1), ("", ""))]
+    table = write(folder / "t.csv", "patient_id,laterality,birads,cancer,path", *rows, f"2,R,1,,{FILES[1]}")
+    manifest = read_release(table).sort_values("patient_id")
+    assert manifest.birads.tolist() == [5, 1]
+    assert manifest.cancer.fillna(-1).tolist() == [1, -1]
+    assert "3 rows are merged into 1" in caplog.text
+    write(folder / "t.csv", "patient_id,laterality,path", f"1,L,{FILES[0]}", f"1,R,{FILES[0]}")
+    with pytest.raises(UsageError, match=r"column laterality: the rows of image .*a.dcm differ"):
+        read_release(folder / "t.csv")
+
+
+def test_labels_per_breast_are_joined_by_patient_and_side(folder: Path) -> None:
+    write(folder / "labels.csv", "patient,side,cancer", "7,L,0", "7,R,1", "99,L,1")
+    manifest = read_release(folder)
+    labels = dict(zip(manifest.image_id, manifest.cancer, strict=True))
+    assert (labels["a"], labels["b"]) == (0, 1), "the zeros that a spreadsheet drops do not matter"
+    assert pd.isna(labels["c"]), "an image without a row has no label"
+    write(folder / "labels.csv", "patient,side,cancer", "12,L,0")
+    with pytest.raises(UsageError, match=r"no image below .* has patient_id and laterality of a row"):
+        read_release(folder)
+
+
+def test_files_of_one_name_in_folders_of_patients_are_told_apart(tmp_path: Path) -> None:
+    for name in ("1/1-1.png", "2/1-1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    manifest = read_release(write(tmp_path / "t.csv", "patient_id,path", "1,1/1-1.png", "2,2/1-1.png"))
+    assert manifest.image_id.tolist() == ["1-1-1.png", "2-1-1.png"]
