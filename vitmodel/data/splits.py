@@ -99,7 +99,8 @@ def _assign_parts(patients: pd.DataFrame, fractions: Mapping[Any, float], seed: 
         remedy = "use fewer parts or more patients" if min(positive, negative) else "add patients of the other class"
         target = "a cancer" if label == CANCER else target_name(label)
         raise UsageError(
-            f"splits: cannot split {len(patients)} patients, {positive} with {target} and {negative} without, into {len(fractions)} parts that each contain both; {remedy}"
+            f"splits: cannot split {len(patients)} patients, {positive} with {target} and {negative} without, "
+            f"into {len(fractions)} parts that each contain both; {remedy}"
         )
     hashes = [derive_seed(seed, patient) for patient in patients.index]
     ordered = patients.assign(hash=hashes).sort_values(["site_id", "machine_id", "hash"])
