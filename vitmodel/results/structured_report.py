@@ -103,7 +103,7 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
         is_final=False,
         is_verified=False,
     )
-    report.SeriesDescription = f"{_shorten(target_title(software.label), 31)} probability per breast, research only"
+    report.SeriesDescription = f"{_shorten(target_title(software.label), 26)} probability per breast, research only"
     report.CompletionFlagDescription = NOT_A_MEDICAL_DEVICE.partition(". ")[0]  # LO: at most 64 characters
     report.ManufacturerModelName = software.model
     report.SoftwareVersions = software.version
