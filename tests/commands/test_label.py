@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import MakeOnce
 
-from tests.conftest import MakeOnce
 from vitmodel.cli import main
 from vitmodel.data.manifest import breast_ids, read_manifest, write_manifest
 
@@ -82,10 +82,8 @@ def test_evaluation_follows_the_rule_of_the_package_or_the_one_given(
     assert "finds cancer" in text
     assert text.lower().count("cancer") == 1, "only the limit that says what the label is not"
     capsys.readouterr()
-    assert (
-        main(["evaluate", package, manifest, str(tmp_path / "other"), *options, "--no-audit", "--label", "birads>=5"])
-        == 0
-    )
+    options += ["--no-audit", "--label", "birads>=5"]
+    assert main(["evaluate", package, manifest, str(tmp_path / "other"), *options]) == 0
     assert "trained on birads>=4" in capsys.readouterr().out
     assert json.loads((tmp_path / "other" / "metrics.json").read_text())["label"] == "birads>=5"
     assert main(["evaluate", package, manifest, str(tmp_path / "none"), "--label", "cancer"]) == 2

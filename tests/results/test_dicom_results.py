@@ -200,11 +200,11 @@ def test_deidentified_results_contain_no_identity_and_match_sources_deidentified
         assert result.StudyInstanceUID == anonymous.StudyInstanceUID
 
 
-@pytest.mark.parametrize("secret", ["", "secret"])
-def test_dciodvfy_finds_no_error(original: Path, secret: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("secret", "label"), [("", "cancer"), ("secret", "birads>=4:<=2")])
+def test_dciodvfy_finds_no_error(original: Path, secret: str, label: str, tmp_path: Path) -> None:
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy (Debian package dicom3tools) is not installed")
-    write_all(original, tmp_path, secret)
+    write_all(original, tmp_path, secret, replace(SOFTWARE, label=label))
     for path in (tmp_path / "dicom").iterdir():
         process = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
         assert not [line for line in process.stderr.splitlines() if line.startswith("Error")], path.name

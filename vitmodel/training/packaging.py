@@ -123,7 +123,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
 **{NOT_A_MEDICAL_DEVICE}**
 
 {kind}.
-Positive are breasts with {target}{"" if config.label == CANCER else f" (the label rule `{config.label}`)"}.
+The positive class is {target}{"" if config.label == CANCER else f", by the label rule `{config.label}`"}.
 The probability of a breast is {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. The decision threshold is
 {contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {objective}.
