@@ -30,7 +30,6 @@ from vitmodel.data.samplers import EpochSampler
 from vitmodel.phantoms.dataset import crop_phantom, sample_phantom
 from vitmodel.training.batching import BatchLoader
 from vitmodel.training.fit import (
-    LABEL,
     build_model,
     check_sizes,
     common_preprocessing,
@@ -122,7 +121,7 @@ def loader_and_step(config: TrainConfig) -> tuple[float, float]:
     frame = labelled_crops(config)
     rows = frame[frame["split"] == "train"]
     dataset = make_crop_dataset(rows, config, augment=True)
-    batches = iter(BatchLoader(dataset, EpochSampler(rows[LABEL].tolist(), 0, "balanced"), config))
+    batches = iter(BatchLoader(dataset, EpochSampler(rows[config.label].tolist(), 0, "balanced"), config))
     batch = next(batches)
     start = time.perf_counter()
     loaded = sum(len(loaded_batch.pack) for loaded_batch in itertools.islice(batches, STEPS))

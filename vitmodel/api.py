@@ -104,8 +104,8 @@ class Model:
 
     @property
     def label(self) -> str:
-        """The manifest column that the model was trained to predict."""
-        return str(self._predictor.ensemble.package["label"])
+        """The label rule that the model was trained to predict: a manifest column, or a rule such as birads>=4."""
+        return self._predictor.ensemble.label
 
     @property
     def threshold(self) -> float:
@@ -182,6 +182,7 @@ class Model:
             'attention, times the mean of the breast'
         """
         from vitmodel.commands.predict import result_writer
+        from vitmodel.config.labels import target_name
         from vitmodel.model.explain import method_named
         from vitmodel.releases.inputs import read_inputs
         from vitmodel.scoring.explanation import NO_GEOMETRY, Explanation, heat_map, image_of
@@ -201,9 +202,10 @@ class Model:
                 raise UsageError(f"source: {NO_GEOMETRY}; pass the source image instead of its crop")
             heat = heat_map(scored.loaded, predictor, method)
             image = image_of(rows.table.iloc[0], rows.rows[0], scored, predictor)
-            picture = result_writer(predictor, config).draw(image, heat, chosen.unit, *chosen.scale)
+            unit = chosen.unit_for(target_name(self.label))
+            picture = result_writer(predictor, config).draw(image, heat, unit, *chosen.scale)
         image_id = str(rows.table["image_id"].iloc[0])
-        return Explanation(image_id, method, chosen.unit, float(image.probability), self.threshold, heat, picture)
+        return Explanation(image_id, method, unit, float(image.probability), self.threshold, heat, picture)
 
     def _predict_config(self, sources: Any, scratch: Path, out: Path, options: dict[str, Any]) -> PredictConfig:
         """Return the configuration of `vitmodel predict`; sources in memory are first written below `scratch`."""

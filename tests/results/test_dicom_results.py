@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.tag import Tag
 
 from vitmodel.config import Preprocessing, Size
+from vitmodel.config.labels import target_name
 from vitmodel.pixels.preprocessing import CropGeometry, preprocess
 from vitmodel.results.evidence import Software, read_source_header
 from vitmodel.results.heatmap import HeatMap
@@ -20,6 +22,7 @@ from vitmodel.results.image_results import ImageResult, ResultWriter
 from vitmodel.results.overlay import Caption, DisplayImage, draw_overlay
 from vitmodel.utils import sha256_file
 
+CODE_MEANING = Tag("CodeMeaning")
 SOFTWARE = Software(version="1.2.3", model="ViT 3 x 24", serial="0123456789abcdef", parameters=("threshold 0.3",))
 
 
@@ -84,7 +87,9 @@ def original(release: Path) -> Path:
     return next(path for path in paths if b"MLO" in path.read_bytes()[:4000])
 
 
-def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dict[str, Dataset]]:
+def write_all(
+    original: Path, out: Path, secret: str = "", software: Software = SOFTWARE
+) -> tuple[HeatMap, dict[str, Dataset]]:
     """Write all results of one image; return its heat map and the DICOM results by kind."""
     preprocessing = Preprocessing(size=Size(128, 64))
     prepared = preprocess(original, preprocessing)
@@ -97,7 +102,7 @@ def write_all(original: Path, out: Path, secret: str = "") -> tuple[HeatMap, dic
         source_shape=(prepared.header.rows, prepared.header.columns),
     )
     side = prepared.header.laterality
-    writer = ResultWriter(out, SOFTWARE, preprocessing, 0.3, dicom=True, secret=secret)
+    writer = ResultWriter(out, software, preprocessing, 0.3, dicom=True, secret=secret)
     image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
     region, _ = writer.write_explanation(image, heat, "log-odds", 0, 1)
     rows = pd.DataFrame(
@@ -145,6 +150,19 @@ def test_the_structured_report_contains_score_site_region_and_software(original:
         assert expected in text, expected
 
 
+@pytest.mark.parametrize("label", ["birads>=4", "invasive", f"birads>=4:<=2,{'long_' * 12}name"])
+def test_a_report_uses_the_code_of_cancer_for_that_label_only(label: str, original: Path, tmp_path: Path) -> None:
+    _, results = write_all(original, tmp_path, software=replace(SOFTWARE, label=label))
+    values = [element.value for element in results["SR"].iterall() if element.tag == CODE_MEANING]
+    stated = {value for value in values if value.startswith("Probability of ")}
+    assert "Probability of cancer" not in stated
+    (meaning,) = stated
+    assert len(meaning) <= 64
+    assert meaning.removesuffix("...").removeprefix("Probability of ") in f"{label} {target_name(label)}"
+    assert len(results["SR"].SeriesDescription) <= 64
+    assert "Cancer" not in results["SR"].SeriesDescription
+
+
 def test_the_parametric_map_contains_the_values_of_the_heat_map(results: Results) -> None:
     _, heat, dicom_results = results
     stored = dicom_results["Parametric Map Storage"]
@@ -182,11 +200,11 @@ def test_deidentified_results_contain_no_identity_and_match_sources_deidentified
         assert result.StudyInstanceUID == anonymous.StudyInstanceUID
 
 
-@pytest.mark.parametrize("secret", ["", "secret"])
-def test_dciodvfy_finds_no_error(original: Path, secret: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("secret", "label"), [("", "cancer"), ("secret", "birads>=4:<=2")])
+def test_dciodvfy_finds_no_error(original: Path, secret: str, label: str, tmp_path: Path) -> None:
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy (Debian package dicom3tools) is not installed")
-    write_all(original, tmp_path, secret)
+    write_all(original, tmp_path, secret, replace(SOFTWARE, label=label))
     for path in (tmp_path / "dicom").iterdir():
         process = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
         assert not [line for line in process.stderr.splitlines() if line.startswith("Error")], path.name

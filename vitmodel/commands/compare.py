@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import CompareConfig, PredictorConfig, to_command
+from vitmodel.config.labels import CANCER
 from vitmodel.data.fingerprint import describe_training_overlap, seen_in_training
+from vitmodel.data.labels import add_label, explain_missing
 from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifest
 from vitmodel.data.splits import select_split
 from vitmodel.data.tables import read_table
@@ -21,6 +23,8 @@ from vitmodel.metrics.compare import Comparison, compare
 from vitmodel.metrics.crossfit import cross_fitted_thresholds
 from vitmodel.metrics.metrics import METRICS, Metrics, compute_metrics
 from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.model.package import read_config
+from vitmodel.scoring.loaded_package import trained_label
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.tables import aggregate_by_group
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
@@ -86,12 +90,15 @@ def compare_models(config: CompareConfig) -> None:
             every model.
     """
     check_used(config)
-    table, split = read_labelled_rows(config)
-    units = labelled_units(table, config)
+    label = chosen_label(config)
+    table, split = read_labelled_rows(config, label)
+    units = labelled_units(table, label, config)
     models = [unit_scores(model, table, config) for model in config.models]
     scores = pd.DataFrame({position: model.scores for position, model in enumerate(models)})
     common = units.join(scores, how="left").dropna()
-    print(f"{len(common)} of {len(units)} labelled {config.level} units are scored by all; split {split}")
+    print(
+        f"{len(common)} of {len(units)} labelled {config.level} units are scored by all; split {split}, label {label}"
+    )
     if common.empty:
         raise UsageError(
             f"models: no labelled {config.level} of {config.manifest} ({split}) has a score of every model; "
@@ -105,7 +112,7 @@ def compare_models(config: CompareConfig) -> None:
     measured = measure_models(common, seen, config)
     print_comparison(measured)
     if config.out:
-        write_comparison(measured, split, config)
+        write_comparison(measured, split, label, config)
     print(NOT_A_MEDICAL_DEVICE)
 
 
@@ -124,17 +131,31 @@ def check_used(config: CompareConfig) -> None:
             raise UsageError(f"{name}: has no effect without {kind} among the models; leave --{name} out")
 
 
-def read_labelled_rows(config: CompareConfig) -> tuple[pd.DataFrame, str]:
+def chosen_label(config: CompareConfig) -> str:
+    """Return the rule of the true labels: the chosen one, that of the first package, or cancer.
+
+    A message names the packages that were trained on another one.
+    """
+    trained = {model: trained_label(read_config(model)[2]) for model in config.models if model.is_dir()}
+    label = config.label or next(iter(trained.values()), CANCER)
+    for model, other in trained.items():
+        if other != label:
+            print(f"{model} was trained on {other}, but is measured by {label}")
+    return label
+
+
+def read_labelled_rows(config: CompareConfig, label: str) -> tuple[pd.DataFrame, str]:
     """Return the manifest's rows to compare on, without copies of images, and the name of their split.
 
     Raises:
         UsageError: The label is empty on all rows.
     """
-    table, split = select_split(read_manifest(config.manifest), config.split, str(config.manifest))
-    if config.label not in table or table[config.label].isna().all():
+    whole = add_label(read_manifest(config.manifest), label, str(config.manifest))
+    table, split = select_split(whole, config.split, str(config.manifest))
+    if table[label].isna().all():
         raise UsageError(
-            f"{config.manifest}: column {config.label} is empty on all {len(table)} rows of the split {split}; "
-            "choose another with --split or --label"
+            f"{config.manifest}: no row of the {len(table)} in the split {split} has a known label: "
+            f"{explain_missing(table, label)}, or choose another split with --split"
         )
     copies = is_repeated_file(table)
     if copies.any():
@@ -149,9 +170,9 @@ def unit_ids(table: pd.DataFrame, level: str) -> pd.Series:
     return ids[level]
 
 
-def labelled_units(table: pd.DataFrame, config: CompareConfig) -> pd.DataFrame:
+def labelled_units(table: pd.DataFrame, label: str, config: CompareConfig) -> pd.DataFrame:
     """Return label and patient of each unit with a known label, indexed by unit id."""
-    groups = table.assign(label=table[config.label]).groupby(unit_ids(table, config.level).rename("unit"))
+    groups = table.assign(label=table[label]).groupby(unit_ids(table, config.level).rename("unit"))
     return groups.agg(label=("label", "max"), patient_id=("patient_id", "first")).dropna()
 
 
@@ -262,7 +283,7 @@ def measure_models(common: pd.DataFrame, seen: list[pd.Series | None], config: C
     return measured
 
 
-def write_comparison(measured: list[MeasuredModel], split: str, config: CompareConfig) -> None:
+def write_comparison(measured: list[MeasuredModel], split: str, label: str, config: CompareConfig) -> None:
     """Write OUT/comparison.json: the metrics of each model, and the differences from the first."""
     models = {}
     differences = {}
@@ -274,6 +295,7 @@ def write_comparison(measured: list[MeasuredModel], split: str, config: CompareC
     facts = {
         "command": to_command("compare", config),
         "split": split,
+        "label": label,
         "level": config.level,
         "first": measured[0].name,
         "models": models,

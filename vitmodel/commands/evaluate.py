@@ -12,9 +12,11 @@ import pandas as pd
 
 from vitmodel import __version__
 from vitmodel.config import EvaluateConfig, to_command
+from vitmodel.config.labels import target_name, target_title
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.exams import describe_unseen_sources
 from vitmodel.data.fingerprint import describe_training_overlap, seen_in_training
+from vitmodel.data.labels import add_label, explain_missing
 from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import ManifestRow
 from vitmodel.data.splits import select_split
@@ -22,7 +24,7 @@ from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.explain import gradient
 from vitmodel.model.package import CARD_FILE
 from vitmodel.model.packed_batch import ImageMetadata
-from vitmodel.reports.evaluation import ErrorCase, EvaluationReport, write_report
+from vitmodel.reports.evaluation import ErrorCase, EvaluationReport, limits_of, write_report
 from vitmodel.reports.model_card import add_evaluation_section
 from vitmodel.results.overlay import blend_heat_map
 from vitmodel.results.score_files import write_score_files
@@ -30,6 +32,7 @@ from vitmodel.scoring.evaluation import PLOTTED_LEVEL, Evaluation, join_known
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.report_facts import (
     describe_data,
+    describe_label,
     describe_method,
     describe_package,
     fallbacks,
@@ -105,9 +108,10 @@ def score_manifest(config: EvaluateConfig, say: Callable[[str], object]) -> tupl
     Raises:
         UsageError: The rows have no labels, or all of their images were refused.
     """
-    whole = read_manifest(config.manifest)
-    table, split = select_split(whole, config.split, str(config.manifest))
     predictor = Predictor(config)
+    label = label_of(config, predictor)
+    whole = add_label(read_manifest(config.manifest), label, str(config.manifest))
+    table, split = select_split(whole, config.split, str(config.manifest))
     for message in check_measurable(table, predictor, config, split):
         say(message)
     rows = predictor.attach(table)
@@ -171,7 +175,7 @@ def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredMa
     return Evaluation(
         table=scored.rows.table[scored.used],
         probability=scored.images.loc[scored.used, "probability"].to_numpy(),
-        label=ensemble.package["label"],
+        label=label_of(config, predictor),
         aggregate=aggregate,
         patient_aggregate=patient_aggregate,
         threshold=ensemble.threshold,
@@ -182,19 +186,28 @@ def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredMa
     )
 
 
+def label_of(config: EvaluateConfig, predictor: Predictor) -> str:
+    """Return the rule of the true labels: that of the configuration or else of the package."""
+    return config.label or predictor.ensemble.label
+
+
 def check_measurable(table: pd.DataFrame, predictor: Predictor, config: EvaluateConfig, split: str) -> list[str]:
     """Return messages on what cannot be measured or needs extra time. Raises UsageError if all labels are empty."""
-    label = predictor.ensemble.package["label"]
-    if label not in table or table[label].isna().all():
+    label = label_of(config, predictor)
+    if table[label].isna().all():
         raise UsageError(
-            f"{config.manifest}: column {label} is empty on all {len(table)} rows of the split {split}; "
-            "fill it in, or choose another split with --split"
+            f"{config.manifest}: no row of the {len(table)} in the split {split} has a known label: "
+            f"{explain_missing(table, label)}, or choose another split with --split"
         )
     messages = []
-    if not (table[label] == 1).any():
+    if label != predictor.ensemble.label:
         messages.append(
-            f"no row of {config.manifest} ({split}) has {label}: ranking, sensitivity and pF1 are not defined"
+            f"measured by {label}, but the model was trained on {predictor.ensemble.label}: "
+            "its calibration and threshold are for the latter"
         )
+    if not (table[label] == 1).any():
+        rows = f"row of {config.manifest} ({split})"
+        messages.append(f"no {rows} has {target_name(label)}: ranking, sensitivity and pF1 are not defined")
     return messages + recropping_messages(table, predictor.ensemble.package["preprocessing"])
 
 
@@ -213,9 +226,10 @@ def compose_report(
     corrected = evaluation.at_prevalence(ensemble.prevalence, config.prevalence) if config.prevalence else None
     measured_rows = scored.rows.take(np.flatnonzero(scored.used).tolist())
     observed = plotted.metrics.positives / plotted.metrics.units
+    packages = " and ".join(map(str, (config.package, *config.ensemble)))
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return EvaluationReport(
-        title=f"{evaluation.label.capitalize()} scores of {' and '.join(map(str, (config.package, *config.ensemble)))}",
+        title=f"{target_title(evaluation.label)} scores of {packages}",
         command=to_command("evaluate", config),
         created=f"{now}, vitmodel {__version__}",
         levels=levels,
@@ -223,6 +237,7 @@ def compose_report(
         label=evaluation.label,
         method=describe_method(config, predictor, evaluation, observed, corrected is not None)
         | {
+            "Label": describe_label(evaluation.label, ensemble.label),
             "Rows": f"split {scored.split}, {len(table)} images",
             "Left out": f"{len(table) - len(unique)} byte-for-byte copies of another image of their breast",
             "Images that the model has seen": "; ".join(describe_training_overlap(scored.seen)) or "none",
@@ -240,7 +255,8 @@ def compose_report(
         skipped_attributes=skipped_attributes,
         audit=evaluation.audit(scored.whole) if config.audit else None,
         errors=list(confident_errors(predictor, evaluation, measured_rows)),
-        heat_map_legend=gradient.unit,
+        heat_map_legend=gradient.unit_for(target_name(ensemble.label)),
+        limits=limits_of(evaluation.label),
     )
 
 
@@ -249,14 +265,14 @@ def confident_errors(predictor: Predictor, evaluation: Evaluation, rows: Scoring
     positions = evaluation.errors(MAX_ERRORS)
     errors = rows.take(positions)
     probabilities = evaluation.probability[positions]
-    columns = zip(errors.table.itertuples(), probabilities, errors.rows, errors.metadata, strict=True)
-    for record, probability, row, metadata in columns:
+    labels = errors.table[evaluation.label]
+    columns = zip(errors.table.itertuples(), labels, probabilities, errors.rows, errors.metadata, strict=True)
+    for record, label, probability, row, metadata in columns:
         age = np.nan if np.isnan(record.age) else f"age {record.age:.0f}"
         density = np.nan if pd.isna(record.density) else f"density {record.density}"
         description = join_known([f"{record.laterality} {record.view}".strip(), age, density])
-        label = int(getattr(record, evaluation.label))
         crop, overlay = crop_and_overlay(predictor, row, metadata)
-        yield ErrorCase(record.image_id, float(probability), label, description, crop, overlay)
+        yield ErrorCase(record.image_id, float(probability), int(label), description, crop, overlay)
 
 
 def crop_and_overlay(predictor: Predictor, row: ManifestRow, metadata: ImageMetadata) -> tuple[np.ndarray, np.ndarray]:

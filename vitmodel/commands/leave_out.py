@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 
 from vitmodel.config import LeaveOutConfig, listed
+from vitmodel.config.labels import target_name
+from vitmodel.data.labels import add_label, explain_missing
 from vitmodel.data.manifest import read_manifests, usable_rows, write_manifest
 from vitmodel.data.splits import hold_out_group
 from vitmodel.errors import UsageError
@@ -21,7 +23,6 @@ from vitmodel.jobs.steps import run_step
 from vitmodel.releases.files import safe_file_name
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
 
-LABEL = "cancer"
 MIN_PATIENTS = 2
 """Minimum number of patients of each class for a value to be left out and measured on."""
 
@@ -36,21 +37,27 @@ def leave_one_out(config: LeaveOutConfig) -> None:
         VitmodelError: A step failed; names its command.
     """
     table = read_manifests(config.manifest)
-    values = select_values(table, config)
+    values = select_values(add_label(table, config.label, listed(config.manifest)), config)
     results: dict[str, Any] = {}
     for value in values:
         folder = config.out / safe_file_name(f"{config.by}-{value}")
         metrics = folder / "report" / "metrics.json"
         if not metrics.exists():
             run(table, value, folder, config)
-        breast = json.loads(metrics.read_text())["breast"]
+        report = json.loads(metrics.read_text())
+        if report["label"] != config.label:
+            raise UsageError(
+                f"{metrics}: was measured with --label {report['label']}, not {config.label}; choose another folder OUT"
+            )
+        breast = report["breast"]
         results[value] = {
             "units": breast["units"],
             "positives": breast["positives"],
             "patients": breast["patients"],
             "auroc": breast["intervals"]["auroc"],
         }
-    write_atomic(config.out / "summary.json", to_json({"by": config.by, "train": config.train, "left_out": results}))
+    facts = {"by": config.by, "label": config.label, "train": config.train}
+    write_atomic(config.out / "summary.json", to_json(facts | {"left_out": results}))
     print(f"\nAUROC per breast on a {config.by} that was not used in training")
     for value, result in results.items():
         auroc = result["auroc"]
@@ -64,25 +71,31 @@ def select_values(table: pd.DataFrame, config: LeaveOutConfig) -> list[str]:
 
     Raises UsageError if fewer than two values are known, or none has enough patients to be measured on.
     """
-    labelled = usable_rows(table).dropna(subset=[LABEL, config.by])
+    labelled = usable_rows(table).dropna(subset=[config.label, config.by])
+    if labelled.empty:
+        raise UsageError(
+            f"{listed(config.manifest)}: no usable row with a known {config.by} has a known label: "
+            f"{explain_missing(usable_rows(table), config.label)}"
+        )
     values = sorted(labelled[config.by].unique())
     if len(values) < 2:
         raise UsageError(
             f"{listed(config.manifest)}: column {config.by} has {len(values)} known values, but two are needed; "
             "choose another column with --by"
         )
-    patients = labelled.groupby([config.by, LABEL])["patient_id"].nunique()
+    target = target_name(config.label)
+    patients = labelled.groupby([config.by, config.label])["patient_id"].nunique()
     counts = patients.unstack(fill_value=0).reindex(columns=[0.0, 1.0], fill_value=0)
     chosen = [value for value in values if counts.loc[value].min() >= MIN_PATIENTS]
     for value in values:
         if value not in chosen:
             print(
-                f"{config.by} {value} is skipped: it has fewer than {MIN_PATIENTS} patients with {LABEL}, "
+                f"{config.by} {value} is skipped: it has fewer than {MIN_PATIENTS} patients with {target}, "
                 f"or fewer than {MIN_PATIENTS} without"
             )
     if not chosen:
         raise UsageError(
-            f"{listed(config.manifest)}: no {config.by} has {MIN_PATIENTS} patients with {LABEL} and "
+            f"{listed(config.manifest)}: no {config.by} has {MIN_PATIENTS} patients with {target} and "
             f"{MIN_PATIENTS} without; choose another column with --by"
         )
     return chosen
@@ -101,7 +114,7 @@ def run(table: pd.DataFrame, value: str, folder: Path, config: LeaveOutConfig) -
     with removed_if_refused(folder, results=trained.name):
         write_manifest(hold_out_group(table, config.by, value), manifest)
         resume = ["--resume"] if (trained / "train.yaml").exists() else []
-        run_step("train", manifest, trained, *shlex.split(config.train), *resume)
+        run_step("train", manifest, trained, "--label", config.label, *shlex.split(config.train), *resume)
         run_step(
             "evaluate", trained / "package", trained / "manifest.csv", folder / "report", *shlex.split(config.evaluate)
         )

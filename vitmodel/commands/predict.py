@@ -16,6 +16,7 @@ import pandas as pd
 
 from vitmodel import __version__
 from vitmodel.config import PredictConfig
+from vitmodel.config.labels import target_name
 from vitmodel.data.manifest import breast_ids
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.jobs.journal import JOURNAL, Journal, file_state, lock_folder
@@ -195,12 +196,13 @@ def explain(task: ScoringTask, number: int, scored: ScoredImage, writer: ResultW
         return {"unexplained": NO_GEOMETRY}
     assert task.config.explain
     method = method_named(task.config.explain)
+    unit = method.unit_for(target_name(task.predictor.ensemble.label))
     heat = heat_map(scored.loaded, task.predictor, task.config.explain)
     rows = task.rows
     with task.predictor.timings.record("writing"):
         try:
             image = image_of(rows.table.iloc[number], rows.rows[number], scored, task.predictor)
-            region, files = writer.write_explanation(image, heat, method.unit, *method.scale)
+            region, files = writer.write_explanation(image, heat, unit, *method.scale)
         except ImageRefusedError as error:
             return {"unexplained": str(error)}
         except VitmodelError:
@@ -232,7 +234,9 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
         version=__version__,
         model=f"ViT {architecture.depth} x {architecture.dim}, patch {architecture.patch}",
         serial=ensemble.fingerprint()[:16],
+        label=ensemble.label,
         parameters=(
+            f"label: {ensemble.label}",
             f"packages: {len(ensemble.packages)}, flip averaging: {'yes' if ensemble.flip else 'no'}",
             f"breast: {ensemble.aggregation} of its images; threshold {ensemble.threshold:.4f}",
             f"heat map: {config.explain}",

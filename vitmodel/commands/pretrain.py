@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitmodel.config import Preprocessing, PretrainConfig, TrainConfig, TrainingConfig, listed, to_yaml
+from vitmodel.config.labels import CANCER
 from vitmodel.data.dataset import CropDataset
 from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.samplers import EpochSampler, SequentialSampler
@@ -28,7 +29,7 @@ from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.phantoms.dataset import PhantomDataset
 from vitmodel.training.batching import BatchLoader
-from vitmodel.training.fit import LABEL, make_vit_config, read_cropped_manifest
+from vitmodel.training.fit import make_vit_config, read_cropped_manifest
 from vitmodel.training.module import ClassificationModule, History, MaePretrainer, TrainingModule
 from vitmodel.training.trainer import (
     LAST_CHECKPOINT,
@@ -64,7 +65,7 @@ def pretrain(config: PretrainConfig) -> None:
     """
     frame = training_crops(config.manifest) if config.manifest else None
     preprocessing = most_common_preprocessing(frame) if frame is not None else Preprocessing(size=config.size)
-    data = fingerprint(frame.assign(split="pretrain"), LABEL) if frame is not None else None
+    data = fingerprint(frame.assign(split="pretrain"), CANCER) if frame is not None else None
     with lock_folder(config.run, STARTED) if is_rank_zero() else contextlib.nullcontext():
         checkpoint = start_or_resume("pretrain", config, config.run, data["sha256"] if data else "")
         L.seed_everything(config.seed, verbose=False)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitmodel import __version__
 from vitmodel.config import ServeConfig
+from vitmodel.config.labels import CANCER, target_title
 from vitmodel.errors import RequestRefusedError, UsageError, VitmodelError
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.reports.page import render_page
@@ -74,7 +75,8 @@ def create_app(config: ServeConfig) -> FastAPI:
         title="vitmodel", version=__version__, description=NOT_A_MEDICAL_DEVICE, docs_url=None, redoc_url=None
     )
     model = describe_model(predictor)
-    page = render_page("scores.html.j2", title="vitmodel", subtitle="Breast cancer scores from mammograms", model=model)
+    target = "Breast cancer" if model["label"] == CANCER else target_title(model["label"])
+    page = render_page("scores.html.j2", title="vitmodel", subtitle=f"{target} scores from mammograms", model=model)
 
     @app.exception_handler(RequestRefusedError)
     async def answer_refused(_: Request, error: RequestRefusedError) -> JSONResponse:
@@ -108,7 +110,7 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
     """Return the facts about the model that the page and `GET /model` show."""
     config = predictor.config
     return {
-        "label": predictor.ensemble.package["label"],
+        "label": predictor.ensemble.label,
         "serial": predictor.ensemble.fingerprint()[:16],
         "crop": str(predictor.ensemble.preprocessing.size),
         "threshold": round(predictor.ensemble.threshold, 4),

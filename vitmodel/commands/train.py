@@ -13,6 +13,7 @@ import pandas as pd
 
 from vitmodel.config import Preprocessing, TrainConfig
 from vitmodel.data.fingerprint import Fingerprint, fingerprint
+from vitmodel.data.labels import without_label
 from vitmodel.data.manifest import write_manifest
 from vitmodel.data.samplers import SampleRequest
 from vitmodel.data.splits import write_splits
@@ -21,7 +22,6 @@ from vitmodel.metrics.metrics import compute_metrics
 from vitmodel.model.network import Network
 from vitmodel.reports.panel import contact_grid
 from vitmodel.training.fit import (
-    LABEL,
     check_sizes,
     common_preprocessing,
     labelled_crops,
@@ -53,11 +53,11 @@ def train(config: TrainConfig) -> None:
     preprocessing = common_preprocessing(frame, config.manifest)
     check_sizes(frame, config)
     parts = np.where(frame["fold"].notna(), "train", "test") if config.folds else frame["split"]
-    data = fingerprint(frame.assign(split=parts), LABEL)
+    data = fingerprint(frame.assign(split=parts), config.label)
     with lock_folder(config.run, STARTED) if is_rank_zero() else contextlib.nullcontext():
         checkpoint = start_or_resume("train", config, config.run, data["sha256"])
         if is_rank_zero():
-            write_manifest(frame, config.run / "manifest.csv")
+            write_manifest(without_label(frame, config.label), config.run / "manifest.csv")
             write_splits(frame, config.run / "splits.csv", "fold" if config.folds else "split")
             write_picture(frame, config)
         if config.folds:
@@ -74,8 +74,8 @@ def train_once(
     network = make_network_config(config, preprocessing, [rows["train"]])
     fitted = train_and_validate(config, config.run, rows["train"], rows["val"], network, checkpoint)
     if fitted is not None:
-        write_table(rows["val"], fitted.logits, config.run / "validation.csv")
-        breasts = aggregate_breasts(rows["val"], fitted.logits)
+        write_table(rows["val"], fitted.logits, config.label, config.run / "validation.csv")
+        breasts = aggregate_breasts(rows["val"], fitted.logits, config.label)
         result = f"best {fitted.selection_summary}"
         write_package(config, [fitted.model], breasts, data, preprocessing, fitted.history, result)
 
@@ -103,8 +103,8 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
         models.append(fitted.model)
         logits[held_out] = fitted.logits
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}
-    write_table(folded, logits, config.run / "out_of_fold.csv")
-    breasts = aggregate_breasts(folded, logits)
+    write_table(folded, logits, config.label, config.run / "out_of_fold.csv")
+    breasts = aggregate_breasts(folded, logits, config.label)
     result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
     write_package(config, models, breasts, data, preprocessing, history, result)
 

@@ -15,11 +15,11 @@ import pandas as pd
 from vitmodel.config import Preprocessing, TrainConfig, TuneConfig, to_yaml
 from vitmodel.config.choices import LOSSES
 from vitmodel.data.fingerprint import fingerprint
+from vitmodel.data.labels import without_label
 from vitmodel.data.manifest import write_manifest
 from vitmodel.errors import DivergedError
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.training.fit import (
-    LABEL,
     MONITOR_METRICS,
     check_sizes,
     common_preprocessing,
@@ -44,12 +44,12 @@ def tune(config: TuneConfig) -> None:
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
     check_sizes(frame, config)
-    data = fingerprint(frame, LABEL)["sha256"]
+    data = fingerprint(frame, config.label)["sha256"]
     with lock_folder(config.run, STARTED):
         start_or_resume(
             "tune", replace(config, trials=1), config.run, data
         )  # not the number of trials: a resumed search may ask for more
-        write_manifest(frame, config.run / "manifest.csv")
+        write_manifest(without_label(frame, config.label), config.run / "manifest.csv")
         study = optuna.create_study(
             storage=f"sqlite:///{(config.run / 'study.db').absolute()}",
             study_name="vitmodel",

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from vitmodel.config.base import Config, Needs, require, require_apart
 from vitmodel.config.choices import ExplanationName
+from vitmodel.config.labels import LabelRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class EvaluateConfig(WantedConfig, PredictorConfig):
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("manifest", "out", "split"),
+        "input and output": ("manifest", "out", "split", "label"),
         "decision": ("aggregate", "patient_aggregate"),
         "report": ("replicates", "seed", "prevalence", "audit", "card"),
     }
@@ -124,6 +125,12 @@ class EvaluateConfig(WantedConfig, PredictorConfig):
     """Check for leakage: patients or pixels in two splits, and how well ids or metadata alone predict the label."""
     card: bool = True
     """Write the results to the package's MODEL_CARD.md."""
+    label: str | None = None
+    """Rule for the true labels, as in `vitmodel train --label`. none = the rule that PACKAGE was trained with."""
+
+    def _resolve(self) -> None:
+        super()._resolve()
+        object.__setattr__(self, "label", self.label and LabelRule.parse(self.label).text)
 
     def _check(self) -> None:
         super()._check()
@@ -159,8 +166,9 @@ class CompareConfig(Config):
     split: str = "auto"
     """Rows to compare on: a value of the column `split`, or all. auto = test if the manifest has a test split, else
     all."""
-    label: str = "cancer"
-    """Column of the manifest with the true labels."""
+    label: str | None = None
+    """Rule for the true labels, as in `vitmodel train --label`. none = the rule that the first package was trained
+    with, or cancer if there is no package."""
     level: Literal["image", "breast", "patient"] = "breast"
     """Unit of the comparison."""
     aggregate: Literal["mean", "mean_logit", "max", "noisy_or"] = "mean_logit"
@@ -176,6 +184,10 @@ class CompareConfig(Config):
     """Largest number of tokens (patches of tissue) per forward pass of a package. It bounds the memory."""
     jobs: int = 0
     """Number of threads that decode images. 0 = one per core."""
+
+    def _resolve(self) -> None:
+        super()._resolve()
+        object.__setattr__(self, "label", self.label and LabelRule.parse(self.label).text)
 
     def _check(self) -> None:
         super()._check()

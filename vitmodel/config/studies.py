@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from vitmodel.config.base import Config, Size, require
+from vitmodel.config.labels import CANCER, LabelRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class LeaveOutConfig(Config):
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("manifest", "out", "by", "train", "evaluate")
+        "input and output": ("manifest", "out", "by", "label", "train", "evaluate")
     }
 
     manifest: tuple[Path, ...]
@@ -68,3 +70,15 @@ class LeaveOutConfig(Config):
     """Flags of `vitmodel train`, such as '--model vit_tiny --epochs 5'."""
     evaluate: str = ""
     """Flags of `vitmodel evaluate`."""
+    label: str = CANCER
+    """What is positive, as in `vitmodel train --label`."""
+
+    def _resolve(self) -> None:
+        super()._resolve()
+        object.__setattr__(self, "label", LabelRule.parse(self.label).text)
+
+    def _check(self) -> None:
+        super()._check()
+        for name in ("train", "evaluate"):
+            words = [word.partition("=")[0] for word in shlex.split(getattr(self, name))]
+            require("--label" not in words, name, "must not set --label; give --label to leave-out itself")

@@ -12,6 +12,7 @@ from vitmodel.config.augmentation import AugmentConfig
 from vitmodel.config.base import Config, Needs, Size, require
 from vitmodel.config.choices import LossName
 from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
+from vitmodel.config.labels import CANCER, LabelRule
 from vitmodel.config.scoring import DecisionConfig
 
 AUTO = -1
@@ -175,7 +176,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("manifest", "run", "val", "test", "folds", "splits"),
+        "input and output": ("manifest", "run", "label", "val", "test", "folds", "splits"),
         "model": ("weights",),
         "optimisation": ("freeze", "sampling", "ema"),
         "loss and validation": (
@@ -246,9 +247,14 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     flip_average: bool | None = None
     """Average the logits of each image and of its upside-down copy, in calibration and later in prediction; doubles the
     time. Metrics of single epochs use the image alone."""
+    label: str = CANCER
+    """What is positive: a column of 0 and 1, a comparison such as birads>=4 or density>=C, or positive:negative such as
+    birads>=4:<=2, where all between is unknown. Of several rules, separated by commas, the first one known for a row
+    counts. BI-RADS 0 is unknown."""
 
     def _resolve(self) -> None:
         super()._resolve()
+        object.__setattr__(self, "label", LabelRule.parse(self.label).text)
         object.__setattr__(self, "auxiliary", tuple(dict.fromkeys(self.auxiliary)))
 
     def _check(self) -> None:

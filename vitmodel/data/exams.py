@@ -28,21 +28,25 @@ FORBIDDEN_SOURCES = {column.name for column in COLUMNS if column.role == "target
 """Columns that reveal the label or the patient, and therefore must not be a source."""
 
 
-def check_sources(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+def check_sources(table: pd.DataFrame, columns: Sequence[str], name: str, label: Sequence[str] = ()) -> None:
     """Raise UsageError if a column cannot be a source.
 
     Args:
         table: The manifest.
         columns: Columns that the user chose as sources.
         name: Name of the manifest in messages.
+        label: Columns that make the label. A column named after one of them, such as birads_text, is refused, too.
 
     Raises:
         UsageError: A column reveals the label or the patient, is not in the table, or is empty.
     """
-    allowed = [str(column) for column in table if column not in FORBIDDEN_SOURCES]
+    prefixes = tuple(f"{column}_" for column in label)
+    forbidden = {str(column) for column in table if column in label or str(column).startswith(prefixes)}
+    forbidden |= FORBIDDEN_SOURCES
+    allowed = [str(column) for column in table if column not in forbidden]
     possible = [column for column in allowed if column_values(table, column).notna().any()]
     for column in columns:
-        if column in FORBIDDEN_SOURCES:
+        if column in forbidden:
             raise UsageError(
                 f"sources: {column} reveals the label or the patient, so it must not be an input; remove it"
             )

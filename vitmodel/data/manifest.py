@@ -41,14 +41,14 @@ def as_manifest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if missing:
         raise UsageError(f"{name}: column {missing[0]} is missing; a manifest needs {', '.join(REQUIRED_COLUMNS)}")
     unknown = pd.Series(np.nan, index=frame.index)
-    typed = {column.name: _convert(frame.get(column.name, unknown), column, name) for column in COLUMNS}
+    typed = {column.name: convert_column(frame.get(column.name, unknown), column, name) for column in COLUMNS}
     extra = {str(column): frame[column] for column in frame if column not in typed}
     table = pd.DataFrame(typed | extra).reset_index(drop=True)
     check_manifest(table, name)
     return table
 
 
-def _convert(values: pd.Series, column: ManifestColumn, name: str) -> pd.Series:
+def convert_column(values: pd.Series, column: ManifestColumn, name: str) -> pd.Series:
     """Return the values of a column in the type of its kind; numbers and flags are float."""
     if column.kind in ("text", "path"):
         return _text(values, blank="" if column.role == "id" else np.nan)

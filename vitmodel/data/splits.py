@@ -1,7 +1,7 @@
 """Patient-wise, stratified splits and folds.
 
 Two images of one patient look alike, so a split by images would measure memory. Here a patient is never divided.
-Patients are grouped by class (with a cancer, without, unknown). Within a class they are sorted by site and machine, and
+Patients are grouped by class (positive, negative, unknown). Within a class they are sorted by site and machine, and
 shuffled inside each of these groups by a hash of seed and id. Then each patient in turn goes to the part that is
 furthest behind its share (Adams' divisor method of apportionment). So every part gets its share of the classes, sites
 and machines, whatever the order of the rows.
@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from vitmodel.config.labels import CANCER, target_name
 from vitmodel.data.manifest import as_manifest, usable_rows
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
@@ -24,7 +25,9 @@ from vitmodel.utils import atomic_path, derive_seed
 SPLIT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "val": 0.15, "test": 0.15})
 
 
-def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float] = SPLIT_FRACTIONS, seed: int = 0) -> pd.DataFrame:
+def assign_splits(
+    table: pd.DataFrame, fractions: Mapping[str, float] = SPLIT_FRACTIONS, seed: int = 0, label: str = CANCER
+) -> pd.DataFrame:
     """Return `table` with the column `split` filled in.
 
     A split that a patient already has (an official one) is kept, with one exception: if no patient has one of the parts
@@ -35,6 +38,7 @@ def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float] = SPLIT_FR
         table: A manifest.
         fractions: Share of the patients in each part.
         seed: Seed of the shuffling.
+        label: Column of the label, by which patients are grouped.
 
     Raises:
         UsageError: A share is not positive, a patient is in two splits, or a class has fewer patients than there are
@@ -42,19 +46,19 @@ def assign_splits(table: pd.DataFrame, fractions: Mapping[str, float] = SPLIT_FR
     """
     if any(fraction <= 0 for fraction in fractions.values()):
         raise UsageError(f"splits: every share must be positive, not {dict(fractions)}; correct the shares")
-    patients = _patients(table)
+    patients = _patients(table, label)
     given = patients.split.dropna()
     given_parts = set(given)
     absent = {part: fraction for part, fraction in fractions.items() if part not in given_parts}
-    assigned = _assign_parts(patients[patients.split.isna()], fractions, seed)
+    assigned = _assign_parts(patients[patients.split.isna()], fractions, seed, label)
     if len(given) and absent and "train" in fractions:
         divided = {"train": fractions["train"]} | absent
-        assigned = assigned | _assign_parts(patients[patients.split == "train"], divided, seed)
+        assigned = assigned | _assign_parts(patients[patients.split == "train"], divided, seed, label)
     split = table.patient_id.map(given.to_dict() | assigned).astype(object)
     return table.assign(split=split.where(split.notna(), table.split))
 
 
-def assign_folds(table: pd.DataFrame, folds: int, seed: int = 0) -> pd.DataFrame:
+def assign_folds(table: pd.DataFrame, folds: int, seed: int = 0, label: str = CANCER) -> pd.DataFrame:
     """Return `table` with the column `fold`, 0 to folds - 1, for cross-validation.
 
     Patients in the split test and those without a usable image get no fold (NaN).
@@ -64,13 +68,14 @@ def assign_folds(table: pd.DataFrame, folds: int, seed: int = 0) -> pd.DataFrame
     """
     if folds < 2:
         raise UsageError(f"folds: must be at least 2, not {folds}; choose more")
-    patients = _patients(table)
-    assigned = _assign_parts(patients[patients.split != "test"], dict.fromkeys(range(folds), 1 / folds), seed)
+    patients = _patients(table, label)
+    fractions = dict.fromkeys(range(folds), 1 / folds)
+    assigned = _assign_parts(patients[patients.split != "test"], fractions, seed, label)
     return table.assign(fold=table.patient_id.map(assigned).astype(float))
 
 
-def _patients(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per patient with a usable image: site, machine, split, and cancer (1 if any image has one).
+def _patients(table: pd.DataFrame, label: str) -> pd.DataFrame:
+    """Return one row per patient with a usable image: site, machine, split, and positive (1 if any image is).
 
     Raises UsageError if a patient is in two splits.
     """
@@ -81,26 +86,27 @@ def _patients(table: pd.DataFrame) -> pd.DataFrame:
             f"column split: {divided.sum()} patients are in two splits (the first is {divided.idxmax()!r}); "
             "put all images of a patient into one"
         )
-    return groups[["site_id", "machine_id", "split"]].first().assign(cancer=groups.cancer.max())
+    return groups[["site_id", "machine_id", "split"]].first().assign(positive=groups[label].max())
 
 
-def _assign_parts(patients: pd.DataFrame, fractions: Mapping[Any, float], seed: int) -> dict[str, Any]:
+def _assign_parts(patients: pd.DataFrame, fractions: Mapping[Any, float], seed: int, label: str) -> dict[str, Any]:
     """Return a part for every patient.
 
     Raises UsageError if some patients are labelled and a class has fewer patients than there are parts.
     """
-    positive = (patients.cancer == 1).sum()
-    negative = (patients.cancer == 0).sum()
+    positive = (patients.positive == 1).sum()
+    negative = (patients.positive == 0).sum()
     if positive + negative and min(positive, negative) < len(fractions):
         remedy = "use fewer parts or more patients" if min(positive, negative) else "add patients of the other class"
+        target = "a cancer" if label == CANCER else target_name(label)
         raise UsageError(
-            f"splits: cannot split {len(patients)} patients, {positive} with a cancer and {negative} without, "
+            f"splits: cannot split {len(patients)} patients, {positive} with {target} and {negative} without, "
             f"into {len(fractions)} parts that each contain both; {remedy}"
         )
     hashes = [derive_seed(seed, patient) for patient in patients.index]
     ordered = patients.assign(hash=hashes).sort_values(["site_id", "machine_id", "hash"])
     parts: dict[str, Any] = {}
-    for _, same_class in ordered.groupby("cancer", dropna=False):
+    for _, same_class in ordered.groupby("positive", dropna=False):
         parts |= _apportion(same_class.index, fractions)
     return parts
 

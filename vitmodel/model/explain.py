@@ -46,7 +46,7 @@ class ExplanationMethod:
     function: Callable[[Network, PackedBatch], Tensor]
     """A function from a network and a pack of one image to the relevance of each patch: `(h, w)`, NaN for air."""
     unit: str
-    """Unit of a patch's value, printed next to the colour bar of a heat map."""
+    """Unit of a patch's value, where {target} is what the network predicts."""
     scale: tuple[float, float]
     """In this unit: the value up to which a patch has no colour, and the smallest value that may have the strongest
     colour. The second keeps maps without strong evidence pale."""
@@ -55,6 +55,10 @@ class ExplanationMethod:
     def relative(self) -> bool:
         """Return whether values are multiples of the image's mean, whose scale starts at 1, rather than log-odds."""
         return self.scale[0] == 1
+
+    def unit_for(self, target: str) -> str:
+        """Return the unit for a network that predicts `target`, as printed next to the colour bar of a heat map."""
+        return self.unit.format(target=target)
 
     def __call__(self, model: Network, image: PackedBatch) -> Tensor:
         """Return the relevance of each patch, `(h, w)`, NaN for air."""
@@ -69,7 +73,7 @@ def explanation(
     To register the method, add it to `vitmodel.config.choices.EXPLANATIONS`.
 
     Args:
-        unit: Unit of a patch's value.
+        unit: See `ExplanationMethod.unit`.
         scale: See `ExplanationMethod.scale`.
     """
     return lambda function: ExplanationMethod(function, unit, scale)
@@ -172,7 +176,7 @@ def rollout(model: Network, image: PackedBatch) -> Tensor:
     return _relative_to_mean(model, image, relevance)
 
 
-@explanation(unit="attention that is evidence for cancer, times the mean of the breast", scale=(1, 4))
+@explanation(unit="attention that is evidence for {target}, times the mean of the breast", scale=(1, 4))
 def gradient(model: Network, image: PackedBatch) -> Tensor:
     """Return the attention weighted by its gradient, `(h, w)` (Chefer et al. 2021, arXiv 2103.15679, rules 5 and 6).
 
@@ -202,7 +206,7 @@ def gradient(model: Network, image: PackedBatch) -> Tensor:
     return _relative_to_mean(model, image, gained)
 
 
-@explanation(unit="log-odds of cancer lost when covered", scale=(0, 1))
+@explanation(unit="log-odds of {target} lost when covered", scale=(0, 1))
 def occlusion(model: Network, image: PackedBatch) -> Tensor:
     """Return how far the logit falls if a window over each patch is smoothed, `(h, w)`, computed by captum.
 
@@ -223,7 +227,7 @@ def occlusion(model: Network, image: PackedBatch) -> Tensor:
     return _per_patch(image, attributions)
 
 
-@explanation(unit="log-odds of cancer added by each patch", scale=(0, 1))
+@explanation(unit="log-odds of {target} added by each patch", scale=(0, 1))
 def integrated_gradients(model: Network, image: PackedBatch) -> Tensor:
     """Return the integrated gradients from the smoothed breast to the breast, summed per patch, `(h, w)`.
 

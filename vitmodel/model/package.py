@@ -132,15 +132,7 @@ def load_models(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
         UsageError: `folder` is not a package.
         VitmodelError: A file of the package is damaged or of another version. The message names the file.
     """
-    folder = Path(folder).absolute()
-    if not folder.exists() and _previous_folder(folder).exists():  # a replacement was killed between two renames
-        folder = _previous_folder(folder)
-    for name in (TENSORS_FILE, CONFIG_FILE):
-        if not (folder / name).is_file():
-            raise UsageError(
-                f"{folder}: not a model package, because {name} is missing; name the folder that training wrote"
-            )
-    architecture, document = _read_document(folder / CONFIG_FILE)
+    folder, architecture, document = read_config(folder)
     try:
         config = NetworkConfig.from_dict(architecture)
         tensors = load_file(folder / TENSORS_FILE)
@@ -153,6 +145,24 @@ def load_models(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
             f"{folder / TENSORS_FILE}: broken or not of this {CONFIG_FILE} ({first_lines}); copy the package again"
         ) from error
     return models, document
+
+
+def read_config(folder: Path | str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Return where the files of a package are, its architecture, and the other values in its config.json.
+
+    Raises:
+        UsageError: `folder` is not a package.
+        VitmodelError: config.json is damaged or of another version.
+    """
+    folder = Path(folder).absolute()
+    if not folder.exists() and _previous_folder(folder).exists():  # a replacement was killed between two renames
+        folder = _previous_folder(folder)
+    for name in (TENSORS_FILE, CONFIG_FILE):
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"{folder}: not a model package, because {name} is missing; name the folder that training wrote"
+            )
+    return folder, *_read_document(folder / CONFIG_FILE)
 
 
 def _read_document(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

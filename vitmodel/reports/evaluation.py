@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from vitmodel.config.labels import PATHOLOGY_NAMES, target_name, target_title
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import Comparison
 from vitmodel.metrics.curve_data import CurveData
@@ -25,18 +26,30 @@ from vitmodel.utils import write_atomic
 
 PICTURE_HEIGHT = 512
 """Maximum height of an error's crop in the report, in pixels."""
+LABEL_LIMIT = (
+    "Labels reflect what was known when the data were released: a cancer found later, or never, counts as a negative."
+)
 LIMITS = (
     "The metrics hold for patients, machines and readers like those in this data set, and at its prevalence. "
     "Every other site needs its own evaluation.",
     "The intervals contain the middle 95 % of values over patients drawn with replacement. They show the effect of "
     "chance in the choice of patients, not of bias in their selection, and they are too narrow where a value is at its "
     "bound or there are few positives.",
-    "Labels reflect what was known when the data were released: a cancer found later, or never, counts as a negative.",
+    LABEL_LIMIT,
     "Units with an unknown label and refused images are excluded from every metric and counted above. Excluding them "
     "may favour the model.",
     "There are many subgroups and no correction for multiple comparisons: 1 in 20 intervals is expected to miss the "
     "true value.",
 )
+
+
+def limits_of(label: str) -> tuple[str, ...]:
+    """Return the limits of a report on `label`; those on a label other than pathology say what it does not show."""
+    if label in PATHOLOGY_NAMES:
+        return LIMITS
+    other = f"The label {label} is no pathology: the metrics show how well the model agrees with it, not whether it "
+    return tuple(other + "finds cancer." if limit == LABEL_LIMIT else limit for limit in LIMITS)
+
 
 TableRow = tuple[str | Interval, ...]
 """A table row: its heading, then its cells."""
@@ -125,7 +138,7 @@ class EvaluationReport:
     headline: Level
     """The level of the headline, the figures and the later sections."""
     label: str
-    """The name of the positive class, such as cancer."""
+    """The rule of the true labels, such as cancer or birads>=4."""
     method: Mapping[str, object]
     """How the scores were made: split, aggregation, calibration, choice of the threshold, bootstrap settings."""
     model: Mapping[str, object]
@@ -154,6 +167,11 @@ class EvaluationReport:
     """What the colours of the errors' heat maps show; empty if there are none."""
     limits: Sequence[str] = LIMITS
 
+    @property
+    def target(self) -> str:
+        """The name of the positive class."""
+        return target_name(self.label)
+
     @cached_property
     def curve_data(self) -> CurveData:
         """The points of the figures."""
@@ -162,7 +180,7 @@ class EvaluationReport:
     @property
     def missing_sections(self) -> dict[str, str]:
         """The sections that cannot be computed from these data, each with the reason as a sentence."""
-        needs = f"at least two patients with {self.label} and two without"
+        needs = f"at least two patients with {self.target} and two without"
         sections = {}
         if not self.thresholds:
             sections["thresholds"] = f"No cross-fitted thresholds: they need {needs}."
@@ -220,6 +238,7 @@ def write_report(path: Path | str, report: EvaluationReport) -> None:
         title=report.title,
         subtitle=report.created,
         report=report,
+        title_of_target=target_title(report.label),
         groups=METRICS,
         titles=_metric_titles(),
         figures=_captioned_figures(report),
@@ -346,8 +365,8 @@ def _png_url(image: np.ndarray) -> str:
 
 def _captioned_error(case: ErrorCase, label: str) -> tuple[str, list[str]]:
     """Return the caption of an error and the data URLs of its pictures."""
-    kind = f"{label} missed" if case.label else f"no {label}, but called positive"
-    caption = f"{kind.capitalize()}, score {case.score:.3f}; {case.description}; image {case.image_id}"
+    kind = f"{target_title(label)} missed" if case.label else f"No {target_name(label)}, but called positive"
+    caption = f"{kind}, score {case.score:.3f}; {case.description}; image {case.image_id}"
     return caption, [_png_url(image) for image in (case.crop, case.overlay) if image is not None]
 
 

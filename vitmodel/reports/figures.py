@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vitmodel.config.labels import CANCER, target_name, target_title
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.curve_data import Band, DecisionCurve, Histogram, PrecisionRecall, Reliability, Roc
 from vitmodel.metrics.metrics import Confusion, Metrics
@@ -135,17 +136,16 @@ def reliability(axes: Axes, data: Reliability, metrics: Metrics, label: str) -> 
         lw=1,
         label=calibration,
     )
-    axes.set(
-        xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=f"Observed fraction with {label}", aspect="equal"
-    )
+    observed = f"Observed fraction with {target_name(label)}"
+    axes.set(xlim=(0, end), ylim=(0, end), xlabel="Mean score", ylabel=observed, aspect="equal")
 
 
 @_figure(height=2.9)
 def histogram(axes: Axes, data: Histogram, metrics: Metrics, label: str) -> None:
     """Draw the scores of each class, as fractions of the class, and the threshold."""
     classes = (
-        (data.negatives, f"No {label}", BLUE, "-"),
-        (data.positives, label.capitalize(), ORANGE, (0, (3, 1))),
+        (data.negatives, f"No {target_name(label)}", BLUE, "-"),
+        (data.positives, target_title(label), ORANGE, (0, (3, 1))),
     )
     for counts, name, colour, style in classes:
         if total := counts.sum():
@@ -156,7 +156,7 @@ def histogram(axes: Axes, data: Histogram, metrics: Metrics, label: str) -> None
 
 
 @_figure(height=2.9)
-def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = "cancer") -> None:
+def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = CANCER) -> None:
     """Draw the confusion matrix; percentages and shades are fractions of the true class."""
     table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]])
     fraction = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -168,7 +168,7 @@ def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = "can
         axes.text(column + 0.5, row + 0.5, f"{count:,}", ha="center", va="bottom", fontsize=13, color=colour)
         axes.text(column + 0.5, row + 0.5, share, ha="center", va="center", fontsize=7.5, color=colour)
     axes.set(xlabel=f"Decision at threshold {threshold:.3f}", ylabel="Truth")
-    classes = [f"No {label}", label.capitalize()]
+    classes = [f"No {target_name(label)}", target_title(label)]
     axes.set_xticks([0.5, 1.5], classes)
     axes.set_yticks([0.5, 1.5], classes, rotation=90, va="center")
     axes.tick_params(length=0)

@@ -15,6 +15,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
 from pydicom.valuerep import DA, TM
 
+from vitmodel.config.labels import CANCER
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom_reading import read_dataset
 from vitmodel.utils import import_extra
@@ -41,6 +42,8 @@ class Software:
     """Architecture of the model."""
     serial: str
     """First digits of the SHA-256 of the model's weights."""
+    label: str = CANCER
+    """Label rule that the model predicts."""
     parameters: tuple[str, ...] = ()
     """Other settings that influence the result, one `name: value` each."""
 

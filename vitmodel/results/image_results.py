@@ -11,6 +11,7 @@ import pandas as pd
 from pydicom import Dataset
 
 from vitmodel.config import Preprocessing
+from vitmodel.config.labels import target_name
 from vitmodel.errors import ImageRefusedError
 from vitmodel.results.evidence import Software, make_deidentifier, read_source_header
 from vitmodel.results.heatmap import HeatMap
@@ -97,7 +98,7 @@ class ResultWriter:
         relation = "at or above" if image.probability >= self.threshold else "below"
         caption = Caption(
             title=f"{image.side} {image.view}".strip() or "side and view unknown",
-            score=f"Probability of cancer from this image alone: {image.probability:.1%}, "
+            score=f"Probability of {target_name(self.software.label)} from this image alone: {image.probability:.1%}, "
             f"{relation} the threshold of {self.threshold:.1%}",
             unit=unit,
             low=low,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
+    CodedConcept,
     ComprehensiveSR,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
@@ -26,10 +28,13 @@ from highdicom.sr import (
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
+from vitmodel.config.labels import CANCER, target_name, target_title
 from vitmodel.results.evidence import MANUFACTURER, Software
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 REPORT_SERIES_NUMBER = 9103  # a series number that no acquisition uses
+PRIVATE_SCHEME = "99VITMODEL"
+"""Designator of our own codes; 99 marks a private coding scheme (PS3.16, section 8)."""
 LATERALITY_CODES = {"L": codes.SCT.Left, "R": codes.SCT.Right}
 
 
@@ -60,7 +65,7 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
     """Return one report on the breasts of one study, with its images as evidence (PS3.16 TID 1500, 1501, 1410).
 
     Regions are reported for suspicious breasts only. Every map has a maximum, but in other breasts it is not evidence
-    of cancer.
+    of the label.
 
     Args:
         breasts: The breasts of one study with their images.
@@ -98,7 +103,7 @@ def structured_report(breasts: Sequence[BreastFinding], software: Software) -> D
         is_final=False,
         is_verified=False,
     )
-    report.SeriesDescription = "Cancer probability per breast, research only"
+    report.SeriesDescription = f"{_shorten(target_title(software.label), 26)} probability per breast, research only"
     report.CompletionFlagDescription = NOT_A_MEDICAL_DEVICE.partition(". ")[0]  # LO: at most 64 characters
     report.ManufacturerModelName = software.model
     report.SoftwareVersions = software.version
@@ -115,7 +120,7 @@ def _measurement_groups(
         tracking_identifier=TrackingIdentifier(software.uid("breast", *image_uids), f"Breast {breast.side}".strip()),
         algorithm_id=algorithm,
         finding_sites=site,
-        measurements=[_probability(breast.probability)],
+        measurements=[_probability(breast.probability, software.label)],
         source_images=[SourceImageForMeasurementGroup.from_source_image(image.source) for image in breast.images],
     )
     for image in breast.images if breast.suspicious else ():
@@ -132,9 +137,23 @@ def _measurement_groups(
                 finding_type=codes.DCM.Saliency,
                 algorithm_id=algorithm,
                 finding_sites=site,
-                measurements=[_probability(image.probability)],
+                measurements=[_probability(image.probability, software.label)],
             )
 
 
-def _probability(value: float) -> Measurement:
-    return Measurement(name=codes.DCM.ProbabilityOfCancer, value=round(100 * value, 4), unit=codes.UCUM.Percent)
+def _probability(value: float, label: str) -> Measurement:
+    """Return a probability in percent. The standard has a code for cancer; a private one names any other label."""
+    name = codes.DCM.ProbabilityOfCancer
+    if label != CANCER:
+        digest = hashlib.sha256(label.encode()).hexdigest()
+        name = CodedConcept(
+            value=f"P-{digest[:12]}",  # SH: at most 16 characters
+            scheme_designator=PRIVATE_SCHEME,
+            meaning=f"Probability of {_shorten(target_name(label), 49)}",
+        )
+    return Measurement(name=name, value=round(100 * value, 4), unit=codes.UCUM.Percent)
+
+
+def _shorten(text: str, length: int) -> str:
+    """Return `text`, cut to `length` characters with an ellipsis: the value type LO holds at most 64 characters."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -51,6 +51,7 @@ class Ensemble:
                 )
         self.model: Network = first.models[0]
         self.package = first.package
+        self.label = first.label
         self.preprocessing = first.preprocessing
         self.packed = first.packed
         self.flip = first.flip
@@ -119,7 +120,7 @@ class Ensemble:
     def explain(self, pack: PackedBatch, method: str) -> np.ndarray:
         """Return the contribution of each patch `(h, w)` to the score of the pack's first image.
 
-        Contributions are averaged over all models; air is NaN. `model.explain.method_named(method).unit` is the unit.
+        Contributions are averaged over all models; air is NaN. `model.explain.method_named(method)` has the unit.
         """
         image = next(iter(pack)).to(self.device)
         models = [model for package in self.packages for model in package.models]

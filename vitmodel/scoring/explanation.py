@@ -59,7 +59,7 @@ class Explanation:
         image_id: The image.
         method: "rollout", "gradient", "occlusion" or "integrated".
         unit: Unit of the values.
-        probability: Calibrated probability of cancer from this image alone, 0 to 1.
+        probability: Calibrated probability of the model's label (cancer) from this image alone, 0 to 1.
         threshold: Smallest probability that the model calls positive.
         heat: The values and their position in the source image.
         picture: The breast, plain and below the heat map, with a colour bar and a caption: `(H, W, 3)` uint8, RGB.

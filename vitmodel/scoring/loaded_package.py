@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vitmodel.config import PredictorConfig, Preprocessing
+from vitmodel.config.labels import CANCER
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.metrics import calibration
 from vitmodel.model.onnx import load_encoder, load_onnx
@@ -16,6 +17,11 @@ from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models
 from vitmodel.model.packed_batch import PackedBatch, split_by_token_budget
 from vitmodel.model.segments import SegmentAggregator
 from vitmodel.utils import sha256_file
+
+
+def trained_label(package: dict[str, Any]) -> str:
+    """Return the label rule in a package's config.json; packages without this key were trained on cancer."""
+    return str(package.get("label", CANCER))
 
 
 class LoadedPackage:
@@ -34,7 +40,7 @@ class LoadedPackage:
     def __init__(self, folder: Path, config: PredictorConfig, device: torch.device) -> None:
         self.folder = folder
         self.models, self.package = load_models(folder)
-        if "label" not in self.package:
+        if not {"label", "calibration", "decision"} & self.package.keys():
             raise UsageError(
                 f"{folder}: holds pretrained weights, which give no scores; train with `--weights {folder}` first"
             )
@@ -54,7 +60,6 @@ class LoadedPackage:
             self.calibration = calibration.from_dict(fitted)
             self.threshold: float = self.package["decision"]["threshold"]
             self.aggregation: str = self.package["decision"]["aggregate"]
-            self.label: str = self.package["label"]
         except KeyError as error:
             raise VitmodelError(
                 f"{folder / CONFIG_FILE}: {error} is missing; use the version of vitmodel that wrote it, or train again"
@@ -63,6 +68,7 @@ class LoadedPackage:
             raise VitmodelError(
                 f"{folder / CONFIG_FILE}: {error}; a newer vitmodel wrote it: install that version"
             ) from error
+        self.label = trained_label(self.package)
         self.packed: bool = self.package.get("packed", False)  # packages without this key were trained with all air
         self.flip: bool = self.package.get("flip", False) if config.flip is None else config.flip
         self.tokens = config.tokens

@@ -31,6 +31,13 @@ def describe_data(config: EvaluateConfig, table: pd.DataFrame) -> dict[str, str]
     }
 
 
+def describe_label(label: str, trained_on: str) -> str:
+    """Return the rule of the true labels and, if it differs, that which the model was trained on."""
+    if label == trained_on:
+        return label
+    return f"{label}; the model was trained on {trained_on}, for which its calibration and threshold are"
+
+
 def fallbacks(images: pd.DataFrame, sentences: list[str]) -> dict[str, list[str]]:
     """Return the ids of the scored images that used the shared adapters, by the reason.
 

@@ -16,8 +16,10 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from vitmodel.config import AugmentConfig, Preprocessing, Size, TrainConfig, TrainingConfig, listed
+from vitmodel.config.labels import CANCER, LabelRule, target_name
 from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.exams import build_vocabulary, check_exams, check_sources, image_metadata
+from vitmodel.data.labels import add_label, explain_missing, proven_lesions
 from vitmodel.data.lesions import NO_BOXES, boxes_from_text, boxes_on_crop
 from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifests, usable_rows
 from vitmodel.data.rows import mm_per_pixel, to_manifest_rows
@@ -38,7 +40,6 @@ from vitmodel.training.trainer import LAST_CHECKPOINT, build_trainer, fit, next_
 
 logger = logging.getLogger(__name__)
 
-LABEL = "cancer"
 MONITOR_METRICS = {"auroc": "val/auroc", "f1": "val/macro_f1"}
 """Logged metric for each choice of `monitor`."""
 VERTICAL_FLIP = AugmentConfig(flip=1, rotate=0, scale=0, shift=0, gamma=0, contrast=0, noise=0)
@@ -76,25 +77,39 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
     Raises:
         UsageError: There is nothing to train on, or an option needs data that the rows do not have.
     """
-    frame = read_cropped_manifest(config.manifest)
     manifest = listed(config.manifest)
-    is_labelled = frame[LABEL].notna()
+    frame = add_label(read_cropped_manifest(config.manifest), config.label, manifest)
+    is_labelled = frame[config.label].notna()
+    if not is_labelled.any():
+        raise UsageError(f"{manifest}: no usable row has a known label: {explain_missing(frame, config.label)}")
     frame = frame[is_labelled.groupby(frame["patient_id"]).transform("any") if config.fusion else is_labelled]
     is_copy = is_repeated_file(frame)
     if is_copy.any():
         logger.warning("%d byte-for-byte copies of another image of the same breast are left out", is_copy.sum())
     frame = frame[~is_copy]
-    if frame.empty:
-        raise UsageError(f"{manifest}: no row is usable and has a known `{LABEL}`; add labels to this column")
-    check_sources(frame, config.sources, manifest)
+    rule = LabelRule.parse(config.label)
+    check_sources(frame, config.sources, manifest, (*rule.columns, config.label))
+    _check_targets(frame, config, rule)
     if config.fusion:
         check_exams(frame, manifest)
-    for name in config.auxiliary:
-        if AUXILIARY_TARGETS[name].encode(frame[name].tolist()).isnan().all():
-            raise UsageError(f"{manifest}: column {name} is unknown in all rows; remove it from --auxiliary")
     frame = _assign_parts(frame, config)
     _check_classes(frame, config)
     return frame
+
+
+def _check_targets(frame: pd.DataFrame, config: TrainConfig, rule: LabelRule) -> None:
+    """Raise UsageError for an auxiliary target that is unknown or is the label; warn of lesions that are not used."""
+    for name in config.auxiliary:
+        if AUXILIARY_TARGETS[name].encode(frame[name].tolist()).isnan().all():
+            raise UsageError(
+                f"{listed(config.manifest)}: column {name} is unknown in all rows; remove it from --auxiliary"
+            )
+        if name in rule.flags:
+            raise UsageError(f"auxiliary: {name} is the label already (--label {config.label}); remove it")
+    if config.segments and CANCER not in rule.flags and frame["lesions"].notna().any():
+        logger.warning(
+            "the column lesions is not used: its boxes are proven cancers, but the label is %s", config.label
+        )
 
 
 def _assign_parts(frame: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
@@ -102,11 +117,12 @@ def _assign_parts(frame: pd.DataFrame, config: TrainConfig) -> pd.DataFrame:
     if config.splits is not None:
         frame = read_splits(frame, config.splits, "fold" if config.folds else "split")
     elif config.folds:
-        frame = assign_folds(frame, config.folds, config.seed)
+        frame = assign_folds(frame, config.folds, config.seed, config.label)
     if config.folds:
         return frame
     fractions = {"train": 1 - config.val - config.test, "val": config.val, "test": config.test}
-    return assign_splits(frame, {name: part for name, part in fractions.items() if part > 0}, config.seed)
+    used = {name: part for name, part in fractions.items() if part > 0}
+    return assign_splits(frame, used, config.seed, config.label)
 
 
 def _check_classes(frame: pd.DataFrame, config: TrainConfig) -> None:
@@ -114,10 +130,11 @@ def _check_classes(frame: pd.DataFrame, config: TrainConfig) -> None:
     column = "fold" if config.folds else "split"
     for part in range(config.folds) or ("train", "val"):
         rows = frame[frame[column] == part]
-        if rows[LABEL].groupby(breast_ids(rows)).max().nunique() < 2:  # calibration and threshold are per breast
+        labels = rows[config.label].groupby(breast_ids(rows)).max()  # calibration and threshold are per breast
+        if labels.nunique() < 2:
             raise UsageError(
-                f"{config.splits or listed(config.manifest)}: {column} {part} needs breasts with and without {LABEL}; "
-                f"correct the column `{column}` or leave it empty"
+                f"{config.splits or listed(config.manifest)}: {column} {part} needs breasts with and without "
+                f"{target_name(config.label)}; correct the column `{column}` or leave it empty"
             )
 
 
@@ -199,7 +216,7 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
         network = replace(network, vit=replace(network.vit, eps=weights.eps))
     model = Network(network)
     model.trunk.gradient_checkpointing = config.checkpointing
-    prior = 0.5 if config.sampling == "balanced" else float(train[LABEL].mean())
+    prior = 0.5 if config.sampling == "balanced" else float(train[config.label].mean())
     torch.nn.init.constant_(model.trunk.head.bias, prior_bias(prior))
     if weights is not None:
         report = fit_weights(model.trunk, weights)
@@ -214,7 +231,7 @@ def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) ->
     targets = [AUXILIARY_TARGETS[name].encode(rows[name].tolist()) for name in config.auxiliary]
     lesions = []
     pixel_sizes = []
-    for row, text in zip(to_manifest_rows(rows), rows["lesions"], strict=True):
+    for row, text in zip(to_manifest_rows(rows), proven_lesions(rows, config.label), strict=True):
         # Only segments need the positions of lesions and the pixel size, for which each crop must be opened.
         geometry = row.geometry(crop_size(row.path)) if config.segments else None
         boxes = boxes_from_text(text) if isinstance(text, str) else NO_BOXES
@@ -222,7 +239,7 @@ def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) ->
         pixel_sizes.append(mm_per_pixel(row.spacing_row, geometry))
     return CropDataset(
         rows["path"].tolist(),
-        rows[LABEL].tolist(),
+        rows[config.label].tolist(),
         config.augment if augment else None,
         torch.stack(targets, dim=1) if targets else None,
         lesions,

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.special import expit
 
 from vitmodel.config import Preprocessing, TrainConfig, to_yaml
+from vitmodel.config.labels import CANCER, target_name
 from vitmodel.data.fingerprint import Fingerprint
 from vitmodel.data.manifest import breast_ids
 from vitmodel.metrics import calibration
@@ -18,7 +19,6 @@ from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold, describe_objective
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
-from vitmodel.training.fit import LABEL
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path
@@ -27,23 +27,24 @@ AGGREGATE = "mean_logit"
 """How the logits of a breast's images are combined. Calibration and threshold hold for this combination."""
 
 
-def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray) -> ScoredUnits:
+def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray, label: str) -> ScoredUnits:
     """Return the breasts of the rows, scored by the mean logit of their images.
 
     Args:
         rows: Rows of the manifest, one per image.
         logits: Logit of each row; NaN for unreadable images, which are left out. With exam fusion all images of a
             breast have the logit of the breast.
+        label: Column of the label.
     """
     is_readable = np.isfinite(logits)
     rows = rows[is_readable]
-    images = ScoredUnits(rows[LABEL].to_numpy(), expit(logits[is_readable]), rows["patient_id"].to_numpy())
+    images = ScoredUnits(rows[label].to_numpy(), expit(logits[is_readable]), rows["patient_id"].to_numpy())
     return images.aggregate(breast_ids(rows), AGGREGATE)
 
 
-def write_table(rows: pd.DataFrame, logits: np.ndarray, path: Path) -> None:
-    """Write out-of-sample scores as CSV: raw scores before calibration, empty for unreadable images."""
-    columns = ["image_id", "patient_id", "laterality", "view", "fold", LABEL]
+def write_table(rows: pd.DataFrame, logits: np.ndarray, label: str, path: Path) -> None:
+    """Write out-of-sample scores and labels as CSV: raw scores before calibration, empty for unreadable images."""
+    columns = ["image_id", "patient_id", "laterality", "view", "fold", label]
     with atomic_path(path) as temporary:
         rows[columns].assign(score=expit(logits)).to_csv(temporary, index=False)
 
@@ -74,7 +75,7 @@ def write_package(
     decision = {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "threshold": threshold}
     system = system_info()
     contents = {
-        "label": LABEL,
+        "label": config.label,
         "preprocessing": preprocessing.to_json(),
         "packed": config.packed,
         "flip": config.flip_average,
@@ -116,16 +117,18 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
         else "the mean logit of its images"
     )
     objective = describe_objective(config.objective, config.sensitivity)
-    return f"""# {config.model}: breast cancer score from a mammogram
+    target = target_name(config.label)
+    return f"""# {config.model}: {"breast cancer" if config.label == CANCER else target} score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
 
 {kind}.
+The positive class is {target}{"" if config.label == CANCER else f", by the label rule `{config.label}`"}.
 The probability of a breast is {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. The decision threshold is
 {contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {objective}.
 
-| split | patients | images | cancer images |
+| split | patients | images | images with {target} |
 |---|---|---|---|
 {splits}
 
