@@ -37,9 +37,9 @@ def image_table(
     """Return one row of scores per row of the manifest `table`.
 
     The columns are the ids (with exam_id if any exam is known), score (raw, 0 to 1), probability (calibrated),
-    breast_score and breast_probability (of the breast in its exam, from all its usable images), decision, status, reason, remark and source_sha256. A refused image has NaN
-    scores: it is never scored. Warnings are added for copies of an image, unseen sources, missing laterality and mixed
-    exams.
+    breast_score and breast_probability (of the breast in its exam, from all its usable images), decision, status,
+    reason, remark and source_sha256. A refused image has NaN scores: it is never scored. Warnings are added for copies
+    of an image, unseen sources, missing laterality and mixed exams.
 
     Args:
         table: The manifest's N rows.
