@@ -33,7 +33,7 @@ def two_exams(patients: int = 1, dataset: str = "a") -> pd.DataFrame:
 
 
 def image_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of image scores whose breast probability is 0.9 in 2018, 0.2 in 2024 and half of it at the left."""
+    """Return image scores whose breast probability is 0.9 in 2018, 0.2 in 2024, and half of it at the left."""
     probability = np.where(table.exam_id == "2018", 0.9, 0.2) * np.where(table.laterality == "L", 0.5, 1.0)
     scores = table[["image_id", "patient_id", "exam_id", "laterality", "view", "status", "reason"]]
     columns = ("score", "probability", "breast_score", "breast_probability")
@@ -76,7 +76,16 @@ def test_evaluation_counts_the_breasts_of_each_exam_and_the_patient_once() -> No
     table = two_exams(patients=2)
     table["cancer"] = ((table.exam_id == "2024") & (table.laterality == "L") & (table.patient_id == "p1")).astype(float)
     scores = image_scores(table).probability.to_numpy()
-    evaluation = Evaluation(table, scores, "cancer", "max", "noisy_or", 0.5, 10, 0)
+    evaluation = Evaluation(
+        table=table,
+        probability=scores,
+        label="cancer",
+        aggregate="max",
+        patient_aggregate="noisy_or",
+        threshold=0.5,
+        replicates=10,
+        seed=0,
+    )
     breasts = evaluation.scored_units("breast")
     assert (len(breasts.labels), breasts.labels.sum()) == (8, 1)
     patients = evaluation.scored_units("patient")
@@ -85,11 +94,11 @@ def test_evaluation_counts_the_breasts_of_each_exam_and_the_patient_once() -> No
 
 
 def test_fusion_gets_each_exam_by_itself_and_splits_keep_them_together() -> None:
-    table = two_exams(patients=8)
+    table = two_exams(patients=8).assign(cancer=np.nan)
     crops = CropDataset(table.path.tolist(), table.cancer.tolist())
     exams = ExamDataset(crops, exam_ids(table).tolist(), breast_ids(table).tolist())
     assert [len(rows) for rows in exams.exams] == [4] * 16
-    assert (assign_splits(table, 0.25, 0.25, 0).groupby("patient_id").split.nunique() == 1).all()
+    assert (assign_splits(table).groupby("patient_id").split.nunique() == 1).all()
 
 
 def test_a_copy_counts_once_per_exam_and_ages_may_differ_between_exams() -> None:
