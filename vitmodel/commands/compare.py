@@ -15,7 +15,7 @@ from vitmodel.config import CompareConfig, PredictorConfig, to_command
 from vitmodel.config.labels import CANCER
 from vitmodel.data.fingerprint import describe_training_overlap, seen_in_training
 from vitmodel.data.labels import add_label, explain_missing
-from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifest
+from vitmodel.data.manifest import add_exam, breast_ids, is_repeated_file, read_manifest
 from vitmodel.data.splits import select_split
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
@@ -34,7 +34,6 @@ SCORE_FILE_COLUMNS = {"image_id": ("probability", "score"), "prediction_id": ("p
 
 `cancer` is the score in Kaggle's submissions, but the label in a table of images.
 """
-UNIT_COLUMNS = {"image": "image_id", "breast": "prediction_id", "patient": "patient_id"}
 """Level -> the column with the ids of its units in the score tables of a package."""
 SHOWN_METRICS = (
     "auroc",
@@ -224,7 +223,8 @@ def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> 
     tables = predictor.score(table)
     images = tables.images
     units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]
-    scores = units.set_index(UNIT_COLUMNS[config.level])["probability"]
+    ids = breast_ids(units) if config.level == "breast" else units[f"{config.level}_id"]
+    scores = units["probability"].set_axis(ids)
     scored = images[images["probability"].notna()]
     seen = seen_in_training(scored, predictor.ensemble.package["data"])
     return UnitScores(scores, seen.set_axis(unit_ids(scored, config.level)))
@@ -234,7 +234,8 @@ def read_scores(path: Path) -> tuple[pd.Series, str]:
     """Read a score file.
 
     Returns:
-        The scores by id (NaN = refused), and the name of the id column: `image_id` or `prediction_id`.
+        The scores by id (NaN = refused), and the name of the id column: `image_id` or `prediction_id`. With a column
+        exam_id, a score belongs to the breast in that exam.
 
     Raises:
         UsageError: A column is missing or a value is invalid; names the file and the row.
@@ -248,15 +249,16 @@ def read_scores(path: Path) -> tuple[pd.Series, str]:
             "or prediction_id with probability, score or cancer"
         )
     values = pd.to_numeric(table[column], errors="coerce")
+    ids = add_exam(table[key], table) if key == "prediction_id" else table[key]
     for invalid, problem in (
         (values.isna() & table[column].notna(), "is not a number; write a probability, or leave the cell empty"),
         ((values < 0) | (values > 1), "lies outside [0, 1]; write a probability"),
-        (table[key].duplicated(), f"is a second score of the same {key}; keep one row of each"),
+        (ids.duplicated(), f"is a second score of the same {key}; keep one row of each"),
     ):
         if invalid.any():
             row = int(np.flatnonzero(invalid)[0])
             raise UsageError(f"{path}: column {column}, row {row + 1}: {table[column].iloc[row]!r} {problem}")
-    return pd.Series(values.to_numpy(), index=table[key].to_numpy()), key
+    return pd.Series(values.to_numpy(), index=ids.to_numpy()), key
 
 
 def measure_models(common: pd.DataFrame, seen: list[pd.Series | None], config: CompareConfig) -> list[MeasuredModel]:

@@ -216,10 +216,11 @@ def write_reports(task: ScoringTask, tables: ScoreTables, entries: list[Entry]) 
     """Write the structured reports; return a message with their number and that of the images without one."""
     findings = tables.images[["laterality", "probability"]].assign(
         path=[str(row.source_file) for row in task.rows.rows],
-        prediction_id=breast_ids(tables.images),
+        breast_id=breast_ids(tables.images),
         region=[entry.get("region") for entry in entries],
     )
-    studies, without = result_writer(task.predictor, task.config).report(findings, tables.breasts)
+    breasts = tables.breasts.assign(breast_id=breast_ids(tables.breasts))
+    studies, without = result_writer(task.predictor, task.config).report(findings, breasts)
     message = f"{studies} structured reports in {task.config.out / 'dicom'}"
     if without:
         message += f"; {without} scored images are in none, because they have no usable DICOM header"

@@ -128,21 +128,21 @@ class ExamDataset(Dataset[list[Example]]):
 
     Args:
         crops: The images.
-        patients: Patient of each crop; a patient's images are one exam.
-        breasts: Breast of each crop.
+        exam_of_crop: Exam of each crop, as `manifest.exam_ids` names it.
+        breasts: Breast of each crop, as `manifest.breast_ids` names it.
         dropout: Probability that an image is dropped. At least one labelled image of a labelled breast is kept.
     """
 
     def __init__(
-        self, crops: CropDataset, patients: Sequence[str], breasts: Sequence[str], dropout: float = 0.0
+        self, crops: CropDataset, exam_of_crop: Sequence[str], breasts: Sequence[str], dropout: float = 0.0
     ) -> None:
         self.crops = crops
         self.paths = crops.paths
         self.breasts = np.asarray(breasts)
         self.dropout = dropout
         exams: dict[str, list[int]] = {}
-        for row, patient in enumerate(patients):
-            exams.setdefault(patient, []).append(row)
+        for row, exam in enumerate(exam_of_crop):
+            exams.setdefault(exam, []).append(row)
         self.exams = [np.array(rows) for rows in exams.values()]
         exam_labels = [np.fmax.reduce(crops.labels[rows].numpy()) for rows in self.exams]
         self.labels = torch.from_numpy(np.array(exam_labels, np.float32))

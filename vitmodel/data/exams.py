@@ -1,6 +1,7 @@
 """Turn the columns of a table into the metadata that a network takes: sources, view, breast and exam.
 
-A patient's images are one exam. The vocabularies of values are built from training rows only.
+The images of a patient with the same `exam_id` are one exam. The vocabularies of values are built from
+training rows only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data.columns import COLUMNS
-from vitmodel.data.manifest import breast_ids
+from vitmodel.data.manifest import breast_ids, exam_ids
 from vitmodel.data.subgroups import age_band
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import NetworkConfig, Vocabulary
@@ -56,17 +57,17 @@ def check_sources(table: pd.DataFrame, columns: Sequence[str], name: str, label:
 
 
 def find_mixed_exams(table: pd.DataFrame) -> pd.Series:
-    """Return a message for each row whose images cannot belong to one breast or patient.
+    """Return a message for each row whose images cannot belong to one breast or exam.
 
     The result has only these rows. It is empty for RSNA's 1,720 images.
     """
     walls_per_breast = table["chest_wall_side"].groupby(breast_ids(table)).transform("nunique")
-    ages_per_patient = table["age"].groupby(table["patient_id"]).transform("nunique")
+    ages_per_exam = table["age"].groupby(exam_ids(table)).transform("nunique")
     messages = pd.Series("", index=table.index)
     messages[walls_per_breast > 1] = (
         "images of the breast have the chest wall at different sides: laterality may give both breasts the same side"
     )
-    messages[ages_per_patient > 1] = (
+    messages[ages_per_exam > 1] = (
         "images of the patient state several ages: patient_id may give two patients, or two exams, the same id"
     )
     return messages[messages != ""]
@@ -77,7 +78,7 @@ def check_exams(table: pd.DataFrame, name: str) -> None:
 
     Without laterality, fusion would treat both breasts as one. `name` is the manifest's name in messages.
     """
-    for _, messages in find_mixed_exams(table).groupby(table["patient_id"]):
+    for _, messages in find_mixed_exams(table).groupby(exam_ids(table)):
         images = ", ".join(table.loc[messages.index, "image_id"])
         logger.warning("fusion: %s: images %s: %s; correct the column", name, images, messages.iloc[0])
     without_side = table.loc[table["laterality"] == "", "image_id"]
@@ -123,7 +124,7 @@ def image_metadata(table: pd.DataFrame, config: NetworkConfig) -> list[ImageMeta
     if config.exam is None:
         return [ImageMetadata(sources=indices) for indices in sources]
     breasts, _ = pd.factorize(breast_ids(table))
-    exams, _ = pd.factorize(table["patient_id"])
+    exams, _ = pd.factorize(exam_ids(table))
     views = vocabulary_indices(table, config.exam.views)
     return [
         ImageMetadata(sources=indices, view=view, breast=int(breast), exam=int(exam))

@@ -158,9 +158,33 @@ def usable_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.status != "refused"]
 
 
-def breast_ids(table: pd.DataFrame) -> pd.Series:
-    """Return each row's breast: <patient>_<L or R>, as Kaggle's prediction_id, or <patient> if the side is unknown."""
+def prediction_ids(table: pd.DataFrame) -> pd.Series:
+    """Return Kaggle's prediction_id of each row: <patient>_<L or R>, or <patient> if the side is unknown.
+
+    The exams of a patient share it; `breast_ids` tells them apart.
+    """
     return (table.patient_id + "_" + table.laterality).str.removesuffix("_")
+
+
+def exam_ids(table: pd.DataFrame) -> pd.Series:
+    """Return each row's exam: <patient> exam <exam_id>, or <patient> if `exam_id` is empty or not a column."""
+    return add_exam(table.patient_id, table)
+
+
+def breast_ids(table: pd.DataFrame) -> pd.Series:
+    """Return each row's breast in its exam: the prediction_id, followed by the exam if it is known.
+
+    It is the unit of a breast score: images of two exams never share it.
+    """
+    return add_exam(prediction_ids(table), table)
+
+
+def add_exam(ids: pd.Series, table: pd.DataFrame) -> pd.Series:
+    """Return the ids, each followed by " exam " and the row's `exam_id` where that is known."""
+    if "exam_id" not in table:
+        return ids
+    exams = table.exam_id.fillna("").astype(str)
+    return ids.where(exams == "", ids + " exam " + exams)
 
 
 def is_repeated_file(table: pd.DataFrame) -> pd.Series:

@@ -257,6 +257,7 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
         voi=voi,
         patient_id=tags.text("PatientID"),
         image_id=tags.text("SOPInstanceUID"),
+        study_id=tags.text("StudyInstanceUID"),
         laterality=side if side in ("L", "R") else "",
         view=read_view(tags),
         machine_id=machine,

@@ -23,6 +23,7 @@ class ImageHeader:
         voi: Name of the VOI LUT, window or range that is applied.
         patient_id: DICOM PatientID.
         image_id: DICOM SOPInstanceUID.
+        study_id: DICOM StudyInstanceUID.
         laterality: L or R.
         view: One of the views of the manifest.
         machine_id: Serial number, station name or model of the machine.
@@ -42,6 +43,7 @@ class ImageHeader:
     voi: str = ""
     patient_id: str = ""
     image_id: str = ""
+    study_id: str = ""
     laterality: str = ""
     view: str = ""
     machine_id: str = ""

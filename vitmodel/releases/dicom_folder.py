@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_NAMES = 10
 """Number of files that the warning about tables names."""
 EXPECTED_FILES = "at least one DICOM, PNG, JPEG or TIFF file"
-HEADER_COLUMNS = ("image_id", "patient_id", "laterality", "view", "machine_id", "implant", "age")
+HEADER_COLUMNS = ("image_id", "patient_id", "study_id", "laterality", "view", "machine_id", "implant", "age")
 
 
 def detect(source: Source) -> bool:
@@ -70,12 +70,15 @@ def warn_of_tables(source: Source) -> None:
 def read_files(files: list[str], root: Path) -> pd.DataFrame:
     """Return a manifest with one row per file, including files that do not exist or are no image.
 
-    An image id that several files share is replaced by each file's path below `root`.
+    The `exam_id` of a patient with several studies is the StudyInstanceUID; that of other patients is empty. An image
+    id that several files share is replaced by each file's path below `root`.
     """
     folder_is_patient = len({os.path.dirname(file) for file in files}) > 1
     rows = [_row(file, folder_is_patient) for file in progress(files, "headers", unit="file")]
     frame = pd.DataFrame(rows).assign(dataset="dicom_folder")
     frame["image_id"] = make_unique(frame.image_id, frame.path, root)
+    several_studies = frame.study_id.replace("", None).groupby(frame.patient_id).transform("nunique") > 1
+    frame["exam_id"] = frame.pop("study_id").where(several_studies, "")
     return as_manifest(frame, str(root))
 
 
@@ -88,7 +91,7 @@ def _row(file: str, folder_is_patient: bool) -> dict[str, Any]:
     """Return the manifest's values for a file: those in its header, and those in its path where the header has none."""
     patient = patient_from_name(file) or (Path(file).parent.name if folder_is_patient else image_stem(file))
     row = {"image_id": image_stem(file), "patient_id": patient, "laterality": "", "view": "", "path": file}
-    return row | _header_values(file)
+    return row | {"study_id": ""} | _header_values(file)
 
 
 def _header_values(file: str) -> dict[str, Any]:

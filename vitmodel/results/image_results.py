@@ -110,9 +110,9 @@ class ResultWriter:
         """Write a structured report per study.
 
         Args:
-            images: One row per image with the columns path, prediction_id, laterality, probability and region (an
+            images: One row per image with the columns path, breast_id, laterality, probability and region (an
                 outline or None).
-            breasts: One row per breast with the columns prediction_id, laterality, probability and decision.
+            breasts: One row per breast and exam with the columns breast_id, laterality, probability and decision.
 
         Returns:
             The number of reports, and the number of scored images that cannot have a DICOM result.
@@ -128,12 +128,12 @@ class ResultWriter:
                 continue
             region = None if row.region is None else np.array(row.region)
             finding = ImageFinding(source=source, probability=float(row.probability), region=region)
-            studies.setdefault(str(source.StudyInstanceUID), {}).setdefault(str(row.prediction_id), []).append(finding)
-        rows = breasts.set_index("prediction_id")
+            studies.setdefault(str(source.StudyInstanceUID), {}).setdefault(str(row.breast_id), []).append(finding)
+        rows = breasts.set_index("breast_id")
         for study in studies.values():
             findings: list[BreastFinding] = []
-            for prediction_id, image_findings in study.items():
-                breast = rows.loc[prediction_id]
+            for breast_id, image_findings in study.items():
+                breast = rows.loc[breast_id]
                 breast_finding = BreastFinding(
                     side=breast["laterality"],
                     probability=breast["probability"],

@@ -19,12 +19,12 @@ def write_score_files(
 ) -> None:
     """Write the tables of a `Predictor` as CSV and optionally in other formats, and Kaggle's submission.csv.
 
-    submission.csv lists the breasts in the order of their source. A refused breast has an empty cell, never an invented
-    number.
+    submission.csv lists the breasts in the order of their source. A breast with several exams has the largest of its
+    probabilities, as its label is "cancer at any time". A refused breast has an empty cell, never an invented number.
 
     Args:
         images: One row per image, written to scores.csv.
-        breasts: One row per breast, written to breast_scores.csv.
+        breasts: One row per breast and exam, written to breast_scores.csv.
         patients: One row per patient, written to patient_scores.csv.
         out: Folder of the files.
         parquet: Whether to write each table as Parquet as well.
@@ -42,7 +42,7 @@ def write_score_files(
             import_extra("pyarrow", "parquet", "parquet")
             with atomic_path(out / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary, index=False)
-    submission = breasts[["prediction_id", "probability"]].rename(columns={"probability": "cancer"})
+    submission = breasts.groupby("prediction_id", sort=False)["probability"].max().rename("cancer").reset_index()
     _write_csv(submission, out / "submission.csv")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data import audit as leakage
-from vitmodel.data.manifest import breast_ids
+from vitmodel.data.manifest import breast_ids, exam_ids
 from vitmodel.data.subgroups import subgroups
 from vitmodel.errors import UsageError
 from vitmodel.metrics.calibration import CALIBRATIONS, to_prevalence
@@ -63,6 +63,8 @@ class Evaluation:
     ) -> ScoredUnits:
         """Return the units of a level with their labels and scores.
 
+        A unit of the level "breast" is a breast in one exam. A patient's score and label are the largest of her exams'.
+
         Args:
             level: "image", "breast" or "patient".
             rows: Mask `(N,)` of the images to use.
@@ -80,7 +82,11 @@ class Evaluation:
         breasts = images.aggregate(ids, self.aggregate)
         if self.breast_logits is not None and self.calibrate is not None and scores is None:
             breasts = replace(breasts, scores=self.calibrate(mean_logits(self.breast_logits[rows], ids)))
-        return breasts if level == "breast" else breasts.aggregate(breasts.patients, self.patient_aggregate)
+        if level == "breast":
+            return breasts
+        first_image = np.unique(ids, return_index=True)[1]
+        exams = breasts.aggregate(exam_ids(table).to_numpy()[first_image], self.patient_aggregate)
+        return exams.aggregate(exams.patients, "max")
 
     def compute_metrics(
         self, units: ScoredUnits, threshold: float | FloatArray | None = None, prevalence: float | None = None

@@ -89,7 +89,8 @@ class Prediction:
         return f"{images}, {refused} refused; {breasts}, {positive} at or above the threshold {self.threshold:.4f}"
 
     def __repr__(self) -> str:
-        columns = ["prediction_id", "probability", "decision", "status"]
+        exam = ["exam_id"] if "exam_id" in self.breasts else []
+        columns = ["prediction_id", *exam, "probability", "decision", "status"]
         return f"Prediction: {self.summary()}\n{self.breasts[columns].to_string(max_rows=10)}\n{NOT_A_MEDICAL_DEVICE}"
 
     def _repr_html_(self) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vitmodel.data.cropping import ProvenanceRecord
 from vitmodel.data.exams import describe_unseen_sources, find_mixed_exams
-from vitmodel.data.manifest import breast_ids, is_repeated_file
+from vitmodel.data.manifest import breast_ids, exam_ids, is_repeated_file, prediction_ids
 from vitmodel.metrics.scored_units import aggregate
 from vitmodel.pixels.verdict import WARNING_REASONS
 from vitmodel.scoring.ensemble import Ensemble
@@ -36,10 +36,10 @@ def image_table(
 ) -> pd.DataFrame:
     """Return one row of scores per row of the manifest `table`.
 
-    The columns are the ids, score (raw, 0 to 1), probability (calibrated), breast_score and breast_probability (of the
-    breast, from all its usable images), decision, status, reason, remark and source_sha256. A refused image has NaN
-    scores: it is never scored. Warnings are added for copies of an image, unseen sources, missing laterality and mixed
-    exams.
+    The columns are the ids (with exam_id if any exam is known), score (raw, 0 to 1), probability (calibrated),
+    breast_score and breast_probability (of the breast in its exam, from all its usable images), decision, status,
+    reason, remark and source_sha256. A refused image has NaN scores: it is never scored. Warnings are added for copies
+    of an image, unseen sources, missing laterality and mixed exams.
 
     Args:
         table: The manifest's N rows.
@@ -50,6 +50,8 @@ def image_table(
     by_row = np.reshape(np.asarray(logits, dtype=float), (len(table), ensemble.levels, len(ensemble.packages)))
     scored = np.isfinite(by_row[:, 0]).all(axis=1)
     scores = table[ID_COLUMNS].copy()
+    if (table["exam_id"] != "").any():
+        scores.insert(2, "exam_id", table["exam_id"])
     for column in (*IMAGE_SCORES, *BREAST_SCORES):
         scores[column] = np.nan
     scores.loc[scored, IMAGE_SCORES] = ensemble.calibrate(by_row[scored, 0])
@@ -65,7 +67,7 @@ def image_table(
         scores.loc[used, BREAST_SCORES] = ensemble.breast_scores(
             image_scores, by_row[used, -1], breast_ids(scores[used])
         )
-    sideless = scores.loc[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies, "patient_id"]
+    sideless = exam_ids(scores)[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies]
     ambiguous = sideless.index[sideless.duplicated(keep=False)]
     add_warning(scores, "no_laterality", pd.Series(WARNING_REASONS["no_laterality"], index=ambiguous))
     return scores
@@ -84,20 +86,22 @@ def warn_of_metadata(
 
 
 def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Return one row per breast from the rows of `image_table`, in order of first appearance.
+    """Return one row per breast and exam from the rows of `image_table`, in order of first appearance.
 
+    The column exam_id is present if any exam is known. The exams of a breast share their prediction_id.
     Refused images and copies are counted in n_images but do not contribute to the score. A breast with a
     single view gets the warning one_view.
     """
-    images = images.assign(prediction_id=breast_ids(images))
-    groups = images.groupby("prediction_id", sort=False)
-    breasts = groups[["patient_id", "laterality"]].first()
+    images = images.assign(breast=breast_ids(images), prediction_id=prediction_ids(images))
+    groups = images.groupby("breast", sort=False)
+    exam = ["exam_id"] if "exam_id" in images else []
+    breasts = groups[["prediction_id", "patient_id", *exam, "laterality"]].first()
     used = images[images["probability"].notna() & ~is_duplicate(images)]
     for column in IMAGE_SCORES:
-        breasts[column] = used.groupby("prediction_id")[f"breast_{column}"].first()
+        breasts[column] = used.groupby("breast")[f"breast_{column}"].first()
     breasts["decision"] = apply_threshold(breasts["probability"], threshold)
     breasts["n_images"] = groups.size()
-    views = used.groupby("prediction_id")["view"]
+    views = used.groupby("breast")["view"]
     breasts["views"] = views.agg(lambda names: ";".join(sorted(set(names) - {""})))
     # Several images with an unknown view ("") may show different views.
     alone = (views.size() == 1) | ((views.nunique() == 1) & (views.first() != ""))
@@ -108,25 +112,29 @@ def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
     doubtful = (usable < breasts["n_images"]) | (codes != "")
     breasts["status"] = np.select([usable == 0, doubtful], ["refused", "warned"], "ok")
     breasts["reason"] = codes.map(lambda text: ";".join(dict.fromkeys(text.split(";"))) or None)
-    return breasts.reset_index()
+    return breasts.reset_index(drop=True)
 
 
 def patient_table(breasts: pd.DataFrame, threshold: float, aggregation: str) -> pd.DataFrame:
     """Return one row per patient from the rows of `breast_table`.
 
-    A breast without a score is counted in n_breasts and sets the patient's status to "warned": it is not assumed to be
+    Breast scores are combined per exam; a patient's score is the largest of her exams'. A breast of an exam without a
+    score is counted in n_breasts and sets the patient's status to "warned": it is not assumed to be
     healthy.
 
     Args:
         breasts: The rows of `breast_table`.
         threshold: Smallest probability that is called positive.
-        aggregation: How breast scores are combined: "max", or "noisy_or", with which exam fusion is trained.
+        aggregation: How the breast scores of an exam are combined: "max", or "noisy_or", with which exam fusion is
+            trained.
     """
     groups = breasts.groupby("patient_id", sort=False)
     patients = groups.size().to_frame("n_breasts")
     scored = breasts[breasts["probability"].notna()]
+    patient_of_exam = scored["patient_id"].groupby(exam_ids(scored)).first()
     for position, column in enumerate(IMAGE_SCORES):
-        patients.insert(position, column, aggregate_by_group(scored[column], scored["patient_id"], aggregation))
+        by_exam = aggregate_by_group(scored[column], exam_ids(scored), aggregation)
+        patients.insert(position, column, by_exam.groupby(patient_of_exam).max())
     patients.insert(2, "decision", apply_threshold(patients["probability"], threshold))
     usable = groups["probability"].count()
     doubtful = (usable < patients["n_breasts"]) | (groups["reason"].count() > 0)

@@ -21,7 +21,7 @@ from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.exams import build_vocabulary, check_exams, check_sources, image_metadata
 from vitmodel.data.labels import add_label, explain_missing, proven_lesions
 from vitmodel.data.lesions import NO_BOXES, boxes_from_text, boxes_on_crop
-from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifests, usable_rows
+from vitmodel.data.manifest import breast_ids, exam_ids, is_repeated_file, read_manifests, usable_rows
 from vitmodel.data.rows import mm_per_pixel, to_manifest_rows
 from vitmodel.data.samplers import EpochSampler, SequentialSampler
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
@@ -82,7 +82,7 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
     is_labelled = frame[config.label].notna()
     if not is_labelled.any():
         raise UsageError(f"{manifest}: no usable row has a known label: {explain_missing(frame, config.label)}")
-    frame = frame[is_labelled.groupby(frame["patient_id"]).transform("any") if config.fusion else is_labelled]
+    frame = frame[is_labelled.groupby(exam_ids(frame)).transform("any") if config.fusion else is_labelled]
     is_copy = is_repeated_file(frame)
     if is_copy.any():
         logger.warning("%d byte-for-byte copies of another image of the same breast are left out", is_copy.sum())
@@ -164,9 +164,9 @@ def check_sizes(frame: pd.DataFrame, config: TrainingConfig) -> None:
     for path, length in zip(frame["path"], lengths, strict=True):
         check_token_budget(path, length, config.most_tokens)
     if isinstance(config, TrainConfig) and config.fusion:
-        for patient, images in lengths.groupby(frame["patient_id"]):
+        for exam, images in lengths.groupby(exam_ids(frame)):
             check_token_budget(
-                f"the exam of patient {patient} ({len(images)} images)", int(images.sum()), config.most_tokens
+                f"the exam of patient {exam} ({len(images)} images)", int(images.sum()), config.most_tokens
             )
 
 
@@ -253,7 +253,7 @@ def make_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> Crop
     if not config.fusion:
         return crops
     return ExamDataset(
-        crops, rows["patient_id"].tolist(), breast_ids(rows).tolist(), config.view_dropout if augment else 0.0
+        crops, exam_ids(rows).tolist(), breast_ids(rows).tolist(), config.view_dropout if augment else 0.0
     )
 
 
