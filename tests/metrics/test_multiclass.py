@@ -112,13 +112,11 @@ def test_calibration_lowers_the_log_loss_and_restores_class_frequencies() -> Non
     assert fitted is not None
     known = ~np.isnan(labels)
     probabilities = fitted.apply(distorted[known])
-    np.testing.assert_allclose(
-        probabilities.mean(axis=0), np.bincount(labels[known].astype(int)) / known.sum(), atol=0.01
-    )
+    frequencies = np.bincount(labels[known].astype(int)) / known.sum()
+    np.testing.assert_allclose(probabilities.mean(axis=0), frequencies, atol=0.01)
     # multinomial regression on the logits has more freedom and is the lower bound of the log loss
-    bound = (
-        LogisticRegression(C=1e6, max_iter=2000).fit(distorted[known], labels[known]).predict_proba(distorted[known])
-    )
+    regression = LogisticRegression(C=1e6, max_iter=2000).fit(distorted[known], labels[known])
+    bound = regression.predict_proba(distorted[known])
     reached = log_loss(labels[known], probabilities)
     assert log_loss(labels[known], bound) <= reached < log_loss(labels[known], bound) + 0.01
     assert reached < log_loss(labels[known], softmax(distorted[known], axis=1)) - 0.1

@@ -1,4 +1,4 @@
-"""Outputs of auxiliary heads as probabilities or numbers: calibration on unseen patients, and agreement with the truth."""
+"""Outputs of auxiliary heads as probabilities or numbers: their calibration and their agreement with known values."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class AuxiliaryOutput:
     @classmethod
     def fit(cls, target: AuxiliaryTarget, units: AuxiliaryUnits) -> Self:
         """Return the output, calibrated on units that the network was not trained on."""
-        return cls(
-            target, None if target.scale else SoftmaxCalibration.fit(units.labels, _logits(target, units.outputs))
-        )
+        if target.scale:
+            return cls(target)
+        return cls(target, SoftmaxCalibration.fit(units.labels, _logits(target, units.outputs)))
 
     def predict(self, outputs: FloatArray) -> FloatArray:
         """Return the probability of each class `(N, C)`, of each of two for a flag, or the number `(N, 1)`.

@@ -5,7 +5,8 @@ These are segments, source adapters, exam fusion and auxiliary heads.
 Without optional parts the network is the ViT alone: the same numbers, and the same tensors under the same names in a
 package.
 
-Symbols in shapes: `I` images of a pack, `D` width of a token, `K` classes, `A` auxiliary outputs, `G` breasts, `E` exams.
+Symbols in shapes: `I` images of a pack, `D` width of a token, `K` classes, `A` auxiliary outputs, `G` breasts, `E`
+exams.
 """
 
 from __future__ import annotations

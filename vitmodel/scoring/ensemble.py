@@ -80,7 +80,7 @@ class Ensemble:
         return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
 
     def logits(self, packs: Sequence[PackedBatch]) -> np.ndarray:
-        """Return the outputs `(I, L + A, M)` for I images, averaged over each image and its flip if the packs hold both.
+        """Return the outputs `(I, L + A, M)` for I images, each averaged with its flip if the packs hold both.
 
         The breast's logit of an image outside an exam, such as a copy, is NaN.
         """
