@@ -18,10 +18,12 @@ from scipy.special import softmax
 
 import vitmodel
 from vitmodel.cli import main
-from vitmodel.config import PredictorConfig
+from vitmodel.config import PredictorConfig, SegmentsConfig, Size
 from vitmodel.config.auxiliary import AUXILIARY_TARGETS
 from vitmodel.data.manifest import breast_ids, read_manifest, write_manifest
+from vitmodel.errors import VitmodelError
 from vitmodel.metrics.multiclass import SoftmaxCalibration
+from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig, ViTConfig, Vocabulary
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package, save_package
 from vitmodel.scoring.predictor import Predictor
@@ -207,3 +209,40 @@ def test_the_report_measures_the_outputs_on_known_values(
     assert "<h2>Further outputs</h2>" in page
     assert page.count("number of units and fraction of the row.") >= 2
     assert "| density |" in (tmp_path / "package" / "MODEL_CARD.md").read_text()
+
+
+@torch.no_grad()
+def test_heads_read_the_features_of_each_image_in_every_network(package: Path, labelled: Path, tmp_path: Path) -> None:
+    """Segments, sources and fusion change the features; two models of one package are averaged."""
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        vit=ViTConfig(image_size=Size(32, 32), dim=32, depth=2, heads=2),
+        sources=SourcesConfig(columns=(Vocabulary("view", ("CC", "MLO")),), every=1),
+        segments=SegmentsConfig(segments=32, segment_overlap=16, segment_context=32, segment_budget=20),
+        exam=ExamConfig(views=Vocabulary("view", ("CC", "MLO"))),
+        auxiliary=(AUXILIARY_TARGETS["density"], AUXILIARY_TARGETS["age"]),
+    )
+    networks = [Network(config).eval() for _ in range(2)]
+    contents = load_package(package)[1] | {"flip": False, "auxiliary": {"density": None, "age": None}}
+    contents["decision"]["aggregate"] = "fusion"
+    save_package(tmp_path, networks, contents, "card")
+    predictor = Predictor(PredictorConfig(package=tmp_path, jobs=1))
+    table = read_manifest(labelled).query("status != 'refused'").head(6)
+    rows = predictor.attach(table)
+    images = predictor.score(table).images
+    packs = [predictor.stream.load(*pair).pack for pair in zip(rows.rows, rows.metadata, strict=True)]
+    for number, pack in enumerate(packs):
+        assert pack is not None
+        outputs = torch.stack([network.auxiliary(network.features(pack))[0] for network in networks]).mean(dim=0)  # type: ignore[misc]
+        expected = outputs[:4].softmax(dim=0).numpy()
+        found = images.iloc[number][["density_A", "density_B", "density_C", "density_D"]].to_numpy(float)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert images.iloc[number]["predicted_age"] == pytest.approx(58 + 12 * outputs[4].item(), abs=1e-3)
+
+
+def test_a_package_whose_calibration_of_a_head_is_missing_is_refused(package: Path, tmp_path: Path) -> None:
+    network, config = load_package(package)
+    del config["auxiliary"]
+    save_package(tmp_path, network, config, "card")
+    with pytest.raises(VitmodelError, match=r"'auxiliary' is missing"):
+        Predictor(PredictorConfig(package=tmp_path))

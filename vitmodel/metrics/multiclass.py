@@ -20,7 +20,7 @@ MULTICLASS_METRICS = {
     "macro_auroc": "Macro AUROC",
     "accuracy": "Accuracy",
     "quadratic_kappa": "Quadratic weighted kappa",
-    "mean_absolute_error": "Mean absolute error",
+    "mean_absolute_error": "Mean absolute error (years)",
 }
 """Titles of the metrics of an auxiliary output by name."""
 

@@ -210,6 +210,7 @@ Prevalence and machines differ between sites: check calibration and threshold be
 
 def _describe_auxiliary_calibration(contents: dict[str, Any]) -> str:
     """Return a sentence on which auxiliary outputs are calibrated."""
-    missing = [name for name, fitted in contents["auxiliary"].items() if fitted is None]
+    fitted = contents["auxiliary"]
+    missing = [name for name in fitted if fitted[name] is None and not AUXILIARY_TARGETS[name].scale]
     sentence = "Their probabilities are calibrated by a temperature and a bias per class."
     return f"{sentence} Not calibrated: {', '.join(missing)}." if missing else sentence
