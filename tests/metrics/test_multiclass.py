@@ -81,6 +81,11 @@ def test_kappa_is_not_defined_for_a_single_class() -> None:
     table = np.zeros((3, 3, 1))
     table[1, 1] = 5
     assert np.isnan(quadratic_kappa(table)).all()
+    only_zero = measure(AUXILIARY_TARGETS["birads"], np.zeros(3), np.eye(7)[:3], np.arange(3), Bootstrap(10))
+    assert only_zero is not None
+    assert np.isnan(only_zero.intervals["quadratic_kappa"].value)
+    assert np.isnan(only_zero.intervals["macro_auroc"].value)
+    assert only_zero.intervals["accuracy"].value == pytest.approx(1 / 3)
 
 
 def test_a_number_is_measured_by_its_mean_absolute_error() -> None:

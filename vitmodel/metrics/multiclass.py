@@ -196,7 +196,9 @@ def quadratic_kappa(confusion: FloatArray) -> FloatArray:
 def _quadratic_kappa(
     truth: NDArray[np.intp], predicted: NDArray[np.intp], count: int, patients: ArrayLike, bootstrap: Bootstrap
 ) -> Interval:
-    """Return the quadratic kappa with its interval."""
+    """Return the quadratic kappa with its interval; NaN without a unit."""
+    if not len(truth):
+        return Interval(np.nan, np.nan, np.nan)
     cells = np.eye(count * count)[truth * count + predicted].T  # (count ** 2, N)
     return _interval(
         quadratic_kappa(cells.sum(axis=1).reshape(count, count, 1)),
