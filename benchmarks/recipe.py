@@ -37,6 +37,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vitmodel.cli import main as vitmodel
 from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Size
+from vitmodel.config.auxiliary import AUXILIARY_TARGETS
 from vitmodel.data.dataset import read_crop
 from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows
 from vitmodel.data.samplers import EpochSampler
@@ -49,6 +50,7 @@ from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.metrics.threshold import choose_threshold
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.mae import MaskedAutoencoder
+from vitmodel.model.network import AuxiliaryHeads
 from vitmodel.model.packed_attention import features
 from vitmodel.model.packed_batch import pack_images
 from vitmodel.model.vit import ViT
@@ -56,7 +58,7 @@ from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.phantoms.dataset import crop_phantom, sample_phantom
 from vitmodel.reports.panel import contact_grid
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.training.losses import AUXILIARY_TARGETS, AuxiliaryHeads, bce
+from vitmodel.training.losses import auxiliary_losses, bce
 from vitmodel.training.optimizer import parameter_groups, warmup_cosine
 from vitmodel.utils import atomic_path, derive_seed, progress, to_json, write_atomic
 
@@ -70,7 +72,7 @@ PIXELS = ("--sources", "")
 ONCE = ("--no-flip-average",)
 EMA = 0.99
 STRONG = AugmentConfig(rotate=15, scale=0.15, shift=0.06, gamma=0.25, contrast=0.2, window=0.05, elastic=0.04)
-AUXILIARY = ["density", "invasive", "view", "age"]
+AUXILIARY = [AUXILIARY_TARGETS[name] for name in ("density", "invasive", "view", "age")]
 PHANTOM_POOL = 2000
 
 
@@ -335,7 +337,7 @@ def fit(variant: Variant, train: Data, fold: int, budget: Budget, title: str) ->
     modules = {"model": model}
     if variant.auxiliary:
         heads = AuxiliaryHeads(PRESETS[budget.model].dim, AUXILIARY).to(budget.device)
-        encoded = [AUXILIARY_TARGETS[name].encode(train.table[name].tolist()) for name in AUXILIARY]
+        encoded = [torch.tensor(target.encode(train.table[target.name].tolist())) for target in AUXILIARY]
         targets = torch.stack(encoded, dim=1)
         modules["heads"] = heads
 
@@ -345,7 +347,7 @@ def fit(variant: Variant, train: Data, fold: int, budget: Budget, title: str) ->
             return bce()(model(crops).squeeze(-1).float(), batch_labels).mean()
         assert isinstance(model, ViT)
         pooled = model.pool(model.encode(model.embed(crops))).float()
-        auxiliary = heads(pooled, targets[rows].to(crops.device))
+        auxiliary = auxiliary_losses(AUXILIARY, heads(pooled).float(), targets[rows].to(crops.device))
         return bce()(model.head(pooled).squeeze(-1).float(), batch_labels).mean() + 0.1 * auxiliary.sum(dim=1).mean()
 
     sampling, transform = ("natural", random_resized_crop) if variant.original else ("balanced", augment)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
+from vitmodel.config.auxiliary import AUXILIARY_TARGETS
 from vitmodel.errors import UsageError
 from vitmodel.metrics.metrics import RankedUnits
 from vitmodel.metrics.scored_units import ScoredUnits
-from vitmodel.training.losses import AUXILIARY_TARGETS, AuxiliaryHeads, bce, focal, make_loss, prior_bias, soft_f1
+from vitmodel.model.network import AuxiliaryHeads
+from vitmodel.training.losses import auxiliary_losses, bce, focal, make_loss, prior_bias, soft_f1
 
 LOGITS = torch.tensor([-3.0, -0.5, 0.2, 4.0, 1.0])
 LABELS = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
@@ -76,7 +78,7 @@ def test_prior_bias_starts_at_the_base_rate() -> None:
 def test_auxiliary_losses_use_only_known_targets() -> None:
     torch.manual_seed(0)
     names = list(AUXILIARY_TARGETS)
-    heads = AuxiliaryHeads(8, names)
+    heads = AuxiliaryHeads(8, list(AUXILIARY_TARGETS.values()))
     features = torch.randn(4, 8, requires_grad=True)
     values = {
         "birads": [0.0, "2", None, math.nan],
@@ -87,8 +89,9 @@ def test_auxiliary_losses_use_only_known_targets() -> None:
         "view": ["CC", "MLO", "AT", "LM"],
         "age": [46.0, 70.0, math.nan, math.nan],
     }
-    targets = torch.stack([AUXILIARY_TARGETS[name].encode(values[name]) for name in names], dim=1)
-    losses = heads(features, targets)  # (B, A)
+    targets = torch.tensor([target.encode(values[target.name]) for target in AUXILIARY_TARGETS.values()]).T
+    outputs = heads(features)
+    losses = auxiliary_losses(list(AUXILIARY_TARGETS.values()), outputs, targets)  # (B, A)
     assert (losses[:, names.index("biopsy")] == 0).all()
     losses.sum().backward()
     assert features.grad is not None
@@ -96,6 +99,6 @@ def test_auxiliary_losses_use_only_known_targets() -> None:
     assert (features.grad[:3].abs().sum(dim=1) > 0).all()
     assert (losses > 0).equal(~targets.isnan())
     torch.testing.assert_close(targets[:2, names.index("age")], torch.tensor([-1.0, 1.0]))
-    density = heads.heads["density"](features)[:2]
+    density = outputs[:2, 7:11]  # after the seven classes of BI-RADS
     expected = torch.nn.functional.cross_entropy(density, torch.tensor([0, 3]), reduction="none") / math.log(4)
     torch.testing.assert_close(losses[:2, names.index("density")], expected)

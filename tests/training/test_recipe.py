@@ -228,7 +228,7 @@ def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_
     """With flip averaging, model and package average the logits of each image and its vertical flip."""
     run = tmp_path / "run"
     command = ["train", str(crops / "manifest.csv"), str(run), *FOLDED, "--folds", "2", "--epochs", "1"]
-    command += ["--workers", "1", "--flip-average"]
+    command += ["--workers", "1", "--flip-average", "--auxiliary", "[view]"]
     assert main(command) == 0
     # The loader processes of a fold end with the fold.
     assert not [child for child in multiprocessing.active_children() if child.daemon]
@@ -243,6 +243,8 @@ def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_
     assert main(["predict", str(run / "package"), str(run / "manifest.csv"), str(tmp_path / "scores")]) == 0
     scores = pd.read_csv(tmp_path / "scores" / "scores.csv", dtype={"image_id": str}).set_index("image_id")["score"]
     manifest = read_manifest(run / "manifest.csv").set_index("image_id")
+    views = manifest.loc[out_of_fold["image_id"], "view"]
+    assert package["auxiliary"]["view"]["units"] == views.isin(["CC", "MLO"]).sum()
     for number in range(len(members)):
         image_id = out_of_fold[out_of_fold["fold"] == number].iloc[0]["image_id"]
         crop = to_tensor(read_crop(manifest.loc[image_id, "path"]))

@@ -21,6 +21,7 @@ from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import ManifestRow
 from vitmodel.data.splits import select_split
 from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.model.explain import gradient
 from vitmodel.model.package import CARD_FILE
 from vitmodel.model.packed_batch import ImageMetadata
@@ -62,7 +63,7 @@ class ScoredManifest:
     images: pd.DataFrame
     """Table of images, one row per row of `rows`."""
     logits: np.ndarray
-    """Logits `(N, L, M)` of N images, L levels (image, breast) and M models."""
+    """Outputs `(N, L + A, M)` for N images: L levels (image, breast), A auxiliary outputs and M models."""
     used: pd.Series
     """Whether each row is measured: it has a score and is not a copy."""
     seen: pd.Series
@@ -181,7 +182,7 @@ def evaluation_of(config: EvaluateConfig, predictor: Predictor, scored: ScoredMa
         threshold=ensemble.threshold,
         replicates=config.replicates,
         seed=config.seed,
-        breast_logits=scored.logits[scored.used, -1] if own and ensemble.calibrates_breasts else None,
+        breast_logits=scored.logits[scored.used, ensemble.levels - 1] if own and ensemble.calibrates_breasts else None,
         calibrate=ensemble.probability,
     )
 
@@ -253,6 +254,9 @@ def compose_report(
         at_prevalence=(config.prevalence, corrected) if config.prevalence and corrected else None,
         subgroups=groups,
         skipped_attributes=skipped_attributes,
+        auxiliary=ensemble.auxiliary.metrics(
+            evaluation.table, scored.logits[scored.used, ensemble.levels :], Bootstrap(config.replicates, config.seed)
+        ),
         audit=evaluation.audit(scored.whole) if config.audit else None,
         errors=list(confident_errors(predictor, evaluation, measured_rows)),
         heat_map_legend=gradient.unit_for(target_name(ensemble.label)),

@@ -54,7 +54,8 @@ def write_graphs(member: LoadedPackage, packs: list[PackedBatch], config: Export
     weights = sha256_file(config.package / TENSORS_FILE)
     graphs: list[ViTGraph | EncoderGraph] = [EncoderGraph(model) for model in member.models]
     if member.is_single_graph:
-        graphs = [ViTGraph([model.trunk for model in member.models])]
+        auxiliary = [model.auxiliary for model in member.models if model.auxiliary is not None]
+        graphs = [ViTGraph([model.trunk for model in member.models], auxiliary)]
     for number, (graph, path) in enumerate(zip(graphs, member.onnx_paths(config.out), strict=True)):
         if config.precision == "fp32":
             export_onnx(graph, path, weights)

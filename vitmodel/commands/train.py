@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import Preprocessing, TrainConfig
+from vitmodel.config.auxiliary import AUXILIARY_TARGETS, count_outputs
 from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.labels import without_label
 from vitmodel.data.manifest import write_manifest
@@ -30,7 +31,7 @@ from vitmodel.training.fit import (
     train_and_validate,
 )
 from vitmodel.training.module import History
-from vitmodel.training.packaging import aggregate_breasts, write_package, write_table
+from vitmodel.training.packaging import OutOfSample, aggregate_breasts, auxiliary_units, write_package, write_table
 from vitmodel.training.trainer import STARTED, is_rank_zero, start_or_resume
 from vitmodel.utils import write_atomic
 
@@ -76,8 +77,9 @@ def train_once(
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.label, config.run / "validation.csv")
         breasts = aggregate_breasts(rows["val"], fitted.logits, config.label)
+        out_of_sample = OutOfSample(breasts, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
         result = f"best {fitted.selection_summary}"
-        write_package(config, [fitted.model], breasts, data, preprocessing, fitted.history, result)
+        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result)
 
 
 def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint) -> None:
@@ -89,6 +91,7 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
     history: History = {}
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
     logits = np.full(len(folded), np.nan)
+    auxiliary = np.full((len(folded), count_outputs([AUXILIARY_TARGETS[name] for name in config.auxiliary])), np.nan)
     training_rows = [folded[folded["fold"] != fold] for fold in range(config.folds)]
     network = make_network_config(config, preprocessing, training_rows)
     for fold in range(config.folds):
@@ -102,11 +105,13 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
         gc.collect()
         models.append(fitted.model)
         logits[held_out] = fitted.logits
+        auxiliary[held_out] = fitted.auxiliary
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}
     write_table(folded, logits, config.label, config.run / "out_of_fold.csv")
     breasts = aggregate_breasts(folded, logits, config.label)
     result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
-    write_package(config, models, breasts, data, preprocessing, history, result)
+    out_of_sample = OutOfSample(breasts, auxiliary_units(folded, auxiliary, config.auxiliary))
+    write_package(config, models, out_of_sample, data, preprocessing, history, result)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:

@@ -218,7 +218,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     auxiliary: tuple[
         Literal["birads", "density", "invasive", "biopsy", "difficult_negative_case", "view", "age"], ...
     ] = ()
-    """Columns of the manifest to predict as well, where they are known. The package does not contain these heads."""
+    """Columns of the manifest to predict as well, where they are known. Their predictions are in the score tables."""
     auxiliary_weight: float = 0.1
     """Weight of each auxiliary loss; the main loss has weight 1."""
     sampling: Literal["natural", "positive", "balanced"] = "balanced"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vitmodel.config import SegmentsConfig, Size, require
+from vitmodel.config.auxiliary import AuxiliaryTarget
 from vitmodel.errors import UsageError
 
 IMAGENET_SIZE = Size(224, 224)
@@ -220,14 +221,17 @@ class NetworkConfig:
     sources: SourcesConfig | None = None
     exam: ExamConfig | None = None
     segments: SegmentsConfig | None = None
+    auxiliary: tuple[AuxiliaryTarget, ...] = ()
+    """Further columns that are predicted from the features of each image."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON.
 
         Without optional parts these are the values of the ViT alone, which keeps the format of older packages.
         """
-        parts = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        return self.vit.to_dict() | {name: asdict(part) for name, part in parts.items() if part is not None}
+        parts = {"sources": self.sources, "exam": self.exam, "segments": self.segments}
+        values = self.vit.to_dict() | {name: asdict(part) for name, part in parts.items() if part is not None}
+        return values | ({"auxiliary": [asdict(target) for target in self.auxiliary]} if self.auxiliary else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
@@ -240,6 +244,7 @@ class NetworkConfig:
         sources = values.pop("sources", None)
         exam = values.pop("exam", None)
         segments = values.pop("segments", None)
+        auxiliary = values.pop("auxiliary", ())
         vit = ViTConfig.from_dict(values)
         try:
             return cls(
@@ -247,6 +252,7 @@ class NetworkConfig:
                 sources=sources and SourcesConfig(**sources | {"columns": tuple(map(_vocabulary, sources["columns"]))}),
                 exam=exam and ExamConfig(**exam | {"views": _vocabulary(exam["views"])}),
                 segments=segments and SegmentsConfig(**segments),
+                auxiliary=tuple(map(_auxiliary_target, auxiliary)),
             )
         except (TypeError, KeyError) as error:
             raise UsageError(f"architecture: {error}") from error
@@ -254,3 +260,7 @@ class NetworkConfig:
 
 def _vocabulary(values: dict[str, Any]) -> Vocabulary:
     return Vocabulary(values["column"], tuple(values["values"]))
+
+
+def _auxiliary_target(values: dict[str, Any]) -> AuxiliaryTarget:
+    return AuxiliaryTarget(**values | {name: tuple(values[name]) for name in ("classes", "ordinal")})

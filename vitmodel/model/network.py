@@ -1,9 +1,12 @@
-"""The whole network: a Vision Transformer and its optional parts, which are segments, source adapters and exam fusion.
+"""The whole network: a Vision Transformer and its optional parts.
+
+These are segments, source adapters, exam fusion and auxiliary heads.
 
 Without optional parts the network is the ViT alone: the same numbers, and the same tensors under the same names in a
 package.
 
-Symbols in shapes: `I` images of a pack, `D` width of a token, `K` classes, `G` breasts, `E` exams.
+Symbols in shapes: `I` images of a pack, `D` width of a token, `K` classes, `A` auxiliary outputs, `G` breasts, `E`
+exams.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vitmodel.config.auxiliary import AuxiliaryTarget, count_outputs
 from vitmodel.model import packed_attention
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.fusion import ExamFusion, SourceAdaptedLayout, SourceAdapters, group_by_breast, noisy_or_logits
@@ -36,6 +40,20 @@ class Logits(NamedTuple):
     """Logits of patients `(E,)`, in order of first appearance; None without exam fusion."""
 
 
+class AuxiliaryHeads(nn.Linear):
+    """One linear head per auxiliary target: features `(I, D)` to the outputs of all targets `(I, A)`, in order.
+
+    It has its own class so that a sharded model can treat it separately from the body.
+
+    Args:
+        dim: Width of the features.
+        targets: The targets.
+    """
+
+    def __init__(self, dim: int, targets: Sequence[AuxiliaryTarget]) -> None:
+        super().__init__(dim, count_outputs(targets))
+
+
 class Network(nn.Module):
     """A ViT, the trunk, with its optional parts.
 
@@ -52,6 +70,7 @@ class Network(nn.Module):
         self.sources = SourceAdapters(config.sources, config.vit) if config.sources else None
         self.exam = ExamFusion(config) if config.exam else None
         self.segments = SegmentAggregator(config.segments, config.vit) if config.segments else None
+        self.auxiliary = AuxiliaryHeads(config.vit.dim, config.auxiliary) if config.auxiliary else None
 
     def make_layout(self, pack: PackedBatch) -> PackedLayout:
         """Return the layout of the pack's tokens; with source adapters, each image passes those of its own sources."""
@@ -123,6 +142,10 @@ class Network(nn.Module):
         for indices, logit in zip(group_by_breast(metadata), logits.breasts, strict=True):
             breast_logits[indices] = logit.to(breast_logits.dtype)
         return torch.cat([image_logits, breast_logits[:, None]], dim=1)
+
+    def auxiliary_outputs(self, features: Tensor) -> Tensor:
+        """Return the outputs of all auxiliary heads, `(I, A)`, for features of images `(I, D)`; A = 0 without heads."""
+        return features[:, :0] if self.auxiliary is None else self.auxiliary(features)
 
     def with_encoder(self, encode: Callable[[Tensor, PackedLayout], Tensor]) -> Network:
         """Return a network that shares this one's tensors but replaces `ViT.encode`, for example by another runtime.

@@ -47,13 +47,18 @@ class ViTGraph(nn.Module):
 
     Args:
         models: The ViTs, all of one configuration.
+        auxiliary: The auxiliary heads of each ViT, whose outputs follow the logits; empty if they have none.
     """
 
     output = "logits"
 
-    def __init__(self, models: Sequence[ViT]) -> None:
+    def __init__(self, models: Sequence[ViT], auxiliary: Sequence[nn.Linear] = ()) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
+        self.heads = nn.ModuleList([model.head for model in models])
+        if auxiliary:
+            heads = zip(models, auxiliary, strict=True)
+            self.heads = nn.ModuleList([_joined_layer(model.head, further) for model, further in heads])
         self.count = len(models)
 
     def example_inputs(self) -> tuple[dict[str, Tensor], dict[str, dict[int, Dim]]]:
@@ -67,15 +72,24 @@ class ViTGraph(nn.Module):
 
     def forward(self, images: Tensor, kept: Tensor) -> Tensor:
         """Return the mean logits `(B, K)` for images `(B, C, H, W)` and patch indices `(B, N)`."""
-        return torch.stack([self._logits(cast(ViT, model), images, kept) for model in self.models]).mean(dim=0)
+        pairs = zip(self.models, self.heads, strict=True)
+        return torch.stack([head(self._features(cast(ViT, model), images, kept)) for model, head in pairs]).mean(dim=0)
 
     @staticmethod
-    def _logits(model: ViT, images: Tensor, kept: Tensor) -> Tensor:
+    def _features(model: ViT, images: Tensor, kept: Tensor) -> Tensor:
         tokens = model.embed(images)  # (B, R + rows * columns, D) with R prefix tokens
         prefix = torch.arange(model.config.num_prefix_tokens).expand(kept.shape[0], -1)
         chosen = torch.cat([prefix, model.config.num_prefix_tokens + kept], dim=1)  # (B, R + N)
         tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2]))
-        return model.head(model.pool(model.encode(tokens)))
+        return model.pool(model.encode(tokens))
+
+
+def _joined_layer(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """Return one linear layer with the outputs of two; quantization then finds one last matrix per model."""
+    layer = nn.Linear(first.in_features, first.out_features + second.out_features)
+    layer.weight = nn.Parameter(torch.cat([first.weight, second.weight]))
+    layer.bias = nn.Parameter(torch.cat([first.bias, second.bias]))
+    return layer
 
 
 class EncoderGraph(nn.Module):

@@ -82,7 +82,7 @@ class WeightReport:
 
     def __str__(self) -> str:
         groups = Counter(
-            entry._replace(tensor=re.sub(r"^(blocks|sources|exam|segments)\..*", r"\1", entry.tensor))
+            entry._replace(tensor=re.sub(r"^(blocks|sources|exam|segments|auxiliary)\..*", r"\1", entry.tensor))
             for entry in self.actions
         )
         rows = [
@@ -223,7 +223,8 @@ UNSUPPORTED_PARTS = {
     r"rope": "rotary positions (DINOv3, EVA)",
 }
 DROPPABLE = re.compile(
-    r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token|sources|exam|segments)(\..*)?"
+    r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|pooler|decoder\w*|mask_token"
+    r"|sources|exam|segments|auxiliary)(\..*)?"
 )
 MAY_BE_INITIALISED = re.compile(r"(head|attn_pool)\..*|reg_token|cls_token")
 INITIALISED_NOTES = dict.fromkeys(

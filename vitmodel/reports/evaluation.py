@@ -14,11 +14,13 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from vitmodel.config.auxiliary import AuxiliaryTarget
 from vitmodel.config.labels import PATHOLOGY_NAMES, target_name, target_title
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import Comparison
 from vitmodel.metrics.curve_data import CurveData
 from vitmodel.metrics.metrics import METRICS, Metrics
+from vitmodel.metrics.multiclass import MULTICLASS_METRICS, AuxiliaryMetrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.reports import figures
 from vitmodel.reports.page import render_page
@@ -161,6 +163,8 @@ class EvaluationReport:
     subgroups: Sequence[SubgroupMetrics] = ()
     skipped_attributes: Sequence[str] = ()
     """For each attribute without subgroups, the reason as text."""
+    auxiliary: Mapping[AuxiliaryTarget, AuxiliaryMetrics | None] = field(default_factory=dict)
+    """The agreement of the auxiliary outputs with the manifest; None if no value is known."""
     audit: Audit | None = None
     errors: Sequence[ErrorCase] = ()
     heat_map_legend: str = ""
@@ -218,6 +222,7 @@ class EvaluationReport:
             "elsewhere": elsewhere,
             "subgroups": subgroups,
             "undivided": list(self.skipped_attributes),
+            "auxiliary": {target.name: found and found.to_dict() for target, found in self.auxiliary.items()},
             "audit": self.audit and asdict(self.audit),
             "plotted": self.headline.name,
             "drawn": asdict(self.curve_data),
@@ -246,6 +251,9 @@ def write_report(path: Path | str, report: EvaluationReport) -> None:
         calibrations=_calibration_rows(report),
         at_prevalence=_prevalence_rows(report),
         subgroups={group.attribute: _subgroup_rows(report, group.attribute) for group in report.subgroups},
+        auxiliary=_auxiliary_rows(report),
+        auxiliary_titles=list(MULTICLASS_METRICS.values()),
+        auxiliary_figures=_auxiliary_figures(report),
         baselines=_baseline_rows(report),
         audit_warnings=_audit_warnings(report),
         forest=[_svg_url(figure) for figure in _forest_figures(report)],
@@ -313,6 +321,26 @@ def _subgroup_rows(report: EvaluationReport, attribute: str) -> list[TableRow]:
         elif group.attribute == attribute:
             rows.append((group.value, "no known label", "–", "–", "–"))
     return rows
+
+
+def _auxiliary_rows(report: EvaluationReport) -> list[TableRow]:
+    """Return the metrics of each auxiliary output."""
+    rows: list[TableRow] = []
+    for target, metrics in report.auxiliary.items():
+        known = f"{metrics.units:,} per {target.level}" if metrics else "no known value"
+        intervals = metrics.intervals if metrics else {}
+        rows.append((target.title, known, *(intervals.get(name, "") for name in MULTICLASS_METRICS)))
+    return rows
+
+
+def _auxiliary_figures(report: EvaluationReport) -> list[tuple[str, str]]:
+    """Return the caption and the data URL of the confusion matrix of each auxiliary output with classes."""
+    captioned = []
+    for target, metrics in report.auxiliary.items():
+        if metrics and metrics.classes:
+            caption = f"{target.title} per {target.level}: number of units and fraction of the row."
+            captioned.append((caption, _svg_url(figures.class_confusion(metrics, target.title))))
+    return captioned
 
 
 def _baseline_rows(report: EvaluationReport) -> list[TableRow]:

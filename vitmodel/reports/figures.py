@@ -24,6 +24,7 @@ from vitmodel.config.labels import CANCER, target_name, target_title
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.curve_data import Band, DecisionCurve, Histogram, PrecisionRecall, Reliability, Roc
 from vitmodel.metrics.metrics import Confusion, Metrics
+from vitmodel.metrics.multiclass import AuxiliaryMetrics
 
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
@@ -171,6 +172,26 @@ def confusion(axes: Axes, counts: Confusion, threshold: float, label: str = CANC
     classes = [f"No {target_name(label)}", target_title(label)]
     axes.set_xticks([0.5, 1.5], classes)
     axes.set_yticks([0.5, 1.5], classes, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+@_figure(height=3.2)
+def class_confusion(axes: Axes, metrics: AuxiliaryMetrics, title: str) -> None:
+    """Draw the confusion matrix of an auxiliary output; percentages and shades are fractions of the true class."""
+    table = np.array(metrics.confusion)
+    fraction = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    axes.pcolormesh(fraction, cmap="Blues", vmin=0, vmax=1.25)
+    axes.invert_yaxis()
+    size = 9 if len(table) < 5 else 7
+    for (row, column), count in np.ndenumerate(table):
+        colour = "white" if fraction[row, column] > 0.7 else "#222222"
+        text = f"{count:,}\n{100 * fraction[row, column]:.0f} %" if table[row].sum() else "–"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
+    axes.set(xlabel="Most probable class", ylabel="Known class", title=title)
+    places = np.arange(len(table)) + 0.5
+    axes.set_xticks(places, metrics.classes)
+    axes.set_yticks(places, metrics.classes)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vitmodel.config.auxiliary import AuxiliaryTarget
 from vitmodel.metrics.metrics import Metrics
+from vitmodel.metrics.multiclass import MULTICLASS_METRICS, AuxiliaryMetrics
 from vitmodel.reports.evaluation import Audit, EvaluationReport
 
 EVALUATION_HEADING = "## Evaluation"
@@ -43,6 +45,9 @@ def evaluation_section(report: EvaluationReport) -> str:
         lines += [f"At a prevalence of {100 * prevalence:.1f} %, per {report.headline.name}: {shown}.", ""]
     if report.subgroups:
         lines += _subgroup_lines(report)
+    if report.auxiliary:
+        found = report.auxiliary.items()
+        lines += [*AUXILIARY_TABLE, *(auxiliary_row(target, metrics) for target, metrics in found), ""]
     if report.audit:
         lines += _audit_lines(report.audit)
     lines += [f"- {limit}" for limit in report.limits]
@@ -80,6 +85,13 @@ def _audit_lines(audit: Audit) -> list[str]:
     return lines
 
 
+def auxiliary_row(target: AuxiliaryTarget, metrics: AuxiliaryMetrics | None) -> str:
+    """Return the row of `AUXILIARY_TABLE` for an auxiliary output; `metrics` is None if no value is known."""
+    intervals = metrics.intervals if metrics else {}
+    known = f"{metrics.units if metrics else 0} per {target.level}"
+    return _row(target.name, known, *(str(intervals.get(name, "")) for name in MULTICLASS_METRICS))
+
+
 def _counts(metrics: Metrics) -> str:
     return f"{metrics.units} ({metrics.positives})"
 
@@ -90,3 +102,10 @@ def _values(metrics: Metrics, names: Sequence[str]) -> list[str]:
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+AUXILIARY_TABLE = (
+    _row("output", "known values", *MULTICLASS_METRICS.values()),
+    _row(*["---"] * (2 + len(MULTICLASS_METRICS))),
+)
+"""Head of the table of auxiliary outputs."""

@@ -17,6 +17,7 @@ from vitmodel.model.explain import explain
 from vitmodel.model.network import Network
 from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE
 from vitmodel.model.packed_batch import PackedBatch, concat_packs
+from vitmodel.scoring.auxiliary import AuxiliaryEnsemble
 from vitmodel.scoring.loaded_package import LoadedPackage
 from vitmodel.utils import sha256_file
 
@@ -27,7 +28,7 @@ class Ensemble:
     Each package averages the logits of an image and, with flip averaging, of its flip, and applies its own
     calibration. The ensemble's probability and threshold are the means over its packages.
 
-    Shapes: I images, L levels (image and, with exam fusion, breast), M packages.
+    Shapes: I images, L levels (image and, with exam fusion, breast), A auxiliary outputs, M packages.
 
     Args:
         config: The packages, the device and the runtime.
@@ -61,6 +62,9 @@ class Ensemble:
         """Whether the network itself scores breasts, from all images of an exam."""
         self.levels = 1 + self.fused
         """Number of logits per image: its own and, with exam fusion, its breast's."""
+        self.auxiliary = AuxiliaryEnsemble(tuple(package.auxiliary for package in self.packages))
+        self.outputs = self.levels + self.auxiliary.count
+        """Number of outputs per image, L + A: the logits, then the outputs of the auxiliary heads."""
         self.calibrates_breasts = self.aggregation in ("mean_logit", "fusion")
         """Whether a breast's logits are averaged before calibration; older packages aggregate probabilities."""
         self.patient_aggregation = "noisy_or" if self.fused else "max"
@@ -77,19 +81,24 @@ class Ensemble:
         return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
 
     def logits(self, packs: Sequence[PackedBatch]) -> np.ndarray:
-        """Return the logits `(I, L, M)` of I images, averaged over each image and its flip if the packs hold both.
+        """Return the outputs `(I, L + A, M)` for I images, each averaged with its flip if the packs hold both.
 
         The breast's logit of an image outside an exam, such as a copy, is NaN.
         """
         if not packs:
-            return np.empty((0, self.levels, len(self.packages)))
+            return np.empty((0, self.outputs, len(self.packages)))
         batch = concat_packs(packs).to(self.device)
         with torch.inference_mode():
-            by_view = np.stack([package.logits(batch) for package in self.packages], axis=-1)  # (I or 2 I, L, M)
+            by_view = np.stack([self._outputs(number, batch) for number in range(len(self.packages))], axis=-1)
         logits = by_view.reshape(len(packs), -1, *by_view.shape[1:]).mean(axis=1, dtype=np.float64)
         if self.fused:
             logits[[pack.metadata[0].breast < 0 for pack in packs], 1] = np.nan
         return logits
+
+    def _outputs(self, number: int, batch: PackedBatch) -> np.ndarray:
+        """Return the outputs `(B, L + A)` of one package for B images; NaN for a head that only others have."""
+        own = self.packages[number].logits(batch)
+        return np.concatenate([own[:, : self.levels], self.auxiliary.align(own[:, self.levels :], number)], axis=1)
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities `(N,)` of logits `(N, M)`: the mean over packages."""

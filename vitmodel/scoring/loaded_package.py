@@ -16,6 +16,7 @@ from vitmodel.model.onnx import load_encoder, load_onnx
 from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models
 from vitmodel.model.packed_batch import PackedBatch, split_by_token_budget
 from vitmodel.model.segments import SegmentAggregator
+from vitmodel.scoring.auxiliary import load_outputs
 from vitmodel.utils import sha256_file
 
 
@@ -60,6 +61,7 @@ class LoadedPackage:
             self.calibration = calibration.from_dict(fitted)
             self.threshold: float = self.package["decision"]["threshold"]
             self.aggregation: str = self.package["decision"]["aggregate"]
+            self.auxiliary = load_outputs(self.models[0].config.auxiliary, self.package)
         except KeyError as error:
             raise VitmodelError(
                 f"{folder / CONFIG_FILE}: {error} is missing; use the version of vitmodel that wrote it, or train again"
@@ -103,17 +105,22 @@ class LoadedPackage:
             ]
 
     def logits(self, images: PackedBatch) -> np.ndarray:
-        """Return the logits `(B, L)` of B images and, with exam fusion, of their breasts: the mean over the folds.
+        """Return the outputs `(B, L + K)` for B images: the mean over the folds.
+
+        The first L are the logits of the image and, with exam fusion, of its breast; the others are those of the
+        auxiliary heads.
 
         The images of an exam that exceeds the token budget are encoded in parts; fusion then uses all their features.
         """
         if self.onnx and self.is_single_graph:
-            return self.onnx_session(images)[:, :1].float().cpu().numpy()
+            mean = self.onnx_session(images).float().cpu().numpy()
+            return np.delete(mean, slice(1, self.models[0].config.vit.classes), axis=1)
         logits = []
         for model in self.runtime_models:
             parts = split_by_token_budget(images, self.tokens, model.config.vit.num_prefix_tokens)
             features = torch.cat([model.features(part) for part in parts])
-            logits.append(model.image_and_breast_logits(features, images.metadata).float().cpu().numpy())
+            outputs = [model.image_and_breast_logits(features, images.metadata), model.auxiliary_outputs(features)]
+            logits.append(torch.cat(outputs, dim=1).float().cpu().numpy())
         return np.mean(logits, axis=0)
 
     @property

@@ -16,7 +16,8 @@ class Prediction:
     """Scores per image, breast and patient. Research software, not a medical device.
 
     The tables have the columns of scores.csv, breast_scores.csv and patient_scores.csv, which `vitmodel predict`
-    writes. `vitmodel.Model.predict` returns it.
+    writes. `vitmodel.Model.predict` returns it. The tables of images and breasts end with the columns of the package's
+    auxiliary outputs, such as `density_A` and `density`.
 
     Attributes:
         images: One row per input image, also for refused ones: image_id, patient_id, laterality, view, score (raw, 0 to

@@ -14,7 +14,7 @@ from vitmodel.config import PredictorConfig
 from vitmodel.data.cropping import ProvenanceRecord
 from vitmodel.scoring.ensemble import Ensemble
 from vitmodel.scoring.stream import LoadedImage, ScoredImage, ScoringRows, ScoringStream, Timings
-from vitmodel.scoring.tables import ScoreTables, breast_table, image_table, patient_table
+from vitmodel.scoring.tables import ScoreTables, add_auxiliary, breast_table, image_table, patient_table
 
 
 class Predictor:
@@ -43,11 +43,11 @@ class Predictor:
         return self.stream.scores(rows)
 
     def predict_logits(self, rows: ScoringRows) -> tuple[list[ProvenanceRecord], np.ndarray]:
-        """Return the verdict on each of the N rows and its logits `(N, L, M)`; no crop is kept."""
+        """Return the verdict on each of the N rows and its logits `(N, L + A, M)`; no crop is kept."""
         results = {position: (scored.loaded.cropped.record, scored.logits) for position, scored in self.scores(rows)}
         records = [results[position][0] for position in range(len(rows))]
         logits = [results[position][1] for position in range(len(rows))]
-        shape = (len(rows), self.ensemble.levels, len(self.ensemble.packages))
+        shape = (len(rows), self.ensemble.outputs, len(self.ensemble.packages))
         return records, np.reshape(np.asarray(logits, dtype=float), shape)
 
     def tables(
@@ -55,7 +55,7 @@ class Predictor:
     ) -> ScoreTables:
         """Return the scores per image, breast and patient from the results of `predict_logits` on `table`."""
         images = image_table(table, records, logits, self.ensemble)
-        breasts = self.score_breasts(images)
+        breasts = add_auxiliary(self.score_breasts(images), images, logits, self.ensemble)
         return ScoreTables(images, breasts, self.score_patients(breasts))
 
     def score(self, table: pd.DataFrame) -> ScoreTables:

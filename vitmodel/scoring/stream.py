@@ -72,7 +72,7 @@ class ScoredImage(NamedTuple):
 
     loaded: LoadedImage
     logits: np.ndarray
-    """`(L, M)`: L levels (image and, with exam fusion, breast) by M packages.
+    """`(L + A, M)`: L levels (image and, with exam fusion, breast) and A auxiliary outputs by M packages.
 
     NaN if the image was refused; the breast's logits of a copy are NaN, too.
     """
@@ -149,8 +149,8 @@ class ScoringStream:
                 since_cleanup = 0
 
     def _refused(self) -> np.ndarray:
-        """Return the logits `(L, M)` of a refused image."""
-        return np.full((self.ensemble.levels, len(self.ensemble.packages)), np.nan)
+        """Return the logits `(L + A, M)` of a refused image."""
+        return np.full((self.ensemble.outputs, len(self.ensemble.packages)), np.nan)
 
     def units(self, rows: ScoringRows) -> Iterator[Unit]:
         """Yield the units of scoring: each an image or, with exam fusion, the images of an exam.

@@ -38,16 +38,16 @@ def image_table(
 
     The columns are the ids (with exam_id if any exam is known), score (raw, 0 to 1), probability (calibrated),
     breast_score and breast_probability (of the breast in its exam, from all its usable images), decision, status,
-    reason, remark and source_sha256. A refused image has NaN scores: it is never scored. Warnings are added for copies
-    of an image, unseen sources, missing laterality and mixed exams.
+    reason, remark, source_sha256 and those of the auxiliary outputs. A refused image has NaN scores: it is never
+    scored. Warnings are added for copies of an image, unseen sources, missing laterality and mixed exams.
 
     Args:
         table: The manifest's N rows.
         records: The verdict on each row.
-        logits: The logits of each row, `(N, L, M)`.
+        logits: The outputs for each row, `(N, L + A, M)`: its logits and its auxiliary outputs.
         ensemble: The packages that computed the logits.
     """
-    by_row = np.reshape(np.asarray(logits, dtype=float), (len(table), ensemble.levels, len(ensemble.packages)))
+    by_row = np.reshape(np.asarray(logits, dtype=float), (len(table), ensemble.outputs, len(ensemble.packages)))
     scored = np.isfinite(by_row[:, 0]).all(axis=1)
     scores = table[ID_COLUMNS].copy()
     if (table["exam_id"] != "").any():
@@ -65,12 +65,12 @@ def image_table(
     if used.any():
         image_scores = scores.loc[used, IMAGE_SCORES].to_numpy()
         scores.loc[used, BREAST_SCORES] = ensemble.breast_scores(
-            image_scores, by_row[used, -1], breast_ids(scores[used])
+            image_scores, by_row[used, ensemble.levels - 1], breast_ids(scores[used])
         )
     sideless = exam_ids(scores)[(scores["laterality"] == "") & (scores["status"] != "refused") & ~copies]
     ambiguous = sideless.index[sideless.duplicated(keep=False)]
     add_warning(scores, "no_laterality", pd.Series(WARNING_REASONS["no_laterality"], index=ambiguous))
-    return scores
+    return scores.join(ensemble.auxiliary.columns(by_row[scored, ensemble.levels :], "image", table.index[scored]))
 
 
 def warn_of_metadata(
@@ -113,6 +113,24 @@ def breast_table(images: pd.DataFrame, threshold: float) -> pd.DataFrame:
     breasts["status"] = np.select([usable == 0, doubtful], ["refused", "warned"], "ok")
     breasts["reason"] = codes.map(lambda text: ";".join(dict.fromkeys(text.split(";"))) or None)
     return breasts.reset_index(drop=True)
+
+
+def add_auxiliary(
+    breasts: pd.DataFrame, images: pd.DataFrame, logits: Sequence[np.ndarray] | np.ndarray, ensemble: Ensemble
+) -> pd.DataFrame:
+    """Return a table of breasts with the columns of the auxiliary outputs, from the images that are used for scores.
+
+    Args:
+        breasts: The rows of `breast_table`.
+        images: The N rows of `image_table`.
+        logits: The outputs for each image, `(N, L + A, M)`.
+        ensemble: The packages that computed the outputs.
+    """
+    by_row = np.reshape(np.asarray(logits, dtype=float), (len(images), ensemble.outputs, len(ensemble.packages)))
+    used = (images["probability"].notna() & ~is_duplicate(images)).to_numpy()
+    outputs, ids = ensemble.auxiliary.breast_outputs(by_row[used, ensemble.levels :], breast_ids(images[used]))
+    columns = ensemble.auxiliary.columns(outputs, "breast", ids)
+    return breasts.join(columns.reindex(breast_ids(breasts)).set_axis(breasts.index))
 
 
 def patient_table(breasts: pd.DataFrame, threshold: float, aggregation: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from vitmodel.config import AugmentConfig, Preprocessing, Size, TrainConfig, TrainingConfig, listed
+from vitmodel.config.auxiliary import AUXILIARY_TARGETS, count_outputs
 from vitmodel.config.labels import CANCER, LabelRule, target_name
 from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.exams import build_vocabulary, check_exams, check_sources, image_metadata
@@ -34,7 +35,7 @@ from vitmodel.model.segments import check_segments
 from vitmodel.model.weights import WeightAction, fit_weights, load_weights
 from vitmodel.training.batching import BatchLoader
 from vitmodel.training.callbacks import ValidationFigures
-from vitmodel.training.losses import AUXILIARY_TARGETS, prior_bias
+from vitmodel.training.losses import prior_bias
 from vitmodel.training.module import ClassificationModule, History
 from vitmodel.training.trainer import LAST_CHECKPOINT, build_trainer, fit, next_epoch
 
@@ -53,6 +54,8 @@ class TrainedModel:
     model: Network
     logits: np.ndarray
     """Logit of each row of the validation table; with exam fusion that of the row's breast. NaN if unreadable."""
+    auxiliary: np.ndarray
+    """Outputs of the auxiliary heads for each row, `(N, A)`; NaN if unreadable."""
     history: History
     selection_summary: str
     """Metric by which the epoch was selected, and its value."""
@@ -100,7 +103,7 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
 def _check_targets(frame: pd.DataFrame, config: TrainConfig, rule: LabelRule) -> None:
     """Raise UsageError for an auxiliary target that is unknown or is the label; warn of lesions that are not used."""
     for name in config.auxiliary:
-        if AUXILIARY_TARGETS[name].encode(frame[name].tolist()).isnan().all():
+        if np.isnan(AUXILIARY_TARGETS[name].encode(frame[name].tolist())).all():
             raise UsageError(
                 f"{listed(config.manifest)}: column {name} is unknown in all rows; remove it from --auxiliary"
             )
@@ -198,6 +201,7 @@ def make_network_config(
         sources=SourcesConfig(columns=columns) if columns else None,
         exam=ExamConfig(views=views, asymmetry=config.asymmetry) if config.fusion and views else None,
         segments=config.segmenting,
+        auxiliary=tuple(AUXILIARY_TARGETS[name] for name in config.auxiliary),
     )
 
 
@@ -228,7 +232,7 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
 
 def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset:
     """Return the rows' crops with labels, auxiliary targets and, for segments, known lesions and pixel sizes."""
-    targets = [AUXILIARY_TARGETS[name].encode(rows[name].tolist()) for name in config.auxiliary]
+    targets = [torch.tensor(AUXILIARY_TARGETS[name].encode(rows[name].tolist())) for name in config.auxiliary]
     lesions = []
     pixel_sizes = []
     for row, text in zip(to_manifest_rows(rows), proven_lesions(rows, config.label), strict=True):
@@ -312,8 +316,8 @@ def train_and_validate(
     loaders = [val_batches]
     if config.flip_average:
         loaders.append(_flipped_batches(config, val, network))
-    logits = np.mean([validation_logits(learner, loader, len(val)) for loader in loaders], axis=0)
-    return TrainedModel(learner.model, logits, learner.history, selection_summary)
+    outputs = np.mean([validation_outputs(learner, loader, len(val)) for loader in loaders], axis=0)
+    return TrainedModel(learner.model, outputs[:, 0], outputs[:, 1:], learner.history, selection_summary)
 
 
 def _flipped_batches(config: TrainConfig, val: pd.DataFrame, network: NetworkConfig) -> BatchLoader:
@@ -339,8 +343,8 @@ def checkpoint_callbacks(config: TrainConfig, run: Path) -> tuple[ModelCheckpoin
     return best, [*average, best, last, *stop]
 
 
-def validation_logits(learner: ClassificationModule, batches: BatchLoader, count: int) -> np.ndarray:
-    """Return the logits of the images, or of their breasts, in the order of the table; NaN for unreadable images.
+def validation_outputs(learner: ClassificationModule, batches: BatchLoader, count: int) -> np.ndarray:
+    """Return the outputs `(count, 1 + A)` of `learner` in the order of the table; NaN for unreadable images.
 
     Args:
         learner: The trained module.
@@ -349,8 +353,8 @@ def validation_logits(learner: ClassificationModule, batches: BatchLoader, count
     """
     device = resolve_device(learner.config.device)
     learner.eval().to(device)
-    logits = np.full(count, np.nan)
+    outputs = np.full((count, 1 + count_outputs(learner.model.config.auxiliary)), np.nan)
     with torch.inference_mode():
         for batch in batches:
-            logits[batch.row.numpy()] = learner(batch.pack.to(device)).float().cpu().numpy()
-    return logits
+            outputs[batch.row.numpy()] = learner(batch.pack.to(device)).float().cpu().numpy()
+    return outputs

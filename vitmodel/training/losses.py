@@ -1,4 +1,4 @@
-"""Losses on logits, and auxiliary heads that predict other annotations of an image.
+"""Losses on logits, of the label and of auxiliary targets.
 
 Every loss returns one value per image, so that the caller can average, weight or inspect them. A label of NaN is
 unknown and has a loss of 0.
@@ -7,15 +7,15 @@ unknown and has a loss of 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitmodel.config.auxiliary import AuxiliaryTarget, output_slices
 from vitmodel.config.choices import LOSSES, load_choice
 from vitmodel.errors import UsageError
 
@@ -131,95 +131,34 @@ def make_loss(name: str, smoothing: float = 0.0) -> Loss:
     return load_choice(LOSSES, "loss", name)(smoothing=smoothing)
 
 
-@dataclass(frozen=True)
-class AuxiliaryTarget:
-    """A manifest column that is predicted as an auxiliary target."""
+def auxiliary_losses(targets: Sequence[AuxiliaryTarget], outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of each image for each of A auxiliary targets `(B, A)`, 0 where the target is unknown.
 
-    name: str
-    classes: tuple[str, ...] = ()
-    """Values of a categorical column, in order. Empty for a flag (0 or 1) or, with `scale`, a number."""
-    scale: float = 0.0
-    """Unit of a number, chosen so that errors are near 1. 0 if the column is not a number."""
-    centre: float = 0.0
-    """The target of a number is (value - centre) / scale."""
+    The caller averages over all images, so that a target which few images have gets a weight in proportion.
 
-    @property
-    def num_outputs(self) -> int:
-        """Number of outputs of the target's head."""
-        return len(self.classes) or 1
+    Args:
+        targets: The targets.
+        outputs: Outputs of `AuxiliaryHeads` for these targets, `(B, K)`.
+        labels: Encoded targets, `(B, A)`; NaN = unknown.
+    """
+    losses = [
+        _auxiliary_loss(target, outputs[:, columns], labels[:, number])
+        for number, (target, columns) in enumerate(output_slices(targets))
+    ]
+    return torch.stack(losses, dim=1)
 
-    def encode(self, values: Sequence[object]) -> Tensor:
-        """Return the column's values as float32: class index, 0 or 1, or scaled number.
 
-        Unknown values and values outside the classes are NaN.
-        """
-        if self.classes:
-            index = {name: float(number) for number, name in enumerate(self.classes)}
-            return torch.tensor([index.get(_text(value), math.nan) for value in values])
-        numbers = torch.tensor([math.nan if value is None else float(value) for value in values])  # type: ignore[arg-type]
-        return (numbers - self.centre) / self.scale if self.scale else numbers
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return one loss per image `(B,)`, 0 where the target is NaN.
-
-        Args:
-            outputs: Outputs of the head, `(B, num_outputs)`.
-            targets: Encoded targets, `(B,)`.
-        """
-        if self.classes:
-            is_labelled = ~targets.isnan()
-            index = torch.where(is_labelled, targets, 0).long()
-            losses = F.cross_entropy(torch.where(is_labelled[:, None], outputs, 0), index, reduction="none")
-            return losses * is_labelled / math.log(len(self.classes))
-        if self.scale:
-            return ignore_unknown_labels(_smooth_l1)(outputs[:, 0], targets)
-        return bce()(outputs[:, 0], targets)
+def _auxiliary_loss(target: AuxiliaryTarget, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return one loss per image `(B,)` of outputs `(B, num_outputs)` and encoded targets `(B,)`."""
+    if target.classes:
+        is_labelled = ~labels.isnan()
+        index = torch.where(is_labelled, labels, 0).long()
+        losses = F.cross_entropy(torch.where(is_labelled[:, None], outputs, 0), index, reduction="none")
+        return losses * is_labelled / math.log(len(target.classes))
+    if target.scale:
+        return ignore_unknown_labels(_smooth_l1)(outputs[:, 0], labels)
+    return bce()(outputs[:, 0], labels)
 
 
 def _smooth_l1(predictions: Tensor, targets: Tensor) -> Tensor:
     return F.smooth_l1_loss(predictions, targets, reduction="none")
-
-
-def _text(value: object) -> str:
-    """Return the text of a value, the same for 5.0 and "5"."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-AUXILIARY_TARGETS: Mapping[str, AuxiliaryTarget] = {
-    target.name: target
-    for target in (
-        AuxiliaryTarget("birads", classes=("0", "1", "2", "3", "4", "5", "6")),
-        AuxiliaryTarget("density", classes=("A", "B", "C", "D")),
-        AuxiliaryTarget("invasive"),
-        AuxiliaryTarget("biopsy"),
-        AuxiliaryTarget("difficult_negative_case"),
-        AuxiliaryTarget("view", classes=("CC", "MLO")),
-        AuxiliaryTarget("age", centre=58.0, scale=12.0),  # years: mean and standard deviation of a screened population
-    )
-}
-
-
-class AuxiliaryHeads(nn.Module):
-    """One linear head per auxiliary target on the model's pooled features.
-
-    The heads are used in training only: targets are never an input, and the heads are not part of a package.
-    """
-
-    def __init__(self, dim: int, names: Sequence[str]) -> None:
-        super().__init__()
-        self.targets = [AUXILIARY_TARGETS[name] for name in names]
-        self.heads = nn.ModuleDict({target.name: nn.Linear(dim, target.num_outputs) for target in self.targets})
-
-    def forward(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each image for each target `(B, A)`, 0 where the target is unknown.
-
-        The caller averages over all images, so that a target which few images have gets a weight in proportion.
-
-        Args:
-            features: Pooled features, `(B, D)`.
-            targets: Encoded targets, `(B, A)`.
-        """
-        outputs = [(target, self.heads[target.name](features).float()) for target in self.targets]
-        return torch.stack(
-            [target.loss(output, targets[:, column]) for column, (target, output) in enumerate(outputs)], dim=1
-        )

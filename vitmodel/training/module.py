@@ -24,7 +24,7 @@ from vitmodel.model.mae import MaskedAutoencoder
 from vitmodel.model.network import Logits, Network
 from vitmodel.model.packed_batch import PackedBatch, group_indices
 from vitmodel.training.batching import Batch, gather_names, world_size
-from vitmodel.training.losses import AuxiliaryHeads, make_loss
+from vitmodel.training.losses import auxiliary_losses, make_loss
 from vitmodel.training.optimizer import parameter_groups, warmup_cosine
 from vitmodel.utils import derive_seed
 
@@ -199,7 +199,6 @@ class ClassificationModule(TrainingModule):
     def __init__(self, model: Network, config: TrainConfig, images_per_epoch: int, history: History) -> None:
         super().__init__(config, images_per_epoch, history)
         self.model = model
-        self.heads = AuxiliaryHeads(model.config.vit.dim, config.auxiliary) if config.auxiliary else None
         self.loss = make_loss(config.loss, config.smoothing)
         self.step_outputs: dict[str, list[StepOutputs]] = {"train": [], "val": []}
         self.epoch_predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -221,8 +220,14 @@ class ClassificationModule(TrainingModule):
         return features
 
     def forward(self, pack: PackedBatch) -> Tensor:
-        """Return the logit of each image of the pack or, with exam fusion, of the image's breast: `(B,)`."""
-        return self.model.image_and_breast_logits(self.features(pack), pack.metadata)[:, -1]
+        """Return the outputs for each image of the pack, `(B, 1 + A)`.
+
+        The first is the logit of the image or, with exam fusion, of its breast; the others are those of the auxiliary
+        heads.
+        """
+        features = self.features(pack)
+        logits = self.model.image_and_breast_logits(features, pack.metadata)[:, -1:]
+        return torch.cat([logits, self.model.auxiliary_outputs(features)], dim=1)
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         pack = drop_sources(batch.pack, self.config.source_dropout)
@@ -231,8 +236,9 @@ class ClassificationModule(TrainingModule):
         extra_losses = torch.zeros_like(batch.label)
         if output:
             extra_losses = extra_losses + segments.segment_losses(output, batch.label, batch.lesions)
-        if self.heads is not None:
-            auxiliary = self.heads(features, batch.targets)  # (B, A)
+        if self.model.auxiliary is not None:
+            outputs = self.model.auxiliary(features).float()
+            auxiliary = auxiliary_losses(self.model.config.auxiliary, outputs, batch.targets)  # (B, A)
             counts = (~batch.targets.isnan()).sum(dim=0).clamp(min=1)
             averages = zip(self.config.auxiliary, auxiliary.detach().sum(dim=0) / counts, strict=True)
             self.log_dict({f"train/auxiliary/{name}": value for name, value in averages})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,27 @@ import pandas as pd
 from scipy.special import expit
 
 from vitmodel.config import Preprocessing, TrainConfig, to_yaml
+from vitmodel.config.auxiliary import AUXILIARY_TARGETS, output_slices
 from vitmodel.config.labels import CANCER, target_name
 from vitmodel.data.fingerprint import Fingerprint
 from vitmodel.data.manifest import breast_ids
 from vitmodel.metrics import calibration
+from vitmodel.metrics.auxiliary import AuxiliaryOutput, AuxiliaryUnits, measure
+from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold, describe_objective
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
+from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path
 
 AGGREGATE = "mean_logit"
 """How the logits of a breast's images are combined. Calibration and threshold hold for this combination."""
+
+CARD_REPLICATES = 1000
+"""Number of bootstrap replicates for the intervals on the model card."""
 
 
 def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray, label: str) -> ScoredUnits:
@@ -49,10 +57,56 @@ def write_table(rows: pd.DataFrame, logits: np.ndarray, label: str, path: Path) 
         rows[columns].assign(score=expit(logits)).to_csv(temporary, index=False)
 
 
+@dataclass(frozen=True, eq=False)
+class OutOfSample:
+    """What the networks predict for patients that they were not trained on."""
+
+    breasts: ScoredUnits
+    """Breasts with raw scores, on which calibration and threshold are fitted."""
+    auxiliary: Mapping[str, AuxiliaryUnits]
+    """The outputs of each auxiliary head, by target."""
+
+
+def auxiliary_units(rows: pd.DataFrame, outputs: np.ndarray, names: Sequence[str]) -> dict[str, AuxiliaryUnits]:
+    """Return the units of each auxiliary target: images, or breasts with the mean outputs of their images.
+
+    Args:
+        rows: Rows of the manifest, one per image.
+        outputs: Outputs of the auxiliary heads for each row, `(N, A)`; NaN for unreadable images, which are left out.
+        names: The targets in the order of the outputs.
+    """
+    is_readable = np.isfinite(outputs).all(axis=1)
+    rows = rows[is_readable]
+    result = {}
+    for target, columns in output_slices([AUXILIARY_TARGETS[name] for name in names]):
+        labels = np.array(target.encode(rows[target.name].tolist()))
+        images = AuxiliaryUnits(labels, outputs[is_readable][:, columns], rows["patient_id"].to_numpy())
+        result[target.name] = images.breasts(breast_ids(rows)) if target.level == "breast" else images
+    return result
+
+
+def fit_auxiliary(units: Mapping[str, AuxiliaryUnits]) -> tuple[dict[str, Any], list[str]]:
+    """Calibrate the auxiliary outputs.
+
+    Returns:
+        The calibration of each target for config.json, None = not calibrated, and a row of the model card for each.
+    """
+    fitted: dict[str, Any] = {}
+    lines = []
+    for name, known in units.items():
+        target = AUXILIARY_TARGETS[name]
+        output = AuxiliaryOutput.fit(target, known)
+        fitted[name] = output.calibration and output.calibration.to_dict()
+        predicted = output.predict(known.outputs)
+        metrics = measure(target, known.labels, predicted, known.patients, Bootstrap(CARD_REPLICATES))
+        lines.append(auxiliary_row(target, metrics))
+    return fitted, lines
+
+
 def write_package(
     config: TrainConfig,
     models: Sequence[Network],
-    breasts: ScoredUnits,
+    out_of_sample: OutOfSample,
     data: Fingerprint,
     preprocessing: Preprocessing,
     history: History,
@@ -63,16 +117,18 @@ def write_package(
     Args:
         config: Settings of the training.
         models: The trained model, or the models of all folds.
-        breasts: Breasts with out-of-sample raw scores, on which calibration and threshold are fitted.
+        out_of_sample: What the models predict for patients that they were not trained on.
         data: Fingerprint of the training data.
         preprocessing: Preprocessing of the crops.
         history: Logged metrics.
         reached: Sentence about the performance that was reached; printed and quoted in the model card.
     """
+    breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
     calibrator = calibration.fit(config.calibration, breasts.labels, logits)
     threshold = choose_threshold(breasts.labels, calibrator.apply(logits), config.objective, config.sensitivity)
     decision = {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "threshold": threshold}
+    auxiliary, auxiliary_lines = fit_auxiliary(out_of_sample.auxiliary)
     system = system_info()
     contents = {
         "label": config.label,
@@ -81,18 +137,26 @@ def write_package(
         "flip": config.flip_average,
         "calibration": calibrator.to_dict() | {"level": "breast"},
         "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
+        **({"auxiliary": auxiliary} if auxiliary else {}),
         "data": data,
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system["versions"],
         "code_sha256": system["code_sha256"],
     }
-    save_package(config.run / "package", models, contents, model_card(config, contents, reached))
+    save_package(config.run / "package", models, contents, model_card(config, contents, reached, auxiliary_lines))
     print(f"{reached}\npackage: {config.run / 'package'}")
 
 
-def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> str:
-    """Return MODEL_CARD.md: what the model is, what it was trained on, and what it must not be used for."""
+def model_card(config: TrainConfig, contents: dict[str, Any], reached: str, auxiliary_lines: Sequence[str] = ()) -> str:
+    """Return MODEL_CARD.md: what the model is, what it was trained on, and what it must not be used for.
+
+    Args:
+        config: Settings of the training.
+        contents: Contents of config.json.
+        reached: Sentence about the performance that was reached.
+        auxiliary_lines: A row of the table of auxiliary outputs for each of them.
+    """
     splits = "\n".join(
         f"| {name} | {counts['patients']} | {counts['images']} | {counts['positive_images']} |"
         for name, counts in contents["data"]["splits"].items()
@@ -117,6 +181,13 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str) -> s
         else "the mean logit of its images"
     )
     objective = describe_objective(config.objective, config.sensitivity)
+    outputs = ""
+    if auxiliary_lines:
+        table = "\n".join([*AUXILIARY_TABLE, *auxiliary_lines])
+        outputs = (
+            f"Further outputs, fitted to and measured on {where}, which is optimistic\n"
+            f"(95 % intervals over patients):\n\n{table}\n\n{_describe_auxiliary_calibration(contents)}\n\n"
+        )
     target = target_name(config.label)
     return f"""# {config.model}: {"breast cancer" if config.label == CANCER else target} score from a mammogram
 
@@ -135,6 +206,14 @@ The probability of a breast is {score}, calibrated
 {reached[0].upper()}{reached[1:]}. {caution}
 Prevalence and machines differ between sites: check calibration and threshold before using the model elsewhere.
 
-```yaml
+{outputs}```yaml
 {contents["training"]}```
 """
+
+
+def _describe_auxiliary_calibration(contents: dict[str, Any]) -> str:
+    """Return a sentence on which auxiliary outputs are calibrated."""
+    fitted = contents["auxiliary"]
+    missing = [name for name in fitted if fitted[name] is None and not AUXILIARY_TARGETS[name].scale]
+    sentence = "Their probabilities are calibrated by a temperature and a bias per class."
+    return f"{sentence} Not calibrated: {', '.join(missing)}." if missing else sentence

@@ -31,11 +31,11 @@ from vitmodel.config import TrainingConfig, plain, to_yaml
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.device import resolve_device
 from vitmodel.model.fusion import ExamFusion
+from vitmodel.model.network import AuxiliaryHeads
 from vitmodel.model.packed_attention import compile_blocks
 from vitmodel.model.vit import Block, Head
 from vitmodel.training.batching import Batch, BatchLoader
 from vitmodel.training.callbacks import NonFiniteStepMonitor, ThroughputLogger, TrainingProgressBar
-from vitmodel.training.losses import AuxiliaryHeads
 from vitmodel.training.module import TrainingModule
 from vitmodel.utils import atomic_path, to_json, write_atomic
 
