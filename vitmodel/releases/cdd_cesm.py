@@ -1,4 +1,4 @@
-"""Read CDD-CESM (TCIA, 2021; doi:10.7937/29kw-ae92): contrast-enhanced mammograms of the National Cancer Institute, Cairo.
+"""Read CDD-CESM (TCIA, 2021; doi:10.7937/29kw-ae92): contrast-enhanced mammograms from Cairo.
 
 Khaled R, Helal M, Alfarghaly O, et al.: Categorized contrast enhanced mammography dataset for diagnostic and artificial
 intelligence research. Sci Data 9, 122 (2022), doi:10.1038/s41597-022-01238-0. CC BY 4.0.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from pathlib import Path
 
 import pandas as pd
 
@@ -23,7 +24,7 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.label_tables import find_label_table, has_image_named, warn_missing_table
+from vitmodel.releases.label_tables import has_image_named, warn_missing_table, with_tables_nearby
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ CANCER = {"malignant": 1.0, "benign": 0.0, "normal": 0.0}
 
 def detect(source: Source) -> bool:
     """Return whether the source has the release's table or images with its names."""
-    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, IMAGE_NAME)
+    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, IMAGE_NAME, "_DM_", "_CM_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -57,13 +58,14 @@ def read(source: Source) -> pd.DataFrame:
     subtracted = sum("_CM_" in name.upper() for name in files)
     if subtracted:
         logger.info("%s: %d subtracted images are left out, because they are no mammograms", source.root, subtracted)
-    path = find_label_table(source, *TABLE_NAMES)
+    place = with_tables_nearby(source, *TABLE_NAMES)
+    path = place.find_table(*TABLE_NAMES)
     if path is None:
         return _read_names(source, files)
     images = _low_energy_images(read_table(path, NEEDED_COLUMNS, sheet=SHEET), str(path))
     low_energy_folder = str(source.folder) + "/Low energy images of CDD-CESM/"
-    boxes = _outline_boxes(source)
-    boxes_of_images = images.name.map(boxes)
+    tags = images.get("Tags", pd.Series(index=images.index, dtype=object))
+    boxes = images.name.map(_outline_boxes(place.find_table(*OUTLINE_TABLES)))
     frame = pd.DataFrame(
         {
             "image_id": images.name,
@@ -79,8 +81,8 @@ def read(source: Source) -> pd.DataFrame:
             "findings": images.get("Tags", pd.Series(index=images.index, dtype=object)).map(
                 _joined, na_action="ignore"
             ),
-            "lesions": boxes_of_images.where(images.image_cancer == 1),
-            "finding_boxes": boxes_of_images.where(images.image_cancer != 1),
+            "lesions": boxes.where(images.image_cancer == 1),
+            "finding_boxes": boxes.where(images.image_cancer != 1),
         }
     )
     return as_manifest(frame, str(path))
@@ -110,12 +112,11 @@ def _joined(tags: str) -> str:
     return ";".join(dict.fromkeys(tag.strip() for tag in tags.split("$") if tag.strip()))
 
 
-def _outline_boxes(source: Source) -> dict[str, str]:
+def _outline_boxes(path: Path | None) -> dict[str, str]:
     """Return the boxes of the outlines of each image, as text; none if the table of outlines is missing.
 
     The table is an export of the VGG Image Annotator: a row per outline, its shape as JSON, in pixels of the image.
     """
-    path = find_label_table(source, *OUTLINE_TABLES)
     if path is None:
         return {}
     table = read_table(path, ["#filename", "region_shape_attributes"])

@@ -25,7 +25,7 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.label_tables import find_label_table, has_image_named, warn_missing_table
+from vitmodel.releases.label_tables import has_image_named, warn_missing_table, with_tables_nearby
 from vitmodel.releases.masks import FilmMask, read_boxes
 from vitmodel.releases.source import Source, dicom_last
 
@@ -49,7 +49,7 @@ MASK_SUFFIX = "_mask"
 
 def detect(source: Source) -> bool:
     """Return whether the source has the release's table or images with its names."""
-    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, IMAGE_NAME)
+    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, IMAGE_NAME, "_20990909_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def read(source: Source) -> pd.DataFrame:
     Raises:
         UsageError: The table cannot be read, or lacks a column.
     """
-    path = find_label_table(source, *TABLE_NAMES)
+    path = with_tables_nearby(source, *TABLE_NAMES).find_table(*TABLE_NAMES)
     if path is None:
         return _read_names(source)
     table = read_table(path, NEEDED_COLUMNS)
@@ -67,7 +67,8 @@ def read(source: Source) -> pd.DataFrame:
     paths = pd.Series(get_or_default(names, files, str(source.folder) + "/" + table.anon_filename.str.strip()))
     side = normalize_side(table.imagelaterality)
     found_at_screening = _label(table, side, (1,))
-    lesions, finding_boxes = read_boxes(_masks(source, files, dict(zip(names, found_at_screening == 1))), "CSAW-CC")
+    is_cancer = dict(zip(names, found_at_screening == 1, strict=True))
+    lesions, finding_boxes = read_boxes(_masks(source, files, is_cancer), "CSAW-CC")
     optional = table.reindex(columns=["x_age", "dicom_manufacturer", "x_type"])
     frame = pd.DataFrame(
         {

@@ -14,27 +14,30 @@ import os
 import pandas as pd
 
 from vitmodel.errors import UsageError
+from vitmodel.releases.files import image_stem
 from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "films of DDSM as .LJPEG files, which are not read but named in a message"
 
 
 def detect(source: Source) -> bool:
-    """Return whether the source has LJPEG files and no image that can be read."""
-    if source.root.is_file():
-        return _is_ljpeg(str(source.root))
-    return any(map(_is_ljpeg, source.files)) and not source.images
+    """Return whether the source has an LJPEG file without a converted copy of the same name."""
+    return bool(_ljpeg_films(source))
 
 
-def _is_ljpeg(file: str) -> bool:
-    return ".ljpeg" in os.path.basename(file).lower()
+def _ljpeg_films(source: Source) -> set[str]:
+    """Return the names of the LJPEG files that have no converted copy, such as C_0029_1.LEFT_CC."""
+    files = [str(source.root)] if source.root.is_file() else source.files
+    names = [os.path.basename(file) for file in files if ".ljpeg" in file.lower()]
+    films = {name[: name.lower().index(".ljpeg")] for name in names if ".ljpeg" in name.lower()}
+    return films - set(map(image_stem, source.images)) if films else films
 
 
 def read(source: Source) -> pd.DataFrame:
     """Raise UsageError: the films must be converted first."""
-    count = sum(map(_is_ljpeg, source.files))
     raise UsageError(
-        f"{source.root}: the {count} films are LJPEG files of DDSM, which cannot be decoded; convert them to 16-bit PNG "
-        "with the release's own program, or use CBIS-DDSM (doi:10.7937/K9/TCIA.2016.7O02S9CY) or Mini-DDSM "
-        "(kaggle.com/datasets/cheddad/miniddsm2), which hold the same films with labels"
+        f"{source.root}: {len(_ljpeg_films(source))} films are LJPEG files of DDSM, which cannot be decoded; convert "
+        "them to 16-bit PNG files of the same names with the program jpeg of DDSM, or use CBIS-DDSM "
+        "(doi.org/10.7937/K9/TCIA.2016.7O02S9CY) or Mini-DDSM (kaggle.com/datasets/cheddad/miniddsm2), "
+        "which have the same films with labels"
     )

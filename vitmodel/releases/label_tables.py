@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 
 
-def find_label_table(source: Source, *names: str) -> Path | None:
-    """Return the first of the tables called one of `names` in the source, above it or in a folder next to it."""
-    return source.find_table(*names) or Source(source.root, with_neighbours=True).find_table(*names)
+def with_tables_nearby(source: Source, *names: str) -> Source:
+    """Return the source, which then also has the tables above and next to it if it has none called one of `names`."""
+    return source if source.find_table(*names) else Source(source.root, with_neighbours=True)
 
 
-def has_image_named(source: Source, pattern: re.Pattern[str]) -> bool:
-    """Return whether the source is a folder with an image whose path contains `pattern`."""
-    return source.root.is_dir() and any(pattern.search(file) for file in source.images)
+def has_image_named(source: Source, pattern: re.Pattern[str], *words: str) -> bool:
+    """Return whether the source is a folder with an image whose path contains `pattern`.
+
+    Args:
+        source: The source.
+        pattern: The pattern.
+        words: Texts of which one is in every path with the pattern; searching for them first is much faster.
+    """
+    if not source.root.is_dir():
+        return False
+    candidates = (file for file in source.images if any(word in file for word in words))
+    return any(pattern.search(file) for file in candidates)
 
 
 def warn_missing_table(source: Source, table: str, unknown: str, address: str) -> None:

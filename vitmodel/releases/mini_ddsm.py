@@ -3,10 +3,10 @@
 Lekamlage CD, Afzal F, Westerberg E, Cheddad A: Mini-DDSM: Mammography-based automatic age estimation. DMIP 2020.
 Published on Kaggle (cheddad/miniddsm2), free for research with citation of Mini-DDSM and DDSM.
 
-The release has folders Benign/, Cancer/ and Normal/ with <case>/C_0027_1.LEFT_CC.jpg next to ..._Mask.jpg, and the table
-DataWMask.xlsx (or Data-MoreThanTwoMasks.xlsx). Status is that of the case, not of the breast. In a case with a cancer,
-therefore, a breast is positive if the contour of a lesion is drawn in one of its films, and negative if contours are
-drawn only in the other breast. Without any contour, `cancer` is NaN for both. Density 0 is unknown.
+The release has folders Benign/, Cancer/ and Normal/ with <case>/C_0027_1.LEFT_CC.jpg next to ..._Mask.jpg, and the
+tables DataWMask.xlsx and Data-MoreThanTwoMasks.xlsx. Status is that of the case, not of the breast. In a case with a
+cancer, therefore, a breast is positive if the contour of a lesion is drawn in one of its films, and negative if
+contours are drawn only in the other breast. Without any contour, `cancer` is NaN for both. Density 0 is unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import image_stem, normalize_side
-from vitmodel.releases.label_tables import find_label_table, has_image_named, warn_missing_table
+from vitmodel.releases.label_tables import has_image_named, warn_missing_table, with_tables_nearby
 from vitmodel.releases.masks import FilmMask, read_boxes
 from vitmodel.releases.source import Source
 
@@ -30,7 +30,7 @@ EXPECTED_FILES = "DataWMask.xlsx next to Benign/, Cancer/ and Normal/ with films
 TABLE_NAMES = ("DataWMask.xlsx", "DataWMask.csv", "Data-MoreThanTwoMasks.xlsx", "Data-MoreThanTwoMasks.csv")
 NEEDED_COLUMNS = ("fileName", "Status", "Tumour_Contour", "Age", "Density")
 ADDRESS = "kaggle.com/datasets/cheddad/miniddsm2"
-FILM_PATH = re.compile(r"[/\\](benign|cancer|normal)[/\\].*[A-D]_\d+_\d+\.(LEFT|RIGHT)_(CC|MLO)\.\w+$", re.IGNORECASE)
+FILM_PATH = re.compile(r"/(benign|cancer|normal)/(.*/)?[A-D]_\d+_\d+\.(LEFT|RIGHT)_(CC|MLO)\.\w+$", re.IGNORECASE)
 FILM_NAME = re.compile(r"(?P<case>.+)\.(?P<side>LEFT|RIGHT)_(?P<view>CC|MLO)", re.IGNORECASE)
 MASK_NAME = re.compile(r"(?P<film>.+)_mask\d*", re.IGNORECASE)
 STATUS_FOLDERS = ("benign", "cancer", "normal")
@@ -39,7 +39,7 @@ DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 def detect(source: Source) -> bool:
     """Return whether the source has the release's table, or films with its names in folders of its classes."""
-    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, FILM_PATH)
+    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, FILM_PATH, ".LEFT_", ".RIGHT_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def read(source: Source) -> pd.DataFrame:
     parts = table.image_id.str.extract(FILM_NAME)
     listed_paths = (str(source.folder) + "/" + table.fullPath.str.replace("\\", "/")).fillna(table.image_id)
     table["path"] = table.image_id.map(paths).fillna(listed_paths)
-    table["status"] = table.Status.fillna(table.path.map(_status_of_folder)).str.strip().str.lower()
+    table["status"] = table.Status.str.strip().str.lower().fillna(table.path.map(_status_of_folder))
     table["has_contour"] = (table.has_contour == True) | table.image_id.isin(masks)  # noqa: E712 (NaN is not True)
     table["patient_id"] = parts.case.fillna(table.image_id)
     table["laterality"] = normalize_side(parts.side.fillna(""))
@@ -108,7 +108,8 @@ def _masks(source: Source, films: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _listed_films(source: Source) -> pd.DataFrame:
     """Return the rows of the release's tables by the name of the film; none, with a warning, if there is no table."""
-    found = [find_label_table(source, *names) for names in (TABLE_NAMES[:2], TABLE_NAMES[2:])]
+    place = with_tables_nearby(source, *TABLE_NAMES)
+    found = [place.find_table(*names) for names in (TABLE_NAMES[:2], TABLE_NAMES[2:])]
     tables = [read_table(path, NEEDED_COLUMNS) for path in found if path is not None]
     if not tables:
         warn_missing_table(source, "the table DataWMask.xlsx of Mini-DDSM", "age and density", ADDRESS)
