@@ -24,7 +24,7 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.label_tables import has_image_named, warn_missing_table, with_tables_nearby
+from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,13 @@ CANCER = {"malignant": 1.0, "benign": 0.0, "normal": 0.0}
 
 
 def detect(source: Source) -> bool:
-    """Return whether the source has the release's table or images with its names."""
-    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, IMAGE_NAME, "_DM_", "_CM_")
+    """Return whether the source has the release's table."""
+    return source.find_table(*TABLE_NAMES) is not None
+
+
+def detect_images(source: Source) -> bool:
+    """Return whether the source, which has no table, has images with the release's names."""
+    return has_image_named(source, IMAGE_NAME, "_DM_", "_CM_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -58,14 +63,13 @@ def read(source: Source) -> pd.DataFrame:
     subtracted = sum("_CM_" in name.upper() for name in files)
     if subtracted:
         logger.info("%s: %d subtracted images are left out, because they are no mammograms", source.root, subtracted)
-    place = with_tables_nearby(source, *TABLE_NAMES)
-    path = place.find_table(*TABLE_NAMES)
+    path = source.find_table(*TABLE_NAMES)
     if path is None:
         return _read_names(source, files)
     images = _low_energy_images(read_table(path, NEEDED_COLUMNS, sheet=SHEET), str(path))
     low_energy_folder = str(source.folder) + "/Low energy images of CDD-CESM/"
     tags = images.get("Tags", pd.Series(index=images.index, dtype=object))
-    boxes = images.name.map(_outline_boxes(place.find_table(*OUTLINE_TABLES)))
+    boxes = images.name.map(_outline_boxes(source.find_table(*OUTLINE_TABLES)))
     frame = pd.DataFrame(
         {
             "image_id": images.name,
@@ -78,9 +82,7 @@ def read(source: Source) -> pd.DataFrame:
             "birads": images.birads,
             "density": images["Breast density (ACR)"].str.strip().str.upper().str.extract("^([A-D])")[0],
             "age": pd.to_numeric(images.Age, errors="coerce"),
-            "findings": images.get("Tags", pd.Series(index=images.index, dtype=object)).map(
-                _joined, na_action="ignore"
-            ),
+            "findings": tags.map(_joined, na_action="ignore"),
             "lesions": boxes.where(images.image_cancer == 1),
             "finding_boxes": boxes.where(images.image_cancer != 1),
         }

@@ -25,8 +25,8 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.label_tables import has_image_named, warn_missing_table, with_tables_nearby
 from vitmodel.releases.masks import FilmMask, read_boxes
+from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
 from vitmodel.releases.source import Source, dicom_last
 
 EXPECTED_FILES = "CSAW-CC_breast_cancer_screening_data.csv next to 00045_20990909_L_CC_1.dcm, ... in any folder"
@@ -48,8 +48,13 @@ MASK_SUFFIX = "_mask"
 
 
 def detect(source: Source) -> bool:
-    """Return whether the source has the release's table or images with its names."""
-    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, IMAGE_NAME, "_20990909_")
+    """Return whether the source has the release's table."""
+    return source.find_table(*TABLE_NAMES) is not None
+
+
+def detect_images(source: Source) -> bool:
+    """Return whether the source, which has no table, has images with the release's names."""
+    return has_image_named(source, IMAGE_NAME, "_20990909_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -58,7 +63,7 @@ def read(source: Source) -> pd.DataFrame:
     Raises:
         UsageError: The table cannot be read, or lacks a column.
     """
-    path = with_tables_nearby(source, *TABLE_NAMES).find_table(*TABLE_NAMES)
+    path = source.find_table(*TABLE_NAMES)
     if path is None:
         return _read_names(source)
     table = read_table(path, NEEDED_COLUMNS)

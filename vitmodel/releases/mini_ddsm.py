@@ -22,8 +22,8 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import image_stem, normalize_side
-from vitmodel.releases.label_tables import has_image_named, warn_missing_table, with_tables_nearby
 from vitmodel.releases.masks import FilmMask, read_boxes
+from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
 from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "DataWMask.xlsx next to Benign/, Cancer/ and Normal/ with films such as C_0027_1.LEFT_CC.jpg"
@@ -38,8 +38,13 @@ DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 
 def detect(source: Source) -> bool:
-    """Return whether the source has the release's table, or films with its names in folders of its classes."""
-    return source.find_table(*TABLE_NAMES) is not None or has_image_named(source, FILM_PATH, ".LEFT_", ".RIGHT_")
+    """Return whether the source has one of the release's tables."""
+    return source.find_table(*TABLE_NAMES) is not None
+
+
+def detect_images(source: Source) -> bool:
+    """Return whether the source, which has no table, has films with the release's names in folders of its classes."""
+    return has_image_named(source, FILM_PATH, ".LEFT_", ".RIGHT_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -108,8 +113,7 @@ def _masks(source: Source, films: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _listed_films(source: Source) -> pd.DataFrame:
     """Return the rows of the release's tables by the name of the film; none, with a warning, if there is no table."""
-    place = with_tables_nearby(source, *TABLE_NAMES)
-    found = [place.find_table(*names) for names in (TABLE_NAMES[:2], TABLE_NAMES[2:])]
+    found = [source.find_table(*names) for names in (TABLE_NAMES[:2], TABLE_NAMES[2:])]
     tables = [read_table(path, NEEDED_COLUMNS) for path in found if path is not None]
     if not tables:
         warn_missing_table(source, "the table DataWMask.xlsx of Mini-DDSM", "age and density", ADDRESS)

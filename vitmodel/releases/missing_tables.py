@@ -1,4 +1,4 @@
-"""Find the label table of a release that is also recognised by the names of its images, or say that it is missing."""
+"""Recognise a release whose label table is missing by the names of its images, and say what is missing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ import re
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
-
-
-def with_tables_nearby(source: Source, *names: str) -> Source:
-    """Return the source, which then also has the tables above and next to it if it has none called one of `names`."""
-    return source if source.find_table(*names) else Source(source.root, with_neighbours=True)
 
 
 def has_image_named(source: Source, pattern: re.Pattern[str], *words: str) -> bool:
