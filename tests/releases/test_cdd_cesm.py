@@ -38,13 +38,13 @@ ROWS = [
 @pytest.fixture
 def release(tmp_path: Path, draw: Draw) -> Path:
     for name, _, _, kind, *_ in ROWS[:5]:
-        draw(f"{FOLDERS[kind]}/{name.strip()}.jpg")
-    return tmp_path
+        draw(f"release/{FOLDERS[kind]}/{name.strip()}.jpg")
+    return tmp_path / "release"
 
 
 @pytest.mark.parametrize("gap", ["-", " "])
 def test_a_breast_has_the_worst_pathology_of_its_images(release: Path, write_sheet: WriteSheet, gap: str) -> None:
-    write_sheet(f"Radiology{gap}manual{gap}annotations.xlsx", "all", [HEADER, *ROWS])
+    write_sheet(f"release/Radiology{gap}manual{gap}annotations.xlsx", "all", [HEADER, *ROWS])
     table = read_release(release).set_index("image_id")
     assert set(table.dataset) == {"cdd_cesm"}
     assert table.patient_id.tolist() == ["1", "1", "1", "2", "3", "4"], "an image without a file has a row"
@@ -68,7 +68,7 @@ def test_a_breast_has_the_worst_pathology_of_its_images(release: Path, write_she
 def test_outlines_of_malignant_images_are_lesions_and_others_are_findings(
     release: Path, write_sheet: WriteSheet
 ) -> None:
-    write_sheet("Radiology-manual-annotations.xlsx", "all", [HEADER, *ROWS])
+    write_sheet("release/Radiology-manual-annotations.xlsx", "all", [HEADER, *ROWS])
     shapes = [
         ("P1_L_DM_CC.jpg", {"name": "polygon", "all_points_x": [3, 9, 5], "all_points_y": [10, 12, 20]}),
         ("P1_L_DM_CC .jpg", {"name": "ellipse", "cx": 20, "cy": 30, "rx": 4, "ry": 6}),

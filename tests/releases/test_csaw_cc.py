@@ -53,11 +53,11 @@ def named(column: pd.Series) -> dict[str, Any]:
 @pytest.fixture
 def table(tmp_path: Path, draw: Draw) -> pd.DataFrame:
     for row in ROWS[:4]:
-        draw(f"images/batch1/{row['anon_filename'].replace('.dcm', '.png')}")
-    draw("images/batch1/00007_20990909_L_CC_2_mask.png", (4, 6, 10, 20))
-    draw("images/batch1/00007_20990909_L_CC_1_mask.png", (5, 6, 10, 20))
-    pd.DataFrame(ROWS).to_csv(tmp_path / TABLE, index=False)
-    return read_release(tmp_path).set_index("image_id", drop=False)
+        draw(f"release/images/batch1/{row['anon_filename'].replace('.dcm', '.png')}")
+    draw("release/images/batch1/00007_20990909_L_CC_2_mask.png", (4, 6, 10, 20))
+    draw("release/images/batch1/00007_20990909_L_CC_1_mask.png", (5, 6, 10, 20))
+    pd.DataFrame(ROWS).to_csv(tmp_path / "release" / TABLE, index=False)
+    return read_release(tmp_path / "release").set_index("image_id", drop=False)
 
 
 def test_only_the_breast_with_a_cancer_found_at_screening_is_positive(table: pd.DataFrame) -> None:
@@ -92,14 +92,14 @@ def test_the_mask_of_an_image_without_a_proven_cancer_is_a_finding(table: pd.Dat
 
 def test_files_are_found_in_any_folder(table: pd.DataFrame, tmp_path: Path) -> None:
     row = table.loc["00007_20990909_R_CC_2"]
-    assert row.path == str(tmp_path / "images/batch1/00007_20990909_R_CC_2.png")
+    assert row.path == str(tmp_path / "release/images/batch1/00007_20990909_R_CC_2.png")
     assert (row.laterality, row["view"], row.machine_id, row.age_group) == ("R", "CC", "HOLOGIC, Inc.", "over 55")
 
 
 def test_without_the_table_a_warning_names_it(tmp_path: Path, draw: Draw, caplog: pytest.LogCaptureFixture) -> None:
-    draw("x/00007_20990909_L_MLO_1.png")
-    draw("x/00007_20990909_L_MLO_1_mask.png", (4, 6, 10, 20))
-    table = read_release(tmp_path)
+    draw("release/x/00007_20990909_L_MLO_1.png")
+    draw("release/x/00007_20990909_L_MLO_1_mask.png", (4, 6, 10, 20))
+    table = read_release(tmp_path / "release")
     assert (table.patient_id[0], table.laterality[0], table["view"][0], len(table)) == ("00007", "L", "MLO", 1)
     assert table.cancer.isna().all()
     assert TABLE in caplog.text

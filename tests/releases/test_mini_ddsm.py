@@ -73,21 +73,21 @@ def test_a_breast_is_positive_only_where_a_contour_is_drawn(
 def test_without_the_table_folders_and_masks_give_the_label_and_a_warning_names_the_table(
     tmp_path: Path, draw: Draw, caplog: pytest.LogCaptureFixture
 ) -> None:
-    draw_case(draw, "Cancer/0007", "C_0007_1", ("RIGHT_CC",))
-    draw_case(draw, "Normal/0009", "A_0009_1")
-    table = read_release(tmp_path)
+    draw_case(draw, "release/Cancer/0007", "C_0007_1", ("RIGHT_CC",))
+    draw_case(draw, "release/Normal/0009", "A_0009_1")
+    table = read_release(tmp_path / "release")
     assert labels(table) == {"C_0007_1L": 0, "C_0007_1R": 1, "A_0009_1L": 0, "A_0009_1R": 0}
     assert "DataWMask.xlsx" in caplog.text
     assert "kaggle.com" in caplog.text
 
 
 def test_a_png_film_wins_over_its_jpeg_copy_and_any_number_of_masks_is_read(tmp_path: Path, draw: Draw) -> None:
-    draw_case(draw, "JPEG-8/Cancer/0007", "C_0007_1", ("LEFT_CC",))
-    draw_case(draw, "PNG-16/Cancer/0007", "C_0007_1", ("LEFT_CC",), suffix="png")
-    draw("PNG-16/Cancer/0007/C_0007_1.LEFT_CC_Mask2.png", (20, 20, 30, 30))
-    table = read_release(tmp_path).set_index("image_id")
+    draw_case(draw, "release/JPEG-8/Cancer/0007", "C_0007_1", ("LEFT_CC",))
+    draw_case(draw, "release/PNG-16/Cancer/0007", "C_0007_1", ("LEFT_CC",), suffix="png")
+    draw("release/PNG-16/Cancer/0007/C_0007_1.LEFT_CC_Mask2.png", (20, 20, 30, 30))
+    table = read_release(tmp_path / "release").set_index("image_id")
     assert len(table) == 4
-    assert all("PNG-16" in path for path in table.path)
+    assert all("/PNG-16/" in path for path in table.path)
     assert table.lesions["C_0007_1.LEFT_CC"] == "4 6 10 20;20 20 30 30"
 
 
