@@ -24,7 +24,7 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
+from vitmodel.releases.image_names import has_image_named, warn_missing_table
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ PATHOLOGY_COLUMN = "Pathology Classification"
 """Start of the name of the column with the label."""
 ADDRESS = "doi.org/10.7937/29kw-ae92"
 IMAGE_NAME = re.compile(r"(?:^|/)P(?P<patient>\d+)_(?P<side>[LR])_(?P<type>DM|CM)_(?P<view>[A-Z]+)", re.IGNORECASE)
-CANCER = {"malignant": 1.0, "benign": 0.0, "normal": 0.0}
 
 
 def detect(source: Source) -> bool:
@@ -97,7 +96,8 @@ def _low_energy_images(table: pd.DataFrame, name: str) -> pd.DataFrame:
         raise UsageError(f"{name}: column {PATHOLOGY_COLUMN}/ Follow up is missing; download the spreadsheet again")
     table["name"] = table.Image_name.str.strip().map(image_stem)
     table["side"] = normalize_side(table.Side)
-    label = table[pathology].str.strip().str.lower().map(CANCER)
+    words = table[pathology].str.lower()
+    label = words.str.contains("malignant").astype(float).where(words.str.contains("malignant|benign|normal", na=False))
     table["image_cancer"] = label.groupby(table.name).transform("max")
     table["cancer"] = label.groupby([table.Patient_ID, table.side]).transform("max")
     table["birads"] = _largest_birads(table.BIRADS).groupby(table.name).transform("max")

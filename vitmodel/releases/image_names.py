@@ -1,4 +1,4 @@
-"""Recognise a release whose label table is missing by the names of its images, and say what is missing."""
+"""Recognise a release without its label table by the names of its images, and say what is missing."""
 
 from __future__ import annotations
 
