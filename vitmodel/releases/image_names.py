@@ -27,7 +27,7 @@ def has_image_named(source: Source, pattern: re.Pattern[str], *words: str) -> bo
 def warn_missing_table(source: Source, table: str, unknown: str, address: str) -> None:
     """Warn that a release's table is missing, what is unknown without it, and where to get it."""
     logger.warning(
-        "%s: %s is missing, so %s are unknown; get it from %s and put it in this folder",
+        "%s: cannot find %s, so %s are unknown; get what is missing from %s and put it in this folder",
         source.root,
         table,
         unknown,
