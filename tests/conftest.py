@@ -28,6 +28,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 """Takes a folder's name and a function that fills the folder; returns the folder."""
+Box = tuple[int, int, int, int]
+Draw = Callable[..., Path]
+"""Takes a name below the test's folder and boxes; writes a mask that is white there or, without boxes, a film."""
+WriteSheet = Callable[[str, str, Sequence[Sequence[object]]], Path]
+"""Takes a name below the test's folder, the name of a sheet and its rows; writes a spreadsheet."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -201,3 +206,40 @@ def kill_and_resume() -> Callable[[list[str], Path], None]:
         assert main([*command, "--resume"]) == 0
 
     return killed_and_resumed
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Draw:
+    """Return a function that writes a small picture of a release and returns its path."""
+    import cv2
+    import numpy as np
+
+    def draw(name: str, *boxes: Box) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        film = np.random.default_rng(0).integers(0, 256, (48, 40), np.uint8)  # all grey values, unlike a mask
+        pixels = np.zeros_like(film) if boxes else film
+        for x0, y0, x1, y1 in boxes:
+            pixels[y0:y1, x0:x1] = 255
+        assert cv2.imwrite(str(path), pixels)
+        return path
+
+    return draw
+
+
+@pytest.fixture
+def write_sheet(tmp_path: Path) -> WriteSheet:
+    """Return a function that writes a spreadsheet of one sheet and returns its path."""
+    import openpyxl
+
+    def write_sheet(name: str, sheet: str, rows: Sequence[Sequence[object]]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        book = openpyxl.Workbook()
+        book.active.title = sheet
+        for row in rows:
+            book.active.append(list(row))
+        book.save(path)
+        return path
+
+    return write_sheet

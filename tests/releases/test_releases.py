@@ -345,7 +345,7 @@ def test_an_unreadable_source_is_a_usage_error_with_the_reason(write: Callable[.
             read_release(source / name)
         assert all(word in str(error.value) for word in words), (name, str(error.value))
     with pytest.raises(UsageError, match="choose auto, vindr"):
-        read_release(source, "ddsm")
+        read_release(source, "bcdr")
     with pytest.raises(UsageError, match=r"vindr: breast-level_annotations.csv"):
         read_release(source / "empty", "vindr")
 

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 class ReleaseAdapter(Protocol):
     """Interface of a module that reads one kind of release.
 
-    An image that the release lists but whose file is missing keeps its row.
+    An image that the release lists but whose file is missing keeps its row. A module may also have a function
+    `detect_images`, which recognises the release by the names of its images. It is called if no table was found, so
+    that `read` can name the missing table instead of giving masks as films and images without labels.
     """
 
     EXPECTED_FILES: str
@@ -42,6 +44,10 @@ def adapter(module: str) -> ReleaseAdapter:
 RELEASE_ADAPTERS: dict[str, ReleaseAdapter] = {
     "vindr": adapter("vindr"),
     "cbis_ddsm": adapter("cbis_ddsm"),
+    "mini_ddsm": adapter("mini_ddsm"),
+    "cdd_cesm": adapter("cdd_cesm"),
+    "csaw_cc": adapter("csaw_cc"),
+    "ddsm": adapter("ddsm"),
     "inbreast": adapter("inbreast"),
     "cmmd": adapter("cmmd"),
     "mias": adapter("mias"),
@@ -86,6 +92,7 @@ def read_release(
         with_neighbours = _read_with_neighbours(Source(root, with_neighbours=True), candidates)
         if with_neighbours is not None:
             return with_neighbours
+        name = _detect_by_images(source, candidates) or name
     if name is None:
         expected = "".join(f"\n  {name}: {adapter.EXPECTED_FILES}" for name, adapter in candidates.items())
         raise UsageError(f"{root} contains nothing to read; it must contain one of:{expected}")
@@ -97,6 +104,12 @@ def read_release(
 def detect_release(source: Source, candidates: Iterable[str]) -> str | None:
     """Return the first of `candidates` whose adapter recognises the source."""
     return next((name for name in candidates if RELEASE_ADAPTERS[name].detect(source)), None)
+
+
+def _detect_by_images(source: Source, candidates: Iterable[str]) -> str | None:
+    """Return the first of `candidates` whose adapter recognises the images of the source, which has no table."""
+    detectors = {name: getattr(RELEASE_ADAPTERS[name], "detect_images", None) for name in candidates}
+    return next((name for name, detect_images in detectors.items() if detect_images and detect_images(source)), None)
 
 
 def _read_with_neighbours(source: Source, candidates: Iterable[str]) -> pd.DataFrame | None:
