@@ -19,7 +19,8 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest
 from vitmodel.errors import UsageError
-from vitmodel.releases.files import image_stem, list_images, make_unique, patient_from_name
+from vitmodel.releases.files import image_stem, make_unique, patient_from_name
+from vitmodel.releases.source import Source, without_copies
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,9 @@ CLASSES = {
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root`, or a split's folder in it, contains a folder for each class."""
+def detect(source: Source) -> bool:
+    """Return whether the source, or a split's folder in it, contains a folder for each class."""
+    root = source.root
     if not root.is_dir():
         return False
     split_folders = [root / name for name in _folders(root) if name.lower() in SPLITS]
@@ -57,7 +59,7 @@ def _folders(folder: Path) -> list[str]:
     return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per image.
 
     Side and view are unknown, and so is the class of an image that is outside the class folders.
@@ -65,15 +67,17 @@ def read(root: Path) -> pd.DataFrame:
     Raises:
         UsageError: The folder contains no image.
     """
-    paths = pd.Series(list_images(root), dtype=object)
+    paths = pd.Series(without_copies(source.images), dtype=object)
     if paths.empty:
-        raise UsageError(f"{root}: no image found; add DICOM, PNG, JPEG or TIFF files to these folders")
+        raise UsageError(f"{source.root}: no image found; add DICOM, PNG, JPEG or TIFF files to these folders")
     patients = paths.map(patient_from_name)
-    image_ids = make_unique(paths.map(image_stem), paths, root)
+    image_ids = make_unique(paths.map(image_stem), paths, source.root)
     if patients.isna().any():
-        logger.warning("%s: some files are not named <patient>_<image>, so each file is a patient of its own", root)
+        logger.warning(
+            "%s: some files are not named <patient>_<image>, so each file is a patient of its own", source.root
+        )
         patients = image_ids
-    folders = paths.map(lambda path: _folder_names(path, root))
+    folders = paths.map(lambda path: _folder_names(path, source.root))
     frame = pd.DataFrame(
         {
             "image_id": image_ids,
@@ -86,7 +90,7 @@ def read(root: Path) -> pd.DataFrame:
             "split": folders.map(lambda names: _first_value(names, SPLITS)),
         }
     )
-    return as_manifest(frame, str(root))
+    return as_manifest(frame, str(source.root))
 
 
 def _folder_names(path: str, root: Path) -> list[str]:

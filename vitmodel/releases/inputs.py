@@ -21,10 +21,12 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from vitmodel.data.manifest import as_manifest, merge_manifests
+from vitmodel.data.tables import TABLE_SUFFIXES
 from vitmodel.errors import InputRefusedError, UsageError, VitmodelError
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import make_unique
 from vitmodel.releases.registry import read_release
+from vitmodel.releases.source import Source
 from vitmodel.utils import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def read_inputs(sources: Sequence[str], dataset: str, scratch: Path) -> pd.DataF
     refused: list[dict[str, str]] = []
     for name in _expand_standard_input(sources):
         try:
-            if os.path.isdir(name) or name.lower().endswith(".csv"):
+            if os.path.isdir(name) or name.lower().endswith(TABLE_SUFFIXES):
                 tables.append(_read_source(Path(name), dataset, name))
             elif zipfile.is_zipfile(name):
                 tables.append(_read_zip(name, dataset, scratch))
@@ -100,7 +102,8 @@ def _read_source(source: Path, dataset: str, name: str) -> pd.DataFrame:
     """
     if not source.exists():
         raise InputRefusedError("missing_file", f"{name} does not exist; check the path")
-    if source.is_dir() and not dicom_folder.detect(source) and not any(source.glob("*.csv")):
+    files = Source(source)
+    if source.is_dir() and not files.images and not files.tables:
         raise InputRefusedError(
             "not_an_image", f"{name} contains no image; it must contain {dicom_folder.EXPECTED_FILES}"
         )
