@@ -2,12 +2,12 @@
 
 Licence: EMBED's data use agreement (registration on https://registry.opendata.aws/emory-breast-imaging-dataset-embed).
 
-Layout: tables/EMBED_OpenData_clinical.csv (a row per finding) and EMBED_OpenData_metadata.csv (a row per file), or their
-copies `_reduced`, and images/cohort_<n>/<patient>/<study>/<image>.dcm.
+Layout: tables/EMBED_OpenData_clinical.csv (a row per finding) and EMBED_OpenData_metadata.csv (a row per file), or
+their copies `_reduced`, and images/cohort_<n>/<patient>/<study>/<image>.dcm.
 
-The rows of the two tables belong together by patient, exam and side; a finding of side B, or of no side, belongs to both
-breasts. `cancer` comes from pathology alone: a breast that was not biopsied has no label, whatever its BI-RADS. A cancer
-of one exam says nothing about the woman's other exams, so that the label is per exam (`exam_id`).
+The rows of the two tables belong together by patient, exam and side; a finding of side B, or of no side, belongs to
+both breasts. `cancer` comes from pathology alone: a breast that was not biopsied has no label, whatever its BI-RADS. A
+cancer of one exam says nothing about the woman's other exams, so that the label is per exam (`exam_id`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METADATA = ("EMBED_OpenData_metadata_reduced.csv", "EMBED_OpenData_metadata.csv"
 KEYS = ("empi_anon", "acc_anon")
 CLINICAL_COLUMNS = (*KEYS, "side", "asses", "tissueden", "path_severity", "bside", "age_at_study")
 METADATA_COLUMNS = (*KEYS, "FinalImageType", "ImageLateralityFinal", "ViewPosition", "anon_dicom_path")
-OPTIONAL_COLUMNS = ("spot_mag", "ROI_coords", "ManufacturerModelName", "study_date_anon")
+OPTIONAL_COLUMNS = ("spot_mag", "ROI_coords", "ManufacturerModelName")
 PATH_PREFIX = "/mnt/NAS2/mammo/anon_dicom/"
 """Folder of the images on the computer where the table was made."""
 CANCER = {0: 1.0, 1: 1.0, 2: 0.0, 3: 0.0, 4: 0.0, 5: 0.0}
@@ -99,8 +99,7 @@ def _read(source: Source, names: tuple[str, ...], needed: tuple[str, ...]) -> pd
             "(s3://embed-dataset-open) and put it next to the other table"
         )
     complete = [path for path in found if set(needed) <= source.header(path)]
-    table = read_table((complete or found)[0], needed)
-    table = table[[name for name in (*needed, *OPTIONAL_COLUMNS) if name in table]]
+    table = read_table((complete or found)[0], needed, columns=(*needed, *OPTIONAL_COLUMNS))
     return table.assign(**{name: table[name].map(_identifier, na_action="ignore") for name in KEYS})
 
 

@@ -1,9 +1,9 @@
 """Read INbreast (2012; doi:10.1016/j.acra.2011.09.014).
 
-Licence: by agreement with the Breast Research Group, INESC Porto.
+Licence: for research, on request to the Breast Research Group (INESC Porto).
 
-Layout: INbreast.csv or INbreast.xls, AllDICOMs/<file>_<patient>_MG_<side>_<view>_ANON.dcm and AllXML/<file>.xml with the
-outlines of the findings.
+Layout: INbreast.csv or INbreast.xls, AllDICOMs/<file>_<patient>_MG_<side>_<view>_ANON.dcm and AllXML/<file>.xml with
+the outlines of the findings.
 
 Patient ids were removed from the table, so the code in the file names identifies patients. An image whose file is
 missing becomes a patient of its own. The table has no pathology, so `cancer` is NaN. BI-RADS 4a, 4b and 4c become 4;

@@ -22,9 +22,9 @@ import pandas as pd
 
 from vitmodel.data import lesions
 from vitmodel.data.manifest import as_manifest
-from vitmodel.errors import ImageRefusedError, UsageError
-from vitmodel.pixels.open import open_image
+from vitmodel.errors import UsageError
 from vitmodel.releases import custom_table
+from vitmodel.releases.dicom_folder import image_size
 from vitmodel.releases.files import get_or_default, image_stem
 from vitmodel.releases.source import Source
 
@@ -131,7 +131,7 @@ def _from_the_top(findings: pd.DataFrame, files: dict[str, str]) -> pd.DataFrame
     If a circle's centre is outside its film, the films are resized copies, and no circle is returned.
     """
     circles = findings[findings.x.notna() & findings.film.isin(files)]
-    sizes = {film: _size(files[film]) for film in circles.film.unique()}
+    sizes = {film: size for film in circles.film.unique() if (size := image_size(files[film]))}
     width = circles.film.map({film: size[1] for film, size in sizes.items()})
     height = circles.film.map({film: size[0] for film, size in sizes.items()})
     is_inside = (circles.x < width) & (circles.y < height)
@@ -139,15 +139,6 @@ def _from_the_top(findings: pd.DataFrame, files: dict[str, str]) -> pd.DataFrame
         logger.warning("circles of findings are left out, because the films have another size than the release's")
         return circles.iloc[:0]
     return circles.assign(y=height - circles.y)[is_inside]
-
-
-def _size(path: str) -> tuple[float, float]:
-    """Return the rows and columns of a film; NaN if it cannot be read."""
-    try:
-        header = open_image(path).header
-    except ImageRefusedError:
-        return float("nan"), float("nan")
-    return header.rows, header.columns
 
 
 def _boxes_by_film(circles: pd.DataFrame) -> dict[str, str]:

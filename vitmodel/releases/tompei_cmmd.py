@@ -40,7 +40,14 @@ COLUMNS = {
 }
 """Columns of the manifest by the text of the table's, in lower case and with single spaces."""
 CANCER = {"malignant": 1.0, "invisible": 1.0, "benign": 0.0, "normal": 0.0}
-DENSITY = {"fatty": "A", "almost": "A", "scattered": "B", "heterogeneous": "C", "heterogeneously": "C", "extremely": "D"}
+DENSITY = {
+    "fatty": "A",
+    "almost": "A",
+    "scattered": "B",
+    "heterogeneous": "C",
+    "heterogeneously": "C",
+    "extremely": "D",
+}
 """Density by the first word of the cell."""
 ANNOTATION_NAME = re.compile(r"(.+)_MLO_([LR])_AnnotationFile\.json")
 

@@ -22,8 +22,7 @@ import pandas as pd
 from vitmodel.data import lesions
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
-from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.open import open_image
+from vitmodel.releases.dicom_folder import image_size
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
 from vitmodel.releases.source import Source, dicom_last, is_dicom_name
 
@@ -108,7 +107,9 @@ def _all_findings(source: Source, path: Path, rows: pd.DataFrame) -> pd.DataFram
     nearby = path.with_name(FINDINGS)
     findings = nearby if nearby.is_file() else source.find_table(FINDINGS)
     if findings is None:
-        logger.warning("%s: %s is missing, so the images have no findings; get it from PhysioNet", path.parent, FINDINGS)
+        logger.warning(
+            "%s: %s is missing, so the images have no findings; get it from PhysioNet", path.parent, FINDINGS
+        )
         return pd.DataFrame(columns=["image_id", "finding_categories"], dtype=object)
     return read_table(findings, ["image_id", "finding_categories"])
 
@@ -141,19 +142,10 @@ def _boxes_of_dicom(boxes: pd.Series, paths: pd.Series, table: pd.DataFrame) -> 
     """Return the boxes of DICOM files and of pictures that have the size of their DICOM file."""
     sizes = table.reindex(columns=["height", "width"]).apply(pd.to_numeric, errors="coerce")
     is_copy = boxes.notna() & ~paths.map(is_dicom_name)
-    resized = [row for row in boxes.index[is_copy] if _size(paths[row]) != tuple(sizes.loc[row])]
+    resized = [row for row in boxes.index[is_copy] if image_size(paths[row]) != tuple(sizes.loc[row])]
     if resized:
         logger.warning(
             "boxes of findings are left out for %d pictures, because they have another size than the DICOM files",
             len(resized),
         )
     return boxes.drop(resized).reindex(boxes.index)
-
-
-def _size(path: str) -> tuple[int, int] | None:
-    """Return the rows and columns of an image, or None if it cannot be read."""
-    try:
-        header = open_image(path).header
-    except ImageRefusedError:
-        return None
-    return header.rows, header.columns
