@@ -134,9 +134,8 @@ def _breasts(clinical: pd.DataFrame) -> pd.DataFrame:
 
 def _by_side(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with `side` L or R; a row of both sides, or of an unknown one, is repeated for each."""
-    sides = normalize_side(rows.side).map({"L": ["L"], "R": ["R"]})
-    both = sides.isna()
-    sides[both] = [["L", "R"]] * int(both.sum())
+    names = [[side] if side in ("L", "R") else ["L", "R"] for side in normalize_side(rows.side)]
+    sides = pd.Series(names, index=rows.index, dtype=object)
     return rows.assign(side=sides).explode("side")
 
 
