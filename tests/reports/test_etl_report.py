@@ -20,6 +20,7 @@ from vitmodel.reports.contact_sheet import BOX_COLOUR, THUMBNAIL_SIDE, sample_by
 from vitmodel.reports.etl import (
     count_by_status,
     count_values,
+    fold_mirrored_releases,
     format_percentage,
     image_properties,
     summarize_reasons,
@@ -149,6 +150,30 @@ def test_mirrored_images_are_counted_per_machine_and_patient() -> None:
     assert table.loc["unknown"].to_dict() == {"images": 1, "mirrored": 1, "patients": 1, "all": 1, "some": 0}
     assert "C" not in table.index
     assert table.index[0] == "A"
+
+
+def test_a_release_that_is_mirrored_as_a_whole_is_said_once(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    """Films m0 to m9 are mirrored but for m9; of release b, one of five images is."""
+    code = "laterality_mismatch"
+    films = table_of(
+        image_id=[*(f"m{row}" for row in range(10)), *(f"b{row}" for row in range(5)), "x"],
+        dataset=["mias"] * 10 + ["b"] * 5 + ["mias"],
+        chest_wall_side=["right"] * 9 + ["left"] * 5 + ["right", None],
+        status=["warned"] * 9 + ["ok"] * 5 + ["warned", "refused"],
+        reason=[f"{code};lossy", *[code] * 8, *[None] * 5, code, "blank"],
+    )
+    shown, sentences = fold_mirrored_releases(films)
+    assert [sentence.split(" are ")[0] for sentence in sentences] == ["mias: 9 of 10 images"]
+    assert shown.reason.fillna("").tolist() == ["lossy", *[""] * 13, code, "blank"]
+    assert shown.status.tolist() == ["warned", *["ok"] * 13, "warned", "refused"]
+    assert films.reason[1] == code, "the manifest itself is not changed"
+
+    apart = films.assign(dataset=["a"] * 3 + ["b"] * 13)
+    assert fold_mirrored_releases(apart)[1] == [], "three images are no release, and half of b is not mirrored"
+    pd.testing.assert_frame_equal(fold_mirrored_releases(apart)[0], apart)
+
+    mirrored = manifest.assign(laterality=manifest.chest_wall_side.map({"left": "R", "right": "L"}).fillna(""))
+    assert fold_mirrored_releases(mirrored)[1][0] in report_on(mirrored, tmp_path).words
 
 
 def test_a_manifest_without_used_images_or_sites_is_reported(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from vitmodel.pixels.open import open_image
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.releases.files import safe_file_name
 from vitmodel.releases.registry import read_release
-from vitmodel.reports.etl import write_etl_report
+from vitmodel.reports.etl import fold_mirrored_releases, write_etl_report
 from vitmodel.utils import retain_freed_memory, write_atomic
 
 MIN_IMAGES_FOR_PROCESSES = 500
@@ -236,16 +236,19 @@ def list_copies(release: pd.DataFrame, tasks: list[CropTask], journal: Journal) 
 
 def summarise(manifest: pd.DataFrame, out: Path) -> int:
     """Print counts by status and by reason, and return the exit status: 1 if every image was refused."""
-    counts = manifest["status"].value_counts()
+    shown, mirrored = fold_mirrored_releases(manifest)
+    counts = shown["status"].value_counts()
     parts = [f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused")]
     print(f"{len(manifest)} images: {', '.join(parts)}")
-    reasons = manifest["reason"].dropna().str.split(";").explode().value_counts()
+    reasons = shown["reason"].dropna().str.split(";").explode().value_counts()
     for reason, count in reasons.items():
         print(f"  {count:6d} {reason}")
     for column in ("laterality", "view"):
         unknown = int((manifest[column] == "").sum())
         if unknown:
             print(f"  {unknown:6d} images without a {'side' if column == 'laterality' else column}")
+    for sentence in mirrored:
+        print(sentence)
     print(describe_labels(manifest))
     print(f"manifest: {out / 'manifest.csv'}\nreport:   {out / 'etl_report.html'}")
     return 0 if (manifest["status"] != "refused").any() else 1

@@ -101,3 +101,12 @@ def _header_values(file: str) -> dict[str, Any]:
     except ImageRefusedError:
         return {}
     return {name: value for name, value in header.items() if name in HEADER_COLUMNS and value not in ("", None)}
+
+
+def image_size(file: str) -> tuple[int, int] | None:
+    """Return the rows and columns of an image, or None if it cannot be read."""
+    try:
+        header = open_image(file).header
+    except ImageRefusedError:
+        return None
+    return header.rows, header.columns

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 import pandas as pd
 
 from vitmodel.errors import UsageError
+from vitmodel.releases.missing_tables import warn_of_missing_table
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ RELEASE_ADAPTERS: dict[str, ReleaseAdapter] = {
     "csaw_cc": adapter("csaw_cc"),
     "ddsm": adapter("ddsm"),
     "inbreast": adapter("inbreast"),
+    "tompei_cmmd": adapter("tompei_cmmd"),
     "cmmd": adapter("cmmd"),
+    "embed": adapter("embed"),
     "mias": adapter("mias"),
     "rsna": adapter("rsna"),
     "listing": adapter("custom_table"),
@@ -96,6 +99,8 @@ def read_release(
     if name is None:
         expected = "".join(f"\n  {name}: {adapter.EXPECTED_FILES}" for name, adapter in candidates.items())
         raise UsageError(f"{root} contains nothing to read; it must contain one of:{expected}")
+    if name in WITHOUT_TABLE:
+        warn_of_missing_table(source)
     table = RELEASE_ADAPTERS[name].read(source)
     logger.info("%s: %d images, read as %s", root, len(table), name)
     return table

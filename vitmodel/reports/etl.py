@@ -33,6 +33,10 @@ MAX_GROUPS = 40
 """Maximum number of sites or machines with a table row of their own; the others are merged."""
 MAX_VALUES = 8
 """Maximum number of values of a source property with a table row of their own; the others are merged."""
+MIRRORED_SHARE = 0.9
+"""Share of a release's images from which the release counts as mirrored as a whole; the side is not found in each."""
+MIN_MIRRORED = 4
+"""Minimum number of images of a release that counts as mirrored as a whole."""
 HISTOGRAM_BINS = 25
 VOI_NAME_PATTERN = r"^(\w+) \S+/\S+ (\d+/\d+)$"
 """A VOI's name as in pixels/voi.py: "<function> <center>/<width> <number>/<count>"."""
@@ -53,6 +57,7 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
     missing = int(manifest["status"].isna().sum())
     if missing:
         raise UsageError(f"column 'status': empty in {missing} rows of the manifest; run `vitmodel etl` on its images")
+    manifest, mirrored = fold_mirrored_releases(manifest)
     used = usable_rows(manifest)
     refused = manifest[manifest["status"] == "refused"]
     cards = contact_sheet(sample_by_reason(used, MAX_ENTRIES), jobs)
@@ -67,6 +72,7 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
         breasts=breast_ids(manifest).nunique(),
         copies=find_duplicates(manifest),
         reasons=summarize_reasons(manifest),
+        mirrored=mirrored,
         refused=refused,
         refusals=sample_by_reason(refused, MAX_REFUSALS),
         groups={"site": count_by_status(manifest, "site_id"), "machine": count_by_status(manifest, "machine_id")},
@@ -136,6 +142,39 @@ def summarize_reasons(manifest: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["verdict", "images"], ascending=[True, False], kind="stable")
 
 
+def fold_mirrored_releases(manifest: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Replace the warnings `laterality_mismatch` of a release that is mirrored as a whole by one sentence.
+
+    Args:
+        manifest: The manifest as the ETL made it.
+
+    Returns:
+        The manifest as it is shown to the user, and a sentence for each mirrored release. An image without another
+        warning is shown as ok. The file keeps the code in every row.
+    """
+    mirrored = _is_mirrored(usable_rows(manifest))
+    counts = mirrored.groupby(manifest["dataset"].reindex(mirrored.index)).agg(["sum", "size"])
+    counts = counts[(counts["sum"] >= MIN_MIRRORED) & (counts["sum"] >= MIRRORED_SHARE * counts["size"])]
+    folded = manifest["dataset"].isin(counts.index) & mirrored.reindex(manifest.index, fill_value=False).astype(bool)
+    codes = explode_codes(manifest[folded])
+    others = codes[codes != "laterality_mismatch"].groupby(level=0).agg(";".join).reindex(codes.index.unique())
+    shown = manifest.copy()
+    shown.loc[folded, "reason"] = others
+    shown.loc[folded & shown["reason"].isna(), "status"] = "ok"
+    sentences = [
+        f"{release}: {number} of {total} images are mirrored against their stated side, so that the whole release is; "
+        "the crops follow the pixels, and the rows keep the code laterality_mismatch"
+        for release, number, total in counts.itertuples()
+    ]
+    return shown, sentences
+
+
+def _is_mirrored(used: pd.DataFrame) -> pd.Series:
+    """Return whether each image is mirrored, for those with a known laterality and chest wall."""
+    compared = used[used["laterality"].isin(["L", "R"]) & used["chest_wall_side"].notna()]
+    return (compared["laterality"] == "L") != (compared["chest_wall_side"] == "left")
+
+
 def summarize_sides(used: pd.DataFrame) -> pd.DataFrame:
     """Count, per machine, the images whose chest wall is at the other edge than their stated laterality implies.
 
@@ -146,8 +185,8 @@ def summarize_sides(used: pd.DataFrame) -> pd.DataFrame:
         A table indexed by machine with the columns `images` (compared), `mirrored`, `patients`, `all` (patients with
         all images mirrored) and `some` (patients with some images mirrored).
     """
-    compared = used[used["laterality"].isin(["L", "R"]) & used["chest_wall_side"].notna()]
-    mirrored = (compared["laterality"] == "L") != (compared["chest_wall_side"] == "left")
+    mirrored = _is_mirrored(used)
+    compared = used.loc[mirrored.index]
     machine = merge_rare_values(compared["machine_id"], MAX_GROUPS).rename("machine")
     per_patient = mirrored.groupby([machine, compared["patient_id"]]).agg(["size", "sum"])
     counts = pd.DataFrame(
