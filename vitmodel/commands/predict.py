@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from vitmodel import __version__
+from vitmodel.archives import source_state
 from vitmodel.config import PredictConfig
 from vitmodel.data.manifest import breast_ids
 from vitmodel.errors import ImageRefusedError, VitmodelError
-from vitmodel.jobs.journal import JOURNAL, Journal, file_state, lock_folder
+from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.model.explain import method_named
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.evidence import Software
@@ -171,7 +172,7 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
     ensemble = task.predictor.ensemble
     config = task.config
     settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
-    marks = [f"{file_state(row.source_file)} {row.laterality} {settings}" for row in task.rows.rows]
+    marks = [f"{source_state(row.source_file)} {row.laterality} {settings}" for row in task.rows.rows]
     if ensemble.model.sources or ensemble.fused:
         for number, metadata in enumerate(task.rows.metadata):
             marks[number] += f" {metadata.sources} {metadata.view}"
