@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -93,8 +92,7 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         VitmodelError: A file cannot be written.
     """
     with lock_folder(config.out):
-        unpacked = config.out / ".unpacked"
-        rows = predictor.attach(read_inputs(config.source, config.dataset, unpacked))
+        rows = predictor.attach(read_inputs(config.source, config.dataset))
         for message in recropping_messages(rows.table, predictor.ensemble.package["preprocessing"]):
             say(message)
         task = ScoringTask(rows=rows, predictor=predictor, config=config, say=say)
@@ -107,7 +105,6 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
             write_score_files(*tables, config.out, config.parquet, config.jsonl)
             if config.dicom:
                 say(write_reports(task, tables, entries))
-        shutil.rmtree(unpacked, ignore_errors=True)
     unexplained = {}
     for name, entry in zip(tables.images["image_id"], entries, strict=True):
         if "unexplained" in entry:
