@@ -102,11 +102,8 @@ def is_archive(path: Path | str) -> bool:
 
 def archive_kind(path: Path | str) -> str:
     """Return zip, tar, the name of a compression that allows no access to single members, or '' for any other file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return ""
-    if not stat.S_ISREG(status.st_mode):
+    status = _status(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
         return ""
     return _read_kind(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
@@ -249,11 +246,20 @@ def find_member(path: Path | str) -> tuple[Archive, str] | None:
     """
     text = os.path.abspath(path)
     archive = text
-    while not os.path.lexists(archive) and archive != "/":
+    while (status := _status(archive)) is None and archive != "/":
         archive = os.path.dirname(archive)
-    if not is_archive(archive):
+    if status is None or not stat.S_ISREG(status.st_mode):
         return None
-    return open_archive(archive), text[len(archive) + 1 :]
+    state = (archive, status.st_size, status.st_mtime_ns)
+    return (_read_index(*state), text[len(archive) + 1 :]) if _read_kind(*state) in ("zip", "tar") else None
+
+
+def _status(path: Path | str) -> os.stat_result | None:
+    """Return the status of a path, or None if it does not exist or cannot be reached."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
 
 
 def is_source_file(path: Path | str) -> bool:
