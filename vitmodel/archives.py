@@ -289,6 +289,18 @@ def member_paths(folder: Path | str) -> list[str]:
     return [f"{archive.path}/{member}" for member in archive.members if member.startswith(prefix)]
 
 
+def folder_names(folder: Path | str) -> list[str]:
+    """Return the names of the folders directly in a folder, an archive or a folder in an archive."""
+    if os.path.isdir(folder):
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    found = find_member(folder)
+    if found is None:
+        return []
+    archive, name = found
+    return [path.rpartition("/")[2] for path in archive.folders if path and path.rpartition("/")[0] == name]
+
+
 def source_state(path: Path | str) -> str:
     """Return a text that changes with a file's content, without reading it; 'missing' if it does not exist.
 
