@@ -27,8 +27,8 @@ import numpy as np
 from vitmodel.commands.predict import predict
 from vitmodel.config import PredictConfig, PredictorConfig
 from vitmodel.jobs.parallel import parallel_map
-from vitmodel.releases.files import list_images
 from vitmodel.releases.inputs import read_inputs
+from vitmodel.releases.source import Source
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import ScoredImage, ScoringRows, Unit
 from vitmodel.utils import to_json, write_atomic
@@ -37,7 +37,7 @@ from vitmodel.utils import to_json, write_atomic
 def repeat(folder: Path, files: int, into: Path) -> Path:
     """Create the folder `into` with `files` links to the images of `folder` in turn, and return it."""
     into.mkdir()
-    images = list_images(folder)
+    images = Source(folder).images
     for number in range(files):
         source = images[number % len(images)]
         (into / f"{number:05d}{Path(source).suffix}").symlink_to(source)
@@ -131,7 +131,7 @@ def main() -> None:
             few = repeat(arguments.folder, max(1, arguments.files // 10), scratch / "few")
             results["times"] = parts(arguments.package, few, scratch, arguments.rounds)
         if arguments.only in (None, "cold"):
-            image = list_images(arguments.folder)[0]
+            image = Source(arguments.folder).images[0]
             results["cold start"] = cold_start(arguments.package, image, scratch, arguments.rounds)
         if arguments.only in (None, "memory"):
             many = repeat(arguments.folder, arguments.files, scratch / "many")

@@ -38,9 +38,10 @@ from vitmodel.cli import main as vitmodel
 from vitmodel.commands.etl import etl
 from vitmodel.config import AugmentConfig, ETLConfig, PredictorConfig, Size
 from vitmodel.data.dataset import read_crop
-from vitmodel.data.manifest import breast_ids, read_manifest, read_table, usable_rows
+from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows
 from vitmodel.data.samplers import EpochSampler
 from vitmodel.data.splits import assign_folds
+from vitmodel.data.tables import read_table
 from vitmodel.data.transforms import Augmentation
 from vitmodel.metrics.bootstrap import Interval, percentile_limits, resample
 from vitmodel.metrics.metrics import RankedUnits, compute_metrics

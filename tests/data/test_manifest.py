@@ -110,7 +110,7 @@ def test_files_that_are_not_manifests_are_refused_by_name(tmp_path: Path) -> Non
         b"image_id,patient_id,laterality,view,path\n": "no rows",
         b"": "not a table",
         b"a,b\n1,2\n1,2,3\n": "not a table",
-        b"\xff\xfe\x00\x81": "not a table",
+        b"\xff\xfe\x00\x81": "image_id is missing",
     }
     for content, word in contents.items():
         path.write_bytes(content)

@@ -22,6 +22,7 @@ from vitmodel.data.splits import assign_splits
 from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.releases.registry import RELEASE_ADAPTERS, read_release
+from vitmodel.releases.source import Source
 
 RSNA_HEADER = (
     "site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,density,machine_id,"
@@ -254,7 +255,7 @@ def test_folders_0_and_1_below_others_are_patients_and_not_classes(write: Callab
     source = write({"negative/1/a.png": "", "positive/2/b.png": ""})
     assert read_release(source).cancer.tolist() == [0, 1], "the outermost class folder gives the label"
     assert not RELEASE_ADAPTERS["class_folders"].detect(
-        write({"x/0/a.png": "", "x/1/a.png": "", "x/2/a.png": ""}) / "x"
+        Source(write({"x/0/a.png": "", "x/1/a.png": "", "x/2/a.png": ""}) / "x")
     )
 
 
@@ -267,6 +268,9 @@ def test_images_without_a_table_are_read_from_headers_and_paths(
             "b/1_2.png": "",
             "b/2.png": "",
             "labels.csv": "file,cancer\n",
+            "b/1_2_mask.png": "",
+            "Masks/3.png": "",
+            "b/Thumbs.pkl": "",
             "b/README": "x",
             "dicomdir": "x",
         }
@@ -275,14 +279,14 @@ def test_images_without_a_table_are_read_from_headers_and_paths(
     (source / "b" / "1.2.840.7").write_bytes(Path(str(get_testdata_file("MR_small.dcm", download=False))).read_bytes())
     (source / "b" / "loop").symlink_to(source)
     with lock_folder(source / "out"):  # the output folder of a run, inside its own source
-        (source / "out" / "overlays").mkdir()
-        shutil.copy(source / "b" / "2.png", source / "out" / "overlays")
+        (source / "out" / "images").mkdir()
+        shutil.copy(source / "b" / "2.png", source / "out" / "images")
     table = read_release(source)
     assert names(table, source) == ["a/broken.dcm", "b/1.2.840.7", "b/1_2.png", "b/2.png"]
     assert table.patient_id.tolist()[::2] == ["a", "1"]
     assert table.patient_id[3] == "b"
     assert table.cancer.isna().all()
-    assert "labels.csv" in caplog.text, "a table that is ignored is named in a warning"
+    assert "b/Thumbs.pkl, labels.csv" in caplog.text, "files that may hold labels are named in a warning"
     assert f"{source / 'out'} is skipped" in caplog.text
     assert len(read_release(source / "out")) == 1, "it is read if it is the source itself"
 
@@ -343,7 +347,7 @@ def test_an_unreadable_source_is_a_usage_error_with_the_reason(write: Callable[.
     with pytest.raises(UsageError, match="choose auto, vindr"):
         read_release(source, "ddsm")
     with pytest.raises(UsageError, match=r"vindr: breast-level_annotations.csv"):
-        read_release(source, "vindr")
+        read_release(source / "empty", "vindr")
 
 
 def test_reading_a_full_size_release_makes_no_file_system_call_per_row(

@@ -13,8 +13,9 @@ import pandas as pd
 
 from vitmodel.config import CompareConfig, PredictorConfig, to_command
 from vitmodel.data.fingerprint import describe_training_overlap, seen_in_training
-from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifest, read_table
+from vitmodel.data.manifest import breast_ids, is_repeated_file, read_manifest
 from vitmodel.data.splits import select_split
+from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.metrics.compare import Comparison, compare
 from vitmodel.metrics.crossfit import cross_fitted_thresholds

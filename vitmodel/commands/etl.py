@@ -18,6 +18,7 @@ import pandas as pd
 from vitmodel import pixels
 from vitmodel.archives import source_state
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
+from vitmodel.data.columns import COLUMNS
 from vitmodel.data.cropping import ProvenanceRecord, SourceImage, crop_image, refusal_record
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.errors import ImageRefusedError
@@ -242,5 +243,17 @@ def summarise(manifest: pd.DataFrame, out: Path) -> int:
     reasons = manifest["reason"].dropna().str.split(";").explode().value_counts()
     for reason, count in reasons.items():
         print(f"  {count:6d} {reason}")
+    print(describe_labels(manifest))
     print(f"manifest: {out / 'manifest.csv'}\nreport:   {out / 'etl_report.html'}")
     return 0 if (manifest["status"] != "refused").any() else 1
+
+
+def describe_labels(manifest: pd.DataFrame) -> str:
+    """Return a sentence on how many rows have a label, for each target that is known for some row."""
+    targets = [column.name for column in COLUMNS if column.role == "target"]
+    known = {name: int(manifest[name].notna().sum()) for name in targets}
+    listed = [f"{name} {count}" for name, count in known.items() if count]
+    if not listed:
+        return f"labels:   none of the {len(manifest)} rows has a label"
+    positive = int((manifest["cancer"] == 1).sum())
+    return f"labels:   known in rows of {len(manifest)}: {', '.join(listed)}; {positive} rows with cancer"

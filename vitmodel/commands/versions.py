@@ -14,8 +14,9 @@ import pandas as pd
 
 from vitmodel.config import Preprocessing, Size, VersionsConfig
 from vitmodel.config.recipes import RECIPES, recipe_path
-from vitmodel.data.manifest import read_manifest, read_table, usable_rows, write_manifest
+from vitmodel.data.manifest import read_manifest, usable_rows, write_manifest
 from vitmodel.data.splits import SPLIT_FRACTIONS, assign_splits
+from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.jobs.steps import run_step

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data.columns import COLUMNS, PATH_COLUMNS, REQUIRED_COLUMNS, ManifestColumn
+from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.utils import atomic_path
 
@@ -126,30 +127,6 @@ def read_manifests(paths: Sequence[Path | str]) -> pd.DataFrame:
     """
     tables = [read_manifest(path) for path in paths]
     return tables[0] if len(tables) == 1 else merge_manifests(tables)
-
-
-def read_table(path: Path | str, needed: Sequence[str] = (), separator: str = ",") -> pd.DataFrame:
-    """Return a CSV file as a table whose cells are all text, or NaN if empty.
-
-    Args:
-        path: The file, in UTF-8.
-        needed: Columns that it must have.
-        separator: Character between cells.
-
-    Raises:
-        UsageError: The file cannot be read, is not a table, or lacks a needed column.
-    """
-    try:
-        table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
-    except ValueError as error:  # base class of pandas' EmptyDataError and ParserError, and of UnicodeDecodeError
-        problem = str(error).strip()
-        raise UsageError(f"{path} is not a table of comma-separated values: {problem}; save it as CSV") from error
-    missing = [column for column in needed if column not in table]
-    if missing:
-        raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(map(str, table.columns))}")
-    return table
 
 
 def resolve_paths(table: pd.DataFrame, folder: Path) -> pd.DataFrame:

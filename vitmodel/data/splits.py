@@ -16,7 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from vitmodel.data.manifest import as_manifest, read_table, usable_rows
+from vitmodel.data.manifest import as_manifest, usable_rows
+from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.utils import atomic_path, derive_seed
 

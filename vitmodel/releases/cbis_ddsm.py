@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.data.manifest import as_manifest, read_table
+from vitmodel.data.manifest import as_manifest
+from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
-from vitmodel.releases.files import find_table, get_or_default, list_images, normalize_side
+from vitmodel.releases.files import get_or_default, normalize_side
+from vitmodel.releases.source import Source, dicom_last
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +45,18 @@ PATHOLOGY = {"MALIGNANT": 1.0, "BENIGN": 0.0, "BENIGN_WITHOUT_CALLBACK": 0.0}
 DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root` is one of the release's tables or a folder that contains one."""
-    return find_table(root, JOINED, *CASE_TABLES) is not None
+def detect(source: Source) -> bool:
+    """Return whether the source has one of the release's tables."""
+    return source.find_table(JOINED, *CASE_TABLES) is not None
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per full mammogram; `birads` is the highest assessment of its abnormalities.
 
     Raises:
         UsageError: A table is missing, or lacks a column.
     """
-    abnormalities = _abnormalities(root)
+    abnormalities = _abnormalities(source)
     # The first folder names the full image: Calc-Training_P_00005_RIGHT_CC
     abnormalities["image_id"] = abnormalities.image_file_path.str.strip().str.split("/").str[0]
     abnormalities["side"] = normalize_side(abnormalities.left_or_right_breast)
@@ -70,7 +71,7 @@ def read(root: Path) -> pd.DataFrame:
             "patient_id": images.patient_id,
             "laterality": images.side,
             "view": images.image_view,
-            "path": _paths(root, images),
+            "path": _paths(source, images),
             "dataset": "cbis_ddsm",
             "split": images.split.where(~images.patient_id.isin(_patients_in_both_splits(images)), "test"),
             "official_split": images.split,
@@ -81,26 +82,26 @@ def read(root: Path) -> pd.DataFrame:
             "abnormalities": images.image_id.map(abnormalities_by_image.size()),
         }
     )
-    return as_manifest(frame, str(root))
+    return as_manifest(frame, str(source.root))
 
 
-def _abnormalities(root: Path) -> pd.DataFrame:
+def _abnormalities(source: Source) -> pd.DataFrame:
     """Return all abnormalities with their official split, from the joined table or from the release's four tables.
 
-    If `root` is one of the four tables, only that one is read.
+    If the source is one of the four tables, only that one is read.
     """
-    joined = find_table(root, JOINED)
+    joined = source.find_table(JOINED)
     if joined:
         return read_table(joined, [*NEEDED_COLUMNS, "split"])
-    names = CASE_TABLES if root.is_dir() else (root.name,)
-    return pd.concat([_case_table(root, name) for name in names], ignore_index=True)
+    names = CASE_TABLES if source.is_folder else (source.root.name,)
+    return pd.concat([_case_table(source, name) for name in names], ignore_index=True)
 
 
-def _case_table(root: Path, name: str) -> pd.DataFrame:
-    path = find_table(root, name)
+def _case_table(source: Source, name: str) -> pd.DataFrame:
+    path = source.find_table(name)
     if path is None:
         raise UsageError(
-            f"{root}: {name} is missing; CBIS-DDSM comes with {', '.join(CASE_TABLES)}, put all four there"
+            f"{source.root}: {name} is missing; CBIS-DDSM comes with {', '.join(CASE_TABLES)}, put all four there"
         )
     # Two of the four files spell a column 'breast density'.
     table = read_table(path).rename(columns=lambda column: column.replace(" ", "_"))
@@ -121,23 +122,23 @@ def _patients_in_both_splits(images: pd.DataFrame) -> pd.Index:
     return patients
 
 
-def _paths(root: Path, images: pd.DataFrame) -> list[str]:
+def _paths(source: Source, images: pd.DataFrame) -> list[str]:
     """Return the path of each image.
 
     The file is found in a folder named like the image (as TCIA has it) or like its series (as JPEG exports have it).
     Otherwise the path is the one in the table.
     """
-    folder = os.path.abspath(root if root.is_dir() else root.parent)
-    files = _files_by_folder(folder)
+    folder = str(source.folder)
+    files = _files_by_folder(source)
     listed = images.image_file_path.str.strip()
     by_series = get_or_default(listed.str.split("/").str[2], files, folder + "/" + listed)
     return get_or_default(images.image_id, files, by_series)
 
 
-def _files_by_folder(folder: str) -> dict[str, str]:
-    """Return the last image file in or below each folder name, for all folders below `folder`."""
+def _files_by_folder(source: Source) -> dict[str, str]:
+    """Return the last image file in or below each folder name, for all folders of the source."""
     files: dict[str, str] = {}
-    for file in list_images(Path(folder)):
-        for name in file[len(folder) :].split(os.sep)[:-1]:
+    for file in dicom_last(source.images):
+        for name in file[len(str(source.folder)) :].split(os.sep)[:-1]:
             files[name] = file
     return files

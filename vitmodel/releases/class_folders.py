@@ -17,9 +17,11 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from vitmodel.archives import folder_names
 from vitmodel.data.manifest import as_manifest
 from vitmodel.errors import UsageError
-from vitmodel.releases.files import image_stem, list_images, make_unique, patient_from_name
+from vitmodel.releases.files import image_stem, make_unique, patient_from_name
+from vitmodel.releases.source import Source, is_hidden, without_copies
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +41,10 @@ CLASSES = {
 SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root`, or a split's folder in it, contains a folder for each class."""
-    if not root.is_dir():
+def detect(source: Source) -> bool:
+    """Return whether the source, or a split's folder in it, contains a folder for each class."""
+    root = source.root
+    if not source.is_folder:
         return False
     split_folders = [root / name for name in _folders(root) if name.lower() in SPLITS]
     return any(_has_classes(folder) for folder in [root, *split_folders])
@@ -54,10 +57,10 @@ def _has_classes(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    return [name for name in folder_names(folder) if not is_hidden(name)]
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per image.
 
     Side and view are unknown, and so is the class of an image that is outside the class folders.
@@ -65,15 +68,17 @@ def read(root: Path) -> pd.DataFrame:
     Raises:
         UsageError: The folder contains no image.
     """
-    paths = pd.Series(list_images(root), dtype=object)
+    paths = pd.Series(without_copies(source.images), dtype=object)
     if paths.empty:
-        raise UsageError(f"{root}: no image found; add DICOM, PNG, JPEG or TIFF files to these folders")
+        raise UsageError(f"{source.root}: no image found; add DICOM, PNG, JPEG or TIFF files to these folders")
     patients = paths.map(patient_from_name)
-    image_ids = make_unique(paths.map(image_stem), paths, root)
+    image_ids = make_unique(paths.map(image_stem), paths, source.root)
     if patients.isna().any():
-        logger.warning("%s: some files are not named <patient>_<image>, so each file is a patient of its own", root)
+        logger.warning(
+            "%s: some files are not named <patient>_<image>, so each file is a patient of its own", source.root
+        )
         patients = image_ids
-    folders = paths.map(lambda path: _folder_names(path, root))
+    folders = paths.map(lambda path: _folder_names(path, source.root))
     frame = pd.DataFrame(
         {
             "image_id": image_ids,
@@ -86,7 +91,7 @@ def read(root: Path) -> pd.DataFrame:
             "split": folders.map(lambda names: _first_value(names, SPLITS)),
         }
     )
-    return as_manifest(frame, str(root))
+    return as_manifest(frame, str(source.root))
 
 
 def _folder_names(path: str, root: Path) -> list[str]:

@@ -6,43 +6,48 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.data.manifest import as_manifest, read_table, resolve_paths
+from vitmodel.data.manifest import as_manifest, resolve_paths
+from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
-from vitmodel.releases.files import csv_header, image_stem, tables_with_columns
+from vitmodel.releases.files import image_stem
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = (
     "a CSV file with the columns patient_id and path (or image_path); other columns of the manifest are optional"
 )
 
 
-def find_listings(root: Path) -> list[Path]:
-    """Return the tables in the folder `root` that list images, or `root` itself if it is a CSV file."""
-    if root.is_file():
-        return tables_with_columns(root, ())
-    return [path for path in tables_with_columns(root, ["patient_id"]) if {"path", "image_path"} & csv_header(path)]
+def find_listings(source: Source) -> list[Path]:
+    """Return the tables of the source that list images, or the source itself if it is a table."""
+    if source.is_file:
+        return source.tables
+    with_patients = source.tables_with_columns(["patient_id"])
+    return [path for path in with_patients if {"path", "image_path"} & source.header(path)]
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root` is a CSV file or a folder that contains a table of images."""
-    return bool(find_listings(root))
+def detect(source: Source) -> bool:
+    """Return whether the source is a table or contains a table of images."""
+    return bool(find_listings(source))
 
 
-def read(root: Path, dataset: str = "listing") -> pd.DataFrame:
+def read(source: Source, dataset: str = "listing") -> pd.DataFrame:
     """Return the table as a manifest.
 
     Args:
-        root: The table, or a folder that contains a single one.
+        source: The table, or a folder that contains a single one.
         dataset: Value of the column `dataset`, if the table lacks it. A missing `image_id` is the file's name.
 
     Raises:
         UsageError: The folder contains several tables, or the table is not valid.
     """
-    listings = find_listings(root)
+    listings = find_listings(source)
     if len(listings) != 1:
         names = ", ".join(path.name for path in listings)
-        raise UsageError(f"{root}: found {len(listings)} tables of images ({names}); pass one of them as the source")
+        raise UsageError(
+            f"{source.root}: found {len(listings)} tables of images ({names}); pass one of them as the source"
+        )
     listing = listings[0]
-    path_column = "image_path" if "image_path" in csv_header(listing) else "path"
+    path_column = "image_path" if "image_path" in source.header(listing) else "path"
     table = read_table(listing, ["patient_id", path_column]).rename(columns={path_column: "path", "BIRADS": "birads"})
     table = resolve_paths(table, listing.parent)
     blank = pd.Series("", index=table.index)

@@ -16,21 +16,24 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.errors import ImageRefusedError, UsageError
 from vitmodel.pixels.open import open_image
-from vitmodel.releases.files import image_stem, iter_images, list_images, make_unique, patient_from_name
+from vitmodel.releases.files import image_stem, make_unique, patient_from_name
+from vitmodel.releases.source import Source, without_copies
 from vitmodel.utils import progress
 
 logger = logging.getLogger(__name__)
 
+MAX_NAMES = 10
+"""Number of files that the warning about tables names."""
 EXPECTED_FILES = "at least one DICOM, PNG, JPEG or TIFF file"
 HEADER_COLUMNS = ("image_id", "patient_id", "laterality", "view", "machine_id", "implant", "age")
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root` is a file or a folder that contains an image."""
-    return root.is_file() or next(iter_images(str(root)), None) is not None
+def detect(source: Source) -> bool:
+    """Return whether the source is a file or contains an image."""
+    return source.is_file or bool(source.images)
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per file, including files that turn out to be no image (ETL refuses those).
 
     Values that the header lacks come from the file's path. The image is the file's name. The patient is taken from a
@@ -40,17 +43,28 @@ def read(root: Path) -> pd.DataFrame:
     Raises:
         UsageError: The folder contains no image.
     """
-    files = list_images(root)
+    if source.is_file:
+        return read_files([str(source.root)], source.root)
+    files = without_copies(source.images)
     if not files:
-        raise UsageError(f"{root}: no image found in this folder; it must contain {EXPECTED_FILES}")
-    ignored_tables = sorted(path.name for path in root.glob("*.csv")) if root.is_dir() else []
-    if ignored_tables:
-        logger.warning(
-            "%s: the images have no labels, because no adapter recognises these tables: %s",
-            root,
-            ", ".join(ignored_tables),
+        raise UsageError(f"{source.root}: no image found in this folder; it must contain {EXPECTED_FILES}")
+    warn_of_tables(source)
+    return read_files(files, source.root)
+
+
+def warn_of_tables(source: Source) -> None:
+    """Warn that the images have no labels although the source has files that may hold them."""
+    ignored = source.files_of_labels()
+    if ignored:
+        names = ", ".join(ignored[:MAX_NAMES]) + (
+            f" and {len(ignored) - MAX_NAMES} more" if ignored[MAX_NAMES:] else ""
         )
-    return read_files(files, root)
+        logger.warning(
+            "%s: these files were not read, because no adapter recognises them: %s; if they hold labels, see "
+            "'Your own table' in the documentation",
+            source.root,
+            names,
+        )
 
 
 def read_files(files: list[str], root: Path) -> pd.DataFrame:

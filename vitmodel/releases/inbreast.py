@@ -8,12 +8,13 @@ The table has no pathology, so `cancer` is NaN. BI-RADS 4a, 4b and 4c become 4; 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.releases.files import find_table, get_or_default, image_stem, list_images, normalize_side
+from vitmodel.data.manifest import as_manifest
+from vitmodel.data.tables import read_table
+from vitmodel.releases.files import get_or_default, image_stem, normalize_side
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "INbreast.csv next to AllDICOMs/"
 TABLE_NAME = "INbreast.csv"
@@ -21,20 +22,20 @@ NEEDED_COLUMNS = ("Laterality", "View", "File Name", "ACR", "Bi-Rads")
 DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root` is the release's table or a folder that contains it."""
-    return find_table(root, TABLE_NAME) is not None
+def detect(source: Source) -> bool:
+    """Return whether the source has the release's table."""
+    return source.find_table(TABLE_NAME) is not None
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per image.
 
     Raises:
         UsageError: The table cannot be read, or lacks a column.
     """
-    path = root if root.is_file() else root / TABLE_NAME
-    table = read_table(path, NEEDED_COLUMNS, separator=";")
-    name_parts = {file: image_stem(file).split("_") for file in list_images(path.parent)}
+    path = source.find_table(TABLE_NAME) or source.root
+    table = read_table(path, NEEDED_COLUMNS)
+    name_parts = {file: image_stem(file).split("_") for file in source.images}
     files = {parts[0]: file for file, parts in name_parts.items()}
     patients = {image: name_parts[file][1] for image, file in files.items() if len(name_parts[file]) > 1}
     image = table["File Name"].str.strip()

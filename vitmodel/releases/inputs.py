@@ -17,10 +17,12 @@ from pydicom.errors import InvalidDicomError
 
 from vitmodel.archives import check_readable, is_source_folder, open_source, source_exists
 from vitmodel.data.manifest import as_manifest, merge_manifests
+from vitmodel.data.tables import TABLE_SUFFIXES
 from vitmodel.errors import InputRefusedError, RefusedError, UsageError
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import make_unique
 from vitmodel.releases.registry import read_release
+from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def read_inputs(sources: Sequence[str], dataset: str) -> pd.DataFrame:
     refused: list[dict[str, str]] = []
     for name in _expand_standard_input(sources):
         try:
-            if is_source_folder(name) or name.lower().endswith(".csv"):
+            if is_source_folder(name) or name.lower().endswith(TABLE_SUFFIXES):
                 tables.append(_read_source(Path(name), dataset, name))
             elif os.path.basename(name).upper() == "DICOMDIR" and source_exists(name):
                 files += _dicomdir_files(Path(name))
@@ -93,7 +95,8 @@ def _read_source(source: Path, dataset: str, name: str) -> pd.DataFrame:
     """
     if not source_exists(source):
         raise InputRefusedError("missing_file", f"{name} does not exist; check the path")
-    if source.is_dir() and not dicom_folder.detect(source) and not any(source.glob("*.csv")):
+    files = Source(source)
+    if files.is_folder and not files.images and not files.tables:
         raise InputRefusedError(
             "not_an_image", f"{name} contains no image; it must contain {dicom_folder.EXPECTED_FILES}"
         )

@@ -7,29 +7,27 @@ table has the columns x, y_top_left and radius, the box of a malignant finding i
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from vitmodel.data import lesions
 from vitmodel.releases import custom_table
-from vitmodel.releases.files import tables_with_columns
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "a CSV file with image_path, severity and density_FGD"
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root` is a table with the columns of mini-MIAS or a folder that contains one."""
-    return bool(tables_with_columns(root, ["image_path", "patient_id", "severity", "density_FGD"]))
+def detect(source: Source) -> bool:
+    """Return whether the source has a table with the columns of mini-MIAS."""
+    return bool(source.tables_with_columns(["image_path", "patient_id", "severity", "density_FGD"]))
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per film, where `cancer` means malignant.
 
     Raises:
         UsageError: The folder contains several tables, or the table is not valid.
     """
-    table = custom_table.read(root, dataset="mias")
+    table = custom_table.read(source, dataset="mias")
     return table.assign(cancer=table.severity.map({"M": 1.0, "B": 0.0, "N": 0.0}), lesions=_boxes(table))
 
 

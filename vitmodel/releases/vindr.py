@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitmodel.data.manifest import as_manifest, read_table
-from vitmodel.releases.files import find_table, get_or_default, image_stem, list_images
+from vitmodel.archives import is_source_file
+from vitmodel.data.manifest import as_manifest
+from vitmodel.data.tables import read_table
+from vitmodel.releases.files import get_or_default, image_stem
+from vitmodel.releases.source import Source, dicom_last
 
 EXPECTED_FILES = "breast-level_annotations.csv next to images/<study>/<image>.dicom"
 BREASTS = "breast-level_annotations.csv"
@@ -22,12 +25,12 @@ FINDINGS = "finding_annotations.csv"
 NEEDED_COLUMNS = ("study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density", "split")
 
 
-def detect(root: Path) -> bool:
-    """Return whether `root` is the table of breasts or a folder that contains it."""
-    return find_table(root, BREASTS) is not None
+def detect(source: Source) -> bool:
+    """Return whether the source has the table of breasts."""
+    return source.find_table(BREASTS) is not None
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per image.
 
     The extra column `findings` has the names of all findings of the image, separated by ';'.
@@ -35,11 +38,11 @@ def read(root: Path) -> pd.DataFrame:
     Raises:
         UsageError: A table cannot be read, or lacks a column.
     """
-    path = root if root.is_file() else root / BREASTS
+    path = source.find_table(BREASTS) or source.root
     table = read_table(path, NEEDED_COLUMNS)
     image_folder = os.path.join(os.path.abspath(path.parent), "images", "")
     default_paths = image_folder + table.study_id + "/" + table.image_id + ".dicom"
-    files = {image_stem(file): file for file in list_images(path.parent)}
+    files = {image_stem(file): file for file in dicom_last(source.images)}
     frame = pd.DataFrame(
         {
             "image_id": table.image_id,
@@ -59,7 +62,7 @@ def read(root: Path) -> pd.DataFrame:
 
 def _findings(path: Path) -> dict[str, str | float]:
     """Return the findings of each image in the table, separated by ';'; NaN for an image without a finding."""
-    if not path.is_file():
+    if not is_source_file(path):
         return {}
     table = read_table(path, ["image_id", "finding_categories"])
     lists = table.finding_categories.str.findall("'([^']+)'").groupby(table.image_id).sum()

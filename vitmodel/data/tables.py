@@ -1,0 +1,164 @@
+"""Read tables of text cells as people save them: CSV files of any separator and encoding, and spreadsheets."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from vitmodel.archives import open_source
+from vitmodel.errors import RefusedError, UsageError
+
+TEXT_TABLE_SUFFIXES = (".csv", ".tsv")
+SPREADSHEET_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods")
+TABLE_SUFFIXES = TEXT_TABLE_SUFFIXES + SPREADSHEET_SUFFIXES
+SEPARATORS = (",", ";", "\t")
+BLOCK = 1 << 20
+
+
+class TextFormat(NamedTuple):
+    """How a CSV file is written."""
+
+    encoding: str
+    separator: str
+    skipped_lines: int
+    """Lines before the header: 1 for the line `sep=;` that Excel may write, else 0."""
+
+
+def is_spreadsheet(path: Path) -> bool:
+    """Return whether a file has the suffix of a spreadsheet."""
+    return path.suffix.lower() in SPREADSHEET_SUFFIXES
+
+
+def read_table(path: Path | str, needed: Sequence[str] = (), sheet: str | None = None) -> pd.DataFrame:
+    """Return a table whose cells are all text, or NaN if empty.
+
+    The separator of a CSV file may be a comma, a semicolon or a tab. Its encoding is UTF-8, with or without a byte
+    order mark, or UTF-16 with one, else Windows-1252. Empty rows are dropped.
+
+    Args:
+        path: A CSV file or a spreadsheet (xlsx, xls, ods), recognised by its suffix, in a folder or in an archive.
+        needed: Columns that it must have.
+        sheet: Name of the sheet of a spreadsheet; None = the first one.
+
+    Raises:
+        UsageError: The file cannot be read, is not a table, or lacks a needed column or the sheet.
+    """
+    path = Path(path)
+    table = _read_sheet(path, sheet) if is_spreadsheet(path) else _read_text(path)
+    table = table.rename(columns=str).dropna(how="all", ignore_index=True)
+    missing = [column for column in needed if column not in table]
+    if missing:
+        raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(table.columns)}")
+    return table
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the column names of a table, or none if it cannot be read: reading the table will report that."""
+    try:
+        if is_spreadsheet(path):
+            return list(_read_sheet(path, None, rows=0).columns.map(str))
+        text_format = detect_format(path)
+        with _open_text(path, text_format.encoding) as file:
+            lines = csv.reader(file, delimiter=text_format.separator)
+            for _ in range(text_format.skipped_lines):
+                next(lines, None)
+            return [name.strip() for name in next(lines, [])]
+    except (OSError, RefusedError, csv.Error, UsageError):
+        return []
+
+
+def sheet_names(path: Path) -> list[str]:
+    """Return the names of a spreadsheet's sheets.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    with _open_spreadsheet(path) as book:
+        return [str(name) for name in book.sheet_names]
+
+
+def detect_format(path: Path) -> TextFormat:
+    """Return how the CSV file `path` is written; the separator is the one that gives its header the most columns.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    encoding = _detect_encoding(path)
+    with _open_text(path, encoding) as file:
+        header = file.readline()
+        has_separator_line = header.lower().startswith("sep=") and len(header.strip()) <= 5
+        if has_separator_line:
+            return TextFormat(encoding, header[4:5].strip("\r\n") or "\t", 1)
+    counts = {separator: len(next(csv.reader([header], delimiter=separator), [])) for separator in SEPARATORS}
+    return TextFormat(encoding, max(SEPARATORS, key=lambda separator: counts[separator]), 0)
+
+
+def _detect_encoding(path: Path) -> str:
+    with open_source(path) as file:
+        start = file.read(4)
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "utf-16"
+        file.seek(0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            while block := file.read(BLOCK):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "cp1252"
+    return "utf-8-sig"
+
+
+def _open_text(path: Path, encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_source(path), encoding=encoding, errors="replace", newline="")
+
+
+def _read_text(path: Path) -> pd.DataFrame:
+    try:
+        text_format = detect_format(path)
+        with open_source(path) as file:
+            return pd.read_csv(
+                file,
+                sep=text_format.separator,
+                dtype=str,
+                encoding=text_format.encoding,
+                encoding_errors="replace",  # Windows-1252 leaves five bytes undefined
+                skiprows=text_format.skipped_lines,
+            )
+    except RefusedError as refusal:
+        raise UsageError(f"cannot read {path}: {refusal.message}") from refusal
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except ValueError as error:  # base class of pandas' EmptyDataError and ParserError
+        raise UsageError(f"{path} is not a table of comma-separated values: {error}; save it as CSV") from error
+
+
+def _read_sheet(path: Path, sheet: str | None, rows: int | None = None) -> pd.DataFrame:
+    with _open_spreadsheet(path) as book:
+        if sheet is not None and sheet not in book.sheet_names:
+            raise UsageError(
+                f"{path}: sheet {sheet!r} is missing; the file has {', '.join(map(str, book.sheet_names))}"
+            )
+        return pd.read_excel(book, sheet_name=sheet or 0, dtype=str, nrows=rows)
+
+
+@contextlib.contextmanager
+def _open_spreadsheet(path: Path) -> Iterator[pd.ExcelFile]:
+    """Open a spreadsheet; raise UsageError if it, or later one of its sheets, cannot be read."""
+    from python_calamine import CalamineError
+
+    try:
+        with open_source(path) as file, pd.ExcelFile(file, engine="calamine") as book:
+            yield book
+    except RefusedError as refusal:
+        raise UsageError(f"cannot read {path}: {refusal.message}") from refusal
+    except (OSError, ValueError, CalamineError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read {path} as a spreadsheet: {problem}; save it as CSV") from error
