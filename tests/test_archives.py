@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from vitmodel import archives
 from vitmodel.archives import (
     check_readable,
     is_archive,
     is_source_file,
     is_source_folder,
     member_paths,
+    members,
     open_archive,
     open_source,
     sha256_source,
@@ -108,7 +108,7 @@ def test_many_threads_read_one_archive_at_once(kind: str, tmp_path: Path) -> Non
 
 def test_reading_the_start_of_a_member_unpacks_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write_zip(tmp_path / "a.zip", {"zeros": bytes(5_000_000)}, zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 1_000_000)
+    monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 1_000_000)
     with open_source(archive / "zeros") as file:
         assert file.read(132) == bytes(132)
         with pytest.raises(ImageRefusedError, match="more than 0 MiB unpacked") as caught:
@@ -156,6 +156,15 @@ def test_a_truncated_archive_is_refused(write: object, cut: int, tmp_path: Path)
         open_source(archive / "a")
 
 
+def test_a_damaged_header_within_a_tar_loses_no_members_in_silence(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "a.tar", {"a": b"a" * 600, "b": b"b", "c": b"c"})
+    raw = bytearray(archive.read_bytes())
+    raw[512 + 1024 + 5] ^= 1  # in the header of b
+    archive.write_bytes(raw)
+    with pytest.raises(InputRefusedError, match="the header at byte 1536 is damaged"):
+        open_archive(archive)
+
+
 def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "a.zip", {"a": b"content"})
     raw = bytearray(archive.read_bytes())
@@ -200,7 +209,7 @@ def test_links_repeated_names_and_nested_archives_are_named(tmp_path: Path) -> N
     assert open_source(path / "a").read() == b"new"
     assert not source_exists(path / "link")
     links, repeated, nested = open_archive(path).notes
-    assert "1 links are left out" in links
+    assert "1 links and sparse files are left out" in links
     assert "1 names occur again" in repeated
     assert "such as 'b.zip'" in nested
 
@@ -211,7 +220,7 @@ def test_a_link_in_a_zip_is_left_out(tmp_path: Path) -> None:
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
     assert member_paths(tmp_path / "a.zip") == []
-    assert "1 links are left out" in open_archive(tmp_path / "a.zip").notes[0]
+    assert "1 links and sparse" in open_archive(tmp_path / "a.zip").notes[0]
 
 
 def test_a_zip64_member_is_read(tmp_path: Path) -> None:
