@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import re
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from vitmodel import archives
 from vitmodel.archives import (
     check_readable,
     is_archive,
@@ -245,3 +247,17 @@ def test_spreadsheets_and_other_files_are_no_archives(tmp_path: Path) -> None:
     for name in ("table.xlsx", "text.zip", "missing.zip"):
         assert not is_archive(tmp_path / name)
         check_readable(tmp_path / name)
+
+
+def test_adapters_and_decoders_reach_sources_through_the_archives() -> None:
+    """A direct call would work for files in folders and fail for members of archives."""
+    package = Path(archives.__file__).parents[1]
+    direct = re.compile(
+        r"(?<![\w.])open\(|\.open\(|\.read_(bytes|text)\(|\.is_(file|dir)\(\)|\.exists\(\)|\.iterdir\(|scandir\(|cv2\.im(read|count)\("
+    )
+    allowed = {"source.py", "openjpeg.py"}  # lists folders; finds a library
+    for part in ("releases", "pixels", "data/tables.py", "data/cropping.py"):
+        paths = [package / part] if part.endswith(".py") else (package / part).glob("*.py")
+        for path in sorted(paths):
+            calls = [line for line in path.read_text().splitlines() if direct.search(line)]
+            assert path.name in allowed or not calls, path
