@@ -63,10 +63,10 @@ from vitmodel.data.manifest import as_manifest
 EXPECTED_FILES = "a file dummy.txt"
 
 def detect(source):
-    return (source / "dummy.txt").is_file()
+    return source.find_file("dummy.txt") is not None
 
 def read(source):
-    image = {"image_id": "1", "patient_id": "1", "laterality": "L", "view": "CC", "path": str(source / "1.png")}
+    image = {"image_id": "1", "patient_id": "1", "laterality": "L", "view": "CC", "path": str(source.folder / "1.png")}
     return as_manifest(pd.DataFrame([image]).assign(dataset="dummy"), "dummy")
 """
 

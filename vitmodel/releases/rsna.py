@@ -70,13 +70,10 @@ def _boxes(path: Path) -> dict[str, str]:
 def _table(source: Source) -> Path | None:
     """Return the release's table; a table with the path of each image is a subset's instead."""
     path = source.find_table(*TABLE_NAMES)
-    if (
-        path is None
-        or {"path", "image_path"} & source.header(path)
-        or not {"patient_id", "image_id"} <= source.header(path)
-    ):
+    if path is None:
         return None
-    return path
+    header = source.header(path)
+    return path if "patient_id" in header and not {"path", "image_path"} & header else None
 
 
 def _name(file: str) -> str:
