@@ -56,7 +56,7 @@ def parts(package: Path, folder: Path, scratch: Path, rounds: int) -> dict[str, 
     results: dict[str, list[float]] = {"decoding alone": [], "network alone": [], "end to end": [], "ratio": []}
     for number in range(rounds):
         predictor = Predictor(PredictorConfig(package=package))
-        table = read_inputs([str(folder)], "auto", scratch)
+        table = read_inputs([str(folder)], "auto")
         rows = predictor.attach(table)
         decoding = seconds(partial(decode_all, predictor, rows))
         groups = list(predictor.stream.groups(predictor.stream.units(rows)))
@@ -96,7 +96,7 @@ def cold_start(package: Path, image: str, scratch: Path, rounds: int) -> dict[st
     return {"seconds, median": statistics.median(clock), "seconds, best": min(clock), "CPU seconds, best": min(cpu)}
 
 
-def memory(package: Path, folder: Path, scratch: Path) -> dict[str, float]:
+def memory(package: Path, folder: Path) -> dict[str, float]:
     """Measure the resident memory in MB after parts of the files, and its growth per 100 files over the second half."""
     held: list[float] = []
 
@@ -108,7 +108,7 @@ def memory(package: Path, folder: Path, scratch: Path) -> dict[str, float]:
                 yield scored
 
     predictor = MemoryRecorder(PredictorConfig(package=package))
-    predictor.score_images(read_inputs([str(folder)], "auto", scratch))
+    predictor.score_images(read_inputs([str(folder)], "auto"))
     half = len(held) // 2
     slope = np.polyfit(np.arange(half, len(held)), held[half:], 1)[0]
     marks = {f"MB after {n} files": held[n - 1] for n in (len(held) // 10, half, len(held))}
@@ -135,7 +135,7 @@ def main() -> None:
             results["cold start"] = cold_start(arguments.package, image, scratch, arguments.rounds)
         if arguments.only in (None, "memory"):
             many = repeat(arguments.folder, arguments.files, scratch / "many")
-            results["memory"] = memory(arguments.package, many, scratch)
+            results["memory"] = memory(arguments.package, many)
     for title, numbers in results.items():
         print(title)
         for name, value in numbers.items():

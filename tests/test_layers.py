@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 LAYERS = [
-    {"config", "errors", "utils"},
+    {"archives", "config", "errors", "utils"},
     {"jobs"},
     {"pixels", "model", "metrics"},
     {"data"},

@@ -126,8 +126,8 @@ class Model:
         Tables and folders come first in the result, then single files, then inputs that contain no image.
 
         Args:
-            sources: What to score: image files (DICOM, PNG, JPEG, TIFF), folders, zips, DICOMDIRs, release tables,
-                manifests, `pydicom.Dataset`s and `vitmodel.Mammogram`s (arrays); one or a list of them.
+            sources: What to score: image files (DICOM, PNG, JPEG, TIFF), folders, zips, tars, DICOMDIRs, release
+                tables, manifests, `pydicom.Dataset`s and `vitmodel.Mammogram`s (arrays); one or a list of them.
             out: Folder for the files that `vitmodel predict` writes; None = write nothing.
             **options: `dataset` and, with `out`, `resume`, `parquet`, `jsonl`, `explain`, `dicom` and `deidentify`, as
                 for `vitmodel predict`.
@@ -191,7 +191,7 @@ class Model:
         chosen = method_named(method)
         with _scratch() as scratch, progress_bars(self.progress):
             config = self._predict_config(source, scratch, scratch / "out", {"explain": method})
-            rows = predictor.attach(read_inputs(config.source, config.dataset, scratch / "unpacked"))
+            rows = predictor.attach(read_inputs(config.source, config.dataset))
             if len(rows) != 1:
                 raise UsageError(f"source: holds {len(rows)} images; pass one of them")
             ((_, scored),) = predictor.scores(rows)
@@ -237,7 +237,7 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
     A repeated call processes only images that are missing or changed.
 
     Args:
-        source: Release folder, folder of images, one file, or a manifest.
+        source: Release folder, folder of images, zip or tar of either, one file, or a manifest.
         out: Folder for the crops, manifest.csv and etl_report.html.
         progress: Whether progress bars are shown on standard error.
         **options: `size` (height and width in pixels: `(1024, 512)` or "1024x512"), `mm_per_pixel`, `bits`, `dataset`,

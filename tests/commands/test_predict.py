@@ -23,12 +23,12 @@ from pydicom.fileset import FileSet
 from scipy.special import logit
 
 from vitmodel.cli import main
-from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, TrainConfig
+from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, Preprocessing, TrainConfig
+from vitmodel.data.cropping import SourceImage, crop_image
 from vitmodel.data.fingerprint import seen_in_training
 from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write_manifest
 from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import UsageError
-from vitmodel.jobs.journal import file_state
 from vitmodel.metrics.calibration import Platt
 from vitmodel.model.packed_batch import ImageMetadata
 from vitmodel.releases.inputs import read_inputs
@@ -191,11 +191,10 @@ def test_any_mix_of_inputs_gives_one_row_each(
     }
     refused = table[table["status"] == "refused"].set_index("reason")["remark"]
     assert "nosuch.dcm" in refused["missing_file"]
-    assert sorted(refused.index) == ["missing_file", "not_an_image", "not_an_image"]
+    assert sorted(refused.index) == ["missing_file", "not_an_image", "unreadable"]
     expected = Predictor(PredictorConfig(package=run / "package", jobs=1)).score_images(read_release(one)).iloc[0]
     probability = float(scored.set_index("image_id").loc[expected["image_id"], "probability"])
     assert probability == pytest.approx(expected["probability"], abs=1e-6)
-    assert not (tmp_path / "out" / ".unpacked").exists()
     assert "3 refused" in capsys.readouterr().out
     assert "repeat an earlier file: 1;" in caplog.text
 
@@ -203,7 +202,7 @@ def test_any_mix_of_inputs_gives_one_row_each(
 def test_an_empty_standard_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     with pytest.raises(UsageError, match="standard input names nothing"):
-        read_inputs(["-"], "auto", tmp_path)
+        read_inputs(["-"], "auto")
 
 
 def test_the_output_folder_must_not_be_a_source(tmp_path: Path) -> None:
@@ -213,21 +212,20 @@ def test_the_output_folder_must_not_be_a_source(tmp_path: Path) -> None:
         ETLConfig(source=tmp_path, out=tmp_path)
 
 
-def test_an_encrypted_zip_gives_a_refused_row_and_no_files(files: list[Path], tmp_path: Path) -> None:
+def test_an_encrypted_zip_gives_a_refused_row(files: list[Path], tmp_path: Path) -> None:
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as content:
         content.write(files[0], "inside.dcm")
     raw = bytearray(archive.read_bytes())
     raw[raw.rindex(b"PK\1\2") + 8] |= 1  # the flag of the central directory (APPNOTE 4.4.4)
     archive.write_bytes(raw)
-    table = read_inputs([str(archive)], "auto", tmp_path / "scratch")
+    table = read_inputs([str(archive)], "auto")
     assert (table["status"].tolist(), table["reason"].tolist()) == (["refused"], ["unreadable"])
     assert "encrypted" in table["remark"].iloc[0]
-    assert not (tmp_path / "scratch").exists()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_damaged_zip_gives_a_refused_row(method: int, tmp_path: Path) -> None:
+def test_a_damaged_member_of_a_zip_is_refused(method: int, tmp_path: Path) -> None:
     """Each compression method raises a different exception for damaged data."""
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w", method) as content:
@@ -235,15 +233,16 @@ def test_a_damaged_zip_gives_a_refused_row(method: int, tmp_path: Path) -> None:
     damaged = bytearray(archive.read_bytes())
     damaged[60:120] = bytes(60)
     archive.write_bytes(damaged)
-    (row,) = read_inputs([str(archive)], "auto", tmp_path / "scratch").itertuples()
-    assert row.status == "refused"
-    assert row.remark.startswith(f"{archive} cannot be unpacked")
+    (path,) = read_inputs([str(archive)], "auto")["path"]
+    record = crop_image(SourceImage(Path(path)), Preprocessing()).record
+    assert (record["status"], record["reason"]) == ("refused", "unreadable")
+    assert str(record["remark"]).startswith(f"{archive}/image.dcm is damaged in its archive")
 
 
 def test_a_zip_without_an_image_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
         content.writestr("readme.txt", "no image")
-    (remark,) = read_inputs([str(tmp_path / "archive.zip")], "auto", tmp_path / "scratch")["remark"]
+    (remark,) = read_inputs([str(tmp_path / "archive.zip")], "auto")["remark"]
     assert remark.startswith(f"{tmp_path / 'archive.zip'} contains no image")
 
 
@@ -251,27 +250,34 @@ def test_an_error_in_a_table_within_a_zip_names_zip_and_member(tmp_path: Path) -
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
         content.writestr("manifest.csv", "image_id,patient_id,laterality,view,path,status\n1,p,L,CC,,perhaps\n")
     with pytest.raises(UsageError) as caught:
-        read_inputs([str(tmp_path / "archive.zip")], "auto", tmp_path / "scratch")
-    assert str(caught.value).startswith(f"{tmp_path / 'archive.zip'}: manifest.csv")
-    assert "scratch" not in str(caught.value)
+        read_inputs([str(tmp_path / "archive.zip")], "auto")
+    assert str(caught.value).startswith(f"{tmp_path / 'archive.zip'}/manifest.csv")
 
 
 def test_a_refused_input_given_twice_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "empty").mkdir()
-    assert len(read_inputs([str(tmp_path / "empty")] * 2, "auto", tmp_path / "scratch")) == 1
+    assert len(read_inputs([str(tmp_path / "empty")] * 2, "auto")) == 1
     assert "repeat an earlier file: 1;" in caplog.text
 
 
-def test_a_zip_unpacked_again_gives_the_same_files(files: list[Path], tmp_path: Path) -> None:
-    """Path and file state are the same, so that a second run recognises the results of the first."""
-    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as content:
-        content.write(files[0], "deep/inside.dcm")
-    states = []
-    for _ in range(2):
-        (path,) = read_inputs([str(tmp_path / "archive.zip")], "auto", tmp_path / "scratch")["path"]
-        states.append((path, file_state(Path(path))))
-        shutil.rmtree(tmp_path / "scratch")
-    assert states[0] == states[1]
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_second_run_over_an_archive_scores_only_what_changed(
+    kind: str, run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    for file in files[:2]:
+        shutil.copy(file, folder)
+    status, expected = score(run, tmp_path / "expected", folder)
+    assert status == 0
+    archive = shutil.make_archive(str(tmp_path / "exam"), kind, folder)
+    status, table = score(run, tmp_path / "out", archive)
+    assert status == 0
+    columns = ["image_id", "patient_id", "laterality", "view", "probability", "source_sha256"]
+    pd.testing.assert_frame_equal(table[columns], expected[columns])
+    capsys.readouterr()
+    assert main(["predict", str(run / "package"), archive, str(tmp_path / "out"), "--resume"]) == 0
+    assert "2 of 2 images are scored already" in capsys.readouterr().out
 
 
 def test_inputs_without_any_usable_image_give_rows_and_exit_status_1(

@@ -63,7 +63,7 @@ def test_served_scores_equal_those_of_predict(server: Server, release: Path) -> 
     sources = sorted((release / "train_images").rglob("*.dcm"))[:5]
     answer = post(server, *((path.name, path.read_bytes()) for path in sources), ("notes.txt", b"none")).json()
     predictor = Predictor(PredictorConfig(package=server.package, jobs=1))
-    images = predictor.score_images(read_inputs([str(path) for path in sources], "dicom_folder", server.scratch))
+    images = predictor.score_images(read_inputs([str(path) for path in sources], "dicom_folder"))
     served = pd.DataFrame(answer["images"])
     columns = ["image_id", "patient_id", "laterality", "view", "status", "reason", "remark"]
     assert served[columns].head(5).fillna("").to_dict() == images[columns].fillna("").to_dict()

@@ -16,12 +16,13 @@ import cv2
 import pandas as pd
 
 from vitmodel import pixels
+from vitmodel.archives import source_state
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.columns import COLUMNS
 from vitmodel.data.cropping import ProvenanceRecord, SourceImage, crop_image, refusal_record
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.errors import ImageRefusedError
-from vitmodel.jobs.journal import JOURNAL, Journal, file_state, lock_folder
+from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.pixels.decoding import GIL_BOUND_SYNTAXES
 from vitmodel.pixels.open import open_image
@@ -163,7 +164,7 @@ def plan_tasks(release: pd.DataFrame, config: ETLConfig) -> list[CropTask]:
         name = safe_file_name(row.image_id)
         target = config.out / "images" / folder / f"{name}.png"
         copy = copies and copies / folder / f"{name}.dcm"
-        fingerprint = f"{file_state(source.path)} {row.laterality} {preprocessing}"
+        fingerprint = f"{source_state(source.path)} {row.laterality} {preprocessing}"
         tasks.append(CropTask(row.image_id, source, target, fingerprint, copy))
     return tasks
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from vitmodel import __version__
+from vitmodel.archives import source_state
 from vitmodel.config import PredictConfig
 from vitmodel.config.labels import target_name
 from vitmodel.data.manifest import breast_ids
 from vitmodel.errors import ImageRefusedError, VitmodelError
-from vitmodel.jobs.journal import JOURNAL, Journal, file_state, lock_folder
+from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.model.explain import method_named
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.evidence import Software
@@ -93,8 +93,7 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         VitmodelError: A file cannot be written.
     """
     with lock_folder(config.out):
-        unpacked = config.out / ".unpacked"
-        rows = predictor.attach(read_inputs(config.source, config.dataset, unpacked))
+        rows = predictor.attach(read_inputs(config.source, config.dataset))
         for message in recropping_messages(rows.table, predictor.ensemble.package["preprocessing"]):
             say(message)
         task = ScoringTask(rows=rows, predictor=predictor, config=config, say=say)
@@ -107,7 +106,6 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
             write_score_files(*tables, config.out, config.parquet, config.jsonl)
             if config.dicom:
                 say(write_reports(task, tables, entries))
-        shutil.rmtree(unpacked, ignore_errors=True)
     unexplained = {}
     for name, entry in zip(tables.images["image_id"], entries, strict=True):
         if "unexplained" in entry:
@@ -172,7 +170,7 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
     ensemble = task.predictor.ensemble
     config = task.config
     settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
-    marks = [f"{file_state(row.source_file)} {row.laterality} {settings}" for row in task.rows.rows]
+    marks = [f"{source_state(row.source_file)} {row.laterality} {settings}" for row in task.rows.rows]
     if ensemble.model.sources or ensemble.fused:
         for number, metadata in enumerate(task.rows.metadata):
             marks[number] += f" {metadata.sources} {metadata.view}"

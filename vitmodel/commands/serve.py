@@ -5,20 +5,21 @@ Uploads are deleted after scoring.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
 import tempfile
 import threading
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitmodel import __version__
+from vitmodel.archives import is_archive, open_archive
 from vitmodel.config import ServeConfig
 from vitmodel.config.labels import CANCER, target_title
-from vitmodel.errors import RequestRefusedError, UsageError, VitmodelError
+from vitmodel.errors import InputRefusedError, RequestRefusedError, UsageError, VitmodelError
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.reports.page import render_page
 from vitmodel.scoring.predictor import Predictor
@@ -27,6 +28,9 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import UploadFile
+
+MAX_FILES = 10_000
+"""Most files of a request, and of an archive in it."""
 
 
 def serve(config: ServeConfig) -> None:
@@ -58,7 +62,8 @@ def create_app(config: ServeConfig) -> FastAPI:
     """Load the packages and return the web application.
 
     `GET /` returns the page, `GET /model` the facts about the model, and `POST /scores` (multipart, field `files`:
-    images or zips of images) the scores. Requests are scored one after the other, because each may use all cores.
+    images, or zips or tars of images) the scores. Requests are scored one after the other, because each may use all
+    cores.
 
     Raises:
         UsageError: The extra `serve` is not installed.
@@ -96,7 +101,7 @@ def create_app(config: ServeConfig) -> FastAPI:
             raise RequestRefusedError(411, "the request has no length; send the header Content-Length")
         if int(length) > limit:
             raise too_large("the upload is", limit)
-        async with request.form(max_files=10_000) as form:
+        async with request.form(max_files=MAX_FILES) as form:
             files = [value for value in form.getlist("files") if not isinstance(value, str)]
             return await run_in_threadpool(score_uploads, files, predictor, limit, scoring_lock)
 
@@ -128,9 +133,9 @@ def score_uploads(
     """Return the tables of `predict` for the uploaded files, and delete the files.
 
     Args:
-        files: Images or zips of images.
+        files: Images, or zips or tars of images.
         predictor: The loaded packages.
-        limit: Largest size of an unpacked zip in bytes.
+        limit: Largest size of the unpacked content of an archive in bytes.
         scoring_lock: Held while the images are scored.
 
     Raises:
@@ -142,7 +147,7 @@ def score_uploads(
         if not paths:
             raise RequestRefusedError(422, "no file was sent; send images or zips of images in the field `files`")
         try:
-            table = read_inputs([str(path) for path in paths], "dicom_folder", folder / ".unpacked")
+            table = read_inputs([str(path) for path in paths], "dicom_folder")
             with scoring_lock:
                 scores = predictor.score(table)
         except VitmodelError as error:
@@ -158,8 +163,8 @@ def save_upload(file: UploadFile, number: int, folder: Path, limit: int) -> Path
     """Write the uploaded file into `folder` under its own name and return its path.
 
     Raises:
-        RequestRefusedError: The file is a table or DICOMDIR, which could make the server read its own files, or a zip
-            whose content is larger than `limit` bytes.
+        RequestRefusedError: The file is a table or DICOMDIR, which could make the server read its own files, or an
+            archive whose content is larger than `limit` bytes or more than `MAX_FILES` files.
     """
     name = Path((file.filename or "").replace("\\", "/")).name or "image"
     if name.lower().endswith(".csv") or name.upper() == "DICOMDIR":
@@ -171,10 +176,13 @@ def save_upload(file: UploadFile, number: int, folder: Path, limit: int) -> Path
         path = path.with_name(f"{number}-{path.name}")
     with path.open("wb") as target:
         shutil.copyfileobj(file.file, target)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > limit:
+    if is_archive(path):
+        with contextlib.suppress(InputRefusedError):  # a damaged archive becomes a refused row
+            members = open_archive(path).members.values()
+            if sum(member.size for member in members) > limit:
                 raise too_large(f"the unpacked content of {name} is", limit)
+            if len(members) > MAX_FILES:
+                raise RequestRefusedError(413, f"{name} holds more than {MAX_FILES} files; send fewer images")
     return path
 
 

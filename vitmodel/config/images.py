@@ -111,7 +111,7 @@ class ETLConfig(Preprocessing):
     }
 
     source: Path
-    """Input: a release folder, a folder of images, one file, or a manifest."""
+    """Input: a release folder, a folder of images, a zip or tar of either, one file, or a manifest."""
     out: Path
     """Output folder for the crops and manifest.csv."""
     dataset: str = "auto"

@@ -211,8 +211,8 @@ class PredictConfig(PredictorConfig):
     NEEDS: ClassVar[Mapping[str, Needs]] = {"deidentify": Needs("--dicom", lambda config: config.dicom)}
 
     source: tuple[str, ...]
-    """What to score: images, folders, zip files, DICOMDIRs, release folders or tables, manifests. - reads such names
-    from standard input, one per line."""
+    """What to score: images, folders, zips, tars, DICOMDIRs, release folders or tables, manifests. - reads such
+    names from standard input, one per line."""
     out: Path
     """Output folder for the score tables."""
     dataset: str = "auto"
@@ -253,7 +253,7 @@ class ServeConfig(PredictorConfig):
     port: int = 8000
     """Port to listen on. 0 = any free port."""
     upload_limit: int = 2000
-    """Largest size of a request, and of an unpacked zip file, in megabytes."""
+    """Largest size of a request, and of the unpacked content of an archive, in megabytes."""
 
     def _check(self) -> None:
         super()._check()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vitmodel.archives import sha256_source
 from vitmodel.config import Preprocessing
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.pixels.preprocessing import CropGeometry, PreprocessedImage, preprocess
-from vitmodel.utils import sha256_file
 
 ProvenanceRecord = dict[str, str | float | None]
 
@@ -43,7 +43,7 @@ def crop_image(source: SourceImage, preprocessing: Preprocessing) -> CropResult:
     """
     try:
         prepared = preprocess(source.path, preprocessing, source.laterality)
-        digest = sha256_file(source.path)
+        digest = sha256_source(source.path)
     except ImageRefusedError as refusal:
         return CropResult(refusal_record(source, preprocessing, refusal.code, refusal.message))
     except VitmodelError:

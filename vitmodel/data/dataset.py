@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vitmodel.archives import open_source
 from vitmodel.config import AugmentConfig, Size
 from vitmodel.data.lesions import NO_BOXES
 from vitmodel.data.samplers import SampleRequest
 from vitmodel.data.transforms import Augmentation
-from vitmodel.errors import VitmodelError
+from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.utils import derive_seed
 
 
@@ -45,7 +46,11 @@ def read_crop(path: Path | str) -> np.ndarray:
     Raises:
         VitmodelError: The file is missing, or not an 8- or 16-bit grey image.
     """
-    crop = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        with open_source(path) as file:
+            crop = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, ImageRefusedError, cv2.error):  # OpenCV raises for an empty file
+        crop = None
     if crop is None or crop.ndim != 2 or crop.dtype not in (np.uint8, np.uint16):
         raise VitmodelError(
             f"{path} is missing or not an 8- or 16-bit grey PNG; run `vitmodel etl` again to make missing crops"
@@ -60,9 +65,9 @@ def crop_size(path: Path | str) -> Size:
         VitmodelError: The file is missing or too short.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_source(path) as file:
             width, height = struct.unpack(">16x2I", file.read(24))
-    except (OSError, struct.error) as error:
+    except (OSError, ImageRefusedError, struct.error) as error:
         raise VitmodelError(
             f"{path} is missing or not a PNG ({error}); run `vitmodel etl` again to make missing crops"
         ) from error

@@ -5,13 +5,15 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import io
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from vitmodel.errors import UsageError
+from vitmodel.archives import open_source
+from vitmodel.errors import RefusedError, UsageError
 
 TEXT_TABLE_SUFFIXES = (".csv", ".tsv")
 SPREADSHEET_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods")
@@ -43,7 +45,7 @@ def read_table(
     order mark, or UTF-16 with one, else Windows-1252. Empty rows are dropped.
 
     Args:
-        path: A CSV file or a spreadsheet (xlsx, xls, ods), recognised by its suffix.
+        path: A CSV file or a spreadsheet (xlsx, xls, ods), recognised by its suffix, in a folder or in an archive.
         needed: Columns that it must have.
         sheet: Name of the sheet of a spreadsheet; None = the first one.
         columns: Columns to read where a CSV file has them; None = all. Use it for tables with hundreds of columns.
@@ -66,12 +68,12 @@ def read_header(path: Path) -> list[str]:
         if is_spreadsheet(path):
             return list(_read_sheet(path, None, rows=0).columns.map(str))
         text_format = detect_format(path)
-        with path.open(newline="", encoding=text_format.encoding, errors="replace") as file:
+        with _open_text(path, text_format.encoding) as file:
             lines = csv.reader(file, delimiter=text_format.separator)
             for _ in range(text_format.skipped_lines):
                 next(lines, None)
             return [name.strip() for name in next(lines, [])]
-    except (OSError, csv.Error, UsageError):
+    except (OSError, RefusedError, csv.Error, UsageError):
         return []
 
 
@@ -92,7 +94,7 @@ def detect_format(path: Path) -> TextFormat:
         OSError: The file cannot be read.
     """
     encoding = _detect_encoding(path)
-    with path.open(newline="", encoding=encoding, errors="replace") as file:
+    with _open_text(path, encoding) as file:
         header = file.readline()
         has_separator_line = header.lower().startswith("sep=") and len(header.strip()) <= 5
         if has_separator_line:
@@ -102,7 +104,7 @@ def detect_format(path: Path) -> TextFormat:
 
 
 def _detect_encoding(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_source(path) as file:
         start = file.read(4)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "utf-16"
@@ -117,18 +119,25 @@ def _detect_encoding(path: Path) -> str:
     return "utf-8-sig"
 
 
+def _open_text(path: Path, encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_source(path), encoding=encoding, errors="replace", newline="")
+
+
 def _read_text(path: Path, columns: Collection[str] | None) -> pd.DataFrame:
     try:
         text_format = detect_format(path)
-        return pd.read_csv(
-            path,
-            sep=text_format.separator,
-            dtype=str,
-            usecols=None if columns is None else lambda name: name in columns,
-            encoding=text_format.encoding,
-            encoding_errors="replace",  # Windows-1252 leaves five bytes undefined
-            skiprows=text_format.skipped_lines,
-        )
+        with open_source(path) as file:
+            return pd.read_csv(
+                file,
+                sep=text_format.separator,
+                dtype=str,
+                usecols=None if columns is None else lambda name: name in columns,
+                encoding=text_format.encoding,
+                encoding_errors="replace",  # Windows-1252 leaves five bytes undefined
+                skiprows=text_format.skipped_lines,
+            )
+    except RefusedError as refusal:
+        raise UsageError(f"cannot read {path}: {refusal.message}") from refusal
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except ValueError as error:  # base class of pandas' EmptyDataError and ParserError
@@ -150,8 +159,10 @@ def _open_spreadsheet(path: Path) -> Iterator[pd.ExcelFile]:
     from python_calamine import CalamineError
 
     try:
-        with pd.ExcelFile(path, engine="calamine") as book:
+        with open_source(path) as file, pd.ExcelFile(file, engine="calamine") as book:
             yield book
+    except RefusedError as refusal:
+        raise UsageError(f"cannot read {path}: {refusal.message}") from refusal
     except (OSError, ValueError, CalamineError) as error:
         problem = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read {path} as a spreadsheet: {problem}; save it as CSV") from error

@@ -94,15 +94,6 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
                 path.rmdir()
 
 
-def file_state(path: Path) -> str:
-    """Return size and modification time of a file as text, 'missing' if it does not exist."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 class Journal:
     """An append-only file of finished entries by key.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import warnings
 import zlib
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 
 from pydicom import Dataset, dcmread, uid
 
+from vitmodel.archives import open_source
 from vitmodel.errors import DeflatedDataError, ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.verdict import REFUSAL_REASONS
@@ -42,7 +42,8 @@ def read_dataset(path: Path, pixels: int = 0) -> Dataset:
     if pixels:
         options = {"specific_tags": ["PixelData"]}
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_source(path) as buffered:
+            file = buffered.raw
             start = file.read(132)
             has_old_start = start[:2] in (b"\x02\0", b"\x08\0")  # old files start with their first group
             if start[128:] != b"DICM" and not has_old_start:
@@ -76,7 +77,7 @@ class LimitedFile(io.BufferedReader):
         limit: Number of bytes that may be read.
     """
 
-    def __init__(self, file: BinaryIO, limit: int) -> None:
+    def __init__(self, file: BinaryIO | io.RawIOBase, limit: int) -> None:
         super().__init__(file)  # type: ignore[arg-type] # any file in binary mode works
         self.remaining = limit
 
@@ -125,5 +126,11 @@ def inflate(file: LimitedFile) -> BinaryIO:
 
 def has_pixel_data_tag(path: Path) -> bool:
     """Return whether the Pixel Data tag occurs anywhere in a file in which pydicom did not find its value."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b"\xe0\x7f\x10\0") >= 0
+    tag = b"\xe0\x7f\x10\0"
+    end = b""
+    with open_source(path) as file:
+        while block := file.read(1 << 20):
+            if tag in end + block:
+                return True
+            end = block[-len(tag) + 1 :]
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from vitmodel.archives import open_source
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.header import ImageFile
@@ -17,7 +18,7 @@ def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse",
     The format is recognised by the first bytes, not by the file name.
 
     Args:
-        path: A DICOM, PNG, JPEG or TIFF file.
+        path: A DICOM, PNG, JPEG or TIFF file, in a folder or in an archive.
         voi: Which of several stored VOI LUTs or windows to use, counted from 1. DICOM only.
         for_processing: Whether raw detector data is refused or shown as its inverted logarithm. DICOM only.
 
@@ -26,7 +27,7 @@ def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse",
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_source(path) as file:
             start = file.read(132)
     except FileNotFoundError:
         raise ImageRefusedError("missing_file", f"{path} does not exist; correct the path") from None

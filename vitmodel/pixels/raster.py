@@ -11,6 +11,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
+from vitmodel.archives import open_source
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.decoding import MAX_PIXELS, read_jpeg_header
 from vitmodel.pixels.header import ImageHeader
@@ -42,7 +43,7 @@ class RasterFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with open_source(self.path) as file:
                 rows, columns, bits, samples = read_size(file)
                 file.seek(0)
                 head = file.read(2)
@@ -94,8 +95,10 @@ class RasterFile:
     def _pixels(self) -> np.ndarray:
         """The decoded picture, `(H, W)`."""
         try:  # UNCHANGED also ignores the orientation in an EXIF tag
-            pixels = cv2.imread(str(self.path), cv2.IMREAD_UNCHANGED)
-            pages = cv2.imcount(str(self.path))
+            with open_source(self.path) as file:
+                content = np.frombuffer(file.read(), np.uint8)
+            pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+            has_second_page, _ = cv2.imdecodemulti(content, cv2.IMREAD_UNCHANGED, None, (1, 2))
         except cv2.error as error:
             raise ImageRefusedError(
                 "undecodable", f"OpenCV cannot decode the picture ({error.err}); save it again"
@@ -104,8 +107,8 @@ class RasterFile:
             raise ImageRefusedError(
                 "undecodable", "OpenCV cannot decode the picture: it is damaged or cut short; copy the file again"
             )
-        if pages > 1:
-            raise ImageRefusedError("multi_frame", f"the file contains {pages} pictures instead of one; split it")
+        if has_second_page:
+            raise ImageRefusedError("multi_frame", "the file contains several pictures instead of one; split it")
         if pixels.dtype not in (np.uint8, np.uint16):
             raise ImageRefusedError(
                 "undecodable",

@@ -132,7 +132,7 @@ def _abnormalities(source: Source) -> pd.DataFrame:
     joined = source.find_table(JOINED)
     if joined:
         return read_table(joined, [*NEEDED_COLUMNS, "split"])
-    names = CASE_TABLES if source.root.is_dir() else (source.root.name,)
+    names = CASE_TABLES if source.is_folder else (source.root.name,)
     return pd.concat([_case_table(source, name) for name in names], ignore_index=True)
 
 

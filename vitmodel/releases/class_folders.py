@@ -17,10 +17,11 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from vitmodel.archives import folder_names
 from vitmodel.data.manifest import as_manifest
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import image_stem, make_unique, patient_from_name
-from vitmodel.releases.source import Source, without_copies
+from vitmodel.releases.source import Source, is_hidden, without_copies
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 def detect(source: Source) -> bool:
     """Return whether the source, or a split's folder in it, contains a folder for each class."""
     root = source.root
-    if not root.is_dir():
+    if not source.is_folder:
         return False
     split_folders = [root / name for name in _folders(root) if name.lower() in SPLITS]
     return any(_has_classes(folder) for folder in [root, *split_folders])
@@ -56,7 +57,7 @@ def _has_classes(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    return [name for name in folder_names(folder) if not is_hidden(name)]
 
 
 def read(source: Source) -> pd.DataFrame:

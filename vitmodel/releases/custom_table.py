@@ -42,7 +42,7 @@ EXAMPLE = "--columns patient_id=PID,cancer=Diagnosis"
 
 def find_listings(source: Source) -> list[Path]:
     """Return the tables of the source that list images or breasts, or the source itself if it is a table."""
-    if source.root.is_file():
+    if source.is_file:
         return source.tables
     tables = source.tables
     if source.with_neighbours:  # only the folder above: a folder next to the images may be another project

@@ -27,7 +27,7 @@ def detect(source: Source) -> bool:
 
 def _ljpeg_films(source: Source) -> set[str]:
     """Return the names of the LJPEG files that have no converted copy, such as C_0029_1.LEFT_CC."""
-    files = [str(source.root)] if source.root.is_file() else source.files
+    files = [str(source.root)] if source.is_file else source.files
     names = [os.path.basename(file) for file in files if ".ljpeg" in file.lower()]
     films = {name[: name.lower().index(".ljpeg")] for name in names if ".ljpeg" in name.lower()}
     return films - set(map(image_stem, source.images)) if films else films

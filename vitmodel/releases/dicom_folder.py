@@ -30,7 +30,7 @@ HEADER_COLUMNS = ("image_id", "patient_id", "study_id", "laterality", "view", "m
 
 def detect(source: Source) -> bool:
     """Return whether the source is a file or contains an image."""
-    return source.root.is_file() or bool(source.images)
+    return source.is_file or bool(source.images)
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def read(source: Source) -> pd.DataFrame:
     Raises:
         UsageError: The folder contains no image.
     """
-    if source.root.is_file():
+    if source.is_file:
         return read_files([str(source.root)], source.root)
     files = without_copies(source.images)
     if not files:

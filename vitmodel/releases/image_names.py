@@ -18,7 +18,7 @@ def has_image_named(source: Source, pattern: re.Pattern[str], *words: str) -> bo
         pattern: The pattern.
         words: Texts of which one is in every path with the pattern; searching for them first is much faster.
     """
-    if not source.root.is_dir():
+    if not source.is_folder:
         return False
     candidates = (file for file in source.images if any(word in file for word in words))
     return any(pattern.search(file) for file in candidates)

@@ -22,9 +22,11 @@ from xml.parsers.expat import ExpatError
 import numpy as np
 import pandas as pd
 
+from vitmodel.archives import open_source
 from vitmodel.data import lesions
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
+from vitmodel.errors import RefusedError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
 from vitmodel.releases.source import Source, dicom_last, is_dicom_name
 
@@ -102,9 +104,9 @@ def _read_outlines(file: str) -> Outlines:
     """Return the outlines of an image: those of a property list as OsiriX exports it."""
     outlines = Outlines(set(), [])
     try:
-        with open(file, "rb") as stream:
+        with open_source(file) as stream:
             rois: list[dict[str, Any]] = plistlib.load(stream)["Images"][0]["ROIs"]
-    except (OSError, ValueError, LookupError, TypeError, ExpatError) as error:
+    except (RefusedError, OSError, ValueError, LookupError, TypeError, ExpatError) as error:
         logger.warning("%s cannot be read as outlines (%s), so this image has no boxes", file, error)
         return outlines
     for roi in rois:

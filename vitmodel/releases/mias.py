@@ -20,9 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from vitmodel.archives import open_source
 from vitmodel.data import lesions
 from vitmodel.data.manifest import as_manifest
-from vitmodel.errors import UsageError
+from vitmodel.errors import RefusedError, UsageError
 from vitmodel.releases import custom_table
 from vitmodel.releases.dicom_folder import image_size
 from vitmodel.releases.files import get_or_default, image_stem
@@ -113,9 +114,10 @@ def _findings(info: Path) -> pd.DataFrame:
         UsageError: The file cannot be read, or has no line about a film.
     """
     try:
-        lines = info.read_text(encoding="latin-1").splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read {info}: {error.strerror or error}; check the path") from error
+        with open_source(info) as file:
+            lines = file.read().decode("latin-1").splitlines()
+    except (RefusedError, OSError) as error:
+        raise UsageError(f"cannot read {info}: {error}; check the path") from error
     matches = [match for line in lines if (match := FINDING.fullmatch(line.strip()))]
     if not matches:
         raise UsageError(f"{info} has no line such as 'mdb001 G CIRC B 535 425 197'; download it again")

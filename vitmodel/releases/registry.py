@@ -12,7 +12,8 @@ from typing import Protocol, cast
 
 import pandas as pd
 
-from vitmodel.errors import UsageError
+from vitmodel.archives import check_readable, is_archive, open_archive, source_exists
+from vitmodel.errors import InputRefusedError, UsageError
 from vitmodel.releases.missing_tables import warn_of_missing_table
 from vitmodel.releases.source import Source
 
@@ -73,7 +74,7 @@ def read_release(
     """Return the manifest of a source, with absolute paths.
 
     Args:
-        root: A release's folder or table, a folder of images, one image, or a manifest.
+        root: A release's folder or table, a folder of images, a zip or tar of either, one image, or a manifest.
         dataset: A key of `RELEASE_ADAPTERS`, or "auto" for the first adapter that recognises the source.
         images: Folder of the images that the user's own table lists; None = the table's folder.
         columns: Column of the manifest -> column of the user's own table.
@@ -84,8 +85,15 @@ def read_release(
     root = Path(os.path.abspath(root))
     if dataset not in ("auto", *RELEASE_ADAPTERS):
         raise UsageError(f"dataset: {dataset!r} is unknown; choose auto, {', '.join(RELEASE_ADAPTERS)}")
-    if not root.exists():
-        raise UsageError(f"{root} does not exist; check the path")
+    try:
+        check_readable(root)
+        if not source_exists(root):
+            raise UsageError(f"{root} does not exist; check the path")
+        if is_archive(root):
+            for note in open_archive(root).notes:
+                logger.warning("%s: %s", root, note)
+    except InputRefusedError as refusal:
+        raise UsageError(refusal.message) from refusal
     candidates = RELEASE_ADAPTERS if dataset == "auto" else {dataset: RELEASE_ADAPTERS[dataset]}
     if (images or columns) and dataset == "auto":
         candidates = {"listing": RELEASE_ADAPTERS["listing"]}
@@ -119,7 +127,7 @@ def _detect_by_images(source: Source, candidates: Iterable[str]) -> str | None:
 
 def _read_with_neighbours(source: Source, candidates: Iterable[str]) -> pd.DataFrame | None:
     """Return the manifest by a table above or next to a folder of images, or None if no table lists these images."""
-    if not source.root.is_dir() or not source.images:
+    if not source.is_folder or not source.images:
         return None
     name = detect_release(source, [name for name in candidates if name not in WITHOUT_TABLE])
     if name is None:

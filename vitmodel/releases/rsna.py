@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from vitmodel.archives import is_source_file
 from vitmodel.data import lesions
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
@@ -59,7 +60,7 @@ def read(source: Source) -> pd.DataFrame:
 
 def _boxes(path: Path) -> dict[str, str]:
     """Return the value of the column `lesions` for each image in which the table of lesions has a cancer."""
-    if not path.is_file():
+    if not is_source_file(path):
         return {}
     table = read_table(path, ["image_id", "cancer", "x0", "y0", "x1", "y1"]).query("cancer == '1'")
     boxes = table[["x0", "y0", "x1", "y1"]].astype(float).groupby(table.image_id)

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from vitmodel.archives import is_source_file, is_source_folder, member_paths, open_source
 from vitmodel.data.tables import TABLE_SUFFIXES, read_header
+from vitmodel.errors import ImageRefusedError
 from vitmodel.jobs.journal import LOCK_FILE
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ TABLE_DEPTH = 2
 
 
 class Source:
-    """A folder, a table or an image that the user passed, with one listing of its files.
+    """A folder, an archive, a table or an image that the user passed, with one listing of its files.
 
     Args:
         root: The path that the user passed.
@@ -59,10 +61,20 @@ class Source:
         """The images below `image_folder`."""
         return Source(self.given_images).images if self.given_images else self.images
 
+    @functools.cached_property
+    def is_folder(self) -> bool:
+        """Whether `root` is a folder, an archive or a folder in an archive."""
+        return is_source_folder(self.root)
+
+    @functools.cached_property
+    def is_file(self) -> bool:
+        """Whether `root` is a table or an image, in an archive or not."""
+        return is_source_file(self.root)
+
     @property
     def folder(self) -> Path:
         """The folder of the images: `root` itself, or the folder of `root` if it is a file."""
-        return self.root if self.root.is_dir() else self.root.parent
+        return self.root if self.is_folder else self.root.parent
 
     @functools.cached_property
     def files(self) -> list[str]:
@@ -85,7 +97,7 @@ class Source:
     @functools.cached_property
     def tables(self) -> list[Path]:
         """The CSV files and spreadsheets, those in the uppermost folders first; only `root` if it is a file."""
-        if self.root.is_file():
+        if self.is_file:
             return [self.root] if self.root.suffix.lower() in TABLE_SUFFIXES else []
         depth = len(self.root.parts) + 1 + TABLE_DEPTH
         inside = [Path(file) for file in self.files if file.count(os.sep) < depth]
@@ -144,7 +156,7 @@ def _neighbour_files(root: Path) -> list[Path]:
 
 
 def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Yield the paths of the files below `folder`, in no particular order.
+    """Yield the paths of the files below `folder`, a folder or an archive, in no particular order.
 
     Hidden files and folders are skipped, and so are pipes and devices, which may block. A subfolder that a run wrote
     its output to is skipped, because the output folder may be inside the source. If `folder` itself is such a folder,
@@ -154,6 +166,9 @@ def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator
         folder: The folder to search.
         ancestors: Real paths of the folders that contain `folder`, to detect cycles of symbolic links.
     """
+    if not os.path.isdir(folder):
+        yield from _iter_members(folder)
+        return
     real_path = os.path.realpath(folder)
     if real_path in ancestors:  # a symbolic link to a folder that contains it
         return
@@ -163,18 +178,36 @@ def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator
         logger.warning("%s cannot be listed (%s), so its images are left out", folder, error.strerror)
         return
     for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+        if is_hidden(entry.name):
             continue
         if entry.is_dir():
             if os.path.exists(os.path.join(entry.path, LOCK_FILE)):
-                logger.warning(
-                    "%s is skipped, because it holds the results of a run; to read its images, pass this folder",
-                    os.path.abspath(entry.path),
-                )
+                _warn_of_results(os.path.abspath(entry.path))
             else:
                 yield from iter_files(entry.path, ancestors | {real_path})
         elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
             yield entry.path
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is left out: a hidden one, or the copies that macOS puts in zips."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _iter_members(folder: str) -> Iterator[str]:
+    """Yield the same for an archive or a folder in it."""
+    paths = member_paths(folder)
+    results = {path.removesuffix(LOCK_FILE) for path in paths if path.endswith(f"/{LOCK_FILE}")} - {f"{folder}/"}
+    for path in paths:
+        parts = path[len(folder) + 1 :].split("/")
+        if not any(map(is_hidden, parts)) and not any(path.startswith(prefix) for prefix in results):
+            yield path
+    for prefix in results:
+        _warn_of_results(prefix)
+
+
+def _warn_of_results(folder: str) -> None:
+    logger.warning("%s is skipped, because it holds the results of a run; to read its images, pass this folder", folder)
 
 
 def looks_like_image(file: str) -> bool:
@@ -186,9 +219,9 @@ def looks_like_image(file: str) -> bool:
     if name.upper() == "DICOMDIR":
         return False
     try:
-        with open(file, "rb") as stream:
+        with open_source(file) as stream:
             return stream.read(132).endswith(b"DICM")
-    except OSError:
+    except (OSError, ImageRefusedError):
         return True  # keep an unreadable file in the table, so that it is reported as refused
 
 

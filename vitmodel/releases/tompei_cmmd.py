@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vitmodel.archives import open_source
 from vitmodel.data import lesions
 from vitmodel.data.tables import is_spreadsheet, read_table
-from vitmodel.errors import UsageError
+from vitmodel.errors import RefusedError, UsageError
 from vitmodel.releases import cmmd
 from vitmodel.releases.files import normalize_side
 from vitmodel.releases.source import Source, is_dicom_name
@@ -130,10 +131,11 @@ def _read_outlines(path: Path) -> tuple[list[str], list[tuple[float, float, floa
         UsageError: The file cannot be read.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_source(path) as file:
+            entries = json.loads(file.read().decode("utf-8-sig"))
         labels = sorted({str(entry["label"]).strip() for entry in entries})
         return labels, list(_boxes(entries))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (RefusedError, OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a list of outlines ({error}); download it again, or remove it") from None
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vitmodel.archives import is_source_file
 from vitmodel.data import lesions
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
@@ -105,7 +106,7 @@ def _all_findings(source: Source, path: Path, rows: pd.DataFrame) -> pd.DataFram
     if "finding_categories" in rows:
         return rows
     nearby = path.with_name(FINDINGS)
-    findings = nearby if nearby.is_file() else source.find_table(FINDINGS)
+    findings = nearby if is_source_file(nearby) else source.find_table(FINDINGS)
     if findings is None:
         logger.warning(
             "%s: %s is missing, so the images have no findings; get it from PhysioNet", path.parent, FINDINGS
@@ -129,7 +130,7 @@ def _findings(rows: pd.DataFrame) -> pd.DataFrame:
 def _headers(path: Path) -> pd.DataFrame:
     """Return `age` and `machine_id` of each image in the table of headers; without this table, of none."""
     columns = {"Patient's Age": "age", "Manufacturer's Model Name": "machine_id"}
-    table = read_table(path) if path.is_file() else pd.DataFrame(columns=["SOP Instance UID"], dtype=object)
+    table = read_table(path) if is_source_file(path) else pd.DataFrame(columns=["SOP Instance UID"], dtype=object)
     if "SOP Instance UID" not in table:  # another release's table of this common name
         table = pd.DataFrame(columns=["SOP Instance UID"], dtype=object)
     table = table.reindex(columns=["SOP Instance UID", *columns]).rename(columns=columns)
