@@ -8,7 +8,7 @@ from typing import Literal
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.header import ImageFile
-from vitmodel.pixels.raster import RasterFile
+from vitmodel.pixels.raster import PICTURE_STARTS, RasterFile
 
 
 def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse", "log"] = "refuse") -> ImageFile:
@@ -17,7 +17,7 @@ def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse",
     The format is recognised by the first bytes, not by the file name.
 
     Args:
-        path: A DICOM, PNG, JPEG or TIFF file.
+        path: A DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM file.
         voi: Which of several stored VOI LUTs or windows to use, counted from 1. DICOM only.
         for_processing: Whether raw detector data is refused or shown as its inverted logarithm. DICOM only.
 
@@ -34,6 +34,6 @@ def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse",
         raise ImageRefusedError(
             "unreadable", f"{path} cannot be opened ({error.strerror}); check its permissions"
         ) from None
-    if start[128:] != b"DICM" and start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
+    if start[128:] != b"DICM" and start.startswith(PICTURE_STARTS):
         return RasterFile(path)
     return DicomFile(path, voi, for_processing)

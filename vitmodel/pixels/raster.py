@@ -1,4 +1,7 @@
-"""Open PNG, JPEG and TIFF images of mammograms: greyscale, one page, 8 or 16 bits, read as brighter = denser."""
+"""Open pictures of mammograms (PNG, JPEG, TIFF, JPEG 2000, BMP, PGM): greyscale, one page, 8 or 16 bits.
+
+They are read as brighter = denser.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,25 @@ import cv2
 import numpy as np
 
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.decoding import MAX_PIXELS, read_jpeg_header
+from vitmodel.pixels.decoding import MAX_PIXELS, read_jpeg2000_header, read_jpeg_header
 from vitmodel.pixels.header import ImageHeader
+from vitmodel.pixels.pgm import decode_pgm, read_pgm_header
 from vitmodel.pixels.verdict import ImageWarning
 
 HEAD_BYTES = 1 << 20
 """Bytes in which the size is searched; in a JPEG it may follow a colour profile and a thumbnail."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Number of channels of each PNG colour type; a palette is decoded to three."""
+JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
+CODESTREAM_START = b"\xff\x4f\xff\x51"
+"""First two markers of a JPEG 2000 codestream, which a JP2 file contains after its boxes."""
+PICTURE_STARTS = (
+    *(b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", JP2_SIGNATURE, CODESTREAM_START),
+    *(kind + space for kind in (b"P2", b"P5") for space in (b" ", b"\n", b"\r", b"\t", b"#")),
+)
+"""First bytes of the supported picture files."""
+END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
+"""End marker of the formats that have one, by their first two bytes."""
 CHANNEL_TOLERANCE = 2
 """Greatest difference of the channels of a grey JPEG after its colour transform, in grey levels of 255."""
 
@@ -30,7 +44,7 @@ class RasterFile:
     A wrong polarity is not detected here but in `crop.find_breast`, from the surroundings of the breast.
 
     Args:
-        path: A PNG, JPEG or TIFF file.
+        path: A PNG, JPEG, TIFF, JPEG 2000, BMP or PGM file.
 
     Raises:
         ImageRefusedError: The file is missing, damaged, cut short or too large.
@@ -61,17 +75,18 @@ class RasterFile:
                 f"the picture has {rows} x {columns} pixels of {samples} values, more than {MAX_PIXELS} in total; "
                 "save it at a lower resolution",
             )
-        if size > HEAD_BYTES + 4 * rows * columns * samples:  # twice the size without any compression
+        if size > HEAD_BYTES + 6 * rows * columns * samples:  # the values as text, as in PGM: five digits and a space
             raise ImageRefusedError(
                 "too_large",
                 f"the file has {size} bytes, far more than its {rows} x {columns} picture needs; save it again",
             )
-        if {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}.get(head, b"") not in tail:
+        if END_MARKERS.get(head, b"") not in tail:
             raise ImageRefusedError(
                 "unreadable", "the picture is cut short: its end marker is missing; copy the file again"
             )
         lossy = ImageWarning("lossy", "the picture is a JPEG, compressed with loss")
         warnings = (lossy,) if head == b"\xff\xd8" else ()
+        self._format = head
         self.header = ImageHeader(
             rows, columns, bits, photometric="MONOCHROME2", transfer_syntax="", voi="full", warnings=warnings
         )
@@ -87,15 +102,27 @@ class RasterFile:
         return self._pixels
 
     def to_grey(self, stored: np.ndarray) -> np.ndarray:
-        """Return values of the picture, or averages of them, as float32 in [0, 1], fractions of the type's range."""
-        return np.clip(stored.astype(np.float32) / np.iinfo(self._pixels.dtype).max, 0, 1)
+        """Return values of the picture, or averages of them, as float32 in [0, 1]."""
+        return np.clip(stored.astype(np.float32) / self._white, 0, 1)
+
+    @functools.cached_property
+    def _white(self) -> int:
+        """The value that is shown white: the greatest one that the header of a PGM file, or else the type, allows."""
+        if self._format in (b"P2", b"P5"):
+            with self.path.open("rb") as file:
+                return read_pgm_header(file.read(HEAD_BYTES)).maximum
+        return int(np.iinfo(self._pixels.dtype).max)
 
     @functools.cached_property
     def _pixels(self) -> np.ndarray:
         """The decoded picture, `(H, W)`."""
         try:  # UNCHANGED also ignores the orientation in an EXIF tag
+            if self._format in (b"P2", b"P5"):
+                return decode_pgm(self.path.read_bytes())
             pixels = cv2.imread(str(self.path), cv2.IMREAD_UNCHANGED)
             pages = cv2.imcount(str(self.path))
+        except ValueError as error:
+            raise ImageRefusedError("undecodable", f"the picture cannot be read: {error}; save it again") from None
         except cv2.error as error:
             raise ImageRefusedError(
                 "undecodable", f"OpenCV cannot decode the picture ({error.err}); save it again"
@@ -158,11 +185,32 @@ def read_size(file: BinaryIO) -> tuple[int, int, int, int]:
         if head.startswith(b"\xff\xd8"):
             frame = read_jpeg_header(head + file.read(4 * MAX_PIXELS))
             return frame.rows, frame.columns, frame.precision, frame.components
+        if head.startswith((b"P2", b"P5")):
+            pgm = read_pgm_header(head)
+            return pgm.rows, pgm.columns, 8 if pgm.maximum < 256 else 16, 1
+        if head.startswith((JP2_SIGNATURE, CODESTREAM_START)):
+            frame = read_jpeg2000_header(head[head.index(CODESTREAM_START) :])
+            return frame.rows, frame.columns, max(frame.precision, 8), frame.components
+        if head.startswith(b"BM"):
+            return read_bmp_size(head)
         return read_tiff_size(file)
     except (ValueError, IndexError, KeyError, struct.error):
         raise ImageRefusedError(
             "unreadable", "the header of the picture is damaged or cut short; copy the file again"
         ) from None
+
+
+def read_bmp_size(head: bytes) -> tuple[int, int, int, int]:
+    """Return the same as `read_size` from the header of a BMP file.
+
+    Raises:
+        struct.error: The file is cut short.
+    """
+    if struct.unpack_from("<I", head, 14)[0] == 12:  # BITMAPCOREHEADER of OS/2
+        width, height = struct.unpack_from("<HH", head, 18)
+    else:
+        width, height = struct.unpack_from("<ii", head, 18)  # a negative height stores the top row first
+    return abs(height), abs(width), 8, 3
 
 
 def read_tiff_size(file: BinaryIO) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 REFUSAL_REASONS = {
     "missing_file": "the file does not exist",
     "unreadable": "the file cannot be opened, or it is cut short or damaged",
-    "not_an_image": "the file is neither DICOM nor a PNG, JPEG or TIFF image",
+    "not_an_image": "the file is neither DICOM nor a PNG, JPEG, TIFF, JPEG 2000, BMP or PGM image",
     "no_pixels": "the DICOM object contains no pixel data",
     "bad_header": "header fields that decoding needs are missing or contradict each other",
     "too_large": "the file declares more pixels or larger values than any mammogram has",

@@ -1,4 +1,4 @@
-"""Read images without a table: DICOM, PNG, JPEG or TIFF files below a folder, or a single file.
+"""Read images without a table: DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM files below a folder, or a single file.
 
 Metadata comes from the DICOM headers. All labels are NaN.
 """
@@ -21,7 +21,7 @@ from vitmodel.utils import progress
 
 logger = logging.getLogger(__name__)
 
-EXPECTED_FILES = "at least one DICOM, PNG, JPEG or TIFF file"
+EXPECTED_FILES = "at least one DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM file"
 HEADER_COLUMNS = ("image_id", "patient_id", "laterality", "view", "machine_id", "implant", "age")
 
 

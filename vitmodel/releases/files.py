@@ -17,7 +17,10 @@ from vitmodel.jobs.journal import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".dcm", ".dicom", ".dic", ".ima"),
+    *(".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".jp2", ".bmp", ".pgm"),
+)
 PATIENT_IMAGE_PATTERN = re.compile(r"([^_]*\d[^_]*)_([^_]+)")
 """File names of the form <patient>_<image>, where the patient has a digit: img_1 and img_2 do not share a patient."""
 
