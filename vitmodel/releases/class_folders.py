@@ -67,7 +67,9 @@ def read(root: Path) -> pd.DataFrame:
     """
     paths = pd.Series(list_images(root), dtype=object)
     if paths.empty:
-        raise UsageError(f"{root}: no image found; add DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM files to these folders")
+        raise UsageError(
+            f"{root}: no image found; add DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM files to these folders"
+        )
     patients = paths.map(patient_from_name)
     image_ids = make_unique(paths.map(image_stem), paths, root)
     if patients.isna().any():
