@@ -14,6 +14,7 @@ from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.dicom_header import check_image_object, read_header, read_pixel_format, read_syntax_and_class
 from vitmodel.pixels.dicom_reading import has_pixel_data_tag, read_dataset
+from vitmodel.pixels.picture_range import own_range
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import ImageWarning
 from vitmodel.pixels.voi import DisplayPipeline, ForProcessing, read_display_pipeline
@@ -106,6 +107,19 @@ class DicomFile:
         below = np.minimum(position.astype(np.int32), len(table) - 2)
         fraction = position - below
         return table[below] * (1 - fraction) + table[below + 1] * fraction
+
+    def use_own_range(self) -> str:
+        """Show the range of the image's own values instead of its VOI and return it as text; '' if it is too narrow."""
+        pixels, _ = decoding.to_stored_values(decoding.decode(self.frame, self.pixel_format)[0], self.pixel_format)
+        pixels = pixels[~self.display.is_padding(pixels)]
+        own = own_range(pixels) if pixels.size else None
+        if own is None:
+            return ""
+        for name in ("_pipeline", "_grey_table", "_bright_padding", "levels"):
+            self.__dict__.pop(name, None)
+        self.display = self.display.with_range(own.low, own.high)
+        self.header = dataclasses.replace(self.header, voi=f"range {own}")
+        return str(own)
 
     @functools.cached_property
     def _domain(self) -> np.ndarray:
