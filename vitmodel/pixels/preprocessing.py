@@ -109,12 +109,14 @@ def preprocess(
         path: The image file.
         config: The preprocessing options.
         laterality: Stated laterality, L, R or '' (unknown). It is only compared with the pixels and never used.
-        picture_range: LOW:HIGH for a picture that is one of several with the same range; '' = as `config` says.
+        picture_range: LOW:HIGH for a picture that is one of several with the same range, used if `config` says auto;
+            '' = decide from this image alone.
 
     Raises:
         ImageRefusedError: The image cannot be read, is not a mammogram, or shows no breast.
     """
-    file = open_image(path, config.voi, config.for_processing, picture_range or config.picture_range)
+    shared = picture_range if config.picture_range == "auto" else ""
+    file = open_image(path, config.voi, config.for_processing, shared or config.picture_range)
     shape = (file.header.rows, file.header.columns)
     view = _view_breast(file)
     breast, stored, level = view.breast, view.stored, view.level

@@ -123,6 +123,11 @@ class RasterFile:
         self._set_range(own, f"range {own}")
         return str(own)
 
+    @property
+    def needs_bits(self) -> bool:
+        """Whether the file has 16 bits per pixel and does not state how many of them its values use."""
+        return self._picture.bits == 16 and not 0 < self._picture.maximum < 65535
+
     @functools.cached_property
     def maximum(self) -> float:
         """The largest value of the picture."""
