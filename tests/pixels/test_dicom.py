@@ -349,7 +349,7 @@ def refusal(path: Path) -> ImageRefusedError:
         ({"NumberOfFrames": 2}, "multi_frame", "2"),
         ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]}, "multi_frame", "slice"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour", "PALETTE"),
-        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "colour", "RGB"),
+        ({"PhotometricInterpretation": "HSV", "SamplesPerPixel": 3}, "colour", "HSV"),
         ({"Rows": None}, "bad_header", "Rows"),
         ({"BitsAllocated": None}, "bad_header", "BitsAllocated"),
         ({"BitsAllocated": 32}, "bad_header", "32"),

@@ -50,13 +50,13 @@ def read_palette(tags: TagReader) -> Palette:
         data = next(iter(tags.values(f"{name}PaletteColorLookupTableData")), None)
         if len(descriptor) != 3 or not isinstance(data, bytes):
             raise ImageRefusedError(
-                "colour", "the image has a palette that is missing or segmented; export it in greyscale"
+                "colour", "the image is PALETTE COLOR, but its palette is missing or segmented; export it in greyscale"
             )
         size = descriptor[0] & 0xFFFF or 65536
         wide = descriptor[2] > 8 and len(data) >= 2 * size
         entries = np.frombuffer(data, "<u2" if wide or len(data) >= 2 * size else np.uint8)[:size]
         if not len(entries):
-            raise ImageRefusedError("colour", "the image has an empty palette; export it in greyscale")
+            raise ImageRefusedError("colour", "the image is PALETTE COLOR, but its palette is empty; export it in greyscale")
         tables.append(entries if wide else entries.astype(np.uint8))
     red, green, blue = tables
     if not are_equal(red, green, blue):
