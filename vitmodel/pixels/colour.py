@@ -56,7 +56,9 @@ def read_palette(tags: TagReader) -> Palette:
         wide = descriptor[2] > 8 and len(data) >= 2 * size
         entries = np.frombuffer(data, "<u2" if wide or len(data) >= 2 * size else np.uint8)[:size]
         if not len(entries):
-            raise ImageRefusedError("colour", "the image is PALETTE COLOR, but its palette is empty; export it in greyscale")
+            raise ImageRefusedError(
+                "colour", "the image is PALETTE COLOR, but its palette is empty; export it in greyscale"
+            )
         tables.append(entries if wide else entries.astype(np.uint8))
     red, green, blue = tables
     if not are_equal(red, green, blue):
