@@ -349,7 +349,7 @@ def refusal(path: Path) -> ImageRefusedError:
         ({"NumberOfFrames": 2}, "multi_frame", "2"),
         ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]}, "multi_frame", "slice"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour", "PALETTE"),
-        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "colour", "RGB"),
+        ({"PhotometricInterpretation": "HSV", "SamplesPerPixel": 3}, "colour", "HSV"),
         ({"Rows": None}, "bad_header", "Rows"),
         ({"BitsAllocated": None}, "bad_header", "BitsAllocated"),
         ({"BitsAllocated": 32}, "bad_header", "32"),
@@ -519,7 +519,10 @@ def test_deeply_nested_sequences_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.dcm").code in ("no_pixels", "unreadable")
 
 
-@pytest.mark.parametrize(("name", "bits"), [("a.png", 8), ("a.png", 16), ("a.tif", 8), ("a.tif", 16), ("a.jpg", 8)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [(f"a.{suffix}", bits) for suffix in ("png", "tif", "jp2") for bits in (8, 16)] + [("a.jpg", 8), ("a.bmp", 8)],
+)
 def test_grey_pictures_are_read_and_others_refused(tmp_path: Path, name: str, bits: int) -> None:
     pixels = ramp(0, 2**bits - 1, f"u{bits // 8}")
     path = tmp_path / name
@@ -528,13 +531,28 @@ def test_grey_pictures_are_read_and_others_refused(tmp_path: Path, name: str, bi
     assert isinstance(file, RasterFile)
     assert (file.header.rows, file.header.columns, file.header.bits) == (40, 52, bits)
     grey = file.to_grey(file.read_stored())
-    np.testing.assert_allclose(grey, pixels / (2**bits - 1), atol=0.03 if name == "a.jpg" else 1e-6)
+    np.testing.assert_allclose(grey, pixels / (2**bits - 1), atol=0.03 if name in ("a.jpg", "a.jp2") else 1e-6)
     cv2.imwrite(str(path), cv2.merge([pixels] * 3))
     assert np.abs(open_image(path).read_stored().astype(float) - file.read_stored()).max() <= 2
     cv2.imwrite(str(path), cv2.merge([pixels, pixels // 2, pixels]))
     assert refusal(path).code == "colour"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert refusal(path).code in ("unreadable", "undecodable")
+
+
+@pytest.mark.parametrize(("kind", "maximum"), [("P2", 255), ("P5", 255), ("P2", 100), ("P2", 4095), ("P5", 65535)])
+def test_a_pgm_is_read_up_to_the_maximum_of_its_header(tmp_path: Path, kind: str, maximum: int) -> None:
+    pixels = ramp(0, maximum, "u2")
+    path = tmp_path / "a.pgm"
+    header = f"{kind}\n# a comment\n{pixels.shape[1]} {pixels.shape[0]}\n{maximum}\n".encode()
+    body = pixels.astype("u1" if maximum < 256 else ">u2").tobytes()
+    path.write_bytes(header + (" ".join(map(str, pixels.ravel())).encode() if kind == "P2" else body))
+    file = open_image(path)
+    assert (file.header.rows, file.header.columns) == pixels.shape
+    np.testing.assert_array_equal(file.read_stored(), pixels)
+    np.testing.assert_allclose(file.to_grey(file.read_stored()), pixels / maximum, atol=1e-6)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "cut short" in refusal(path).message
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from vitmodel.archives import source_state
 from vitmodel.config import ETLConfig, Preprocessing, to_yaml
 from vitmodel.data.columns import COLUMNS
 from vitmodel.data.cropping import ProvenanceRecord, SourceImage, crop_image, refusal_record
+from vitmodel.data.grey_range import measure_all_bits, shared_ranges
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.errors import ImageRefusedError
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.pixels.decoding import GIL_BOUND_SYNTAXES
 from vitmodel.pixels.open import open_image
+from vitmodel.pixels.picture_range import range_of_bits
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.releases.files import safe_file_name
 from vitmodel.releases.registry import read_release
@@ -38,6 +40,8 @@ MIN_IMAGES_FOR_PROCESSES = 500
 Two processes are 1.8 to 2 times as fast as one with every codec. Two threads are 1.7 to 2 times as fast, but only 1.4
 times where the decoder holds the interpreter's lock (dev/LOG.md).
 """
+FULL_RANGE = str(range_of_bits(16))
+"""Range of a 16-bit picture that uses all its bits."""
 MIN_IMAGES_TO_PROBE = 30
 """Number of images from which processes pay off if the decoder holds the interpreter's lock."""
 
@@ -52,6 +56,8 @@ class CropTask(NamedTuple):
     """State of the source file, laterality and preprocessing. If it changes, the image is cropped again."""
     copy: Path | None
     """Path of the transcoded copy; None = not requested."""
+    bits: int = 0
+    """Significant bits of a 16-bit picture whose range is found automatically; 0 = another file."""
 
 
 class CropOutcome(NamedTuple):
@@ -83,8 +89,8 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
     release = read_release(config.source, config.dataset, config.images, config.own_columns)
     with lock_folder(config.out):
         write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
-        tasks = plan_tasks(release, config)
         journal = Journal(config.out / JOURNAL)
+        tasks = plan_tasks(release, config, journal)
         todo = [task for task in tasks if not is_done(task, journal)]
         for message in describe_done(tasks, todo, journal):
             say(message)
@@ -109,7 +115,8 @@ def run_tasks(tasks: list[CropTask], journal: Journal, config: ETLConfig) -> Non
         backend = backend_for([task.source.path for task in tasks])
     outcomes = parallel_map(work, tasks, "etl", config.jobs, backend, config.scheduler, on_lost=lost)
     for task, outcome in zip(tasks, outcomes, strict=True):
-        journal.append(task.image_id, {"fingerprint": task.fingerprint, "code": hash_code(), **outcome._asdict()})
+        entry = {"fingerprint": task.fingerprint, "code": hash_code(), "bits": task.bits}
+        journal.append(task.image_id, entry | outcome._asdict())
 
 
 def backend_for(paths: Sequence[Path]) -> Literal["threads", "processes"]:
@@ -153,19 +160,40 @@ def describe_done(tasks: list[CropTask], todo: list[CropTask], journal: Journal)
     return messages
 
 
-def plan_tasks(release: pd.DataFrame, config: ETLConfig) -> list[CropTask]:
+def find_bits(release: pd.DataFrame, config: ETLConfig, journal: Journal) -> list[int]:
+    """Return the significant bits of each row's file, 0 unless it is a 16-bit picture and the range is automatic.
+
+    Files that an earlier run has measured are not opened again, unless they have changed.
+    """
+    if config.picture_range != "auto":
+        return [0] * len(release)
+    known: list[int | None] = []
+    paths = [Path(path) for path in release["path"]]
+    for name, path in zip(release["image_id"], paths, strict=True):
+        entry = journal.entries.get(name, {})
+        is_current = str(entry.get("fingerprint", "")).startswith(f"{source_state(path)} ")
+        known.append(entry.get("bits") if is_current else None)
+    backend = backend_for(paths) if config.backend == "auto" else config.backend
+    return measure_all_bits(paths, known, config.jobs, backend, config.scheduler)
+
+
+def plan_tasks(release: pd.DataFrame, config: ETLConfig, journal: Journal) -> list[CropTask]:
     """Return one task per row of the release."""
+    bits = find_bits(release, config, journal)
     preprocessing = config.preprocessing.to_json()
     copies = None if config.transcode == "none" else config.out / config.transcode
     tasks = []
-    for row in release[["image_id", "patient_id", "laterality", "path"]].itertuples(index=False):
-        source = SourceImage(Path(row.path), row.laterality)
+    rows = release[["image_id", "patient_id", "laterality", "path"]].itertuples(index=False)
+    for row, needed, picture_range in zip(rows, bits, shared_ranges(bits), strict=True):
+        source = SourceImage(Path(row.path), row.laterality, picture_range)
         folder = safe_file_name(row.patient_id)
         name = safe_file_name(row.image_id)
         target = config.out / "images" / folder / f"{name}.png"
         copy = copies and copies / folder / f"{name}.dcm"
         fingerprint = f"{source_state(source.path)} {row.laterality} {preprocessing}"
-        tasks.append(CropTask(row.image_id, source, target, fingerprint, copy))
+        if picture_range not in ("", FULL_RANGE):  # with the full range, crops of earlier versions are the same
+            fingerprint += f" {picture_range}"
+        tasks.append(CropTask(row.image_id, source, target, fingerprint, copy, needed))
     return tasks
 
 

@@ -170,7 +170,10 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
     ensemble = task.predictor.ensemble
     config = task.config
     settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
-    marks = [f"{source_state(row.source_file)} {row.laterality} {settings}" for row in task.rows.rows]
+    marks = [
+        f"{source_state(row.source_file)} {row.laterality} {settings} {row.picture_range}".rstrip()
+        for row in task.rows.rows
+    ]
     if ensemble.model.sources or ensemble.fused:
         for number, metadata in enumerate(task.rows.metadata):
             marks[number] += f" {metadata.sources} {metadata.view}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,12 +48,18 @@ class SynthConfig(Config):
         require(self.jobs >= 0, "jobs", "must not be negative")
 
 
+def range_ends(text: str) -> tuple[float, float] | None:
+    """Return the ends of a range of values written as LOW:HIGH; None if the text is something else."""
+    match = re.fullmatch(r"(-?\d{1,12}(?:\.\d{1,12})?):(-?\d{1,12}(?:\.\d{1,12})?)", text)
+    return (float(match[1]), float(match[2])) if match else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Config):
     """Options of cropping. The model package stores them, so that prediction repeats the preprocessing of training."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("size", "mm_per_pixel", "bits", "voi", "for_processing", "exact"),
+        "input and output": ("size", "mm_per_pixel", "bits", "voi", "picture_range", "for_processing", "exact"),
     }
 
     size: Size = Size(1024, 512)
@@ -64,6 +71,11 @@ class Preprocessing(Config):
     """Bits per pixel of the crop."""
     voi: int = 1
     """Number of the stored VOI LUT or window to apply, counted from 1. The manifest records the one that was used."""
+    picture_range: str = "auto"
+    """Values of a PNG, TIFF or other picture that are shown black and white. auto = from 0 to the end of the bits that
+    are in use (8, 10, 12, 14 or 16), which those of all pictures of a release together decide; full = all that the file
+    can hold; percentile = from the 0.1 to the 99.9 percentile of each picture; LOW:HIGH = these values, such as 0:4095.
+    """
     for_processing: Literal["refuse", "log"] = "refuse"
     """Treatment of raw detector data (DICOM "FOR PROCESSING"): refuse the image, or use the inverted logarithm."""
     exact: bool = False
@@ -75,10 +87,23 @@ class Preprocessing(Config):
         scale_is_sane = self.mm_per_pixel is None or 0.02 <= self.mm_per_pixel <= 2
         require(scale_is_sane, "mm_per_pixel", "must lie between 0.02 and 2 (mammograms have 0.05 to 0.1)")
         require(self.voi >= 1, "voi", "must be at least 1: VOI LUTs and windows are counted from 1")
+        ends = range_ends(self.picture_range)
+        is_range = ends is not None and ends[0] < ends[1]
+        require(
+            self.picture_range in ("auto", "full", "percentile") or is_range,
+            "picture_range",
+            f"{self.picture_range!r} is not a choice; choose auto, full, percentile or LOW:HIGH, such as 0:4095",
+        )
 
     def to_json(self) -> str:
-        """Return all fields as one line of JSON, as the manifest and the model package store it."""
+        """Return all fields as one line of JSON, as the manifest and the model package store it.
+
+        `picture_range` is left out if it is auto, so that the text is the same as before this option existed: crops of
+        DICOM, of 8-bit pictures and of pictures that use all their bits are the same and can be used again.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(Preprocessing)}
+        if self.picture_range == "auto":
+            del values["picture_range"]
         return json.dumps(values | {"size": str(self.size)})
 
     @classmethod

@@ -17,10 +17,17 @@ ProvenanceRecord = dict[str, str | float | None]
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image to crop: its file, and the side that the table states ("L", "R" or "" if unknown)."""
+    """An image to crop.
+
+    Attributes:
+        path: The file.
+        laterality: The side that the table states: L, R or '' (unknown).
+        picture_range: LOW:HIGH, if the file is one of several pictures with the same grey range.
+    """
 
     path: Path
     laterality: str = ""
+    picture_range: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ def crop_image(source: SourceImage, preprocessing: Preprocessing) -> CropResult:
         VitmodelError: A failure that concerns the whole run, not this image.
     """
     try:
-        prepared = preprocess(source.path, preprocessing, source.laterality)
+        prepared = preprocess(source.path, preprocessing, source.laterality, source.picture_range)
         digest = sha256_source(source.path)
     except ImageRefusedError as refusal:
         return CropResult(refusal_record(source, preprocessing, refusal.code, refusal.message))

@@ -12,6 +12,7 @@ from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import CropResult, ProvenanceRecord, SourceImage, crop_image
 from vitmodel.data.dataset import read_crop
 from vitmodel.errors import VitmodelError
+from vitmodel.pixels.picture_range import GreyRange
 from vitmodel.pixels.preprocessing import CropGeometry
 
 
@@ -26,6 +27,7 @@ class ManifestRow(NamedTuple):
     reason: str | None
     remark: str | None
     preprocessing: str | None
+    voi: str | None
     box_x0: float | None
     box_y0: float | None
     box_x1: float | None
@@ -39,6 +41,11 @@ class ManifestRow(NamedTuple):
     def source_file(self) -> Path:
         """The original image, not its crop."""
         return Path(self.source_path or self.path)
+
+    @property
+    def picture_range(self) -> str:
+        """The grey range LOW:HIGH that is recorded for the picture; '' if there is none."""
+        return self.voi if self.voi and GreyRange.parse(self.voi) else ""
 
     def geometry(self, canvas: Size) -> CropGeometry | None:
         """Return the position of the crop, of size `canvas`, in its source, or None if it is unknown."""
@@ -74,7 +81,7 @@ def load_crop(row: ManifestRow, preprocessing: Preprocessing) -> CropResult:
     except VitmodelError:  # the crop is lost: make it again from the source
         crop = None
     if crop is None:
-        return crop_image(SourceImage(row.source_file, row.laterality), preprocessing)
+        return crop_image(SourceImage(row.source_file, row.laterality, row.picture_range), preprocessing)
     record |= {"source_height": row.source_height, "source_width": row.source_width, "spacing_row": row.spacing_row}
     return CropResult(record, crop, row.geometry(Size(*crop.shape)))
 

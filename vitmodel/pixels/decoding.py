@@ -68,11 +68,28 @@ class PixelFormat:
     photometric: str = "MONOCHROME2"
     overlay_bits: bool = False
     """Whether the unused high bits contain overlay planes (retired from the standard, found in old files)."""
+    shift: int = 0
+    """Number of bits below the lowest bit of a value: HighBit + 1 - BitsStored."""
+    samples: int = 1
+    """Samples per pixel: 1, or 3 for grey stored as colour."""
+    planar: bool = False
+    """Whether each colour channel is stored as a plane of its own."""
 
     @property
     def dtype(self) -> np.dtype:
         """Type of the stored values: int or uint of 8 or 16 bits."""
         return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of an uncompressed frame; YBR_FULL_422 has two differences of colour for two pixels."""
+        samples = 2 if self.subsampled else self.samples
+        return self.rows * self.columns * samples * self.bits_allocated // 8
+
+    @property
+    def subsampled(self) -> bool:
+        """Whether an uncompressed frame has its pixels as Y Y Cb Cr (PS3.3 C.7.6.3.1.2)."""
+        return self.photometric == "YBR_FULL_422" and self.syntax in NATIVE_SYNTAXES
 
     @property
     def unsigned_dtype(self) -> np.dtype:
@@ -133,7 +150,22 @@ def pydicom_decoder(plugin: str) -> Callable[[bytes, PixelFormat, int], np.ndarr
 def native(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
     """Return uncompressed pixels; pydicom would wrap values that exceed a wrong BitsStored."""
     dtype = pixel_format.unsigned_dtype.newbyteorder(">" if pixel_format.syntax == uid.ExplicitVRBigEndian else "<")
-    return np.frombuffer(frame, dtype).reshape(pixel_format.rows, pixel_format.columns)
+    values = np.frombuffer(frame, dtype)
+    if pixel_format.subsampled:
+        pairs = values.reshape(pixel_format.rows, pixel_format.columns // 2, 4)
+        differences = np.repeat(pairs[..., 2:], 2, axis=1)
+        return np.dstack([pairs[..., :2].reshape(pixel_format.rows, pixel_format.columns), differences])
+    return reshape_samples(values, pixel_format, pixel_format.planar)
+
+
+def reshape_samples(values: np.ndarray, pixel_format: PixelFormat, planar: bool) -> np.ndarray:
+    """Return a flat array as `(H, W)` or, with three samples per pixel, as `(H, W, 3)`."""
+    shape = (pixel_format.rows, pixel_format.columns)
+    if pixel_format.samples == 1:
+        return values.reshape(shape)
+    if planar:
+        return np.moveaxis(values.reshape(pixel_format.samples, *shape), 0, -1)
+    return values.reshape(*shape, pixel_format.samples)
 
 
 def rle(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
@@ -154,15 +186,19 @@ def rle(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
         if type(error).__name__ != "PanicException":
             raise
         raise ValueError(str(error)) from None
-    return np.frombuffer(data, pixel_format.unsigned_dtype.newbyteorder("<")).reshape(
-        pixel_format.rows, pixel_format.columns
-    )
+    values = np.frombuffer(data, pixel_format.unsigned_dtype.newbyteorder("<"))
+    return reshape_samples(values, pixel_format, planar=True)
 
 
 def jpegls(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
     """Decode JPEG-LS with pyjpegls."""
     data, info = pyjpegls_decode(frame)
     return np.frombuffer(data, "<u2" if info["bits_per_sample"] > 8 else "u1").reshape(info["height"], info["width"])
+
+
+def jpeg2000_colour(frame: bytes, pixel_format: PixelFormat, level: int) -> np.ndarray:
+    """Decode JPEG 2000 with three components at full resolution; the colours are converted to RGB."""
+    return imagecodecs.jpeg2k_decode(frame)
 
 
 NATIVE = (Decoder("numpy", native),)
@@ -175,13 +211,18 @@ JPEG_LS = (
 OPENJPEG = Decoder("openjpeg", lambda frame, pixel_format, level: openjpeg.decode(frame, level), supports_levels=True)
 PYLIBJPEG_OPENJPEG = Decoder("pylibjpeg-openjpeg", lambda frame, pixel_format, level: pylibjpeg_openjpeg.decode(frame))
 J2K = (OPENJPEG, PYLIBJPEG_OPENJPEG)
+J2K_COLOUR = (Decoder("openjpeg", jpeg2000_colour),)
+"""Decoders of JPEG 2000 with three components."""
+NATIVE_SYNTAXES = (
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+)
 HTJ2K = (uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
 
 DECODERS: dict[str, tuple[Decoder, ...]] = {
-    uid.ImplicitVRLittleEndian: NATIVE,
-    uid.ExplicitVRLittleEndian: NATIVE,
-    uid.DeflatedExplicitVRLittleEndian: NATIVE,
-    uid.ExplicitVRBigEndian: NATIVE,
+    **dict.fromkeys(NATIVE_SYNTAXES, NATIVE),
     uid.RLELossless: RLE,
     uid.JPEGBaseline8Bit: JPEG,
     uid.JPEGExtended12Bit: JPEG,
@@ -216,7 +257,7 @@ def available_levels(frame: bytes, pixel_format: PixelFormat) -> int:
     Raises:
         ImageRefusedError: The header of the compressed frame is unreadable or contradicts the DICOM header.
     """
-    if DECODERS[pixel_format.syntax] is not J2K or openjpeg.load_library() is None:
+    if DECODERS[pixel_format.syntax] is not J2K or pixel_format.samples > 1 or openjpeg.load_library() is None:
         return 0
     stream = read_codestream_header(frame, pixel_format)
     if stream.signed != pixel_format.signed:  # -1, stored as 65535, would be averaged with 0
@@ -233,13 +274,15 @@ def decode(frame: bytes, pixel_format: PixelFormat, level: int = 0) -> tuple[np.
         level: Number of resolution levels to skip.
 
     Returns:
-        Unsigned values `(H, W)`, where H and W are Rows and Columns divided by 2^level and rounded up, and the
-        decoder's name.
+        Unsigned values `(H, W)` or, with three samples per pixel, `(H, W, 3)`, where H and W are Rows and Columns
+        divided by 2^level and rounded up; the decoder's name.
 
     Raises:
         ImageRefusedError: The frame is damaged, contradicts its header or cannot be decoded.
     """
     decoders = DECODERS[pixel_format.syntax]
+    if decoders is J2K and pixel_format.samples > 1:
+        decoders = J2K_COLOUR
     if decoders is not NATIVE and decoders is not RLE:
         read_codestream_header(frame, pixel_format)
     problems = []
@@ -266,7 +309,7 @@ def decode_with(decoder: Decoder, frame: bytes, pixel_format: PixelFormat, level
     if level and not decoder.supports_levels:  # sample the full image on the grid of the reduced one, see grid_offset
         pixels = cv2.blur(np.ascontiguousarray(pixels), (step + 1, step + 1))[::step, ::step]
     expected = -(-pixel_format.rows // step), -(-pixel_format.columns // step)
-    if pixels.shape != expected:
+    if pixels.shape[:2] != expected or pixels.shape[2:] != (() if pixel_format.samples == 1 else (3,)):
         raise ValueError(f"the decoded image has shape {pixels.shape} instead of {expected}")
     patterns = pixels.astype(pixel_format.unsigned_dtype, copy=False)
     if DECODERS[pixel_format.syntax] in (NATIVE, RLE):
@@ -286,6 +329,8 @@ def to_stored_values(patterns: np.ndarray, pixel_format: PixelFormat) -> tuple[n
     if pixel_format.bits_stored == pixel_format.bits_allocated or patterns.size == 0:
         return patterns.view(pixel_format.dtype), ""
     limit = 1 << pixel_format.bits_stored
+    if pixel_format.shift and patterns.max() >= limit:  # if they are smaller, HighBit is wrong
+        patterns = (patterns >> pixel_format.shift) & (limit - 1)
     if pixel_format.overlay_bits:
         patterns = patterns & (limit - 1)
     if not pixel_format.signed:
@@ -322,9 +367,11 @@ def read_codestream_header(frame: bytes, pixel_format: PixelFormat) -> Codestrea
         raise ImageRefusedError(
             "undecodable", "the compressed pixels are cut short: their end marker is missing; copy the file again"
         )
-    if stream.components != 1:
+    if stream.components != pixel_format.samples:
         raise ImageRefusedError(
-            "colour", f"the compressed pixels have {stream.components} components; a mammogram has one"
+            "colour",
+            f"the compressed pixels have {stream.components} components, "
+            f"but SamplesPerPixel is {pixel_format.samples}; export the image again",
         )
     if (stream.rows, stream.columns) != (pixel_format.rows, pixel_format.columns):
         raise ImageRefusedError(

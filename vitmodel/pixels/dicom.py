@@ -12,8 +12,10 @@ from pydicom.encaps import get_frame
 
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
+from vitmodel.pixels.colour import MONOCHROME, PALETTE, grey_channel, read_palette
 from vitmodel.pixels.dicom_header import check_image_object, read_header, read_pixel_format, read_syntax_and_class
 from vitmodel.pixels.dicom_reading import has_pixel_data_tag, read_dataset
+from vitmodel.pixels.picture_range import own_range
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import ImageWarning
 from vitmodel.pixels.voi import DisplayPipeline, ForProcessing, read_display_pipeline
@@ -43,9 +45,12 @@ class DicomFile:
             syntax, sop_class = read_syntax_and_class(dataset, tags)
             raw = check_image_object(tags, sop_class, for_processing)
             self.pixel_format = read_pixel_format(tags, syntax)
+            self.palette = read_palette(tags) if self.pixel_format.photometric == PALETTE else None
             self.display = read_display_pipeline(
                 tags, self.pixel_format.signed, self.pixel_format.bits_allocated, raw, voi
             )
+            if self.pixel_format.photometric not in MONOCHROME:  # windows and padding are those of grey images
+                self.display = dataclasses.replace(self.display, voi=None, padding=None, name="full")
             self.header = read_header(tags, self.pixel_format, self.display.name, warnings)
         except ImageRefusedError:
             raise
@@ -58,7 +63,9 @@ class DicomFile:
     @functools.cached_property
     def levels(self) -> int:
         """Number of resolution levels that can be skipped: that of the JPEG 2000 stream, 0 for other codecs."""
-        return 0 if self._bright_padding else decoding.available_levels(self.frame, self.pixel_format)
+        if self._bright_padding or self.palette is not None:
+            return 0
+        return decoding.available_levels(self.frame, self.pixel_format)
 
     def read_stored(self, level: int = 0) -> np.ndarray:
         """Return the stored values.
@@ -77,8 +84,7 @@ class DicomFile:
         """
         if not 0 <= level <= (self.levels if level else 0):
             raise ValueError(f"level must be between 0 and {self.levels}, not {level}")
-        patterns, self.decoder = decoding.decode(self.frame, self.pixel_format, level)
-        values, assumption = decoding.to_stored_values(patterns, self.pixel_format)
+        values, assumption = self._decode(level)
         # At a reduced level the low pass of the wavelet overshoots, which does not mean that BitsStored is wrong.
         if assumption and level == 0:
             self._add_warning(assumption)
@@ -86,6 +92,15 @@ class DicomFile:
             darkest = self._domain[self._pipeline(self._domain).argmin()]
             values = np.where(self.display.is_padding(values), darkest, values)
         return values
+
+    def _decode(self, level: int = 0) -> tuple[np.ndarray, str]:
+        """Return the stored values `(H, W)` before padding is replaced, and a message about what was assumed."""
+        patterns, self.decoder = decoding.decode(self.frame, self.pixel_format, level)
+        if patterns.ndim == 3:
+            patterns = grey_channel(patterns, self.pixel_format.photometric, self.pixel_format.bits_stored)
+        if self.palette is not None:
+            return self.palette(patterns), ""
+        return decoding.to_stored_values(patterns, self.pixel_format)
 
     def to_grey(self, stored: np.ndarray) -> np.ndarray:
         """Return the grey values of stored values or of averages of stored values.
@@ -100,18 +115,37 @@ class DicomFile:
         """
         table = self._grey_table
         low = int(self._domain[0])
-        if stored.dtype == self.pixel_format.dtype:
+        if stored.dtype == self._stored_dtype:
             return table[stored.astype(np.int32) - low] if low else table[stored]
         position = np.clip(stored.astype(np.float32) - low, 0, len(table) - 1)
         below = np.minimum(position.astype(np.int32), len(table) - 2)
         fraction = position - below
         return table[below] * (1 - fraction) + table[below + 1] * fraction
 
+    def use_own_range(self) -> str:
+        """Show the range of the image's own values instead of its VOI and return it as text; '' if it is too narrow."""
+        pixels, _ = self._decode()
+        pixels = pixels[~self.display.is_padding(pixels)]
+        own = own_range(pixels) if pixels.size else None
+        if own is None:
+            return ""
+        for name in ("_pipeline", "_grey_table", "_bright_padding", "levels"):
+            self.__dict__.pop(name, None)
+        self.display = self.display.with_range(own.low, own.high)
+        self.header = dataclasses.replace(self.header, voi=f"range {own}")
+        return str(own)
+
     @functools.cached_property
     def _domain(self) -> np.ndarray:
         """All values that a stored pixel can have, in ascending order."""
-        info = np.iinfo(self.pixel_format.dtype)
-        return np.arange(info.min, info.max + 1).astype(self.pixel_format.dtype)
+        dtype = self._stored_dtype
+        info = np.iinfo(dtype)
+        return np.arange(info.min, info.max + 1).astype(dtype)
+
+    @property
+    def _stored_dtype(self) -> np.dtype:
+        """Type of the stored values or, with a palette, of its entries."""
+        return self.pixel_format.dtype if self.palette is None else self.palette.entries.dtype
 
     @functools.cached_property
     def _pipeline(self) -> DisplayPipeline:
@@ -121,7 +155,10 @@ class DicomFile:
         """
         if self.display.voi is not None:
             return self.display
-        pixels, _ = decoding.to_stored_values(decoding.decode(self.frame, self.pixel_format)[0], self.pixel_format)
+        if self.pixel_format.photometric not in MONOCHROME:  # colours have no window: all their values are shown
+            high = int(self._domain[-1]) if self.palette is not None else 2**self.pixel_format.bits_stored - 1
+            return self.display.with_range(0, high)
+        pixels, _ = self._decode()
         pixels = pixels[~self.display.is_padding(pixels)]
         return self.display.with_range(pixels.min(), pixels.max()) if pixels.size else self.display.with_range(0, 1)
 
@@ -140,7 +177,7 @@ class DicomFile:
     def frame(self) -> bytes:
         """The bytes of the frame as stored in the file."""
         pixel_format = self.pixel_format
-        expected = pixel_format.rows * pixel_format.columns * pixel_format.bits_allocated // 8
+        expected = pixel_format.frame_bytes
         dataset = read_dataset(self.path, 2 * expected)  # a codec that fails to compress needs little more than 1 x
         data = next(iter(TagReader(dataset, []).values("PixelData")), None)
         if not isinstance(data, bytes) or not data:
@@ -149,11 +186,14 @@ class DicomFile:
             raise ImageRefusedError("no_pixels", "the file has no pixel data, or is cut short before it; copy it again")
         if uid.UID(pixel_format.syntax).is_encapsulated:
             try:
-                return get_frame(data, 0, number_of_frames=1)
+                frame = get_frame(data, 0, number_of_frames=1)
             except Exception as error:  # damaged item lengths raise any of pydicom's exceptions
                 raise ImageRefusedError(
                     "unreadable", f"the compressed pixels are cut short or damaged ({error}); copy the file again"
                 ) from error
+            # Encoders and archives pad frames with more than the one byte that makes their length even. All codecs but
+            # RLE end with a marker, so that zeros at the end are no part of the stream.
+            return frame if pixel_format.syntax == uid.RLELossless else frame.rstrip(b"\0")
         if len(data) < expected:
             raise ImageRefusedError(
                 "unreadable", f"the file is cut short: it has {len(data)} of {expected} bytes of pixels; copy it again"

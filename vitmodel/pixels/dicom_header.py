@@ -8,6 +8,7 @@ from pydicom import Dataset, uid
 
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
+from vitmodel.pixels.colour import COLOUR_SPACES, MONOCHROME, PALETTE
 from vitmodel.pixels.decoding import PixelFormat
 from vitmodel.pixels.header import ImageHeader
 from vitmodel.pixels.tags import TagReader
@@ -110,7 +111,10 @@ def check_image_object(tags: TagReader, sop_class: str, for_processing: ForProce
         )
     photometric = tags.code("PhotometricInterpretation")
     samples = tags.integer("SamplesPerPixel") or 1
-    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+    if (samples, photometric) not in {
+        *((1, name) for name in (*MONOCHROME, PALETTE)),
+        *((3, name) for name in COLOUR_SPACES),
+    }:
         raise ImageRefusedError(
             "colour",
             f"the image is not greyscale: PhotometricInterpretation is {photometric}, SamplesPerPixel is {samples}; "
@@ -169,7 +173,8 @@ def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
     rows, columns, allocated = (
         require_positive_integer(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated")
     )
-    if rows * columns > decoding.MAX_PIXELS:
+    samples = tags.integer("SamplesPerPixel") or 1
+    if rows * columns * samples > decoding.MAX_PIXELS:
         raise ImageRefusedError(
             "too_large",
             f"Rows x Columns is {rows} x {columns}, which is more than {decoding.MAX_PIXELS} pixels; "
@@ -182,8 +187,14 @@ def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
         tags.add_warning(f"BitsStored is {_or_missing(stored)}; the value of BitsAllocated, {allocated}, is assumed")
         stored = allocated
     high = tags.integer("HighBit")
-    if high is not None and high != stored - 1:
+    shift = 0 if high is None else high - stored + 1
+    if shift and 0 < high < allocated and shift > 0:
+        tags.add_warning(
+            f"HighBit is {high} with BitsStored {stored}: values that exceed {stored} bits are shifted by {shift} bits"
+        )
+    elif shift:
         tags.add_warning(f"HighBit {high} contradicts BitsStored {stored}; HighBit is ignored")
+        shift = 0
     signed = tags.integer("PixelRepresentation")
     if signed not in (0, 1):
         tags.add_warning(f"PixelRepresentation is {_or_missing(signed)}; unsigned pixels are assumed")
@@ -199,6 +210,9 @@ def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
         signed == 1,
         photometric or "MONOCHROME2",
         has_overlay_bits(tags.dataset),
+        shift,
+        samples,
+        tags.integer("PlanarConfiguration") == 1,
     )
 
 

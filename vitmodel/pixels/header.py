@@ -90,3 +90,10 @@ class ImageFile(Protocol):
         Returns:
             float32 `(H, W)` in [0, 1], brighter = denser, padding = 0.
         """
+
+    def use_own_range(self) -> str:
+        """Show the range of the image's own values instead of the stated one.
+
+        Returns:
+            The range as text; '' if nothing changes, because the own range is shown already or the user chose another.
+        """

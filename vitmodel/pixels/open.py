@@ -9,18 +9,25 @@ from vitmodel.archives import open_source
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.header import ImageFile
+from vitmodel.pixels.picture_header import picture_format, unsupported_format
 from vitmodel.pixels.raster import RasterFile
 
 
-def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse", "log"] = "refuse") -> ImageFile:
+def open_image(
+    path: Path | str,
+    voi: int = 1,
+    for_processing: Literal["refuse", "log"] = "refuse",
+    picture_range: str = "auto",
+) -> ImageFile:
     """Return the opened image file.
 
     The format is recognised by the first bytes, not by the file name.
 
     Args:
-        path: A DICOM, PNG, JPEG or TIFF file, in a folder or in an archive.
+        path: A DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM file, in a folder or in an archive.
         voi: Which of several stored VOI LUTs or windows to use, counted from 1. DICOM only.
         for_processing: Whether raw detector data is refused or shown as its inverted logarithm. DICOM only.
+        picture_range: Which values are black and white: auto, full, percentile or LOW:HIGH. Pictures only.
 
     Raises:
         ImageRefusedError: The file is missing, cannot be read, or is not an image of a supported format.
@@ -35,6 +42,12 @@ def open_image(path: Path | str, voi: int = 1, for_processing: Literal["refuse",
         raise ImageRefusedError(
             "unreadable", f"{path} cannot be opened ({error.strerror}); check its permissions"
         ) from None
-    if start[128:] != b"DICM" and start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")):
-        return RasterFile(path)
+    if start[128:] != b"DICM":
+        if picture_format(start):
+            return RasterFile(path, picture_range)
+        name = unsupported_format(start)
+        if name:
+            raise ImageRefusedError(
+                "not_an_image", f"the file is {name}, a format that is not read; save it as a DICOM, PNG or TIFF image"
+            )
     return DicomFile(path, voi, for_processing)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,12 +19,16 @@ from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import BreastRegion, find_breast
 from vitmodel.pixels.header import ImageFile, ImageHeader
 from vitmodel.pixels.open import open_image
-from vitmodel.pixels.verdict import ImageWarning
+from vitmodel.pixels.verdict import REFUSAL_REASONS, ImageWarning
 
 OVERVIEW_SIZE = 512
 """Longest side, in pixels, of the view in which the breast is searched."""
 MIN_CANVAS_SIDE = 16
 """Shortest side of a canvas in pixels: one patch of a ViT."""
+MIN_CONTRAST = 0.25
+"""Least difference between the 1 % and 99 % quantiles of the breast's grey values; 0.42 or more in 1,000 images."""
+MAX_SATURATED = 0.5
+"""Largest share of the breast that may be black or white; at most 0.17 and 0.04 in 1,000 images."""
 PLAUSIBLE_HEIGHT_MM = (20, 500)
 """Plausible lengths of a breast box along the chest wall; the largest detectors and films measure 300 mm."""
 OVERSAMPLING = 1.09
@@ -95,25 +100,28 @@ class PreprocessedImage:
     warnings: tuple[ImageWarning, ...]
 
 
-def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") -> PreprocessedImage:
+def preprocess(
+    path: Path | str, config: Preprocessing, laterality: str = "", picture_range: str = ""
+) -> PreprocessedImage:
     """Return the crop of the breast in an image file.
 
     Args:
         path: The image file.
         config: The preprocessing options.
         laterality: Stated laterality, L, R or '' (unknown). It is only compared with the pixels and never used.
+        picture_range: LOW:HIGH for a picture that is one of several with the same range, used if `config` says auto;
+            '' = decide from this image alone.
 
     Raises:
         ImageRefusedError: The image cannot be read, is not a mammogram, or shows no breast.
     """
-    file = open_image(path, config.voi, config.for_processing)
+    shared = picture_range if config.picture_range == "auto" else ""
+    file = open_image(path, config.voi, config.for_processing, shared or config.picture_range)
     shape = (file.header.rows, file.header.columns)
-    level = min(file.levels, max(0, int(np.ceil(np.log2(max(shape) / OVERVIEW_SIZE)))))
-    stored = file.read_stored(level)
-    overview = _grey_overview(file, stored)
-    breast = find_breast(overview)
+    view = _view_breast(file)
+    breast, stored, level = view.breast, view.stored, view.level
 
-    box = _source_box(breast, overview.shape, shape)
+    box = _source_box(breast, breast.mask.shape, shape)
     geometry = CropGeometry(box, flipped=breast.chest_wall == "right", canvas=_canvas(box, file.header, config))
     crop_level = 0 if config.exact else min(file.levels, max(0, int(np.floor(-np.log2(OVERSAMPLING * geometry.scale)))))
     if crop_level != level:
@@ -123,8 +131,93 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
         grey = 1 - grey
     mask = _resample_mask(breast.mask, geometry, shape)
     crop = quantise(grey, mask, config.bits)
-    warnings = (*file.header.warnings, *breast.warnings, *_geometry_warnings(geometry, breast, laterality))
+    warnings = (
+        *file.header.warnings,
+        *view.warnings,
+        *breast.warnings,
+        *_geometry_warnings(geometry, breast, laterality),
+    )
     return PreprocessedImage(crop, geometry, file.header, breast, file.decoder, crop_level, warnings)
+
+
+class _BreastView(NamedTuple):
+    """The breast in a reduced view of an image."""
+
+    breast: BreastRegion
+    stored: np.ndarray
+    """The stored values from which the view was made."""
+    level: int
+    """Number of resolution levels that they skip."""
+    warnings: tuple[ImageWarning, ...] = ()
+
+
+def _view_breast(file: ImageFile) -> _BreastView:
+    """Find the breast; if it uses too little of the grey range, show the range of the image's own values instead.
+
+    Raises:
+        ImageRefusedError: The image cannot be read, has only two grey levels, is blank or shows no breast.
+    """
+    refusal = None
+    try:
+        view, problem = _find_in_overview(file)
+    except ImageRefusedError as error:
+        if error.code not in ("blank", "no_breast"):
+            raise
+        refusal, problem = error, f"no breast can be seen ({error.code})"
+    if not problem:
+        return view
+    stated = file.header.voi
+    own = file.use_own_range()
+    if own:
+        view, _ = _find_in_overview(file)
+        message = (
+            f"with the grey range of the file ({stated}), {problem}; the range {own} of its values is used instead"
+        )
+    elif refusal is not None:
+        raise refusal
+    else:
+        message = f"{problem} (range {stated}); check the grey values of the crop"
+    return view._replace(warnings=(ImageWarning("low_contrast", message),))
+
+
+def _find_in_overview(file: ImageFile) -> tuple[_BreastView, str]:
+    """Return the breast as it is found with the current grey range, and what is wrong with this range ('' = nothing).
+
+    Raises:
+        ImageRefusedError: The image cannot be read, has only two grey levels, is blank or shows no breast.
+    """
+    longest = max(file.header.rows, file.header.columns)
+    level = min(file.levels, max(0, int(np.ceil(np.log2(longest / OVERVIEW_SIZE)))))
+    stored = file.read_stored(level)
+    if has_two_values(stored):
+        raise ImageRefusedError("mask", REFUSAL_REASONS["mask"])
+    overview = _grey_overview(file, stored)
+    breast = find_breast(overview)
+    sample = np.s_[::2, ::2]
+    return _BreastView(breast, stored, level), describe_low_contrast(overview[sample][breast.mask[sample]])
+
+
+def has_two_values(stored: np.ndarray) -> bool:
+    """Return whether all pixels have one of two values, as in a mask."""
+    for step in (8, 1):  # a coarse sample tells a mammogram from a mask at once
+        sample = stored[::step, ::step]
+        low, high = sample.min(), sample.max()
+        if low == high or not ((sample == low) | (sample == high)).all():
+            return False
+    return True
+
+
+def describe_low_contrast(breast: np.ndarray) -> str:
+    """Return why the grey values of the breast, `(N,)` in [0, 1], cannot be right; '' if they are plausible."""
+    if not breast.size:
+        return ""
+    low, high = np.quantile(breast[::4], (0.01, 0.99))
+    for name, share in (("black", np.mean(breast <= 0)), ("white", np.mean(breast >= 1))):
+        if share > MAX_SATURATED:
+            return f"{share:.0%} of the breast is {name}"
+    if high - low < MIN_CONTRAST:
+        return f"the breast uses only {high - low:.0%} of the grey range"
+    return ""
 
 
 def _grey_overview(file: ImageFile, stored: np.ndarray) -> np.ndarray:

@@ -27,15 +27,15 @@ def transcode(path: Path | str) -> bytes | None:
         path: A DICOM mammogram.
 
     Returns:
-        The bytes of the copy. None if the file is HTJ2K already, or if it is big endian, whose binary tables cannot be
-        byte-swapped reliably.
+        The bytes of the copy. None if the file is HTJ2K already, if it stores grey as colour, or if it is big endian,
+        whose binary tables cannot be byte-swapped reliably.
 
     Raises:
         ImageRefusedError: The file cannot be read, or the copy would have other pixels.
     """
     original = DicomFile(path, for_processing="log")
     pixel_format = original.pixel_format
-    if pixel_format.syntax in (*decoding.HTJ2K, uid.ExplicitVRBigEndian):
+    if pixel_format.samples > 1 or pixel_format.syntax in (*decoding.HTJ2K, uid.ExplicitVRBigEndian):
         return None
     values = decoding.decode(original.frame, pixel_format)[0]
     if pixel_format.signed:  # without the sign in the codestream, reduced levels could not be averaged

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 REFUSAL_REASONS = {
     "missing_file": "the file does not exist",
     "unreadable": "the file cannot be opened, or it is cut short or damaged",
-    "not_an_image": "the file is neither DICOM nor a PNG, JPEG or TIFF image",
+    "not_an_image": "the file is neither DICOM nor a PNG, JPEG, TIFF, JPEG 2000, BMP or PGM image",
     "no_pixels": "the DICOM object contains no pixel data",
     "bad_header": "header fields that decoding needs are missing or contradict each other",
     "too_large": "the file declares more pixels or larger values than any mammogram has",
@@ -17,6 +17,7 @@ REFUSAL_REASONS = {
     "multi_frame": "the file contains several frames or a tomosynthesis slice; a mammogram is a single frame",
     "for_processing": "the image is raw detector data (FOR PROCESSING); use its FOR PRESENTATION version, "
     "or run etl with --for-processing log",
+    "mask": "the image has only two grey levels: it is a mask or a drawing, not a mammogram",
     "blank": "nearly all pixels have the same value",
     "failed": "the program failed unexpectedly on this file; please report it with the error message",
     "no_breast": "no region of the image is large and bright enough to be a breast",
@@ -29,6 +30,8 @@ WARNING_REASONS = {
     "unknown_modality": "the header does not state that the image is a mammogram (Modality MG)",
     "inverted": "the background was brighter than the breast, so the image was inverted",
     "assumed_values": "header fields were missing or contradictory and were replaced by assumed values",
+    "low_contrast": "the breast uses little of the grey range, or the stated range does not fit its values; "
+    "check the grey values of the crop",
     "lossy": "the pixels were compressed with loss",
     "doubtful_crop": "the breast box may be wrong: air, arm or belly could not be separated; check the crop",
     "doubtful_side": "the side of the chest wall is uncertain; check the orientation of the crop",

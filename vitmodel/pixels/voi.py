@@ -150,6 +150,7 @@ def read_display_pipeline(tags: TagReader, signed: bool, allocated: int, raw: bo
         return DisplayPipeline(modality, None, None, sign != -1, padding, name)
     voi, name = read_voi(tags, signed, wanted)
     presentation = next((read_lut(item, False) for item in tags.items("PresentationLUTSequence")), None)
+    presentation = presentation and with_bits_in_use(presentation, tags)
     return DisplayPipeline(read_modality(tags, signed), voi, presentation, inverse, padding, name)
 
 
@@ -182,7 +183,7 @@ def read_voi(tags: TagReader, signed: bool, wanted: int) -> tuple[Lut | Window |
     for item in tags.items("VOILUTSequence"):
         lut = read_lut(item, signed)
         if lut is not None:
-            luts.append((item, lut))
+            luts.append((item, with_bits_in_use(lut, tags)))
     windows = read_windows(tags)
     count = len(luts) or len(windows)
     if not count:
@@ -242,6 +243,19 @@ def read_lut(item: TagReader, signed: bool) -> Lut | None:
     if needed > bits:
         item.add_warning(f"a lookup table of {bits} bits has entries of {needed} bits; {needed} bits are assumed")
     return Lut(first, entries[:size].astype(float), max(bits, needed))
+
+
+def with_bits_in_use(lut: Lut, tags: TagReader) -> Lut:
+    """Return the LUT with the bits that its entries use, if these are at least two fewer than it states.
+
+    Some devices (Agfa and others) state the 16 bits in which the entries are stored, not the 12 of their values; the
+    image would be nearly black.
+    """
+    used = max(int(lut.entries.max()).bit_length(), 1)
+    if used > lut.bits - 2:
+        return lut
+    tags.add_warning(f"a lookup table of {lut.bits} bits has entries of {used} bits; {used} bits are assumed")
+    return dataclasses.replace(lut, bits=used)
 
 
 def _lut_entries(data: list[Any], size: int, big_endian: bool) -> np.ndarray:

@@ -70,7 +70,9 @@ def read(source: Source) -> pd.DataFrame:
     """
     paths = pd.Series(without_copies(source.images), dtype=object)
     if paths.empty:
-        raise UsageError(f"{source.root}: no image found; add DICOM, PNG, JPEG or TIFF files to these folders")
+        raise UsageError(
+            f"{source.root}: no image found; add DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM files to these folders"
+        )
     patients = paths.map(patient_from_name)
     image_ids = make_unique(paths.map(image_stem), paths, source.root)
     if patients.isna().any():

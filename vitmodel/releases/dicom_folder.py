@@ -1,4 +1,4 @@
-"""Read images without a table: DICOM, PNG, JPEG or TIFF files below a folder, or a single file.
+"""Read images without a table: DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM files below a folder, or a single file.
 
 Metadata comes from the DICOM headers. All labels are NaN.
 """
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMES = 10
 """Number of files that the warning about tables names."""
-EXPECTED_FILES = "at least one DICOM, PNG, JPEG or TIFF file"
+EXPECTED_FILES = "at least one DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM file"
 HEADER_COLUMNS = ("image_id", "patient_id", "study_id", "laterality", "view", "machine_id", "implant", "age")
 
 

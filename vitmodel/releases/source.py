@@ -18,7 +18,10 @@ from vitmodel.jobs.journal import LOCK_FILE
 logger = logging.getLogger(__name__)
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
-IMAGE_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".dcm", ".dicom", ".dic", ".ima"),
+    *(".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".jp2", ".bmp", ".pgm"),
+)
 LABEL_SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl", ".pkl", ".pickle", ".parquet", ".xml", ".yaml")
 """Suffixes of files that may hold labels; a source that is read without labels names those that it passed over."""
 MASK_FOLDER = re.compile(r"masks?|roi masks?|overlays?|(.*-)?(roi mask|cropped) images.*", re.IGNORECASE)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vitmodel.config import PredictorConfig
 from vitmodel.data.cropping import ProvenanceRecord
+from vitmodel.data.grey_range import add_shared_ranges
 from vitmodel.scoring.ensemble import Ensemble
 from vitmodel.scoring.stream import LoadedImage, ScoredImage, ScoringRows, ScoringStream, Timings
 from vitmodel.scoring.tables import ScoreTables, add_auxiliary, breast_table, image_table, patient_table
@@ -36,7 +37,8 @@ class Predictor:
 
     def attach(self, table: pd.DataFrame) -> ScoringRows:
         """Return the rows of the manifest `table` with the metadata that the network uses."""
-        return ScoringRows.attach(table, self.ensemble.model.config)
+        with_ranges = add_shared_ranges(table, self.ensemble.preprocessing, self.config.jobs)
+        return ScoringRows.attach(with_ranges, self.ensemble.model.config)
 
     def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
         """Yield the position, verdict and logits of each row as soon as they are known."""
