@@ -52,7 +52,7 @@ class Preprocessing(Config):
     """Options of cropping. The model package stores them, so that prediction repeats the preprocessing of training."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("size", "mm_per_pixel", "bits", "voi", "for_processing", "exact"),
+        "input and output": ("size", "mm_per_pixel", "bits", "voi", "for_processing", "exact", "implausible"),
     }
 
     size: Size = Size(1024, 512)
@@ -69,6 +69,10 @@ class Preprocessing(Config):
     exact: bool = False
     """Always decode at full resolution, even where a lower JPEG 2000 resolution level is large enough."""
 
+    implausible: Literal["refuse", "warn"] = "refuse"
+    """Treatment of images in which nothing looks like a breast in a screening mammogram: refuse them, or use them with
+    a warning."""
+
     def _check(self) -> None:
         super()._check()
         require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
@@ -77,8 +81,13 @@ class Preprocessing(Config):
         require(self.voi >= 1, "voi", "must be at least 1: VOI LUTs and windows are counted from 1")
 
     def to_json(self) -> str:
-        """Return all fields as one line of JSON, as the manifest and the model package store it."""
+        """Return the fields as one line of JSON, as the manifest and the model package store it.
+
+        A field that was added later is left out at its default, so that the crops of earlier versions stay valid.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(Preprocessing)}
+        if self.implausible == "refuse":
+            del values["implausible"]
         return json.dumps(values | {"size": str(self.size)})
 
     @classmethod

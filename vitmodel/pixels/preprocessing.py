@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import BreastRegion, find_breast
 from vitmodel.pixels.header import ImageFile, ImageHeader
 from vitmodel.pixels.open import open_image
+from vitmodel.pixels.plausibility import judge_region
 from vitmodel.pixels.verdict import ImageWarning
 
 OVERVIEW_SIZE = 512
@@ -26,6 +28,8 @@ MIN_CANVAS_SIDE = 16
 """Shortest side of a canvas in pixels: one patch of a ViT."""
 PLAUSIBLE_HEIGHT_MM = (20, 500)
 """Plausible lengths of a breast box along the chest wall; the largest detectors and films measure 300 mm."""
+SMALL_FIELD_MM = 130
+"""Longest side of the field of a spot or stereotactic view; the smallest receptor for whole breasts measures 180 mm."""
 OVERSAMPLING = 1.09
 """Least ratio of the size of the box at a reduced level to its size on the canvas.
 
@@ -112,6 +116,7 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
     stored = file.read_stored(level)
     overview = _grey_overview(file, stored)
     breast = find_breast(overview)
+    doubts = check_plausible(overview, breast, file.header, config.implausible)
 
     box = _source_box(breast, overview.shape, shape)
     geometry = CropGeometry(box, flipped=breast.chest_wall == "right", canvas=_canvas(box, file.header, config))
@@ -123,8 +128,56 @@ def preprocess(path: Path | str, config: Preprocessing, laterality: str = "") ->
         grey = 1 - grey
     mask = _resample_mask(breast.mask, geometry, shape)
     crop = quantise(grey, mask, config.bits)
-    warnings = (*file.header.warnings, *breast.warnings, *_geometry_warnings(geometry, breast, laterality))
+    warnings = (*file.header.warnings, *breast.warnings, *doubts, *_geometry_warnings(geometry, breast, laterality))
     return PreprocessedImage(crop, geometry, file.header, breast, file.decoder, crop_level, warnings)
+
+
+def check_plausible(
+    overview: np.ndarray, breast: BreastRegion, header: ImageHeader, implausible: Literal["refuse", "warn"]
+) -> list[ImageWarning]:
+    """Return the warnings about a region that may be no breast, or that shows only a part of one.
+
+    Args:
+        overview: The whole image at a low resolution.
+        breast: The region found in it.
+        header: Header of the image.
+        implausible: Whether an image without a plausible breast is refused.
+
+    Raises:
+        ImageRefusedError: The region is not like a breast (`not_a_mammogram`), or only after the image is turned by 90
+            degrees (`rotated`).
+    """
+    warnings = []
+    rows_mm = None
+    if header.spacing is not None:
+        field = max(header.rows * header.spacing[0], header.columns * header.spacing[1])
+        if PLAUSIBLE_HEIGHT_MM[0] < field < PLAUSIBLE_HEIGHT_MM[1]:
+            rows_mm = header.rows * header.spacing[0] / overview.shape[0]
+        if PLAUSIBLE_HEIGHT_MM[0] < field < SMALL_FIELD_MM:
+            warnings.append(ImageWarning("small_field", f"the long side of the image measures {field:.0f} mm"))
+    judgement = judge_region(overview, breast, rows_mm)
+    if judgement.excess < 1:
+        return warnings
+    findings = "; ".join(judgement.findings)
+    if implausible == "warn":
+        return [*warnings, ImageWarning("implausible", f"the image does not look like a mammogram: {findings}")]
+    if _is_plausible_when_turned(overview):
+        raise ImageRefusedError(
+            "rotated", "the chest wall is at the upper or lower edge of the image; turn the image by 90 degrees"
+        )
+    raise ImageRefusedError(
+        "not_a_mammogram",
+        f"the image does not look like a screening mammogram: {findings}; if it is one, use --implausible warn",
+    )
+
+
+def _is_plausible_when_turned(overview: np.ndarray) -> bool:
+    """Return whether the view shows a plausible breast after a turn by 90 degrees."""
+    turned = np.ascontiguousarray(np.rot90(overview))
+    try:
+        return judge_region(turned, find_breast(turned)).excess < 1
+    except ImageRefusedError:
+        return False
 
 
 def _grey_overview(file: ImageFile, stored: np.ndarray) -> np.ndarray:

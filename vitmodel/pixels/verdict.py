@@ -20,6 +20,9 @@ REFUSAL_REASONS = {
     "blank": "nearly all pixels have the same value",
     "failed": "the program failed unexpectedly on this file; please report it with the error message",
     "no_breast": "no region of the image is large and bright enough to be a breast",
+    "not_a_mammogram": "what was found in the image does not look like a breast in a screening mammogram; "
+    "if it is one, run etl or predict with --implausible warn",
+    "rotated": "the chest wall is at the upper or lower edge; turn the image by 90 degrees",
     "no_spacing": "the pixel spacing, which --mm-per-pixel needs, is missing or implausible",
     "unfit": "the crop contains only air, is smaller than one patch, or has more patches than --tokens allows",
 }
@@ -31,6 +34,10 @@ WARNING_REASONS = {
     "assumed_values": "header fields were missing or contradictory and were replaced by assumed values",
     "lossy": "the pixels were compressed with loss",
     "doubtful_crop": "the breast box may be wrong: air, arm or belly could not be separated; check the crop",
+    "implausible": "what was found in the image does not look like a breast in a screening mammogram, "
+    "but --implausible warn keeps it; check the crop",
+    "small_field": "the image shows a field of only a few centimetres, as spot and stereotactic views do; "
+    "the model was trained on whole breasts",
     "doubtful_side": "the side of the chest wall is uncertain; check the orientation of the crop",
     "duplicate": "the same file occurs more than once in this breast; it counts once",
     "no_laterality": "several images of the patient have no laterality, so left and right may be scored as one breast; "
