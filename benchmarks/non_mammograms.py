@@ -56,7 +56,9 @@ def noisy(rng: np.random.Generator, picture: np.ndarray, most: float = 0.04) -> 
     return np.clip(picture + rng.uniform(0, most) * rng.standard_normal(picture.shape), 0, 1)
 
 
-def ellipse(shape: tuple[int, int], centre: tuple[float, float], axes: tuple[float, float], angle: float = 0) -> np.ndarray:
+def ellipse(
+    shape: tuple[int, int], centre: tuple[float, float], axes: tuple[float, float], angle: float = 0
+) -> np.ndarray:
     """Return a filled ellipse with a soft edge, in fractions of the picture; values in [0, 1]."""
     height, width = shape
     canvas = np.zeros(shape, np.float32)
@@ -144,7 +146,9 @@ def chest_radiograph(rng: np.random.Generator) -> np.ndarray:
     _, x = coordinates(shape)
     picture = 0.65 + 0.1 * cloud(rng, shape)
     for side in (-1, 1):
-        lung = ellipse(shape, (0.45, 0.5 + side * rng.uniform(0.18, 0.24)), (rng.uniform(0.28, 0.36), rng.uniform(0.12, 0.17)))
+        lung = ellipse(
+            shape, (0.45, 0.5 + side * rng.uniform(0.18, 0.24)), (rng.uniform(0.28, 0.36), rng.uniform(0.12, 0.17))
+        )
         picture -= 0.45 * lung
         for rib in np.linspace(0.12, 0.75, 9):
             arc = np.zeros(shape, np.float32)
@@ -169,7 +173,9 @@ def ct_slice(rng: np.random.Generator) -> np.ndarray:
     picture += 0.45 * ellipse(shape, (centre[0] + 0.6 * axes[0], centre[1]), (0.05, 0.05))  # spine
     if rng.random() < 0.5:  # lungs
         for side in (-1, 1):
-            picture *= 1 - 0.95 * ellipse(shape, (centre[0] - 0.02, centre[1] + side * 0.45 * axes[1]), (0.6 * axes[0], 0.33 * axes[1]))
+            picture *= 1 - 0.95 * ellipse(
+                shape, (centre[0] - 0.02, centre[1] + side * 0.45 * axes[1]), (0.6 * axes[0], 0.33 * axes[1])
+            )
     else:  # organs
         for _ in range(6):
             place = (centre[0] + rng.uniform(-0.5, 0.4) * axes[0], centre[1] + rng.uniform(-0.6, 0.6) * axes[1])
@@ -226,7 +232,9 @@ def ultrasound(rng: np.random.Generator) -> np.ndarray:
     y, x = coordinates(shape)
     if rng.random() < 0.5:  # sector
         radius = np.hypot(y + 0.1, (x - 0.5) * 1.33)
-        field = (radius > 0.2) & (radius < 0.95) & (np.abs(np.arctan2((x - 0.5) * 1.33, y + 0.1)) < rng.uniform(0.5, 0.8))
+        field = (
+            (radius > 0.2) & (radius < 0.95) & (np.abs(np.arctan2((x - 0.5) * 1.33, y + 0.1)) < rng.uniform(0.5, 0.8))
+        )
     else:  # linear probe
         field = (np.abs(x - 0.5) < rng.uniform(0.25, 0.4)) & (y > 0.1) & (y < 0.9)
     speckle = np.abs(cv2.GaussianBlur(rng.standard_normal(shape).astype(np.float32), None, 1.2)) * 2.2
@@ -273,7 +281,7 @@ def acr_phantom(rng: np.random.Generator) -> np.ndarray:
     block = np.zeros(shape, np.float32)
     y0, y1 = (0, 600) if rng.random() < 0.3 else (int(rng.integers(40, 150)), int(rng.integers(420, 560)))
     x1 = 480 if rng.random() < 0.3 else int(rng.integers(250, 440))
-    block[y0:y1, : x1] = 1
+    block[y0:y1, :x1] = 1
     picture = 0.5 * block
     insert = (int(0.15 * x1), y0 + 40, int(0.85 * x1), y1 - 40)
     cv2.rectangle(picture, insert[:2], insert[2:], 0.56, -1)
@@ -346,7 +354,16 @@ def scenery(rng: np.random.Generator) -> np.ndarray:
     for _ in range(int(rng.integers(20, 400))):
         size = int(min(200, 6 / rng.uniform(0.02, 1) ** 1))
         centre = (int(rng.integers(0, shape[1])), int(rng.integers(0, shape[0])))
-        cv2.ellipse(picture, centre, (size, int(size * rng.uniform(0.4, 1)) + 1), rng.uniform(0, 180), 0, 360, float(rng.random()), -1)
+        cv2.ellipse(
+            picture,
+            centre,
+            (size, int(size * rng.uniform(0.4, 1)) + 1),
+            rng.uniform(0, 180),
+            0,
+            360,
+            float(rng.random()),
+            -1,
+        )
     return noisy(rng, picture)
 
 

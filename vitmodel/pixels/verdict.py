@@ -13,6 +13,10 @@ REFUSAL_REASONS = {
     "too_large": "the file declares more pixels or larger values than any mammogram has",
     "undecodable": "no available decoder can read the pixels",
     "not_mammography": "the header does not describe a mammogram (Modality, SOP class, body part and view)",
+    "quality_control": "the header states an image for quality control, such as a phantom or a uniform field",
+    "specimen": "the header states a specimen, which is excised tissue",
+    "subtraction": "the image is a subtraction or high-energy image of contrast mammography; use the low-energy image",
+    "both_breasts": "the header states that the image shows both breasts; use the images of the single breasts",
     "colour": "the image is in colour or has a palette; a mammogram is greyscale",
     "multi_frame": "the file contains several frames or a tomosynthesis slice; a mammogram is a single frame",
     "for_processing": "the image is raw detector data (FOR PROCESSING); use its FOR PRESENTATION version, "
@@ -36,6 +40,9 @@ WARNING_REASONS = {
     "doubtful_crop": "the breast box may be wrong: air, arm or belly could not be separated; check the crop",
     "implausible": "what was found in the image does not look like a breast in a screening mammogram, "
     "but --implausible warn keeps it; check the crop",
+    "special_view": "the header states a special view, such as magnification, spot compression, stereotaxy, contrast or "
+    "a screen capture; the model was trained on screening views",
+    "synthetic_2d": "the 2D image was computed from a tomosynthesis; the model may have been trained on exposures",
     "small_field": "the image shows a field of only a few centimetres, as spot and stereotactic views do; "
     "the model was trained on whole breasts",
     "doubtful_side": "the side of the chest wall is uncertain; check the orientation of the crop",
