@@ -276,7 +276,7 @@ def specimen(rng: np.random.Generator) -> np.ndarray:
 
 
 def acr_phantom(rng: np.random.Generator) -> np.ndarray:
-    """An accreditation phantom: a block of plastic with fibres, specks and masses, at the chest wall or over the field."""
+    """An accreditation phantom: a block with fibres, specks and masses, at the chest wall or over the field."""
     shape = (600, 480)
     block = np.zeros(shape, np.float32)
     y0, y1 = (0, 600) if rng.random() < 0.3 else (int(rng.integers(40, 150)), int(rng.integers(420, 560)))
@@ -348,7 +348,7 @@ def step_wedge(rng: np.random.Generator) -> np.ndarray:
 
 
 def scenery(rng: np.random.Generator) -> np.ndarray:
-    """A picture of many overlapping objects (dead leaves), whose statistics are those of photographs (Lee et al. 2001)."""
+    """Many overlapping objects (dead leaves), whose statistics are those of photographs (Lee et al. 2001)."""
     shape = shape_of(rng)
     picture = np.full(shape, rng.random(), np.float32)
     for _ in range(int(rng.integers(20, 400))):
@@ -390,10 +390,10 @@ def drawn_face(rng: np.random.Generator) -> np.ndarray:
     return noisy(rng, np.clip(picture, 0, 1))
 
 
-def phantom(rng: np.random.Generator, side: str, size: Size = Size(384, 312)) -> np.ndarray:
+def phantom(rng: np.random.Generator, side: str) -> np.ndarray:
     """Return a synthetic mammogram."""
     breast = BreastPhantom(int(rng.integers(1 << 30)), side, "ABCD"[rng.integers(4)], depth_mm=rng.uniform(60, 110))
-    return render(breast, "CC" if rng.random() < 0.5 else "MLO", size).image
+    return render(breast, "CC" if rng.random() < 0.5 else "MLO", Size(384, 312)).image
 
 
 def collage(rng: np.random.Generator) -> np.ndarray:

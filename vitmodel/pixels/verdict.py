@@ -40,8 +40,8 @@ WARNING_REASONS = {
     "doubtful_crop": "the breast box may be wrong: air, arm or belly could not be separated; check the crop",
     "implausible": "what was found in the image does not look like a breast in a screening mammogram, "
     "but --implausible warn keeps it; check the crop",
-    "special_view": "the header states a special view, such as magnification, spot compression, stereotaxy, contrast or "
-    "a screen capture; the model was trained on screening views",
+    "special_view": "the header states a special view, such as magnification, spot compression, stereotaxy, "
+    "contrast or a screen capture; the model was trained on screening views",
     "synthetic_2d": "the 2D image was computed from a tomosynthesis; the model may have been trained on exposures",
     "small_field": "the image shows a field of only a few centimetres, as spot and stereotactic views do; "
     "the model was trained on whole breasts",
