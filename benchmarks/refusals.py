@@ -4,10 +4,10 @@ Mammograms are the real images in ../shared/data (read there, where present) and
 generators of `benchmarks/non_mammograms.py`, the sample images of scikit-image, scikit-learn and Matplotlib where
 installed, parts of them, and the test files of pydicom, both as they are and, without their header, as PNG.
 
-The ranges in `vitmodel/pixels/plausibility.py` were set on the images of even number of each set ("tune"); the table
-gives the images of odd number ("report") next to them.
+The ranges in `vitmodel/pixels/plausibility.py` were set on the images in the columns "seen": all real images, the
+first seeds of the generators and the sample images. "New" are later seeds, synthetic mammograms and pydicom's files.
 
-python benchmarks/refusals.py [--seeds 40] [--json FILE]
+python benchmarks/refusals.py [--sets real others] [--seeds 20] [--json FILE]
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 RELEASES = ("rsna_640", "rsna_crop256", "mias_512", "rsna_dicom")
 PARTS = 4
 """Number of parts that are cut out of each sample image."""
+FIRST_NEW_SEED = 1000
+SETS = ("real", "others")
 CONFIG = Preprocessing(size=Size(256, 128))
 
 
@@ -42,61 +44,61 @@ class Item(NamedTuple):
     """An image file to judge."""
 
     kind: str
-    number: int
     path: Path
-    mammogram: bool
+    mammogram: bool = False
+    new: bool = False
+    """Whether it was not used to set the ranges."""
 
 
 def real_images() -> Iterator[Item]:
-    """Yield the real mammograms, numbered by patient where the patient is known."""
+    """Yield the real mammograms."""
     for name in RELEASES:
-        if not (DATA / name).exists():
-            continue
-        if (DATA / name / f"{name}.csv").exists():
-            table = pd.read_csv(DATA / name / f"{name}.csv")
-            patients = table["patient_id"] if "patient_id" in table else pd.Series(table.index)
-            for number, path in zip(pd.factorize(patients)[0], table["image_path"], strict=True):
-                yield Item(f"real: {name}", int(number), DATA / name / path, True)
+        table = DATA / name / f"{name}.csv"
+        if table.exists():
+            for path in pd.read_csv(table)["image_path"]:
+                yield Item(f"real: {name}", DATA / name / path, mammogram=True)
 
 
-def written(folder: Path, kind: str, number: int, picture: np.ndarray, mammogram: bool = False) -> Item:
-    """Return the item of a picture, which is written as a PNG file of 8 bits."""
-    path = folder / f"{zlib.crc32(kind.encode())}_{number}_{len(list(folder.iterdir()))}.png"
+def save(folder: Path, picture: np.ndarray) -> Path:
+    """Write a picture as a PNG file of 8 bits and return its path."""
+    path = folder / f"{len(list(folder.iterdir()))}.png"
     cv2.imwrite(str(path), np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8))
-    return Item(kind, number, path, mammogram)
+    return path
 
 
 def drawn_images(folder: Path, seeds: int) -> Iterator[Item]:
-    """Yield the pictures of the generators, the sample images and synthetic mammograms."""
+    """Yield synthetic mammograms, the pictures of the generators and the sample images with parts of them."""
     for seed in range(5 * seeds):
-        rng = np.random.default_rng(seed)
-        yield written(folder, "synthetic mammogram", seed, non_mammograms.phantom(rng, "LR"[seed % 2]), True)
+        phantom = non_mammograms.phantom(np.random.default_rng(seed), "LR"[seed % 2])
+        yield Item("synthetic mammogram", save(folder, phantom), mammogram=True, new=True)
     for kind, draw in non_mammograms.GENERATORS.items():
-        for seed in range(seeds):
-            yield written(folder, kind, seed, draw(np.random.default_rng([zlib.crc32(kind.encode()), seed])))
+        for first in (0, FIRST_NEW_SEED):
+            for seed in range(first, first + seeds):
+                picture = draw(np.random.default_rng([zlib.crc32(kind.encode()), seed]))
+                yield Item(kind, save(folder, picture), new=first > 0)
     for number, (name, picture) in enumerate(non_mammograms.sample_images()):
         is_face = name.startswith("face")
-        yield written(folder, "photographed face" if is_face else "sample image", number, picture)
+        yield Item("photographed face" if is_face else "sample image", save(folder, picture))
         for part in range(0 if is_face else PARTS):
             piece = non_mammograms.cut_out(np.random.default_rng([number, part]), picture)
-            yield written(folder, "part of a sample image", number, piece)
+            yield Item("part of a sample image", save(folder, piece))
 
 
 def pydicom_files(folder: Path) -> Iterator[Item]:
     """Yield the test files of pydicom, as they are and their pixels as PNG."""
-    for number, name in enumerate(sorted(pydicom.data.get_testdata_files("*.dcm"))):
-        yield Item("pydicom test file", number, Path(name), False)
+    for name in sorted(pydicom.data.get_testdata_files("*.dcm")):
+        yield Item("pydicom test file", Path(name), new=True)
         try:
             pixels = pydicom.dcmread(name).pixel_array
-        except Exception:  # noqa: BLE001 (damaged on purpose, or without pixels)
+        except Exception:  # noqa: BLE001, S112 (damaged on purpose, or without pixels)
             continue
         if pixels.ndim == 2 and min(pixels.shape) >= 16:
             low, high = float(pixels.min()), float(pixels.max())
-            yield written(folder, "pydicom test file as PNG", number, (pixels - low) / max(high - low, 1))
+            yield Item("pydicom test file as PNG", save(folder, (pixels - low) / max(high - low, 1)), new=True)
 
 
 def judge(items: list[Item]) -> pd.DataFrame:
-    """Return for each item its kind, its half, whether it was refused, why, and the time it took."""
+    """Return for each item its kind, whether it is new, whether it was refused, why, and the time it took."""
     rows = []
     for item in progress(items, "judge"):
         start = time.perf_counter()
@@ -104,7 +106,7 @@ def judge(items: list[Item]) -> pd.DataFrame:
         rows.append({
             "kind": item.kind,
             "mammogram": item.mammogram,
-            "half": ("tune", "report")[item.number % 2],
+            "half": "new" if item.new else "seen",
             "refused": record["status"] == "refused",
             "reason": record["reason"] if record["status"] == "refused" else "",
             "path": str(item.path),
@@ -114,7 +116,7 @@ def judge(items: list[Item]) -> pd.DataFrame:
 
 
 def tabulate(table: pd.DataFrame) -> pd.DataFrame:
-    """Return per kind, and for all, the number of images and the fraction refused in each half."""
+    """Return per kind, and for all, the number of images and the fraction refused, of those seen and of the new ones."""
     total = table.assign(kind=np.where(table["mammogram"], "ALL MAMMOGRAMS", "ALL OTHERS"))
     real = table[table["kind"].str.startswith("real")].assign(kind="ALL REAL MAMMOGRAMS")
     groups = pd.concat([table, real, total]).groupby(["kind", "half"], sort=False)["refused"]
@@ -123,19 +125,24 @@ def tabulate(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=40, help="pictures of each generator")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="images to judge")
+    parser.add_argument("--seeds", type=int, default=20, help="pictures of each generator, seen and new")
     parser.add_argument("--json", type=Path, help="also write every verdict to this file")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        items = [*real_images(), *drawn_images(folder, arguments.seeds), *pydicom_files(folder)]
+        items = list(real_images()) if "real" in arguments.sets else []
+        if "others" in arguments.sets:
+            items += [*drawn_images(folder, arguments.seeds), *pydicom_files(folder)]
         table = judge(items)
-    print(f"{'kind':36} {'tune':>6} {'refused':>8} {'report':>7} {'refused':>8}")
+    print(f"{'kind':36} {'seen':>6} {'refused':>8} {'new':>6} {'refused':>8}")
     for kind, row in tabulate(table).iterrows():
-        counts = [0 if np.isnan(row["size", half]) else int(row["size", half]) for half in ("tune", "report")]
-        tune, report = (row["mean", half] for half in ("tune", "report"))
-        print(f"{kind:36} {counts[0]:6d} {tune:8.2%} {counts[1]:7d} {report:8.2%}")
+        print(f"{kind:36}", end="")
+        for half in ("seen", "new"):
+            size = row.get(("size", half), np.nan)
+            print(f" {0 if np.isnan(size) else int(size):6d} {row.get(('mean', half), np.nan):8.2%}", end="")
+        print()
     print(table[table["refused"]].groupby(["mammogram", "reason"]).size().to_string())
     if arguments.json:
         write_atomic(arguments.json, to_json(table.to_dict("records")))

@@ -14,7 +14,7 @@ from vitmodel.config import Preprocessing, Size
 from vitmodel.errors import ImageRefusedError
 from vitmodel.phantoms.anatomy import BreastPhantom, ViewName, render
 from vitmodel.pixels.crop import find_breast
-from vitmodel.pixels.header_meaning import HEADER_RULES, TOMOSYNTHESIS_CLASS, check_meaning
+from vitmodel.pixels.header_meaning import HEADER_RULES, SECONDARY_CAPTURE_CLASS, TOMOSYNTHESIS_CLASS, check_meaning
 from vitmodel.pixels.plausibility import RANGES, judge_region, measure_region
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.tags import TagReader
@@ -177,7 +177,7 @@ VERDICTS: list[tuple[dict[str, object], str]] = [
     ({"EstimatedRadiographicMagnificationFactor": "1.8"}, "special_view"),
     ({"EstimatedRadiographicMagnificationFactor": "1.07"}, ""),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_PLUS"]}, "special_view"),
-    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "special_view"),
+    ({"SOPClassUID": SECONDARY_CAPTURE_CLASS, "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "special_view"),
 ]  # fmt: skip
 
 

