@@ -90,7 +90,7 @@ def pydicom_files(folder: Path) -> Iterator[Item]:
         yield Item("pydicom test file", Path(name), new=True)
         try:
             pixels = pydicom.dcmread(name).pixel_array
-        except Exception:  # noqa: BLE001, S112 (damaged on purpose, or without pixels)
+        except Exception:  # noqa: BLE001 (damaged on purpose, or without pixels)
             continue
         if pixels.ndim == 2 and min(pixels.shape) >= 16:
             low, high = float(pixels.min()), float(pixels.max())
@@ -116,7 +116,7 @@ def judge(items: list[Item]) -> pd.DataFrame:
 
 
 def tabulate(table: pd.DataFrame) -> pd.DataFrame:
-    """Return per kind, and for all, the number of images and the fraction refused, of those seen and of the new ones."""
+    """Return per kind, and for all, the number and the fraction refused of seen and of new images."""
     total = table.assign(kind=np.where(table["mammogram"], "ALL MAMMOGRAMS", "ALL OTHERS"))
     real = table[table["kind"].str.startswith("real")].assign(kind="ALL REAL MAMMOGRAMS")
     groups = pd.concat([table, real, total]).groupby(["kind", "half"], sort=False)["refused"]
