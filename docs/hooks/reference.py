@@ -23,6 +23,7 @@ CONFIG = "vitmodel.config"
 OPTIONS = "vitmodel.config.options"
 MANIFEST = "vitmodel.data.columns"
 VERDICT = "vitmodel.pixels.verdict"
+HEADER_MEANING = "vitmodel.pixels.header_meaning"
 API = "vitmodel"
 NOTICE = '!!! warning "Research software, not a medical device"\n    Do not use its scores for clinical decisions.\n'
 
@@ -160,6 +161,7 @@ def manifest_page() -> str:
 def reason_codes_page() -> str:
     """Return the page of the codes for which an image is refused or used with a warning."""
     verdict = importlib.import_module(VERDICT)
+    rules = importlib.import_module(HEADER_MEANING).HEADER_RULES
     lines = [
         "# Reason codes",
         "",
@@ -178,6 +180,14 @@ def reason_codes_page() -> str:
         "The image is used. Its score deserves a second look.",
         "",
         *code_table(verdict.WARNING_REASONS),
+        "",
+        "## Header patterns",
+        "",
+        "What the header of a DICOM file says about its picture, in the order in which it is searched.",
+        "",
+        "| pattern | verdict | code |",
+        "|---|---|---|",
+        *(f"| {cell(rule.pattern)} | {rule.verdict} | `{rule.code}` |" for rule in rules),
     ]
     return "\n".join(lines) + "\n"
 

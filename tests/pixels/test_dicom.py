@@ -195,7 +195,7 @@ EDGE_VERDICTS = {
     "mg_ge_voilutseq_sigmoid_jpegll": set[str](),
     "mg_nema_mg1_j2k_lossy": {"unknown_modality", "lossy"},
     "mg_nema_mg1_jpegext12_undecodable": {"unknown_modality", "lossy"},  # libjpeg-turbo decodes it
-    "mg_sop_not_a_mammogram": set[str](),  # its tags are those of a mammogram; cropping finds no breast
+    "mg_sop_not_a_mammogram": {"special_view"},  # its magnification is above 1.3; cropping finds no breast
     "dbt_multiframe_header_noise_pixels": "multi_frame",
     "other_voi_lut_seq": "not_mammography",
     "other_rg2_jpegls_lossless": "not_mammography",

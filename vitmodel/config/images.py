@@ -59,7 +59,9 @@ class Preprocessing(Config):
     """Options of cropping. The model package stores them, so that prediction repeats the preprocessing of training."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("size", "mm_per_pixel", "bits", "voi", "picture_range", "for_processing", "exact"),
+        "input and output": (
+            *("size", "mm_per_pixel", "bits", "voi", "picture_range", "for_processing", "exact", "implausible"),
+        ),
     }
 
     size: Size = Size(1024, 512)
@@ -81,6 +83,10 @@ class Preprocessing(Config):
     exact: bool = False
     """Always decode at full resolution, even where a lower JPEG 2000 resolution level is large enough."""
 
+    implausible: Literal["refuse", "warn"] = "refuse"
+    """Treatment of images in which nothing looks like a breast in a screening mammogram: refuse them, or use them with
+    a warning."""
+
     def _check(self) -> None:
         super()._check()
         require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
@@ -96,14 +102,14 @@ class Preprocessing(Config):
         )
 
     def to_json(self) -> str:
-        """Return all fields as one line of JSON, as the manifest and the model package store it.
+        """Return the fields as one line of JSON, as the manifest and the model package store it.
 
-        `picture_range` is left out if it is auto, so that the text is the same as before this option existed: crops of
-        DICOM, of 8-bit pictures and of pictures that use all their bits are the same and can be used again.
+        A field that was added later is left out at its default, so that the crops of earlier versions stay valid.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(Preprocessing)}
-        if self.picture_range == "auto":
-            del values["picture_range"]
+        added = ("picture_range", "implausible")
+        defaults = {field.name: field.default for field in fields(Preprocessing)}
+        values = {name: getattr(self, name) for name in defaults}
+        values = {name: value for name, value in values.items() if name not in added or value != defaults[name]}
         return json.dumps(values | {"size": str(self.size)})
 
     @classmethod

@@ -17,7 +17,7 @@ class PredictorConfig(Config):
     """How a model package runs; shared by predict, serve and evaluate."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("package",),
+        "input and output": ("package", "implausible"),
         "model": ("ensemble", "flip"),
         "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "jobs"),
     }
@@ -39,6 +39,9 @@ class PredictorConfig(Config):
     flip: bool | None = None
     """Average the scores of each image and of its upside-down copy, which doubles the time in the network. none = as
     PACKAGE was calibrated."""
+    implausible: Literal["package", "refuse", "warn"] = "package"
+    """Treatment of images in which nothing looks like a breast in a screening mammogram: refuse them, or score them
+    with a warning. package = as in the training of PACKAGE."""
     runtime: Literal["torch", "onnx", "openvino"] = "torch"
     """Library that runs the network. onnx and openvino run PACKAGE/model.PRECISION.onnx, written by `vitmodel export`,
     on the CPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,8 +77,10 @@ def load_crop(row: ManifestRow, preprocessing: Preprocessing) -> CropResult:
     }
     if row.status == "refused" and row.preprocessing in (None, preprocessing.to_json()):
         return CropResult(record)
+    # A crop that passed the check of plausibility is also valid without the check.
+    valid = {preprocessing.to_json(), replace(preprocessing, implausible="refuse").to_json()}
     try:
-        crop = read_crop(row.path) if row.preprocessing == preprocessing.to_json() else None
+        crop = read_crop(row.path) if row.preprocessing in valid else None
     except VitmodelError:  # the crop is lost: make it again from the source
         crop = None
     if crop is None:

@@ -15,6 +15,7 @@ from vitmodel.pixels import decoding
 from vitmodel.pixels.colour import MONOCHROME, PALETTE, grey_channel, read_palette
 from vitmodel.pixels.dicom_header import check_image_object, read_header, read_pixel_format, read_syntax_and_class
 from vitmodel.pixels.dicom_reading import has_pixel_data_tag, read_dataset
+from vitmodel.pixels.functional_groups import promote_functional_groups
 from vitmodel.pixels.picture_range import own_range
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import ImageWarning
@@ -42,6 +43,7 @@ class DicomFile:
         dataset = read_dataset(self.path)
         tags = TagReader(dataset, warnings)
         try:
+            promote_functional_groups(dataset)
             syntax, sop_class = read_syntax_and_class(dataset, tags)
             raw = check_image_object(tags, sop_class, for_processing)
             self.pixel_format = read_pixel_format(tags, syntax)

@@ -11,6 +11,7 @@ from vitmodel.pixels import decoding
 from vitmodel.pixels.colour import COLOUR_SPACES, MONOCHROME, PALETTE
 from vitmodel.pixels.decoding import PixelFormat
 from vitmodel.pixels.header import ImageHeader
+from vitmodel.pixels.header_meaning import TOMOSYNTHESIS_CLASS, check_meaning
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import REFUSAL_REASONS, ImageWarning
 from vitmodel.pixels.voi import ForProcessing
@@ -19,7 +20,6 @@ MAMMOGRAPHY_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.1.2": "Digital Mammography X-Ray Image Storage - For Presentation",
     "1.2.840.10008.5.1.4.1.1.1.2.1": "Digital Mammography X-Ray Image Storage - For Processing",
 }
-TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 FOR_PROCESSING_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.1.2.1",
     "1.2.840.10008.5.1.4.1.1.1.1.1",
@@ -96,19 +96,7 @@ def check_image_object(tags: TagReader, sop_class: str, for_processing: ForProce
             "it has no Rows and Columns",
         )
     check_modality(tags, sop_class)
-    frames = tags.integer("NumberOfFrames") or 1
-    if frames > 1:
-        raise ImageRefusedError(
-            "multi_frame",
-            f"NumberOfFrames is {frames}: the file is a tomosynthesis or a series; use the 2D mammogram of the exam",
-        )
-    image_type = tags.codes("ImageType")
-    is_tomosynthesis = any(value.startswith("TOMO") for value in image_type) and "GENERATED_2D" not in image_type
-    if sop_class == TOMOSYNTHESIS_CLASS or is_tomosynthesis:
-        raise ImageRefusedError(
-            "multi_frame",
-            "the image is a single slice or projection of a tomosynthesis; use the 2D mammogram of the exam",
-        )
+    check_meaning(tags, sop_class)
     photometric = tags.code("PhotometricInterpretation")
     samples = tags.integer("SamplesPerPixel") or 1
     if (samples, photometric) not in {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.crop import BreastRegion, find_breast
 from vitmodel.pixels.header import ImageFile, ImageHeader
 from vitmodel.pixels.open import open_image
+from vitmodel.pixels.plausibility import judge_region
 from vitmodel.pixels.verdict import REFUSAL_REASONS, ImageWarning
 
 OVERVIEW_SIZE = 512
@@ -31,6 +32,8 @@ MAX_SATURATED = 0.5
 """Largest share of the breast that may be black or white; at most 0.17 and 0.04 in 1,000 images."""
 PLAUSIBLE_HEIGHT_MM = (20, 500)
 """Plausible lengths of a breast box along the chest wall; the largest detectors and films measure 300 mm."""
+SMALL_FIELD_MM = 130
+"""Longest side of the field of a spot or stereotactic view; the smallest receptor for whole breasts measures 180 mm."""
 OVERSAMPLING = 1.09
 """Least ratio of the size of the box at a reduced level to its size on the canvas.
 
@@ -120,6 +123,7 @@ def preprocess(
     shape = (file.header.rows, file.header.columns)
     view = _view_breast(file)
     breast, stored, level = view.breast, view.stored, view.level
+    doubts = check_plausible(view.overview, breast, file.header, config.implausible)
 
     box = _source_box(breast, breast.mask.shape, shape)
     geometry = CropGeometry(box, flipped=breast.chest_wall == "right", canvas=_canvas(box, file.header, config))
@@ -135,6 +139,7 @@ def preprocess(
         *file.header.warnings,
         *view.warnings,
         *breast.warnings,
+        *doubts,
         *_geometry_warnings(geometry, breast, laterality),
     )
     return PreprocessedImage(crop, geometry, file.header, breast, file.decoder, crop_level, warnings)
@@ -148,6 +153,8 @@ class _BreastView(NamedTuple):
     """The stored values from which the view was made."""
     level: int
     """Number of resolution levels that they skip."""
+    overview: np.ndarray
+    """The whole image at a low resolution."""
     warnings: tuple[ImageWarning, ...] = ()
 
 
@@ -194,7 +201,7 @@ def _find_in_overview(file: ImageFile) -> tuple[_BreastView, str]:
     overview = _grey_overview(file, stored)
     breast = find_breast(overview)
     sample = np.s_[::2, ::2]
-    return _BreastView(breast, stored, level), describe_low_contrast(overview[sample][breast.mask[sample]])
+    return _BreastView(breast, stored, level, overview), describe_low_contrast(overview[sample][breast.mask[sample]])
 
 
 def has_two_values(stored: np.ndarray) -> bool:
@@ -218,6 +225,54 @@ def describe_low_contrast(breast: np.ndarray) -> str:
     if high - low < MIN_CONTRAST:
         return f"the breast uses only {high - low:.0%} of the grey range"
     return ""
+
+
+def check_plausible(
+    overview: np.ndarray, breast: BreastRegion, header: ImageHeader, implausible: Literal["refuse", "warn"]
+) -> list[ImageWarning]:
+    """Return the warnings about a region that may be no breast, or that shows only a part of one.
+
+    Args:
+        overview: The whole image at a low resolution.
+        breast: The region found in it.
+        header: Header of the image.
+        implausible: Whether an image without a plausible breast is refused.
+
+    Raises:
+        ImageRefusedError: The region is not like a breast (`not_a_mammogram`), or only after the image is turned by 90
+            degrees (`rotated`).
+    """
+    warnings = []
+    rows_mm = None
+    if header.spacing is not None:
+        field = max(header.rows * header.spacing[0], header.columns * header.spacing[1])
+        if PLAUSIBLE_HEIGHT_MM[0] < field < PLAUSIBLE_HEIGHT_MM[1]:
+            rows_mm = header.rows * header.spacing[0] / overview.shape[0]
+        if PLAUSIBLE_HEIGHT_MM[0] < field < SMALL_FIELD_MM:
+            warnings.append(ImageWarning("small_field", f"the long side of the image measures {field:.0f} mm"))
+    judgement = judge_region(overview, breast, rows_mm)
+    if judgement.excess < 1:
+        return warnings
+    findings = "; ".join(judgement.findings)
+    if implausible == "warn":
+        return [*warnings, ImageWarning("implausible", f"the image does not look like a mammogram: {findings}")]
+    if _is_plausible_when_turned(overview):
+        raise ImageRefusedError(
+            "rotated", "the chest wall is at the upper or lower edge of the image; turn the image by 90 degrees"
+        )
+    raise ImageRefusedError(
+        "not_a_mammogram",
+        f"the image does not look like a screening mammogram: {findings}; if it is one, use --implausible warn",
+    )
+
+
+def _is_plausible_when_turned(overview: np.ndarray) -> bool:
+    """Return whether the view shows a plausible breast after a turn by 90 degrees."""
+    turned = np.ascontiguousarray(np.rot90(overview))
+    try:
+        return judge_region(turned, find_breast(turned)).excess < 1
+    except ImageRefusedError:
+        return False
 
 
 def _grey_overview(file: ImageFile, stored: np.ndarray) -> np.ndarray:

@@ -13,6 +13,10 @@ REFUSAL_REASONS = {
     "too_large": "the file declares more pixels or larger values than any mammogram has",
     "undecodable": "no available decoder can read the pixels",
     "not_mammography": "the header does not describe a mammogram (Modality, SOP class, body part and view)",
+    "quality_control": "the header states an image for quality control, such as a phantom or a uniform field",
+    "specimen": "the header states a specimen, which is excised tissue",
+    "subtraction": "the image is a subtraction or high-energy image of contrast mammography; use the low-energy image",
+    "both_breasts": "the header states that the image shows both breasts; use the images of the single breasts",
     "colour": "the image is in colour or has a palette; a mammogram is greyscale",
     "multi_frame": "the file contains several frames or a tomosynthesis slice; a mammogram is a single frame",
     "for_processing": "the image is raw detector data (FOR PROCESSING); use its FOR PRESENTATION version, "
@@ -21,6 +25,9 @@ REFUSAL_REASONS = {
     "blank": "nearly all pixels have the same value",
     "failed": "the program failed unexpectedly on this file; please report it with the error message",
     "no_breast": "no region of the image is large and bright enough to be a breast",
+    "not_a_mammogram": "what was found in the image does not look like a breast in a screening mammogram; "
+    "if it is one, run etl or predict with --implausible warn",
+    "rotated": "the chest wall is at the upper or lower edge; turn the image by 90 degrees",
     "no_spacing": "the pixel spacing, which --mm-per-pixel needs, is missing or implausible",
     "unfit": "the crop contains only air, is smaller than one patch, or has more patches than --tokens allows",
 }
@@ -34,6 +41,13 @@ WARNING_REASONS = {
     "check the grey values of the crop",
     "lossy": "the pixels were compressed with loss",
     "doubtful_crop": "the breast box may be wrong: air, arm or belly could not be separated; check the crop",
+    "implausible": "what was found in the image does not look like a breast in a screening mammogram, "
+    "but --implausible warn keeps it; check the crop",
+    "special_view": "the header states a special view, such as magnification, spot compression, stereotaxy, "
+    "contrast or a screen capture; the model was trained on screening views",
+    "synthetic_2d": "the 2D image was computed from a tomosynthesis; the model may have been trained on exposures",
+    "small_field": "the image shows a field of only a few centimetres, as spot and stereotactic views do; "
+    "the model was trained on whole breasts",
     "doubtful_side": "the side of the chest wall is uncertain; check the orientation of the crop",
     "duplicate": "the same file occurs more than once in this breast; it counts once",
     "no_laterality": "several images of the patient have no laterality, so left and right may be scored as one breast; "

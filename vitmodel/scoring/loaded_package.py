@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class LoadedPackage:
             )
         try:
             self.preprocessing = Preprocessing.from_json(self.package["preprocessing"])
+            if config.implausible != "package":
+                self.preprocessing = replace(self.preprocessing, implausible=config.implausible)
             fitted = dict(self.package["calibration"])
             # Packages without this key were calibrated per image.
             self.calibration_level: str = fitted.pop("level", "image")
