@@ -12,6 +12,7 @@ from vitmodel.data.dataset import CropDataset, ExamDataset
 from vitmodel.data.exams import find_mixed_exams
 from vitmodel.data.manifest import as_manifest, breast_ids, exam_ids, is_repeated_file, merge_manifests, prediction_ids
 from vitmodel.data.splits import assign_splits
+from vitmodel.pixels.identity import ImageIdentity
 from vitmodel.releases import dicom_folder
 from vitmodel.results.score_files import write_score_files
 from vitmodel.scoring.evaluation import Evaluation
@@ -116,7 +117,7 @@ def test_merged_releases_keep_their_exams_apart() -> None:
 
 def test_a_dicom_folder_names_the_exams_of_a_patient_with_several_studies(monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"a": ("p", "1.2"), "b": ("p", "1.3"), "c": ("q", "1.4"), "d": ("q", "1.4")}
-    values = {name: {"patient_id": patient, "study_id": study} for name, (patient, study) in headers.items()}
-    monkeypatch.setattr(dicom_folder, "_header_values", lambda file: values[Path(file).stem])
+    values = {name: ImageIdentity(patient_id=patient, study_id=study) for name, (patient, study) in headers.items()}
+    monkeypatch.setattr(dicom_folder, "read_identity", lambda file: values[Path(file).stem])
     table = dicom_folder.read_files([f"/x/{name}.dcm" for name in headers], Path("/x"))
     assert table.exam_id.tolist() == ["1.2", "1.3", "", ""]

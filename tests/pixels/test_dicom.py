@@ -21,9 +21,9 @@ from pydicom.sr.codedict import Code, codes
 
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
-from vitmodel.pixels.dicom_header import VIEW_CODES
 from vitmodel.pixels.open import open_image
 from vitmodel.pixels.raster import RasterFile
+from vitmodel.pixels.side_and_view import VIEW_CODES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # pydicom warns about the broken files made here
 

@@ -10,15 +10,16 @@ import pytest
 
 from vitmodel.cli import main
 from vitmodel.errors import UsageError
+from vitmodel.pixels.identity import ImageIdentity
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.registry import read_release
 from vitmodel.releases.vocabulary import read_age, read_birads, read_density, read_flag, read_side, read_view
 
 FILES = ["images/007/a.dcm", "images/007/b.dcm", "images/8/c.dcm"]
 HEADERS = {
-    "a": {"patient_id": "007", "laterality": "L", "view": "CC", "age": 61},
-    "b": {"patient_id": "007", "laterality": "R", "view": "MLO", "age": 61},
-    "c": {"patient_id": "8", "laterality": "L", "view": "CC", "age": 50},
+    "a": ImageIdentity(patient_id="007", laterality="L", view="CC", age=61),
+    "b": ImageIdentity(patient_id="007", laterality="R", view="MLO", age=61),
+    "c": ImageIdentity(patient_id="8", laterality="L", view="CC", age=50),
 }
 
 
@@ -29,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / "own" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    monkeypatch.setattr(dicom_folder, "_header_values", lambda file: dict(HEADERS[Path(file).stem]))
+    monkeypatch.setattr(dicom_folder, "read_identity", lambda file: HEADERS[Path(file).stem])
     return tmp_path / "own"
 
 

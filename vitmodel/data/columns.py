@@ -80,6 +80,12 @@ COLUMNS: tuple[ManifestColumn, ...] = (
     ManifestColumn("machine_id", "text", "provenance", "imaging device"),
     ManifestColumn("source_path", "path", "provenance", "the image file as released"),
     ManifestColumn("source_sha256", "text", "provenance", "SHA-256 of that file's bytes"),
+    ManifestColumn(
+        "instance_uid",
+        "text",
+        "provenance",
+        "DICOM SOPInstanceUID, unless files with other pixels share it; a repeated one counts once",
+    ),
     ManifestColumn("status", "text", "provenance", "verdict on the image", choices=("ok", "warned", "refused")),
     ManifestColumn("reason", "text", "provenance", "codes of pixels/verdict.py, separated by ';'"),
     ManifestColumn("remark", "text", "provenance", "explanation of each reason for this image, separated by ';'"),

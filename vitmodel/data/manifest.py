@@ -188,13 +188,19 @@ def add_exam(ids: pd.Series, table: pd.DataFrame) -> pd.Series:
 
 
 def is_repeated_file(table: pd.DataFrame) -> pd.Series:
-    """Return whether each row has the same file, byte for byte, as an earlier usable row of its breast.
+    """Return whether each row has the same image as an earlier usable row of its breast.
 
-    Such an image must not count twice in the breast's score.
+    The same image is the same file, byte for byte, or the same `instance_uid`: a file that was sent again with another
+    header. Such an image must not count twice in the breast's score.
     """
-    hashed = usable_rows(table).dropna(subset=["source_sha256"])
-    files = pd.DataFrame({"breast": breast_ids(hashed), "file": hashed.source_sha256})
-    return files.duplicated().reindex(table.index, fill_value=False)
+    usable = usable_rows(table)
+    repeated = pd.Series(False, index=table.index)
+    for column in ("source_sha256", "instance_uid"):
+        if column in usable:
+            known = usable.dropna(subset=[column])
+            images = pd.DataFrame({"breast": breast_ids(known), "image": known[column]})
+            repeated |= images.duplicated().reindex(table.index, fill_value=False)
+    return repeated
 
 
 def merge_manifests(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from pydicom import Dataset, uid
 
 from vitmodel.errors import ImageRefusedError
@@ -12,6 +10,8 @@ from vitmodel.pixels.colour import COLOUR_SPACES, MONOCHROME, PALETTE
 from vitmodel.pixels.decoding import PixelFormat
 from vitmodel.pixels.header import ImageHeader
 from vitmodel.pixels.header_meaning import TOMOSYNTHESIS_CLASS, check_meaning
+from vitmodel.pixels.identity import identify
+from vitmodel.pixels.side_and_view import BREAST_VIEWS, VIEW_OF_CODE
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import REFUSAL_REASONS, ImageWarning
 from vitmodel.pixels.voi import ForProcessing
@@ -27,27 +27,6 @@ FOR_PROCESSING_CLASSES = {
 }
 PROJECTION_MODALITIES = {"DX", "CR", "RG", "SC"}
 """Modalities of digitised films and older detectors."""
-
-BREAST_VIEWS = {"CC", "MLO", "ML", "LM", "LMO", "XCC", "XCCL", "XCCM", "FB", "SIO", "ISO", "AT", "CV"}
-VIEW_CODES = {
-    "CC": ("399162004", "R-10242"),
-    "MLO": ("399368009", "R-10226"),
-    "ML": ("399260004", "R-10224"),
-    "LM": ("399352003", "R-10228"),
-    "LMO": ("399099002", "R-10230"),
-    "XCCL": ("399192008", "R-1024A"),
-    "XCCM": ("399101009", "R-1024B"),
-    "FB": ("399196006", "R-10244"),
-    "SIO": ("399188001", "R-102D0"),
-    "ISO": ("441555000", "R-40AAA"),
-    "AT": ("399011000", "R-102D1"),
-    "CV": ("399161006", "R-102D2"),
-}
-"""Codes of each view in SNOMED CT, and in SRT (also SNM3, 99SDM) as found in older files.
-
-Source: DICOM PS3.16 CID 4014 and the two projections of CID 4015.
-"""
-VIEW_OF_CODE = {code: view for view, codes in VIEW_CODES.items() for code in codes}
 
 
 def read_syntax_and_class(dataset: Dataset, tags: TagReader) -> tuple[str, str]:
@@ -145,7 +124,13 @@ def check_modality(tags: TagReader, sop_class: str) -> None:
 def shows_breast(tags: TagReader) -> bool:
     """Return whether body part, organ, positioner or view are those of mammography."""
     parts = {tags.code("BodyPartExamined"), tags.code("OrganExposed")}
-    return "BREAST" in parts or tags.code("PositionerType").startswith("MAMMO") or read_view(tags) != ""
+    return "BREAST" in parts or tags.code("PositionerType").startswith("MAMMO") or _has_standard_view(tags)
+
+
+def _has_standard_view(tags: TagReader) -> bool:
+    """Return whether the view is one of mammography in the standard's words or codes."""
+    codes = {item.code("CodeValue") for item in tags.items("ViewCodeSequence")}
+    return tags.code("ViewPosition") in BREAST_VIEWS or not codes.isdisjoint(VIEW_OF_CODE)
 
 
 def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
@@ -248,8 +233,7 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
     if tags.code("LossyImageCompression") == "01" or is_lossy_jpeg:
         ratio = tags.text("LossyImageCompressionRatio") or "unknown"
         tags.add_warning(f"the pixels were compressed with loss (ratio {ratio})", "lossy")
-    side = tags.code("ImageLaterality") or tags.code("Laterality")
-    machine = next(filter(None, map(tags.text, ("DeviceSerialNumber", "StationName", "ManufacturerModelName"))), "")
+    identity = identify(tags)
     return ImageHeader(
         rows=pixel_format.rows,
         columns=pixel_format.columns,
@@ -257,40 +241,17 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
         photometric=pixel_format.photometric,
         transfer_syntax=pixel_format.syntax,
         voi=voi,
-        patient_id=tags.text("PatientID"),
-        image_id=tags.text("SOPInstanceUID"),
-        study_id=tags.text("StudyInstanceUID"),
-        laterality=side if side in ("L", "R") else "",
-        view=read_view(tags),
-        machine_id=machine,
-        implant={"YES": 1, "NO": 0}.get(tags.code("BreastImplantPresent")),
-        age=read_age(tags),
+        patient_id=identity.patient_id,
+        image_id=identity.image_id,
+        study_id=identity.study_id,
+        laterality=identity.laterality,
+        view=identity.view,
+        machine_id=identity.machine_id,
+        implant=identity.implant,
+        age=identity.age,
         spacing=read_spacing(tags),
         warnings=tuple(warnings),
     )
-
-
-def read_view(tags: TagReader) -> str:
-    """Return the view from ViewPosition or else from ViewCodeSequence; '' if neither states one.
-
-    View modifiers (magnification, rolled, ...) are ignored.
-    """
-    view = tags.code("ViewPosition")
-    if view in BREAST_VIEWS:
-        return view
-    for item in tags.items("ViewCodeSequence"):
-        code = item.code("CodeValue")
-        if code in VIEW_OF_CODE:
-            return VIEW_OF_CODE[code]
-    return ""
-
-
-def read_age(tags: TagReader) -> float | None:
-    """Return PatientAge in years; None if it is unknown."""
-    match = re.fullmatch(r"(\d{1,3})([YMWD])", tags.code("PatientAge"))
-    if not match or not int(match[1]):  # de-identification writes 000Y
-        return None
-    return int(match[1]) / {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}[match[2]]
 
 
 def read_spacing(tags: TagReader) -> tuple[float, float] | None:

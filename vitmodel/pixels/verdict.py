@@ -49,7 +49,7 @@ WARNING_REASONS = {
     "small_field": "the image shows a field of only a few centimetres, as spot and stereotactic views do; "
     "the model was trained on whole breasts",
     "doubtful_side": "the side of the chest wall is uncertain; check the orientation of the crop",
-    "duplicate": "the same file occurs more than once in this breast; it counts once",
+    "duplicate": "the same file or DICOM instance occurs more than once in this breast; it counts once",
     "no_laterality": "several images of the patient have no laterality, so left and right may be scored as one breast; "
     "add the laterality to the header or the table",
     "mixed_exam": "images of one breast have the chest wall on different sides, "

@@ -15,8 +15,10 @@ import pandas as pd
 
 from vitmodel.data.manifest import as_manifest
 from vitmodel.errors import ImageRefusedError, UsageError
+from vitmodel.pixels.identity import ImageIdentity, read_identity
 from vitmodel.pixels.open import open_image
-from vitmodel.releases.files import image_stem, make_unique, patient_from_name
+from vitmodel.releases import patients
+from vitmodel.releases.files import folder_patients, image_stem, make_unique, patient_from_name
 from vitmodel.releases.source import Source, without_copies
 from vitmodel.utils import progress
 
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 MAX_NAMES = 10
 """Number of files that the warning about tables names."""
 EXPECTED_FILES = "at least one DICOM, PNG, JPEG, TIFF, JPEG 2000, BMP or PGM file"
-HEADER_COLUMNS = ("image_id", "patient_id", "study_id", "laterality", "view", "machine_id", "implant", "age")
+DESCRIPTIVE_COLUMNS = ("laterality", "view", "machine_id", "implant", "age")
+HEADER_COLUMNS = ("image_id", "patient_id", *DESCRIPTIVE_COLUMNS)
 
 
 def detect(source: Source) -> bool:
@@ -36,9 +39,9 @@ def detect(source: Source) -> bool:
 def read(source: Source) -> pd.DataFrame:
     """Return a manifest with one row per file, including files that turn out to be no image (ETL refuses those).
 
-    Values that the header lacks come from the file's path. The image is the file's name. The patient is taken from a
-    name of the form <patient>_<image>; else it is the file's folder, if there are several folders; else each file is
-    a patient of its own.
+    The header of a refused image counts as well. Values that it lacks come from the file's path: the image is the
+    file's name; the patient is taken from a name of the form <patient>_<image>, else it is the file's folder, if there
+    are several folders, else each file is a patient of its own.
 
     Raises:
         UsageError: The folder contains no image.
@@ -70,37 +73,52 @@ def warn_of_tables(source: Source) -> None:
 def read_files(files: list[str], root: Path) -> pd.DataFrame:
     """Return a manifest with one row per file, including files that do not exist or are no image.
 
-    The `exam_id` of a patient with several studies is the StudyInstanceUID; that of other patients is empty. An image
-    id that several files share is replaced by each file's path below `root`.
+    Patients, exams and images are told apart by `patients`. An image id that several files share is replaced by each
+    file's path below `root`.
     """
-    folder_is_patient = len({os.path.dirname(file) for file in files}) > 1
-    rows = [_row(file, folder_is_patient) for file in progress(files, "headers", unit="file")]
-    frame = pd.DataFrame(rows).assign(dataset="dicom_folder")
+    identities = _read_identities(files)
+    identified = [
+        patients.IdentifiedFile(file, identity, name)
+        for file, identity, name in zip(files, identities, _patients_from_paths(files, root), strict=True)
+    ]
+    instances = patients.resolve_instances(identified)
+    patient_ids = patients.resolve_patients(identified)
+    frame = pd.DataFrame(
+        {
+            "image_id": [
+                identity.image_id or image_stem(file) for file, identity in zip(files, identities, strict=True)
+            ],
+            "patient_id": patient_ids,
+            "exam_id": patients.resolve_exams(identified, patient_ids, instances),
+            "instance_uid": instances,
+            "path": files,
+            "dataset": "dicom_folder",
+        }
+        | {name: [getattr(identity, name) for identity in identities] for name in DESCRIPTIVE_COLUMNS}
+    )
     frame["image_id"] = make_unique(frame.image_id, frame.path, root)
-    several_studies = frame.study_id.replace("", None).groupby(frame.patient_id).transform("nunique") > 1
-    frame["exam_id"] = frame.pop("study_id").where(several_studies, "")
     return as_manifest(frame, str(root))
 
 
 def read_headers(files: list[str]) -> list[dict[str, Any]]:
-    """Return the non-empty `HEADER_COLUMNS` of each file's header; none for a file that is no image."""
-    return [_header_values(file) for file in progress(files, "headers", unit="file")]
+    """Return the non-empty `HEADER_COLUMNS` of each file's header; none for a file without one."""
+    return [
+        {name: value for name, value in asdict(identity).items() if name in HEADER_COLUMNS and value not in ("", None)}
+        for identity in _read_identities(files)
+    ]
 
 
-def _row(file: str, folder_is_patient: bool) -> dict[str, Any]:
-    """Return the manifest's values for a file: those in its header, and those in its path where the header has none."""
-    patient = patient_from_name(file) or (Path(file).parent.name if folder_is_patient else image_stem(file))
-    row = {"image_id": image_stem(file), "patient_id": patient, "laterality": "", "view": "", "path": file}
-    return row | {"study_id": ""} | _header_values(file)
+def _read_identities(files: list[str]) -> list[ImageIdentity]:
+    return [read_identity(file) for file in progress(files, "headers", unit="file")]
 
 
-def _header_values(file: str) -> dict[str, Any]:
-    """Return the non-empty `HEADER_COLUMNS` of a file's header; none if the image is refused."""
-    try:
-        header = asdict(open_image(file).header)
-    except ImageRefusedError:
-        return {}
-    return {name: value for name, value in header.items() if name in HEADER_COLUMNS and value not in ("", None)}
+def _patients_from_paths(files: list[str], root: Path) -> list[str]:
+    """Return the patient that the name or the folder of each file suggests."""
+    if len({os.path.dirname(file) for file in files}) > 1:
+        defaults = folder_patients(files, root)
+    else:
+        defaults = [image_stem(file) for file in files]
+    return [patient_from_name(file) or default for file, default in zip(files, defaults, strict=True)]
 
 
 def image_size(file: str) -> tuple[int, int] | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
+
+from vitmodel.pixels import side_and_view
+from vitmodel.pixels.side_and_view import fold
 
 COLUMN_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "path": (
@@ -53,8 +55,6 @@ COLUMN_SYNONYMS: Mapping[str, tuple[str, ...]] = {
 UNKNOWN = frozenset(
     ("", "unknown", "na", "n/a", "nan", "none", "-", "--", "?", "unbekannt", "k.a.", "inconnu", "desconocido", "null")
 )
-LEFT = frozenset(("l", "left", "lt", "links", "li", "linke", "g", "gauche", "i", "izq", "izquierda", "izquierdo"))
-RIGHT = frozenset(("r", "right", "rt", "rechts", "re", "rechte", "d", "droite", "droit", "dcha", "derecha", "derecho"))
 POSITIVE = frozenset(
     (
         *("1", "1.0", "true", "t", "yes", "y", "positive", "pos", "malignant", "malign", "cancer", "carcinoma"),
@@ -70,33 +70,10 @@ NEGATIVE = frozenset(
         *("non", "faux", "negatif", "benin", "sain", "falso", "negativo", "benigno", "benigna", "sano"),
     )
 )
-VIEWS = {
-    "cranio-caudal": "CC",
-    "craniocaudal": "CC",
-    "cranio caudal": "CC",
-    "mediolateral oblique": "MLO",
-    "medio-lateral oblique": "MLO",
-    "oblique": "MLO",
-    "oml": "MLO",
-    "oblicua": "MLO",
-    "schrag": "MLO",
-    "mediolateral": "ML",
-    "medio-lateral": "ML",
-    "lateromedial": "LM",
-    "latero-medial": "LM",
-}
-SIDE_AND_VIEW = re.compile(r"([LR])[-_ ]?([A-Z]{2,5})")
-"""A view with its side, such as LCC or R-MLO."""
 DENSITY = re.compile(r"(?:(?:acr|type|typ|density|birads|bi-rads|category)[\s_-]*)?([a-d1-4]|iv|i{1,3})", re.IGNORECASE)
 DENSITY_LETTERS = {"1": "A", "2": "B", "3": "C", "4": "D", "I": "A", "II": "B", "III": "C", "IV": "D"}
 BIRADS = re.compile(r"(?:(?:bi-?rads|category|kategorie)[\s_:-]*)?([0-6])\s?(?:[abc]|\.0)?", re.IGNORECASE)
 AGE = re.compile(r"0*(\d{1,3}(?:\.\d+)?)\s?y?", re.IGNORECASE)
-
-
-def fold(text: str) -> str:
-    """Return text in lower case, without accents and surrounding spaces."""
-    decomposed = unicodedata.normalize("NFKD", text.strip().lower())
-    return "".join(character for character in decomposed if not unicodedata.combining(character))
 
 
 def column_key(name: str) -> str:
@@ -106,8 +83,7 @@ def column_key(name: str) -> str:
 
 def read_side(text: str) -> str | None:
     """Return L, R, or None if the word is not known."""
-    word = fold(text)
-    return "L" if word in LEFT else "R" if word in RIGHT else None
+    return side_and_view.read_side(text) or None
 
 
 def read_flag(text: str) -> str | None:
@@ -117,10 +93,8 @@ def read_flag(text: str) -> str | None:
 
 
 def read_view(text: str) -> str | None:
-    """Return the view in capitals, without a side in front of it."""
-    view = VIEWS.get(fold(text), text.strip().upper())
-    combined = SIDE_AND_VIEW.fullmatch(view)
-    return combined[2] if combined and view not in ("LMO", "RCC") and combined[2] in ("CC", "MLO", "ML", "LM") else view
+    """Return the view, without a side in front of it; other text in capitals."""
+    return side_and_view.find_side_and_view(text).view or text.strip().upper()
 
 
 def read_density(text: str) -> str | None:

@@ -59,7 +59,7 @@ def image_table(
     for column in ("status", "reason", "remark", "source_sha256"):
         scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
     warn_of_metadata(scores, table, records, ensemble)
-    copies = is_repeated_file(scores)
+    copies = is_repeated_file(scores.assign(instance_uid=table["instance_uid"]))
     add_warning(scores, "duplicate", pd.Series(WARNING_REASONS["duplicate"], index=table.index)[copies])
     used = scored & ~copies.to_numpy()
     if used.any():
