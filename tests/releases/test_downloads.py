@@ -42,7 +42,7 @@ def write_dicom(path: Path, **tags: Any) -> None:
     ds = Dataset()
     ds.SOPClassUID = DigitalMammographyXRayImageStorageForPresentation
     ds.SOPInstanceUID = f"1.2.{zlib.crc32(bytes(path))}"
-    ds.StudyInstanceUID = "1.2.4"
+    ds.StudyInstanceUID = f"1.2.4.{zlib.crc32(bytes(path.parent.parent))}"
     ds.SeriesInstanceUID = "1.2.5"
     ds.Modality = "MG"
     ds.Rows, ds.Columns = ROWS, COLUMNS

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.valuerep import PersonName
 
 from vitmodel.pixels.verdict import ImageWarning
 
@@ -37,7 +38,9 @@ class TagReader:
             return []
         if value is None or value == "":
             return []
-        return list(value) if not isinstance(value, str | bytes) and hasattr(value, "__iter__") else [value]
+        return (
+            list(value) if not isinstance(value, str | bytes | PersonName) and hasattr(value, "__iter__") else [value]
+        )
 
     def text(self, keyword: str) -> str:
         """Return the first value as stripped text; '' if there is none."""

@@ -76,28 +76,40 @@ def read_files(files: list[str], root: Path) -> pd.DataFrame:
     Patients, exams and images are told apart by `patients`. An image id that several files share is replaced by each
     file's path below `root`.
     """
-    identities = _read_identities(files)
     identified = [
         patients.IdentifiedFile(file, identity, name)
-        for file, identity, name in zip(files, identities, _patients_from_paths(files, root), strict=True)
+        for file, identity, name in zip(files, _read_identities(files), _patients_from_paths(files, root), strict=True)
     ]
-    instances = patients.resolve_instances(identified)
-    patient_ids = patients.resolve_patients(identified)
-    frame = pd.DataFrame(
-        {
-            "image_id": [
-                identity.image_id or image_stem(file) for file, identity in zip(files, identities, strict=True)
-            ],
-            "patient_id": patient_ids,
-            "exam_id": patients.resolve_exams(identified, patient_ids, instances),
-            "instance_uid": instances,
-            "path": files,
-            "dataset": "dicom_folder",
-        }
-        | {name: [getattr(identity, name) for identity in identities] for name in DESCRIPTIVE_COLUMNS}
-    )
-    frame["image_id"] = make_unique(frame.image_id, frame.path, root)
-    return as_manifest(frame, str(root))
+    columns = {name: [getattr(file.identity, name) for file in identified] for name in DESCRIPTIVE_COLUMNS}
+    frame = pd.DataFrame(columns | {"path": files, "dataset": "dicom_folder"}).join(patients.resolve(identified))
+    image_ids = pd.Series([file.identity.image_id or image_stem(file.path) for file in identified])
+    return as_manifest(frame.assign(image_id=make_unique(image_ids, frame.path, root)), str(root))
+
+
+def separate_shared_patients(table: pd.DataFrame, sources: pd.Series) -> pd.DataFrame:
+    """Return a joined table in which patients, exams and images that several sources share are told apart again.
+
+    Args:
+        table: Rows of several sources.
+        sources: The source of each row. Each of them was read by itself.
+    """
+    shared = (table.dataset == "dicom_folder") & (sources.groupby(table.patient_id).transform("nunique") > 1)
+    if not shared.any():
+        return table
+    rows = table[shared]
+    identities = _read_identities(rows.path.tolist())
+    identified = [
+        patients.IdentifiedFile(path, identity, name)
+        for path, identity, name in zip(rows.path, identities, rows.patient_id, strict=True)
+    ]
+    resolved = patients.resolve(identified).set_axis(rows.index)
+    table = table.copy()
+    table.loc[shared, list(resolved)] = resolved
+    nameless = rows.index[[not file.identity.study_id and not file.has_patient for file in identified]]
+    names = table.patient_id[nameless].unique()
+    if len(names):
+        logger.warning("images of several inputs are of one patient by the names of their files: %s", ", ".join(names))
+    return table
 
 
 def read_headers(files: list[str]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
@@ -141,9 +142,10 @@ def _warn_repeats(count: int) -> None:
 def _join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the rows of all tables, and of rows with the same file only the first."""
     table = pd.concat([part.astype(object) for part in tables], ignore_index=True)
+    sources = pd.Series(np.repeat(range(len(tables)), [len(part) for part in tables]))
     repeated = (table.path != "") & table.path.duplicated()
     _warn_repeats(int(repeated.sum()))
-    table = table[~repeated]
+    table = dicom_folder.separate_shared_patients(table[~repeated], sources[~repeated])
     parts = []
     for _, part in table.groupby("dataset", sort=False, dropna=False):
         parts.append(part.assign(image_id=make_unique(part.image_id, part.path, Path("/"))))

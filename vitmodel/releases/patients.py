@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import pandas as pd
+
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.identity import ImageIdentity
@@ -60,6 +62,14 @@ class IdentifiedFile:
     def accession(self) -> str:
         """The AccessionNumber, '' if it is unknown or a placeholder."""
         return "" if PLACEHOLDER.fullmatch(self.identity.accession) else self.identity.accession
+
+
+def resolve(files: Sequence[IdentifiedFile]) -> pd.DataFrame:
+    """Return the columns patient_id, exam_id and instance_uid of the files."""
+    instances = resolve_instances(files)
+    patients = resolve_patients(files)
+    exams = resolve_exams(files, patients, instances)
+    return pd.DataFrame({"patient_id": patients, "exam_id": exams, "instance_uid": instances})
 
 
 def resolve_patients(files: Sequence[IdentifiedFile]) -> list[str]:
