@@ -73,7 +73,7 @@ RANGES: dict[str, tuple[Range, ...]] = {
     "peakedness": (Range(3.5, 2.8, "the texture is that of noise or a pattern"),),
     "dark_fraction": (Range(0.1, 0.2, "the region has dark parts, as lungs or shadows"),),
     "height_mm": (
-        Range(40, 15, "the region is too small"),
+        Range(40, 8, "the region is too small"),
         Range(310, 400, "the region is larger than a detector for mammography"),
     ),
 }
@@ -189,7 +189,9 @@ def _measure_surroundings(tone: np.ndarray, mask: np.ndarray, level: float) -> d
         measures["air_spread"] = quarters[2] - quarters[0]
         measures["skin_step"] = float(np.median(skin) - quarters[1]) if skin.size > 10 else 1.0
     bright = tone > level / 2
-    measures["behind"] = bright[y : y + height, : max(0, x - AIR_GAP)].sum() / mask.sum()
+    behind = bright[y : y + height, : max(0, x - AIR_GAP)]
+    ends_before_edge = ~bright[y : y + height, :2].any(axis=1)  # tissue up to the edge belongs to the breast itself
+    measures["behind"] = behind[ends_before_edge].sum() / mask.sum()
     measures["other_regions"] = _largest_other(bright & (tone < 0.97), mask) / mask.sum()
     return measures
 
