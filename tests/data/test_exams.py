@@ -50,6 +50,12 @@ def test_a_breast_and_an_exam_have_one_key_per_exam() -> None:
     assert exam_ids(without).equals(without.patient_id)
 
 
+def test_the_key_of_an_exam_is_no_other_patients_id() -> None:
+    pairs = [("a", "b"), ("a exam b", ""), ("a exam exam", "b"), ("a", "exam exam b"), ("a  exam", "exam b")]
+    table = pd.DataFrame(pairs, columns=["patient_id", "exam_id"]).assign(laterality="")
+    assert exam_ids(table).nunique() == len(pairs)
+
+
 def test_each_exam_of_a_breast_has_its_own_score() -> None:
     breasts = breast_table(image_scores(two_exams()), 0.5)
     assert breasts.prediction_id.tolist() == ["p0_L", "p0_R", "p0_L", "p0_R"]

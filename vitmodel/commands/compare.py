@@ -158,7 +158,7 @@ def read_labelled_rows(config: CompareConfig, label: str) -> tuple[pd.DataFrame,
         )
     copies = is_repeated_file(table)
     if copies.any():
-        print(f"left out as byte-for-byte copies of another image of their breast: {copies.sum()}")
+        print(f"left out as copies of another image of their breast: {copies.sum()}")
         table = table[~copies]
     return table, split
 

@@ -240,7 +240,7 @@ def compose_report(
         | {
             "Label": describe_label(evaluation.label, ensemble.label),
             "Rows": f"split {scored.split}, {len(table)} images",
-            "Left out": f"{len(table) - len(unique)} byte-for-byte copies of another image of their breast",
+            "Left out": f"{len(table) - len(unique)} copies of another image of their breast",
             "Images that the model has seen": "; ".join(describe_training_overlap(scored.seen)) or "none",
         },
         model=per_package(predictor, describe_package),

@@ -184,6 +184,7 @@ def add_exam(ids: pd.Series, table: pd.DataFrame) -> pd.Series:
     if "exam_id" not in table:
         return ids
     exams = table.exam_id.fillna("").astype(str)
+    ids = ids.str.replace(" exam(?= |$)", "  exam", regex=True)  # no id equals the key of another exam
     return ids.where(exams == "", ids + " exam " + exams)
 
 

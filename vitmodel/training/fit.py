@@ -88,7 +88,7 @@ def labelled_crops(config: TrainConfig) -> pd.DataFrame:
     frame = frame[is_labelled.groupby(exam_ids(frame)).transform("any") if config.fusion else is_labelled]
     is_copy = is_repeated_file(frame)
     if is_copy.any():
-        logger.warning("%d byte-for-byte copies of another image of the same breast are left out", is_copy.sum())
+        logger.warning("%d copies of another image of the same breast are left out", is_copy.sum())
     frame = frame[~is_copy]
     rule = LabelRule.parse(config.label)
     check_sources(frame, config.sources, manifest, (*rule.columns, config.label))
