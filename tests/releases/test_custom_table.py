@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -150,3 +151,20 @@ def test_files_of_one_name_in_folders_of_patients_are_told_apart(tmp_path: Path)
         (tmp_path / name).write_bytes(b"")
     manifest = read_release(write(tmp_path / "t.csv", "patient_id,path", "1,1/1-1.png", "2,2/1-1.png"))
     assert manifest.image_id.tolist() == ["1-1-1.png", "2-1-1.png"]
+
+
+def test_the_side_may_be_in_the_column_of_the_view(folder: Path) -> None:
+    rows = [f"7,{view},{file}" for view, file in zip(("LCC", "R-MLO", "MLO"), FILES, strict=True)]
+    manifest = read_release(write(folder / "t.csv", "patient_id,view,path", *rows))
+    assert manifest.laterality.tolist() == ["L", "R", "L"], "the third side is that of the header"
+    assert manifest["view"].tolist() == ["CC", "MLO", "MLO"]
+
+
+def test_labels_are_joined_by_the_patients_folder_if_the_header_has_no_patient(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities = {name: replace(identity, patient_id="", study_id=name) for name, identity in HEADERS.items()}
+    monkeypatch.setattr(dicom_folder, "read_identity", lambda file: identities[Path(file).stem])
+    manifest = read_release(write(folder / "t.csv", "patient_id,laterality,cancer", "007,R,1", "8,L,0"))
+    assert manifest.patient_id.tolist() == ["007", "007", "8"]
+    assert manifest.cancer.fillna(-1).tolist() == [-1, 1, 0]

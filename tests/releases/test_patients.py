@@ -56,6 +56,8 @@ def read(root: Path) -> pd.DataFrame:
         ({"PatientBirthDate": "19500101"}, {"PatientBirthDate": "19600101"}, ["7", "7-2"]),
         ({"PatientName": "Alpha^Anna"}, {"PatientName": "Beta^Berta"}, ["7", "7-2"]),
         ({"PatientName": "Alpha^Anna"}, {"PatientName": "Beta^Anna"}, ["7"]),
+        ({"PatientName": "Case001"}, {"PatientName": "Case002"}, ["7"]),
+        ({"PatientName": "Alpha^Anna"}, {"PatientName": "Anonymous^Patient"}, ["7"]),
         ({"PatientName": "A^A", **BORN}, {"PatientName": "B^B", **BORN}, ["7"]),
     ],
 )
@@ -80,6 +82,12 @@ def test_without_a_patient_each_study_is_one(tmp_path: Path, patient: str) -> No
         for view in ("CC", "MLO"):
             write(tmp_path / f"{study}-{view}.dcm", PatientID=patient, StudyInstanceUID=study, ViewPosition=view)
     assert read(tmp_path).patient_id.tolist() == ["1.1", "1.1", "1.2", "1.2"]
+
+
+def test_the_suffix_of_a_second_person_is_no_other_patients_id(tmp_path: Path) -> None:
+    for name, tags in (("a", BORN), ("b", {"PatientBirthDate": "19600101"}), ("c", {"PatientID": "7-2"})):
+        write(tmp_path / f"{name}.dcm", **tags)
+    assert read(tmp_path).patient_id.nunique() == 3
 
 
 def test_a_file_without_a_patient_belongs_to_the_patient_of_its_study(tmp_path: Path) -> None:

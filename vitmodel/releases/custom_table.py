@@ -18,6 +18,7 @@ from vitmodel.data.columns import COLUMNS
 from vitmodel.data.manifest import as_manifest, resolve_paths
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
+from vitmodel.pixels.side_and_view import find_side_and_view
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import image_stem, make_unique
 from vitmodel.releases.own_paths import resolve_own_paths
@@ -165,6 +166,9 @@ def _read_values(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         problems += [_describe(table[column], column, word, f"is not {allowed}") for word in wrong]
         values[column] = table[column].map(words, na_action="ignore")
         _log_words(path, column, words)
+    if "view" in table and "laterality" not in table:
+        sides = table["view"].map(lambda word: find_side_and_view(word).side or np.nan, na_action="ignore")
+        values |= {"laterality": sides} if sides.notna().any() else {}
     empty = table.patient_id.isna() | (table.patient_id.str.strip() == "")
     if empty.any():
         problems.append(f"column patient_id, row {int(np.argmax(empty)) + 1}: is empty; {int(empty.sum())} rows in all")
@@ -256,6 +260,9 @@ def _join_headers(table: pd.DataFrame, source: Source, path: Path) -> pd.DataFra
         if key not in images:
             raise UsageError(f"{path}: column {key}: the headers of the images do not state it; add a column path")
     ids = table.patient_id.str.strip()
+    known = set(ids)
+    by_folder = images.path.map(lambda file: next((part for part in Path(file).parts if part in known), None))
+    images["patient_id"] = images.patient_id.where(images.patient_id.isin(known) | by_folder.isna(), by_folder)
     if not ids.isin(images.patient_id).any():  # a spreadsheet drops leading zeros
         without_zeros = {patient.lstrip("0"): patient for patient in images.patient_id.unique()}
         ids = ids.map(lambda patient: without_zeros.get(patient.lstrip("0"), patient))

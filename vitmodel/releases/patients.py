@@ -6,6 +6,7 @@ sides; no patient's name or birth date is shown.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -16,7 +17,6 @@ from typing import TypeVar
 
 import pandas as pd
 
-from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.identity import ImageIdentity
 
@@ -84,7 +84,7 @@ def resolve_patients(files: Sequence[IdentifiedFile]) -> list[str]:
     notes: list[str] = []
     for patient, rows in by_id.items():
         for row, label in zip(rows, _labels_of_id(patient, [files[row] for row in rows], notes), strict=True):
-            patients[row] = label
+            patients[row] = f"{label}-{patient}" if label != patient and label in by_id else label
     _warn("a PatientID is shared by several patients, who are kept apart", notes)
     _warn_of_shared_studies(files, patients)
     _fill_unknown(files, patients, unknown)
@@ -125,16 +125,17 @@ class _Person:
     def differs_from(self, other: _Person) -> bool:
         """Return whether two persons cannot be the same."""
         if self.birth_date and other.birth_date:
-            return self.birth_date != other.birth_date
+            return not (self.birth_date.startswith(other.birth_date) or other.birth_date.startswith(self.birth_date))
         return bool(self.words and other.words) and self.words.isdisjoint(other.words)
 
 
 def _find_person(persons: list[_Person], identity: ImageIdentity) -> int:
     """Return the index of the person whom the identity may be, who is added if there is none."""
-    words = set(re.findall(r"\w+", identity.patient_name.casefold()))
-    name = " ".join(words)
-    birth_date = "" if identity.birth_date in PLACEHOLDER_DATES else identity.birth_date
-    new = _Person(birth_date, set() if PLACEHOLDER.fullmatch(name) else words)
+    words = {word for word in re.findall(r"\w+", identity.patient_name.casefold()) if not PLACEHOLDER.fullmatch(word)}
+    if any(character.isdigit() for word in words for character in word):  # a pseudonym may differ between studies
+        words = set()
+    birth_date = re.sub(r"\D", "", identity.birth_date)
+    new = _Person("" if birth_date in PLACEHOLDER_DATES else birth_date, words)
     for number, person in enumerate(persons):
         if not person.differs_from(new):
             person.birth_date = person.birth_date or new.birth_date
@@ -275,8 +276,7 @@ def resolve_instances(files: Sequence[IdentifiedFile]) -> list[str]:
     for instance, rows in _group(range(len(files)), lambda row: instances[row]).items():
         if len(rows) == 1 or not instance:
             continue
-        digests = [_pixel_digest(files[row].path) for row in rows]
-        if len(set(digests) - {""}) > 1:
+        if not _have_same_pixels([files[row].path for row in rows]):
             for row in rows:
                 instances[row] = ""
             notes.append(f"{instance}: {files[rows[0]].path}, {files[rows[1]].path}")
@@ -284,12 +284,19 @@ def resolve_instances(files: Sequence[IdentifiedFile]) -> list[str]:
     return instances
 
 
-def _pixel_digest(path: str) -> str:
-    """Return a hash of the stored values of a DICOM image, '' if they cannot be read."""
-    try:
-        return hashlib.sha256(DicomFile(path, for_processing="log").read_stored().tobytes()).hexdigest()
-    except ImageRefusedError:
-        return ""
+def _have_same_pixels(paths: Sequence[str]) -> bool:
+    """Return whether all DICOM images that can be read have the same pixels, compressed in the same way or not."""
+    frames = _digests(paths, lambda file: file.frame)
+    return len(frames) < 2 or len(_digests(paths, lambda file: file.read_stored().tobytes())) < 2
+
+
+def _digests(paths: Sequence[str], content: Callable[[DicomFile], bytes]) -> set[bytes]:
+    """Return the hashes of a content of the files, without files from which it cannot be read."""
+    digests = set()
+    for path in paths:
+        with contextlib.suppress(Exception):  # refused when it is cropped, with its reason
+            digests.add(hashlib.sha256(content(DicomFile(path, for_processing="log"))).digest())
+    return digests
 
 
 class Groups:
