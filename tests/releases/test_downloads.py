@@ -185,7 +185,10 @@ some text about the notes
 """
 
 
-@pytest.mark.parametrize(("info", "films"), [("Info.txt", "mdb{:03d}.png"), ("Info.txt", "all-mias/mdb{:03d}lm.png")])
+@pytest.mark.parametrize(
+    ("info", "films"),
+    [("Info.txt", "mdb{:03d}.pgm"), ("Info.txt", "mdb{:03d}.png"), ("Info.txt", "all-mias/mdb{:03d}lm.png")],
+)
 def test_the_films_of_mini_mias_are_read_with_info_txt(tmp_path: Path, info: str, films: str) -> None:
     write_text(tmp_path / info, INFO)
     for number in (1, 2, 5, 59):
