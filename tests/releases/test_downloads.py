@@ -444,7 +444,7 @@ def test_a_release_without_its_table_is_read_with_a_warning_that_names_the_table
     write_text(source / file, "")
     assert read_release(source).cancer.isna().all()
     assert table in caplog.text
-    assert "no labels" in caplog.text
+    assert "all labels are unknown" in caplog.text
 
 
 def test_other_images_without_a_table_are_read_without_a_warning(
