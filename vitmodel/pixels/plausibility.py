@@ -167,7 +167,7 @@ def _measure_shape(shape: np.ndarray) -> dict[str, float]:
         "wall": float(np.mean(hull.argmax(1) <= 2)),
         "fill": float(hull.mean()) if hull.mean() > 0.9 else float(shape.mean()),
         "solidity": float(shape.sum() / hull.sum()),
-        "roughness": float(deviation.mean()) / max(height, width),
+        "roughness": float(deviation.sum()) / max(1, deviation.size) / max(height, width),
         "aspect": width / height,
     }
 
