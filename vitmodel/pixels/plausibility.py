@@ -143,7 +143,7 @@ def _reduced(grey: np.ndarray, breast: BreastRegion) -> tuple[np.ndarray, np.nda
     if scale < 1:
         size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(mask * 255, size, interpolation=cv2.INTER_AREA) >> 7
+        mask = (cv2.resize(mask * 255, size, interpolation=cv2.INTER_AREA) >= 128).astype(np.uint8)
     if breast.inverted:
         grey = 1 - grey
     if breast.chest_wall == "right":
@@ -167,7 +167,7 @@ def _measure_shape(shape: np.ndarray) -> dict[str, float]:
         "wall": float(np.mean(hull.argmax(1) <= 2)),
         "fill": float(hull.mean()) if hull.mean() > 0.9 else float(shape.mean()),
         "solidity": float(shape.sum() / hull.sum()),
-        "roughness": float(deviation.mean()) / max(height, width),
+        "roughness": float(deviation.sum()) / max(1, deviation.size) / max(height, width),
         "aspect": width / height,
     }
 
@@ -223,7 +223,7 @@ def _measure_texture(tissue: np.ndarray, inside: np.ndarray, level: float) -> di
     """Return the contrast of fine and of coarse detail, the kurtosis of the detail, and the fraction of dark pixels."""
     if inside.sum() < 50:
         return {}
-    blurred = [tissue, *(cv2.GaussianBlur(tissue, None, sigma) for sigma in (1, 2, 4, 8))]
+    blurred = [tissue, *(cv2.GaussianBlur(tissue, (0, 0), sigma) for sigma in (1, 2, 4, 8))]
     values = [picture[inside] for picture in blurred]
     mean = max(float(values[0].mean()), 1e-3)
     detail = values[0] - values[2]

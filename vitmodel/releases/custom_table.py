@@ -137,9 +137,9 @@ def rename_columns(names: list[str], given: Mapping[str, str]) -> dict[str, str]
         if target in names or target in given:
             continue
         synonyms = (target, *COLUMN_SYNONYMS.get(target, ()))
-        name = next((by_key[key] for key in map(column_key, synonyms) if key in by_key), None)
-        if name is not None and name not in renamed and name not in targets:
-            renamed[name] = target
+        own = next((by_key[key] for key in map(column_key, synonyms) if key in by_key), None)
+        if own is not None and own not in renamed and own not in targets:
+            renamed[own] = target
     return renamed
 
 
