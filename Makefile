@@ -1,5 +1,5 @@
 # make demo      the whole pipeline on synthetic mammograms  make install    only the environment
-# make quick     unit tests, under a minute                  make test       all tests but the slow ones, 8 minutes on 2 cores
+# make quick     unit tests                                  make test       all tests but the slow and nightly ones
 # make test-all  the slow ones, too                          make lint       ruff and mypy
 # make check     lint, and all tests with coverage           make docs       the documentation site, into site/
 PYTHON ?= python3
@@ -44,7 +44,7 @@ tools:
 	  && apt-get update -qq && apt-get install -y -qq dicom3tools >/dev/null; } || echo "dciodvfy is not installed: its test will skip"
 
 test: $(VENV)/dev tools
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 test-slow: $(VENV)/dev tools
 	$(PYTEST) -m slow
@@ -53,7 +53,7 @@ test-all: $(VENV)/dev tools
 	$(PYTEST)
 
 quick: $(VENV)/dev
-	$(PYTEST) -m "not slow and not integration"
+	$(PYTEST) -m "not slow and not nightly and not integration"
 
 ruff: $(VENV)/dev
 	$(BIN)/ruff check .

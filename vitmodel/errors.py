@@ -78,6 +78,11 @@ class RefusedError(VitmodelError):
 class ImageRefusedError(RefusedError):
     """Raised for an image that must not be used, such as one that is unreadable, blank or no mammogram."""
 
+    @classmethod
+    def of(cls, refusal: RefusedError) -> ImageRefusedError:
+        """Return the refusal of an image with the code and message of another refusal, such as its archive's."""
+        return cls(refusal.code, refusal.message)
+
 
 class InputRefusedError(RefusedError):
     """Raised for a file or folder to be scored that contains no image, such as an encrypted zip."""

@@ -339,7 +339,7 @@ def test_each_site_is_left_out_once_and_finished_trainings_are_kept(
     assert "$ vitmodel train" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_step_of_leave_out_may_train_on_two_devices(two_sites: Path, flags: list[str], tmp_path: Path) -> None:
     """Each step runs in its own process, which starts further processes."""
     assert main(leave_out_command(two_sites, [*flags, "--epochs", "1", "--devices", "2"])) == 0

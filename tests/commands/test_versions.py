@@ -19,6 +19,7 @@ from vitmodel.data.manifest import as_manifest, read_manifest
 SMALL = {"model": "vit_micro", "epochs": 1, "workers": 0, "wandb": "off", "batch_size": 16}
 
 
+@pytest.mark.slow
 def test_versions_share_one_split_and_v2_and_v3_continue_the_version_before(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_in_process: None
 ) -> None:

@@ -258,6 +258,7 @@ def test_an_overlap_as_large_as_the_segment_is_refused() -> None:
         replace(CONFIG, segment_overlap=64)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_predicts_and_explains_in_segments(
     crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

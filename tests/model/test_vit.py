@@ -290,7 +290,7 @@ def test_bfloat16_autocast_is_close_to_float32() -> None:
     assert 0 < difference(approximate.float(), exact) <= 0.02 * exact.abs().max().item()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_equals_eager() -> None:
     model = build(replace(SMALL, depth=1))
     images = torch.rand(2, 1, 48, 32)

@@ -15,7 +15,7 @@ LARGE = {"JPEG", "JPEG 2000", "HTJ2K", "JPEG-LS", "JPEG lossless"}
 """Decompression bombs of a hundred million pixels, which take long to create."""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_decompression_bombs_get_a_verdict_within_the_limits(tmp_path: Path) -> None:
     for name, path in fuzz.write_bombs(tmp_path, leave_out=LARGE):
         outcome = fuzz.try_file(name, path)

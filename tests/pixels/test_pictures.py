@@ -147,9 +147,9 @@ def test_a_dark_picture_keeps_the_range_of_its_release(breast: np.ndarray, tmp_p
     assert table.loc["b", "reason"] == "low_contrast"
     bright, dark = (cv2.imread(path, cv2.IMREAD_UNCHANGED) for path in table["path"])
     assert np.median(dark[dark > 1]) == pytest.approx(0.24 * np.median(bright[bright > 1]), rel=0.05)
-    inputs = read_inputs([str(release)], "auto", tmp_path / "unpacked")
+    inputs = read_inputs([str(release)], "auto")
     assert add_shared_ranges(inputs, config.preprocessing, jobs=1)["voi"].tolist() == ["0:4095", "0:4095"]
-    alone = read_inputs([str(release / "b.png")], "auto", tmp_path / "unpacked")
+    alone = read_inputs([str(release / "b.png")], "auto")
     assert add_shared_ranges(alone, config.preprocessing, jobs=1)["voi"].isna().all()
 
 

@@ -52,12 +52,17 @@ def test_a_synthetic_breast_is_plausible_at_every_size(view: ViewName, size: Siz
     assert max(excess(breast("LR"[seed % 2], view, seed, size)) for seed in range(4)) < 1
 
 
+def soften(picture: np.ndarray) -> np.ndarray:
+    """Return the picture with soft edges: with two grey levels it would be refused as a mask."""
+    return cv2.GaussianBlur(picture, (0, 0), 1)
+
+
 def disc() -> np.ndarray:
-    return cv2.circle(np.zeros((300, 300), np.float32), (150, 150), 90, 0.7, -1)
+    return soften(cv2.circle(np.zeros((300, 300), np.float32), (150, 150), 90, 0.7, -1))
 
 
 def rectangle() -> np.ndarray:
-    return cv2.rectangle(np.zeros((300, 300), np.float32), (0, 60), (150, 240), 0.7, -1)
+    return soften(cv2.rectangle(np.zeros((300, 300), np.float32), (0, 60), (150, 240), 0.7, -1))
 
 
 def noise() -> np.ndarray:

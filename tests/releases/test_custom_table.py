@@ -77,6 +77,18 @@ def test_words_of_a_column_become_its_values(read, words: dict[str, str | None])
     assert {word: read(word) for word in words} == words
 
 
+def test_the_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    content = (root / "examples" / "own_table.csv").read_text()
+    assert content in (root / "docs" / "how-to" / "your-own-table.md").read_text()
+    manifest = read_release(write(tmp_path / "own_table.csv", content.rstrip()))
+    assert manifest.laterality.tolist() == ["L", "R", "L"]
+    assert manifest.cancer.fillna(-1).tolist() == [0, 1, -1]
+    assert manifest.birads.tolist() == [2, 5, 1]
+    assert manifest.age.tolist() == [61, 61, 54.5]
+    assert manifest.path[0] == str(tmp_path / "images/0001/a.png")
+
+
 def test_all_problems_of_a_table_are_listed_with_row_value_and_allowed_values(folder: Path) -> None:
     rows = [
         "patient_id,laterality,cancer,path",

@@ -185,7 +185,10 @@ some text about the notes
 """
 
 
-@pytest.mark.parametrize(("info", "films"), [("Info.txt", "mdb{:03d}.png"), ("Info.txt", "all-mias/mdb{:03d}lm.png")])
+@pytest.mark.parametrize(
+    ("info", "films"),
+    [("Info.txt", "mdb{:03d}.pgm"), ("Info.txt", "mdb{:03d}.png"), ("Info.txt", "all-mias/mdb{:03d}lm.png")],
+)
 def test_the_films_of_mini_mias_are_read_with_info_txt(tmp_path: Path, info: str, films: str) -> None:
     write_text(tmp_path / info, INFO)
     for number in (1, 2, 5, 59):
@@ -441,7 +444,7 @@ def test_a_release_without_its_table_is_read_with_a_warning_that_names_the_table
     write_text(source / file, "")
     assert read_release(source).cancer.isna().all()
     assert table in caplog.text
-    assert "no labels" in caplog.text
+    assert "all labels are unknown" in caplog.text
 
 
 def test_other_images_without_a_table_are_read_without_a_warning(

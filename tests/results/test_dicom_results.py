@@ -106,9 +106,9 @@ def write_all(
     image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
     region, _ = writer.write_explanation(image, heat, "log-odds", 0, 1)
     rows = pd.DataFrame(
-        [{"path": str(original), "prediction_id": "p", "laterality": side, "probability": 0.6, "region": region}]
+        [{"path": str(original), "breast_id": "p", "laterality": side, "probability": 0.6, "region": region}]
     )
-    breasts = rows[["prediction_id", "laterality"]].assign(probability=0.45, decision=1.0)
+    breasts = rows[["breast_id", "laterality"]].assign(probability=0.45, decision=1.0)
     assert writer.report(rows, breasts) == (1, 0)
     results = [dcmread(path) for path in sorted((out / "dicom").iterdir())]
     return heat, {"SR" if result.Modality == "SR" else str(result.SOPClassUID.name): result for result in results}

@@ -153,7 +153,7 @@ def test_a_batch_with_a_nonfinite_loss_is_skipped_and_named(
     assert "nonfinite.json" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_skip_a_step_together_and_name_the_images_of_both(crops: Path, tmp_path: Path) -> None:
     done = cli_on_two_processes(
         "train", str(crops / "manifest.csv"), str(tmp_path / "run"), *SHORT, "--lr", "1e30", "--nonfinite", "2"
@@ -210,7 +210,7 @@ def test_unreadable_crops_are_logged_and_too_many_stop_the_run(
     assert str(tmp_path) in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_unreadable_crop_in_one_process_stops_both(crops: Path, tmp_path: Path) -> None:
     write_manifest_with_unreadable_crops(crops, tmp_path)
     command = ["train", str(tmp_path / "manifest.csv"), str(tmp_path / "run"), *SHORT]
@@ -324,7 +324,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(torch.cuda.is_available(), reason="simulates a GPU")
 def test_sharded_training_reproduces_one_process(crops: Path, tmp_path: Path) -> None:
     """Two processes hold half of the weights each, with weight decay and a backbone that is frozen in epoch one."""

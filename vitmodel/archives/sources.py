@@ -113,7 +113,7 @@ def open_source(path: Path | str) -> io.BufferedReader:
         try:
             found = find_member(path)
         except InputRefusedError as refusal:
-            raise ImageRefusedError(refusal.code, refusal.message) from refusal
+            raise ImageRefusedError.of(refusal) from refusal
         if found is None or found[1] not in found[0].members:
             raise FileNotFoundError(2, "no such member in the archive", str(path)) from None
         return io.BufferedReader(MemberFile(last_content(*found)))

@@ -176,7 +176,7 @@ def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
         stored = allocated
     high = tags.integer("HighBit")
     shift = 0 if high is None else high - stored + 1
-    if shift and 0 < high < allocated and shift > 0:
+    if high is not None and 0 < high < allocated and shift > 0:
         tags.add_warning(
             f"HighBit is {high} with BitsStored {stored}: values that exceed {stored} bits are shifted by {shift} bits"
         )

@@ -6,7 +6,7 @@ import io
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pydicom import Dataset, dcmread, uid
 
@@ -43,7 +43,7 @@ def read_dataset(path: Path, pixels: int = 0) -> Dataset:
         options = {"specific_tags": ["PixelData"]}
     try:
         with open_source(path) as buffered:
-            file = buffered.raw
+            file = cast(io.RawIOBase, buffered.raw)
             start = file.read(132)
             has_old_start = start[:2] in (b"\x02\0", b"\x08\0")  # old files start with their first group
             if start[128:] != b"DICM" and not has_old_start:

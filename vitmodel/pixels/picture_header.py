@@ -14,7 +14,6 @@ from vitmodel.pixels.tiff import (
     PALETTE,
     TIFF_STARTS,
     WHITE_IS_ZERO,
-    SeveralPagesError,
     read_exif_orientation,
     read_tiff_page,
 )
@@ -134,10 +133,6 @@ def read_picture_header(file: BinaryIO) -> PictureHeader:
                 )
             case _:
                 return _tiff_header(file)
-    except SeveralPagesError as error:
-        raise ImageRefusedError(
-            "multi_frame", f"the file contains {error.count} pictures instead of one; split it"
-        ) from None
     except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
         reason = f" ({error})" if isinstance(error, ValueError) else ""
         raise ImageRefusedError(
@@ -157,7 +152,7 @@ def _png_header(head: bytes) -> PictureHeader:
         elif name == b"acTL" and length >= 4:
             (frames,) = struct.unpack_from(">I", head, position + 8)
             if frames > 1:
-                raise SeveralPagesError(frames)
+                raise ImageRefusedError("multi_frame", f"the file contains {frames} pictures instead of one; split it")
         elif name == b"IDAT":
             break
         position += length + 12

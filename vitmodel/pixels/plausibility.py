@@ -73,7 +73,7 @@ RANGES: dict[str, tuple[Range, ...]] = {
     "peakedness": (Range(3.5, 2.8, "the texture is that of noise or a pattern"),),
     "dark_fraction": (Range(0.1, 0.2, "the region has dark parts, as lungs or shadows"),),
     "height_mm": (
-        Range(40, 15, "the region is too small"),
+        Range(40, 8, "the region is too small"),
         Range(310, 400, "the region is larger than a detector for mammography"),
     ),
 }
@@ -143,7 +143,7 @@ def _reduced(grey: np.ndarray, breast: BreastRegion) -> tuple[np.ndarray, np.nda
     if scale < 1:
         size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(mask * 255, size, interpolation=cv2.INTER_AREA) >> 7
+        mask = (cv2.resize(mask * 255, size, interpolation=cv2.INTER_AREA) >= 128).astype(np.uint8)
     if breast.inverted:
         grey = 1 - grey
     if breast.chest_wall == "right":
@@ -167,7 +167,7 @@ def _measure_shape(shape: np.ndarray) -> dict[str, float]:
         "wall": float(np.mean(hull.argmax(1) <= 2)),
         "fill": float(hull.mean()) if hull.mean() > 0.9 else float(shape.mean()),
         "solidity": float(shape.sum() / hull.sum()),
-        "roughness": float(deviation.mean()) / max(height, width),
+        "roughness": float(deviation.sum()) / max(1, deviation.size) / max(height, width),
         "aspect": width / height,
     }
 
@@ -189,7 +189,9 @@ def _measure_surroundings(tone: np.ndarray, mask: np.ndarray, level: float) -> d
         measures["air_spread"] = quarters[2] - quarters[0]
         measures["skin_step"] = float(np.median(skin) - quarters[1]) if skin.size > 10 else 1.0
     bright = tone > level / 2
-    measures["behind"] = bright[y : y + height, : max(0, x - AIR_GAP)].sum() / mask.sum()
+    behind = bright[y : y + height, : max(0, x - AIR_GAP)]
+    ends_before_edge = ~bright[y : y + height, :2].any(axis=1)  # tissue up to the edge belongs to the breast itself
+    measures["behind"] = behind[ends_before_edge].sum() / mask.sum()
     measures["other_regions"] = _largest_other(bright & (tone < 0.97), mask) / mask.sum()
     return measures
 
@@ -221,7 +223,7 @@ def _measure_texture(tissue: np.ndarray, inside: np.ndarray, level: float) -> di
     """Return the contrast of fine and of coarse detail, the kurtosis of the detail, and the fraction of dark pixels."""
     if inside.sum() < 50:
         return {}
-    blurred = [tissue, *(cv2.GaussianBlur(tissue, None, sigma) for sigma in (1, 2, 4, 8))]
+    blurred = [tissue, *(cv2.GaussianBlur(tissue, (0, 0), sigma) for sigma in (1, 2, 4, 8))]
     values = [picture[inside] for picture in blurred]
     mean = max(float(values[0].mean()), 1e-3)
     detail = values[0] - values[2]

@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from vitmodel.errors import ImageRefusedError
+
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of a TIFF file; + marks BigTIFF, whose offsets have 64 bits."""
 MAX_PAGES = 1000
@@ -49,7 +51,8 @@ def read_tiff_page(file: BinaryIO) -> TiffPage:
     """Return the only page of a TIFF file that is not a preview or a mask.
 
     Raises:
-        ValueError: The file has several such pages, or a directory is damaged.
+        ImageRefusedError: The file has several such pages.
+        ValueError: A directory is damaged.
         KeyError: A directory does not state the size.
         struct.error: The file is cut short.
     """
@@ -62,18 +65,10 @@ def read_tiff_page(file: BinaryIO) -> TiffPage:
         if not _is_preview(directory) and max(page.rows, page.columns) > longest / 2
     ]
     if len(full) > 1:
-        raise SeveralPagesError(len(full))
+        raise ImageRefusedError("multi_frame", f"the file contains {len(full)} pictures instead of one; split it")
     if not full:
         raise ValueError("the file has no page with a picture")
     return full[0]
-
-
-class SeveralPagesError(ValueError):
-    """A TIFF file with several pictures; `count` is their number."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(f"the file contains {count} pictures")
-        self.count = count
 
 
 def _page(number: int, directory: Directory) -> TiffPage:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data.columns import COLUMNS
-from vitmodel.data.manifest import as_manifest
+from vitmodel.data.manifest import as_manifest, resolve_paths
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases import dicom_folder
@@ -98,14 +98,15 @@ def read(source: Source, dataset: str = "listing") -> pd.DataFrame:
         )
     table = _read_values(table, path)
     if "path" in table:
-        table = _merge_findings(table.assign(path=resolve_own_paths(table.path, source, path)), path)
+        own_paths = resolve_own_paths(table.path, source, path)
+        table = _merge_findings(resolve_paths(table, path.parent).assign(path=own_paths), path)
         table = _fill_from_headers(table)
     else:
         table = _join_headers(table, source, path)
     blank = pd.Series("", index=table.index)
-    stems = table.path.fillna("").map(image_stem)
+    paths = table.path.astype(object).fillna("")
     defaults = {
-        "image_id": make_unique(stems, table.path.fillna(""), source.folder),
+        "image_id": make_unique(paths.map(image_stem), paths, source.folder),
         "laterality": blank,
         "view": blank,
         "dataset": blank + dataset,
@@ -135,9 +136,9 @@ def rename_columns(names: list[str], given: Mapping[str, str]) -> dict[str, str]
         if target in names or target in given:
             continue
         synonyms = (target, *COLUMN_SYNONYMS.get(target, ()))
-        name = next((by_key[key] for key in map(column_key, synonyms) if key in by_key), None)
-        if name is not None and name not in renamed and name not in targets:
-            renamed[name] = target
+        own = next((by_key[key] for key in map(column_key, synonyms) if key in by_key), None)
+        if own is not None and own not in renamed and own not in targets:
+            renamed[own] = target
     return renamed
 
 

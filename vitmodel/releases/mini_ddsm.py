@@ -22,8 +22,8 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import image_stem, normalize_side
-from vitmodel.releases.image_names import has_image_named, warn_missing_table
 from vitmodel.releases.masks import FilmMask, read_boxes
+from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
 from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "DataWMask.xlsx next to Benign/, Cancer/ and Normal/ with films such as C_0027_1.LEFT_CC.jpg"

@@ -1,4 +1,8 @@
-"""Recognise the images of a release whose table of labels is missing, and say where to get the table."""
+"""Recognise the images of a release whose table of labels is missing, and say where to get the table.
+
+An adapter that can read its images without the table has a function `detect_images`; for the others, `MISSING_TABLES`
+lists what their paths look like.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +68,29 @@ def warn_of_missing_table(source: Source) -> None:
     for release in MISSING_TABLES:
         pattern = re.compile(release.images)
         if any(pattern.search(path) for path in paths):
-            logger.warning(
-                "%s: these are images of %s, but %s is missing, so they have no labels; get it from %s and put it into "
-                "this folder",
-                source.root,
-                release.release,
-                release.table,
-                release.origin,
-            )
+            warn_missing_table(source, f"{release.table} of {release.release}", "all labels", release.origin)
+
+
+def has_image_named(source: Source, pattern: re.Pattern[str], *words: str) -> bool:
+    """Return whether the source is a folder with an image whose path contains `pattern`.
+
+    Args:
+        source: The source.
+        pattern: The pattern.
+        words: Texts of which one is in every path with the pattern; searching for them first is much faster.
+    """
+    if not source.is_folder:
+        return False
+    candidates = (file for file in source.images if any(word in file for word in words))
+    return any(pattern.search(file) for file in candidates)
+
+
+def warn_missing_table(source: Source, table: str, unknown: str, address: str) -> None:
+    """Warn that a release's table is missing, what is unknown without it, and where to get it."""
+    logger.warning(
+        "%s: cannot find %s, so %s are unknown; get what is missing from %s and put it in this folder",
+        source.root,
+        table,
+        unknown,
+        address,
+    )

@@ -119,7 +119,7 @@ def _density(text: str) -> str | float:
 def _annotations(source: Source, table: Path) -> dict[str, Path]:
     """Return the files with outlines by <patient>_<side>; they are below the source or next to the table."""
     near_table = [] if table.is_relative_to(source.folder) else table.parent.rglob("*_AnnotationFile.json")
-    files = [path for path in map(Path, (*source.files, *near_table)) if "__MACOSX" not in path.parts]
+    files = [path for path in (*map(Path, source.files), *near_table) if "__MACOSX" not in path.parts]
     matches = ((ANNOTATION_NAME.fullmatch(path.name), path) for path in files)
     return {f"{match[1]}_{match[2]}": path for match, path in matches if match}
 
