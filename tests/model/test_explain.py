@@ -118,6 +118,21 @@ def test_integrated_gradients_sum_to_the_rise_of_the_logit_above_the_baseline() 
     assert explain(model, image, "integrated").nansum().item() == pytest.approx(rise.item(), rel=0.01)
 
 
+@pytest.mark.parametrize("method", ["occlusion", "integrated"])
+def test_the_number_of_images_per_pass_does_not_change_a_map(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = model_and_image()
+    passes: list[int] = []
+    model.trunk.head.register_forward_hook(lambda _module, _inputs, output: passes.append(len(output)))
+    batched = explain(model, image, method)
+    largest_batch = max(passes)
+    passes.clear()
+    monkeypatch.setattr("vitmodel.model.explain.TOKENS_PER_PASS", 1)
+    single = explain(model, image, method)
+    assert largest_batch > 4
+    assert max(passes) == 1
+    torch.testing.assert_close(batched, single, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
 def test_the_smoothed_breast_has_the_same_air_and_no_lesion() -> None:
     image = torch.full((1, 256, 128), 0.4)
     image[:, :64] = 0

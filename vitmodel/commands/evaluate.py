@@ -43,7 +43,7 @@ from vitmodel.scoring.report_facts import (
 )
 from vitmodel.scoring.stream import ScoringRows
 from vitmodel.scoring.tables import fallback_messages, is_duplicate, recropping_messages
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, to_json, write_atomic
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress, to_json, write_atomic
 
 HEATMAP_METHOD = "gradient"
 """Method of the report's heat maps: attention weighted by its gradient; one forward and one backward pass per image."""
@@ -271,7 +271,7 @@ def confident_errors(predictor: Predictor, evaluation: Evaluation, rows: Scoring
     probabilities = evaluation.probability[positions]
     labels = errors.table[evaluation.label]
     columns = zip(errors.table.itertuples(), labels, probabilities, errors.rows, errors.metadata, strict=True)
-    for record, label, probability, row, metadata in columns:
+    for record, label, probability, row, metadata in progress(columns, "heat maps of errors", total=len(positions)):
         age = np.nan if np.isnan(record.age) else f"age {record.age:.0f}"
         density = np.nan if pd.isna(record.density) else f"density {record.density}"
         description = join_known([f"{record.laterality} {record.view}".strip(), age, density])

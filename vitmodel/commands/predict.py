@@ -21,6 +21,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.model.explain import method_named
+from vitmodel.pixels.verdict import REFUSAL_REASONS
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.evidence import Software
 from vitmodel.results.image_results import ResultWriter
@@ -257,6 +258,9 @@ def summarise(images: pd.DataFrame, breasts: pd.DataFrame, config: PredictConfig
         print(f"refused: image {row.image_id}: {row.reason}: {row.remark}", file=sys.stderr)
     if len(refused) > MAX_REFUSALS_SHOWN:
         print(f"refused: {len(refused) - MAX_REFUSALS_SHOWN} more images, see scores.csv", file=sys.stderr)
+    for code, count in refused["reason"].value_counts().items():
+        sentence = REFUSAL_REASONS.get(str(code), str(code))
+        print(f"{count} refused as {code}: {sentence}; see the rows with this reason in scores.csv", file=sys.stderr)
     warnings = breasts.loc[breasts["status"] == "warned", "reason"].str.split(";").explode().value_counts()
     if len(warnings):
         counts = ", ".join(f"{code} {count}" for code, count in warnings.items())

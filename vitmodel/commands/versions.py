@@ -23,7 +23,7 @@ from vitmodel.jobs.steps import run_step
 from vitmodel.metrics.metrics import Metrics, compute_metrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.model.package import load_package
-from vitmodel.pixels.open import open_image
+from vitmodel.pixels.open import open_as_cropped
 from vitmodel.releases.files import safe_file_name
 from vitmodel.scoring.tables import has_code
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
@@ -117,15 +117,15 @@ def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
     folder = config.out / "whole"
     rows = usable_rows(table)
     paths = [str(folder / "images" / f"{safe_file_name(name)}.png") for name in rows["image_id"]]
-    images = list(zip(rows["source_path"], has_code(rows, "inverted"), paths, strict=True))
+    images = list(zip(rows["source_path"], has_code(rows, "inverted"), paths, rows["voi"], strict=True))
     list(parallel_map(lambda image: write_resized(*image, config.size), images, "whole", config.jobs))
     written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
     write_manifest(written, folder / "manifest.csv")
 
 
-def write_resized(source: str, inverted: bool, path: str, size: Size) -> None:
+def write_resized(source: str, inverted: bool, path: str, voi: str | None, size: Size) -> None:
     """Write one whole image as an 8-bit PNG; invert it if its polarity is wrong."""
-    file = open_image(Path(source))
+    file = open_as_cropped(source, Preprocessing(size=size), voi)
     grey = file.to_grey(cv2.resize(file.read_stored(), (size.width, size.height), interpolation=cv2.INTER_AREA))
     if inverted:
         grey = 1 - grey

@@ -92,8 +92,9 @@ WINDOWS_PER_HEIGHT = 16
 """Occlusion windows per image height. In a crop of a whole breast a window is about 1 cm high, the size of a lesion."""
 INTEGRATION_STEPS = 24
 """Points on the path from the smoothed breast to the breast, integrated by Gauss-Legendre quadrature."""
-IMAGES_PER_PASS = 4
-"""Images per forward pass during occlusion and integration."""
+TOKENS_PER_PASS = 4096
+"""Largest number of tokens per pass of occlusion and integration, unless one image has more. It bounds the memory: a
+backward pass keeps the activations of all tokens."""
 
 
 def explain(model: Network, image: PackedBatch, method: str) -> Tensor:
@@ -222,7 +223,7 @@ def occlusion(model: Network, image: PackedBatch) -> Tensor:
             sliding_window_shapes=(pixels.shape[0], side, min(side, pixels.shape[2])),
             strides=(pixels.shape[0], side // 2, side // 2),
             baselines=smooth_tissue(pixels, image.patch)[None],
-            perturbations_per_eval=IMAGES_PER_PASS,
+            perturbations_per_eval=_images_per_pass(model, image),
         )
     return _per_patch(image, attributions)
 
@@ -240,7 +241,7 @@ def integrated_gradients(model: Network, image: PackedBatch) -> Tensor:
             pixels[None],
             baselines=smooth_tissue(pixels, image.patch)[None],
             n_steps=INTEGRATION_STEPS,
-            internal_batch_size=IMAGES_PER_PASS,
+            internal_batch_size=_images_per_pass(model, image),
         )
     return _per_patch(image, attributions.detach()) * pixels.shape[0] * image.patch**2
 
@@ -313,6 +314,12 @@ def _relative_to_mean(model: Network, image: PackedBatch, relevance: Tensor) -> 
     """Return the relevance of tokens `(1, T)` as multiples of the patches' mean, `(h, w)`; all 0 if there is none."""
     patches = relevance[0, model.config.vit.num_prefix_tokens :]
     return image.scatter_to_grid([patches / patches.mean().clamp(min=torch.finfo(patches.dtype).tiny)])[0]
+
+
+def _images_per_pass(model: Network, image: PackedBatch) -> int:
+    """Return how many variants of an image fit in `TOKENS_PER_PASS`, at least 1."""
+    (length,) = image.sequence_lengths(model.config.vit.num_prefix_tokens)
+    return max(1, TOKENS_PER_PASS // length)
 
 
 def _per_patch(image: PackedBatch, attributions: Tensor) -> Tensor:

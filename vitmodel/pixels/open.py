@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from vitmodel.archives import open_source
+from vitmodel.config import Preprocessing
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom import DicomFile
 from vitmodel.pixels.header import ImageFile
 from vitmodel.pixels.picture_header import picture_format, unsupported_format
+from vitmodel.pixels.picture_range import GreyRange
 from vitmodel.pixels.raster import RasterFile
 
 
@@ -51,3 +53,22 @@ def open_image(
                 "not_an_image", f"the file is {name}, a format that is not read; save it as a DICOM, PNG or TIFF image"
             )
     return DicomFile(path, voi, for_processing)
+
+
+def open_as_cropped(path: Path | str, preprocessing: Preprocessing, voi: str | None) -> ImageFile:
+    """Return the opened image file with the grey range that its crop has.
+
+    Args:
+        path: File of the image.
+        preprocessing: The settings of the crop.
+        voi: The range that the manifest's column `voi` records for the crop; empty if it is unknown.
+
+    Raises:
+        ImageRefusedError: The image cannot be opened or read.
+    """
+    recorded = voi if isinstance(voi, str) else ""
+    picture_range = recorded if GreyRange.parse(recorded) else preprocessing.picture_range
+    file = open_image(path, preprocessing.voi, preprocessing.for_processing, picture_range)
+    if recorded.startswith("range "):  # the name that `use_own_range` records
+        file.use_own_range()
+    return file

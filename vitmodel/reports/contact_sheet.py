@@ -15,7 +15,7 @@ import pandas as pd
 from vitmodel.config import Preprocessing
 from vitmodel.errors import ImageRefusedError
 from vitmodel.jobs.parallel import parallel_map
-from vitmodel.pixels.open import open_image
+from vitmodel.pixels.open import open_as_cropped
 from vitmodel.pixels.verdict import REFUSAL_REASONS
 
 THUMBNAIL_SIDE = 320
@@ -86,20 +86,21 @@ def make_entry(row: Any) -> ContactSheetEntry:
     try:
         box = (int(row.box_x0), int(row.box_y0), int(row.box_x1), int(row.box_y1))
         preprocessing = Preprocessing.from_json(row.preprocessing)
-        source = _data_url(source_thumbnail(Path(row.source_path), box, preprocessing))
+        source = _data_url(source_thumbnail(Path(row.source_path), box, preprocessing, row.voi))
     except ImageRefusedError as refusal:
         problem = REFUSAL_REASONS[refusal.code]
     crop = cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) if Path(row.path).exists() else None
     return ContactSheetEntry(row, source, "" if crop is None else _data_url(_shrink(crop)), problem)
 
 
-def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing) -> np.ndarray:
+def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing, voi: str | None = None) -> np.ndarray:
     """Return a thumbnail of an image as decoded, with its crop box drawn.
 
     Args:
         path: The source image.
         box: The crop box in pixels of the source.
         preprocessing: The settings with which the image is decoded.
+        voi: The grey range that is recorded for the crop; see `open_as_cropped`.
 
     Returns:
         The picture, `(H, W, 3)` uint8 in the order blue, green, red; no side exceeds `THUMBNAIL_SIDE` pixels.
@@ -107,7 +108,7 @@ def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing) -> 
     Raises:
         ImageRefusedError: The image cannot be read.
     """
-    file = open_image(path, preprocessing.voi, preprocessing.for_processing)
+    file = open_as_cropped(path, preprocessing, voi)
     rows, columns = file.header.rows, file.header.columns
     level = min(file.levels, max(0, int(math.log2(max(rows, columns) / THUMBNAIL_SIDE))))
     grey = file.to_grey(_shrink(file.read_stored(level)))

@@ -34,6 +34,8 @@ class ImageResult:
     probability: float
     inverted: bool
     """Whether the polarity of the image was corrected."""
+    voi: str = ""
+    """The grey range of the crop, as recorded in the manifest; empty if it is unknown."""
 
 
 class ResultWriter:
@@ -94,7 +96,7 @@ class ResultWriter:
 
     def draw(self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float) -> np.ndarray:
         """Return the breast, plain and below the heat map, with colour bar and caption: `(H, W, 3)` uint8, RGB."""
-        picture = read_display_image(image.path, heat, self.preprocessing, image.inverted)
+        picture = read_display_image(image.path, heat, self.preprocessing, image.inverted, image.voi)
         relation = "at or above" if image.probability >= self.threshold else "below"
         caption = Caption(
             title=f"{image.side} {image.view}".strip() or "side and view unknown",

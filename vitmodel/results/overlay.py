@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from vitmodel.config import Preprocessing
-from vitmodel.pixels.open import open_image
+from vitmodel.pixels.open import open_as_cropped
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
@@ -50,7 +50,9 @@ class DisplayImage:
     """Pixels of `grey` per source pixel."""
 
 
-def read_display_image(path: Path | str, heat: HeatMap, preprocessing: Preprocessing, inverted: bool) -> DisplayImage:
+def read_display_image(
+    path: Path | str, heat: HeatMap, preprocessing: Preprocessing, inverted: bool, voi: str = ""
+) -> DisplayImage:
     """Return an image scaled down such that its breast is at most `BREAST_LENGTH` pixels long.
 
     Args:
@@ -58,11 +60,12 @@ def read_display_image(path: Path | str, heat: HeatMap, preprocessing: Preproces
         heat: Heat map of the image, which gives the position of the breast.
         preprocessing: Preprocessing of the crop, whose grey conversion is used.
         inverted: Whether the polarity of the image has to be corrected.
+        voi: The grey range that is recorded for the crop; see `open_as_cropped`.
 
     Raises:
         ImageRefusedError: The image cannot be read.
     """
-    file = open_image(path, preprocessing.voi, preprocessing.for_processing)
+    file = open_as_cropped(path, preprocessing, voi)
     x0, y0, x1, y1 = heat.geometry.box
     scale = min(1.0, BREAST_LENGTH / max(y1 - y0, x1 - x0))
     stored = file.read_stored(min(file.levels, int(-np.log2(scale))))

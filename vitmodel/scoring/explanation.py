@@ -46,6 +46,7 @@ def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor:
         view=place.view,
         probability=predictor.ensemble.probability(scored.logits[:1])[0],
         inverted="inverted" in (scored.loaded.cropped.record["reason"] or ""),  # type: ignore[operator]
+        voi=str(scored.loaded.cropped.record["voi"] or ""),
     )
 
 
