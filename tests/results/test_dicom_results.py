@@ -183,6 +183,21 @@ def test_the_same_result_has_the_same_uid_and_another_version_has_another(
     assert replace(SOFTWARE, version="1.2.4").uid("map", "1.2") != SOFTWARE.uid("map", "1.2")
 
 
+def test_a_study_of_two_patients_gets_no_report(
+    original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dcmread(original)
+    other.PatientID += "x"
+    other.save_as(tmp_path / "other.dcm")
+    rows = pd.DataFrame({"path": [str(original), str(tmp_path / "other.dcm")], "breast_id": ["p", "q"], "region": None})
+    rows = rows.assign(laterality="L", probability=0.6)
+    breasts = rows[["breast_id", "laterality", "probability"]].assign(decision=1.0)
+    writer = ResultWriter(tmp_path, SOFTWARE, Preprocessing(size=Size(128, 64)), 0.3, dicom=True, secret="")
+    assert writer.report(rows, breasts) == (0, 2)
+    assert "states 2 patients" in caplog.text
+    assert writer.report(rows[:1], breasts[:1]) == (1, 0)
+
+
 def test_deidentified_results_contain_no_identity_and_match_sources_deidentified_with_the_same_seed(
     original: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -225,7 +226,7 @@ def write_reports(task: ScoringTask, tables: ScoreTables, entries: list[Entry]) 
     studies, without = result_writer(task.predictor, task.config).report(findings, breasts)
     message = f"{studies} structured reports in {task.config.out / 'dicom'}"
     if without:
-        message += f"; {without} scored images are in none, because they have no usable DICOM header"
+        message += f"; {without} scored images are in none, because they have no usable DICOM header or share a study"
     return message
 
 
@@ -236,7 +237,7 @@ def result_writer(predictor: Predictor, config: PredictConfig) -> ResultWriter:
     software = Software(
         version=__version__,
         model=f"ViT {architecture.depth} x {architecture.dim}, patch {architecture.patch}",
-        serial=ensemble.fingerprint()[:16],
+        serial=hashlib.sha256(ensemble.fingerprint().encode()).hexdigest()[:16],
         label=ensemble.label,
         parameters=(
             f"label: {ensemble.label}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
 from vitmodel.utils import atomic_path, import_extra, write_atomic
 
 Region = list[list[float]]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +114,21 @@ class ResultWriter:
     def report(self, images: pd.DataFrame, breasts: pd.DataFrame) -> tuple[int, int]:
         """Write a structured report per study.
 
+        A study whose images state several patients gets none: it would carry one woman's name over another's results.
+
         Args:
             images: One row per image with the columns path, breast_id, laterality, probability and region (an
                 outline or None).
             breasts: One row per breast and exam with the columns breast_id, laterality, probability and decision.
 
         Returns:
-            The number of reports, and the number of scored images that cannot have a DICOM result.
+            The number of reports, and the number of scored images that are in none: they have no usable header, or
+            their study is shared by several patients.
         """
         from vitmodel.results.structured_report import BreastFinding, ImageFinding, structured_report
 
         studies: dict[str, dict[str, list[ImageFinding]]] = {}
+        patients: dict[str, set[tuple[str, str]]] = {}
         skipped = 0
         for row in images[images["probability"].notna()].itertuples():
             source = self.read_header(Path(str(row.path)))
@@ -130,9 +137,22 @@ class ResultWriter:
                 continue
             region = None if row.region is None else np.array(row.region)
             finding = ImageFinding(source=source, probability=float(row.probability), region=region)
-            studies.setdefault(str(source.StudyInstanceUID), {}).setdefault(str(row.breast_id), []).append(finding)
+            study_uid = str(source.StudyInstanceUID)
+            studies.setdefault(study_uid, {}).setdefault(str(row.breast_id), []).append(finding)
+            patients.setdefault(study_uid, set()).add((str(source.get("IssuerOfPatientID", "")), str(source.PatientID)))
         rows = breasts.set_index("breast_id")
-        for study in studies.values():
+        reports = 0
+        for study_uid, study in studies.items():
+            if len(patients[study_uid]) > 1:
+                images_of_study = sum(map(len, study.values()))
+                skipped += images_of_study
+                logger.warning(
+                    "study %s states %d patients in its images, so its %d images get no report; correct the headers",
+                    study_uid,
+                    len(patients[study_uid]),
+                    images_of_study,
+                )
+                continue
             findings: list[BreastFinding] = []
             for breast_id, image_findings in study.items():
                 breast = rows.loc[breast_id]
@@ -144,7 +164,8 @@ class ResultWriter:
                 )
                 findings.append(breast_finding)
             self.save(structured_report(findings, self.software))
-        return len(studies), skipped
+            reports += 1
+        return reports, skipped
 
     def read_header(self, path: Path) -> Dataset | None:
         """Return the header of an image as results refer to it, or None if no result can refer to the file."""
