@@ -50,6 +50,24 @@ def contact_sheet(table: pd.DataFrame, jobs: int) -> list[ContactSheetEntry]:
     return list(parallel_map(make_entry, list(table.itertuples(index=False)), "contact sheet", jobs))
 
 
+def refused_thumbnails(table: pd.DataFrame, jobs: int) -> list[str]:
+    """Return the data URL of a thumbnail of each refused image; '' where nothing can be shown.
+
+    Args:
+        table: Manifest rows of refused images.
+        jobs: Number of threads; 0 = one per core.
+    """
+    return list(parallel_map(_refused_thumbnail, list(table.itertuples(index=False)), "refused images", jobs))
+
+
+def _refused_thumbnail(row: Any) -> str:
+    try:
+        preprocessing = Preprocessing.from_json(row.preprocessing)
+        return _data_url(source_thumbnail(Path(row.source_path), None, preprocessing))
+    except Exception:  # noqa: BLE001 (a picture that was refused may fail in any way; the report goes on without it)
+        return ""
+
+
 def explode_codes(manifest: pd.DataFrame) -> pd.Series:
     """Return the reason codes by the manifest's index: one entry per image and code, '' for an image without a code."""
     reasons = manifest["reason"].fillna("")
@@ -93,12 +111,14 @@ def make_entry(row: Any) -> ContactSheetEntry:
     return ContactSheetEntry(row, source, "" if crop is None else _data_url(_shrink(crop)), problem)
 
 
-def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing, voi: str | None = None) -> np.ndarray:
+def source_thumbnail(
+    path: Path, box: CropBox | None, preprocessing: Preprocessing, voi: str | None = None
+) -> np.ndarray:
     """Return a thumbnail of an image as decoded, with its crop box drawn.
 
     Args:
         path: The source image.
-        box: The crop box in pixels of the source.
+        box: The crop box in pixels of the source; None = draw none.
         preprocessing: The settings with which the image is decoded.
         voi: The grey range that is recorded for the crop; see `open_as_cropped`.
 
@@ -113,6 +133,8 @@ def source_thumbnail(path: Path, box: CropBox, preprocessing: Preprocessing, voi
     level = min(file.levels, max(0, int(math.log2(max(rows, columns) / THUMBNAIL_SIDE))))
     grey = file.to_grey(_shrink(file.read_stored(level)))
     picture = cv2.cvtColor(np.rint(grey * 255).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+    if box is None:
+        return picture
     scale_y, scale_x = picture.shape[0] / rows, picture.shape[1] / columns
     left, top, right, bottom = (round(edge * scale) for edge, scale in zip(box, (scale_x, scale_y) * 2, strict=True))
     # The line is two pixels thick and drawn inside the box, because at the chest wall the box ends with the picture.

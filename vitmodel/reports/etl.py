@@ -20,7 +20,13 @@ from vitmodel import __version__
 from vitmodel.data.manifest import breast_ids, find_duplicates, usable_rows
 from vitmodel.errors import UsageError
 from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
-from vitmodel.reports.contact_sheet import ContactSheetEntry, contact_sheet, explode_codes, sample_by_reason
+from vitmodel.reports.contact_sheet import (
+    ContactSheetEntry,
+    contact_sheet,
+    explode_codes,
+    refused_thumbnails,
+    sample_by_reason,
+)
 from vitmodel.reports.page import render_page
 from vitmodel.utils import write_atomic
 
@@ -60,6 +66,7 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
     manifest, mirrored = fold_mirrored_releases(manifest)
     used = usable_rows(manifest)
     refused = manifest[manifest["status"] == "refused"]
+    refusals = sample_by_reason(refused, MAX_REFUSALS)
     cards = contact_sheet(sample_by_reason(used, MAX_ENTRIES), jobs)
     datasets = ", ".join(count_values(manifest["dataset"]).index)
     page = render_page(
@@ -74,7 +81,7 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
         reasons=summarize_reasons(manifest),
         mirrored=mirrored,
         refused=refused,
-        refusals=sample_by_reason(refused, MAX_REFUSALS),
+        refusals=refusals.assign(picture=refused_thumbnails(refusals, jobs)),
         groups={"site": count_by_status(manifest, "site_id"), "machine": count_by_status(manifest, "machine_id")},
         sides=summarize_sides(used),
         cards=_group_entries(cards),
