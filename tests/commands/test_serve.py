@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from vitmodel.cli import main
+from vitmodel.commands.serve import upload_name
 from vitmodel.config import PredictorConfig
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.scoring.predictor import Predictor
@@ -123,3 +124,18 @@ def test_a_port_in_use_is_named(server: Server, capsys: pytest.CaptureFixture[st
     port = server.url.rpartition(":")[2]
     assert main(["serve", str(server.package), "--port", port]) == 2
     assert f"127.0.0.1:{port}: Address already in use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a" * 300 + ".png", "a" * 60 + ".png"),
+        ("a\0b\n.png", "ab.png"),
+        ("C:\\scans\\a.dcm", "a.dcm"),
+        ("../../etc/passwd", "passwd"),
+        ("\0", "image"),
+        ("", "image"),
+    ],
+)
+def test_the_name_of_an_upload_becomes_a_valid_file_name(name: str, expected: str) -> None:
+    assert upload_name(name) == expected

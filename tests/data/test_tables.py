@@ -82,3 +82,11 @@ def make_strict(path: Path) -> None:
             for transitional, strict in namespaces.items():
                 content = content.replace(transitional, strict)
             book.writestr(name, content)
+
+
+def test_words_for_unknown_are_empty_except_in_ids(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("patient_id,age,path\nNA,NA,a.png\nnull,NaN,b.png\n")
+    table = read_table(path)
+    assert table.patient_id.tolist() == ["NA", "null"]
+    assert table.age.isna().all()

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
+from vitmodel.releases.files import safe_file_name
+from vitmodel.releases.inputs import read_inputs
 from vitmodel.releases.registry import read_release
 from vitmodel.releases.source import Source, dicom_last, without_copies
 
@@ -95,3 +100,62 @@ def test_pipes_and_folders_that_may_not_be_listed_do_not_end_the_run(
     monkeypatch.setattr("os.scandir", scandir)
     assert relative(Source(root)) == ["a.png"]
     assert f"{root / 'locked'} cannot be listed (Permission denied)" in caplog.text
+
+
+def test_dicom_files_are_told_by_their_bytes_whatever_their_suffix(tmp_path: Path) -> None:
+    with_preamble = bytes(128) + b"DICM" + bytes(16)
+    explicit = b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + bytes(130)
+    implicit = b"\x08\0\0\0\x04\0\0\0" + bytes(130)
+    dicom = {
+        "MG.1.2.3_0": with_preamble,
+        "x.dc3": explicit,
+        "img.v2": implicit,
+        "IM0001": explicit,
+        "1.2.840.7": implicit,
+    }
+    others = {"notes.xyz": b"text " * 40, "short": b"\x08\0", "DICOMDIR": with_preamble, "a.txt": with_preamble}
+    for name, content in (dicom | others).items():
+        (tmp_path / name).write_bytes(content)
+    assert sorted(relative(Source(tmp_path))) == sorted(dicom)
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(
+    write: Callable[[dict[str, str]], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write({"a.png": "", "b.txt": "", "c.txt": "", "d.pdf": "", "e.csv": ""})
+    with caplog.at_level("INFO"):
+        assert relative(Source(root)) == ["a.png"]
+    assert "files that are no images are left out: 2 .txt, 1 .pdf" in caplog.text
+
+
+def test_a_file_name_that_is_not_utf8_costs_only_its_own_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "good.png").write_bytes(b"")
+    (tmp_path / os.fsdecode(b"M\xfcller.png")).write_bytes(b"")
+    table = read_release(tmp_path)
+    assert sorted(os.path.basename(path) for path in table.path) == ["M\\xfcller.png", "good.png"]
+    assert "M\\xfcller.png has a name that is not UTF-8" in caplog.text
+    table.to_csv(tmp_path / "table.csv")
+
+
+def test_an_id_longer_than_a_file_name_gives_a_file_name_of_its_own() -> None:
+    names = {safe_file_name("é" * 300 + end) for end in "ab"}
+    assert len(names) == 2
+    assert all(len(name.encode()) < 240 for name in names)
+
+
+@pytest.mark.parametrize("on_disk", ["PT0/IM1", "pt0/im1", "Pt0/im1.dcm"])
+def test_files_of_a_dicomdir_are_found_in_another_case_and_with_a_suffix(tmp_path: Path, on_disk: str) -> None:
+    path = tmp_path / on_disk
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    directory = Dataset()
+    directory.DirectoryRecordSequence = [Dataset(), Dataset()]
+    for record, name in zip(directory.DirectoryRecordSequence, ("IM1", "IM2"), strict=True):
+        record.DirectoryRecordType = "IMAGE"
+        record.ReferencedFileID = ["PT0", name]
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    directory.preamble = bytes(128)
+    dcmwrite(tmp_path / "DICOMDIR", directory)
+    table = read_inputs([str(tmp_path / "DICOMDIR")], "auto")
+    assert table.path.tolist() == [str(path), str(path.parent / "IM2")]

@@ -238,3 +238,25 @@ def test_missing_source_tags_are_left_empty_or_derived(original: Path, tmp_path:
     assert header.StudyInstanceUID == read_source_header(tmp_path / "bare.dcm").StudyInstanceUID
     _, results = write_all(tmp_path / "bare.dcm", tmp_path / "out")
     assert len(results) == 3
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
+        ("ISO_IR 6", "Doe^Jane"),
+        ("ISO_IR 192", "Müller^Jörg"),
+    ],
+)
+def test_names_in_any_character_set_and_odd_sexes_keep_their_report(
+    original: Path, tmp_path: Path, character_set: str | list[str], name: str
+) -> None:
+    source = dcmread(original)
+    source.SpecificCharacterSet = character_set
+    source.PatientName = name
+    source.PatientSex = "FEMALE"
+    source.save_as(tmp_path / "source.dcm")
+    _, results = write_all(tmp_path / "source.dcm", tmp_path / "out")
+    assert str(results["SR"].PatientName) == name
+    assert results["SR"].PatientSex == "F"

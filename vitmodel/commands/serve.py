@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import UploadFile
 
+MAX_NAME = 60
+"""Most characters of an upload's name, without its suffix; the ids of its images begin with it."""
 MAX_FILES = 10_000
 """Most files of a request, and of an archive in it."""
 
@@ -166,7 +169,7 @@ def save_upload(file: UploadFile, number: int, folder: Path, limit: int) -> Path
         RequestRefusedError: The file is a table or DICOMDIR, which could make the server read its own files, or an
             archive whose content is larger than `limit` bytes or more than `MAX_FILES` files.
     """
-    name = Path((file.filename or "").replace("\\", "/")).name or "image"
+    name = upload_name(file.filename or "")
     if name.lower().endswith(".csv") or name.upper() == "DICOMDIR":
         raise RequestRefusedError(
             415, f"{name} names files instead of containing an image; send the images themselves or a zip of them"
@@ -184,6 +187,13 @@ def save_upload(file: UploadFile, number: int, folder: Path, limit: int) -> Path
             if len(members) > MAX_FILES:
                 raise RequestRefusedError(413, f"{name} holds more than {MAX_FILES} files; send fewer images")
     return path
+
+
+def upload_name(name: str) -> str:
+    """Return the name of an upload as a file name: without folders and control characters, and not too long."""
+    base = Path("".join(character for character in name.replace("\\", "/") if character.isprintable())).name
+    stem, suffix = os.path.splitext(base)
+    return stem[:MAX_NAME] + suffix[:16] or "image"
 
 
 def strip_path(folder: Path, text: str) -> str:

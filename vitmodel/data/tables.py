@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,11 @@ TEXT_TABLE_SUFFIXES = (".csv", ".tsv")
 SPREADSHEET_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods")
 TABLE_SUFFIXES = TEXT_TABLE_SUFFIXES + SPREADSHEET_SUFFIXES
 SEPARATORS = (",", ";", "\t")
+UNKNOWN_WORDS = (
+    *("NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "#NULL!"),
+)
+ID_NAME = re.compile(r"id$|patient", re.IGNORECASE)
+"""Names of columns of ids."""
 BLOCK = 1 << 20
 
 
@@ -55,11 +61,17 @@ def read_table(
     """
     path = Path(path)
     table = _read_sheet(path, sheet) if is_spreadsheet(path) else _read_text(path, columns)
-    table = table.rename(columns=str).dropna(how="all", ignore_index=True)
+    table = _blank_unknown(table.rename(columns=str)).dropna(how="all", ignore_index=True)
     missing = [column for column in needed if column not in table]
     if missing:
         raise UsageError(f"{path}: column {missing[0]} is missing; the file has {', '.join(table.columns)}")
     return table
+
+
+def _blank_unknown(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with words such as NA as NaN, except in columns of ids, where they may be somebody's id."""
+    names = [name for name in table if not ID_NAME.search(name)]
+    return table.assign(**{name: table[name].mask(table[name].isin(UNKNOWN_WORDS)) for name in names})
 
 
 def read_header(path: Path) -> list[str]:
@@ -131,6 +143,8 @@ def _read_text(path: Path, columns: Collection[str] | None) -> pd.DataFrame:
                 file,
                 sep=text_format.separator,
                 dtype=str,
+                keep_default_na=False,
+                na_values=[""],
                 usecols=None if columns is None else lambda name: name in columns,
                 encoding=text_format.encoding,
                 encoding_errors="replace",  # Windows-1252 leaves five bytes undefined
@@ -150,7 +164,7 @@ def _read_sheet(path: Path, sheet: str | None, rows: int | None = None) -> pd.Da
             raise UsageError(
                 f"{path}: sheet {sheet!r} is missing; the file has {', '.join(map(str, book.sheet_names))}"
             )
-        return pd.read_excel(book, sheet_name=sheet or 0, dtype=str, nrows=rows)
+        return pd.read_excel(book, sheet_name=sheet or 0, dtype=str, nrows=rows, keep_default_na=False, na_values=[""])
 
 
 @contextlib.contextmanager

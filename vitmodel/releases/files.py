@@ -12,6 +12,8 @@ import pandas as pd
 
 from vitmodel.releases.source import IMAGE_SUFFIXES
 
+MAX_FILE_NAME = 200
+"""Most bytes of a file name without its suffix; file systems allow 255 in all."""
 PATIENT_IMAGE_PATTERN = re.compile(r"([^_]*\d[^_]*)_([^_]+)")
 """File names of the form <patient>_<image>, where the patient has a digit: img_1 and img_2 do not share a patient."""
 
@@ -80,7 +82,10 @@ def normalize_side(values: pd.Series) -> pd.Series:
 def safe_file_name(identifier: str) -> str:
     """Return an id as a file name.
 
-    Characters that are not allowed in a path are replaced; a hash of the id is then appended to keep names distinct.
+    Characters that are not allowed in a path are replaced, and a long name is cut; a hash of the id is then appended to
+    keep names distinct.
     """
     clean = re.sub(r"[^\w.-]", "_", identifier).lstrip(".")
+    while len(clean.encode()) > MAX_FILE_NAME:
+        clean = clean[: len(clean) * 9 // 10]
     return clean if clean == identifier else f"{clean}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"

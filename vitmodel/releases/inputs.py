@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from vitmodel.errors import InputRefusedError, RefusedError, UsageError
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import make_unique
 from vitmodel.releases.registry import read_release
-from vitmodel.releases.source import Source
+from vitmodel.releases.source import Source, valid_name
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def read_inputs(sources: Sequence[str], dataset: str) -> pd.DataFrame:
         except InputRefusedError as refusal:
             refused.append(_refused_row(name, refusal))
     if files:
-        tables.append(dicom_folder.read_files(_without_repeats(files), Path("/")))
+        tables.append(dicom_folder.read_files(_without_repeats(files), _common_folder(files)))
     if refused:
         unique = pd.DataFrame(refused).drop_duplicates("path")
         _warn_repeats(len(refused) - len(unique))
@@ -69,7 +69,7 @@ def read_inputs(sources: Sequence[str], dataset: str) -> pd.DataFrame:
 
 def _expand_standard_input(sources: Sequence[str]) -> Iterator[str]:
     """Yield `sources`, with "-" replaced by the non-empty lines of standard input."""
-    for source in sources:
+    for source in map(valid_name, sources):
         if source == "-":
             yield from filter(None, (line.strip() for line in sys.stdin))
         else:
@@ -120,7 +120,27 @@ def _dicomdir_files(dicomdir: Path) -> list[str]:
     if not file_ids:
         raise InputRefusedError("no_pixels", f"{dicomdir} lists no image; pass the folder of its images")
     folder = os.path.abspath(dicomdir.parent)
-    return [os.path.join(folder, *_path_parts(file_id)) for file_id in file_ids]
+    return [_path_on_disk(folder, _path_parts(file_id)) for file_id in file_ids]
+
+
+def _path_on_disk(folder: str, parts: Sequence[str]) -> str:
+    """Return the path of a file of a DICOMDIR.
+
+    A copied disk may have names in another case, or a suffix that was added to the files; names in a DICOMDIR are in
+    capitals and have no suffix (PS3.10 section 8.2).
+    """
+    path = folder
+    for part in parts:
+        exact = os.path.join(path, part)
+        try:
+            names = {} if os.path.exists(exact) else {name.lower(): name for name in os.listdir(path)}
+        except OSError:  # the folder is missing, or is in an archive
+            names = {}
+        wanted = part.lower()
+        with_suffix = (name for name in names if os.path.splitext(name)[0] == wanted)
+        found = names.get(wanted) or names.get(next(with_suffix, ""))
+        path = os.path.join(path, found) if found else exact
+    return path
 
 
 def _path_parts(file_id: str | Sequence[str]) -> Sequence[str]:
@@ -148,5 +168,11 @@ def _join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     table = dicom_folder.separate_shared_patients(table[~repeated], sources[~repeated])
     parts = []
     for _, part in table.groupby("dataset", sort=False, dropna=False):
-        parts.append(part.assign(image_id=make_unique(part.image_id, part.path, Path("/"))))
+        parts.append(part.assign(image_id=make_unique(part.image_id, part.path, _common_folder(part.path))))
     return merge_manifests(parts)
+
+
+def _common_folder(files: Iterable[str]) -> Path:
+    """Return the lowest folder that contains all files."""
+    folders = {os.path.dirname(os.path.abspath(file)) for file in files if file}
+    return Path(os.path.commonpath(folders)) if folders else Path("/")

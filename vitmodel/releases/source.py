@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,12 +23,26 @@ IMAGE_SUFFIXES = (
     *(".dcm", ".dicom", ".dic", ".ima"),
     *(".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".jp2", ".bmp", ".pgm"),
 )
+OTHER_SUFFIXES = frozenset(
+    (
+        *(*TABLE_SUFFIXES, ".json", ".jsonl", ".pkl", ".pickle", ".parquet", ".xml", ".yaml", ".yml", ".txt", ".md"),
+        *(".html", ".htm", ".pdf", ".doc", ".docx", ".py", ".ipynb", ".log", ".zip", ".tar", ".gz", ".7z", ".rar"),
+        *(".exe", ".dll", ".ini", ".inf", ".ico", ".css", ".js", ".db", ".sqlite", ".safetensors", ".pt", ".pth"),
+        *(".npy", ".npz", ".h5", ".hdf5", ".nii", ".mha", ".mhd", ".raw", ".webp", ".gif", ".svg", ".mp4", ".avi"),
+        *(".overlay", ".ics", ".ljpeg", ".roi", ".sha256", ".md5"),
+    )
+)
+"""Suffixes of files that are not opened to see whether they are DICOM files."""
+MAX_FIRST_LENGTH = 64
+"""Greatest length in bytes of the first element of a DICOM file without a preamble."""
 LABEL_SUFFIXES = (*TABLE_SUFFIXES, ".json", ".jsonl", ".pkl", ".pickle", ".parquet", ".xml", ".yaml")
 """Suffixes of files that may hold labels; a source that is read without labels names those that it passed over."""
 MASK_FOLDER = re.compile(r"masks?|roi masks?|overlays?|(.*-)?(roi mask|cropped) images.*", re.IGNORECASE)
 MASK_NAME = re.compile(r"(.+[_\-. ])?mask([_\-. ].*|\d*)|.+[_\-. ]overlay", re.IGNORECASE)
 DERIVED_NAME = re.compile(r"(.+)[_\-. ](crop|cropped|contour|annotated|heatmap)", re.IGNORECASE)
 """Names of pictures made of another one: they are left out where the other one lies in the same folder."""
+MAX_SUFFIXES = 10
+"""Most suffixes that the line on files that are left out names."""
 TABLE_DEPTH = 2
 """Number of folders below the source in which tables are searched."""
 
@@ -90,12 +105,20 @@ class Source:
         candidates = [file for file in self.files if looks_like_image(file)]
         stems = {os.path.splitext(file)[0] for file in candidates}
         images = [file for file in candidates if not is_derived(file, str(self.folder), stems)]
+        self._log_left_out(set(self.files) - set(candidates))
         if len(images) < len(candidates):
             left_out = len(candidates) - len(images)
             logger.info(
                 "%s: %d masks, overlays and crops are left out, because they are no images", self.root, left_out
             )
         return images
+
+    def _log_left_out(self, files: Collection[str]) -> None:
+        """Log the number of files that are no images, by their suffixes, without tables."""
+        suffixes = Counter(os.path.splitext(file)[1].lower() or "no suffix" for file in files)
+        listed = [f"{count} {suffix}" for suffix, count in suffixes.most_common() if suffix not in TABLE_SUFFIXES]
+        if listed:
+            logger.info("%s: files that are no images are left out: %s", self.root, ", ".join(listed[:MAX_SUFFIXES]))
 
     @functools.cached_property
     def tables(self) -> list[Path]:
@@ -189,7 +212,21 @@ def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator
             else:
                 yield from iter_files(entry.path, ancestors | {real_path})
         elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
-            yield entry.path
+            yield valid_name(entry.path)
+
+
+def valid_name(path: str) -> str:
+    """Return a path whose name is not UTF-8 with escapes, which no table can hold otherwise, and warn of it.
+
+    The file is then refused as missing, under this name.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        escaped = os.fsencode(path).decode("utf-8", "backslashreplace")
+        logger.warning("%s has a name that is not UTF-8, so it cannot be read; rename it", escaped)
+        return escaped
+    return path
 
 
 def is_hidden(name: str) -> bool:
@@ -214,18 +251,34 @@ def _warn_of_results(folder: str) -> None:
 
 
 def looks_like_image(file: str) -> bool:
-    """Return whether a file has an image's suffix, or no suffix and the first bytes of a DICOM file (PS3.10, 7.1)."""
+    """Return whether a file has an image's suffix, or an unknown one or none and the first bytes of a DICOM file."""
     name = os.path.basename(file)
     suffix = os.path.splitext(name)[1].lower()
-    if suffix and not suffix[1:].isdigit():  # a file named by its UID, such as 1.2.840.1, has no suffix
-        return suffix in IMAGE_SUFFIXES
-    if name.upper() == "DICOMDIR":
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    if suffix in OTHER_SUFFIXES or name.upper().startswith("DICOMDIR"):
         return False
     try:
         with open_source(file) as stream:
-            return stream.read(132).endswith(b"DICM")
+            return starts_like_dicom(stream.read(132))
     except (OSError, ImageRefusedError):
-        return True  # keep an unreadable file in the table, so that it is reported as refused
+        # An unreadable file without a suffix stays in the table, so that it is reported as refused. A file named by
+        # its UID, such as 1.2.840.1, has no suffix.
+        return not suffix or suffix[1:].isdigit()
+
+
+def starts_like_dicom(start: bytes) -> bool:
+    """Return whether the first 132 bytes are those of a DICOM file, with its preamble (PS3.10 section 7.1) or without.
+
+    A file without the preamble starts with an element of group 2 or 8: its tag, and then its VR, or its length if the
+    VRs are implicit.
+    """
+    if start[128:] == b"DICM":
+        return True
+    if len(start) < 132 or start[:2] not in (b"\x02\0", b"\x08\0") or start[3]:
+        return False
+    has_vr = start[4:6].isalpha() and start[4:6].isupper()
+    return has_vr or int.from_bytes(start[4:8], "little") <= MAX_FIRST_LENGTH
 
 
 def is_derived(file: str, folder: str, stems: Collection[str]) -> bool:

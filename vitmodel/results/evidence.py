@@ -32,6 +32,12 @@ TYPE_2_KEYWORDS = (
 )  # type 2 attributes of patient and study (PS3.3 C.7.1.1, C.7.2.1): required, but may be empty
 
 
+SEXES = {"F": "F", "M": "M", "W": "F", "O": "O"}
+"""First letter of a PatientSex -> its value (PS3.3 C.7.1.1); W is German and other values are unknown."""
+UTF_8 = "ISO_IR 192"
+PLAIN_CHARACTER_SETS = ("ISO_IR 100", UTF_8)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Software:
     """The software and model that computed a result."""
@@ -81,6 +87,8 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
     for keyword in TYPE_2_KEYWORDS:
         if not _is_valid(header, keyword):
             header.add_new(keyword, dictionary_VR(keyword), "")
+    header.PatientSex = SEXES.get(str(header.PatientSex).strip().upper()[:1], "")
+    _decode_text(header)
     header.setdefault("Modality", "MG")
     if not header.get("StudyInstanceUID"):
         patient_or_image = str(header.PatientID) or instance_uid
@@ -91,6 +99,22 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
         deidentify(header)
         header.pop("InstanceNumber", None)  # the RSNA release stores the image id there, and dicognito keeps it
     return header
+
+
+def _decode_text(header: Dataset) -> None:
+    """Rewrite a header's text in UTF-8, unless its character set is one that results can have as it is.
+
+    Files state several character sets at once (all Japanese and Korean ones do), or misspell them.
+    """
+    if "SpecificCharacterSet" not in header or header.SpecificCharacterSet in PLAIN_CHARACTER_SETS:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of character sets that it corrects or replaces
+        header.decode()
+        for element in header:
+            if element.VR == "PN" and element.value:
+                element.value = str(element.value)
+    header.SpecificCharacterSet = UTF_8
 
 
 def _is_valid(header: Dataset, keyword: str) -> bool:

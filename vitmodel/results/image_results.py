@@ -13,7 +13,7 @@ from pydicom import Dataset
 
 from vitmodel.config import Preprocessing
 from vitmodel.config.labels import target_name
-from vitmodel.errors import ImageRefusedError
+from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.results.evidence import Software, make_deidentifier, read_source_header
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
@@ -163,7 +163,16 @@ class ResultWriter:
                     images=image_findings,
                 )
                 findings.append(breast_finding)
-            self.save(structured_report(findings, self.software))
+            try:
+                self.save(structured_report(findings, self.software))
+            except VitmodelError:  # such as a full disk, which concerns the whole run
+                raise
+            except Exception as error:  # noqa: BLE001 (an odd header must not cost other patients their reports)
+                skipped += sum(map(len, study.values()))
+                logger.warning(
+                    "study %s gets no report, because its headers are invalid (%s)", study_uid, type(error).__name__
+                )
+                continue
             reports += 1
         return reports, skipped
 
