@@ -28,6 +28,7 @@ from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, Sour
 from vitmodel.model.network import Network
 from vitmodel.model.package import load_package, save_package
 from vitmodel.model.vit import ViT, resize_positions
+from vitmodel.model.weight_files import SHARD_INDEX, read_tensors
 from vitmodel.model.weights import HALF_NORMALISATION, IMAGENET_NORMALISATION, Normalisation, fit_weights, load_weights
 from vitmodel.training.fit import build_model
 
@@ -547,3 +548,34 @@ def test_unusable_packages_are_refused_naming_the_file(tmp_path: Path) -> None:
     check_refused_then_restore("model.safetensors: .*Missing key")
     (folder / package.TENSORS_FILE).unlink()
     check_refused_then_restore("model.safetensors is missing", UsageError)
+
+
+def test_weights_in_other_containers_are_read(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.arange(4.0), "b": torch.ones(2, 2)}
+    torch.save({"model_state_dict": tensors, "epoch": 3}, tmp_path / "wrapped.pt")
+    save_file(tensors, tmp_path / "renamed.safetensors")
+    (tmp_path / "renamed.safetensors").rename(tmp_path / "renamed.bin")
+    save_file({"a.weight": tensors["a.weight"]}, tmp_path / "1.safetensors")
+    save_file({"b": tensors["b"]}, tmp_path / "2.safetensors")
+    index = tmp_path / SHARD_INDEX
+    index.write_text(json.dumps({"weight_map": {"a.weight": "1.safetensors", "b": "2.safetensors"}}))
+    for path in (tmp_path / "wrapped.pt", tmp_path / "renamed.bin", index):
+        read = read_tensors(path)
+        assert set(read) == set(tensors)
+        assert all(read[name].equal(tensors[name]) for name in tensors)
+    index.write_text(json.dumps({"weight_map": {"b": "../2.safetensors"}}))
+    with pytest.raises(VitmodelError, match="is not a file next to the index"):
+        read_tensors(index)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}, tmp_path / "w.safetensors")
+    with pytest.raises(VitmodelError, match="tensor b has values that are not finite"):
+        read_tensors(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("start", [b"", b"\x80\x02c", b"\x35\0\0\0\0\0\0\0[", b"PK\x03\x04"])
+def test_a_file_of_any_other_bytes_is_refused(start: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(start + bytes(range(256)))
+    with pytest.raises(VitmodelError, match=r"w\.bin"):
+        read_tensors(tmp_path / "w.bin")

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vitmodel.errors import UsageError, VitmodelError
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+SHARD_INDEX = "model.safetensors.index.json"
+FOLDER_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
 
 # Keys under which checkpoints store the weights, next to optimizer states and counters. DINO publishes a teacher.
-WRAPPERS = ("state_dict", "model", "teacher")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
 
 # The prefix of these names (`model.`, `vit.`, `backbone.`, ...) is that of the ViT. Tensors without it belong to other
 # modules.
@@ -68,16 +68,46 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a weight file under the names in the file. Code in the file is never run.
 
     Args:
-        path: A .safetensors, .npz or PyTorch file (`PICKLED`).
+        path: A .safetensors, .npz or PyTorch file (`PICKLED`), or the index of several .safetensors files. A
+            safetensors file is recognised by its content, whatever its suffix.
 
     Raises:
         UsageError: The file does not exist or is of an unknown kind.
-        VitmodelError: The file is damaged, or contains objects that only a loader that runs code could read.
+        VitmodelError: The file is damaged, contains objects that only a loader that runs code could read, or has values
+            that are not finite.
     """
+    tensors = _read_shards(path) if path.name == SHARD_INDEX else _read_file(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise VitmodelError(f"{path}: tensor {name} has values that are not finite; use weights of another epoch")
+    return tensors
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files that the index of a sharded checkpoint lists."""
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise VitmodelError(f"{index}: is not an index of shards ({error}); download it again") from error
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise VitmodelError(f"{index}: shard {outside[0]!r} is not a file next to the index; download it again")
+    return {name: tensor for shard in sorted(names) for name, tensor in _read_file(index.with_name(shard)).items()}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file starts like safetensors: the length of its header, which is JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file; see `read_tensors`."""
     if not path.is_file():
         raise UsageError(f"{path}: the weight file does not exist; check the path")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -89,7 +119,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: contains Python objects other than tensors, and loading them could run code; "
             f"save only its state_dict, preferably as .safetensors"
         ) from error
-    except (SafetensorError, zipfile.BadZipFile, RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
+    except Exception as error:  # the readers raise anything on damaged bytes
         first_line = str(error).partition("\n")[0]
         raise VitmodelError(
             f"{path}: damaged or not a weight file ({first_line}); download or write it again"
