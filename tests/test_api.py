@@ -26,6 +26,7 @@ import pydicom
 import pytest
 import torch
 from pydicom.fileset import FileSet
+from pydicom.uid import generate_uid
 from safetensors.torch import save_file
 
 import vitmodel
@@ -197,10 +198,14 @@ def test_an_image_given_twice_gets_distinct_ids(model: vitmodel.Model, files: li
     assert result.images["image_id"].tolist() == ["dataset_1-dataset_1.dcm", "dataset_2-dataset_2.dcm"]
 
 
-def test_data_sets_without_a_patient_id_count_as_different_patients(model: vitmodel.Model, files: list[Path]) -> None:
+def test_data_sets_without_a_patient_id_are_told_apart_by_their_studies(
+    model: vitmodel.Model, files: list[Path]
+) -> None:
     datasets = [pydicom.dcmread(path) for path in files[:2]]
     for dataset in datasets:
         dataset.PatientID = ""
+    assert model.predict(datasets).patients["patient_id"].nunique() == 1, "both are of one study"
+    datasets[1].StudyInstanceUID = generate_uid()
     assert model.predict(datasets).patients["patient_id"].nunique() == 2
     assert all(dataset.PatientID == "" for dataset in datasets)
 
