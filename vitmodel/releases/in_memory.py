@@ -100,8 +100,8 @@ SourceImage = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007 (e
 def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) -> list[str]:
     """Return a path for each source; data sets and arrays are written below `folder` first.
 
-    Each data set becomes a DICOM file in a folder of its own, so that those without PatientID and study count as different
-    patients. Arrays become PNG files, with one table for their metadata.
+    Each data set becomes a DICOM file in a folder of its own, so that those without a PatientID and a study count as
+    different patients. Arrays become PNG files, with one table for their metadata.
 
     Raises:
         UsageError: There is no source, or one has another type or cannot be written.
