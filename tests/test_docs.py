@@ -124,6 +124,16 @@ def test_the_tables_of_the_reference_list_every_column_and_code() -> None:
     )
 
 
+def test_the_page_of_formats_lists_every_format_and_transfer_syntax() -> None:
+    reference = hook("reference")
+    header = importlib.import_module(reference.PICTURE_HEADER)
+    decoding = importlib.import_module(reference.DECODING)
+    page = reference.formats_page()
+    assert all(f"| {name} | first bytes | read |" in page for name in header.STARTS)
+    assert all(f"| {name} | first bytes | refused" in page for name in header.UNSUPPORTED_STARTS.values())
+    assert all(f"| `{syntax}` | read" in page for syntax in decoding.DECODERS)
+
+
 def test_the_page_of_the_model_package_explains_every_key(run: Path) -> None:
     page = (DOCS / "reference" / "package.md").read_text()
     package = json.loads((run / "package" / "config.json").read_text())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
+from vitmodel.archives import path_to_text
 from vitmodel.config.base import Config
 from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
@@ -207,7 +208,7 @@ def normalise(arguments: Sequence[str], name: str) -> list[str]:
             if value is not None and flag in by_flag and by_flag[flag].is_list:
                 lists.setdefault(flag, []).append(value)
                 given = [pair for pair in given if pair[0] != flag]
-                value = json.dumps(lists[flag])
+                value = _to_json(lists[flag])
             given.append((flag, value))
     places = [option for option in by_flag.values() if option.required and option.flag not in dict(given)]
     words = [flag if value is None else f"{flag}={value}" for flag, value in given]
@@ -257,10 +258,15 @@ def _positional(bare: list[str], places: list[Option], name: str) -> list[str]:
         values = bare[:count]
         bare = bare[count:]
         if values:
-            result.append(f"{option.flag}={json.dumps(values) if option.is_list else values[0]}")
+            result.append(f"{option.flag}={_to_json(values) if option.is_list else values[0]}")
     if bare:
         raise UsageError(f"unexpected argument {bare[0]!r}; {usage_of(name)}")
     return result
+
+
+def _to_json(values: list[str]) -> str:
+    """Return values as one JSON text; the parser cannot read the lone surrogates of names that are not UTF-8."""
+    return json.dumps([path_to_text(value) for value in values])
 
 
 def _unknown(text: str, name: str, known: Iterable[str], verb: str) -> str:

@@ -58,7 +58,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
     """Write `content` to `path` completely, or leave the file as it was."""
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 

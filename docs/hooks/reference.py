@@ -1,4 +1,4 @@
-"""Generate the reference pages from the code: command line, Python API, manifest columns, reason codes, package keys.
+"""Generate the reference pages from the code: command line, Python API, manifest columns, reason codes, formats.
 
 MkDocs calls `on_files`. The functions that make the pages need no MkDocs, so that tests can call them.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ OPTIONS = "vitmodel.config.options"
 MANIFEST = "vitmodel.data.columns"
 VERDICT = "vitmodel.pixels.verdict"
 HEADER_MEANING = "vitmodel.pixels.header_meaning"
+PICTURE_HEADER = "vitmodel.pixels.picture_header"
+DECODING = "vitmodel.pixels.decoding"
+SOURCE = "vitmodel.releases.source"
+TABLES = "vitmodel.data.tables"
+ARCHIVES = "vitmodel.archives.index"
+WEIGHT_FILES = "vitmodel.model.weight_files"
 API = "vitmodel"
 NOTICE = '!!! warning "Research software, not a medical device"\n    Do not use its scores for clinical decisions.\n'
 
@@ -198,6 +204,76 @@ def code_table(codes: dict[str, str]) -> list[str]:
     return ["| code | meaning |", "|---|---|", *rows]
 
 
+def formats_page() -> str:
+    """Return the page of the file formats that are read or refused."""
+    lines = [
+        "# File formats",
+        "",
+        "Which files are read, and which are refused by name. An image is recognised by its first bytes, whatever its "
+        "name. What makes an image of a readable format refused or warned: [Reason codes](reason-codes.md).",
+    ]
+    for title, rows in (
+        ("Images", image_rows()),
+        ("Pixels of DICOM files", syntax_rows()),
+        ("Archives, tables and weights", container_rows()),
+    ):
+        lines += ["", f"## {title}", "", "| format | recognised by | verdict |", "|---|---|---|"]
+        lines += [f"| {' | '.join(map(cell, row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+Row = tuple[str, str, str]
+"""Format, how it is recognised, and its verdict."""
+
+
+def image_rows() -> Iterator[Row]:
+    """Yield the formats of images."""
+    source = importlib.import_module(SOURCE)
+    header = importlib.import_module(PICTURE_HEADER)
+    yield "DICOM", "`DICM` after 128 bytes, or a first element of group 2 or 8", "read"
+    for name in header.STARTS:
+        yield name, "first bytes", "read"
+    yield f"a name that ends in {code_list(source.IMAGE_SUFFIXES)}", "suffix", "a row of the manifest, read or refused"
+    yield (
+        "a name that ends in another suffix or none",
+        "first bytes",
+        "read if they are those of DICOM, else left out of a folder's listing and counted by suffix",
+    )
+    yield f"a name that ends in {code_list(sorted(source.OTHER_SUFFIXES))}", "suffix", "left out of a folder's listing"
+    for name in dict.fromkeys(header.UNSUPPORTED_STARTS.values()):
+        yield name, "first bytes", "refused as `not_an_image`"
+
+
+def syntax_rows() -> Iterator[Row]:
+    """Yield the transfer syntaxes of DICOM with their decoders."""
+    from pydicom.uid import UID
+
+    for syntax, decoders in importlib.import_module(DECODING).DECODERS.items():
+        yield UID(syntax).name, f"`{syntax}`", f"read with {' or '.join(decoder.name for decoder in decoders)}"
+    yield "any other transfer syntax", "TransferSyntaxUID", "refused as `undecodable`"
+
+
+def container_rows() -> Iterator[Row]:
+    """Yield the formats of archives, tables and weights."""
+    archives = importlib.import_module(ARCHIVES)
+    tables = importlib.import_module(TABLES)
+    weights = importlib.import_module(WEIGHT_FILES)
+    yield "zip, uncompressed tar", "first bytes", "read in place"
+    for name in archives.COMPRESSED_STARTS.values():
+        yield f"{name} archive", "first bytes", "refused as `unreadable`: unpack it"
+    yield "table of text", code_list(tables.TEXT_TABLE_SUFFIXES), "read with commas, semicolons or tabs"
+    yield "spreadsheet", code_list(tables.SPREADSHEET_SUFFIXES), "read, the first sheet"
+    yield "safetensors", "first bytes, or `.safetensors`", "read as weights"
+    yield "safetensors in shards", f"`{weights.SHARD_INDEX}` in the folder", "read as weights"
+    yield "arrays of NumPy", "`.npz`", "read as weights, without pickled objects"
+    yield "checkpoint of PyTorch", code_list(weights.PICKLED), "its tensors are read as weights, code is never run"
+
+
+def code_list(words: Iterable[str]) -> str:
+    """Return words as code, separated by commas."""
+    return ", ".join(f"`{word}`" for word in words)
+
+
 # ---------------------------------------------------------------- Python API
 def api_page() -> str:
     """Return the page of the Python API: each name in `vitmodel.__all__`, documented by mkdocstrings."""
@@ -227,6 +303,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": command_line_page,
     "reference/manifest.md": manifest_page,
     "reference/reason-codes.md": reason_codes_page,
+    "reference/formats.md": formats_page,
     "reference/api.md": api_page,
 }
 

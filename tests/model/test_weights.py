@@ -574,6 +574,25 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
         read_tensors(tmp_path / "w.safetensors")
 
 
+def test_the_only_dictionary_of_tensors_is_found_under_any_key(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(2)}
+    state = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}
+    torch.save({"backbone_weights": tensors, "optimizer": state, "epoch": 3}, tmp_path / "one.pt")
+    assert read_tensors(tmp_path / "one.pt")["a"].equal(tensors["a"])
+    torch.save({"student": tensors, "other": tensors}, tmp_path / "two.pt")
+    with pytest.raises(VitmodelError, match="student, other"):
+        read_tensors(tmp_path / "two.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [("version https://git-lfs.github.com/spec/v1", "Git LFS"), ("<!DOCTYPE html>", "web page")]
+)
+def test_files_downloaded_instead_of_weights_are_named(content: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text(content)
+    with pytest.raises(VitmodelError, match=problem):
+        read_tensors(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("start", [b"", b"\x80\x02c", b"\x35\0\0\0\0\0\0\0[", b"PK\x03\x04"])
 def test_a_file_of_any_other_bytes_is_refused(start: bytes, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(start + bytes(range(256)))

@@ -180,3 +180,14 @@ def test_labels_are_joined_by_the_patients_folder_if_the_header_has_no_patient(
     manifest = read_release(write(folder / "t.csv", "patient_id,laterality,cancer", "007,R,1", "8,L,0"))
     assert manifest.patient_id.tolist() == ["007", "007", "8"]
     assert manifest.cancer.fillna(-1).tolist() == [-1, 1, 0]
+
+
+def test_a_word_for_unknown_is_a_patient_only_in_few_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """R writes NA for a missing value, but a patient may be called NA."""
+    table = tmp_path / "list.csv"
+    table.write_text("patient_id,path\nNA,1.png\nanna,2.png\n")
+    assert read_release(table).patient_id.tolist() == ["NA", "anna"]
+    assert "NA is read as the name of a patient in 1 rows" in caplog.text
+    table.write_text("patient_id,path\n" + "".join(f"NA,{number}.png\n" for number in range(5)) + "anna,5.png\n")
+    with pytest.raises(UsageError, match="patient_id, row 1: is empty; 5 rows in all"):
+        read_release(table)

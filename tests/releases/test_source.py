@@ -11,6 +11,7 @@ from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from vitmodel.archives import open_source, source_state
 from vitmodel.releases.files import safe_file_name
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.releases.registry import read_release
@@ -128,13 +129,23 @@ def test_files_that_are_left_out_are_counted_by_suffix(
     assert "files that are no images are left out: 2 .txt, 1 .pdf" in caplog.text
 
 
-def test_a_file_name_that_is_not_utf8_costs_only_its_own_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "good.png").write_bytes(b"")
-    (tmp_path / os.fsdecode(b"M\xfcller.png")).write_bytes(b"")
+def test_names_that_are_not_utf8_are_escaped_and_their_files_are_found(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"K\xf6ln")
+    folder.mkdir()
+    (folder / "good.png").write_bytes(b"")
+    (folder / os.fsdecode(b"M\xfcller.png")).write_bytes(b"film")
     table = read_release(tmp_path)
-    assert sorted(os.path.basename(path) for path in table.path) == ["M\\xfcller.png", "good.png"]
-    assert "M\\xfcller.png has a name that is not UTF-8" in caplog.text
+    assert sorted(relative(Source(tmp_path))) == [r"K\xf6ln/M\xfcller.png", r"K\xf6ln/good.png"]
     table.to_csv(tmp_path / "table.csv")
+    odd = next(path for path in table.path if path.endswith("ller.png"))
+    assert open_source(odd).read() == b"film"
+    assert source_state(odd) == source_state(folder / os.fsdecode(b"M\xfcller.png"))
+
+
+def test_a_link_to_itself_does_not_end_the_scan(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert relative(Source(tmp_path)) == ["a.png", "loop.png"]
 
 
 def test_an_id_longer_than_a_file_name_gives_a_file_name_of_its_own() -> None:

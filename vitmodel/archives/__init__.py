@@ -6,6 +6,7 @@ The index of an archive is read once per process.
 """
 
 from vitmodel.archives.index import check_readable, is_archive, open_archive
+from vitmodel.archives.names import path_on_disk, path_to_text
 from vitmodel.archives.sources import (
     folder_names,
     is_source_file,
@@ -26,6 +27,8 @@ __all__ = [
     "member_paths",
     "open_archive",
     "open_source",
+    "path_on_disk",
+    "path_to_text",
     "sha256_source",
     "source_exists",
     "source_state",

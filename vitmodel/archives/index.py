@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from vitmodel.archives.names import path_on_disk
 from vitmodel.errors import InputRefusedError
 
 MAX_MEMBERS = 10_000_000
@@ -90,7 +91,7 @@ def archive_kind(path: Path | str) -> str:
     status = file_status(path)
     if status is None or not stat.S_ISREG(status.st_mode):
         return ""
-    return read_kind(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    return read_kind(os.path.abspath(path_on_disk(path)), status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
@@ -144,6 +145,7 @@ def open_archive(path: Path | str) -> Archive:
     Raises:
         InputRefusedError: The archive is damaged, cut short, encrypted or split.
     """
+    path = path_on_disk(path)
     status = os.stat(path)
     return read_index(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
@@ -239,6 +241,6 @@ def _check_end(path: str, offset: int) -> None:
 def file_status(path: Path | str) -> os.stat_result | None:
     """Return the status of a path, or None if it does not exist or cannot be reached."""
     try:
-        return os.stat(path)
+        return os.stat(path_on_disk(path))
     except (OSError, ValueError):
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vitmodel.archives.index import Archive, file_status, read_index, read_kind
 from vitmodel.archives.members import MemberFile, last_content
+from vitmodel.archives.names import path_on_disk, path_to_text
 from vitmodel.errors import ImageRefusedError, InputRefusedError
 
 
@@ -19,7 +20,7 @@ def find_member(path: Path | str) -> tuple[Archive, str] | None:
     Raises:
         InputRefusedError: The archive cannot be read.
     """
-    text = os.path.abspath(path)
+    text = os.path.abspath(path_on_disk(path))
     archive = text
     while (status := file_status(archive)) is None and archive != "/":
         archive = os.path.dirname(archive)
@@ -31,19 +32,21 @@ def find_member(path: Path | str) -> tuple[Archive, str] | None:
 
 def is_source_file(path: Path | str) -> bool:
     """Return whether a path is that of a file, in a folder or in an archive; an archive is a folder."""
+    path = path_on_disk(path)
     found = None if os.path.isdir(path) else find_member(path)
     return os.path.isfile(path) if found is None else found[1] in found[0].members
 
 
 def is_source_folder(path: Path | str) -> bool:
     """Return whether a path is that of a folder, of an archive or of a folder in an archive."""
+    path = path_on_disk(path)
     found = None if os.path.isdir(path) else find_member(path)
     return os.path.isdir(path) if found is None else found[1] in found[0].folders
 
 
 def source_exists(path: Path | str) -> bool:
     """Return whether a path is that of a file or folder, in an archive or not."""
-    return os.path.exists(path) or is_source_file(path) or is_source_folder(path)
+    return os.path.exists(path_on_disk(path)) or is_source_file(path) or is_source_folder(path)
 
 
 def member_paths(folder: Path | str) -> list[str]:
@@ -53,14 +56,15 @@ def member_paths(folder: Path | str) -> list[str]:
         return []
     archive, name = found
     prefix = f"{name}/" if name else ""
-    return [f"{archive.path}/{member}" for member in archive.members if member.startswith(prefix)]
+    return [f"{path_to_text(archive.path)}/{member}" for member in archive.members if member.startswith(prefix)]
 
 
 def folder_names(folder: Path | str) -> list[str]:
     """Return the names of the folders directly in a folder, an archive or a folder in an archive."""
+    folder = path_on_disk(folder)
     if os.path.isdir(folder):
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
+            return [path_to_text(entry.name) for entry in entries if entry.is_dir()]
     found = find_member(folder)
     if found is None:
         return []
@@ -75,11 +79,11 @@ def source_state(path: Path | str) -> str:
     member of a zip.
     """
     try:
-        status = os.stat(path)
+        status = os.stat(path_on_disk(path))
         return f"{status.st_size} {status.st_mtime_ns}"
     except NotADirectoryError:
         pass
-    except OSError:
+    except (OSError, ValueError):  # a path with a NUL raises ValueError
         return "missing"
     try:
         found = find_member(path)
@@ -108,7 +112,7 @@ def open_source(path: Path | str) -> io.BufferedReader:
         ImageRefusedError: The member or its archive is damaged; reading may raise it later.
     """
     try:
-        return open(path, "rb")
+        return open(path_on_disk(path), "rb")
     except NotADirectoryError:  # the path leads through a file: an archive?
         try:
             found = find_member(path)

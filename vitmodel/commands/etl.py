@@ -22,7 +22,6 @@ from vitmodel.data.columns import COLUMNS
 from vitmodel.data.cropping import ProvenanceRecord, SourceImage, crop_image, refusal_record
 from vitmodel.data.grey_range import measure_all_bits, shared_ranges
 from vitmodel.data.manifest import as_manifest, write_manifest
-from vitmodel.errors import ImageRefusedError
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.pixels.decoding import GIL_BOUND_SYNTAXES
@@ -131,7 +130,7 @@ def backend_for(paths: Sequence[Path]) -> Literal["threads", "processes"]:
         return "threads"
     syntaxes = []
     for path in (paths[0], paths[len(paths) // 2], paths[-1]):
-        with contextlib.suppress(ImageRefusedError):
+        with contextlib.suppress(Exception):  # reported when the image is cropped
             syntaxes.append(open_image(path, for_processing="log").header.transfer_syntax)
     return "processes" if any(syntax in GIL_BOUND_SYNTAXES for syntax in syntaxes) else "threads"
 
@@ -231,7 +230,7 @@ def write_copy(source: Path, copy: Path) -> bool:
     """
     try:
         content = transcode(source)
-    except ImageRefusedError:
+    except Exception:  # noqa: BLE001 (no copy, however it fails, may end the run)
         return False
     if content is None:
         return False

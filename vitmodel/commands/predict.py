@@ -200,18 +200,18 @@ def explain(task: ScoringTask, number: int, scored: ScoredImage, writer: ResultW
     assert task.config.explain
     method = method_named(task.config.explain)
     unit = method.unit_for(target_name(task.predictor.ensemble.label))
-    heat = heat_map(scored.loaded, task.predictor, task.config.explain)
     rows = task.rows
-    with task.predictor.timings.record("writing"):
-        try:
+    try:
+        heat = heat_map(scored.loaded, task.predictor, task.config.explain)
+        with task.predictor.timings.record("writing"):
             image = image_of(rows.table.iloc[number], rows.rows[number], scored, task.predictor)
             region, files = writer.write_explanation(image, heat, unit, *method.scale)
-        except ImageRefusedError as error:
-            return {"unexplained": str(error)}
-        except VitmodelError:
-            raise
-        except Exception as error:  # noqa: BLE001 (an unusual header must cost this image's heat map, not the run)
-            return {"unexplained": f"{type(error).__name__}: {error}"}
+    except ImageRefusedError as error:
+        return {"unexplained": str(error)}
+    except VitmodelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a failure must cost this image's heat map, not the run)
+        return {"unexplained": f"{type(error).__name__}: {error}"}
     return {"region": region, "files": files}
 
 
@@ -226,7 +226,10 @@ def write_reports(task: ScoringTask, tables: ScoreTables, entries: list[Entry]) 
     studies, without = result_writer(task.predictor, task.config).report(findings, breasts)
     message = f"{studies} structured reports in {task.config.out / 'dicom'}"
     if without:
-        message += f"; {without} scored images are in none, because they have no usable DICOM header or share a study"
+        message += (
+            f"; {without} scored images are in none, because they have no usable DICOM header, share a study or "
+            "their report failed"
+        )
     return message
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 
 from vitmodel.config import Preprocessing
-from vitmodel.errors import ImageRefusedError
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.pixels.picture_range import GreyRange, common_bits, range_of_bits, significant_bits
 from vitmodel.pixels.raster import RasterFile
@@ -24,7 +23,7 @@ def measure_bits(path: Path) -> int:
         if not file.needs_bits:
             return 0
         return significant_bits(file.maximum)
-    except ImageRefusedError:  # it is reported when the image is cropped
+    except Exception:  # noqa: BLE001 (it is reported when the image is cropped)
         return 0
 
 

@@ -150,7 +150,7 @@ def write_manifest(table: pd.DataFrame, path: Path | str) -> None:
         if (numbers.dropna() % 1 == 0).all():  # write 1, not 1.0, for people who edit the file
             text[name] = numbers.astype("Int64")
     with atomic_path(path) as temporary:
-        text.to_csv(temporary, index=False)
+        text.to_csv(temporary, index=False, errors="backslashreplace")
 
 
 def usable_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,13 @@ PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 SHARD_INDEX = "model.safetensors.index.json"
 FOLDER_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
 
+FOREIGN_STARTS = {
+    b"version https://git-lfs": "is a pointer of Git LFS instead of the weights; fetch them with `git lfs pull`",
+    b"<!doctype html": "is a web page instead of the weights; download the file itself",
+    b"<html": "is a web page instead of the weights; download the file itself",
+}
+"""First bytes, in lower case, of files that were downloaded instead of the weights."""
+
 # Keys under which checkpoints store the weights, next to optimizer states and counters. DINO publishes a teacher.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher")
 
@@ -106,6 +113,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     """Return the tensors of one file; see `read_tensors`."""
     if not path.is_file():
         raise UsageError(f"{path}: the weight file does not exist; check the path")
+    with path.open("rb") as file:
+        start = file.read(32).lower()
+    for foreign, problem in FOREIGN_STARTS.items():
+        if start.startswith(foreign):
+            raise VitmodelError(f"{path}: {problem}")
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
@@ -128,13 +140,26 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(payload: Any) -> dict[str, Tensor]:
-    """Return the innermost dictionary of tensors of a PyTorch checkpoint. Raise TypeError if there is none."""
+    """Return the innermost dictionary of tensors of a PyTorch checkpoint.
+
+    Without tensors and known keys, it is the only dictionary that holds tensors. Raise TypeError if there is none.
+    """
     if not isinstance(payload, dict):
         raise TypeError(f"a {type(payload).__name__} instead of a dictionary of tensors")
     for wrapper in WRAPPERS:
         if isinstance(payload.get(wrapper), dict):
             return _unwrap(payload[wrapper])
+    if not _holds_tensors(payload):
+        inner = [name for name, value in payload.items() if isinstance(value, dict) and _holds_tensors(value)]
+        if len(inner) == 1:
+            return _unwrap(payload[inner[0]])
+        if inner:
+            raise TypeError(f"several models under the keys {', '.join(map(str, inner))}; save one of them")
     return {str(name): tensor for name, tensor in payload.items() if isinstance(tensor, Tensor)}
+
+
+def _holds_tensors(values: dict[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in values.values())
 
 
 def to_timm(raw: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

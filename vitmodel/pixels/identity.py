@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.dicom_reading import read_dataset
 from vitmodel.pixels.functional_groups import promote_functional_groups
 from vitmodel.pixels.side_and_view import read_side_and_view
@@ -61,7 +60,7 @@ def read_identity(path: Path | str) -> ImageIdentity:
     """
     try:
         dataset = read_dataset(Path(path))
-    except ImageRefusedError:
+    except Exception:  # noqa: BLE001 (no header may end the run; the image is refused when it is cropped)
         return ImageIdentity()
     with contextlib.suppress(Exception):  # pydicom's exceptions for damaged bytes have no common type
         promote_functional_groups(dataset)

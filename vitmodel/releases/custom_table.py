@@ -16,7 +16,7 @@ import pandas as pd
 
 from vitmodel.data.columns import COLUMNS
 from vitmodel.data.manifest import as_manifest, resolve_paths
-from vitmodel.data.tables import read_table
+from vitmodel.data.tables import UNKNOWN_WORDS, read_table
 from vitmodel.errors import UsageError
 from vitmodel.pixels.side_and_view import find_side_and_view
 from vitmodel.releases import dicom_folder
@@ -31,6 +31,8 @@ EXPECTED_FILES = (
     "a CSV file or spreadsheet with the columns patient_id and path, or patient_id and a label of each breast; "
     "other columns of the manifest are optional"
 )
+IMAGES_OF_EXAM = 4
+"""Number of images of a screening exam."""
 MAX_PROBLEMS = 20
 """Number of problems that one message lists."""
 ROUNDED_NUMBER = re.compile(r"\d[.,]\d+[eE]\+\d+")
@@ -169,7 +171,7 @@ def _read_values(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if "view" in table and "laterality" not in table:
         sides = table["view"].map(lambda word: find_side_and_view(word).side or np.nan, na_action="ignore")
         values |= {"laterality": sides} if sides.notna().any() else {}
-    empty = table.patient_id.isna() | (table.patient_id.str.strip() == "")
+    empty = table.patient_id.isna() | (table.patient_id.str.strip() == "") | _stand_for_unknown(table.patient_id, path)
     if empty.any():
         problems.append(f"column patient_id, row {int(np.argmax(empty)) + 1}: is empty; {int(empty.sum())} rows in all")
     if problems:
@@ -180,6 +182,27 @@ def _read_values(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             f"{path}: correct these values, or leave them empty if they are unknown:\n  " + "\n  ".join(shown)
         )
     return table.assign(**values)
+
+
+def _stand_for_unknown(patients: pd.Series, path: Path) -> pd.Series:
+    """Return which patients are a word such as NA that means unknown there, because it has more rows than any patient.
+
+    In fewer rows the word is the name of a patient; a warning says so.
+    """
+    is_word = patients.isin(UNKNOWN_WORDS)
+    if not is_word.any():
+        return is_word
+    words = ", ".join(sorted(patients[is_word].unique()))
+    others = patients[~is_word].value_counts()
+    if is_word.sum() > max(IMAGES_OF_EXAM, others.max() if len(others) else 0):
+        return is_word
+    logger.warning(
+        "%s: column patient_id: %s is read as the name of a patient in %d rows; leave the cell empty if she is unknown",
+        path,
+        words,
+        int(is_word.sum()),
+    )
+    return pd.Series(False, index=patients.index)
 
 
 def _log_words(path: Path, column: str, words: Mapping[str, str | None]) -> None:

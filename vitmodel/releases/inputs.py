@@ -16,14 +16,14 @@ import pandas as pd
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
-from vitmodel.archives import check_readable, is_source_folder, open_source, source_exists
+from vitmodel.archives import check_readable, is_source_folder, open_source, path_to_text, source_exists
 from vitmodel.data.manifest import as_manifest, merge_manifests
 from vitmodel.data.tables import TABLE_SUFFIXES
 from vitmodel.errors import InputRefusedError, RefusedError, UsageError
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import make_unique
 from vitmodel.releases.registry import read_release
-from vitmodel.releases.source import Source, valid_name
+from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,13 @@ def read_inputs(sources: Sequence[str], dataset: str) -> pd.DataFrame:
         dataset: A key of `RELEASE_ADAPTERS`, or "auto", for folders, archives and tables.
 
     Raises:
-        UsageError: A table is not valid, or standard input is empty.
+        UsageError: The only source is a table that is not valid, or standard input is empty.
     """
     files: list[str] = []
     tables: list[pd.DataFrame] = []
     refused: list[dict[str, str]] = []
-    for name in _expand_standard_input(sources):
+    names = list(_expand_standard_input(sources))
+    for name in names:
         try:
             if is_source_folder(name) or name.lower().endswith(TABLE_SUFFIXES):
                 tables.append(_read_source(Path(name), dataset, name))
@@ -56,6 +57,10 @@ def read_inputs(sources: Sequence[str], dataset: str) -> pd.DataFrame:
                 files.append(os.path.abspath(name))
         except InputRefusedError as refusal:
             refused.append(_refused_row(name, refusal))
+        except Exception as error:
+            if len(names) == 1:
+                raise
+            refused.append(_refused_row(name, _as_refusal(error)))
     if files:
         tables.append(dicom_folder.read_files(_without_repeats(files), _common_folder(files)))
     if refused:
@@ -67,9 +72,16 @@ def read_inputs(sources: Sequence[str], dataset: str) -> pd.DataFrame:
     return tables[0] if len(tables) == 1 else _join(tables)
 
 
+def _as_refusal(error: Exception) -> InputRefusedError:
+    """Return the refusal of one of several inputs that cannot be read."""
+    if isinstance(error, UsageError):
+        return InputRefusedError("unreadable", str(error))
+    return InputRefusedError("failed", f"{type(error).__name__}: {error}")
+
+
 def _expand_standard_input(sources: Sequence[str]) -> Iterator[str]:
     """Yield `sources`, with "-" replaced by the non-empty lines of standard input."""
-    for source in map(valid_name, sources):
+    for source in map(path_to_text, sources):
         if source == "-":
             yield from filter(None, (line.strip() for line in sys.stdin))
         else:

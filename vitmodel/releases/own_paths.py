@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vitmodel.archives import path_on_disk, path_to_text, source_exists
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def resolve_own_paths(values: pd.Series, source: Source, table: Path) -> pd.Seri
         table: The table, for messages.
     """
     folder = str(source.image_folder if source.given_images else table.parent)
-    names = values.map(lambda value: str(value).strip().replace("\\", "/"), na_action="ignore")
+    names = values.map(lambda value: _with_slashes(str(value).strip(), folder), na_action="ignore")
     paths = names.map(lambda name: os.path.normpath(os.path.join(folder, name)), na_action="ignore")
     is_missing = paths.notna() & ~paths.isin(_existing(paths.dropna()))
     missing = names.index[
@@ -52,13 +53,20 @@ def resolve_own_paths(values: pd.Series, source: Source, table: Path) -> pd.Seri
     return paths.where(~paths.index.isin(list(found)), paths.index.map(found).astype(object))
 
 
+def _with_slashes(name: str, folder: str) -> str:
+    r"""Return a path of any operating system with slashes; `\xNN` stays in the name of a file that is not UTF-8."""
+    if "\\x" in name and source_exists(os.path.join(folder, name)):
+        return name
+    return name.replace("\\", "/")
+
+
 def _existing(paths: Iterable[str]) -> set[str]:
     """Return the paths that exist, by listing each folder once."""
     paths = set(paths)
     existing: set[str] = set()
     for folder in {os.path.dirname(path) for path in paths}:
         try:
-            existing |= {os.path.join(folder, name) for name in os.listdir(folder)}
+            existing |= {os.path.join(folder, path_to_text(name)) for name in os.listdir(path_on_disk(folder))}
         except OSError:  # the folder does not exist
             continue
     return paths & existing

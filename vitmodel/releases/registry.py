@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 import pandas as pd
 
-from vitmodel.archives import check_readable, is_archive, open_archive, source_exists
+from vitmodel.archives import check_readable, is_archive, open_archive, path_to_text, source_exists
 from vitmodel.errors import InputRefusedError, UsageError
 from vitmodel.releases.missing_tables import warn_of_missing_table
 from vitmodel.releases.source import Source
@@ -82,7 +82,7 @@ def read_release(
     Raises:
         UsageError: The source does not exist, no adapter recognises it, or its table is not valid.
     """
-    root = Path(os.path.abspath(root))
+    root = Path(path_to_text(os.path.abspath(root)))
     if dataset not in ("auto", *RELEASE_ADAPTERS):
         raise UsageError(f"dataset: {dataset!r} is unknown; choose auto, {', '.join(RELEASE_ADAPTERS)}")
     try:

@@ -7,22 +7,18 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from vitmodel.archives import is_source_file, is_source_folder, member_paths, open_source
+from vitmodel.archives import is_source_file, is_source_folder, member_paths, open_source, path_on_disk, path_to_text
 from vitmodel.data.tables import TABLE_SUFFIXES, read_header
-from vitmodel.errors import ImageRefusedError
 from vitmodel.jobs.journal import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 
-DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
-IMAGE_SUFFIXES = (
-    *(".dcm", ".dicom", ".dic", ".ima"),
-    *(".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".jp2", ".bmp", ".pgm"),
-)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".jp2", ".bmp", ".pgm")
+IMAGE_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", *PICTURE_SUFFIXES)
 OTHER_SUFFIXES = frozenset(
     (
         *(*TABLE_SUFFIXES, ".json", ".jsonl", ".pkl", ".pickle", ".parquet", ".xml", ".yaml", ".yml", ".txt", ".md"),
@@ -64,7 +60,7 @@ class Source:
         images: Path | None = None,
         columns: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.root = Path(os.path.abspath(root))
+        self.root = Path(path_to_text(os.path.abspath(root)))
         self.with_neighbours = with_neighbours
         self.given_images = None if images is None else Path(os.path.abspath(images))
         self.columns = columns
@@ -178,7 +174,7 @@ def _neighbour_files(root: Path) -> list[Path]:
             neighbours += [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     except OSError:  # a neighbour that may not be listed
         return neighbours
-    return neighbours
+    return [Path(path_to_text(path)) for path in neighbours]
 
 
 def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -192,6 +188,7 @@ def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator
         folder: The folder to search.
         ancestors: Real paths of the folders that contain `folder`, to detect cycles of symbolic links.
     """
+    folder = path_on_disk(folder)
     if not os.path.isdir(folder):
         yield from _iter_members(folder)
         return
@@ -201,32 +198,27 @@ def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        logger.warning("%s cannot be listed (%s), so its images are left out", folder, error.strerror)
+        message = "%s cannot be listed (%s), so its images are left out"
+        logger.warning(message, path_to_text(folder), error.strerror)
         return
     for entry in entries:
         if is_hidden(entry.name):
             continue
-        if entry.is_dir():
+        if _is(entry.is_dir):
             if os.path.exists(os.path.join(entry.path, LOCK_FILE)):
-                _warn_of_results(os.path.abspath(entry.path))
+                _warn_of_results(path_to_text(os.path.abspath(entry.path)))
             else:
                 yield from iter_files(entry.path, ancestors | {real_path})
-        elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
-            yield valid_name(entry.path)
+        elif _is(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path)):
+            yield path_to_text(entry.path)
 
 
-def valid_name(path: str) -> str:
-    """Return a path whose name is not UTF-8 with escapes, which no table can hold otherwise, and warn of it.
-
-    The file is then refused as missing, under this name.
-    """
+def _is(kind: Callable[[], bool]) -> bool:
+    """Return the result of a directory entry's method; False if its status cannot be read, as of a link to itself."""
     try:
-        path.encode()
-    except UnicodeEncodeError:
-        escaped = os.fsencode(path).decode("utf-8", "backslashreplace")
-        logger.warning("%s has a name that is not UTF-8, so it cannot be read; rename it", escaped)
-        return escaped
-    return path
+        return kind()
+    except OSError:
+        return False
 
 
 def is_hidden(name: str) -> bool:
@@ -261,7 +253,7 @@ def looks_like_image(file: str) -> bool:
     try:
         with open_source(file) as stream:
             return starts_like_dicom(stream.read(132))
-    except (OSError, ImageRefusedError):
+    except Exception:  # noqa: BLE001 (no file may end the scan)
         # An unreadable file without a suffix stays in the table, so that it is reported as refused. A file named by
         # its UID, such as 1.2.840.1, has no suffix.
         return not suffix or suffix[1:].isdigit()
@@ -301,9 +293,8 @@ def is_derived(file: str, folder: str, stems: Collection[str]) -> bool:
 
 
 def is_dicom_name(file: str) -> bool:
-    """Return whether a file's suffix is that of a DICOM file, or none."""
-    suffix = os.path.splitext(file)[1].lower()
-    return suffix in DICOM_SUFFIXES or suffix[1:].isdigit()
+    """Return whether an image is a DICOM file by its name: it may have any suffix except those of pictures."""
+    return os.path.splitext(file)[1].lower() not in PICTURE_SUFFIXES
 
 
 def dicom_last(files: Iterable[str]) -> list[str]:

@@ -107,6 +107,8 @@ def make_entry(row: Any) -> ContactSheetEntry:
         source = _data_url(source_thumbnail(Path(row.source_path), box, preprocessing, row.voi))
     except ImageRefusedError as refusal:
         problem = REFUSAL_REASONS[refusal.code]
+    except Exception as error:  # noqa: BLE001 (no picture may cost the report)
+        problem = f"{REFUSAL_REASONS['failed']} ({type(error).__name__})"
     crop = cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) if Path(row.path).exists() else None
     return ContactSheetEntry(row, source, "" if crop is None else _data_url(_shrink(crop)), problem)
 

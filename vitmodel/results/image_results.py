@@ -182,6 +182,9 @@ class ResultWriter:
             return read_source_header(path, self.deidentify)
         except ImageRefusedError:
             return None
+        except Exception as error:  # noqa: BLE001 (an odd header must not cost other images their results)
+            logger.warning("%s: no DICOM result refers to it: %s: %s", path, type(error).__name__, error)
+            return None
 
     def save(self, result: Dataset) -> Path:
         """Write a DICOM object to a file named after its SOP Instance UID and return the path."""

@@ -48,4 +48,4 @@ def write_score_files(
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, errors="backslashreplace")

@@ -16,7 +16,7 @@ from vitmodel.data.cropping import CropResult
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.exams import image_metadata
 from vitmodel.data.rows import ManifestRow, load_crop, mm_per_pixel, to_manifest_rows
-from vitmodel.errors import UsageError
+from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.jobs.parallel import parallel_map
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, check_token_budget, group_indices, pack_images
@@ -109,6 +109,18 @@ class Timings:
         )
 
 
+def _refuse(cropped: CropResult, code: str, message: str) -> CropResult:
+    """Return the crop's record with the status refused, without the crop."""
+    return CropResult(cropped.record | {"status": "refused", "reason": code, "remark": message})
+
+
+def _fail(image: LoadedImage, error: Exception) -> LoadedImage:
+    """Return an image that the network failed on; one that was refused before keeps its reason."""
+    if image.pack is None:
+        return image
+    return LoadedImage(_refuse(image.cropped, "failed", f"{type(error).__name__}: {error}"), None, image.seconds)
+
+
 class ScoringStream:
     """Score images one group after another while threads load the next ones.
 
@@ -139,14 +151,34 @@ class ScoringStream:
             if group is None:
                 return
             with self.timings.record("network"):
-                logits = iter(self.ensemble.logits([image.pack for _, image in group if image.pack is not None]))
-            for position, image in group:
-                self.timings.decoding += image.seconds
-                yield position, ScoredImage(image, self._refused() if image.pack is None else next(logits))
+                scored = self._score(group)
+            for position, image in scored:
+                self.timings.decoding += image.loaded.seconds
+                yield position, image
             since_cleanup += len(group)
             if since_cleanup >= GROUP_IMAGES:
                 release_freed_memory()
                 since_cleanup = 0
+
+    def _score(self, group: Unit) -> list[tuple[int, ScoredImage]]:
+        """Return the images of a group with their logits.
+
+        If the network fails, each unit of the group is scored alone, and the images of those that fail are refused.
+        """
+        packs = [image.pack for _, image in group if image.pack is not None]
+        try:
+            logits = iter(self.ensemble.logits(packs))
+        except VitmodelError:
+            raise
+        except Exception as error:  # noqa: BLE001 (a failure on one unit must not cost the others their scores)
+            units = group_indices(-1 if image.pack is None else image.pack.metadata[0].exam for _, image in group)
+            if len(units) > 1:
+                return [scored for unit in units for scored in self._score([group[index] for index in unit])]
+            return [(position, ScoredImage(_fail(image, error), self._refused())) for position, image in group]
+        return [
+            (position, ScoredImage(image, self._refused() if image.pack is None else next(logits)))
+            for position, image in group
+        ]
 
     def _refused(self) -> np.ndarray:
         """Return the logits `(L + A, M)` of a refused image."""
@@ -183,14 +215,18 @@ class ScoringStream:
     def load(self, row: ManifestRow, metadata: ImageMetadata = ImageMetadata()) -> LoadedImage:  # noqa: B008 (frozen)
         """Return the crop of a manifest row and its patches; an image that the network cannot read is refused."""
         start = time.perf_counter()
-        cropped = load_crop(row, self.ensemble.preprocessing)
-        if cropped.crop is None:
-            return LoadedImage(cropped, None, time.perf_counter() - start)
+        cropped = CropResult({"source_path": row.source_path, "source_sha256": row.source_sha256})
+        patches = None
         try:
-            patches = self._pack(cropped, metadata)
+            cropped = load_crop(row, self.ensemble.preprocessing)
+            if cropped.crop is not None:
+                patches = self._pack(cropped, metadata)
         except UsageError as error:
-            refused = cropped.record | {"status": "refused", "reason": "unfit", "remark": str(error)}
-            return LoadedImage(CropResult(refused), None, time.perf_counter() - start)
+            cropped = _refuse(cropped, "unfit", str(error))
+        except VitmodelError:
+            raise
+        except Exception as error:  # noqa: BLE001 (an unexpected error in one image must not end the run)
+            cropped = _refuse(cropped, "failed", f"{type(error).__name__}: {error}")
         return LoadedImage(cropped, patches, time.perf_counter() - start)
 
     def _pack(self, cropped: CropResult, metadata: ImageMetadata) -> PackedBatch:
