@@ -471,6 +471,20 @@ def test_heat_maps_and_reports_are_written_for_each_image_of_a_folder(
     assert deleted.exists(), "a deleted heat map was not drawn again"
 
 
+def test_heat_maps_of_crops_made_by_etl_equal_those_of_their_sources(
+    run: Path, release: Path, crops: Path, tmp_path: Path
+) -> None:
+    pictures = []
+    for name, place in (("crops", crops / "manifest.csv"), ("sources", release)):
+        _, images = score(run, tmp_path / name, place, "--explain", "rollout")
+        folder = tmp_path / name / "overlays"
+        assert {path.stem for path in folder.iterdir()} == set(images.loc[images["score"].notna(), "image_id"].map(str))
+        pictures.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    shared = pictures[0].keys() & pictures[1].keys()
+    assert shared
+    assert all(pictures[0][name] == pictures[1][name] for name in shared)
+
+
 @pytest.mark.parametrize(("key", "named"), [("calibration", "calibration"), ("preprocessing", "newer")])
 def test_a_package_of_another_version_is_named(
     key: str, named: str, run: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

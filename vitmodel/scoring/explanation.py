@@ -39,14 +39,17 @@ def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
 
 def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor) -> ImageResult:
     """Return the data of an image for the picture and the DICOM results; `place` is its row of the manifest."""
+    record = scored.loaded.cropped.record
+    # The record of a crop that ETL made does not name its grey range; the manifest does.
+    voi = record.get("voi") or row.voi
     return ImageResult(
         name=safe_file_name(place.image_id),
         path=row.source_file,
         side=place.laterality,
         view=place.view,
         probability=predictor.ensemble.probability(scored.logits[:1])[0],
-        inverted="inverted" in (scored.loaded.cropped.record["reason"] or ""),  # type: ignore[operator]
-        voi=str(scored.loaded.cropped.record["voi"] or ""),
+        inverted="inverted" in (record["reason"] or ""),  # type: ignore[operator]
+        voi=voi or "",
     )
 
 
