@@ -155,8 +155,9 @@ def parser_for(name: str) -> ArgumentParser:
     import jsonargparse
     from jsonargparse.typing import get_registered_type, register_type
 
-    if get_registered_type(config.Size) is None:
-        register_type(config.Size, str, config.Size.parse)
+    for parsed in (config.Size, config.FreezeEpochs):
+        if get_registered_type(parsed) is None:
+            register_type(parsed, str, parsed.parse)
     parser = jsonargparse.ArgumentParser(
         prog=f"vitmodel {name}", add_help=False, allow_abbrev=False, exit_on_error=False, print_config="--print-config"
     )

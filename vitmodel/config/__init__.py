@@ -4,7 +4,7 @@ A field is a flag and a YAML key; its docstring is the help text.
 """
 
 from vitmodel.config.augmentation import AugmentConfig
-from vitmodel.config.base import Config, Size, listed, require
+from vitmodel.config.base import Config, FreezeEpochs, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
 from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
 from vitmodel.config.make import did_you_mean, make_config
@@ -31,6 +31,7 @@ __all__ = [
     "ETLConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FreezeEpochs",
     "InfoConfig",
     "IntegrationConfig",
     "LeaveOutConfig",
