@@ -10,6 +10,7 @@ from vitmodel.config.base import Config, FreezeEpochs, Needs, require
 
 AUTO = -1
 """Marks a value to be replaced by the default, which depends on --weights, --lora and --freeze."""
+AUTOMATIC_FREEZE = FreezeEpochs(AUTO)
 FROM_SCRATCH = {
     "epochs": 30,
     "lr": 3e-4,
@@ -63,12 +64,12 @@ class FineTuningConfig(Config):
     }
     DEFAULTS: ClassVar[Mapping[str, str]] = {"freeze": automatic_default("freeze", weights=True)}
 
-    freeze: FreezeEpochs = FreezeEpochs(AUTO)
-    """Number of initial epochs in which the backbone is frozen and only the heads learn; backbone = all epochs, a linear
-    probe. -1 = the default."""
+    freeze: FreezeEpochs = AUTOMATIC_FREEZE
+    """Number of initial epochs in which the backbone is frozen and only the heads learn. backbone = all epochs, a
+    linear probe; -1 = the default."""
     lora: int = 0
-    """Rank of low-rank updates (LoRA) of the matrices in the blocks, such as 8: the backbone keeps its weights, and only
-    the updates, the heads and newly initialised parts learn. The package holds the sums. 0 = train all weights."""
+    """Rank of low-rank updates (LoRA) of the matrices in the blocks, such as 8. The backbone keeps its weights; the
+    updates, the heads and newly initialised parts learn. The package holds the sums. 0 = train all weights."""
     find_lr: bool = False
     """Write RUN/find_lr.png, a sweep of the learning rate over about 100 steps, and print a suggestion for --lr instead
     of training."""

@@ -294,7 +294,7 @@ class TuneConfig(TrainConfig):
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("trials",)}
-    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys(SEARCHED, SEARCHED_BY_TUNE)
+    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys((*SEARCHED, "find_lr"), SEARCHED_BY_TUNE)
 
     trials: int = 30
     """Total number of trainings; with --resume, those already in RUN count."""
@@ -302,7 +302,6 @@ class TuneConfig(TrainConfig):
     def _check(self) -> None:
         super()._check()
         require(self.trials >= 1, "trials", "must be at least 1")
-        require(not self.find_lr, "find_lr", "has no effect here: it needs `vitmodel train`")
         require(self.folds == 0, "folds", "cannot be used with tune, which chooses on the validation split")
         require(
             self.devices * self.nodes == 1, "devices", "must be 1: trials are trained one after another by one process"
