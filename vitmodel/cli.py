@@ -63,6 +63,7 @@ VERBS = {
     "compare": Verb("CompareConfig", "vitmodel.commands.compare", "compare_models", "evaluation"),
     "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_one_out", "evaluation"),
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
+    "view": Verb("ViewConfig", "vitmodel.commands.view", "view", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),

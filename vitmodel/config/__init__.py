@@ -22,6 +22,7 @@ from vitmodel.config.scoring import (
 )
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
+from vitmodel.config.viewing import ViewConfig
 
 __all__ = [
     "AugmentConfig",
@@ -48,6 +49,7 @@ __all__ = [
     "TrainingConfig",
     "TuneConfig",
     "VersionsConfig",
+    "ViewConfig",
     "did_you_mean",
     "listed",
     "make_config",
