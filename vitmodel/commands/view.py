@@ -34,7 +34,9 @@ def view(config: ViewConfig) -> None:
         raise UsageError(
             f"port: cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port with --port"
         ) from error
-    print(f"open http://localhost:{listening.getsockname()[1]}; press Ctrl-C to stop\n{NOT_A_MEDICAL_DEVICE}", flush=True)
+    print(
+        f"open http://localhost:{listening.getsockname()[1]}; press Ctrl-C to stop\n{NOT_A_MEDICAL_DEVICE}", flush=True
+    )
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 

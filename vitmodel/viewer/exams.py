@@ -53,7 +53,7 @@ class ImageEntry:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether the page mirrors the image: right breasts hang with the chest wall at the right, left ones at the left."""
+        """Whether the page mirrors the image, so that the chest wall of a right breast is at the right."""
         wanted = {"R": "right", "L": "left"}.get(self.side)
         return bool(self.chest_wall and wanted and self.chest_wall != wanted)
 
@@ -115,8 +115,8 @@ class Exam:
     @property
     def reasons(self) -> list[str]:
         """The codes of all warnings and refusals, each once."""
-        codes = [code for entry in (*self.images, *self.breasts) for code in entry.reason.split(";") if code]
-        return list(dict.fromkeys(codes))
+        reasons = [image.reason for image in self.images] + [breast.reason for breast in self.breasts]
+        return list(dict.fromkeys(code for reason in reasons for code in reason.split(";") if code))
 
     @property
     def views(self) -> list[str]:

@@ -87,7 +87,9 @@ class HeatMapStore:
     def _compute(self, image: ImageEntry, method: str) -> HeatMapView:
         explanation = method_named(method)
         heat = compute_heat_map(self.predictor, Path(image.path or ""), method)
-        return HeatMapView.from_map(heat, explanation.unit_for(target_name(self.predictor.ensemble.label)), *explanation.scale)
+        return HeatMapView.from_map(
+            heat, explanation.unit_for(target_name(self.predictor.ensemble.label)), *explanation.scale
+        )
 
 
 def compute_heat_map(predictor: Predictor, path: Path, method: str) -> HeatMap:
@@ -104,5 +106,3 @@ def compute_heat_map(predictor: Predictor, path: Path, method: str) -> HeatMap:
     if scored.loaded.cropped.geometry is None:
         raise ImageRefusedError("unfit", NO_GEOMETRY)
     return heat_map(scored.loaded, predictor, method)
-
-

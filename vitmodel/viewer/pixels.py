@@ -1,4 +1,4 @@
-"""Grey values of source images in tiles, decoded and converted as for the crop, so that the page shows what was scored."""
+"""Grey values of source images in tiles, decoded and converted as for the crop: the page shows what was scored."""
 
 from __future__ import annotations
 

@@ -49,9 +49,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise UsageError(
-            f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict`"
-        ) from None
+        raise UsageError(f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict`") from None
     return table if "exam_id" in table else table.assign(exam_id="")
 
 
@@ -89,12 +87,12 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         probability=_number(row["probability"]),
         rows=record.get("source_height"),
         columns=record.get("source_width"),
-        spacing=None if None in spacing else spacing,  # type: ignore[arg-type]
+        spacing=None if None in spacing else spacing,
         chest_wall=record.get("chest_wall_side") or "",
         voi=record.get("voi") or "",
         preprocessing=record.get("preprocessing") or "",
         region=entry.get("region") or (),
-        box=None if None in box else tuple(box),  # type: ignore[arg-type]
+        box=None if None in box else tuple(box),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,7 +41,8 @@ class WorklistRow:
     right: float | None
     """Probability of the right breast."""
     left: float | None
-    positive: bool
+    positive: int
+    """1 if a breast is at or above the threshold."""
     status: str
     reasons: str
     images: int
@@ -97,22 +98,14 @@ class Worklist:
         number = min(max(1, number), pages)
         columns = 'key, patient_id, exam_id, views, "right", "left", positive, status, reasons, images'
         query = f"SELECT {columns} FROM exams WHERE {where} ORDER BY {SORTS[sort]} LIMIT ? OFFSET ?"
-        rows = [
-            WorklistRow(*row[:6], bool(row[6]), *row[7:])
-            for row in self._ask(query, [*values, PAGE, PAGE * (number - 1)])
-        ]
+        rows = [WorklistRow(*row) for row in self._ask(query, [*values, PAGE, PAGE * (number - 1)])]
         return WorklistPage(rows, total, number, pages)
 
     def neighbours(self, key: str) -> tuple[str | None, str | None]:
         """Return the keys of the exams before and after an exam, in their order."""
-        before = self._ask(
-            "SELECT key FROM exams WHERE number < (SELECT number FROM exams WHERE key = ?) ORDER BY number DESC LIMIT 1",
-            [key],
-        )
-        after = self._ask(
-            "SELECT key FROM exams WHERE number > (SELECT number FROM exams WHERE key = ?) ORDER BY number LIMIT 1",
-            [key],
-        )
+        here = "(SELECT number FROM exams WHERE key = ?)"
+        before = self._ask(f"SELECT key FROM exams WHERE number < {here} ORDER BY number DESC LIMIT 1", [key])
+        after = self._ask(f"SELECT key FROM exams WHERE number > {here} ORDER BY number LIMIT 1", [key])
         return (before[0][0] if before else None), (after[0][0] if after else None)
 
     def _where(self, only: str, search: str) -> tuple[str, list[str]]:
@@ -124,7 +117,7 @@ class Worklist:
         like = "LIKE ? ESCAPE '\\'"
         return f"{FILTERS[only]} AND (patient_id {like} OR exam_id {like})", [f"%{escaped}%"] * 2
 
-    def _ask(self, query: str, values: list[str] | list[str | int]) -> list[tuple]:
+    def _ask(self, query: str, values: Sequence[str | int]) -> list[tuple]:
         with self._lock:
             return self._database.execute(query, values).fetchall()
 

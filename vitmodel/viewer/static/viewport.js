@@ -27,6 +27,7 @@ export class Viewport {
         const side = { R: "right", L: "left" }[image.side] ?? "unknown";
         this.figure.className = side;
         this.figure.tabIndex = 0;
+        this.figure.dataset.image = image.key;
         this.canvas.setAttribute("role", "img");
         this.canvas.setAttribute("aria-label", `${image.side}-${image.view} of the exam`);
         const caption = document.createElement("figcaption");
@@ -115,6 +116,8 @@ export class Viewport {
         context.fillStyle = "#000";
         context.fillRect(0, 0, width, height);
         this.paintImage(context, 1);
+        const [left, top] = this.origin;
+        this.figure.dataset.place = [left, top, this.spacing[0] * this.camera.scale, this.spacing[1] * this.camera.scale].join();
         if (this.settings.magnify && this.pointer)
             this.paintLens(context, ...this.pointer);
         this.paintLine(context);
