@@ -23,6 +23,7 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
 
 if TYPE_CHECKING:
     from vitmodel.model.network import Network
+    from vitmodel.model.package_check import PackageCheck
     from vitmodel.releases.in_memory import SourceImage
     from vitmodel.scoring.explanation import Explanation
     from vitmodel.scoring.prediction import Prediction
@@ -347,3 +348,26 @@ def evaluate(
         report = evaluate_package(config, logger.info)
     metrics = {level.name: level.metrics.intervals for level in report.levels}
     return EvaluationResult(config.out, metrics, report.headline.metrics.threshold, report)
+
+
+def verify(package: AnyPath) -> PackageCheck:
+    """Check that a model package is complete, unchanged and usable; no code in it is run.
+
+    Args:
+        package: Folder of a model package, such as "run/package".
+
+    Returns:
+        What was checked, and the digest that names the package.
+
+    Raises:
+        UsageError: The folder is not a model package.
+        VitmodelError: A file is missing or was changed, or a value is impossible; the message names it.
+
+    Examples:
+        >>> check = vitmodel.verify("run/package")
+        >>> sorted(check.files)
+        ['MODEL_CARD.md', 'model.safetensors']
+    """
+    from vitmodel.model.package import verify_package
+
+    return verify_package(next(_paths([package])))

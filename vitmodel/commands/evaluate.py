@@ -24,6 +24,7 @@ from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.model.explain import gradient
 from vitmodel.model.package import CARD_FILE
+from vitmodel.model.package_check import record_file
 from vitmodel.model.packed_batch import ImageMetadata
 from vitmodel.reports.evaluation import ErrorCase, EvaluationReport, limits_of, write_report
 from vitmodel.reports.model_card import add_evaluation_section
@@ -297,6 +298,7 @@ def update_model_card(config: EvaluateConfig, report: EvaluationReport) -> list[
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     try:
         write_atomic(card, add_evaluation_section(text, report))
+        record_file(config.package, CARD_FILE)
     except VitmodelError as error:
         return [f"the model card was not updated: {error}"]
     return []

@@ -14,6 +14,7 @@ from vitmodel.data.rows import to_manifest_rows
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.onnx import EncoderGraph, ViTGraph, export_onnx, image_inputs, quantize, record_encoder_inputs
 from vitmodel.model.package import TENSORS_FILE
+from vitmodel.model.package_check import record_file
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, pack_images
 from vitmodel.scoring.loaded_package import LoadedPackage
 from vitmodel.scoring.predictor import Predictor
@@ -63,6 +64,8 @@ def write_graphs(member: LoadedPackage, packs: list[PackedBatch], config: Export
             quantize(graph, path, image_inputs(packs), weights)
         else:
             quantize(graph, path, record_encoder_inputs(member.models[number], packs), weights)
+        if path.resolve().parent == config.package.resolve():
+            record_file(config.package, path.name)
 
 
 def noise_packs(predictor: Predictor) -> list[PackedBatch]:

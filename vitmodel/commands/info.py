@@ -42,7 +42,8 @@ def describe_package(folder: Path) -> str:
         for name, value in package.get("calibration", {}).items()
     }
     shown["data"] = package.get("data", {}).get("splits", {})
-    card = (folder / "MODEL_CARD.md").read_text()
+    path = folder / "MODEL_CARD.md"
+    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "MODEL_CARD.md is missing"
     return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{card}"
 
 

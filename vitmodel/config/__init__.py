@@ -19,6 +19,7 @@ from vitmodel.config.scoring import (
     PredictConfig,
     PredictorConfig,
     ServeConfig,
+    VerifyConfig,
 )
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
@@ -48,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "TuneConfig",
+    "VerifyConfig",
     "VersionsConfig",
     "ViewConfig",
     "did_you_mean",

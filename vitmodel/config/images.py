@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vitmodel.config.base import Config, Needs, Size, require, require_apart
+from vitmodel.errors import UsageError
+
+LARGEST_CROP = 100_000_000
+"""Largest number of pixels of a crop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,11 @@ class Preprocessing(Config):
     def _check(self) -> None:
         super()._check()
         require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
+        require(
+            self.size.height * self.size.width <= LARGEST_CROP,
+            "size",
+            f"must have at most {LARGEST_CROP // 10**6} million pixels, twice those of the largest mammograms",
+        )
         scale_is_sane = self.mm_per_pixel is None or 0.02 <= self.mm_per_pixel <= 2
         require(scale_is_sane, "mm_per_pixel", "must lie between 0.02 and 2 (mammograms have 0.05 to 0.1)")
         require(self.voi >= 1, "voi", "must be at least 1: VOI LUTs and windows are counted from 1")
@@ -117,12 +126,18 @@ class Preprocessing(Config):
         """Return the preprocessing that `to_json` wrote.
 
         Raises:
-            UsageError: This version of vitmodel does not know one of the fields.
+            UsageError: The text is something else, or this version of vitmodel does not know one of the fields.
         """
-        values = json.loads(text)
+        try:
+            values = dict(json.loads(text))
+            values["size"] = Size.parse(values["size"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UsageError(
+                "preprocessing: is not the line of JSON with a size that `vitmodel etl` writes; copy the file again"
+            ) from error
         unknown = sorted(set(values) - {field.name for field in fields(Preprocessing)})
         require(not unknown, "preprocessing", f"fields unknown to this version of vitmodel: {', '.join(unknown)}")
-        return Preprocessing(**values | {"size": Size.parse(values["size"])})
+        return Preprocessing(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

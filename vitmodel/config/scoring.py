@@ -317,3 +317,13 @@ class InfoConfig(Config):
 
     target: Path
     """Model package folder or manifest.csv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Config):
+    """Check that a model package is complete, unchanged and usable, and print what was checked."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("package",)}
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vitmodel.config import SegmentsConfig, Size, require
-from vitmodel.config.auxiliary import AuxiliaryTarget
+from vitmodel.config.auxiliary import AuxiliaryTarget, count_outputs
 from vitmodel.errors import UsageError
 
 IMAGENET_SIZE = Size(224, 224)
@@ -223,6 +223,11 @@ class NetworkConfig:
     segments: SegmentsConfig | None = None
     auxiliary: tuple[AuxiliaryTarget, ...] = ()
     """Further columns that are predicted from the features of each image."""
+
+    @property
+    def auxiliary_outputs(self) -> int:
+        """Return the number of outputs of all auxiliary heads."""
+        return count_outputs(self.auxiliary)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON.

@@ -29,6 +29,7 @@ REFUSAL_REASONS = {
     "if it is one, run etl or predict with --implausible warn",
     "rotated": "the chest wall is at the upper or lower edge; turn the image by 90 degrees",
     "no_spacing": "the pixel spacing, which --mm-per-pixel needs, is missing or implausible",
+    "not_finite": "the network's output for the image is NaN or infinite; verify the package with `vitmodel verify`",
     "unfit": "the crop contains only air, is smaller than one patch, or has more patches than --tokens allows",
 }
 """Meaning of each code of a refused image."""

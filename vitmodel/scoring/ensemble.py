@@ -15,7 +15,8 @@ from vitmodel.metrics.scored_units import aggregate, mean_logits
 from vitmodel.model.device import resolve_device
 from vitmodel.model.explain import explain
 from vitmodel.model.network import Network
-from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE
+from vitmodel.model.package import TENSORS_FILE
+from vitmodel.model.package_check import content_digest
 from vitmodel.model.packed_batch import PackedBatch, concat_packs
 from vitmodel.scoring.auxiliary import AuxiliaryEnsemble
 from vitmodel.scoring.loaded_package import LoadedPackage
@@ -73,12 +74,11 @@ class Ensemble:
 
     def fingerprint(self) -> str:
         """Return the hashes and settings that, together with an image, determine its score."""
-        paths = [
-            path
-            for package in self.packages
-            for path in (package.folder / TENSORS_FILE, package.folder / CONFIG_FILE, *package.onnx)
-        ]
-        return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
+        digests = []
+        for package in self.packages:
+            digests += [sha256_file(package.folder / TENSORS_FILE), content_digest(package.folder)]
+            digests += [sha256_file(path) for path in package.onnx]
+        return " ".join([*(digest[:16] for digest in digests), f"flip={self.flip}", self.runtime])
 
     def logits(self, packs: Sequence[PackedBatch]) -> np.ndarray:
         """Return the outputs `(I, L + A, M)` for I images, each averaged with its flip if the packs hold both.
@@ -94,6 +94,21 @@ class Ensemble:
         if self.fused:
             logits[[pack.metadata[0].breast < 0 for pack in packs], 1] = np.nan
         return logits
+
+    def is_finite(self, logits: np.ndarray, has_breast: bool) -> bool:
+        """Return whether an image's outputs `(L + A, M)` are finite, except those that no network computes.
+
+        Args:
+            logits: What `logits` returned for the image.
+            has_breast: Whether exam fusion gave a logit of its breast; the image is not a copy.
+        """
+        computed = np.ones_like(logits, dtype=bool)
+        for number, package in enumerate(self.packages):
+            own = np.zeros((1, package.models[0].config.auxiliary_outputs))
+            computed[self.levels :, number] = np.isfinite(self.auxiliary.align(own, number)[0])
+        if self.fused and not has_breast:
+            computed[1] = False
+        return bool(np.isfinite(logits[computed]).all())
 
     def _outputs(self, number: int, batch: PackedBatch) -> np.ndarray:
         """Return the outputs `(B, L + A)` of one package for B images; NaN for a head that only others have."""

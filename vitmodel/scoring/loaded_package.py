@@ -15,6 +15,7 @@ from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.metrics import calibration
 from vitmodel.model.onnx import load_encoder, load_onnx
 from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models
+from vitmodel.model.package_check import check_graph
 from vitmodel.model.packed_batch import PackedBatch, split_by_token_budget
 from vitmodel.model.segments import SegmentAggregator
 from vitmodel.scoring.auxiliary import load_outputs
@@ -85,7 +86,10 @@ class LoadedPackage:
         self.onnx: list[Path] = []
         self.runtime_models = self.models
         if config.runtime != "torch":
-            self.use_onnx(config.runtime, folder / f"model.{config.precision}.onnx")
+            path = folder / f"model.{config.precision}.onnx"
+            for file in self.onnx_paths(path):
+                check_graph(folder, file)
+            self.use_onnx(config.runtime, path)
 
     def onnx_paths(self, path: Path) -> list[Path]:
         """Return the files of the ONNX graphs: `path` and, if each of several models has a graph, numbered files."""
