@@ -33,9 +33,10 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, normalize_side
+from vitmodel.releases.listing import dicom_last, looks_like_image
 from vitmodel.releases.masks import FilmMask, read_boxes
 from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
-from vitmodel.releases.source import Source, dicom_last, looks_like_image
+from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 

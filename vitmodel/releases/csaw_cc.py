@@ -25,9 +25,10 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
+from vitmodel.releases.listing import dicom_last
 from vitmodel.releases.masks import FilmMask, read_boxes
 from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
-from vitmodel.releases.source import Source, dicom_last
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "CSAW-CC_breast_cancer_screening_data.csv next to 00045_20990909_L_CC_1.dcm, ... in any folder"
 TABLE_NAMES = ("CSAW-CC_breast_cancer_screening_data.csv", "CSAW-CC_breast_cancer_screening_data.xlsx")

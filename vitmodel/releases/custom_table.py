@@ -21,9 +21,10 @@ from vitmodel.errors import UsageError
 from vitmodel.pixels.side_and_view import find_side_and_view
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import image_stem, make_unique
+from vitmodel.releases.listing import is_dicom_name
 from vitmodel.releases.own_labels import join_labels, merge_rows
 from vitmodel.releases.own_paths import resolve_own_paths
-from vitmodel.releases.source import Source, is_dicom_name
+from vitmodel.releases.source import Source
 from vitmodel.releases.vocabulary import COLUMN_SYNONYMS, UNKNOWN, VALUE_READERS, column_key, fold
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from vitmodel.pixels.identity import ImageIdentity, read_identity
 from vitmodel.pixels.open import open_image
 from vitmodel.releases import patients
 from vitmodel.releases.files import folder_patients, image_stem, make_unique, patient_from_name
-from vitmodel.releases.source import Source, without_copies
+from vitmodel.releases.listing import without_copies
+from vitmodel.releases.source import Source
 from vitmodel.utils import progress
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.source import Source, dicom_last, is_dicom_name
+from vitmodel.releases.listing import dicom_last, is_dicom_name
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "EMBED_OpenData_clinical.csv and EMBED_OpenData_metadata.csv (or _reduced) next to images/cohort_1/"
 CLINICAL = ("EMBED_OpenData_clinical_reduced.csv", "EMBED_OpenData_clinical.csv")

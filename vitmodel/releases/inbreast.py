@@ -28,7 +28,8 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import RefusedError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.source import Source, dicom_last, is_dicom_name
+from vitmodel.releases.listing import dicom_last, is_dicom_name
+from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 

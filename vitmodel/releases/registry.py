@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +11,7 @@ from typing import Protocol, cast
 
 import pandas as pd
 
-from vitmodel.archives import check_readable, is_archive, open_archive, path_to_text, source_exists
+from vitmodel.archives import check_readable, is_archive, open_archive, source_exists
 from vitmodel.errors import InputRefusedError, UsageError
 from vitmodel.releases.missing_tables import warn_of_missing_table
 from vitmodel.releases.source import Source
@@ -66,7 +65,7 @@ WITHOUT_TABLE = ("class_folders", "dicom_folder")
 
 
 def read_release(
-    root: Path | str,
+    root: Path | str | Source,
     dataset: str = "auto",
     images: Path | None = None,
     columns: Mapping[str, str] = MappingProxyType({}),
@@ -74,15 +73,17 @@ def read_release(
     """Return the manifest of a source, with absolute paths.
 
     Args:
-        root: A release's folder or table, a folder of images, a zip or tar of either, one image, or a manifest.
+        root: A release's folder or table, a folder of images, a zip or tar of either, one image, or a manifest; a
+            `Source` is not listed again.
         dataset: A key of `RELEASE_ADAPTERS`, or "auto" for the first adapter that recognises the source.
-        images: Folder of the images that the user's own table lists; None = the table's folder.
-        columns: Column of the manifest -> column of the user's own table.
+        images: Folder of the images that the user's own table lists; None = the table's folder. Not for a `Source`.
+        columns: Column of the manifest -> column of the user's own table. Not for a `Source`.
 
     Raises:
         UsageError: The source does not exist, no adapter recognises it, or its table is not valid.
     """
-    root = Path(path_to_text(os.path.abspath(root)))
+    source = root if isinstance(root, Source) else Source(root, images=images, columns=columns)
+    root = source.root
     if dataset not in ("auto", *RELEASE_ADAPTERS):
         raise UsageError(f"dataset: {dataset!r} is unknown; choose auto, {', '.join(RELEASE_ADAPTERS)}")
     try:
@@ -95,12 +96,11 @@ def read_release(
     except InputRefusedError as refusal:
         raise UsageError(refusal.message) from refusal
     candidates = RELEASE_ADAPTERS if dataset == "auto" else {dataset: RELEASE_ADAPTERS[dataset]}
-    if (images or columns) and dataset == "auto":
+    if (source.given_images or source.columns) and dataset == "auto":
         candidates = {"listing": RELEASE_ADAPTERS["listing"]}
-    source = Source(root, images=images, columns=columns)
     name = detect_release(source, candidates)
     if name is None or (dataset == "auto" and name in WITHOUT_TABLE):
-        with_neighbours = _read_with_neighbours(Source(root, with_neighbours=True), candidates)
+        with_neighbours = _read_with_neighbours(source.near(), candidates)
         if with_neighbours is not None:
             return with_neighbours
         name = _detect_by_images(source, candidates) or name

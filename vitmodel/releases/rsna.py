@@ -25,7 +25,8 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases import custom_table
 from vitmodel.releases.files import get_or_default, image_stem
-from vitmodel.releases.source import Source, dicom_last
+from vitmodel.releases.listing import dicom_last
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "train.csv or test.csv next to train_images/<patient>/<image>.dcm or <patient>_<image>.png"
 TABLE_NAMES = ("train.csv", "test.csv")
