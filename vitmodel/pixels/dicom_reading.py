@@ -12,7 +12,7 @@ from pydicom import Dataset, dcmread, uid
 
 from vitmodel.archives import open_source
 from vitmodel.errors import DeflatedDataError, ImageRefusedError
-from vitmodel.pixels import decoding
+from vitmodel.pixels.pixel_format import MAX_PIXELS
 from vitmodel.pixels.verdict import REFUSAL_REASONS
 
 # pydicom warns about every value that violates the standard; what matters here becomes an ImageWarning instead.
@@ -127,7 +127,7 @@ def inflate(file: LimitedFile) -> BinaryIO:
         zlib.error: The deflated data is damaged.
     """
     start = file.tell()
-    limit = MAX_HEADER_BYTES + 2 * decoding.MAX_PIXELS
+    limit = MAX_HEADER_BYTES + 2 * MAX_PIXELS
     file.raw.seek(0, io.SEEK_SET)
     head = file.raw.read(start).replace(DEFLATED, EXPLICIT)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -17,11 +17,11 @@ import numpy as np
 from vitmodel.archives import open_source
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.colour import are_equal
-from vitmodel.pixels.decoding import MAX_PIXELS
 from vitmodel.pixels.header import ImageHeader
 from vitmodel.pixels.pgm import decode_pgm
 from vitmodel.pixels.picture_header import END_MARKERS, HEAD_BYTES, PictureHeader, read_picture_header
 from vitmodel.pixels.picture_range import GreyRange, own_range, percentile_range, range_of_bits, significant_bits
+from vitmodel.pixels.pixel_format import MAX_PIXELS
 from vitmodel.pixels.verdict import ImageWarning
 
 MAX_BYTES_PER_VALUE = 6

@@ -19,6 +19,7 @@ from vitmodel.pixels.identity import ImageIdentity, read_identity
 from vitmodel.pixels.open import open_image
 from vitmodel.releases import patients
 from vitmodel.releases.files import folder_patients, image_stem, make_unique, patient_from_name
+from vitmodel.releases.identified_files import IdentifiedFile
 from vitmodel.releases.listing import without_copies
 from vitmodel.releases.source import Source
 from vitmodel.utils import progress
@@ -78,7 +79,7 @@ def read_files(files: list[str], root: Path) -> pd.DataFrame:
     file's path below `root`.
     """
     identified = [
-        patients.IdentifiedFile(file, identity, name)
+        IdentifiedFile(file, identity, name)
         for file, identity, name in zip(files, _read_identities(files), _patients_from_paths(files, root), strict=True)
     ]
     columns = {name: [getattr(file.identity, name) for file in identified] for name in DESCRIPTIVE_COLUMNS}
@@ -100,7 +101,7 @@ def separate_shared_patients(table: pd.DataFrame, sources: pd.Series) -> pd.Data
     rows = table[shared]
     identities = _read_identities(rows.path.tolist())
     identified = [
-        patients.IdentifiedFile(path, identity, name)
+        IdentifiedFile(path, identity, name)
         for path, identity, name in zip(rows.path, identities, rows.patient_id, strict=True)
     ]
     resolved = patients.resolve(identified).set_axis(rows.index)
