@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_a_hospitals_table_in_german_is_read_and_the_reading_is_logged(
         (read_age, {"61,5": "61.5", "061Y": "61", "61": "61", "old": None}),
     ],
 )
-def test_words_of_a_column_become_its_values(read, words: dict[str, str | None]) -> None:  # type: ignore[no-untyped-def]
+def test_words_of_a_column_become_its_values(read: Callable[[str], str | None], words: dict[str, str | None]) -> None:
     assert {word: read(word) for word in words} == words
 
 

@@ -129,7 +129,7 @@ def test_pipes_and_folders_that_may_not_be_listed_do_not_end_the_run(
     assert f"{root / 'locked'} cannot be listed (Permission denied)" in caplog.text
 
 
-def test_dicom_files_are_told_by_their_bytes_whatever_their_suffix(tmp_path: Path) -> None:
+def test_dicom_files_are_recognised_by_their_bytes_whatever_their_suffix(tmp_path: Path) -> None:
     with_preamble = bytes(128) + b"DICM" + bytes(16)
     explicit = b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + bytes(130)
     implicit = b"\x08\0\0\0\x04\0\0\0" + bytes(130)

@@ -5,7 +5,7 @@ cancer. Karolinska Institutet, 2022. Access on request, for research.
 
 The release has CSAW-CC_breast_cancer_screening_data.csv with one row per image, the images
 <patient>_20990909_<side>_<view>_<number>.dcm in folders of any depth, and masks of cancers, <image>_mask.png. A patient
-has several examinations (`exam_id` is the year). `rad_timing` tells when the cancer was found after the examination:
+has several examinations (`exam_id` is the year). `rad_timing` states when the cancer was found after the examination:
 
 - 1, within 60 days (detected at screening): `cancer` is 1 in the breast with the cancer.
 - 2, within 60 to 729 days (interval cancer): `cancer` is NaN, because it may not have been there yet. The extra column

@@ -75,7 +75,7 @@ def warn_of_tables(source: Source) -> None:
 def read_files(files: list[str], root: Path) -> pd.DataFrame:
     """Return a manifest with one row per file, including files that do not exist or are no image.
 
-    Patients, exams and images are told apart by `patients`. An image id that several files share is replaced by each
+    Patients, exams and images are separated by `patients`. An image id that several files share is replaced by each
     file's path below `root`.
     """
     identified = [
@@ -89,7 +89,7 @@ def read_files(files: list[str], root: Path) -> pd.DataFrame:
 
 
 def separate_shared_patients(table: pd.DataFrame, sources: pd.Series) -> pd.DataFrame:
-    """Return a joined table in which patients, exams and images that several sources share are told apart again.
+    """Return a joined table in which patients, exams and images that several sources share are separated again.
 
     Args:
         table: Rows of several sources.

@@ -1,4 +1,4 @@
-"""List the files below a folder or in an archive once, and tell images from other files."""
+"""List the files below a folder or in an archive once, and separate images from other files."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def _masks(source: Source, films: Mapping[str, str]) -> dict[str, list[str]]:
         if match and match["film"] in films:
             masks[match["film"]].append(file)
     for name, files in masks.items():
-        beside = [file for file in files if os.path.dirname(file) == os.path.dirname(films[name])]
-        masks[name] = beside or list({image_stem(file): file for file in files}.values())
+        nearby = [file for file in files if os.path.dirname(file) == os.path.dirname(films[name])]
+        masks[name] = nearby or list({image_stem(file): file for file in files}.values())
     return dict(masks)
 
 

@@ -36,8 +36,8 @@ def resolve(files: Sequence[IdentifiedFile]) -> pd.DataFrame:
 def resolve_patients(files: Sequence[IdentifiedFile]) -> list[str]:
     """Return the patient of each file: one patient per issuer and PatientID, and per study where the id says nothing.
 
-    An id that several issuers share gets the issuer as a prefix. Two persons with the same id, told apart by birth date
-    or name, get a number as a suffix.
+    An id that several issuers share gets the issuer as a prefix. Two persons with the same id, distinguished by birth
+    date or name, get a number as a suffix.
     """
     patients = [""] * len(files)
     by_id = group_rows(range(len(files)), lambda row: files[row].identity.patient_id if files[row].has_patient else "")
@@ -109,8 +109,8 @@ def _find_person(persons: list[_Person], identity: ImageIdentity) -> int:
 def _fill_unknown(files: Sequence[IdentifiedFile], patients: list[str], unknown: Sequence[int]) -> None:
     """Fill in the patients of the files whose PatientID says nothing.
 
-    It is the patient of the study's other files, else the name of the file or folder where it stands for one study
-    only, else the StudyInstanceUID.
+    It is the patient of the study's other files, else the name of the file or folder where only one study
+    has it, else the StudyInstanceUID.
     """
     patient_of_study = _unique_patients(files, patients)
     taken = set(patients) - {""}
