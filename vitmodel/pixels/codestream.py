@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,6 +10,11 @@ from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.pixel_format import PixelFormat
 
 Bytes = bytes | memoryview
+
+START_OF_JPEG2000 = b"\xff\x4f\xff\x51"
+START_OF_SCAN = 0xDA
+START_OF_TILE = 0x90
+END_OF_STREAM = b"\xff\xd9"
 
 MAX_CODESTREAM_HEADER = 1 << 20
 """Bytes at the start of a frame that must contain the main header of the codestream."""
@@ -50,7 +56,7 @@ def read_codestream_header(frame: bytes, pixel_format: PixelFormat) -> Codestrea
         raise ImageRefusedError(
             "undecodable", "the compressed pixels have no readable header; export the image again"
         ) from None
-    if b"\xff\xd9" not in frame[-8:]:  # libjpeg would silently fill the rest with grey
+    if not find_end(frame):  # libjpeg would silently fill the rest with grey
         raise ImageRefusedError(
             "undecodable", "the compressed pixels are cut short: their end marker is missing; copy the file again"
         )
@@ -86,14 +92,39 @@ def _parse_codestream_header(frame: bytes) -> CodestreamHeader:
         IndexError: The header is cut short.
         ValueError: There is no header.
     """
-    start = frame.find(b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_HEADER)  # some encoders keep the boxes of a JP2 file
-    if start < 0:
+    start = _find_codestream(frame)
+    if frame[start : start + 4] != START_OF_JPEG2000:
         return read_jpeg_header(frame)
     return read_jpeg2000_header(memoryview(frame)[start : start + MAX_CODESTREAM_HEADER])
 
 
+def _find_codestream(frame: bytes) -> int:
+    """Return where the codestream starts: some encoders keep the boxes of a JP2 file before it."""
+    return max(0, frame.find(START_OF_JPEG2000, 0, MAX_CODESTREAM_HEADER))
+
+
+def find_end(frame: bytes) -> int:
+    """Return the length of a stream up to and with its end marker, 0 if it has none.
+
+    The end marker cannot occur in the coded data, but before it: a thumbnail may have one of its own.
+    """
+    start = _find_codestream(frame)
+    with contextlib.suppress(IndexError):
+        for marker, _, position in _segments(memoryview(frame)[start:]):
+            if marker in (START_OF_SCAN, START_OF_TILE):
+                end = frame.rfind(END_OF_STREAM, start + position)
+                return 0 if end < 0 else end + len(END_OF_STREAM)
+    return 0
+
+
 def marker_segments(frame: Bytes) -> Iterator[tuple[int, Bytes]]:
     """Yield marker and payload of each segment after the start-of-image marker, up to the entropy-coded data."""
+    for marker, payload, _ in _segments(frame):
+        yield marker, payload
+
+
+def _segments(frame: Bytes) -> Iterator[tuple[int, Bytes, int]]:
+    """Yield marker, payload and end of each segment."""
     position = 2
     while frame[position] == 0xFF:
         marker = frame[position + 1]
@@ -101,8 +132,9 @@ def marker_segments(frame: Bytes) -> Iterator[tuple[int, Bytes]]:
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
-        yield marker, frame[position + 4 : position + 2 + size]
+        start = position + 4
         position += 2 + max(size, 2)
+        yield marker, frame[start : start + size - 2], position
 
 
 def read_jpeg_header(frame: bytes) -> CodestreamHeader:
@@ -122,7 +154,7 @@ def read_jpeg_header(frame: bytes) -> CodestreamHeader:
                     "too_large", f"the JPEG image has more than {MAX_SCANS} scans; save it as a baseline JPEG"
                 )
             return CodestreamHeader(int.from_bytes(payload[1:3]), int.from_bytes(payload[3:5]), payload[5], payload[0])
-        if marker == 0xDA:
+        if marker == START_OF_SCAN:
             break
     raise ValueError("the stream has no frame header")
 
@@ -144,7 +176,7 @@ def read_jpeg2000_header(frame: Bytes) -> CodestreamHeader:
         elif marker == 0x52 and stream is not None:
             levels = 0 if has_offset else payload[5]  # an image that does not start at 0 has a different grid
             return stream._replace(levels=levels, blocks=count_blocks(stream, payload))
-        elif marker == 0x90:
+        elif marker == START_OF_TILE:
             break
     raise ValueError("the stream has no SIZ or no COD segment")
 
