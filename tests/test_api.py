@@ -461,7 +461,15 @@ def test_the_network_of_a_package_gives_the_logits_of_the_package(run: Path, mod
 
 def published(path: Path) -> Path:
     """Write random weights as timm stores those of vit_tiny, for 32x32 pixels and 5 classes."""
-    config = ViTConfig(image_size=(32, 32), channels=3, dim=192, depth=2, heads=3, classes=5, pool="cls")  # type: ignore[arg-type]
+    config = ViTConfig(
+        image_size=(32, 32),  # type: ignore[arg-type]
+        channels=3,
+        dim=192,
+        depth=2,
+        heads=3,
+        classes=5,
+        pool="cls",
+    )
     torch.manual_seed(0)
     tensors = {name: tensor.clone() for name, tensor in ViT(config).state_dict().items()}
     tensors["pos_embed"] = torch.cat([torch.zeros(1, 1, 192), tensors["pos_embed"].flatten(1, 2)], dim=1)

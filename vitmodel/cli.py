@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
-from vitmodel.archives import path_to_text
 from vitmodel.config.base import Config
 from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
@@ -269,6 +268,8 @@ def _positional(bare: list[str], places: list[Option], name: str) -> list[str]:
 
 def _to_json(values: list[str]) -> str:
     """Return values as one JSON text; the parser cannot read the lone surrogates of names that are not UTF-8."""
+    from vitmodel.archives import path_to_text
+
     return json.dumps([path_to_text(value) for value in values])
 
 

@@ -77,7 +77,13 @@ def test_a_value_of_the_wrong_type_is_refused_when_made_from_python(values: dict
 
 
 def test_text_becomes_paths_sizes_and_lists() -> None:
-    made = TrainConfig(manifest="m.csv", run="run", weights="w", sources="view", auxiliary=["age", "age"])  # type: ignore[arg-type]
+    made = TrainConfig(
+        manifest="m.csv",  # type: ignore[arg-type]
+        run="run",
+        weights="w",
+        sources="view",  # type: ignore[arg-type]
+        auxiliary=["age", "age"],  # type: ignore[arg-type]
+    )
     assert (made.manifest, made.run, made.weights) == ((Path("m.csv"),), Path("run"), Path("w"))
     assert (made.sources, made.auxiliary) == (("view",), ("age",))
     for size in ("64x32", (64, 32), Size(64, 32)):

@@ -124,7 +124,8 @@ def google_arrays(model: ViT) -> dict[str, np.ndarray]:
         elif name == "head.weight":
             arrays["head/kernel"] = tensor.T
         else:
-            block, part, leaf = re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name).groups()  # type: ignore[union-attr]
+            match = re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name)
+            block, part, leaf = match.groups()  # type: ignore[union-attr]
             prefix = f"Transformer/encoderblock_{block}/"
             attention = prefix + "MultiHeadDotProductAttention_1/"
             if part == "attn.qkv":
@@ -463,7 +464,8 @@ def test_a_package_loads_the_saved_model_and_config(tmp_path: Path) -> None:
     for number, options in enumerate(
         ({"stem": "conv"}, {"pool": "attention", "registers": 2, "layer_scale": 0.1}, {"pool": "mean"})
     ):
-        model = Network(NetworkConfig(vit=replace(CONFIG, image_size=Size(64, 32), **options)))  # type: ignore[arg-type]
+        vit = replace(CONFIG, image_size=Size(64, 32), **options)  # type: ignore[arg-type]
+        model = Network(NetworkConfig(vit=vit))
         extra = {"threshold": 0.25, "preprocessing": {"size": "64x32"}, "auroc": float("nan"), "number": number}
         save_package(tmp_path / "package", model, extra, "# Card")
         loaded, config = load_package(tmp_path / "package")

@@ -22,10 +22,11 @@ from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
 
 SMALL = Preprocessing(size=Size(64, 32))
+SIZE = Size(384, 312)
 
 
 @functools.cache
-def breast(side: str = "L", view: ViewName = "CC", seed: int = 0, size: Size = Size(384, 312)) -> np.ndarray:  # noqa: B008
+def breast(side: str = "L", view: ViewName = "CC", seed: int = 0, size: Size = SIZE) -> np.ndarray:
     return render(BreastPhantom(seed, side, "ABCD"[seed % 4]), view, size).image
 
 

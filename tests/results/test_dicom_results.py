@@ -101,7 +101,7 @@ def write_all(
         patch=16,
         source_shape=(prepared.header.rows, prepared.header.columns),
     )
-    side = prepared.header.laterality
+    side = prepared.header.identity.laterality
     writer = ResultWriter(out, software, preprocessing, 0.3, dicom=True, secret=secret)
     image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
     region, _ = writer.write_explanation(image, heat, "log-odds", 0, 1)

@@ -34,7 +34,6 @@ SCORE_FILE_COLUMNS = {"image_id": ("probability", "score"), "prediction_id": ("p
 
 `cancer` is the score in Kaggle's submissions, but the label in a table of images.
 """
-"""Level -> the column with the ids of its units in the score tables of a package."""
 SHOWN_METRICS = (
     "auroc",
     "partial_auroc",

@@ -46,7 +46,7 @@ MIN_IMAGES_TO_PROBE = 30
 
 
 class CropTask(NamedTuple):
-    """One image to crop, the path of its crop, and a fingerprint that tells whether an earlier crop is valid."""
+    """One image to crop, the path of its crop, and a fingerprint by which an earlier crop is known to be valid."""
 
     image_id: str
     source: SourceImage
@@ -289,5 +289,5 @@ def describe_labels(manifest: pd.DataFrame) -> str:
     listed = [f"{name} {count}" for name, count in known.items() if count]
     if not listed:
         return f"labels:   none of the {len(manifest)} rows has a label"
-    positive = int((manifest["cancer"] == 1).sum())
-    return f"labels:   known in rows of {len(manifest)}: {', '.join(listed)}; {positive} rows with cancer"
+    positive = f"; {int((manifest['cancer'] == 1).sum())} rows with cancer" if known["cancer"] else ""
+    return f"labels:   known in rows of {len(manifest)}: {', '.join(listed)}{positive}"

@@ -86,7 +86,6 @@ class Preprocessing(Config):
     """Treatment of raw detector data (DICOM "FOR PROCESSING"): refuse the image, or use the inverted logarithm."""
     exact: bool = False
     """Always decode at full resolution, even where a lower JPEG 2000 resolution level is large enough."""
-
     implausible: Literal["refuse", "warn"] = "refuse"
     """Treatment of images in which nothing looks like a breast in a screening mammogram: refuse them, or use them with
     a warning."""

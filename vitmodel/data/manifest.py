@@ -161,7 +161,7 @@ def usable_rows(table: pd.DataFrame) -> pd.DataFrame:
 def prediction_ids(table: pd.DataFrame) -> pd.Series:
     """Return Kaggle's prediction_id of each row: <patient>_<L or R>, or <patient> if the side is unknown.
 
-    The exams of a patient share it; `breast_ids` tells them apart.
+    The exams of a patient share it; `breast_ids` separates them.
     """
     return (table.patient_id + "_" + table.laterality).str.removesuffix("_")
 

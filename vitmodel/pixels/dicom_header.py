@@ -7,10 +7,10 @@ from pydicom import Dataset, uid
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.colour import COLOUR_SPACES, MONOCHROME, PALETTE
-from vitmodel.pixels.decoding import PixelFormat
 from vitmodel.pixels.header import ImageHeader
 from vitmodel.pixels.header_meaning import TOMOSYNTHESIS_CLASS, check_meaning
 from vitmodel.pixels.identity import identify
+from vitmodel.pixels.pixel_format import MAX_PIXELS, PixelFormat
 from vitmodel.pixels.side_and_view import BREAST_VIEWS, VIEW_OF_CODE
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import REFUSAL_REASONS, ImageWarning
@@ -147,10 +147,10 @@ def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
         require_positive_integer(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated")
     )
     samples = tags.integer("SamplesPerPixel") or 1
-    if rows * columns * samples > decoding.MAX_PIXELS:
+    if rows * columns * samples > MAX_PIXELS:
         raise ImageRefusedError(
             "too_large",
-            f"Rows x Columns is {rows} x {columns}, which is more than {decoding.MAX_PIXELS} pixels; "
+            f"Rows x Columns is {rows} x {columns}, which is more than {MAX_PIXELS} pixels; "
             "export the image at a lower resolution",
         )
     if allocated not in (8, 16):
@@ -233,7 +233,6 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
     if tags.code("LossyImageCompression") == "01" or is_lossy_jpeg:
         ratio = tags.text("LossyImageCompressionRatio") or "unknown"
         tags.add_warning(f"the pixels were compressed with loss (ratio {ratio})", "lossy")
-    identity = identify(tags)
     return ImageHeader(
         rows=pixel_format.rows,
         columns=pixel_format.columns,
@@ -241,14 +240,7 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
         photometric=pixel_format.photometric,
         transfer_syntax=pixel_format.syntax,
         voi=voi,
-        patient_id=identity.patient_id,
-        image_id=identity.image_id,
-        study_id=identity.study_id,
-        laterality=identity.laterality,
-        view=identity.view,
-        machine_id=identity.machine_id,
-        implant=identity.implant,
-        age=identity.age,
+        identity=identify(tags),
         spacing=read_spacing(tags),
         warnings=tuple(warnings),
     )

@@ -94,7 +94,8 @@ class Mammogram:
         return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
 
 
-SourceImage = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007 (evaluated at run time by documentation tools)
+# Documentation tools evaluate this at run time.
+SourceImage = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007
 
 
 def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) -> list[str]:

@@ -113,7 +113,7 @@ def _read_source(source: Path, dataset: str, name: str) -> pd.DataFrame:
         raise InputRefusedError(
             "not_an_image", f"{name} contains no image; it must contain {dicom_folder.EXPECTED_FILES}"
         )
-    return read_release(source, dataset)
+    return read_release(files, dataset)
 
 
 def _dicomdir_files(dicomdir: Path) -> list[str]:
