@@ -11,6 +11,7 @@ from vitmodel.errors import UsageError, VitmodelError
 
 if TYPE_CHECKING:
     from vitmodel.api import Model as Model
+    from vitmodel.api import drift as drift
     from vitmodel.api import etl as etl
     from vitmodel.api import evaluate as evaluate
     from vitmodel.api import load as load
@@ -41,6 +42,7 @@ _HOME = {
     "Run": "vitmodel.artifacts",
     "evaluate": "vitmodel.api",
     "EvaluationResult": "vitmodel.artifacts",
+    "drift": "vitmodel.api",
     "Interval": "vitmodel.metrics.bootstrap",
     "ViT": "vitmodel.model.vit",
     "ViTConfig": "vitmodel.model.architecture",
@@ -61,6 +63,7 @@ __all__ = [  # noqa: RUF022 (in the order of use)
     "Run",
     "evaluate",
     "EvaluationResult",
+    "drift",
     "Interval",
     "ViT",
     "ViTConfig",

@@ -65,6 +65,7 @@ VERBS = {
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
+    "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
     "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
 }

@@ -14,6 +14,7 @@ from vitmodel import __version__
 from vitmodel.config import EvaluateConfig, to_command
 from vitmodel.config.labels import target_name, target_title
 from vitmodel.data.dataset import to_tensor
+from vitmodel.data.drift import DISTRIBUTIONS, ColumnDrift, large_drift_messages, write_distributions
 from vitmodel.data.exams import describe_unseen_sources
 from vitmodel.data.fingerprint import describe_training_overlap, seen_in_training
 from vitmodel.data.labels import add_label, explain_missing
@@ -36,6 +37,7 @@ from vitmodel.scoring.report_facts import (
     describe_label,
     describe_method,
     describe_package,
+    describe_typicality,
     fallbacks,
     per_package,
     training_curves,
@@ -68,6 +70,8 @@ class ScoredManifest:
     """Whether each row is measured: it has a score and is not a copy."""
     seen: pd.Series
     """Whether the model was trained on each measured row; NaN = unknown."""
+    drift: list[ColumnDrift]
+    """What the images look like, compared with the training set; empty if the package stores no distributions."""
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -126,12 +130,16 @@ def score_manifest(config: EvaluateConfig, say: Callable[[str], object]) -> tupl
             "see the column reason of the manifest"
         )
     write_score_files(*tables, config.out)
-    for message in fallback_messages(images):
+    drift = predictor.drift(images)
+    write_distributions(drift, config.out / DISTRIBUTIONS)
+    for message in predictor.explain_missing_looks() + fallback_messages(images) + large_drift_messages(drift):
         say(message)
     seen = seen_in_training(images[used], *(member.package["data"] for member in predictor.ensemble.packages))
     for message in describe_training_overlap(seen):
         say(message)
-    scored = ScoredManifest(whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen)
+    scored = ScoredManifest(
+        whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen, drift=drift
+    )
     return predictor, scored
 
 
@@ -245,6 +253,8 @@ def compose_report(
         },
         model=per_package(predictor, describe_package),
         data=describe_data(config, table),
+        drift=scored.drift,
+        typicality_sentence=describe_typicality(images, config.atypical),
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
         shared_adapter_images=fallbacks(images, describe_unseen_sources(table, ensemble.model.config)),
         history={} if config.ensemble else training_curves(ensemble.package["history"]),

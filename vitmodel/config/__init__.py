@@ -13,6 +13,7 @@ from vitmodel.config.recipe import plain, to_command, to_yaml
 from vitmodel.config.scoring import (
     CompareConfig,
     DemoConfig,
+    DriftConfig,
     EvaluateConfig,
     ExportConfig,
     InfoConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DemoConfig",
+    "DriftConfig",
     "ETLConfig",
     "EvaluateConfig",
     "ExportConfig",

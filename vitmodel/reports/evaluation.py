@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from vitmodel.config.auxiliary import AuxiliaryTarget
 from vitmodel.config.labels import PATHOLOGY_NAMES, target_name, target_title
+from vitmodel.data.drift import ColumnDrift, large_drift_messages
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import Comparison
 from vitmodel.metrics.curve_data import CurveData
@@ -23,6 +24,7 @@ from vitmodel.metrics.metrics import METRICS, Metrics
 from vitmodel.metrics.multiclass import MULTICLASS_METRICS, AuxiliaryMetrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.reports import figures
+from vitmodel.reports.drift import drift_panels
 from vitmodel.reports.page import render_page
 from vitmodel.utils import write_atomic
 
@@ -147,6 +149,10 @@ class EvaluationReport:
     """The model package: name, architecture, hash, preprocessing, training data."""
     data: Mapping[str, object]
     """The manifest: path, hash, split, release."""
+    drift: Sequence[ColumnDrift] = ()
+    """What the images look like, compared with the training set."""
+    typicality_sentence: str = ""
+    """How typical the model finds the images; empty if it is unknown."""
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Number of refused images per reason."""
     shared_adapter_images: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -214,6 +220,7 @@ class EvaluationReport:
             "method": dict(self.method),
             "model": dict(self.model),
             "data": dict(self.data),
+            "drift": [column.to_dict() for column in self.drift],
             "refusals": dict(self.refusals),
             "fell_back": dict(self.shared_adapter_images),
             "folds": self.folds,
@@ -257,6 +264,8 @@ def write_report(path: Path | str, report: EvaluationReport) -> None:
         baselines=_baseline_rows(report),
         audit_warnings=_audit_warnings(report),
         forest=[_svg_url(figure) for figure in _forest_figures(report)],
+        drift=[_svg_url(figures.distribution(*panel)) for panel in drift_panels({"Evaluated images": report.drift})],
+        drift_warnings=large_drift_messages(list(report.drift)),
         errors=[_captioned_error(case, report.label) for case in report.errors],
         history={name: _svg_url(figures.history(name, splits)) for name, splits in report.history.items()},
         undefined=math.isnan,
