@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 NUMBERS = {
-    "grey_mean": "mean grey value of the tissue",
-    "grey_contrast": "standard deviation of the tissue's grey values",
-    "breast_height_mm": "height of the breast in mm",
-    "breast_share": "share of the picture that the breast's box covers",
+    "grey_mean": "mean grey value",
+    "grey_contrast": "contrast (standard deviation of the grey values)",
+    "breast_height_mm": "breast height in mm",
+    "breast_share": "breast size (share of the picture)",
 }
 """Columns of numbers -> what they hold."""
 CATEGORIES = {"view": "view", "laterality": "side", "machine_id": "machine"}

@@ -90,7 +90,7 @@ def _fit_numbers(values: pd.Series, patients: pd.Series) -> Distribution | None:
         if bins < 2:
             return None
         quantiles = np.quantile(known, np.arange(1, bins) / bins)
-        edges = tuple(sorted({float(f"{edge:.4g}") for edge in quantiles}))
+        edges = tuple(sorted({float(f"{edge:.3g}") for edge in quantiles}))
     if known.empty:
         return None
     names = [f"below {edges[0]:g}"]
@@ -146,7 +146,7 @@ class ColumnDrift:
         before, now = (np.array(counts) / max(1, sum(counts)) for counts in (self.reference, self.observed))
         most = int(np.argmax(np.abs(now - before)))
         return (
-            f"{self.title}: {self.bins[most]} is {now[most]:.0%} of the images instead of {before[most]:.0%} "
+            f"{self.title}: {now[most]:.0%} of the images are {self.bins[most]} instead of {before[most]:.0%} "
             f"(stability index {self.stability.index:.2f}, by chance about {self.stability.chance:.2f})"
         )
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from vitmodel.data.appearance import CATEGORIES
 from vitmodel.data.drift import ColumnDrift, large_drift_messages
 from vitmodel.metrics.stability import LARGE
 from vitmodel.reports import figures
@@ -30,8 +31,14 @@ def drift_panels(runs: Runs) -> list[DriftPanel]:
     panels: list[DriftPanel] = []
     for found in columns.values():
         first = next(iter(found.values()))
-        shares = {name: _shares(column.observed) for name, column in found.items()}
-        panels.append((first.title, first.bins, _shares(first.reference), shares))
+        training = _shares(first.reference)
+        shares = {
+            name: _shares(found[name].observed) if name in found else np.full(len(training), np.nan) for name in runs
+        }
+        total = np.nansum([training, *shares.values()], axis=0)
+        shown = (total > 0) | (first.column not in CATEGORIES)
+        names = [name for name, is_shown in zip(first.bins, shown, strict=True) if is_shown]
+        panels.append((first.title, names, training[shown], {name: values[shown] for name, values in shares.items()}))
     return panels
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from vitmodel.metrics.curve_data import CurveData
 from vitmodel.metrics.metrics import METRICS, Metrics
 from vitmodel.metrics.multiclass import MULTICLASS_METRICS, AuxiliaryMetrics
 from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.pixels.verdict import REFUSAL_REASONS
 from vitmodel.reports import figures
 from vitmodel.reports.drift import drift_panels
 from vitmodel.reports.page import render_page
@@ -69,6 +70,17 @@ class Level:
     """The result of `compute_metrics(sample, ...)`."""
     refused: int = 0
     """Number of units without a score, because all their images were refused."""
+
+
+class RefusedImage(NamedTuple):
+    """A refused image and its picture."""
+
+    reason: str
+    image_id: str
+    message: str
+    """What is wrong with this image."""
+    picture: str
+    """Data URL of a thumbnail; empty if nothing can be shown."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,8 @@ class EvaluationReport:
     """How typical the model finds the images; empty if it is unknown."""
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Number of refused images per reason."""
+    refused: Sequence[RefusedImage] = ()
+    """Examples of the refused images, the rarest reason first."""
     shared_adapter_images: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Ids of the images that used the shared adapters, by a sentence on the source that was not seen in training."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
@@ -266,6 +280,7 @@ def write_report(path: Path | str, report: EvaluationReport) -> None:
         forest=[_svg_url(figure) for figure in _forest_figures(report)],
         drift=[_svg_url(figures.distribution(*panel)) for panel in drift_panels({"Evaluated images": report.drift})],
         drift_warnings=large_drift_messages(list(report.drift)),
+        meanings=REFUSAL_REASONS,
         errors=[_captioned_error(case, report.label) for case in report.errors],
         history={name: _svg_url(figures.history(name, splits)) for name, splits in report.history.items()},
         undefined=math.isnan,

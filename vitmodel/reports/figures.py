@@ -346,7 +346,7 @@ def draw_distribution(
     axes.barh(rows, training, color="#d5dade", height=0.75, label="Training and validation images")
     for number, (name, shares) in enumerate(runs.items()):
         colour = BLUE if len(runs) == 1 else colormaps["viridis"](0.85 * number / (len(runs) - 1))
-        axes.plot(shares, rows, "o-", ms=4, lw=0.8, color=colour, label=name)
+        axes.plot(shares, rows, "o", ms=4.5, color=colour, label=name)
     axes.set_yticks(rows, [_shorten(name) for name in bins])
     axes.set(xlim=(0, None), xlabel="Share of the images")
     axes.set_title(title[0].upper() + title[1:], fontsize=9)
