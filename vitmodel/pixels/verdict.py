@@ -27,7 +27,8 @@ REFUSAL_REASONS = {
     "no_breast": "no region of the image is large and bright enough to be a breast",
     "not_a_mammogram": "what was found in the image does not look like a breast in a screening mammogram; "
     "if it is one, run etl or predict with --implausible warn",
-    "rotated": "the chest wall is at the upper or lower edge; turn the image by 90 degrees",
+    "rotated": "the chest wall is at the upper or lower edge, or the header states that the image is upside down; "
+    "turn the image",
     "atypical": "to the model, the image is unlike those that it was trained on (see its typicality); "
     "score it nevertheless with --keep-atypical",
     "no_spacing": "the pixel spacing, which --mm-per-pixel needs, is missing or implausible",
