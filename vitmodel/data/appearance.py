@@ -14,7 +14,7 @@ import pandas as pd
 
 NUMBERS = {
     "grey_mean": "mean grey value",
-    "grey_contrast": "contrast (standard deviation of the grey values)",
+    "grey_contrast": "grey contrast (SD)",
     "breast_height_mm": "breast height in mm",
     "breast_share": "breast size (share of the picture)",
 }

@@ -223,7 +223,7 @@ class ScoringStream:
         finding = f"typicality {typicality:.2g} is below --atypical {self.atypical:g}"
         if self.keep_atypical:
             return image._replace(cropped=_warn(cropped, "kept_atypical", finding))
-        message = f"{finding}: to the model, the image is unlike those that it was trained on"
+        message = f"{finding}: the image is unlike those of the training"
         return image._replace(cropped=_refuse(cropped, "atypical", message), pack=None)
 
     def _refused(self) -> np.ndarray:
