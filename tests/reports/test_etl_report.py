@@ -174,6 +174,10 @@ def test_a_release_that_is_mirrored_as_a_whole_is_said_once(manifest: pd.DataFra
     assert fold_mirrored(apart)[1] == [], "three images are no release, and half of b is not mirrored"
     pd.testing.assert_frame_equal(fold_mirrored(apart)[0], apart)
 
+    machines = films.assign(dataset="c", machine_id=["x"] * 10 + ["y"] * 5 + [None])
+    assert fold_mirrored(machines)[1][0].startswith("c, machine x: 9 of 10 images are mirrored")
+    assert len(fold_mirrored(machines)[1]) == 1
+
     mirrored = manifest.assign(laterality=manifest.chest_wall_side.map({"left": "R", "right": "L"}).fillna(""))
     assert fold_mirrored(mirrored)[1][0] in report_on(mirrored, tmp_path).words
 

@@ -164,7 +164,7 @@ def fold_mirrored(manifest: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     sentences = []
     for kind, names in (
         ("release", manifest["dataset"]),
-        ("machine", manifest["dataset"] + ", machine " + manifest["machine_id"]),
+        ("machine", _name_machines(manifest)),
     ):
         rest = mirrored[~folded.loc[mirrored.index]]
         counts = rest.groupby(names.loc[rest.index]).agg(["sum", "size"])
@@ -182,6 +182,14 @@ def fold_mirrored(manifest: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     shown.loc[folded, "reason"] = others
     shown.loc[folded & shown["reason"].isna(), "status"] = "ok"
     return shown, sentences
+
+
+def _name_machines(manifest: pd.DataFrame) -> pd.Series:
+    """Return the release and the machine of each image as text; NaN where the machine is unknown."""
+    pairs = zip(manifest["dataset"], manifest["machine_id"], strict=True)
+    return pd.Series([f"{release}, machine {machine}" for release, machine in pairs], index=manifest.index).where(
+        manifest["machine_id"].notna()
+    )
 
 
 def _is_mirrored(used: pd.DataFrame) -> pd.Series:
