@@ -52,8 +52,8 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
         *packages: Folders of model packages, such as "run/package"; one or more, or a list of them. Packages of an
             ensemble must be trained alike.
         progress: Whether `predict` shows progress bars on standard error.
-        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `runtime` and `precision`, as for `vitmodel
-            predict`.
+        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `implausible`, `atypical`, `keep_atypical`,
+            `runtime` and `precision`, as for `vitmodel predict`.
 
     Returns:
         The model, ready to score. Loading never runs code from a package.

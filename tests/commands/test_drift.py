@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import cv2
@@ -54,6 +56,25 @@ def test_predict_and_evaluate_write_the_distributions(run: Path, scores: Path, c
     assert "The typicality of" in page
     assert page.index("<h2>Refused images</h2>") < page.index("<h2>Evaluated units</h2>")
     assert "beside those of the training" in page
+
+
+def test_the_how_to_page_runs_as_printed(
+    run: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.read_csv(crops / "manifest.csv", dtype=str)
+    sources = table.loc[table["status"] == "ok", "source_path"]
+    for month, paths in (("march", sources[:4]), ("april", sources[4:8])):
+        (tmp_path / month).mkdir()
+        for path in paths:
+            (tmp_path / month / Path(path).name).symlink_to((crops / path).resolve())
+    (tmp_path / "run").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "drift.md").read_text()
+    for line in re.findall(r"^vitmodel .*", page, re.MULTILINE):
+        assert main(shlex.split(line)[1:]) == 0, line
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "drift.md", "exec"), {})
+    assert {path.name for path in (tmp_path / "drift").iterdir()} == {"drift.csv", "drift.html", "drift.png"}
 
 
 def test_a_table_of_an_earlier_version_is_refused(

@@ -36,7 +36,7 @@ class Appearance:
     breast_share: float | None = None
     """Area of the breast's box as a share of the whole picture."""
 
-    def to_record(self) -> dict[str, float | None]:
+    def to_record(self) -> dict[str, str | float | None]:
         """Return the numbers by column."""
         return asdict(self)
 

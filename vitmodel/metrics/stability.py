@@ -50,11 +50,16 @@ def population_stability(reference: np.ndarray, observed: np.ndarray, patients: 
         observed: Counts of images in the same bins.
         patients: Number of patients of the reference and of the observed images.
     """
-    p, q = (
-        (counts + PSEUDO_COUNT) / (counts.sum() + PSEUDO_COUNT * len(counts))
-        for counts in (np.asarray(reference, float), np.asarray(observed, float))
-    )
+    p = _smoothed_shares(reference)
+    q = _smoothed_shares(observed)
     freedom = max(1, np.count_nonzero(np.asarray(reference) + np.asarray(observed)) - 1)
     scale = math.fsum(1 / max(1, count) for count in patients)
     limit = float(chdtri(freedom, 1 - CONFIDENCE)) * scale
     return Stability(float(np.sum((q - p) * np.log(q / p))), freedom * scale, limit)
+
+
+def _smoothed_shares(counts: np.ndarray) -> np.ndarray:
+    """Return the share of each bin, with `PSEUDO_COUNT` added to its count."""
+    raised = np.asarray(counts, float) + PSEUDO_COUNT
+    shares: np.ndarray = raised / raised.sum()
+    return shares

@@ -123,8 +123,8 @@ class LoadedPackage:
         """
         if self.onnx and self.is_single_graph:
             mean = self.onnx_session(images).float().cpu().numpy()
-            outputs = np.delete(mean, slice(1, self.models[0].config.vit.classes), axis=1)
-            return outputs, np.full(len(images), np.nan)
+            first = np.delete(mean, slice(1, self.models[0].config.vit.classes), axis=1)
+            return first, np.full(len(images), np.nan)
         logits = []
         log_typicality = np.zeros(len(images)) if self.typicalities else np.full(len(images), np.nan)
         for number, model in enumerate(self.runtime_models):
