@@ -11,6 +11,7 @@ from vitmodel.errors import UsageError, VitmodelError
 
 if TYPE_CHECKING:
     from vitmodel.api import Model as Model
+    from vitmodel.api import drift as drift
     from vitmodel.api import etl as etl
     from vitmodel.api import evaluate as evaluate
     from vitmodel.api import load as load
@@ -45,6 +46,7 @@ _HOME = {
     "EvaluationResult": "vitmodel.artifacts",
     "verify": "vitmodel.api",
     "PackageCheck": "vitmodel.model.package_check",
+    "drift": "vitmodel.api",
     "Interval": "vitmodel.metrics.bootstrap",
     "ViT": "vitmodel.model.vit",
     "ViTConfig": "vitmodel.model.architecture",
@@ -67,6 +69,7 @@ __all__ = [  # noqa: RUF022 (in the order of use)
     "EvaluationResult",
     "verify",
     "PackageCheck",
+    "drift",
     "Interval",
     "ViT",
     "ViTConfig",

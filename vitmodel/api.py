@@ -17,11 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitmodel.artifacts import EvaluationResult, Manifest, Run
-from vitmodel.config import ETLConfig, EvaluateConfig, PredictConfig, PredictorConfig, TrainConfig, make_config
+from vitmodel.config import (
+    DriftConfig,
+    ETLConfig,
+    EvaluateConfig,
+    PredictConfig,
+    PredictorConfig,
+    TrainConfig,
+    make_config,
+)
 from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vitmodel.model.network import Network
     from vitmodel.model.package_check import PackageCheck
     from vitmodel.releases.in_memory import SourceImage
@@ -43,8 +53,8 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
         *packages: Folders of model packages, such as "run/package"; one or more, or a list of them. Packages of an
             ensemble must be trained alike.
         progress: Whether `predict` shows progress bars on standard error.
-        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `runtime` and `precision`, as for `vitmodel
-            predict`.
+        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `implausible`, `atypical`, `keep_atypical`,
+            `runtime` and `precision`, as for `vitmodel predict`.
 
     Returns:
         The model, ready to score. Loading never runs code from a package.
@@ -371,3 +381,33 @@ def verify(package: AnyPath) -> PackageCheck:
     from vitmodel.model.package import verify_package
 
     return verify_package(next(_paths([package])))
+
+
+def drift(package: AnyPath, scores: AnyPath | Iterable[AnyPath], out: AnyPath) -> pd.DataFrame:
+    """Compare the images of one or several runs with those that a model was trained on.
+
+    Args:
+        package: A model package, such as "run/package".
+        scores: A scores.csv of `vitmodel predict` or `evaluate`, or several in the order of time.
+        out: Folder for drift.html, drift.png and drift.csv.
+
+    Returns:
+        One row per run and column: index (population stability index), by_chance (its mean without drift),
+        chance_limit (exceeded by chance once in a hundred comparisons), verdict ("small", "moderate", "large" or
+        "undecided"), and the numbers of images and patients.
+
+    Raises:
+        UsageError: The package stores no distributions, or a table is no scores.csv.
+        VitmodelError: `out` cannot be written.
+
+    Examples:
+        >>> model = vitmodel.load("run/package", progress=False)
+        >>> folder = model.predict("exam/").save("monday")
+        >>> table = vitmodel.drift("run/package", ["monday/scores.csv"], "drift")
+        >>> table["column"].tolist()[0]
+        'typicality'
+    """
+    from vitmodel.commands.drift import measure_runs
+
+    tables = [scores] if isinstance(scores, str | os.PathLike) else list(scores)
+    return measure_runs(make_config(DriftConfig, {}, package=package, scores=tables, out=out), logger.info)

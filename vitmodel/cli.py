@@ -66,6 +66,7 @@ VERBS = {
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "verify": Verb("VerifyConfig", "vitmodel.commands.verify", "verify", "prediction"),
+    "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
     "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
 }

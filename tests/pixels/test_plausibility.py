@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Preprocessing(size=Size(64, 32))
 SIZE = Size(384, 312)
 
@@ -96,6 +98,35 @@ def back_to_back() -> np.ndarray:
 
 def four_views() -> np.ndarray:
     return np.vstack([back_to_back(), np.hstack([breast("R", "MLO"), breast("L", "MLO", 1)])])
+
+
+KINDS = {
+    "specimen radiograph": {"not_a_mammogram", "no_breast"},
+    "ACR phantom": {"not_a_mammogram", "no_breast"},
+    "CDMAM phantom": {"not_a_mammogram", "no_breast", "rotated"},
+    "flat field": {"not_a_mammogram", "no_breast", "blank"},
+    "ultrasound screenshot": {"not_a_mammogram", "no_breast"},
+    "MR screenshot": {"not_a_mammogram", "no_breast"},
+    "scanned page": {"not_a_mammogram", "no_breast", "mask"},
+    "chest radiograph": {"not_a_mammogram", "no_breast", "rotated"},
+    "CT slice of the trunk": {"not_a_mammogram", "no_breast"},
+    "two or four views in one picture": {"not_a_mammogram"},
+    "mammogram turned by 90 degrees": {"rotated"},
+}
+"""Kind of picture in benchmarks/non_mammograms.py -> the codes with which it may be refused."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_likeness_of_each_kind_of_unsuitable_image_is_refused(kind: str, tmp_path: Path) -> None:
+    generators = runpy.run_path(str(ROOT / "benchmarks" / "non_mammograms.py"))["GENERATORS"]
+    for seed in range(3):
+        picture = generators[kind](np.random.default_rng(seed))
+        assert refusal(save(tmp_path, picture)).code in KINDS[kind]
+
+
+def test_an_upside_down_picture_without_a_header_is_not_noticed(tmp_path: Path) -> None:
+    """The limit that docs/explanation/limits.md states: a breast has no top that can be told from its shape."""
+    assert preprocess(save(tmp_path, breast()[::-1, ::-1]), SMALL).breast.chest_wall == "right"
 
 
 @pytest.mark.parametrize(
@@ -181,6 +212,11 @@ VERDICTS: list[tuple[dict[str, object], str]] = [
     ({"ViewModifierCodeSequence": codes("399110001")}, "special_view"),
     ({"ViewCodeSequence": codes("399162004", ViewModifierCodeSequence=codes("399209000"))}, ""),  # implant displaced
     ({"PartialView": "YES"}, "special_view"),
+    ({"PatientOrientation": ["A", "FR"]}, ""),
+    ({"PatientOrientation": ["P", "L"]}, ""),
+    ({"PatientOrientation": ["P", "HL"]}, "rotated"),
+    ({"PatientOrientation": ["F", "A"]}, "rotated"),
+    ({"PatientOrientation": "A"}, ""),
     ({"EstimatedRadiographicMagnificationFactor": "1.8"}, "special_view"),
     ({"EstimatedRadiographicMagnificationFactor": "1.07"}, ""),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_PLUS"]}, "special_view"),

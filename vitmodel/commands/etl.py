@@ -30,7 +30,7 @@ from vitmodel.pixels.picture_range import range_of_bits
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.releases.files import safe_file_name
 from vitmodel.releases.registry import read_release
-from vitmodel.reports.etl import fold_mirrored_releases, write_etl_report
+from vitmodel.reports.etl import fold_mirrored, write_etl_report
 from vitmodel.utils import retain_freed_memory, write_atomic
 
 MIN_IMAGES_FOR_PROCESSES = 500
@@ -264,7 +264,7 @@ def list_copies(release: pd.DataFrame, tasks: list[CropTask], journal: Journal) 
 
 def summarise(manifest: pd.DataFrame, out: Path) -> int:
     """Print counts by status and by reason, and return the exit status: 1 if every image was refused."""
-    shown, mirrored = fold_mirrored_releases(manifest)
+    shown, mirrored = fold_mirrored(manifest)
     counts = shown["status"].value_counts()
     parts = [f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused")]
     print(f"{len(manifest)} images: {', '.join(parts)}")

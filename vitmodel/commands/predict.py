@@ -18,6 +18,7 @@ from vitmodel import __version__
 from vitmodel.archives import source_state
 from vitmodel.config import PredictConfig
 from vitmodel.config.labels import target_name
+from vitmodel.data.drift import DISTRIBUTIONS, large_drift_messages, write_distributions
 from vitmodel.data.manifest import breast_ids
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
@@ -98,14 +99,18 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         rows = predictor.attach(read_inputs(config.source, config.dataset))
         for message in recropping_messages(rows.table, predictor.ensemble.package["preprocessing"]):
             say(message)
+        for message in predictor.explain_missing_looks():
+            say(message)
         task = ScoringTask(rows=rows, predictor=predictor, config=config, say=say)
         entries, scored = score(task)
         logits = [np.array(entry["logits"], float) for entry in entries]
         tables = predictor.tables(rows.table, [entry["record"] for entry in entries], logits)
-        for message in fallback_messages(tables.images):
+        drift = predictor.drift(tables.images)
+        for message in fallback_messages(tables.images) + large_drift_messages(drift):
             say(message)
         with predictor.timings.record("writing"):
             write_score_files(*tables, config.out, config.parquet, config.jsonl)
+            write_distributions(drift, config.out / DISTRIBUTIONS)
             if config.dicom:
                 say(write_reports(task, tables, entries))
     unexplained = {}
@@ -172,6 +177,8 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
     ensemble = task.predictor.ensemble
     config = task.config
     settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
+    if not ensemble.explain_missing_typicality():
+        settings += f" atypical={config.atypical} keep={config.keep_atypical}"
     marks = [
         f"{source_state(row.source_file)} {row.laterality} {settings} {row.picture_range}".rstrip()
         for row in task.rows.rows

@@ -20,10 +20,10 @@ from vitmodel.data.samplers import SampleRequest
 from vitmodel.data.splits import write_splits
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.metrics.metrics import compute_metrics
-from vitmodel.model.network import Network
 from vitmodel.reports.panel import contact_grid
 from vitmodel.training.find_lr import sweep_learning_rate, write_sweep
 from vitmodel.training.fit import (
+    TrainedModel,
     check_sizes,
     common_preprocessing,
     labelled_crops,
@@ -32,7 +32,14 @@ from vitmodel.training.fit import (
     train_and_validate,
 )
 from vitmodel.training.module import History
-from vitmodel.training.packaging import OutOfSample, aggregate_breasts, auxiliary_units, write_package, write_table
+from vitmodel.training.packaging import (
+    Look,
+    OutOfSample,
+    aggregate_breasts,
+    auxiliary_units,
+    write_package,
+    write_table,
+)
 from vitmodel.training.trainer import STARTED, is_rank_zero, start_or_resume
 from vitmodel.utils import write_atomic
 
@@ -102,7 +109,8 @@ def train_once(
         breasts = aggregate_breasts(rows["val"], fitted.logits, config.label)
         out_of_sample = OutOfSample(breasts, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
         result = f"best {fitted.selection_summary}"
-        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result)
+        look = Look.fit([fitted.typicality], fitted.appearance)
+        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result, look)
 
 
 def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint) -> None:
@@ -110,7 +118,8 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
 
     The left-out fold does not choose the epoch either: the last epoch is used.
     """
-    models: list[Network] = []
+    members: list[TrainedModel] = []
+    held_out_images: list[pd.DataFrame] = []
     history: History = {}
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
     logits = np.full(len(folded), np.nan)
@@ -126,7 +135,8 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
             return
         # a trainer is in a reference cycle; without this, its loader processes stay alive while the next fold trains
         gc.collect()
-        models.append(fitted.model)
+        members.append(fitted)
+        held_out_images.append(fitted.appearance.loc[folded.index[held_out]])
         logits[held_out] = fitted.logits
         auxiliary[held_out] = fitted.auxiliary
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}
@@ -134,7 +144,9 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
     breasts = aggregate_breasts(folded, logits, config.label)
     result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
     out_of_sample = OutOfSample(breasts, auxiliary_units(folded, auxiliary, config.auxiliary))
-    write_package(config, models, out_of_sample, data, preprocessing, history, result)
+    look = Look.fit([fitted.typicality for fitted in members], pd.concat(held_out_images))
+    models = [fitted.model for fitted in members]
+    write_package(config, models, out_of_sample, data, preprocessing, history, result, look)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:

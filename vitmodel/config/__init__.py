@@ -13,6 +13,7 @@ from vitmodel.config.recipe import plain, to_command, to_yaml
 from vitmodel.config.scoring import (
     CompareConfig,
     DemoConfig,
+    DriftConfig,
     EvaluateConfig,
     ExportConfig,
     InfoConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DemoConfig",
+    "DriftConfig",
     "ETLConfig",
     "EvaluateConfig",
     "ExportConfig",

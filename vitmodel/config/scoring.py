@@ -17,9 +17,15 @@ class PredictorConfig(Config):
     """How a model package runs; shared by predict, serve and evaluate."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("package", "implausible"),
+        "input and output": ("package", "implausible", "atypical", "keep_atypical"),
         "model": ("ensemble", "flip"),
         "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "jobs"),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "atypical": Needs("--runtime torch", lambda config: config.runtime == "torch"),
+        "keep_atypical": Needs(
+            "--runtime torch and --atypical above 0", lambda config: config.runtime == "torch" and config.atypical > 0
+        ),
     }
 
     package: Path
@@ -42,6 +48,11 @@ class PredictorConfig(Config):
     implausible: Literal["package", "refuse", "warn"] = "package"
     """Treatment of images in which nothing looks like a breast in a screening mammogram: refuse them, or score them
     with a warning. package = as in the training of PACKAGE."""
+    atypical: float = 0.001
+    """Typicality below which an image is refused: the share of validation images that the network finds less like the
+    training images. 0 = refuse none. Needs a package with typicality, and --runtime torch."""
+    keep_atypical: bool = False
+    """Score atypical images with a warning instead of refusing them."""
     runtime: Literal["torch", "onnx", "openvino"] = "torch"
     """Library that runs the network. onnx and openvino run PACKAGE/model.PRECISION.onnx, written by `vitmodel export`,
     on the CPU."""
@@ -50,6 +61,7 @@ class PredictorConfig(Config):
 
     def _check(self) -> None:
         super()._check()
+        require(0 <= self.atypical < 1, "atypical", "must be at least 0 and below 1")
         require(self.tokens >= 1, "tokens", "must be at least 1")
         require(self.segment_budget >= 0, "segment_budget", "must not be negative")
         require(self.jobs >= 0, "jobs", "must not be negative")
@@ -307,6 +319,28 @@ class DemoConfig(Config):
 
     out: Path = Path("demo")
     """Output folder. An earlier demo in it is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftConfig(Config):
+    """Compare the images of runs of predict or evaluate with those of the training.
+
+    Writes drift.html, drift.png and drift.csv: the distributions of typicality, grey values, breast size, view, side
+    and machine, with a population stability index per run and column.
+    """
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("package", "scores", "out")}
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    scores: tuple[Path, ...]
+    """One or several scores.csv, in the order of time."""
+    out: Path = Path("drift")
+    """Output folder."""
+
+    def _check(self) -> None:
+        super()._check()
+        require(bool(self.scores), "scores", "is empty; name at least one scores.csv")
 
 
 @dataclass(frozen=True, kw_only=True)

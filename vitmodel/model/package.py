@@ -4,14 +4,15 @@ A package is written completely or not at all, and reading it never runs code. `
 `config.json` holds the format version, the architecture and the values that the caller adds (preprocessing, label,
 threshold, calibration, data fingerprint, versions); `MODEL_CARD.md` is for people. A package may hold an ensemble,
 several models of one architecture: `config.json` then has their number as `members`, and tensors are named 0.NAME,
-1.NAME, ...
+1.NAME, ... `typicality.safetensors` holds the typicality of each model, again as NUMBER.NAME; packages of earlier
+versions, and those of trainings with too few images, lack it.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vitmodel.model.package_check import (
     ONNX_SUFFIX,
     PACKAGE_FILES,
     TENSORS_FILE,
+    TYPICALITY_FILE,
     PackageCheck,
     build_networks,
     check_digest,
@@ -42,13 +44,18 @@ from vitmodel.model.package_check import (
     seal,
 )
 from vitmodel.model.packed_batch import pack_images
+from vitmodel.model.typicality import Typicality
 from vitmodel.utils import atomic_path, write_atomic
 
 RESERVED_KEYS = {"format_version", "architecture", "members", INTEGRITY_KEY}
 
 
 def save_package(
-    folder: Path | str, models: Network | Sequence[Network], config: dict[str, Any], model_card: str
+    folder: Path | str,
+    models: Network | Sequence[Network],
+    config: dict[str, Any],
+    model_card: str,
+    typicalities: Sequence[Typicality] = (),
 ) -> None:
     """Write a package to `folder`, replacing a package that is there.
 
@@ -57,6 +64,7 @@ def save_package(
         models: One model, or the members of an ensemble.
         config: Values that the caller adds to config.json.
         model_card: The text of MODEL_CARD.md.
+        typicalities: The typicality of each model; empty if there is none.
 
     Raises:
         UsageError: `folder` holds anything but a package, or `config` has a reserved key.
@@ -80,8 +88,11 @@ def save_package(
             new.mkdir()
             with atomic_path(new / TENSORS_FILE) as temporary:
                 save_file(tensors, temporary)
+            if typicalities:
+                with atomic_path(new / TYPICALITY_FILE) as temporary:
+                    save_file(_number(typicality.tensors() for typicality in typicalities), temporary)
             write_atomic(new / CARD_FILE, model_card)
-            seal(new, document, (TENSORS_FILE, CARD_FILE))
+            seal(new, document, [path.name for path in sorted(new.iterdir())])
             _replace(new, folder)
     except (OSError, SafetensorError) as error:
         raise VitmodelError(f"cannot write {folder}: {error}") from error
@@ -102,6 +113,32 @@ def _collect_tensors(models: Sequence[Network]) -> dict[str, Tensor]:
         for name, tensor in model.tensors().items():
             tensors[f"{prefix}{name}"] = tensor.detach().cpu().contiguous()
     return tensors
+
+
+def _number(members: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all members, each named NUMBER.NAME."""
+    return {f"{number}.{name}": tensor for number, member in enumerate(members) for name, tensor in member.items()}
+
+
+def load_typicalities(folder: Path | str) -> list[Typicality]:
+    """Return the typicality of each model of a package; empty if the package has none.
+
+    Raises:
+        UsageError: `folder` is not a package.
+        VitmodelError: The file is damaged. The message names it.
+    """
+    folder = read_config(folder)[0]
+    path = folder / TYPICALITY_FILE
+    if not path.is_file():
+        return []
+    members: dict[int, dict[str, Tensor]] = {}
+    try:
+        for key, tensor in load_file(path).items():
+            number, name = key.split(".")
+            members.setdefault(int(number), {})[name] = tensor
+        return [Typicality.from_tensors(members[number]) for number in range(len(members))]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise VitmodelError(f"{path}: broken or of another version ({error}); copy the package again") from error
 
 
 def _previous_folder(folder: Path) -> Path:

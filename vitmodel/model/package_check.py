@@ -28,7 +28,9 @@ from vitmodel.model.package_schema import check_document
 from vitmodel.utils import sha256_file, to_json, write_atomic
 
 FORMAT_VERSION = 1
-TENSORS_FILE, CONFIG_FILE, CARD_FILE = PACKAGE_FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
+TENSORS_FILE, CONFIG_FILE, CARD_FILE = ("model.safetensors", "config.json", "MODEL_CARD.md")
+TYPICALITY_FILE = "typicality.safetensors"
+PACKAGE_FILES = (TENSORS_FILE, CONFIG_FILE, CARD_FILE, TYPICALITY_FILE)
 ONNX_SUFFIX = ".onnx"  # of graphs, which are exported from a package later and are deleted when it is replaced
 INTEGRITY_KEY = "integrity"
 LARGEST_CONFIG = 64 << 20
@@ -218,6 +220,8 @@ def check_files(folder: Path, document: Mapping[str, Any]) -> None:
         )
         return
     check_digest(folder, document, TENSORS_FILE)
+    if TYPICALITY_FILE in document[INTEGRITY_KEY]["files"] or (folder / TYPICALITY_FILE).exists():
+        check_digest(folder, document, TYPICALITY_FILE)
     try:
         check_digest(folder, document, CARD_FILE)
     except VitmodelError as error:
@@ -285,7 +289,7 @@ def _foreign_content(path: Path) -> str:
     if suffix in PICKLE_SUFFIXES or start.startswith(PICKLE_STARTS):
         return "may be a pickle"
     # the size in front of safetensors' header could begin with any of these bytes
-    if suffix in PROGRAM_SUFFIXES or (path.name != TENSORS_FILE and start.startswith(PROGRAM_STARTS)):
+    if suffix in PROGRAM_SUFFIXES or (suffix != ".safetensors" and start.startswith(PROGRAM_STARTS)):
         return "may be a program"
     return ""
 

@@ -93,6 +93,16 @@ def _is_screen_save(tags: TagReader, sop_class: str) -> bool:
     return sop_class == SECONDARY_CAPTURE_CLASS and _has_type("SCREEN")(tags, sop_class)
 
 
+def _runs(axis: int, *directions: str) -> Callable[[TagReader, str], bool]:
+    """Return a pattern: the rows (0) or columns (1) run towards one of the directions of the patient first of all."""
+
+    def matches(tags: TagReader, _: str) -> bool:
+        words = tags.codes("PatientOrientation")
+        return len(words) == 2 and words[axis].startswith(directions)
+
+    return matches
+
+
 HEADER_RULES = (
     HeaderRule(
         "QualityControlImage is YES",
@@ -121,6 +131,20 @@ HEADER_RULES = (
         "refused",
         "both_breasts",
         "ImageLaterality is B: the image shows both breasts; use the images of the single breasts",
+    ),
+    HeaderRule(
+        "PatientOrientation: columns run towards the head",
+        _runs(1, "H"),
+        "refused",
+        "rotated",
+        "PatientOrientation states that the image is upside down; turn it by 180 degrees",
+    ),
+    HeaderRule(
+        "PatientOrientation: rows run towards head or feet",
+        _runs(0, "H", "F"),
+        "refused",
+        "rotated",
+        "PatientOrientation states that the image lies on its side; turn it by 90 degrees",
     ),
     HeaderRule(
         "NumberOfFrames above 1",

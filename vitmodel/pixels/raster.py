@@ -138,6 +138,8 @@ class RasterFile:
         """The decoded picture, upright, `(H, W)`."""
         picture = self._picture
         pixels, self.decoder = decode_picture(self.path, picture)
+        if pixels.ndim == 3 and pixels.shape[1:] == (picture.rows, picture.columns):  # one plane after the other
+            pixels = np.moveaxis(pixels, 0, 2)
         if pixels.shape[:2] != (picture.rows, picture.columns):
             raise ImageRefusedError(
                 "bad_header",

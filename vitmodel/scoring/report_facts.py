@@ -149,3 +149,20 @@ def training_curves(history: dict[str, list[tuple[int, float]]]) -> dict[str, di
             metric, *fold = rest
             curves.setdefault(metric, {})[" ".join([split, *fold])] = points
     return curves
+
+
+def describe_typicality(images: pd.DataFrame, atypical: float) -> str:
+    """Return a sentence on the typicality of scored and of atypical images; '' if it is unknown.
+
+    Args:
+        images: Table of images.
+        atypical: Typicality below which images are atypical.
+    """
+    typicality = images["typicality"].dropna()
+    if typicality.empty:
+        return ""
+    refused = int((typicality < atypical).sum())
+    return (
+        f"The typicality of {(typicality < 0.01).mean():.1%} of {len(typicality):,} images is below 0.01, where 1 % is "
+        f"expected of images like those of the training; {refused:,} are below {atypical:g} and count as atypical."
+    )

@@ -14,6 +14,7 @@ from scipy.special import expit
 from vitmodel.config import Preprocessing, TrainConfig, to_yaml
 from vitmodel.config.auxiliary import AUXILIARY_TARGETS, output_slices
 from vitmodel.config.labels import CANCER, target_name
+from vitmodel.data.drift import Reference, fit_reference, reference_to_json
 from vitmodel.data.fingerprint import Fingerprint
 from vitmodel.data.manifest import breast_ids
 from vitmodel.metrics import calibration
@@ -23,6 +24,7 @@ from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold, describe_objective
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
+from vitmodel.model.typicality import Typicality
 from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
@@ -65,6 +67,22 @@ class OutOfSample:
     """Breasts with raw scores, on which calibration and threshold are fitted."""
     auxiliary: Mapping[str, AuxiliaryUnits]
     """The outputs of each auxiliary head, by target."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the training images look like, with which a package judges other images."""
+
+    typicalities: Sequence[Typicality]
+    """Typicality of each model; empty if there are too few images."""
+    reference: Reference
+    """Distributions of the training and validation images."""
+
+    @classmethod
+    def fit(cls, typicalities: Sequence[Typicality | None], images: pd.DataFrame) -> Look:
+        """Return the look of a table of images, the columns of `data.drift.TITLES` and patient_id."""
+        known = [typicality for typicality in typicalities if typicality is not None]
+        return cls(known if len(known) == len(typicalities) else [], fit_reference(images))
 
 
 def auxiliary_units(rows: pd.DataFrame, outputs: np.ndarray, names: Sequence[str]) -> dict[str, AuxiliaryUnits]:
@@ -111,6 +129,7 @@ def write_package(
     preprocessing: Preprocessing,
     history: History,
     reached: str,
+    look: Look,
 ) -> None:
     """Fit calibration and threshold, and write the package and its model card.
 
@@ -122,6 +141,7 @@ def write_package(
         preprocessing: Preprocessing of the crops.
         history: Logged metrics.
         reached: Sentence about the performance that was reached; printed and quoted in the model card.
+        look: What the training images look like.
     """
     breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
@@ -139,12 +159,14 @@ def write_package(
         "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
         **({"auxiliary": auxiliary} if auxiliary else {}),
         "data": data,
+        "reference": reference_to_json(look.reference),
         "history": history,
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system["versions"],
         "code_sha256": system["code_sha256"],
     }
-    save_package(config.run / "package", models, contents, model_card(config, contents, reached, auxiliary_lines))
+    card = model_card(config, contents, reached, auxiliary_lines)
+    save_package(config.run / "package", models, contents, card, look.typicalities)
     print(f"{reached}\npackage: {config.run / 'package'}")
 
 
