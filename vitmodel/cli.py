@@ -39,6 +39,8 @@ class Verb(NamedTuple):
     """Function of `module` to call with an instance of the class."""
     group: Literal["data", "training", "evaluation", "prediction", "other"]
     """Heading in `vitmodel --help`."""
+    guide: str = ""
+    """How-to page of the verb in docs/how-to, without .md; empty = the page named after the verb."""
 
     @property
     def cls(self) -> type[Config]:
@@ -55,6 +57,7 @@ class Verb(NamedTuple):
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.commands.synth", "synth", "data"),
     "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data"),
+    "weights": Verb("WeightsConfig", "vitmodel.commands.weights", "weights", "training"),
     "pretrain": Verb("PretrainConfig", "vitmodel.commands.pretrain", "pretrain", "training"),
     "train": Verb("TrainConfig", "vitmodel.commands.train", "train", "training"),
     "tune": Verb("TuneConfig", "vitmodel.commands.tune", "tune", "training"),

@@ -101,7 +101,7 @@ def command_line_page() -> str:
             "",
             inspect.cleandoc(cls.__doc__ or ""),
             "",
-            f"How-to: [vitmodel {name}](../how-to/{name}.md)",
+            f"How-to: [vitmodel {name}](../how-to/{verb.guide or name}.md)",
         ]
         flags = flags_of(cls)
         required = [flag for flag in flags if flag.default == "required"]

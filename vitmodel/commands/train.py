@@ -21,6 +21,7 @@ from vitmodel.data.splits import write_splits
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.metrics.metrics import compute_metrics
 from vitmodel.model.network import Network
+from vitmodel.model.weight_source import WeightsSource
 from vitmodel.reports.panel import contact_grid
 from vitmodel.training.fit import (
     check_sizes,
@@ -28,6 +29,7 @@ from vitmodel.training.fit import (
     labelled_crops,
     make_crop_dataset,
     make_network_config,
+    settle_network,
     train_and_validate,
 )
 from vitmodel.training.module import History
@@ -52,6 +54,7 @@ def train(config: TrainConfig) -> None:
     """
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
+    config, source = settle_network(config, preprocessing)
     check_sizes(frame, config)
     parts = np.where(frame["fold"].notna(), "train", "test") if config.folds else frame["split"]
     data = fingerprint(frame.assign(split=parts), config.label)
@@ -62,13 +65,18 @@ def train(config: TrainConfig) -> None:
             write_splits(frame, config.run / "splits.csv", "fold" if config.folds else "split")
             write_picture(frame, config)
         if config.folds:
-            cross_validate(config, frame, preprocessing, data)
+            cross_validate(config, frame, preprocessing, data, source)
         else:
-            train_once(config, frame, preprocessing, data, checkpoint)
+            train_once(config, frame, preprocessing, data, source, checkpoint)
 
 
 def train_once(
-    config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint, checkpoint: Path | None
+    config: TrainConfig,
+    frame: pd.DataFrame,
+    preprocessing: Preprocessing,
+    data: Fingerprint,
+    source: WeightsSource | None,
+    checkpoint: Path | None,
 ) -> None:
     """Train one network on the splits, and write the package and the validation scores."""
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
@@ -79,10 +87,16 @@ def train_once(
         breasts = aggregate_breasts(rows["val"], fitted.logits, config.label)
         out_of_sample = OutOfSample(breasts, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
         result = f"best {fitted.selection_summary}"
-        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result)
+        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result, source)
 
 
-def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint) -> None:
+def cross_validate(
+    config: TrainConfig,
+    frame: pd.DataFrame,
+    preprocessing: Preprocessing,
+    data: Fingerprint,
+    source: WeightsSource | None,
+) -> None:
     """Train one network per fold on the other folds, and write the ensemble of all networks.
 
     The left-out fold does not choose the epoch either: the last epoch is used.
@@ -111,7 +125,7 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
     breasts = aggregate_breasts(folded, logits, config.label)
     result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
     out_of_sample = OutOfSample(breasts, auxiliary_units(folded, auxiliary, config.auxiliary))
-    write_package(config, models, out_of_sample, data, preprocessing, history, result)
+    write_package(config, models, out_of_sample, data, preprocessing, history, result, source)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:

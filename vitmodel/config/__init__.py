@@ -20,6 +20,7 @@ from vitmodel.config.scoring import (
     PredictorConfig,
     ServeConfig,
 )
+from vitmodel.config.sharing import WeightsConfig
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
 
@@ -47,6 +48,7 @@ __all__ = [
     "TrainingConfig",
     "TuneConfig",
     "VersionsConfig",
+    "WeightsConfig",
     "did_you_mean",
     "listed",
     "make_config",

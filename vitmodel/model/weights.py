@@ -22,6 +22,7 @@ from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import PRESETS, ViTConfig
 from vitmodel.model.vit import ViT, resize_positions
 from vitmodel.model.weight_files import FOLDER_FILES, read_tensors, to_timm
+from vitmodel.model.weight_source import find_weights
 
 StateDict = dict[str, Tensor]
 ACTIONS = ("loaded", "resized", "folded", "dropped", "fresh")
@@ -98,7 +99,8 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
     """Read weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or vitmodel. Code in the file is never run.
 
     Args:
-        path: A weight file, or a folder laid out as on a model hub or as a model package.
+        path: A weight file, a folder laid out as on a model hub or as a model package, or a name that
+            `vitmodel.model.weight_source.find_weights` accepts.
         normalisation: Input normalisation of the weights. Default: the one that the folder's config states, else
             ImageNet's for DINO, DINOv2, MAE and DeiT (recognised by file name or tensors) and 0.5 for all others.
 
@@ -106,9 +108,7 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
         UsageError: The file is missing, of an unknown kind, holds several models or uses an unsupported activation.
         VitmodelError: The file is damaged or can only be read by running code. Both messages name the file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
+    path, name = find_weights(path)
     config = _read_sibling_json(path, "config.json")
     if "members" in config:
         raise UsageError(
@@ -122,7 +122,7 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
         )
     tensors, unused_names = to_timm(read_tensors(path))
     if normalisation is None:
-        normalisation, origin = _infer_normalisation(path, tensors, config)
+        normalisation, origin = _infer_normalisation(path, tensors, config, name.repository if name else "")
     else:
         origin = "as requested"
     architecture = config.get("architecture")  # a dictionary in our packages, a name in timm's configs
@@ -150,7 +150,9 @@ def _read_sibling_json(path: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def _infer_normalisation(path: Path, tensors: StateDict, config: dict[str, Any]) -> tuple[Normalisation, str]:
+def _infer_normalisation(
+    path: Path, tensors: StateDict, config: dict[str, Any], repository: str
+) -> tuple[Normalisation, str]:
     """Return the input normalisation that weights were trained with, and how it was determined."""
     preprocessor = _read_sibling_json(path, "preprocessor_config.json")
     for name, values, mean, std in (
@@ -161,7 +163,7 @@ def _infer_normalisation(path: Path, tensors: StateDict, config: dict[str, Any])
             return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
     folder_name = path.parent.name if path.name in FOLDER_FILES else ""
     model_type = config.get("pretrained_cfg", config).get("model_type", "")
-    names = f"{folder_name} {path.name} {model_type}".lower()
+    names = f"{repository} {folder_name} {path.name} {model_type}".lower()
     if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", names):
         return IMAGENET_NORMALISATION, "assumed, as for DINO, MAE and DeiT"
     return HALF_NORMALISATION, "assumed, as for Google's and augreg"

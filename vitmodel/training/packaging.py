@@ -23,6 +23,7 @@ from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold, describe_objective
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
+from vitmodel.model.weight_source import WeightsSource, describe_source
 from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
@@ -111,6 +112,7 @@ def write_package(
     preprocessing: Preprocessing,
     history: History,
     reached: str,
+    source: WeightsSource | None = None,
 ) -> None:
     """Fit calibration and threshold, and write the package and its model card.
 
@@ -122,6 +124,7 @@ def write_package(
         preprocessing: Preprocessing of the crops.
         history: Logged metrics.
         reached: Sentence about the performance that was reached; printed and quoted in the model card.
+        source: Where the initial weights come from; None = random weights.
     """
     breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
@@ -140,6 +143,7 @@ def write_package(
         **({"auxiliary": auxiliary} if auxiliary else {}),
         "data": data,
         "history": history,
+        **({"weights": source.to_dict()} if source else {}),
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system["versions"],
         "code_sha256": system["code_sha256"],
@@ -189,6 +193,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str, auxi
             f"(95 % intervals over patients):\n\n{table}\n\n{_describe_auxiliary_calibration(contents)}\n\n"
         )
     target = target_name(config.label)
+    start = f"Initial weights: {describe_source(contents['weights'])}.\n\n" if "weights" in contents else ""
     return f"""# {config.model}: {"breast cancer" if config.label == CANCER else target} score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
@@ -206,7 +211,7 @@ The probability of a breast is {score}, calibrated
 {reached[0].upper()}{reached[1:]}. {caution}
 Prevalence and machines differ between sites: check calibration and threshold before using the model elsewhere.
 
-{outputs}```yaml
+{outputs}{start}```yaml
 {contents["training"]}```
 """
 
