@@ -259,6 +259,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # uploads by plain HTTP, which the server speaks
         monkeypatch.delenv("HF_TOKEN", raising=False)
         for module in (http, backoff):  # waits between attempts
             monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None, time=time.time))

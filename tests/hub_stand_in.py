@@ -228,13 +228,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_lfs_batch(self, request: dict[str, Any]) -> None:
         objects = [
-            item
-            | {
-                "actions": {
-                    "upload": {"href": f"{self.hub.endpoint}/upload/{item['oid']}", "header": {}},
-                    "verify": {"href": f"{self.hub.endpoint}/verify", "header": {}},
-                }
-            }
+            item | {"actions": {"upload": {"href": f"{self.hub.endpoint}/upload/{item['oid']}", "header": {}}}}
             for item in request["objects"]
         ]
         self.answer_json({"transfer": "basic", "objects": objects})

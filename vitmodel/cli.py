@@ -37,7 +37,7 @@ class Verb(NamedTuple):
     module: str
     function: str
     """Function of `module` to call with an instance of the class."""
-    group: Literal["data", "training", "evaluation", "prediction", "other"]
+    group: Literal["data", "training", "evaluation", "prediction", "sharing", "other"]
     """Heading in `vitmodel --help`."""
     guide: str = ""
     """How-to page of the verb in docs/how-to, without .md; empty = the page named after the verb."""
@@ -68,6 +68,9 @@ VERBS = {
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
+    "push": Verb("PushConfig", "vitmodel.commands.push", "push", "sharing", "share-a-package"),
+    "pack": Verb("PackConfig", "vitmodel.commands.pack", "pack_package", "sharing", "share-a-package"),
+    "unpack": Verb("UnpackConfig", "vitmodel.commands.unpack", "unpack_package", "sharing", "share-a-package"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
     "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
 }

@@ -20,7 +20,7 @@ from vitmodel.config.scoring import (
     PredictorConfig,
     ServeConfig,
 )
-from vitmodel.config.sharing import WeightsConfig
+from vitmodel.config.sharing import PackConfig, PushConfig, UnpackConfig, WeightsConfig
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
 
@@ -36,10 +36,12 @@ __all__ = [
     "IntegrationConfig",
     "LeaveOutConfig",
     "Option",
+    "PackConfig",
     "PredictConfig",
     "PredictorConfig",
     "Preprocessing",
     "PretrainConfig",
+    "PushConfig",
     "SegmentsConfig",
     "ServeConfig",
     "Size",
@@ -47,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "TuneConfig",
+    "UnpackConfig",
     "VersionsConfig",
     "WeightsConfig",
     "did_you_mean",

@@ -247,3 +247,49 @@ def _disk_full(name: HubName) -> VitmodelError:
         f"{name}: the disk of the cache {folder} is full ({free:.0f} MB are free); free some space, or set HF_HOME to "
         "a folder on another disk"
     )
+
+
+def upload(name: HubName, files: Mapping[str, Path | bytes], public: bool, message: str) -> str:
+    """Make `files` the content of a repository, in one commit, and return the commit.
+
+    Files of an earlier upload that are not among `files` are deleted from the head; earlier commits keep them.
+
+    Args:
+        name: The repository; it is made if it does not exist.
+        files: Name of each file -> its path or its bytes.
+        public: Whether a new repository is public, and whether an existing one may be.
+        message: Description of the commit.
+
+    Raises:
+        UsageError: Access is denied, or the repository is public and `public` is off.
+        VitmodelError: The upload failed. The repository is unchanged.
+    """
+    hub = library()
+    try:
+        with _progress_bars():
+            api = hub.HfApi()
+            api.create_repo(name.repository, private=not public, exist_ok=True)
+            info = api.model_info(name.repository)
+            if not (public or info.private):
+                raise UsageError(
+                    f"{name}: the repository is public, so that everyone could read the package; add --public, or make "
+                    f"it private at {endpoint()}/{name.repository}/settings"
+                )
+            obsolete = {entry.rfilename for entry in info.siblings or []} - {*files, ".gitattributes"}
+            operations = [
+                *(
+                    hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=content)
+                    for file, content in files.items()
+                ),
+                *(hub.CommitOperationDelete(path_in_repo=file) for file in sorted(obsolete)),
+            ]
+            return str(api.create_commit(name.repository, operations, commit_message=message).oid)
+    except VitmodelError:
+        raise
+    except Exception as error:
+        if any(_is_unreachable(link) and _status(link) != 429 for link in _chain(error)):
+            raise VitmodelError(
+                f"{name}: the hub cannot be reached ({endpoint()}), and nothing was changed there; repeat the command "
+                "with a network, or give the package away as one file of `vitmodel pack`"
+            ) from error
+        raise explain(error, name, "package") from error

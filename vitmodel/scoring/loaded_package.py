@@ -15,6 +15,7 @@ from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.metrics import calibration
 from vitmodel.model.onnx import load_encoder, load_onnx
 from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models
+from vitmodel.model.package_check import find_package
 from vitmodel.model.packed_batch import PackedBatch, split_by_token_budget
 from vitmodel.model.segments import SegmentAggregator
 from vitmodel.scoring.auxiliary import load_outputs
@@ -30,7 +31,7 @@ class LoadedPackage:
     """A loaded package of an ensemble. It may hold the models of several folds, which share one calibration.
 
     Args:
-        folder: Folder of the package.
+        folder: Folder of the package, or its name on the hub.
         config: The runtime, the token budgets and whether to average over flips.
         device: Device of the models.
 
@@ -40,6 +41,7 @@ class LoadedPackage:
     """
 
     def __init__(self, folder: Path, config: PredictorConfig, device: torch.device) -> None:
+        folder, self.hub_name = find_package(folder)
         self.folder = folder
         self.models, self.package = load_models(folder)
         if not {"label", "calibration", "decision"} & self.package.keys():

@@ -125,6 +125,7 @@ def describe_package(member: LoadedPackage) -> dict[str, str]:
     architecture = member.models[0].config.vit
     return {
         "Folder": str(member.folder),
+        **({"Name": str(member.hub_name)} if member.hub_name else {}),
         "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
         "Weights (SHA-256)": sha256_file(member.folder / TENSORS_FILE),
         **({"Initial weights": describe_source(package["weights"])} if "weights" in package else {}),
