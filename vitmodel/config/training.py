@@ -214,8 +214,8 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     run: Path
     """Run folder to write. The model package is RUN/package."""
     weights: Path | None = None
-    """Initial weights: a timm, Hugging Face or Google file, a checkpoint, a model package, or a name: dinov2-small and
-    others that `vitmodel weights` lists, org/name or hf:org/name@revision. none = random weights."""
+    """Initial weights: a timm, Hugging Face, Google or ONNX file, a checkpoint, a model package, or a name: one that
+    `vitmodel weights` lists, org/name or hf:org/name@revision. none = random weights."""
     freeze: int = AUTO
     """Initial epochs with the backbone frozen; as many as EPOCHS = a linear probe. -1 = the default."""
     loss: LossName = "bce"
