@@ -57,6 +57,7 @@ class Verb(NamedTuple):
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.commands.synth", "synth", "data"),
     "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data"),
+    "recipes": Verb("RecipesConfig", "vitmodel.commands.recipes", "recipes", "training"),
     "weights": Verb("WeightsConfig", "vitmodel.commands.weights", "weights", "training"),
     "pretrain": Verb("PretrainConfig", "vitmodel.commands.pretrain", "pretrain", "training"),
     "train": Verb("TrainConfig", "vitmodel.commands.train", "train", "training"),

@@ -20,7 +20,7 @@ from vitmodel.config.scoring import (
     PredictorConfig,
     ServeConfig,
 )
-from vitmodel.config.sharing import PackConfig, PushConfig, UnpackConfig, WeightsConfig
+from vitmodel.config.sharing import PackConfig, PushConfig, RecipesConfig, UnpackConfig, WeightsConfig
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
 
@@ -42,6 +42,7 @@ __all__ = [
     "Preprocessing",
     "PretrainConfig",
     "PushConfig",
+    "RecipesConfig",
     "SegmentsConfig",
     "ServeConfig",
     "Size",

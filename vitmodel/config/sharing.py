@@ -22,6 +22,11 @@ class WeightsConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecipesConfig(Config):
+    """List the recipes for --config, with what each of them reached, on what data, and what it cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PushConfig(Config):
     """Upload a model package to the hub, so that others can use it by name.
 
