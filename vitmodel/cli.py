@@ -36,8 +36,10 @@ class Verb(NamedTuple):
     module: str
     function: str
     """Function of `module` to call with an instance of the class."""
-    group: Literal["data", "training", "evaluation", "prediction", "other"]
+    group: Literal["data", "training", "evaluation", "prediction", "sharing", "other"]
     """Heading in `vitmodel --help`."""
+    guide: str = ""
+    """How-to page of the verb in docs/how-to, without .md; empty = the page named after the verb."""
 
     @property
     def cls(self) -> type[Config]:
@@ -54,6 +56,8 @@ class Verb(NamedTuple):
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.commands.synth", "synth", "data"),
     "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data"),
+    "recipes": Verb("RecipesConfig", "vitmodel.commands.recipes", "recipes", "training"),
+    "weights": Verb("WeightsConfig", "vitmodel.commands.weights", "weights", "training"),
     "pretrain": Verb("PretrainConfig", "vitmodel.commands.pretrain", "pretrain", "training"),
     "train": Verb("TrainConfig", "vitmodel.commands.train", "train", "training"),
     "tune": Verb("TuneConfig", "vitmodel.commands.tune", "tune", "training"),
@@ -67,6 +71,9 @@ VERBS = {
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "verify": Verb("VerifyConfig", "vitmodel.commands.verify", "verify", "prediction"),
     "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),
+    "push": Verb("PushConfig", "vitmodel.commands.push", "push", "sharing", "share-a-package"),
+    "pack": Verb("PackConfig", "vitmodel.commands.pack", "pack_package", "sharing", "share-a-package"),
+    "unpack": Verb("UnpackConfig", "vitmodel.commands.unpack", "unpack_package", "sharing", "share-a-package"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
     "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
 }

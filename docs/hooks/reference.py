@@ -101,7 +101,7 @@ def command_line_page() -> str:
             "",
             inspect.cleandoc(cls.__doc__ or ""),
             "",
-            f"How-to: [vitmodel {name}](../how-to/{name}.md)",
+            f"How-to: [vitmodel {name}](../how-to/{verb.guide or name}.md)",
         ]
         flags = flags_of(cls)
         required = [flag for flag in flags if flag.default == "required"]
@@ -266,6 +266,7 @@ def container_rows() -> Iterator[Row]:
     yield "safetensors", "first bytes, or `.safetensors`", "read as weights"
     yield "safetensors in shards", f"`{weights.SHARD_INDEX}` in the folder", "read as weights"
     yield "arrays of NumPy", "`.npz`", "read as weights, without pickled objects"
+    yield "ONNX", f"`{weights.ONNX_SUFFIX}`", "its constants are read as weights (extra `export`)"
     yield "checkpoint of PyTorch", code_list(weights.PICKLED), "its tensors are read as weights, code is never run"
 
 

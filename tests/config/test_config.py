@@ -239,7 +239,7 @@ def test_the_command_of_a_configuration_parses_to_the_same_configuration() -> No
 
 def test_the_choices_of_model_are_the_presets_of_the_architecture() -> None:
     (model,) = [option for option in options(TrainConfig) if option.name == "model"]
-    assert set(model.choices) == set(PRESETS)
+    assert set(model.choices) == {"auto", *PRESETS}
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,14 @@ import pandas as pd
 
 from vitmodel import pixels
 from vitmodel.archives import source_state
-from vitmodel.config import ETLConfig, Preprocessing, to_yaml
+from vitmodel.config import ETLConfig, Preprocessing, Size, to_yaml
 from vitmodel.data.columns import COLUMNS
 from vitmodel.data.cropping import ProvenanceRecord, SourceImage, crop_image, refusal_record
 from vitmodel.data.grey_range import measure_all_bits, shared_ranges
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.jobs.parallel import parallel_map
+from vitmodel.model.architecture import PRESETS, whole_patches
 from vitmodel.pixels.decoding import GIL_BOUND_SYNTAXES
 from vitmodel.pixels.open import open_image
 from vitmodel.pixels.picture_range import range_of_bits
@@ -86,6 +87,7 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
         VitmodelError: A file cannot be written.
     """
     release = read_release(config.source, config.dataset, config.images, config.own_columns)
+    say(describe_patches(config.size))
     with lock_folder(config.out):
         write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
         journal = Journal(config.out / JOURNAL)
@@ -103,6 +105,19 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
             write_manifest(list_copies(release, tasks, journal), config.out / config.transcode / "manifest.csv")
         write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
     return manifest
+
+
+def describe_patches(size: Size) -> str:
+    """Return which networks the crops suit: their sides must be whole patches."""
+    patches = sorted({preset.patch for preset in PRESETS.values()})
+    suited = [str(patch) for patch in patches if whole_patches(size, patch) == size]
+    others = [f"of {patch} use --size {whole_patches(size, patch)}" for patch in patches if str(patch) not in suited]
+    first = (
+        f"crops of {size}: whole patches of {' and '.join(suited)} pixels"
+        if suited
+        else f"crops of {size}: no patches fit"
+    )
+    return "; for patches ".join([first, ", ".join(others)] if others else [first])
 
 
 def run_tasks(tasks: list[CropTask], journal: Journal, config: ETLConfig) -> None:

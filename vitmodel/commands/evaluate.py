@@ -23,6 +23,7 @@ from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import ManifestRow
 from vitmodel.data.splits import select_split
 from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.hub.names import is_package_name
 from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.model.explain import gradient
 from vitmodel.model.package import CARD_FILE
@@ -110,6 +111,8 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
         say(message)
     if config.card and config.ensemble:
         say("no model card is written: the metrics are those of several packages together")
+    elif config.card and is_package_name(config.package):
+        say(f"no model card is written: {config.package} is a copy in the cache; `vitmodel push` uploads a card")
     elif config.card:
         for message in update_model_card(config, report):
             say(message)

@@ -52,7 +52,7 @@ def export(config: ExportConfig) -> None:
 
 def write_graphs(member: LoadedPackage, packs: list[PackedBatch], config: ExportConfig) -> None:
     """Export or quantize each graph of the package; `packs` are what 8 bits are calibrated on."""
-    weights = sha256_file(config.package / TENSORS_FILE)
+    weights = sha256_file(member.folder / TENSORS_FILE)
     graphs: list[ViTGraph | EncoderGraph] = [EncoderGraph(model) for model in member.models]
     if member.is_single_graph:
         auxiliary = [model.auxiliary for model in member.models if model.auxiliary is not None]

@@ -23,6 +23,7 @@ from vitmodel.jobs.steps import run_step
 from vitmodel.metrics.metrics import Metrics, compute_metrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.model.package import load_package
+from vitmodel.model.weight_source import find_weights
 from vitmodel.pixels.open import open_as_cropped
 from vitmodel.releases.files import safe_file_name
 from vitmodel.scoring.tables import has_code
@@ -86,7 +87,8 @@ def training_arguments(config: VersionsConfig) -> dict[str, list[str | Path]]:
 def check_files(config: VersionsConfig) -> None:
     """Raise UsageError if a recipe or file of weights does not exist.
 
-    Without this check, it would be noticed only after hours of cropping, when the first training starts.
+    Without this check, it would be noticed only after hours of cropping, when the first training starts. Weights on the
+    hub are downloaded here.
     """
     folder = config.recipes or RECIPES / "versions"
     for name in ("backbone.yaml", "v2.yaml", "v3.yaml"):
@@ -96,8 +98,8 @@ def check_files(config: VersionsConfig) -> None:
             )
     recipe_path(config.ours, "ours")
     for flag, weights in (("weights", config.weights), ("our_weights", config.our_weights)):
-        if weights is not None and not weights.exists():
-            raise UsageError(f"{flag}: {weights} does not exist; correct --{flag.replace('_', '-')} or leave it out")
+        if weights is not None:
+            find_weights(weights, flag)
 
 
 def assign_common_splits(*manifests: Path) -> None:

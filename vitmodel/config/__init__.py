@@ -22,6 +22,7 @@ from vitmodel.config.scoring import (
     ServeConfig,
     VerifyConfig,
 )
+from vitmodel.config.sharing import PackConfig, PushConfig, RecipesConfig, UnpackConfig, WeightsConfig
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
 from vitmodel.config.viewing import ViewConfig
@@ -40,10 +41,13 @@ __all__ = [
     "IntegrationConfig",
     "LeaveOutConfig",
     "Option",
+    "PackConfig",
     "PredictConfig",
     "PredictorConfig",
     "Preprocessing",
     "PretrainConfig",
+    "PushConfig",
+    "RecipesConfig",
     "SegmentsConfig",
     "ServeConfig",
     "Size",
@@ -51,9 +55,11 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "TuneConfig",
+    "UnpackConfig",
     "VerifyConfig",
     "VersionsConfig",
     "ViewConfig",
+    "WeightsConfig",
     "did_you_mean",
     "listed",
     "make_config",

@@ -29,7 +29,7 @@ class PredictorConfig(Config):
     }
 
     package: Path
-    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    """Model package: a folder with model.safetensors and config.json, or hf:org/name on the hub."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the network. auto = the GPU if there is one."""
     tokens: int = 16384
@@ -173,7 +173,7 @@ class CompareConfig(Config):
     }
 
     models: tuple[Path, ...]
-    """Model packages or score files. All are compared with the first."""
+    """Model packages (folders, or hf:org/name) or score files. All are compared with the first."""
     manifest: Path
     """manifest.csv with labels."""
     out: Path | None = None
@@ -295,7 +295,7 @@ class ExportConfig(Config):
     }
 
     package: Path
-    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    """Model package: a folder with model.safetensors and config.json, or hf:org/name on the hub."""
     out: Path
     """Output file. --runtime onnx and openvino look for PACKAGE/model.fp32.onnx or PACKAGE/model.int8.onnx."""
     precision: Literal["fp32", "int8"] = "fp32"
@@ -350,7 +350,7 @@ class InfoConfig(Config):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("target",)}
 
     target: Path
-    """Model package folder or manifest.csv."""
+    """Model package (a folder, or hf:org/name) or manifest.csv."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,7 @@ def read_document(folder: Path) -> dict[str, Any]:
             raise ValueError(f"larger than {LARGEST_CONFIG >> 20} MiB")
         document = json.loads(path.read_bytes())
         if not isinstance(document, dict):
-            raise ValueError(f"a {type(document).__name__} instead of a mapping")
+            raise ValueError(f"a {type(document).__name__} instead of a mapping")  # noqa: TRY004 (reported as damage)
         version = document["format_version"]
         _check_version(path, version)
         document["architecture"]
@@ -267,7 +267,7 @@ def scan_folder(folder: Path) -> list[str]:
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             path = Path(place) / name
-            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            if path.is_symlink() and not _links_inside(path, folder):
                 raise VitmodelError(f"{path}: is a link out of the package; copy the file itself, as `cp -L` does")
             if path.is_dir():
                 continue
@@ -277,6 +277,14 @@ def scan_folder(folder: Path) -> list[str]:
             if len(names) > MOST_FILES:
                 raise VitmodelError(f"{folder}: has more than {MOST_FILES} files; name the folder of the package")
     return sorted(names)
+
+
+def _links_inside(link: Path, folder: Path) -> bool:
+    """Return whether a link stays in the package or, in a snapshot of huggingface_hub's cache, among its blobs."""
+    target = link.resolve()
+    blobs = folder.parent.parent / "blobs"
+    in_cache = folder.parent.name == "snapshots" and target.parent == blobs.resolve()
+    return in_cache or target.is_relative_to(folder.resolve())
 
 
 def _foreign_content(path: Path) -> str:

@@ -42,19 +42,20 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     return images.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize position embeddings `(1, h, w, D)` to another grid by antialiased bicubic interpolation.
+def resize_positions(positions: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor:
+    """Resize position embeddings `(1, h, w, D)` to another grid by bicubic interpolation.
 
     Args:
         positions: Position embeddings `(1, h, w, D)`.
         grid: New rows and columns `(h', w')`.
+        antialias: Whether a smaller grid averages over all positions that fall into one of its cells.
 
     Returns:
         Position embeddings `(1, h', w', D)`.
     """
     if positions.shape[1:3] == grid:
         return positions
-    resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=grid, mode="bicubic", antialias=True)
+    resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=grid, mode="bicubic", antialias=antialias)
     return resized.permute(0, 2, 3, 1).to(positions.dtype)
 
 

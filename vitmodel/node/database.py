@@ -92,7 +92,7 @@ class Database:
             if version > _schema_version():
                 raise VitmodelError(
                     f"database: its tables have version {version}, this vitmodel knows versions up to "
-                    f"{_schema_version()}; install the newer vitmodel again, or restore the back-up from before the upgrade"
+                    f"{_schema_version()}; install the newer vitmodel again, or restore the back-up"
                 )
             if version == 0:
                 Base.metadata.create_all(connection)

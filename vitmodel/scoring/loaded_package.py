@@ -18,6 +18,7 @@ from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models, load_
 from vitmodel.model.package_check import check_graph
 from vitmodel.model.packed_batch import PackedBatch, split_by_token_budget
 from vitmodel.model.segments import SegmentAggregator
+from vitmodel.model.shared_package import find_package
 from vitmodel.scoring.auxiliary import load_outputs
 from vitmodel.utils import sha256_file
 
@@ -31,7 +32,7 @@ class LoadedPackage:
     """A loaded package of an ensemble. It may hold the models of several folds, which share one calibration.
 
     Args:
-        folder: Folder of the package.
+        folder: Folder of the package, or its name on the hub.
         config: The runtime, the token budgets and whether to average over flips.
         device: Device of the models.
 
@@ -41,6 +42,7 @@ class LoadedPackage:
     """
 
     def __init__(self, folder: Path, config: PredictorConfig, device: torch.device) -> None:
+        folder, self.hub_name = find_package(folder)
         self.folder = folder
         self.models, self.package = load_models(folder)
         if not {"label", "calibration", "decision"} & self.package.keys():

@@ -10,6 +10,7 @@ import pandas as pd
 from vitmodel.config import EvaluateConfig
 from vitmodel.metrics.threshold import describe_objective
 from vitmodel.model.package import TENSORS_FILE
+from vitmodel.model.weight_source import describe_source
 from vitmodel.scoring.evaluation import AGGREGATE_NAMES, Evaluation
 from vitmodel.scoring.loaded_package import LoadedPackage
 from vitmodel.scoring.predictor import Predictor
@@ -124,8 +125,10 @@ def describe_package(member: LoadedPackage) -> dict[str, str]:
     architecture = member.models[0].config.vit
     return {
         "Folder": str(member.folder),
+        **({"Name": str(member.hub_name)} if member.hub_name else {}),
         "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
         "Weights (SHA-256)": sha256_file(member.folder / TENSORS_FILE),
+        **({"Initial weights": describe_source(package["weights"])} if "weights" in package else {}),
         "Preprocessing": package["preprocessing"],
         "Trained on": "; ".join(
             f"{name}: {counts['patients']} patients, {counts['images']} images, {counts['positive_images']} positive"

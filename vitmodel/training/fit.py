@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -28,13 +29,24 @@ from vitmodel.data.rows import mm_per_pixel, to_manifest_rows
 from vitmodel.data.samplers import EpochSampler, SequentialSampler
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.errors import UsageError
-from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
+from vitmodel.hub.aliases import ALIASES
+from vitmodel.hub.names import weights_name
+from vitmodel.model.architecture import (
+    PRESETS,
+    ExamConfig,
+    NetworkConfig,
+    SourcesConfig,
+    ViTConfig,
+    whole_patches,
+)
 from vitmodel.model.device import resolve_device
 from vitmodel.model.low_rank import add_low_rank_updates, merge_low_rank_updates
 from vitmodel.model.network import Network
 from vitmodel.model.packed_batch import check_token_budget
+from vitmodel.model.pretrained import preset_of
 from vitmodel.model.segments import check_segments
 from vitmodel.model.typicality import Typicality, depth_features_shape, record_depth_features
+from vitmodel.model.weight_source import WeightsSource, find_weights, weights_source
 from vitmodel.model.weights import WeightAction, fit_weights, load_weights
 from vitmodel.training.batching import BatchLoader
 from vitmodel.training.callbacks import ValidationFigures
@@ -46,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 MAX_REFERENCE_IMAGES = 5000
 """Most training images that typicality is fitted to and that `drift` compares with."""
+TrainerConfig = TypeVar("TrainerConfig", bound=TrainConfig)
 MONITOR_METRICS = {"auroc": "val/auroc", "f1": "val/macro_f1"}
 """Logged metric for each choice of `monitor`."""
 VERTICAL_FLIP = AugmentConfig(flip=1, rotate=0, scale=0, shift=0, gamma=0, contrast=0, noise=0)
@@ -77,6 +90,54 @@ def read_cropped_manifest(manifests: Sequence[Path]) -> pd.DataFrame:
     if frame["preprocessing"].isna().all():
         raise UsageError(f"{listed(manifests)}: its images are not cropped; run `vitmodel etl` on it first")
     return usable_rows(frame)
+
+
+def settle_network(config: TrainerConfig, preprocessing: Preprocessing) -> tuple[TrainerConfig, WeightsSource | None]:
+    """Return the configuration with the size of the network and the exact revision of --weights, and their source.
+
+    Names of weights are replaced by their repository at a commit, so that folds, resumed runs and the recipe in the run
+    folder use the same weights, whatever happens to the repository meanwhile.
+
+    Args:
+        config: Settings of the training.
+        preprocessing: Preprocessing of the crops.
+
+    Raises:
+        UsageError: There are no weights of this name, no preset fits them, or patches do not fill the crops.
+        VitmodelError: The weights cannot be downloaded or read.
+    """
+    alias = ALIASES.get(str(config.weights).partition("@")[0])
+    if config.model == "auto" and alias and weights_name(str(config.weights)):
+        config = _with_model(config, alias.preset)  # known before the download
+    if config.model != "auto":
+        _check_patches(config, preprocessing.size)
+    if config.weights is None:
+        return config, None
+    path, name = find_weights(config.weights)
+    if name is not None:
+        config = replace(config, weights=Path(str(name)))
+    if config.model == "auto":
+        model = preset_of(load_weights(path))
+        logger.info("model: %s, which fits %s", model, config.weights)
+        config = _with_model(config, model)
+        _check_patches(config, preprocessing.size)
+    return config, weights_source(path, name)
+
+
+def _with_model(config: TrainerConfig, model: str) -> TrainerConfig:
+    settings: dict[str, Any] = {"model": model}
+    return replace(config, **settings)
+
+
+def _check_patches(config: TrainConfig, size: Size) -> None:
+    """Raise UsageError if the patches of the network do not fill crops of `size`; segments have a size of their own."""
+    patch = PRESETS[config.model].patch
+    suited = whole_patches(size, patch)
+    if not config.segments and suited != size:
+        raise UsageError(
+            f"{listed(config.manifest)}: crops of {size} are not whole patches of {patch}x{patch} pixels, as "
+            f"{config.model} needs; make them with `vitmodel etl --size {suited}`, or choose another --model"
+        )
 
 
 def labelled_crops(config: TrainConfig) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from vitmodel.metrics.threshold import choose_threshold, describe_objective
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.model.typicality import Typicality
+from vitmodel.model.weight_source import WeightsSource, describe_source
 from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
@@ -130,6 +131,7 @@ def write_package(
     history: History,
     reached: str,
     look: Look,
+    source: WeightsSource | None = None,
 ) -> None:
     """Fit calibration and threshold, and write the package and its model card.
 
@@ -142,6 +144,7 @@ def write_package(
         history: Logged metrics.
         reached: Sentence about the performance that was reached; printed and quoted in the model card.
         look: What the training images look like.
+        source: Where the initial weights come from; None = random weights.
     """
     breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
@@ -161,6 +164,7 @@ def write_package(
         "data": data,
         "reference": reference_to_json(look.reference),
         "history": history,
+        **({"weights": source.to_dict()} if source else {}),
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system["versions"],
         "code_sha256": system["code_sha256"],
@@ -211,6 +215,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str, auxi
             f"(95 % intervals over patients):\n\n{table}\n\n{_describe_auxiliary_calibration(contents)}\n\n"
         )
     target = target_name(config.label)
+    start = f"Initial weights: {describe_source(contents['weights'])}.\n\n" if "weights" in contents else ""
     return f"""# {config.model}: {"breast cancer" if config.label == CANCER else target} score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
@@ -228,7 +233,7 @@ The probability of a breast is {score}, calibrated
 {reached[0].upper()}{reached[1:]}. {caution}
 Prevalence and machines differ between sites: check calibration and threshold before using the model elsewhere.
 
-{outputs}```yaml
+{outputs}{start}```yaml
 {contents["training"]}```
 """
 
