@@ -155,7 +155,7 @@ def read_document(folder: Path) -> dict[str, Any]:
             raise ValueError(f"larger than {LARGEST_CONFIG >> 20} MiB")
         document = json.loads(path.read_bytes())
         if not isinstance(document, dict):
-            raise ValueError(f"a {type(document).__name__} instead of a mapping")
+            raise UsageError(f"must be a mapping of names to values, not a {type(document).__name__}")
         version = document["format_version"]
         _check_version(path, version)
         document["architecture"]
@@ -331,7 +331,7 @@ def build_networks(config: NetworkConfig, members: int, shapes: Shapes) -> list[
     try:
         with torch.device("meta"):
             networks = [Network(config) for _ in range(members)]
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"architecture: no network has these sizes ({str(error).splitlines()[0][:100]})") from error
     expected: Shapes = {}
     for number, network in enumerate(networks):

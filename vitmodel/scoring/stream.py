@@ -175,17 +175,13 @@ class ScoringStream:
             if len(units) > 1:
                 return [scored for unit in units for scored in self._score([group[index] for index in unit])]
             return [(position, ScoredImage(_fail(image, error), self._refused())) for position, image in group]
-        return [
-            (
-                position,
-                ScoredImage(image, self._refused()) if image.pack is None else self._checked(image, next(logits)),
-            )
-            for position, image in group
-        ]
+        return [(position, self._checked(image, logits)) for position, image in group]
 
-    def _checked(self, image: LoadedImage, logits: np.ndarray) -> ScoredImage:
-        """Return an image with its logits; it is refused if the network gave it one that is not finite."""
-        assert image.pack is not None
+    def _checked(self, image: LoadedImage, computed: Iterator[np.ndarray]) -> ScoredImage:
+        """Return an image with the next of the computed logits, unless it was refused or they are not finite."""
+        if image.pack is None:
+            return ScoredImage(image, self._refused())
+        logits = next(computed)
         if self.ensemble.is_finite(logits, has_breast=image.pack.metadata[0].breast >= 0):
             return ScoredImage(image, logits)
         message = "the network's output is NaN or infinite; run `vitmodel verify` on the package and report the image"
