@@ -220,8 +220,8 @@ def test_tensors_that_are_not_finite_are_refused_by_name(value: float, package: 
 
 def test_a_network_that_overflows_on_its_check_image_is_refused(package: Path) -> None:
     tensors = load_file(package / TENSORS_FILE)
-    tensors["norm.weight"].fill_(3e38)
-    tensors["head.weight"].fill_(3e38)
+    for tensor in tensors.values():
+        tensor.fill_(3e38)
     save_file(tensors, package / TENSORS_FILE)
     record_file(package, TENSORS_FILE)
     with pytest.raises(VitmodelError, match="not finite on its check image"):
@@ -266,6 +266,6 @@ def test_verify_prints_what_it_checked_and_what_it_did_not(package: Path, capsys
 
 def test_a_sealed_document_has_no_numbers_that_json_lacks(package: Path) -> None:
     document = json.loads((package / CONFIG_FILE).read_text())
-    seal(package, document | {"auroc": float("nan")}, (TENSORS_FILE, CARD_FILE))
+    seal(package, document | {"auroc": float("nan")})
     assert json.loads((package / CONFIG_FILE).read_text())["auroc"] is None
     verify_package(package)

@@ -530,7 +530,7 @@ def test_unusable_packages_are_refused_naming_the_file(tmp_path: Path) -> None:
         load_package(folder)
 
     def change_config(**values: Any) -> None:
-        package.seal(folder, document | values, (package.TENSORS_FILE, package.CARD_FILE))
+        package.seal(folder, document | values)
 
     change_config(format_version=99)
     check_refused_then_restore("config.json: format_version 99")

@@ -81,7 +81,7 @@ def save_package(
             with atomic_path(new / TENSORS_FILE) as temporary:
                 save_file(tensors, temporary)
             write_atomic(new / CARD_FILE, model_card)
-            seal(new, document, (TENSORS_FILE, CARD_FILE))
+            seal(new, document)
             _replace(new, folder)
     except (OSError, SafetensorError) as error:
         raise VitmodelError(f"cannot write {folder}: {error}") from error

@@ -114,7 +114,7 @@ def content_digest(folder: Path) -> str:
     return hashlib.sha256(canonical_json({key: document[key] for key in document if key != INTEGRITY_KEY})).hexdigest()
 
 
-def seal(folder: Path, document: Mapping[str, Any], names: Sequence[str]) -> None:
+def seal(folder: Path, document: Mapping[str, Any], names: Sequence[str] = (TENSORS_FILE, CARD_FILE)) -> None:
     """Write config.json with the SHA-256 of other files of the package and its own digest.
 
     Args:
@@ -186,6 +186,9 @@ def _check_version(path: Path, version: object) -> None:
 def _check_integrity_block(document: Mapping[str, Any]) -> None:
     """Raise UsageError if config.json was changed after it was written."""
     if INTEGRITY_KEY not in document:
+        for key, value in document.items():
+            if isinstance(value, dict) and "digest" in value:  # a damaged key must not switch the check off
+                raise UsageError(f"{INTEGRITY_KEY}: is missing, but {key!r:.40} holds its values")
         return
     block = document[INTEGRITY_KEY]
     files = block.get("files") if isinstance(block, dict) else None
