@@ -20,6 +20,7 @@ from vitmodel.pixels.picture_range import own_range
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import ImageWarning
 from vitmodel.pixels.voi import DisplayPipeline, ForProcessing, read_display_pipeline
+from vitmodel.utils import describe_failure
 
 MAX_PADDING_GREY = 0.05
 """Greatest grey value of padding that leaves no visible rim in averages; the foot of a sigmoid lies near 0.01."""
@@ -58,7 +59,7 @@ class DicomFile:
             raise
         except Exception as error:  # pydicom's exceptions for damaged bytes have no common type
             raise ImageRefusedError(
-                "bad_header", f"the DICOM header cannot be parsed ({error}); export the image again"
+                "bad_header", f"the DICOM header cannot be parsed ({describe_failure(error)}); export the image again"
             ) from error
         self.decoder = ""
 
@@ -191,7 +192,7 @@ class DicomFile:
                 frame = get_frame(data, 0, number_of_frames=1)
             except Exception as error:  # damaged item lengths raise any of pydicom's exceptions
                 raise ImageRefusedError(
-                    "unreadable", f"the compressed pixels are cut short or damaged ({error}); copy the file again"
+                    "unreadable", "the compressed pixels are cut short or damaged; copy the file again"
                 ) from error
             # Encoders and archives pad frames with more than the one byte that makes their length even. All codecs but
             # RLE end with a marker, so that zeros at the end are no part of the stream.

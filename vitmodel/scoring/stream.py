@@ -21,7 +21,7 @@ from vitmodel.jobs.parallel import parallel_map
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, check_token_budget, group_indices, pack_images
 from vitmodel.scoring.ensemble import Ensemble
-from vitmodel.utils import release_freed_memory
+from vitmodel.utils import describe_failure, release_freed_memory
 
 GROUP_IMAGES = 16
 """Largest number of images per forward pass, so that no image waits long for later ones."""
@@ -234,7 +234,7 @@ class ScoringStream:
         except VitmodelError:
             raise
         except Exception as error:  # noqa: BLE001 (an unexpected error in one image must not end the run)
-            cropped = _refuse(cropped, "failed", f"{type(error).__name__}: {error}")
+            cropped = _refuse(cropped, "failed", describe_failure(error))
         return LoadedImage(cropped, patches, time.perf_counter() - start)
 
     def _pack(self, cropped: CropResult, metadata: ImageMetadata) -> PackedBatch:
