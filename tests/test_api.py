@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 import vitmodel
 from vitmodel.cli import main
 from vitmodel.model.architecture import ViTConfig
+from vitmodel.model.package_check import seal
 from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
@@ -244,7 +245,7 @@ def test_several_packages_are_an_ensemble(run: Path, model: vitmodel.Model, file
     shutil.copytree(run / "package", tmp_path / "other")
     document = json.loads((tmp_path / "other" / "config.json").read_text())
     document["calibration"]["intercept"] = document["calibration"].get("intercept", 0.0) + 1
-    (tmp_path / "other" / "config.json").write_text(json.dumps(document))
+    seal(tmp_path / "other", document)
     folders = [run / "package", tmp_path / "other"]
     both = vitmodel.load(*folders, progress=False)
     listed = vitmodel.load(folders, progress=False)

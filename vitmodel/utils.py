@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -111,6 +112,16 @@ def release_freed_memory() -> None:
     """Make glibc return freed memory to the system; the amount it keeps depends on the timing of threads."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return the type of an unexpected error and where it was raised, without its message.
+
+    Messages of libraries quote what they could not read, which may be a patient's name in a damaged header.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 def derive_seed(*parts: object) -> int:

@@ -32,7 +32,7 @@ from vitmodel.scoring.explanation import NO_GEOMETRY, heat_map, image_of
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import ScoredImage, ScoringRows
 from vitmodel.scoring.tables import ScoreTables, fallback_messages, recropping_messages
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, derive_seed
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, derive_seed, describe_failure
 
 MAX_REFUSALS_SHOWN = 20
 """Number of refused images that are named on the screen."""
@@ -218,7 +218,7 @@ def explain(task: ScoringTask, number: int, scored: ScoredImage, writer: ResultW
     except VitmodelError:
         raise
     except Exception as error:  # noqa: BLE001 (a failure must cost this image's heat map, not the run)
-        return {"unexplained": f"{type(error).__name__}: {error}"}
+        return {"unexplained": describe_failure(error)}
     return {"region": region, "files": files}
 
 

@@ -92,7 +92,7 @@ def save_package(
                 with atomic_path(new / TYPICALITY_FILE) as temporary:
                     save_file(_number(typicality.tensors() for typicality in typicalities), temporary)
             write_atomic(new / CARD_FILE, model_card)
-            seal(new, document, [path.name for path in sorted(new.iterdir())])
+            seal(new, document)
             _replace(new, folder)
     except (OSError, SafetensorError) as error:
         raise VitmodelError(f"cannot write {folder}: {error}") from error

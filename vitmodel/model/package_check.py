@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,16 @@ def content_digest(folder: Path) -> str:
     return hashlib.sha256(canonical_json({key: document[key] for key in document if key != INTEGRITY_KEY})).hexdigest()
 
 
-def seal(folder: Path, document: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Write config.json with the SHA-256 of other files of the package and its own digest.
+def seal(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write config.json with the SHA-256 of the other files of the package and its own digest.
 
     Args:
         folder: Folder of the package.
         document: Values of config.json.
-        names: The other files.
     """
     plain: dict[str, Any] = json.loads(to_json(document))
-    plain[INTEGRITY_KEY] = {"files": {name: sha256_file(folder / name) for name in names}}
+    others = [path for path in sorted(folder.iterdir()) if path.name in PACKAGE_FILES or path.suffix == ONNX_SUFFIX]
+    plain[INTEGRITY_KEY] = {"files": {path.name: sha256_file(path) for path in others if path.name != CONFIG_FILE}}
     plain[INTEGRITY_KEY]["digest"] = digest_of(plain)
     write_atomic(folder / CONFIG_FILE, to_json(plain))
 
@@ -157,7 +157,7 @@ def read_document(folder: Path) -> dict[str, Any]:
             raise ValueError(f"larger than {LARGEST_CONFIG >> 20} MiB")
         document = json.loads(path.read_bytes())
         if not isinstance(document, dict):
-            raise ValueError(f"a {type(document).__name__} instead of a mapping")  # noqa: TRY004 (reported as damage)
+            raise UsageError(f"must be a mapping of names to values, not a {type(document).__name__}")
         version = document["format_version"]
         _check_version(path, version)
         document["architecture"]
@@ -188,6 +188,9 @@ def _check_version(path: Path, version: object) -> None:
 def _check_integrity_block(document: Mapping[str, Any]) -> None:
     """Raise UsageError if config.json was changed after it was written."""
     if INTEGRITY_KEY not in document:
+        for key, value in document.items():
+            if isinstance(value, dict) and "digest" in value:  # a damaged key must not switch the check off
+                raise UsageError(f"{INTEGRITY_KEY}: is missing, but {key!r:.40} holds its values")
         return
     block = document[INTEGRITY_KEY]
     files = block.get("files") if isinstance(block, dict) else None
@@ -343,7 +346,7 @@ def build_networks(config: NetworkConfig, members: int, shapes: Shapes) -> list[
     try:
         with torch.device("meta"):
             networks = [Network(config) for _ in range(members)]
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"architecture: no network has these sizes ({str(error).splitlines()[0][:100]})") from error
     expected: Shapes = {}
     for number, network in enumerate(networks):

@@ -188,11 +188,13 @@ def _check_finite(value: object, name: str) -> None:
 def _check_preprocessing(text: object, architecture: NetworkConfig) -> None:
     """Check the preprocessing; its crops must have the size for which the position embeddings were learned."""
     _require(isinstance(text, str), "preprocessing", "one line of JSON as text", text)
-    size = Preprocessing.from_json(str(text)).size
+    try:
+        size = Preprocessing.from_json(str(text)).size
+    except UsageError as error:
+        raise UsageError(f"preprocessing.{str(error).removeprefix('preprocessing: ')}") from error
     if architecture.segments is None and size != architecture.vit.image_size:
         raise UsageError(
-            f"preprocessing.size: {size} is not the size of the position embeddings, "
-            f"{Size(*architecture.vit.image_size)}"
+            f"preprocessing.size: {size} differs from architecture.image_size, {Size(*architecture.vit.image_size)}"
         )
 
 

@@ -20,6 +20,7 @@ from vitmodel.pixels.picture_range import own_range
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import ImageWarning
 from vitmodel.pixels.voi import DisplayPipeline, ForProcessing, read_display_pipeline
+from vitmodel.utils import describe_failure
 
 MAX_PADDING_GREY = 0.05
 """Greatest grey value of padding that leaves no visible rim in averages; the foot of a sigmoid lies near 0.01."""
@@ -58,7 +59,7 @@ class DicomFile:
             raise
         except Exception as error:  # pydicom's exceptions for damaged bytes have no common type
             raise ImageRefusedError(
-                "bad_header", f"the DICOM header cannot be parsed ({error}); export the image again"
+                "bad_header", f"the DICOM header cannot be parsed ({describe_failure(error)}); export the image again"
             ) from error
         self.decoder = ""
 

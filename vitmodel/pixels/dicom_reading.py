@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 import zlib
 from pathlib import Path
@@ -14,9 +15,12 @@ from vitmodel.archives import open_source
 from vitmodel.errors import DeflatedDataError, ImageRefusedError
 from vitmodel.pixels.pixel_format import MAX_PIXELS
 from vitmodel.pixels.verdict import REFUSAL_REASONS
+from vitmodel.utils import describe_failure
 
-# pydicom warns about every value that violates the standard; what matters here becomes an ImageWarning instead.
+# pydicom warns about every value that violates the standard; what matters here becomes an ImageWarning instead. Its
+# warnings and log messages quote the values, and a damaged header may have a patient's name anywhere.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 MAX_VALUE_BYTES = 1 << 20
 """Size in bytes above which a value, such as a private copy of the raw data, is not read with the header."""
@@ -63,7 +67,7 @@ def read_dataset(path: Path, pixels: int = 0) -> Dataset:
         raise ImageRefusedError("missing_file", f"{path} does not exist; correct the path") from None
     except Exception as error:  # pydicom's exceptions for damaged bytes have no common type
         raise ImageRefusedError(
-            "unreadable", f"the file cannot be parsed as DICOM ({error}); copy or export it again"
+            "unreadable", f"the file cannot be parsed as DICOM ({describe_failure(error)}); copy or export it again"
         ) from error
 
 

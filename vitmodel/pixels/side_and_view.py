@@ -173,11 +173,11 @@ def _choose(kind: str, statements: list[Statement], tags: TagReader) -> str:
     first = stated[0]
     value: str = getattr(first, kind)
     if first.is_free_text:
-        tags.add_warning(f"the {kind} {value} is taken from {first.source} ({first.text!r}), no other tag states it")
+        tags.add_warning(f"the {kind} {value} is taken from {first.source} (free text), no other tag states it")
     for other in stated[1:]:
         if not _agree(value, getattr(other, kind)):
             tags.add_warning(
-                f"{first.source} states the {kind} {value}, but {other.source} ({other.text!r}) states "
+                f"{first.source} states the {kind} {value}, but {other.source} states "
                 f"{getattr(other, kind)}; the first one is taken"
             )
     return value

@@ -23,7 +23,7 @@ from vitmodel.jobs.parallel import parallel_map
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, check_token_budget, group_indices, pack_images
 from vitmodel.scoring.ensemble import Ensemble
-from vitmodel.utils import release_freed_memory
+from vitmodel.utils import describe_failure, release_freed_memory
 
 GROUP_IMAGES = 16
 """Largest number of images per forward pass, so that no image waits long for later ones."""
@@ -191,17 +191,13 @@ class ScoringStream:
                 return [scored for unit in units for scored in self._score([group[index] for index in unit])]
             return [(position, ScoredImage(_fail(image, error), self._refused())) for position, image in group]
         logits = iter(judged)
-        return [
-            (
-                position,
-                ScoredImage(image, self._refused()) if image.pack is None else self._checked(image, next(logits)),
-            )
-            for position, image in group
-        ]
+        return [(position, self._checked(image, logits)) for position, image in group]
 
-    def _checked(self, image: LoadedImage, logits: np.ndarray) -> ScoredImage:
-        """Return an image with its logits; it is refused if the network gave it one that is not finite."""
-        assert image.pack is not None
+    def _checked(self, image: LoadedImage, computed: Iterator[np.ndarray]) -> ScoredImage:
+        """Return an image with the next of the computed logits, unless it was refused or they are not finite."""
+        if image.pack is None:
+            return ScoredImage(image, self._refused())
+        logits = next(computed)
         if self.ensemble.is_finite(logits, has_breast=image.pack.metadata[0].breast >= 0):
             return ScoredImage(image, logits)
         message = "the network's output is NaN or infinite; run `vitmodel verify` on the package and report the image"
@@ -287,7 +283,7 @@ class ScoringStream:
         except VitmodelError:
             raise
         except Exception as error:  # noqa: BLE001 (an unexpected error in one image must not end the run)
-            cropped = _refuse(cropped, "failed", f"{type(error).__name__}: {error}")
+            cropped = _refuse(cropped, "failed", describe_failure(error))
         return LoadedImage(cropped, patches, time.perf_counter() - start)
 
     def _pack(self, cropped: CropResult, image: Tensor, metadata: ImageMetadata) -> PackedBatch:

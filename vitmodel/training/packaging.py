@@ -17,6 +17,7 @@ from vitmodel.config.labels import CANCER, target_name
 from vitmodel.data.drift import Reference, fit_reference, reference_to_json
 from vitmodel.data.fingerprint import Fingerprint
 from vitmodel.data.manifest import breast_ids
+from vitmodel.data.tables import write_csv
 from vitmodel.metrics import calibration
 from vitmodel.metrics.auxiliary import AuxiliaryOutput, AuxiliaryUnits, measure
 from vitmodel.metrics.multiclass import Bootstrap
@@ -29,7 +30,7 @@ from vitmodel.model.weight_source import WeightsSource, describe_source
 from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 AGGREGATE = "mean_logit"
 """How the logits of a breast's images are combined. Calibration and threshold hold for this combination."""
@@ -56,8 +57,7 @@ def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray, label: str) -> Sco
 def write_table(rows: pd.DataFrame, logits: np.ndarray, label: str, path: Path) -> None:
     """Write out-of-sample scores and labels as CSV: raw scores before calibration, empty for unreadable images."""
     columns = ["image_id", "patient_id", "laterality", "view", "fold", label]
-    with atomic_path(path) as temporary:
-        rows[columns].assign(score=expit(logits)).to_csv(temporary, index=False)
+    write_csv(rows[columns].assign(score=expit(logits)), path)
 
 
 @dataclass(frozen=True, eq=False)
