@@ -55,7 +55,7 @@ def test_predict_and_evaluate_write_the_distributions(run: Path, scores: Path, c
     page = (tmp_path / "report.html").read_text()
     assert "The typicality of" in page
     assert page.index("<h2>Refused images</h2>") < page.index("<h2>Evaluated units</h2>")
-    assert "beside those of the training" in page
+    assert "compared with those of the training" in page
 
 
 def test_the_how_to_page_runs_as_printed(

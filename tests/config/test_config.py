@@ -127,6 +127,11 @@ NO_EFFECT = [
     ("pretrain", ["--manifest", "m", "--difficulty", "0.1"], "difficulty", "phantoms"),
     ("etl", ["--scheduler", "tcp://host:8786"], "scheduler", "--backend dask"),
     ("predict", ["--deidentify", "seed"], "deidentify", "--dicom"),
+    *(
+        (verb, ["--runtime", "onnx", *flags], flags[0].strip("-").replace("-", "_"), "--runtime torch")
+        for verb in ("predict", "serve", "evaluate")
+        for flags in (["--atypical", "0.1"], ["--keep-atypical"])
+    ),
     ("compare", ["--level", "image", "--aggregate", "max"], "aggregate", "--level breast"),
     ("export", ["--images", "3"], "images", "--precision int8"),
     ("export", ["--calibration", "m"], "calibration", "--precision int8"),
@@ -137,6 +142,8 @@ PLACES = {
     "pretrain": "r",
     "etl": "s o",
     "predict": "p s o",
+    "serve": "p",
+    "evaluate": "p m o",
     "compare": "a b m",
     "export": "p o",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -101,7 +101,8 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
     predictor, scored = score_manifest(config, say)
     evaluation = evaluation_of(config, predictor, scored)
     pictures = draw_pictures(config, predictor, evaluation, scored)
-    with progress(None, "intervals", total=evaluation.measurements, unit="table") as bar:
+    intervals: Any = progress(None, "intervals", total=evaluation.measurements, unit="table")
+    with intervals as bar:
         evaluation = replace(evaluation, measured=bar.update)
         report = compose_report(config, predictor, evaluation, scored, pictures)
         bar.total = bar.n  # tables that cannot be computed are left out

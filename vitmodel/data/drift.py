@@ -127,7 +127,7 @@ def reference_from_json(values: Mapping[str, Any]) -> Reference:
 
 @dataclass(frozen=True)
 class ColumnDrift:
-    """The distribution of one column in scored images beside that of the training set."""
+    """The distribution of one column in scored images and in the training set."""
 
     column: str
     title: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +51,8 @@ def population_stability(reference: np.ndarray, observed: np.ndarray, patients: 
     """
     p = _smoothed_shares(reference)
     q = _smoothed_shares(observed)
-    freedom = max(1, np.count_nonzero(np.asarray(reference) + np.asarray(observed)) - 1)
-    scale = math.fsum(1 / max(1, count) for count in patients)
+    freedom = max(1, int(np.count_nonzero(np.asarray(reference) + np.asarray(observed))) - 1)
+    scale = 1 / max(1, patients[0]) + 1 / max(1, patients[1])
     limit = float(chdtri(freedom, 1 - CONFIDENCE)) * scale
     return Stability(float(np.sum((q - p) * np.log(q / p))), freedom * scale, limit)
 

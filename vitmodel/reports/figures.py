@@ -365,12 +365,12 @@ def draw_distribution(
 
 
 def _shorten(name: str, most: int = 24) -> str:
-    """Return a name that fits beside an axis."""
+    """Return a name that fits next to an axis."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def drift_overview(columns: Sequence[DriftPanel]) -> Figure:
-    """Draw the distributions of all columns in one picture, two beside each other."""
+    """Draw the distributions of all columns in one picture, two per row."""
     rows = -(-len(columns) // 2)
     with _style():
         figure = Figure(figsize=(8.5, 2.9 * rows + 0.4), layout="constrained")

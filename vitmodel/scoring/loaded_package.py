@@ -106,6 +106,7 @@ class LoadedPackage:
         Raises the errors of `vitmodel.model.onnx.load_onnx`.
         """
         self.onnx = self.onnx_paths(path)
+        self.typicalities = []
         weights = sha256_file(self.folder / TENSORS_FILE)
         if self.is_single_graph:
             self.onnx_session = load_onnx(path, runtime, weights)

@@ -397,8 +397,8 @@ def train_and_validate(
         outputs = (outputs + predict_rows(learner, _flipped_batches(config, val, network), val).outputs) / 2
     known = sample_exams(train, MAX_REFERENCE_IMAGES, config.seed)
     known_images = make_dataset(known, config, augment=False)
-    sampler = SequentialSampler(len(known_images))
-    known_batches = BatchLoader(known_images, sampler, config, image_metadata(known, network))
+    in_order = SequentialSampler(len(known_images))
+    known_batches = BatchLoader(known_images, in_order, config, image_metadata(known, network))
     reference = predict_rows(learner, known_batches, known)
     typicality = Typicality.fit(reference.depths, judged.depths)
     found = np.full(len(val), np.nan) if typicality is None else typicality(judged.depths)
