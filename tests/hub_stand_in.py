@@ -193,8 +193,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.hub.requests.append(f"POST {path}")
-        if self.hub.fault in ("rate", "denied"):
-            self.refuse(429 if self.hub.fault == "rate" else 403)
+        if self.hub.fault in ("rate", "denied", "down"):
+            self.refuse({"rate": 429, "denied": 403, "down": 503}[self.hub.fault])
         elif path == "/api/repos/create":
             self.create(json.loads(body))
         elif path == "/api/validate-yaml":

@@ -50,8 +50,8 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
     """Load a model package or, from several, an ensemble whose probabilities are averaged.
 
     Args:
-        *packages: Folders of model packages, such as "run/package"; one or more, or a list of them. Packages of an
-            ensemble must be trained alike.
+        *packages: Folders of model packages, such as "run/package", or names on the hub, such as "hf:org/name"; one or
+            more, or a list of them. Packages of an ensemble must be trained alike.
         progress: Whether `predict` shows progress bars on standard error.
         **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `implausible`, `atypical`, `keep_atypical`,
             `runtime` and `precision`, as for `vitmodel predict`.

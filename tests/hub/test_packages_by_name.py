@@ -124,6 +124,10 @@ def test_an_upload_replaces_the_head_and_spares_public_repositories(
     hub.fault = "denied"
     assert main(["push", str(package), NAME, "--public"]) == 2
     assert "access is denied; run `hf auth login`" in capsys.readouterr().err
+    hub.fault = "down"
+    assert main(["push", str(package), NAME, "--public"]) == 1
+    assert "cannot be reached" in (error := capsys.readouterr().err)
+    assert "nothing was changed there; repeat the command with a network, or give the package away" in error
 
 
 def test_a_licence_for_commercial_use_is_refused_after_weights_without_it(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitmodel.cli import main
 from vitmodel.commands.etl import describe_patches
-from vitmodel.config import Size
+from vitmodel.config import PredictorConfig, Size
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.hub import aliases
 from vitmodel.hub.aliases import ALIASES
@@ -28,6 +28,8 @@ from vitmodel.model.pretrained import preset_of
 from vitmodel.model.vit import ViT
 from vitmodel.model.weight_source import find_weights, weights_source
 from vitmodel.model.weights import HALF_NORMALISATION, PretrainedWeights, load_weights
+from vitmodel.scoring.loaded_package import LoadedPackage
+from vitmodel.scoring.report_facts import describe_package
 
 CONFIG = json.dumps({"architecture": "vit", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}})
 NAME = "timm/vit_micro"
@@ -246,7 +248,13 @@ def test_the_list_of_names_says_which_are_cached(
 
 
 def test_a_training_by_name_takes_the_size_from_the_weights_and_packages_their_revision(
-    published: StandInHub, content: bytes, crops: Path, flags: list[str], tmp_path: Path
+    published: StandInHub,
+    content: bytes,
+    crops: Path,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "run"
     short = [*flags[2:], "--epochs", "1", "--freeze", "0"]
@@ -260,6 +268,16 @@ def test_a_training_by_name_takes_the_size_from_the_weights_and_packages_their_r
     recipe = (out / "train.yaml").read_text()
     assert f"weights: hf:{NAME}@{commit}" in recipe
     assert "model: vit_micro" in recipe
+    loaded = LoadedPackage(out / "package", PredictorConfig(package=out / "package"), torch.device("cpu"))
+    assert describe_package(loaded)["Initial weights"] == f"hf:{NAME}, revision {commit}, SHA-256 {sha256(content)}"
+
+    # The branch moves; the run goes on with the weights that it started from, and with no others.
+    moved = published.repositories[NAME].commit({"model.safetensors": content, "config.json": b"{}"})
+    again = ["train", str(crops / "manifest.csv"), str(out), *short, "--resume"]
+    assert main([*again, "--weights", NAME]) == 0
+    assert main([*again, "--weights", f"{NAME}@main"]) == 2
+    assert f"started with other settings than weights: hf:{NAME}@{moved}" in capsys.readouterr().err
+    assert f"name hf:{NAME}@{commit} to keep the earlier one" in caplog.text
 
 
 def test_the_settings_of_the_hub_are_read_from_the_environment(published: StandInHub, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from vitmodel.config import AugmentConfig, Preprocessing, Size, TrainConfig, TrainingConfig, listed
@@ -58,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REFERENCE_IMAGES = 5000
 """Most training images that typicality is fitted to and that `drift` compares with."""
+RECIPES_OF_RUNS = ("train.yaml", "tune.yaml")
+"""Names of the recipe in a run folder."""
 TrainerConfig = TypeVar("TrainerConfig", bound=TrainConfig)
 MONITOR_METRICS = {"auroc": "val/auroc", "f1": "val/macro_f1"}
 """Logged metric for each choice of `monitor`."""
@@ -113,7 +116,7 @@ def settle_network(config: TrainerConfig, preprocessing: Preprocessing) -> tuple
         _check_patches(config, preprocessing.size)
     if config.weights is None:
         return config, None
-    path, name = find_weights(config.weights)
+    path, name = find_weights(_weights_of_run(config) or config.weights)
     if name is not None:
         config = replace(config, weights=Path(str(name)))
     if config.model == "auto":
@@ -122,6 +125,16 @@ def settle_network(config: TrainerConfig, preprocessing: Preprocessing) -> tuple
         config = _with_model(config, model)
         _check_patches(config, preprocessing.size)
     return config, weights_source(path, name)
+
+
+def _weights_of_run(config: TrainConfig) -> Path | None:
+    """Return the weights of the run that is resumed, at their commit, if `config` names them without a revision."""
+    name = weights_name(config.weights or "")
+    recipe = next((path for path in config.run.glob("t*.yaml") if path.name in RECIPES_OF_RUNS), None)
+    if not config.resume or name is None or name.revision or recipe is None:
+        return None
+    started = yaml.safe_load(recipe.read_text())["weights"]
+    return Path(started) if str(started).startswith(f"{name}@") else None
 
 
 def _with_model(config: TrainerConfig, model: str) -> TrainerConfig:
