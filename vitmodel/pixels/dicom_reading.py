@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ from vitmodel.pixels.verdict import REFUSAL_REASONS
 
 # pydicom warns about every value that violates the standard; what matters here becomes an ImageWarning instead.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 MAX_VALUE_BYTES = 1 << 20
 """Size in bytes above which a value, such as a private copy of the raw data, is not read with the header."""
