@@ -135,7 +135,7 @@ class ScoringStream:
     def __init__(self, ensemble: Ensemble, config: PredictorConfig, timings: Timings) -> None:
         self.ensemble = ensemble
         self.tokens = config.tokens
-        self.jobs = config.jobs
+        self.jobs = config.workers
         self.timings = timings
 
     def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
