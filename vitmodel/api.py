@@ -53,7 +53,7 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
         *packages: Folders of model packages, such as "run/package", or names on the hub, such as "hf:org/name"; one or
             more, or a list of them. Packages of an ensemble must be trained alike.
         progress: Whether `predict` shows progress bars on standard error.
-        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `implausible`, `atypical`, `keep_atypical`,
+        **options: `device`, `tokens`, `segment_budget`, `workers`, `flip`, `implausible`, `atypical`, `keep_atypical`,
             `runtime` and `precision`, as for `vitmodel predict`.
 
     Returns:
@@ -252,7 +252,7 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
         out: Folder for the crops, manifest.csv and etl_report.html.
         progress: Whether progress bars are shown on standard error.
         **options: `size` (height and width in pixels: `(1024, 512)` or "1024x512"), `mm_per_pixel`, `bits`, `dataset`,
-            `jobs`, `backend` and the others of `vitmodel etl`.
+            `workers`, `backend` and the others of `vitmodel etl`.
 
     Returns:
         The manifest, which can be used as a path; refused images have rows with the reason.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
-from vitmodel.config.base import Config
+from vitmodel.config.base import FORMER_NAMES, Config, flag_of
 from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
 from vitmodel.errors import UsageError, VitmodelError
@@ -174,7 +174,14 @@ def parser_for(name: str) -> ArgumentParser:
     for option in options(VERBS[name].cls):
         default = None if option.required else _parser_default(option)
         parser.add_argument(option.flag, type=_parsed_type(option), default=default)
+        for former in _former_names(option.name):  # in recipes; `normalise` renames flags
+            parser.add_argument(f"--{former}", type=_parsed_type(option), default=jsonargparse.SUPPRESS)
     return parser
+
+
+def _former_names(name: str) -> list[str]:
+    """Return the names that an option had before."""
+    return [old for old, new in FORMER_NAMES.items() if new == name]
 
 
 def _parsed_type(option: Option) -> Any:
@@ -232,6 +239,9 @@ def _flags_of(word: str, rest: list[str], by_flag: dict[str, Option], name: str)
     """
     text, equals, value = word.partition("=")
     flag = text.replace("_", "-")
+    current = flag_of(FORMER_NAMES.get(flag.removeprefix("--"), ""))
+    if flag not in by_flag and current in by_flag:
+        flag = current
     switch = "--" + flag.removeprefix("--no-").removeprefix("--")
     switches = {option.flag for option in by_flag.values() if option.hint is bool}
     if flag == "--print-config":
@@ -301,10 +311,15 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         raise SystemExit(0)
     cls = VERBS[name].cls
     try:
-        values = parser_for(name).parse_args(normalise(with_recipe_paths(arguments), name)).as_dict()
+        words = normalise(with_recipe_paths(arguments), name)
+        values = parser_for(name).parse_args(words).as_dict()
     except jsonargparse.ArgumentError as error:
         raise UsageError(_parser_message(str(error), name)) from error
     values.pop("config", None)  # the recipe, which is merged into the other values
+    for former, current in FORMER_NAMES.items():  # a recipe's; a flag has precedence
+        if former in values and not any(word.startswith(f"{flag_of(current)}=") for word in words):
+            values[current] = values[former]
+        values.pop(former, None)
     missing = [option for option in options(cls) if option.required and values[option.name] is None]
     if missing:
         raise UsageError(f"{missing[0].name}: is missing; {usage_of(name)}")

@@ -137,7 +137,7 @@ def check_used(config: CompareConfig) -> None:
         ("aggregate", "a score file", has_score_file),
         ("device", "a model package", has_package),
         ("tokens", "a model package", has_package),
-        ("jobs", "a model package", has_package),
+        ("workers", "a model package", has_package),
     ):
         if not used and getattr(config, name) != getattr(default, name):
             raise UsageError(f"{name}: has no effect without {kind} among the models; leave --{name} out")
@@ -234,7 +234,7 @@ def worst_breast_scores(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
 
 def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
     """Return the package's probabilities, equal to those of `vitmodel predict`."""
-    predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, jobs=config.jobs))
+    predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, workers=config.workers))
     tables = predictor.score(table)
     images = tables.images
     units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]

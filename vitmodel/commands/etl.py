@@ -103,7 +103,7 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
         write_manifest(manifest, config.out / "manifest.csv")
         if config.transcode != "none":
             write_manifest(list_copies(release, tasks, journal), config.out / config.transcode / "manifest.csv")
-        write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
+        write_etl_report(config.out / "etl_report.html", manifest, config.workers)
     return manifest
 
 
@@ -127,7 +127,7 @@ def run_tasks(tasks: list[CropTask], journal: Journal, config: ETLConfig) -> Non
     backend = config.backend
     if backend == "auto":
         backend = backend_for([task.source.path for task in tasks])
-    outcomes = parallel_map(work, tasks, "etl", config.jobs, backend, config.scheduler, on_lost=lost)
+    outcomes = parallel_map(work, tasks, "etl", config.workers, backend, config.scheduler, on_lost=lost)
     for task, outcome in zip(tasks, outcomes, strict=True):
         entry = {"fingerprint": task.fingerprint, "code": hash_code(), "bits": task.bits}
         journal.append(task.image_id, entry | outcome._asdict())
@@ -188,7 +188,7 @@ def find_bits(release: pd.DataFrame, config: ETLConfig, journal: Journal) -> lis
         is_current = str(entry.get("fingerprint", "")).startswith(f"{source_state(path)} ")
         known.append(entry.get("bits") if is_current else None)
     backend = backend_for(paths) if config.backend == "auto" else config.backend
-    return measure_all_bits(paths, known, config.jobs, backend, config.scheduler)
+    return measure_all_bits(paths, known, config.workers, backend, config.scheduler)
 
 
 def plan_tasks(release: pd.DataFrame, config: ETLConfig, journal: Journal) -> list[CropTask]:

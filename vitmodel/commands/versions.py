@@ -61,7 +61,7 @@ def write_images(config: VersionsConfig) -> None:
     crops = config.out / "crops" / "manifest.csv"
     our_crops = config.out / "our_crops" / "manifest.csv"
     for manifest, size in ((crops, config.size), (our_crops, config.our_size)):
-        run_step("etl", config.source, manifest.parent, "--size", size, "--jobs", config.jobs)
+        run_step("etl", config.source, manifest.parent, "--size", size, "--workers", config.workers)
     assign_common_splits(crops, our_crops)
     if not (config.out / "whole" / "manifest.csv").exists():
         write_whole_images(read_manifest(crops), config)
@@ -120,7 +120,7 @@ def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
     rows = usable_rows(table)
     paths = [str(folder / "images" / f"{safe_file_name(name)}.png") for name in rows["image_id"]]
     images = list(zip(rows["source_path"], has_code(rows, "inverted"), paths, rows["voi"], strict=True))
-    list(parallel_map(lambda image: write_resized(*image, config.size), images, "whole", config.jobs))
+    list(parallel_map(lambda image: write_resized(*image, config.size), images, "whole", config.workers))
     written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
     write_manifest(written, folder / "manifest.csv")
 

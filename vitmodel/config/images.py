@@ -23,7 +23,7 @@ class SynthConfig(Config):
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("out", "patients", "seed", "size", "difficulty", "positives", "faults"),
-        "hardware": ("jobs",),
+        "hardware": ("workers",),
     }
 
     out: Path
@@ -40,7 +40,7 @@ class SynthConfig(Config):
     """Fraction of patients with a cancer, in one breast or, rarely, in both."""
     faults: bool = False
     """Also write a few deliberately broken files."""
-    jobs: int = 0
+    workers: int = 0
     """Number of worker processes. 0 = one per core."""
 
     def _check(self) -> None:
@@ -49,7 +49,7 @@ class SynthConfig(Config):
         require(min(self.size) >= 128, "size", "must be at least 128x128 pixels")
         require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
         require(0 <= self.positives <= 1, "positives", "must lie between 0 and 1")
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
 
 
 def range_ends(text: str) -> tuple[float, float] | None:
@@ -149,7 +149,7 @@ class ETLConfig(Preprocessing):
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "dataset", "images", "columns", "transcode"),
-        "hardware": ("jobs", "backend", "scheduler"),
+        "hardware": ("workers", "backend", "scheduler"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "scheduler": Needs("--backend dask", lambda config: config.backend == "dask")
@@ -166,7 +166,7 @@ class ETLConfig(Preprocessing):
     """Folder of the images, where SOURCE is your own table and its files are elsewhere. none = the table's folder."""
     columns: tuple[str, ...] = ()
     """Columns of your own table that have other names, such as patient_id=PID or cancer=Diagnosis. May be repeated."""
-    jobs: int = 0
+    workers: int = 0
     """Number of parallel workers. 0 = one per core."""
     backend: Literal["auto", "threads", "processes", "dask"] = "auto"
     """Kind of workers. With processes, a file that crashes or hangs its decoder loses only itself. auto = threads,
@@ -181,7 +181,7 @@ class ETLConfig(Preprocessing):
     def _check(self) -> None:
         super()._check()
         require_apart(self.out, [self.source])
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
         for pair in self.columns:
             name, _, own = pair.partition("=")
             require(bool(name and own), "columns", f"{pair!r} must be COLUMN=YOURS, such as patient_id=PID")

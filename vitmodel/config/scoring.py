@@ -19,7 +19,7 @@ class PredictorConfig(Config):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("package", "implausible", "atypical", "keep_atypical"),
         "model": ("ensemble", "flip"),
-        "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "jobs"),
+        "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "workers"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "atypical": Needs("--runtime torch", lambda config: config.runtime == "torch"),
@@ -38,7 +38,7 @@ class PredictorConfig(Config):
     segment_budget: int = 0
     """Largest number of tokens encoded at once by a model that was trained with --segments; it bounds the memory.
     0 = the value of the training."""
-    jobs: int = 0
+    workers: int = 0
     """Number of threads that decode images. 0 = one per core."""
     ensemble: tuple[Path, ...] = ()
     """Further model packages with the same preprocessing, such as those of other folds. Scores are averaged."""
@@ -64,7 +64,7 @@ class PredictorConfig(Config):
         require(0 <= self.atypical < 1, "atypical", "must be at least 0 and below 1")
         require(self.tokens >= 1, "tokens", "must be at least 1")
         require(self.segment_budget >= 0, "segment_budget", "must not be negative")
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
         onnx = self.runtime != "torch"
         require(self.precision == "fp32" or onnx, "precision", "int8 needs --runtime onnx or --runtime openvino")
         require(self.device != "cuda" or self.runtime == "torch", "device", "cuda needs --runtime torch")
@@ -166,7 +166,7 @@ class CompareConfig(Config):
         "input and output": ("models", "manifest", "out", "split", "label"),
         "decision": ("level", "aggregate"),
         "report": ("replicates", "seed"),
-        "hardware": ("device", "tokens", "jobs"),
+        "hardware": ("device", "tokens", "workers"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "aggregate": Needs("--level breast or --level patient", lambda config: config.level != "image"),
@@ -197,7 +197,7 @@ class CompareConfig(Config):
     """Device of the packages' networks. auto = the GPU if there is one."""
     tokens: int = 16384
     """Largest number of tokens (patches of tissue) per forward pass of a package. It bounds the memory."""
-    jobs: int = 0
+    workers: int = 0
     """Number of threads that decode images. 0 = one per core."""
 
     def _resolve(self) -> None:
@@ -209,7 +209,7 @@ class CompareConfig(Config):
         require(len(self.models) >= 2, "models", "must be at least two packages or score files")
         require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
         require(self.tokens >= 1, "tokens", "must be at least 1")
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

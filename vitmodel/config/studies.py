@@ -22,7 +22,7 @@ class VersionsConfig(Config):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "recipes", "ours", "size", "our_size"),
         "model": ("weights", "our_weights"),
-        "hardware": ("jobs",),
+        "hardware": ("workers",),
     }
 
     source: Path
@@ -42,12 +42,12 @@ class VersionsConfig(Config):
     """Height and width in pixels of the original's images, whole or cropped."""
     our_size: Size = Size(336, 168)
     """Height and width of our crops in pixels."""
-    jobs: int = 0
+    workers: int = 0
     """Number of parallel workers that read images. 0 = one per core."""
 
     def _check(self) -> None:
         super()._check()
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

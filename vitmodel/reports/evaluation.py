@@ -110,7 +110,7 @@ class Baseline:
     name: str
     metrics: Metrics
     model: Comparison
-    telling: str
+    top_feature: str
     """The baseline's most important feature."""
 
 
@@ -374,14 +374,14 @@ def _baseline_rows(report: EvaluationReport) -> list[TableRow]:
         comparison = baseline.model
         p_value = "< 0.001" if comparison.p_value < 0.001 else _format_number(comparison.p_value)
         auroc = baseline.metrics.intervals["auroc"]
-        rows.append((baseline.name, auroc, comparison.differences["auroc"], p_value, baseline.telling))
+        rows.append((baseline.name, auroc, comparison.differences["auroc"], p_value, baseline.top_feature))
     return rows
 
 
 def _audit_warnings(report: EvaluationReport) -> list[str]:
     """Return a warning for each baseline whose AUROC is higher than the model's, with an interval that excludes 0."""
     return [
-        f"{baseline.name} rank these units better than the model does, mainly by {baseline.telling}: "
+        f"{baseline.name} rank these units better than the model does, mainly by {baseline.top_feature}: "
         "on these data the label can be predicted without the images."
         for baseline in (report.audit.baselines if report.audit else ())
         if baseline.model.differences["auroc"].high < 0

@@ -38,7 +38,7 @@ class Predictor:
 
     def attach(self, table: pd.DataFrame) -> ScoringRows:
         """Return the rows of the manifest `table` with the metadata that the network uses."""
-        with_ranges = add_shared_ranges(table, self.ensemble.preprocessing, self.config.jobs)
+        with_ranges = add_shared_ranges(table, self.ensemble.preprocessing, self.config.workers)
         return ScoringRows.attach(with_ranges, self.ensemble.model.config)
 
     def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:

@@ -149,7 +149,7 @@ class ScoringStream:
     def __init__(self, ensemble: Ensemble, config: PredictorConfig, timings: Timings) -> None:
         self.ensemble = ensemble
         self.tokens = config.tokens
-        self.jobs = config.jobs
+        self.jobs = config.workers
         self.atypical = config.atypical
         self.keep_atypical = config.keep_atypical
         self.timings = timings
