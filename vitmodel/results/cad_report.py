@@ -39,7 +39,7 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 # pydicom's meanings of these two codes hold a zero-width space, which plain character sets lack.
 IMPRESSION = CodedConcept(value="111034", scheme_designator="DCM", meaning="Individual Impression/Recommendation")
 OVERALL_ANALYSIS = CodedConcept(
-    value="111237", scheme_designator="DCM", meaning="Overall impression/recommendation analysis"
+    value="111234", scheme_designator="DCM", meaning="Overall Impression/Recommendation Analysis"
 )
 CAD_SERIES_NUMBER = 9107  # a series number that no acquisition uses
 CONTAINS = RelationshipTypeValues.CONTAINS
