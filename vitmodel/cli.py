@@ -63,6 +63,7 @@ VERBS = {
     "compare": Verb("CompareConfig", "vitmodel.commands.compare", "compare_models", "evaluation"),
     "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_one_out", "evaluation"),
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
+    "view": Verb("ViewConfig", "vitmodel.commands.view", "view", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
@@ -155,8 +156,9 @@ def parser_for(name: str) -> ArgumentParser:
     import jsonargparse
     from jsonargparse.typing import get_registered_type, register_type
 
-    if get_registered_type(config.Size) is None:
-        register_type(config.Size, str, config.Size.parse)
+    for parsed in (config.Size, config.FreezeEpochs):
+        if get_registered_type(parsed) is None:
+            register_type(parsed, str, parsed.parse)
     parser = jsonargparse.ArgumentParser(
         prog=f"vitmodel {name}", add_help=False, allow_abbrev=False, exit_on_error=False, print_config="--print-config"
     )

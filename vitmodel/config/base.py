@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -39,6 +41,33 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
+
+
+class FreezeEpochs(int):
+    """A number of epochs, or `backbone` for all epochs."""
+
+    @classmethod
+    def parse(cls, text: str | int) -> FreezeEpochs:
+        """Return the number written as `3` or `backbone`.
+
+        Raises:
+            ValueError: `text` is neither.
+        """
+        if isinstance(text, FreezeEpochs):
+            return text
+        if text == "backbone":
+            return cls(sys.maxsize)
+        if isinstance(text, bool) or not re.fullmatch(r"-?\d{1,9}", str(text)):
+            raise ValueError(f"must be a whole number or backbone, not {text!r}")
+        return cls(int(text))
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether it means all epochs."""
+        return self == sys.maxsize
+
+    def __str__(self) -> str:
+        return "backbone" if self.is_backbone else int.__repr__(self)
 
 
 def require(condition: bool, field: str, problem: str) -> None:

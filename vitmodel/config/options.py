@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vitmodel.config.base import Size, cached, default_of, flag_of, merged
+from vitmodel.config.base import FreezeEpochs, Size, cached, default_of, flag_of, merged
 from vitmodel.config.values import inner
 
 GROUPS = (
@@ -17,7 +17,7 @@ GROUPS = (
     "segments", "decision", "report", "server", "hardware", "logging",
 )  # fmt: skip
 """The headings of --help, in their order."""
-PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH", Size: "HxW"}
+PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH", Size: "HxW", FreezeEpochs: "N|backbone"}
 KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -25,6 +25,7 @@ KINDS = {
     str: "text",
     Path: "a path",
     Size: "HEIGHTxWIDTH in pixels, such as 1024x512",
+    FreezeEpochs: "a whole number or backbone",
 }
 LONGEST_CHOICES = 60
 """Length in characters up to which choices are shown in the flag's line; longer lists are in the help text."""
