@@ -248,7 +248,7 @@ def draw_pictures(
     preprocessing = predictor.ensemble.package["preprocessing"]
     measured_rows = scored.rows.take(np.flatnonzero(scored.used).tolist())
     return Pictures(
-        refused_images(scored.rows.table, scored.images, preprocessing, config.jobs),
+        refused_images(scored.rows.table, scored.images, preprocessing, config.workers),
         list(confident_errors(predictor, evaluation, measured_rows)),
     )
 

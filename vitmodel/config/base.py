@@ -145,12 +145,18 @@ class Config(metaclass=FormerNames):
     """Field -> what it needs to have any effect. Values equal to the default are always accepted."""
     DEFAULTS: ClassVar[Mapping[str, str]] = {}
     """Field -> its default in words, for defaults that depend on other options."""
+    SWITCHES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """List field that is also a switch -> the items that `true`, or its flag without a value, selects."""
 
     def __post_init__(self) -> None:
-        from vitmodel.config.values import coerce  # imports this module
+        from vitmodel.config.values import coerce, switched  # imports this module
 
+        switches = merged(type(self), "SWITCHES")
         for field, hint in _typed_fields(type(self)):
-            value = coerce(hint, getattr(self, field.name), self.PREFIX + field.name)
+            value = getattr(self, field.name)
+            if field.name in switches:
+                value = switched(value, switches[field.name])
+            value = coerce(hint, value, self.PREFIX + field.name)
             object.__setattr__(self, field.name, value)
         self._resolve()
         self._check()

@@ -50,6 +50,8 @@ class Option:
     is_list: bool
     optional: bool
     """Whether None is a value."""
+    is_switch: bool = False
+    """Whether a list is also a switch: its flag needs no value."""
 
     @property
     def flag(self) -> str:
@@ -87,6 +89,8 @@ class Option:
             return self.placeholder
         if self.hint is bool:
             return f"{self.flag}, {self.flag.replace('--', '--no-', 1)}"
+        if self.is_switch:
+            return f"{self.flag} [{self.placeholder}], {self.flag.replace('--', '--no-', 1)}"
         return f"{self.flag} {self.placeholder}"
 
     @property
@@ -108,6 +112,7 @@ def options(cls: type) -> tuple[Option, ...]:
     hints = get_type_hints(cls)
     descriptions = docstrings(cls)
     default_texts = merged(cls, "DEFAULTS")
+    switches = merged(cls, "SWITCHES")
     groups = {name: group for group, names in groups_of(cls).items() for name in names}
     result: list[Option] = []
     for field in fields(cls):
@@ -127,6 +132,7 @@ def options(cls: type) -> tuple[Option, ...]:
                 default_text="" if default is MISSING else default_texts.get(field.name, _words(default)),
                 is_list=is_list,
                 optional=hint != hints[field.name],
+                is_switch=field.name in switches,
             )
         )
     return tuple(result)

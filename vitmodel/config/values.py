@@ -79,6 +79,20 @@ def split_list(text: str) -> list[str]:
     return [item for item in items if item]
 
 
+def switched(value: Any, items: tuple[str, ...]) -> Any:
+    """Return the value of a list field that is also a switch: `true` selects `items`, `false` removes all before it."""
+    if not isinstance(value, bool | str | list | tuple):
+        return value
+    result: list[Any] = []
+    for item in [value] if isinstance(value, bool | str) else value:
+        word = str(item).lower()
+        if word == "false":
+            result.clear()
+        else:
+            result += items if word == "true" else [item]
+    return result
+
+
 def _items(value: Any, name: str) -> list[Any]:
     """Return the items of a list field: a sequence, one value, or a text with commas. None is an empty list."""
     if value is None:
