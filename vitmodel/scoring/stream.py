@@ -149,7 +149,7 @@ class ScoringStream:
     def __init__(self, ensemble: Ensemble, config: PredictorConfig, timings: Timings) -> None:
         self.ensemble = ensemble
         self.tokens = config.tokens
-        self.jobs = config.workers
+        self.workers = config.workers
         self.atypical = config.atypical
         self.keep_atypical = config.keep_atypical
         self.timings = timings
@@ -245,7 +245,7 @@ class ScoringStream:
         """
         units = rows.exams()
         inputs = [(rows.rows[position], rows.metadata[position]) for unit in units for position in unit]
-        loaded = parallel_map(lambda image: self.load(*image), inputs, "score", self.jobs)
+        loaded = parallel_map(lambda image: self.load(*image), inputs, "score", self.workers)
         for unit in units:
             images = [(position, next(loaded)) for position in unit]
             yield self._without_copies(images, rows.metadata) if self.ensemble.fused else images
