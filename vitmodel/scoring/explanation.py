@@ -49,7 +49,7 @@ def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor:
         view=place.view,
         probability=predictor.ensemble.probability(scored.logits[:1])[0],
         inverted="inverted" in (record["reason"] or ""),  # type: ignore[operator]
-        voi=voi or "",
+        voi=str(voi or ""),
     )
 
 
