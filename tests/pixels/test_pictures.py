@@ -264,6 +264,15 @@ def test_a_preview_page_is_skipped_and_a_second_picture_refused(tmp_path: Path) 
     assert refusal(path).code == "multi_frame"
 
 
+def test_a_picture_without_pixels_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.bmp")
+    content = bytearray((tmp_path / "a.bmp").read_bytes())
+    content[18:26] = bytes(8)  # width and height
+    (tmp_path / "a.bmp").write_bytes(content)
+    with pytest.raises(ImageRefusedError, match="the header states 0 x 0 pixels"):
+        open_image(tmp_path / "a.bmp")
+
+
 def test_a_tiff_without_its_last_strips_is_called_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     content = io.BytesIO()

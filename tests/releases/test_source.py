@@ -12,6 +12,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from vitmodel.archives import open_source, source_state
+from vitmodel.config import Preprocessing
+from vitmodel.data.cropping import SourceImage, crop_image
 from vitmodel.releases.files import safe_file_name
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.releases.listing import dicom_last, without_copies
@@ -166,6 +168,11 @@ def test_names_that_are_not_utf8_are_escaped_and_their_files_are_found(tmp_path:
     odd = next(path for path in table.path if path.endswith("ller.png"))
     assert open_source(odd).read() == b"film"
     assert source_state(odd) == source_state(folder / os.fsdecode(b"M\xfcller.png"))
+
+
+def test_a_path_with_a_nul_is_that_of_a_missing_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "a\0.png", tmp_path / "a\0.dcm"):
+        assert crop_image(SourceImage(path), Preprocessing()).record["reason"] == "missing_file"
 
 
 def test_a_link_to_itself_does_not_end_the_scan(tmp_path: Path) -> None:

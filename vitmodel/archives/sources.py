@@ -114,6 +114,8 @@ def open_source(path: Path | str) -> io.BufferedReader:
     """
     try:
         return open(path_on_disk(path), "rb", opener=_open_regular)
+    except ValueError as error:  # such as the NUL of a damaged table
+        raise FileNotFoundError(2, str(error), str(path)) from None
     except NotADirectoryError:  # the path leads through a file: an archive?
         try:
             found = find_member(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -28,7 +29,10 @@ def read_frame(path: Path, pixel_format: PixelFormat) -> tuple[bytes, str]:
     """
     expected = pixel_format.frame_bytes
     # A codec that fails to compress needs little more than 1 x.
-    element = read_dataset(path, 2 * expected).get_item("PixelData")
+    dataset = read_dataset(path, 2 * expected)
+    element = None
+    with contextlib.suppress(Exception):  # pydicom's exceptions for damaged bytes have no common type
+        element = dataset.get_item("PixelData")
     data = getattr(element, "value", None) or b""
     if not data and uid.UID(pixel_format.syntax).is_encapsulated:
         data = _read_open_pixel_data(path, 2 * expected)

@@ -175,11 +175,15 @@ class RasterFile:
 
 
 def check_size(picture: PictureHeader, size: int) -> None:
-    """Refuse a picture that is larger than any mammogram, or a file of `size` bytes that is larger than its picture.
+    """Refuse an empty picture, one larger than any mammogram, and a file of `size` bytes larger than its picture.
 
     Raises:
-        ImageRefusedError: The picture or the file is too large.
+        ImageRefusedError: The picture is empty, or the picture or the file is too large.
     """
+    if min(picture.rows, picture.columns) < 1:
+        raise ImageRefusedError(
+            "bad_header", f"the header states {picture.rows} x {picture.columns} pixels; copy or save the picture again"
+        )
     values = picture.rows * picture.columns * picture.channels
     if values > MAX_PIXELS:
         raise ImageRefusedError(
