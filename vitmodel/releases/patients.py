@@ -110,8 +110,7 @@ def _labels_of_id(patient: str, files: Sequence[IdentifiedFile], notes: list[str
     for label, file in zip(labels, files, strict=True):
         first_files.setdefault(label, file.path)
     if len(first_files) > 1:
-        shown = ", ".join(f"{label} ({path})" for label, path in first_files.items())
-        notes.append(f"{patient} is read as {shown}")
+        notes.append(", ".join(first_files.values()))
     return labels
 
 
@@ -176,7 +175,7 @@ def _fill_unknown(files: Sequence[IdentifiedFile], patients: list[str], unknown:
             label = first.name
         else:
             label = first.study
-            by_study.append(f"study {first.study}, such as {first.path}")
+            by_study.append(f"the study of {first.path}")
         for row in rows:
             patients[row] = label
     _warn(
@@ -200,11 +199,7 @@ def _warn_of_shared_studies(files: Sequence[IdentifiedFile], patients: Sequence[
     for file, patient in zip(files, patients, strict=True):
         if patient and file.identity.study_id:
             first_files[file.study].setdefault(patient, file.path)
-    notes = [
-        f"study {study}: " + ", ".join(f"{patient} ({path})" for patient, path in list(of_study.items())[:2])
-        for study, of_study in first_files.items()
-        if len(of_study) > 1
-    ]
+    notes = [", ".join(list(of_study.values())[:2]) for of_study in first_files.values() if len(of_study) > 1]
     _warn("a StudyInstanceUID is shared by several patients, who are kept apart by their ids", notes)
 
 
@@ -226,7 +221,7 @@ def resolve_exams(files: Sequence[IdentifiedFile], patients: Sequence[str], inst
         clusters = _exams_of_patient([files[row] for row in studied], [instances[row] for row in studied])
         if len(clusters) > 1 and _are_views_of_one_exam([[files[studied[n]] for n in group] for group in clusters]):
             first, second = (files[studied[group[0]]].path for group in clusters[:2])
-            notes.append(f"{patient}: {first}, {second}")
+            notes.append(f"{first}, {second}")
             continue
         for group in clusters if len(clusters) > 1 else ():
             for number in group:
@@ -279,7 +274,7 @@ def resolve_instances(files: Sequence[IdentifiedFile]) -> list[str]:
         if not _have_same_pixels([files[row].path for row in rows]):
             for row in rows:
                 instances[row] = ""
-            notes.append(f"{instance}: {files[rows[0]].path}, {files[rows[1]].path}")
+            notes.append(f"{files[rows[0]].path}, {files[rows[1]].path}")
     _warn("a SOPInstanceUID is shared by files with different pixels, which all count", notes)
     return instances
 
