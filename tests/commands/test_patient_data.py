@@ -1,4 +1,4 @@
-"""Nothing that a DICOM header states, such as a misplaced name, reaches the screen, reports or de-identified results."""
+"""Nothing that a DICOM header states, such as a misplaced name, reaches screen, reports or de-identified results."""
 
 from __future__ import annotations
 
