@@ -79,6 +79,6 @@ def test_no_header_value_reaches_screen_reports_or_deidentified_results(
     said += run_command("predict", run / "package", planted, tmp_path / "out", *flags)
     assert MARKER not in said, [line for line in said.splitlines() if MARKER in line]
     files = [*tmp_path.rglob("*.html"), *(tmp_path / "out" / "dicom").iterdir()]
-    assert len(files) > 20
+    assert len(files) >= 4  # results of one source UID replace each other
     for path in files:
         assert MARKER.encode() not in path.read_bytes(), (path, dcmread(path) if path.suffix == ".dcm" else "")
