@@ -341,7 +341,7 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
     assert np.nanmax(np.abs(separate[0] - separate[1])) > 0.01
     np.testing.assert_allclose(both.score_images(table)["probability"], np.mean(separate, axis=0))
     assert both.ensemble.threshold == pytest.approx((single[0].ensemble.threshold + 0.9) / 2)
-    document["preprocessing"] = document["preprocessing"].replace("64x32", "128x64")
+    document["preprocessing"] = document["preprocessing"].replace('"bits": 8', '"bits": 16')
     seal(tmp_path / "other", document)
     with pytest.raises(UsageError, match="preprocessing"):
         Predictor(both.config)

@@ -248,7 +248,7 @@ def _check_auxiliary(values: object, architecture: NetworkConfig) -> None:
         count = max(2, targets[key].num_outputs)
         fits = isinstance(biases, list) and len(biases) == count and all(map(_is_number, biases))
         _require(fits, f"{name}.biases", f"a list of {count} numbers", biases)
-        _require(_has_type(int, units) and units >= 0, f"{name}.units", "a whole number", units)
+        _require(isinstance(units, int) and _has_type(int, units), f"{name}.units", "a whole number", units)
 
 
 def _check_records(document: Mapping[str, Any]) -> None:
