@@ -219,7 +219,9 @@ def worst_breast_scores(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
 
 def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
     """Return the package's probabilities, equal to those of `vitmodel predict`."""
-    predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, workers=config.workers))
+    predictor = Predictor(
+        PredictorConfig(package=folder, device=config.device, tokens=config.tokens, workers=config.workers)
+    )
     tables = predictor.score(table)
     images = tables.images
     units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]
