@@ -370,6 +370,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VitmodelError as error:
         print(f"vitmodel {name}: {error}", file=sys.stderr)
         return error.status
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and "failed to map" not in str(error):
+            raise
+        print(
+            f"vitmodel {name}: out of memory ({error or 'an array was too large'}); raise the limit (ulimit -v), "
+            "or use a machine with more memory",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"\nvitmodel {name}: interrupted; finished work is kept", file=sys.stderr)
         return 130

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import resource
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -30,6 +33,11 @@ from vitmodel.model.packed_batch import (
 )
 
 logger = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+"""File system through which worker processes hand over their crops."""
+MIN_DESCRIPTORS = 1024
+"""Number of open files below which no worker processes are started."""
 
 
 class Batch(NamedTuple):
@@ -105,13 +113,14 @@ class BatchLoader:
         collate = functools.partial(
             to_packed_sample, paths=images.paths, patch=patch, air=not config.packed, metadata=metadata
         )
+        workers = usable_workers(config, patch)
         self.sample_loader: DataLoader[LoadedSample] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size=None,
             sampler=RankSampler(sampler),
             collate_fn=collate,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
         self.config = config
         self.unreadable: dict[int, str] = {}
@@ -156,6 +165,37 @@ class BatchLoader:
                 yield sample
             elif len(problems) > 1:
                 logger.warning("exam without a readable image is left out: %s", "; ".join(problems.values()))
+
+
+def usable_workers(config: TrainingConfig, patch: int) -> int:
+    """Return `config.workers`, or 0 with a warning where worker processes could not hand over their crops.
+
+    They need shared memory for the crops of two batches and of those read ahead, and file descriptors for each tensor.
+    """
+    if not config.workers:
+        return 0
+    needed = (2 + 2 * config.workers) * config.most_tokens * patch**2 * 4  # bytes of float32 pixels
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if free < needed:
+        _warn_once(
+            f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free and --workers {config.workers} may need {needed / 1e6:.0f}: "
+            "crops are loaded in the training process; enlarge it (docker run --shm-size) to load them in parallel"
+        )
+        return 0
+    if 0 <= descriptors < MIN_DESCRIPTORS:
+        _warn_once(
+            f"only {descriptors} files may be open at once: crops are loaded in the training process; "
+            f"raise the limit (ulimit -n {MIN_DESCRIPTORS}) to load them in parallel"
+        )
+        return 0
+    return config.workers
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning that the loaders of training and validation share."""
+    logger.warning(message)
 
 
 def to_packed_sample(
