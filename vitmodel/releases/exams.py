@@ -24,7 +24,7 @@ def resolve_exams(files: Sequence[IdentifiedFile], patients: Sequence[str], inst
     """
     exams = [""] * len(files)
     notes = []
-    for patient, rows in group_rows(range(len(files)), lambda row: patients[row]).items():
+    for rows in group_rows(range(len(files)), lambda row: patients[row]).values():
         studied = [row for row in rows if files[row].identity.study_id]
         clusters = _exams_of_patient([files[row] for row in studied], [instances[row] for row in studied])
         if len(clusters) > 1 and _are_views_of_one_exam([[files[studied[n]] for n in group] for group in clusters]):
