@@ -174,7 +174,9 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
     """Return for each row a text of everything that determines its result: file, metadata, packages and options."""
     ensemble = task.predictor.ensemble
     config = task.config
-    settings = f"{ensemble.fingerprint()} {config.explain} dicom={','.join(config.dicom)} {derive_seed(config.deidentify)}"
+    settings = (
+        f"{ensemble.fingerprint()} {config.explain} dicom={','.join(config.dicom)} {derive_seed(config.deidentify)}"
+    )
     marks = [
         f"{source_state(row.source_file)} {row.laterality} {settings} {row.picture_range}".rstrip()
         for row in task.rows.rows
