@@ -115,7 +115,7 @@ def test_a_switch_with_values_takes_a_boolean_from_python_and_refuses_what_has_n
         recipe.write_text(f"dicom: {text}\n")
         assert cli.parse("predict", ["--config", str(recipe), "p", "s", "o"]).dicom == kinds
     for kinds in ("sc", "seg", "sr,pm"):
-        with pytest.raises(UsageError, match="dicom: .* is made from heat maps; add --explain METHOD"):
+        with pytest.raises(UsageError, match=r"dicom: .* is made from heat maps; add --explain METHOD"):
             PredictConfig(**made, dicom=kinds)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="dicom: 'pdf' is not a choice"):
         PredictConfig(**made, dicom="pdf")  # type: ignore[arg-type]

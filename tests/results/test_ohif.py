@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,8 @@ def test_each_overlay_is_shown_as_it_was_written(page: Any, study: tuple[Path, d
         position = f"""() => {{
             const d = services.displaySetService.getActiveDisplaySets().find(d => d.SeriesInstanceUID === '{series}');
             const v = services.cornerstoneViewportService.getCornerstoneViewport("LMLO");
-            return v.setImageIdIndex(d.instances.findIndex(i => i.SOPInstanceUID === '{image.capture}')).then(() => null);
+            const n = d.instances.findIndex(i => i.SOPInstanceUID === '{image.capture}');
+            return v.setImageIdIndex(n).then(() => null);
         }}"""
         page.evaluate(position)
         page.wait_for_timeout(2000)
