@@ -231,7 +231,7 @@ class PredictConfig(PredictorConfig):
     """Write a heat map of each image to OUT/overlays: integrated = integrated gradients; occlusion; gradient =
     gradient-weighted attention; rollout = attention rollout, which shows attention and not evidence for cancer."""
     dicom: tuple[DicomKind, ...] = ()
-    """Write DICOM results for DICOM images to OUT/dicom: sr = structured reports, outlines on each image for viewers and
+    """Write DICOM results for DICOM images to OUT/dicom: sr = structured reports, outlines on images for viewers and
     text on each study for people; sc = each heat map as a picture, if --explain is given; gsps = the outlines as a
     presentation state per image. Only with --explain: seg = the region where the heat map is highest; pm = the heat
     map's values; cad = a mammography CAD report per study. Without a value: sr,sc."""
