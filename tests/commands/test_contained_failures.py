@@ -151,7 +151,7 @@ def predict(run: Path, sources: list[Path], out: Path) -> pd.DataFrame:
 
 
 def count_reports(out: Path) -> int:
-    return sum(dcmread(path).Modality == "SR" for path in (out / "dicom").iterdir())
+    return sum(dcmread(path).SOPClassUID.name == "Enhanced SR Storage" for path in (out / "dicom").iterdir())
 
 
 def test_the_network_scores_the_other_images_of_a_group_in_which_it_fails(

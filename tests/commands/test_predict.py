@@ -461,8 +461,8 @@ def test_heat_maps_and_reports_are_written_for_each_image_of_a_folder(
     assert status == 0
     assert {path.stem for path in (tmp_path / "overlays").iterdir()} == set(images["image_id"])
     results = [dcmread(path) for path in (tmp_path / "dicom").iterdir()]
-    assert sorted(result.Modality for result in results).count("SR") == 1
-    assert len(results) == 1 + 2 * len(images)
+    assert sorted(result.Modality for result in results) == ["OT"] * len(images) + ["SR"] * (len(images) + 1)
+    assert not any(result.file_meta.TransferSyntaxUID.is_compressed for result in results)
     assert {path: sha256_file(path) for path in files} == before
     capsys.readouterr()
     deleted = next((tmp_path / "overlays").iterdir())

@@ -243,10 +243,10 @@ class PredictConfig(PredictorConfig):
     """Write a heat map of each image to OUT/overlays: integrated = integrated gradients; occlusion; gradient =
     gradient-weighted attention; rollout = attention rollout, which shows attention and not evidence for cancer."""
     dicom: tuple[DicomKind, ...] = ()
-    """Write DICOM results for DICOM images to OUT/dicom: sr = two structured reports per study, outlines for viewers
-    and text for people; sc = each heat map as a picture, if --explain is given; gsps = the outlines as a presentation
-    state per image. Only with --explain: seg = the region where the heat map is highest; pm = the heat map's values;
-    cad = a mammography CAD report per study. Without a value: sr,sc."""
+    """Write DICOM results for DICOM images to OUT/dicom: sr = structured reports, outlines on images for viewers and
+    text on each study for people; sc = each heat map as a picture, if --explain is given; gsps = the outlines as a
+    presentation state per image. Only with --explain: seg = the region where the heat map is highest; pm = the heat
+    map's values; cad = a mammography CAD report per study. Without a value: sr,sc."""
     deidentify: str = ""
     """Remove the patient's identity from the DICOM results with dicognito. The value is the secret seed; images
     anonymised with the same seed match the results. The score tables keep the ids. none = keep the identity."""
@@ -256,7 +256,7 @@ class PredictConfig(PredictorConfig):
         require(bool(self.source), "source", "is empty; name at least one image, folder or table to score")
         require_apart(self.out, self.source)
         if self.explain is None:
-            unmade = "sc" if self.dicom == ("sc",) else ", ".join({"seg", "pm", "cad"} & set(self.dicom))
+            unmade = "sc" if self.dicom == ("sc",) else ", ".join(sorted({"seg", "pm", "cad"} & set(self.dicom)))
             require(not unmade, "dicom", f"{unmade} is made from heat maps; add --explain METHOD, or leave it out")
 
     def _resolve(self) -> None:

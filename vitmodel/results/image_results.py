@@ -203,14 +203,14 @@ class ResultWriter:
         """Return the reports and presentation states of one study."""
         from vitmodel.results.cad_report import cad_report
         from vitmodel.results.presentation import presentation_states
-        from vitmodel.results.structured_report import structured_report
+        from vitmodel.results.structured_report import structured_reports
         from vitmodel.results.text_report import text_report
 
         results: list[Dataset] = []
         if "sr" in self.dicom:
             results.append(text_report(breasts, self.software, self.threshold))
-            drawn = structured_report(breasts, self.software)
-            results += [] if drawn is None else [drawn]
+            for breast in breasts:
+                results += structured_reports(breast, self.software)
         if "gsps" in self.dicom:
             for breast in breasts:
                 results += presentation_states(breast, self.software)
