@@ -41,6 +41,7 @@ DEIDENTIFIED_KEYWORDS = (
     *(
         "FrameOfReferenceUID",
         "Modality",
+        "SamplesPerPixel",
         "Rows",
         "Columns",
         "PixelSpacing",

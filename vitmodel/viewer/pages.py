@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitmodel import __version__
-from vitmodel.errors import ImageRefusedError, UsageError
+from vitmodel.errors import ImageRefusedError, UsageError, VitmodelError
 from vitmodel.pixels.verdict import REFUSAL_REASONS
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.exams import Exam, ImageEntry
@@ -148,7 +148,7 @@ def make_router(room: ReadingRoom) -> APIRouter:
             return JSONResponse({"waiting": room.heat_maps.waiting()}, 202)
         error = future.exception()
         if error is not None:
-            return JSONResponse({"error": str(error)}, 409 if isinstance(error, ImageRefusedError) else FAILED)
+            return JSONResponse({"error": str(error)}, 409 if isinstance(error, VitmodelError) else FAILED)
         return JSONResponse(asdict(future.result()))
 
     @router.get("/static/{name}")
