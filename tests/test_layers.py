@@ -18,6 +18,7 @@ LAYERS = [
     {"data"},
     {"reports", "results", "releases", "phantoms"},
     {"training", "scoring"},
+    {"node"},
     {"commands"},
     {"api", "artifacts", "cli"},
     {"__init__", "__main__", "image_ETL", "train", "predict"},

@@ -8,6 +8,7 @@ from vitmodel.config.base import Config, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
 from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
 from vitmodel.config.make import did_you_mean, make_config
+from vitmodel.config.node import NodeConfig
 from vitmodel.config.options import Option, options
 from vitmodel.config.recipe import plain, to_command, to_yaml
 from vitmodel.config.scoring import (
@@ -34,6 +35,7 @@ __all__ = [
     "InfoConfig",
     "IntegrationConfig",
     "LeaveOutConfig",
+    "NodeConfig",
     "Option",
     "PredictConfig",
     "PredictorConfig",

@@ -55,8 +55,8 @@ class Listener:
 class _Handler(RequestHandler):
     """A connection that becomes an association once its peer has sent something.
 
-    pynetdicom keeps two threads for half a minute for every connection, also for those of load balancers that hang up at
-    once; they count as associations, so that real senders are rejected.
+    pynetdicom keeps two threads for half a minute for every connection, also for those of load balancers that hang up
+    at once; they count as associations, so that real senders are rejected.
     """
 
     def handle(self) -> None:
