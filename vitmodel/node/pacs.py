@@ -7,7 +7,7 @@ import logging
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -207,11 +207,8 @@ class DicomDestination:
         }
         if not accepted:
             return UNSUPPORTED
-        syntax = UID(result.file_meta.TransferSyntaxUID)
-        if syntax not in accepted and syntax.is_compressed:
-            result.decompress(generate_instance_uid=False)
         if str(result.file_meta.TransferSyntaxUID) not in accepted:
-            _reencode(result, UID(next(iter(accepted & set(UNCOMPRESSED)))))
+            result = _uncompressed(result, accepted)
         status = association.send_c_store(result)
         if not status:
             raise UnreachableError("the destination ended the association in the middle of a transfer")
@@ -243,16 +240,16 @@ class DicomDestination:
 UNSUPPORTED = SendStatus("unsupported", "", "the destination accepts no objects of this SOP class")
 
 
-def _reencode(result: Dataset, syntax: UID) -> None:
-    """Change an uncompressed result's transfer syntax, in place."""
-    buffer = BytesIO()
-    result.save_as(buffer, implicit_vr=syntax.is_implicit_VR, little_endian=True, enforce_file_format=False)
+def _uncompressed(result: Dataset, accepted: Collection[str]) -> Dataset:
+    """Return a result in the first uncompressed transfer syntax of those that the PACS accepts."""
+    if UID(result.file_meta.TransferSyntaxUID).is_compressed:
+        result.decompress(generate_instance_uid=False)
+    syntax = next(syntax for syntax in UNCOMPRESSED if syntax in accepted)
     result.file_meta.TransferSyntaxUID = syntax
+    buffer = BytesIO()
+    result.save_as(buffer, implicit_vr=syntax.is_implicit_VR, little_endian=True, enforce_file_format=True)
     buffer.seek(0)
-    copy = dcmread(buffer, force=True)
-    result.clear()
-    result.update(copy)
-    result.set_original_encoding(syntax.is_implicit_VR, True)
+    return dcmread(buffer)
 
 
 def _reference(sop_class: str, sop_uid: str) -> Dataset:
