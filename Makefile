@@ -9,7 +9,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-.PHONY: install demo docs tools test test-slow test-all quick ruff format types lint check clean
+.PHONY: pages test-browser install demo docs tools test test-slow test-all quick ruff format types lint check clean
 
 $(BIN)/vitmodel: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,8 +43,18 @@ tools:
 	@command -v dciodvfy >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -qq && apt-get install -y -qq dicom3tools >/dev/null; } || echo "dciodvfy is not installed: its test will skip"
 
+# the scripts of `vitmodel view`, from dev/typescript into vitmodel/viewer/static; needs npm
+pages:
+	cd dev/typescript && npm install --silent --no-audit --no-fund && npm run --silent build
+
+# tests in a browser; installs Chromium if run as root on Debian
+test-browser: $(VENV)/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+	$(BIN)/python -m pytest -m browser
+
 test: $(VENV)/dev tools
-	$(PYTEST) -m "not slow and not nightly"
+	$(PYTEST) -m "not slow and not nightly and not browser"
 
 test-slow: $(VENV)/dev tools
 	$(PYTEST) -m slow
@@ -53,7 +63,7 @@ test-all: $(VENV)/dev tools
 	$(PYTEST)
 
 quick: $(VENV)/dev
-	$(PYTEST) -m "not slow and not nightly and not integration"
+	$(PYTEST) -m "not slow and not nightly and not browser and not integration"
 
 ruff: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ LAYERS = [
     {"data"},
     {"reports", "results", "releases", "phantoms"},
     {"training", "scoring"},
+    {"viewer"},
     {"node"},
     {"commands"},
     {"api", "artifacts", "cli"},

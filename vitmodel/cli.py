@@ -63,6 +63,7 @@ VERBS = {
     "compare": Verb("CompareConfig", "vitmodel.commands.compare", "compare_models", "evaluation"),
     "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_one_out", "evaluation"),
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
+    "view": Verb("ViewConfig", "vitmodel.commands.view", "view", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
@@ -155,8 +156,9 @@ def parser_for(name: str) -> ArgumentParser:
     import jsonargparse
     from jsonargparse.typing import get_registered_type, register_type
 
-    if get_registered_type(config.Size) is None:
-        register_type(config.Size, str, config.Size.parse)
+    for parsed in (config.Size, config.FreezeEpochs):
+        if get_registered_type(parsed) is None:
+            register_type(parsed, str, parsed.parse)
     parser = jsonargparse.ArgumentParser(
         prog=f"vitmodel {name}", add_help=False, allow_abbrev=False, exit_on_error=False, print_config="--print-config"
     )
@@ -170,7 +172,7 @@ def parser_for(name: str) -> ArgumentParser:
 def _parsed_type(option: Option) -> Any:
     """Return the type that the parser reads; the configuration itself checks choices, paths and the items of lists."""
     if option.is_list:
-        return list[str] | str | None
+        return list[str] | str | bool | None if option.is_switch else list[str] | str | None
     kind = type(option.choices[0]) if option.choices else option.hint
     kind = str if kind is Path else kind
     return kind | None if option.optional or option.required else kind
@@ -223,13 +225,13 @@ def _flags_of(word: str, rest: list[str], by_flag: dict[str, Option], name: str)
     text, equals, value = word.partition("=")
     flag = text.replace("_", "-")
     switch = "--" + flag.removeprefix("--no-").removeprefix("--")
-    switches = {option.flag for option in by_flag.values() if option.hint is bool}
+    switches = {option.flag for option in by_flag.values() if option.hint is bool or option.is_switch}
     if flag == "--print-config":
         return [(flag, value if equals else None)]
     if flag not in by_flag and switch in switches:
         return [(switch, "false")]
     if flag in switches and not equals:
-        return [(flag, rest.pop(0) if rest[:1] in (["true"], ["false"]) else "true")]
+        return [(flag, rest.pop(0) if rest and _sets_switch(rest[0], by_flag[flag]) else "true")]
     nested = [option for option in by_flag.values() if option.flag.startswith(f"{flag}.")]
     if flag not in by_flag and flag != "--config" and not nested:
         raise UsageError(_unknown(text, flag, list(by_flag), name))
@@ -237,6 +239,11 @@ def _flags_of(word: str, rest: list[str], by_flag: dict[str, Option], name: str)
         raise UsageError(f"{text}: needs a value; `vitmodel {name} --help` explains it")
     value = value if equals else rest.pop(0)
     return _expanded(flag, value) if nested else [(flag, value)]
+
+
+def _sets_switch(word: str, option: Option) -> bool:
+    """Return whether `word` is a value of the switch before it: true, false or, for a list, some of its choices."""
+    return word in ("true", "false") or (option.is_list and set(word.split(",")) <= set(option.choices))
 
 
 def _expanded(flag: str, value: str) -> list[tuple[str, str | None]]:

@@ -106,6 +106,8 @@ NO_EFFECT = [
     ("train", ["--sensitivity", "0.8"], "sensitivity", "--objective sensitivity"),
     ("train", ["--strategy", "fsdp"], "strategy", "--devices or --nodes"),
     ("train", ["--augment.hole", "0.3"], "augment.hole", "--augment.holes"),
+    ("train", ["--lora", "8"], "lora", "--weights"),
+    ("tune", ["--find-lr"], "find_lr", "`vitmodel train`"),
     ("tune", ["--loss", "focal"], "loss", "`vitmodel train`"),
     ("tune", ["--ema", "0.9"], "ema", "`vitmodel train`"),
     ("tune", ["--smoothing", "0.1"], "smoothing", "`vitmodel train`"),

@@ -17,12 +17,13 @@ from vitmodel.config import Preprocessing, Size
 from vitmodel.config.labels import target_name
 from vitmodel.pixels.preprocessing import CropGeometry, preprocess
 from vitmodel.results.evidence import Software, read_source_header
-from vitmodel.results.heatmap import HeatMap
-from vitmodel.results.image_results import ImageResult, ResultWriter
+from vitmodel.results.heatmap import HeatMap, breast_outline
+from vitmodel.results.image_results import ImageResult, ResultWriter, to_region
 from vitmodel.results.overlay import Caption, DisplayImage, draw_overlay
 from vitmodel.utils import sha256_file
 
 CODE_MEANING = Tag("CodeMeaning")
+KINDS = ("sr", "sc", "gsps", "seg", "pm", "cad")
 SOFTWARE = Software(version="1.2.3", model="ViT 3 x 24", serial="0123456789abcdef", parameters=("threshold 0.3",))
 
 
@@ -102,16 +103,18 @@ def write_all(
         source_shape=(prepared.header.rows, prepared.header.columns),
     )
     side = prepared.header.laterality
-    writer = ResultWriter(out, software, preprocessing, 0.3, dicom=True, secret=secret)
+    writer = ResultWriter(out, software, preprocessing, 0.3, dicom=KINDS, secret=secret)
     image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
+    outline = breast_outline(heat.tissue, heat.geometry)
+    assert outline is not None
     region, _ = writer.write_explanation(image, heat, "log-odds", 0, 1)
     rows = pd.DataFrame(
         [{"path": str(original), "breast_id": "p", "laterality": side, "probability": 0.6, "region": region}]
-    )
+    ).assign(view="MLO", outline=[to_region(outline)])
     breasts = rows[["breast_id", "laterality"]].assign(probability=0.45, decision=1.0)
     assert writer.report(rows, breasts) == (1, 0)
     results = [dcmread(path) for path in sorted((out / "dicom").iterdir())]
-    return heat, {"SR" if result.Modality == "SR" else str(result.SOPClassUID.name): result for result in results}
+    return heat, {str(result.SOPClassUID.name).removesuffix(" Storage"): result for result in results}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +195,7 @@ def test_a_study_of_two_patients_gets_no_report(
     rows = pd.DataFrame({"path": [str(original), str(tmp_path / "other.dcm")], "breast_id": ["p", "q"], "region": None})
     rows = rows.assign(laterality="L", probability=0.6)
     breasts = rows[["breast_id", "laterality", "probability"]].assign(decision=1.0)
-    writer = ResultWriter(tmp_path, SOFTWARE, Preprocessing(size=Size(128, 64)), 0.3, dicom=True, secret="")
+    writer = ResultWriter(tmp_path, SOFTWARE, Preprocessing(size=Size(128, 64)), 0.3, dicom=KINDS, secret="")
     assert writer.report(rows, breasts) == (0, 2)
     assert "states 2 patients" in caplog.text
     assert writer.report(rows[:1], breasts[:1]) == (1, 0)

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitmodel.cli import main
-from vitmodel.config import TrainConfig
+from vitmodel.config import Size, TrainConfig
 from vitmodel.data.dataset import read_crop, to_tensor
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import EpochSampler
-from vitmodel.errors import VitmodelError
+from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.model.architecture import PRESETS
+from vitmodel.model.low_rank import add_low_rank_updates, merge_low_rank_updates
 from vitmodel.model.package import load_models, load_package
 from vitmodel.model.packed_batch import pack_images
+from vitmodel.model.vit import ViT
 from vitmodel.training.module import ClassificationModule
 from vitmodel.training.trainer import AtomicCheckpoints, resolve_precision, start_or_resume
 
@@ -100,6 +104,51 @@ def test_a_frozen_backbone_trains_only_the_head(crops: Path, short: Path, tmp_pa
     before, after = tensors(short), tensors(tmp_path / "run")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"head.weight", "head.bias"}
+
+
+def test_low_rank_updates_change_the_matrices_of_the_blocks_by_their_rank(
+    crops: Path, short: Path, tmp_path: Path
+) -> None:
+    arguments = [*SHORT, "--weights", str(short / "package"), "--lora", "2", "--freeze", "0", "--lr", "0.01"]
+    command = ["train", str(crops / "manifest.csv")]
+    assert main([*command, str(tmp_path / "run"), *arguments]) == 0
+    before, after = tensors(short), tensors(tmp_path / "run")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    matrices = {name for name in before if name.startswith("blocks.") and before[name].ndim == 2}
+    heads = {name for name in before if name.startswith(("head.", "fc_norm."))}
+    assert moved == matrices | heads
+    for name in matrices:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) == 2
+    averaged = [*arguments, "--ema", "0.5"]
+    assert main([*command, str(tmp_path / "averaged"), *averaged]) == 0
+    assert not same(tensors(tmp_path / "averaged"), after)
+
+
+def test_low_rank_updates_start_from_the_given_network_and_merge_to_the_same_one() -> None:
+    vit = ViT(replace(PRESETS["vit_micro"], image_size=Size(64, 32))).eval()
+    images = torch.rand(2, 1, 64, 32)
+    before = vit(images)
+    add_low_rank_updates(vit, rank=4)
+    torch.testing.assert_close(vit(images), before)
+    for name, parameter in vit.named_parameters():
+        if name.endswith(".up"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    updated = vit(images)
+    assert not torch.allclose(updated, before)
+    merge_low_rank_updates(vit)
+    torch.testing.assert_close(vit(images), updated)
+    with pytest.raises(UsageError, match="rank 500"):
+        add_low_rank_updates(vit, rank=500)
+
+
+def test_a_linear_probe_equals_a_backbone_frozen_in_every_epoch(crops: Path, short: Path, tmp_path: Path) -> None:
+    common = [*SHORT, "--weights", str(short / "package"), "--lr", "0.01", "--layer-decay", "1"]
+    for name, freeze in (("probe", "backbone"), ("frozen", "2")):
+        run = tmp_path / name
+        assert main(["train", str(crops / "manifest.csv"), str(run), *common, "--freeze", freeze]) == 0
+    assert same(tensors(tmp_path / "probe"), tensors(tmp_path / "frozen"))
+    assert "freeze: backbone" in (tmp_path / "probe" / "train.yaml").read_text()
 
 
 def test_averaged_weights_are_validated_and_packaged(crops: Path, short: Path, tmp_path: Path) -> None:

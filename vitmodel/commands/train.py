@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from vitmodel.config import Preprocessing, TrainConfig
+from vitmodel.config import FreezeEpochs, Preprocessing, TrainConfig
 from vitmodel.config.auxiliary import AUXILIARY_TARGETS, count_outputs
 from vitmodel.data.fingerprint import Fingerprint, fingerprint
 from vitmodel.data.labels import without_label
@@ -22,6 +22,7 @@ from vitmodel.jobs.journal import lock_folder
 from vitmodel.metrics.metrics import compute_metrics
 from vitmodel.model.network import Network
 from vitmodel.reports.panel import contact_grid
+from vitmodel.training.find_lr import sweep_learning_rate, write_sweep
 from vitmodel.training.fit import (
     check_sizes,
     common_preprocessing,
@@ -55,6 +56,9 @@ def train(config: TrainConfig) -> None:
     check_sizes(frame, config)
     parts = np.where(frame["fold"].notna(), "train", "test") if config.folds else frame["split"]
     data = fingerprint(frame.assign(split=parts), config.label)
+    if config.find_lr:
+        find_learning_rate(config, frame, preprocessing)
+        return
     with lock_folder(config.run, STARTED) if is_rank_zero() else contextlib.nullcontext():
         checkpoint = start_or_resume("train", config, config.run, data["sha256"])
         if is_rank_zero():
@@ -65,6 +69,25 @@ def train(config: TrainConfig) -> None:
             cross_validate(config, frame, preprocessing, data)
         else:
             train_once(config, frame, preprocessing, data, checkpoint)
+
+
+def find_learning_rate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing) -> None:
+    """Sweep the learning rate on the training patients (with folds, those of the first fold), and print a suggestion.
+
+    Writes RUN/find_lr.csv and RUN/find_lr.png; RUN stays free for a training.
+    """
+    rows = frame[frame["fold"].notna() & (frame["fold"] != 0)] if config.folds else frame[frame["split"] == "train"]
+    # A sweep within the frozen epochs would be of the heads alone.
+    thawed = config if config.freeze.is_backbone else replace(config, freeze=FreezeEpochs(0))
+    with lock_folder(config.run, "find_lr.png"):
+        sweep = sweep_learning_rate(thawed, rows, make_network_config(config, preprocessing, [rows]))
+        write_sweep(sweep, config.run)
+    if sweep.suggestion is None:
+        low, high = sweep.rates[[0, -1]]
+        print(f"no suggestion: the loss hardly fell at any rate from {low:.2g} to {high:.2g}; keep the default")
+    else:
+        print(f"suggestion: --lr {sweep.suggestion:.2g}, a tenth of the rate with the smallest loss")
+    print(f"see {config.run / 'find_lr.png'}")
 
 
 def train_once(

@@ -4,7 +4,7 @@ A field is a flag and a YAML key; its docstring is the help text.
 """
 
 from vitmodel.config.augmentation import AugmentConfig
-from vitmodel.config.base import Config, Size, listed, require
+from vitmodel.config.base import Config, FreezeEpochs, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
 from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
 from vitmodel.config.make import did_you_mean, make_config
@@ -23,6 +23,7 @@ from vitmodel.config.scoring import (
 )
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
+from vitmodel.config.viewing import ViewConfig
 
 __all__ = [
     "AugmentConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "ETLConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FreezeEpochs",
     "InfoConfig",
     "IntegrationConfig",
     "LeaveOutConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "TrainingConfig",
     "TuneConfig",
     "VersionsConfig",
+    "ViewConfig",
     "did_you_mean",
     "listed",
     "make_config",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -39,6 +41,33 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
+
+
+class FreezeEpochs(int):
+    """A number of epochs, or `backbone` for all epochs."""
+
+    @classmethod
+    def parse(cls, text: str | int) -> FreezeEpochs:
+        """Return the number written as `3` or `backbone`.
+
+        Raises:
+            ValueError: `text` is neither.
+        """
+        if isinstance(text, FreezeEpochs):
+            return text
+        if text == "backbone":
+            return cls(sys.maxsize)
+        if isinstance(text, bool) or not re.fullmatch(r"-?\d{1,9}", str(text)):
+            raise ValueError(f"must be a whole number or backbone, not {text!r}")
+        return cls(int(text))
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether it means all epochs."""
+        return self == sys.maxsize
+
+    def __str__(self) -> str:
+        return "backbone" if self.is_backbone else int.__repr__(self)
 
 
 def require(condition: bool, field: str, problem: str) -> None:
@@ -91,12 +120,18 @@ class Config:
     """Field -> what it needs to have any effect. Values equal to the default are always accepted."""
     DEFAULTS: ClassVar[Mapping[str, str]] = {}
     """Field -> its default in words, for defaults that depend on other options."""
+    SWITCHES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """List field that is also a switch -> the items that `true`, or its flag without a value, selects."""
 
     def __post_init__(self) -> None:
-        from vitmodel.config.values import coerce  # imports this module
+        from vitmodel.config.values import coerce, switched  # imports this module
 
+        switches = merged(type(self), "SWITCHES")
         for field, hint in _typed_fields(type(self)):
-            value = coerce(hint, getattr(self, field.name), self.PREFIX + field.name)
+            value = getattr(self, field.name)
+            if field.name in switches:
+                value = switched(value, switches[field.name])
+            value = coerce(hint, value, self.PREFIX + field.name)
             object.__setattr__(self, field.name, value)
         self._resolve()
         self._check()

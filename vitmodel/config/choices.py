@@ -28,6 +28,9 @@ EXPLANATIONS: dict[str, str] = {
 """An explanation is a function decorated with `vitmodel.model.explain.explanation`, which states its map's unit and
 colour scale."""
 
+DicomKind = Literal["sr", "sc", "gsps", "seg", "pm", "cad"]
+"""Kinds of DICOM results, in the order in which they are written."""
+
 if TYPE_CHECKING:  # mypy accepts no computed Literal; at run time the check and the help text list the registered names
     LossName = str
     ExplanationName = str

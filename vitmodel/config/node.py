@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from vitmodel.config.base import Config, Needs, require
-from vitmodel.config.choices import ExplanationName
+from vitmodel.config.choices import DicomKind, ExplanationName
 from vitmodel.config.scoring import PredictorConfig
 
 Role = Literal["receive", "gather", "score", "send", "web"]
@@ -43,7 +43,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
         "gathering": ("quiet_seconds", "max_seconds", "max_images"),
         "queue": ("workers", "attempts", "lease_seconds", "first_wait", "longest_wait", "retention_days"),
         "sending": ("destination", "pacs_web", "confirm", "identity", "commitment_seconds"),
-        "report": ("explain",),
+        "report": ("explain", "dicom"),
         "server": ("host", "port"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
@@ -121,6 +121,8 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     """A storage commitment without an answer is requested again after this time."""
     explain: ExplanationName | None = "gradient"
     """Heat maps in the results; see `vitmodel predict --explain`. none = no heat maps."""
+    dicom: tuple[DicomKind, ...] = ("sr", "sc")
+    """Kinds of results; see `vitmodel predict --dicom`."""
     host: str = "127.0.0.1"
     """Address of the web pages. 127.0.0.1 = this machine only."""
     port: int = 8042

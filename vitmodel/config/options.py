@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vitmodel.config.base import Size, cached, default_of, flag_of, merged
+from vitmodel.config.base import FreezeEpochs, Size, cached, default_of, flag_of, merged
 from vitmodel.config.values import inner
 
 GROUPS = (
@@ -17,7 +17,7 @@ GROUPS = (
     "segments", "decision", "report", "receiving", "gathering", "queue", "sending", "server", "hardware", "logging",
 )  # fmt: skip
 """The headings of --help, in their order."""
-PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH", Size: "HxW"}
+PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH", Size: "HxW", FreezeEpochs: "N|backbone"}
 KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -25,6 +25,7 @@ KINDS = {
     str: "text",
     Path: "a path",
     Size: "HEIGHTxWIDTH in pixels, such as 1024x512",
+    FreezeEpochs: "a whole number or backbone",
 }
 LONGEST_CHOICES = 60
 """Length in characters up to which choices are shown in the flag's line; longer lists are in the help text."""
@@ -49,6 +50,8 @@ class Option:
     is_list: bool
     optional: bool
     """Whether None is a value."""
+    is_switch: bool = False
+    """Whether a list is also a switch: its flag needs no value."""
 
     @property
     def flag(self) -> str:
@@ -86,6 +89,8 @@ class Option:
             return self.placeholder
         if self.hint is bool:
             return f"{self.flag}, {self.flag.replace('--', '--no-', 1)}"
+        if self.is_switch:
+            return f"{self.flag} [{self.placeholder}], {self.flag.replace('--', '--no-', 1)}"
         return f"{self.flag} {self.placeholder}"
 
     @property
@@ -107,6 +112,7 @@ def options(cls: type) -> tuple[Option, ...]:
     hints = get_type_hints(cls)
     descriptions = docstrings(cls)
     default_texts = merged(cls, "DEFAULTS")
+    switches = merged(cls, "SWITCHES")
     groups = {name: group for group, names in groups_of(cls).items() for name in names}
     result: list[Option] = []
     for field in fields(cls):
@@ -126,6 +132,7 @@ def options(cls: type) -> tuple[Option, ...]:
                 default_text="" if default is MISSING else default_texts.get(field.name, _words(default)),
                 is_list=is_list,
                 optional=hint != hints[field.name],
+                is_switch=field.name in switches,
             )
         )
     return tuple(result)

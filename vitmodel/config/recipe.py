@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from vitmodel.config.base import Config, Size, default_of, flag_of
+from vitmodel.config.base import Config, FreezeEpochs, Size, default_of, flag_of
 
 
 def to_command(verb: str, config: Config) -> str:
@@ -50,6 +50,8 @@ def plain(value: Any) -> Any:
     """Return a configuration as dictionaries, lists, numbers and text, as YAML and loggers take them."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, FreezeEpochs):
+        return str(value) if value.is_backbone else int(value)
     if isinstance(value, Path | Size):
         return str(value)
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from vitmodel.config.base import Config, Needs, require, require_apart
-from vitmodel.config.choices import ExplanationName
+from vitmodel.config.choices import DicomKind, ExplanationName
 from vitmodel.config.labels import LabelRule
 
 
@@ -211,7 +211,8 @@ class PredictConfig(PredictorConfig):
         "input and output": ("source", "out", "dataset", "resume"),
         "report": ("parquet", "jsonl", "explain", "dicom", "deidentify"),
     }
-    NEEDS: ClassVar[Mapping[str, Needs]] = {"deidentify": Needs("--dicom", lambda config: config.dicom)}
+    NEEDS: ClassVar[Mapping[str, Needs]] = {"deidentify": Needs("--dicom", lambda config: bool(config.dicom))}
+    SWITCHES: ClassVar[Mapping[str, tuple[str, ...]]] = {"dicom": ("sr", "sc")}
 
     source: tuple[str, ...]
     """What to score: images, folders, zips, tars, DICOMDIRs, release folders or tables, manifests. - reads such
@@ -229,9 +230,11 @@ class PredictConfig(PredictorConfig):
     explain: ExplanationName | None = None
     """Write a heat map of each image to OUT/overlays: integrated = integrated gradients; occlusion; gradient =
     gradient-weighted attention; rollout = attention rollout, which shows attention and not evidence for cancer."""
-    dicom: bool = False
-    """Write DICOM results for DICOM images to OUT/dicom: a structured report per study; with --explain also overlays
-    and parametric maps."""
+    dicom: tuple[DicomKind, ...] = ()
+    """Write DICOM results for DICOM images to OUT/dicom: sr = two structured reports per study, outlines for viewers
+    and text for people; sc = each heat map as a picture, if --explain is given; gsps = the outlines as a presentation
+    state per image. Only with --explain: seg = the region where the heat map is highest; pm = the heat map's values;
+    cad = a mammography CAD report per study. Without a value: sr,sc."""
     deidentify: str = ""
     """Remove the patient's identity from the DICOM results with dicognito. The value is the secret seed; images
     anonymised with the same seed match the results. The score tables keep the ids. none = keep the identity."""
@@ -240,6 +243,13 @@ class PredictConfig(PredictorConfig):
         super()._check()
         require(bool(self.source), "source", "is empty; name at least one image, folder or table to score")
         require_apart(self.out, self.source)
+        if self.explain is None:
+            unmade = "sc" if self.dicom == ("sc",) else ", ".join({"seg", "pm", "cad"} & set(self.dicom))
+            require(not unmade, "dicom", f"{unmade} is made from heat maps; add --explain METHOD, or leave it out")
+
+    def _resolve(self) -> None:
+        super()._resolve()
+        object.__setattr__(self, "dicom", tuple(kind for kind in get_args(DicomKind) if kind in self.dicom))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,32 +11,10 @@ from typing import Any, ClassVar, Literal
 from vitmodel.config.augmentation import AugmentConfig
 from vitmodel.config.base import Config, Needs, Size, require
 from vitmodel.config.choices import LossName
+from vitmodel.config.fine_tuning import AUTO, FROM_SCRATCH, FineTuningConfig, automatic_default
 from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
 from vitmodel.config.labels import CANCER, LabelRule
 from vitmodel.config.scoring import DecisionConfig
-
-AUTO = -1
-"""Marks a value to be replaced by the default, which depends on --weights."""
-FROM_SCRATCH = {"epochs": 30, "lr": 3e-4, "layer_decay": 1.0, "batch_size": 32, "freeze": 0, "flip_average": False}
-# The best recipe of benchmarks/recipe.py (dev/LOG.md), except for sampling: half of the images there show a cancer.
-FROM_WEIGHTS = {"epochs": 6, "lr": 1e-4, "layer_decay": 0.75, "batch_size": 16, "freeze": 1, "flip_average": True}
-
-
-def automatic_default(name: str, weights: bool) -> str:
-    """Return the default of an option of `FROM_SCRATCH` in words.
-
-    Args:
-        name: The option.
-        weights: Whether the verb has the option --weights, which changes the default.
-    """
-    scratch = _in_words(FROM_SCRATCH[name])
-    return f"{_in_words(FROM_WEIGHTS[name])} with --weights, else {scratch}" if weights else scratch
-
-
-def _in_words(value: bool | float) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +103,16 @@ class TrainingConfig(Config):
 
     def _resolve(self) -> None:
         super()._resolve()
-        for name, value in self._automatic().items():
+        for name, value in self._default_values().items():
             if getattr(self, name, value) in (AUTO, None):
                 object.__setattr__(self, name, value)
 
-    def _automatic(self) -> dict[str, Any]:
-        """Return the defaults that depend on --weights."""
-        return FROM_WEIGHTS if getattr(self, "weights", None) else FROM_SCRATCH
+    def _default_values(self) -> dict[str, Any]:
+        """Return the values that replace `AUTO`."""
+        return FROM_SCRATCH
 
     def _default(self, name: str) -> Any:
-        return self._automatic().get(name, super()._default(name))
+        return self._default_values().get(name, super()._default(name))
 
     def _check(self) -> None:
         super()._check()
@@ -169,7 +147,7 @@ WITHOUT_FOLDS = Needs("a validation split (--folds has none)", lambda config: co
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingConfig):
+class TrainConfig(FineTuningConfig, DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingConfig):
     """Train a Vision Transformer on the crops of a manifest.
 
     Write a run folder with checkpoints, curves and a model package.
@@ -178,7 +156,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("manifest", "run", "label", "val", "test", "folds", "splits"),
         "model": ("weights",),
-        "optimisation": ("freeze", "sampling", "ema"),
+        "optimisation": ("sampling", "ema"),
         "loss and validation": (
             "loss",
             "smoothing",
@@ -209,8 +187,6 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     """Run folder to write. The model package is RUN/package."""
     weights: Path | None = None
     """Initial weights: a timm, Hugging Face or Google file, a checkpoint, or a model package. none = random weights."""
-    freeze: int = AUTO
-    """Initial epochs with the backbone frozen; as many as EPOCHS = a linear probe. -1 = the default."""
     loss: LossName = "bce"
     """Loss: bce = binary cross entropy; focal = focal loss with gamma 2; pf1 = mean of bce and 1 - probabilistic F1."""
     smoothing: float = 0.0
@@ -260,7 +236,7 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
     def _check(self) -> None:
         super()._check()
         require(bool(self.manifest), "manifest", "is empty; name at least one manifest.csv")
-        for name in ("patience", "freeze", "auxiliary_weight"):
+        for name in ("patience", "auxiliary_weight"):
             require(getattr(self, name) >= 0, name, "must not be negative")
         for name in ("val", "test", "smoothing", "ema"):
             require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
@@ -268,6 +244,12 @@ class TrainConfig(DecisionConfig, IntegrationConfig, SegmentsConfig, TrainingCon
             not self.ema or self.strategy == "ddp",
             "ema",
             "needs --strategy ddp, where each device holds the whole model",
+        )
+        require(
+            not self.lora or self.strategy == "ddp", "lora", "needs --strategy ddp, where each device holds all weights"
+        )
+        require(
+            not self.find_lr or self.devices * self.nodes == 1, "find_lr", "is measured by one process: use --devices 1"
         )
         require(self.folds == 0 or self.folds >= 2, "folds", "must be 0 (none) or at least 2")
         one_process = self.devices * self.nodes == 1
@@ -312,7 +294,7 @@ class TuneConfig(TrainConfig):
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("trials",)}
-    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys(SEARCHED, SEARCHED_BY_TUNE)
+    NEEDS: ClassVar[Mapping[str, Needs]] = dict.fromkeys((*SEARCHED, "find_lr"), SEARCHED_BY_TUNE)
 
     trials: int = 30
     """Total number of trainings; with --resume, those already in RUN count."""

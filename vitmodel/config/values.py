@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from vitmodel.config.base import Size, require
+from vitmodel.config.base import FreezeEpochs, Size, require
 from vitmodel.errors import UsageError
 
 NUMBERS: dict[Any, tuple[type, str]] = {
@@ -18,6 +18,9 @@ NUMBERS: dict[Any, tuple[type, str]] = {
     float: (numbers.Real, "a number"),
 }
 """Annotation -> the type that a value must have, and its name in messages. bool is no number here."""
+
+PARSED = (Size, FreezeEpochs)
+"""Annotations of values that are read from text by their `parse`, and written by `str`."""
 
 
 def coerce(hint: Any, value: Any, name: str) -> Any:
@@ -48,8 +51,8 @@ def coerce(hint: Any, value: Any, name: str) -> Any:
     if hint is str:
         require(isinstance(value, str | os.PathLike), name, f"must be text, not {value!r}")
         return os.fspath(value)
-    if hint is Size:
-        return _size(value, name)
+    if hint in PARSED:
+        return _parse(hint, value, name)
     if hint in NUMBERS:
         kind, words = NUMBERS[hint]
         fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
@@ -76,6 +79,20 @@ def split_list(text: str) -> list[str]:
     return [item for item in items if item]
 
 
+def switched(value: Any, items: tuple[str, ...]) -> Any:
+    """Return the value of a list field that is also a switch: `true` selects `items`, `false` removes all before it."""
+    if not isinstance(value, bool | str | list | tuple):
+        return value
+    result: list[Any] = []
+    for item in [value] if isinstance(value, bool | str) else value:
+        word = str(item).lower()
+        if word == "false":
+            result.clear()
+        else:
+            result += items if word == "true" else [item]
+    return result
+
+
 def _items(value: Any, name: str) -> list[Any]:
     """Return the items of a list field: a sequence, one value, or a text with commas. None is an empty list."""
     if value is None:
@@ -89,8 +106,8 @@ def _items(value: Any, name: str) -> list[Any]:
     return result
 
 
-def _size(value: Any, name: str) -> Size:
+def _parse(hint: type[Size] | type[FreezeEpochs], value: Any, name: str) -> Any:
     try:
-        return Size.parse(value)
+        return hint.parse(value)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error

@@ -94,6 +94,22 @@ class removed_if_refused(contextlib.AbstractContextManager[None]):  # noqa: N801
                 path.rmdir()
 
 
+def read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries of a journal by key, without changing the file; none if it does not exist."""
+    return _read_whole_lines(path)[0]
+
+
+def _read_whole_lines(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return the entries of a journal by key, and the number of bytes up to the end of its last whole line."""
+    whole, newline, _ = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    entries = {}
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            entries[entry["key"]] = entry
+    return entries, len(whole) + len(newline)
+
+
 class Journal:
     """An append-only file of finished entries by key.
 
@@ -113,16 +129,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            whole, _, torn = path.read_bytes().rpartition(b"\n")
-            for line in whole.splitlines():
-                with contextlib.suppress(ValueError):
-                    entry = json.loads(line)
-                    self.entries[entry["key"]] = entry
-            if torn:
-                with path.open("rb+") as file:
-                    file.truncate(len(whole) + 1 if whole else 0)
+        self.entries, size = _read_whole_lines(path)
+        if path.exists() and path.stat().st_size > size:
+            with path.open("rb+") as file:
+                file.truncate(size)
         try:
             self._file = path.open("ab", buffering=0)  # without a buffer a full disk fails in `append`, not in `close`
         except OSError as error:

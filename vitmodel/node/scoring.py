@@ -46,7 +46,7 @@ def package_fingerprint(config: NodeConfig) -> str:
                 raise VitmodelError(
                     f"package: {folder / name} cannot be read ({error.strerror}); give the folder of a model package"
                 ) from error
-    settings = (config.flip, config.runtime, config.precision, config.implausible, config.explain)
+    settings = (config.flip, config.runtime, config.precision, config.implausible, config.explain, config.dicom)
     return hashlib.sha256(repr((parts, settings)).encode()).hexdigest()
 
 
@@ -128,7 +128,7 @@ class Scorer:
             out=out,
             resume=True,
             explain=self.config.explain,
-            dicom=True,
+            dicom=self.config.dicom,
         )
         run = score_sources(self.predictor, settings, logger.debug)
         scored = run.tables.breasts["probability"].notna()

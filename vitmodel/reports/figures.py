@@ -284,6 +284,18 @@ def history(axes: Axes, name: str, splits: Mapping[str, Sequence[tuple[int, floa
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+@_figure()
+def learning_rates(
+    axes: Axes, rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggestion: float | None
+) -> None:
+    """Draw the losses of a sweep of the learning rate, `(S,)` each, and the suggested rate if there is one."""
+    axes.plot(rates, losses, ".", color=GREY, ms=3, label="loss of a step")
+    axes.plot(rates, smoothed, color=BLUE, label="moving average")
+    if suggestion is not None:
+        axes.axvline(suggestion, color=ORANGE, ls="--", label=f"suggestion {suggestion:.2g}")
+    axes.set(xscale="log", xlabel="Learning rate", ylabel="Loss", ylim=(0, 1.5 * smoothed[0]))
+
+
 def _band(axes: Axes, band: Band) -> None:
     """Draw a curve's pointwise 95 % band."""
     axes.fill_between(band.x, band.low, band.high, color=BLUE, alpha=0.15, lw=0, label="95 % band")

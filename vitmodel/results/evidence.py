@@ -101,6 +101,11 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
     return header
 
 
+def instance_number(source: Dataset) -> int:
+    """Return the number of an image within its series; results have the number of their source."""
+    return int(source.get("InstanceNumber") or 1)
+
+
 def _decode_text(header: Dataset) -> None:
     """Rewrite a header's text in UTF-8, unless its character set is one that results can have as it is.
 

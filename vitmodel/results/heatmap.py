@@ -78,6 +78,25 @@ class HeatMap:
         return np.clip(corners, 0, [self.source_shape[1] - 1, self.source_shape[0] - 1])
 
 
+def breast_outline(tissue: np.ndarray, geometry: CropGeometry) -> np.ndarray | None:
+    """Return the outline of the breast in its source image.
+
+    Args:
+        tissue: `(H, W)` bool: the pixels of the crop that show breast.
+        geometry: Mapping between crop and source image.
+
+    Returns:
+        Corners `(K, 2)` as (x, y) in source pixels, within one crop pixel of the mask's edge; None = no breast.
+    """
+    outlines, _ = cv2.findContours(tissue.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return None
+    outline = cv2.approxPolyDP(max(outlines, key=cv2.contourArea), 1.0, closed=True)[:, 0]
+    if len(outline) < 3:
+        return None
+    return np.asarray(np.column_stack([outline, np.ones(len(outline))]) @ geometry.to_source().T)
+
+
 def _zoom(factor: float) -> np.ndarray:
     """Return the matrix `(3, 3)` that maps coordinates to a grid `factor` times as fine, pixel centres at integers."""
     return np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])

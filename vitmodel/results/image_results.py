@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,6 +20,9 @@ from vitmodel.results.evidence import Software, make_deidentifier, read_source_h
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
 from vitmodel.utils import atomic_path, import_extra, write_atomic
+
+if TYPE_CHECKING:
+    from vitmodel.results.findings import BreastFinding
 
 Region = list[list[float]]
 
@@ -51,7 +56,7 @@ class ResultWriter:
         software: Software and model to which the results are attributed.
         preprocessing: Preprocessing of the crops.
         threshold: Probability from which a breast is suspicious.
-        dicom: Whether DICOM results are written.
+        dicom: Kinds of DICOM results to write, as in `--dicom`.
         secret: Seed for de-identification; '' = keep the patient's identity.
 
     Raises:
@@ -59,13 +64,19 @@ class ResultWriter:
     """
 
     def __init__(
-        self, out: Path, software: Software, preprocessing: Preprocessing, threshold: float, dicom: bool, secret: str
+        self,
+        out: Path,
+        software: Software,
+        preprocessing: Preprocessing,
+        threshold: float,
+        dicom: Collection[str],
+        secret: str,
     ) -> None:
         self.out = out
         self.software = software
         self.preprocessing = preprocessing
         self.threshold = threshold
-        self.dicom = dicom
+        self.dicom = frozenset(dicom)
         self.deidentify = make_deidentifier(secret) if secret else None
         if dicom:
             import_extra("highdicom", "dicom", "dicom")  # fail here rather than after an hour of scoring
@@ -73,7 +84,7 @@ class ResultWriter:
     def write_explanation(
         self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float
     ) -> tuple[Region, list[str]]:
-        """Write the overlay and, with `dicom`, the overlay and the heat map as DICOM objects.
+        """Write the overlay and, as `dicom` says, the overlay, the heat map and its region as DICOM objects.
 
         Args:
             image: The explained image.
@@ -89,13 +100,19 @@ class ResultWriter:
         page = self.draw(image, heat, unit, low, high)
         written = [self.out / "overlays" / f"{image.name}.png"]
         write_atomic(written[0], cv2.imencode(".png", page[..., ::-1])[1].tobytes())
-        if self.dicom and (source := self.read_header(image.path)) is not None:
-            from vitmodel.results.secondary import parametric_map, secondary_capture
+        outline = heat.peak_outline()
+        if self.dicom & {"sc", "seg", "pm"} and (source := self.read_header(image.path)) is not None:
+            from vitmodel.results.maps import parametric_map, segmentation
+            from vitmodel.results.secondary import secondary_capture
 
-            written.append(self.save(secondary_capture(page, source, self.software, image.side)))
-            written.append(self.save(parametric_map(heat.to_source_image(), unit, source, self.software, image.side)))
-        region = [[round(float(x), 1), round(float(y), 1)] for x, y in heat.peak_outline()]
-        return region, [str(path.relative_to(self.out)) for path in written]
+            if "sc" in self.dicom:
+                written.append(self.save(secondary_capture(page, source, self.software, image.side, image.view)))
+            if "seg" in self.dicom:
+                written.append(self.save(segmentation(outline, source, self.software, image.side)))
+            if "pm" in self.dicom:
+                values = heat.to_source_image()
+                written.append(self.save(parametric_map(values, unit, source, self.software, image.side)))
+        return to_region(outline), [str(path.relative_to(self.out)) for path in written]
 
     def draw(self, image: ImageResult, heat: HeatMap, unit: str, low: float, high: float) -> np.ndarray:
         """Return the breast, plain and below the heat map, with colour bar and caption: `(H, W, 3)` uint8, RGB."""
@@ -112,20 +129,20 @@ class ResultWriter:
         return draw_overlay(picture, heat, caption, breast_only=self.deidentify is not None)
 
     def report(self, images: pd.DataFrame, breasts: pd.DataFrame) -> tuple[int, int]:
-        """Write a structured report per study.
+        """Write the reports and presentation states of each study that `dicom` names.
 
         A study whose images state several patients gets none: it would carry one woman's name over another's results.
 
         Args:
-            images: One row per image with the columns path, breast_id, laterality, probability and region (an
-                outline or None).
+            images: One row per image with the columns path, breast_id, laterality, view, probability, and outline and
+                region (of the breast and of the heat map's highest values, or None).
             breasts: One row per breast and exam with the columns breast_id, laterality, probability and decision.
 
         Returns:
-            The number of reports, and the number of scored images that are in none: they have no usable header, or
-            their study is shared by several patients.
+            The number of studies with a report, and the number of scored images that are in none: they have no usable
+            header, or their study is shared by several patients.
         """
-        from vitmodel.results.structured_report import BreastFinding, ImageFinding, structured_report
+        from vitmodel.results.findings import BreastFinding, ImageFinding
 
         studies: dict[str, dict[str, list[ImageFinding]]] = {}
         patients: dict[str, set[tuple[str, str]]] = {}
@@ -135,8 +152,13 @@ class ResultWriter:
             if source is None:
                 skipped += 1
                 continue
-            region = None if row.region is None else np.array(row.region)
-            finding = ImageFinding(source=source, probability=float(row.probability), region=region)
+            finding = ImageFinding(
+                source=source,
+                probability=float(row.probability),
+                view=str(row.view),
+                outline=None if row.outline is None else np.array(row.outline),
+                region=None if row.region is None else np.array(row.region),
+            )
             study_uid = str(source.StudyInstanceUID)
             studies.setdefault(study_uid, {}).setdefault(str(row.breast_id), []).append(finding)
             patients.setdefault(study_uid, set()).add((str(source.get("IssuerOfPatientID", "")), str(source.PatientID)))
@@ -164,7 +186,8 @@ class ResultWriter:
                 )
                 findings.append(breast_finding)
             try:
-                self.save(structured_report(findings, self.software))
+                for result in self._reports(findings):
+                    self.save(result)
             except VitmodelError:  # such as a full disk, which concerns the whole run
                 raise
             except Exception as error:  # noqa: BLE001 (an odd header must not cost other patients their reports)
@@ -175,6 +198,26 @@ class ResultWriter:
                 continue
             reports += 1
         return reports, skipped
+
+    def _reports(self, breasts: list[BreastFinding]) -> list[Dataset]:
+        """Return the reports and presentation states of one study."""
+        from vitmodel.results.cad_report import cad_report
+        from vitmodel.results.presentation import presentation_states
+        from vitmodel.results.structured_report import structured_report
+        from vitmodel.results.text_report import text_report
+
+        results: list[Dataset] = []
+        if "sr" in self.dicom:
+            results.append(text_report(breasts, self.software, self.threshold))
+            drawn = structured_report(breasts, self.software)
+            results += [] if drawn is None else [drawn]
+        if "gsps" in self.dicom:
+            for breast in breasts:
+                results += presentation_states(breast, self.software)
+        if "cad" in self.dicom:
+            cad = cad_report(breasts, self.software)
+            results += [] if cad is None else [cad]
+        return results
 
     def read_header(self, path: Path) -> Dataset | None:
         """Return the header of an image as results refer to it, or None if no result can refer to the file."""
@@ -192,3 +235,8 @@ class ResultWriter:
         with atomic_path(path) as temporary:
             result.save_as(temporary, enforce_file_format=True)
         return path
+
+
+def to_region(outline: np.ndarray) -> Region:
+    """Return an outline as lists, rounded to a tenth of a pixel, for the journal."""
+    return [[round(float(x), 1), round(float(y), 1)] for x, y in outline]

@@ -40,8 +40,6 @@ def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
 def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor) -> ImageResult:
     """Return the data of an image for the picture and the DICOM results; `place` is its row of the manifest."""
     record = scored.loaded.cropped.record
-    # The record of a crop that ETL made does not name its grey range; the manifest does.
-    voi = record.get("voi") or row.voi
     return ImageResult(
         name=safe_file_name(place.image_id),
         path=row.source_file,
@@ -49,7 +47,7 @@ def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor:
         view=place.view,
         probability=predictor.ensemble.probability(scored.logits[:1])[0],
         inverted="inverted" in (record["reason"] or ""),  # type: ignore[operator]
-        voi=voi or "",
+        voi=str(record.get("voi") or row.voi or ""),  # only the manifest names the grey range of a crop that ETL made
     )
 
 

@@ -21,7 +21,8 @@ from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.model.explain import method_named
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.evidence import Software
-from vitmodel.results.image_results import ResultWriter
+from vitmodel.results.heatmap import breast_outline
+from vitmodel.results.image_results import ResultWriter, to_region
 from vitmodel.results.score_files import write_score_files
 from vitmodel.scoring.explanation import NO_GEOMETRY, heat_map, image_of
 from vitmodel.scoring.predictor import Predictor
@@ -86,7 +87,7 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
             say(message)
         with predictor.timings.record("writing"):
             write_score_files(*tables, config.out, config.parquet, config.jsonl)
-            if config.dicom:
+            if {"sr", "gsps", "cad"} & set(config.dicom):
                 say(write_reports(task, tables, entries))
     unexplained = {}
     for name, entry in zip(tables.images["image_id"], entries, strict=True):
@@ -121,6 +122,8 @@ def score(task: ScoringTask) -> tuple[list[Entry], int]:
             }
             if writer is not None and scored.loaded.pack is not None:
                 entry |= explain(task, number, scored, writer)
+            if {"sr", "gsps"} & set(config.dicom):
+                entry |= outline_of(scored)
             journal.append(task.keys[number], entry)
     finally:
         journal.close()
@@ -151,7 +154,9 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
     """Return for each row a text of everything that determines its result: file, metadata, packages and options."""
     ensemble = task.predictor.ensemble
     config = task.config
-    settings = f"{ensemble.fingerprint()} {config.explain} dicom={config.dicom} {derive_seed(config.deidentify)}"
+    settings = (
+        f"{ensemble.fingerprint()} {config.explain} dicom={','.join(config.dicom)} {derive_seed(config.deidentify)}"
+    )
     marks = [
         f"{source_state(row.source_file)} {row.laterality} {settings} {row.picture_range}".rstrip()
         for row in task.rows.rows
@@ -171,6 +176,15 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
 def is_done(entry: Entry, fingerprint: str, out: Path) -> bool:
     """Return whether a journal's entry has this fingerprint and all files that it lists still exist."""
     return entry.get("mark") == fingerprint and all((out / name).exists() for name in entry.get("files", []))
+
+
+def outline_of(scored: ScoredImage) -> Entry:
+    """Return the outline of the breast in the source image, where its position is known."""
+    cropped = scored.loaded.cropped
+    if scored.loaded.pack is None or cropped.crop is None or cropped.geometry is None:
+        return {}
+    outline = breast_outline(cropped.crop > 0, cropped.geometry)
+    return {} if outline is None else {"outline": to_region(outline)}
 
 
 def explain(task: ScoringTask, number: int, scored: ScoredImage, writer: ResultWriter) -> Entry:
@@ -197,14 +211,15 @@ def explain(task: ScoringTask, number: int, scored: ScoredImage, writer: ResultW
 
 def write_reports(task: ScoringTask, tables: ScoreTables, entries: list[Entry]) -> str:
     """Write the structured reports; return a message with their number and that of the images without one."""
-    findings = tables.images[["laterality", "probability"]].assign(
+    findings = tables.images[["laterality", "view", "probability"]].assign(
         path=[str(row.source_file) for row in task.rows.rows],
         breast_id=breast_ids(tables.images),
+        outline=[entry.get("outline") for entry in entries],
         region=[entry.get("region") for entry in entries],
     )
     breasts = tables.breasts.assign(breast_id=breast_ids(tables.breasts))
     studies, without = result_writer(task.predictor, task.config).report(findings, breasts)
-    message = f"{studies} structured reports in {task.config.out / 'dicom'}"
+    message = f"reports of {studies} studies in {task.config.out / 'dicom'}"
     if without:
         message += (
             f"; {without} scored images are in none, because they have no usable DICOM header, share a study or "

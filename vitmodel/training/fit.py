@@ -29,6 +29,7 @@ from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.errors import UsageError
 from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
 from vitmodel.model.device import resolve_device
+from vitmodel.model.low_rank import add_low_rank_updates, merge_low_rank_updates
 from vitmodel.model.network import Network
 from vitmodel.model.packed_batch import check_token_budget
 from vitmodel.model.segments import check_segments
@@ -227,6 +228,8 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
         trunk_tensors = model.trunk.state_dict()
         fresh = [WeightAction("fresh", name) for name in model.tensors() if name not in trunk_tensors]
         print(replace(report, actions=(*report.actions, *fresh)))
+        if config.lora:
+            add_low_rank_updates(model.trunk, config.lora, report.tensors_by_action("fresh"))
     return model
 
 
@@ -311,8 +314,13 @@ def train_and_validate(
         selected = best.best_model_path
         selection_summary = f"{best.monitor} {best.best_model_score:.4f}"
     # The model is built again, because a sharded one cannot load whole tensors.
-    learner = ClassificationModule(Network(learner.model.config), config, len(train_images), learner.history)
+    model = Network(learner.model.config)
+    if config.lora:
+        add_low_rank_updates(model.trunk, config.lora)
+    learner = ClassificationModule(model, config, len(train_images), learner.history)
     learner.load_state_dict(torch.load(selected, weights_only=True)["state_dict"])
+    if config.lora:
+        merge_low_rank_updates(model.trunk)
     loaders = [val_batches]
     if config.flip_average:
         loaders.append(_flipped_batches(config, val, network))

@@ -40,6 +40,9 @@ from vitmodel.training.module import TrainingModule
 from vitmodel.utils import atomic_path, to_json, write_atomic
 
 logger = logging.getLogger(__name__)
+logging.getLogger("lightning.pytorch").setLevel(
+    logging.WARNING
+)  # else each trainer lists the accelerators that it lacks
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The source folder of vitmodel, whose hash is logged with each run."""
@@ -223,7 +226,6 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
     Raises:
         UsageError: The device, precision or logger is not available.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loggers = build_loggers(config, run)
     monitors = [
         StartMarker(run),

@@ -1,0 +1,300 @@
+/** One image on a canvas: tiles, window, heat map and measurement. Works without WebGL. */
+
+import { ExamImage, HeatMap, fetchTile } from "./data.js";
+
+/** What all viewports of an exam share while they are linked. */
+export interface Camera {
+  /** CSS pixels per millimetre. */
+  scale: number;
+  /** Shift away from the chest wall and down, in millimetres. */
+  away: number;
+  down: number;
+}
+export interface Settings {
+  /** Grey values shown black and white, 0 to 1. */
+  low: number;
+  high: number;
+  inverted: boolean;
+  opacity: number;
+  /** Smallest share of the heat map's scale that is coloured. */
+  lowest: number;
+  showHeat: boolean;
+  showRegion: boolean;
+  magnify: boolean;
+}
+interface Tile { values: Uint16Array; width: number; canvas: HTMLCanvasElement | null; version: number }
+
+/** Height in mm that an image of unknown pixel size is given, about that of a detector. */
+const UNKNOWN_HEIGHT = 290;
+const MAGNIFICATION = 2.5;
+const LENS = 90;
+
+export class Viewport {
+  readonly canvas = document.createElement("canvas");
+  readonly figure = document.createElement("figure");
+  heat: HeatMap | null = null;
+  problem = "";
+  private tiles = new Map<string, Tile>();
+  private loading = new Set<string>();
+  private table = new Uint8Array(65536);
+  private version = 0;
+  private heatCanvas: HTMLCanvasElement | null = null;
+  private line: [number, number, number, number] | null = null;
+  private pointer: [number, number] | null = null;
+  private waiting = false;
+
+  constructor(readonly image: ExamImage, public camera: Camera, private settings: Settings, private tile: number) {
+    const side = { R: "right", L: "left" }[image.side] ?? "unknown";
+    this.figure.className = side;
+    this.figure.tabIndex = 0;
+    this.figure.dataset.image = image.key;
+    this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("aria-label", `${image.side}-${image.view} of the exam`);
+    const caption = document.createElement("figcaption");
+    const score = image.probability === null ? image.status : `${(100 * image.probability).toFixed(1)} %`;
+    caption.textContent = [`${image.side || "?"}-${image.view || "?"}`, score].join("  ");
+    this.figure.append(this.canvas, caption);
+    new ResizeObserver(() => this.draw()).observe(this.figure);
+    if (!image.pixels) this.fail(image.problem ?? image.meaning);
+    this.updateWindow();
+  }
+
+  /** Show a message in place of the image. */
+  fail(message: string): void {
+    this.problem = message;
+    const text = document.createElement("p");
+    text.className = "problem";
+    text.textContent = message;
+    this.figure.querySelector(".problem")?.remove();
+    this.figure.append(text);
+  }
+
+  /** Millimetres per source pixel, across and down. */
+  get spacing(): [number, number] {
+    const pixels = this.image.pixels;
+    if (!pixels) return [1, 1];
+    if (pixels.spacing) return [pixels.spacing[1], pixels.spacing[0]];
+    return [UNKNOWN_HEIGHT / pixels.rows, UNKNOWN_HEIGHT / pixels.rows];
+  }
+
+  /** Width and height of the image in millimetres. */
+  get extent(): [number, number] {
+    const pixels = this.image.pixels;
+    return pixels ? [pixels.columns * this.spacing[0], pixels.rows * this.spacing[1]] : [1, 1];
+  }
+
+  get size(): [number, number] { return [this.figure.clientWidth, this.figure.clientHeight]; }
+
+  /** Left and top edge of the image in CSS pixels. Right breasts hang at the right edge, left ones at the left edge. */
+  get origin(): [number, number] {
+    const [width, height] = this.size;
+    const { scale, away, down } = this.camera;
+    const [across, tall] = [this.extent[0] * scale, this.extent[1] * scale];
+    const top = (height - tall) / 2 + down * scale;
+    if (this.image.side === "R") return [width - across - away * scale, top];
+    if (this.image.side === "L") return [away * scale, top];
+    return [(width - across) / 2 + away * scale, top];
+  }
+
+  /** Return the source pixel at a place of the canvas in CSS pixels. */
+  toSource(x: number, y: number): [number, number] {
+    const [left, top] = this.origin;
+    const column = (x - left) / (this.spacing[0] * this.camera.scale);
+    const row = (y - top) / (this.spacing[1] * this.camera.scale);
+    return [this.image.mirrored ? (this.image.pixels?.columns ?? 0) - column : column, row];
+  }
+
+  /** Take over a changed window or inversion. */
+  updateWindow(): void {
+    const { low, high, inverted } = this.settings;
+    const span = Math.max(high - low, 1e-4);
+    for (let value = 0; value < 65536; value++) {
+      const share = Math.min(1, Math.max(0, (value / 65535 - low) / span));
+      this.table[value] = Math.round(255 * (inverted ? 1 - share : share));
+    }
+    this.version++;
+    this.draw();
+  }
+
+  setHeat(heat: HeatMap | null): void {
+    this.heat = heat;
+    this.heatCanvas = null;
+    this.draw();
+  }
+
+  /** Forget the coloured map, after its lower limit changed. */
+  recolour(): void { this.heatCanvas = null; this.draw(); }
+  setLine(line: [number, number, number, number] | null): void { this.line = line; this.draw(); }
+  setPointer(pointer: [number, number] | null): void { this.pointer = pointer; if (this.settings.magnify) this.draw(); }
+
+  /** Draw at the next frame. */
+  draw(): void {
+    if (this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => { this.waiting = false; this.paint(); });
+  }
+
+  private paint(): void {
+    const [width, height] = this.size;
+    const ratio = window.devicePixelRatio || 1;
+    if (this.canvas.width !== Math.round(width * ratio)) this.canvas.width = Math.round(width * ratio);
+    if (this.canvas.height !== Math.round(height * ratio)) this.canvas.height = Math.round(height * ratio);
+    const context = this.canvas.getContext("2d");
+    if (!context || !this.image.pixels) return;
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.fillStyle = "#000";
+    context.fillRect(0, 0, width, height);
+    this.paintImage(context, 1);
+    // left, top, pixels across and down: where the image lies, for tests and for those who write scripts
+    const [left, top] = this.origin;
+    this.figure.dataset.place = [left, top, this.spacing[0] * this.camera.scale, this.spacing[1] * this.camera.scale].join();
+    if (this.settings.magnify && this.pointer) this.paintLens(context, ...this.pointer);
+    this.paintLine(context);
+  }
+
+  private paintLens(context: CanvasRenderingContext2D, x: number, y: number): void {
+    context.save();
+    context.beginPath();
+    context.arc(x, y, LENS, 0, 2 * Math.PI);
+    context.clip();
+    context.fillStyle = "#000";
+    context.fillRect(x - LENS, y - LENS, 2 * LENS, 2 * LENS);
+    context.translate(x, y);
+    context.scale(MAGNIFICATION, MAGNIFICATION);
+    context.translate(-x, -y);
+    this.paintImage(context, MAGNIFICATION);
+    context.restore();
+    context.strokeStyle = "#7cc4ff";
+    context.beginPath();
+    context.arc(x, y, LENS, 0, 2 * Math.PI);
+    context.stroke();
+  }
+
+  private paintImage(context: CanvasRenderingContext2D, zoom: number): void {
+    const pixels = this.image.pixels;
+    if (!pixels) return;
+    const [left, top] = this.origin;
+    const across = this.spacing[0] * this.camera.scale, down = this.spacing[1] * this.camera.scale;
+    context.save();
+    if (this.image.mirrored) context.transform(-across, 0, 0, down, left + pixels.columns * across, top);
+    else context.transform(across, 0, 0, down, left, top);
+    const shown = across * zoom * (window.devicePixelRatio || 1);
+    const level = Math.min(pixels.levels, Math.max(0, Math.floor(Math.log2(1 / shown))));
+    context.imageSmoothingEnabled = shown < 2;
+    context.imageSmoothingQuality = "high";
+    this.paintTiles(context, pixels.levels);
+    if (level < pixels.levels) this.paintTiles(context, level);
+    this.paintHeat(context, pixels.columns, pixels.rows);
+    context.restore();
+  }
+
+  private paintTiles(context: CanvasRenderingContext2D, level: number): void {
+    const pixels = this.image.pixels;
+    if (!pixels) return;
+    const side = this.tile * 2 ** level;
+    const [width, height] = this.size;
+    const corners = [this.toSource(0, 0), this.toSource(width, height)];
+    const from = [Math.min(corners[0]![0], corners[1]![0]), corners[0]![1]] as const;
+    const to = [Math.max(corners[0]![0], corners[1]![0]), corners[1]![1]] as const;
+    const first = from.map(edge => Math.max(0, Math.floor(edge / side)));
+    const last = [Math.min(to[0], pixels.columns - 1), Math.min(to[1], pixels.rows - 1)].map(edge => Math.floor(edge / side));
+    for (let row = first[1]!; row <= last[1]!; row++) {
+      for (let column = first[0]!; column <= last[0]!; column++) {
+        const tile = this.find(level, row, column);
+        if (tile) context.drawImage(tile, column * side, row * side, tile.width * 2 ** level, tile.height * 2 ** level);
+      }
+    }
+  }
+
+  /** Return a tile with the current window; ask the server for it if it is not here yet. */
+  private find(level: number, row: number, column: number): HTMLCanvasElement | null {
+    const place = `${level}/${row}/${column}`;
+    const tile = this.tiles.get(place);
+    if (!tile) {
+      void this.load(place, level, row, column);
+      return null;
+    }
+    if (!tile.canvas || tile.version !== this.version) {
+      tile.canvas = this.render(tile, tile.canvas);
+      tile.version = this.version;
+    }
+    return tile.canvas;
+  }
+
+  private async load(place: string, level: number, row: number, column: number): Promise<void> {
+    if (this.loading.has(place)) return;
+    this.loading.add(place);
+    try {
+      const [values, width] = await fetchTile(this.image.key, level, row, column);
+      this.tiles.set(place, { values, width, canvas: null, version: -1 });
+      this.draw();
+    } catch (error) {
+      this.fail((error as Error).message);
+    }
+  }
+
+  private render(tile: Tile, canvas: HTMLCanvasElement | null): HTMLCanvasElement {
+    const result = canvas ?? document.createElement("canvas");
+    const height = tile.values.length / tile.width;
+    result.width = tile.width;
+    result.height = height;
+    const context = result.getContext("2d")!;
+    const picture = context.createImageData(tile.width, height);
+    const words = new Uint32Array(picture.data.buffer);
+    for (let index = 0; index < words.length; index++) words[index] = 0xff000000 | (this.table[tile.values[index]!]! * 0x010101);
+    context.putImageData(picture, 0, 0);
+    return result;
+  }
+
+  private paintHeat(context: CanvasRenderingContext2D, columns: number, rows: number): void {
+    if (this.heat && this.settings.showHeat) {
+      this.heatCanvas ??= colour(this.heat, this.settings.lowest);
+      context.imageSmoothingEnabled = true;
+      context.globalAlpha = this.settings.opacity;
+      context.drawImage(this.heatCanvas, 0, 0, columns, rows);
+      context.globalAlpha = 1;
+    }
+    const outline = this.heat?.outline ?? this.image.region;
+    if (!this.settings.showRegion || !outline.length) return;
+    context.beginPath();
+    outline.forEach(([x, y], index) => index ? context.lineTo(x + 0.5, y + 0.5) : context.moveTo(x + 0.5, y + 0.5));
+    context.closePath();
+    context.strokeStyle = "#ffb86b";
+    context.lineWidth = 2 / (this.spacing[0] * this.camera.scale);
+    context.stroke();
+  }
+
+  private paintLine(context: CanvasRenderingContext2D): void {
+    if (!this.line) return;
+    const [x0, y0, x1, y1] = this.line;
+    const millimetres = Math.hypot(x1 - x0, y1 - y0) / this.camera.scale;
+    context.strokeStyle = context.fillStyle = "#7cc4ff";
+    context.lineWidth = 1.5;
+    context.beginPath();
+    context.moveTo(x0, y0);
+    context.lineTo(x1, y1);
+    context.stroke();
+    context.font = "14px system-ui";
+    const known = this.image.pixels?.spacing;
+    context.fillText(known ? `${millimetres.toFixed(1)} mm` : "pixel size unknown", x1 + 8, y1);
+  }
+}
+
+/** Return a heat map as a picture: transparent below `lowest`, then from violet over red to yellow. */
+function colour(heat: HeatMap, lowest: number): HTMLCanvasElement {
+  const canvas = document.createElement("canvas");
+  canvas.width = heat.width;
+  canvas.height = heat.height;
+  const context = canvas.getContext("2d")!;
+  const picture = context.createImageData(heat.width, heat.height);
+  heat.values.forEach((value, index) => {
+    const share = (value - 1) / 254;
+    if (value === 0 || share < lowest) return;
+    picture.data[4 * index] = 255 * Math.min(1, 0.35 + 1.1 * share);
+    picture.data[4 * index + 1] = 255 * Math.max(0, 1.5 * share - 0.5);
+    picture.data[4 * index + 2] = 255 * Math.max(0, 0.5 - 0.7 * share);
+    picture.data[4 * index + 3] = 255;
+  });
+  context.putImageData(picture, 0, 0);
+  return canvas;
+}

@@ -1,0 +1,134 @@
+"""Exams as the reading room shows them: images with their scores, and breasts with theirs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+VIEW_ORDER = ("CC", "MLO")
+"""Views in the order of hanging; all others follow."""
+Outline = Sequence[Sequence[float]]
+"""Corners (x, y) in source pixels."""
+
+
+def short_key(*parts: str) -> str:
+    """Return a key for addresses, 16 hexadecimal digits, which does not reveal the parts."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of an exam. None marks unknown values."""
+
+    key: str
+    image_id: str
+    side: str
+    """L, R or empty."""
+    view: str
+    path: str | None
+    """File of the source image."""
+    status: Literal["ok", "warned", "refused"]
+    reason: str
+    """Codes of warnings or of the refusal, separated by ';'."""
+    remark: str
+    probability: float | None = None
+    """Calibrated probability from this image alone."""
+    rows: int | None = None
+    columns: int | None = None
+    spacing: tuple[float, float] | None = None
+    """Distance of pixel centres (between rows, between columns) in mm."""
+    chest_wall: str = ""
+    """Side of the source image at which the chest wall is: left, right or empty."""
+    voi: str = ""
+    """The grey range that the crop was made with; see `pixels.open.open_as_cropped`."""
+    preprocessing: str = ""
+    """Settings of the crop as JSON."""
+    region: Outline = ()
+    """Outline of the region with the highest values of the heat map that `predict` made."""
+    box: tuple[int, int, int, int] | None = None
+    """The crop (x0, y0, x1, y1) in source pixels."""
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the page mirrors the image, so that the chest wall of a right breast is at the right."""
+        wanted = {"R": "right", "L": "left"}.get(self.side)
+        return bool(self.chest_wall and wanted and self.chest_wall != wanted)
+
+    @property
+    def is_inverted(self) -> bool:
+        """Whether the stated polarity is wrong, so that the page inverts the grey values."""
+        return "inverted" in self.reason.split(";")
+
+
+@dataclass(frozen=True)
+class BreastEntry:
+    """One breast of an exam with its score."""
+
+    side: str
+    probability: float | None
+    is_positive: bool | None
+    """Whether the probability is at least the threshold."""
+    status: str
+    reason: str
+    views: str
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of breast_scores.csv, such as the density."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The images of one patient in one exam."""
+
+    patient_id: str
+    exam_id: str
+    images: tuple[ImageEntry, ...]
+    breasts: tuple[BreastEntry, ...]
+
+    @cached_property
+    def key(self) -> str:
+        return short_key("exam", self.patient_id, self.exam_id)
+
+    def breast(self, side: str) -> BreastEntry | None:
+        """Return the breast of a side; None if the exam has no image of it."""
+        return next((breast for breast in self.breasts if breast.side == side), None)
+
+    @property
+    def probability(self) -> float | None:
+        """The larger probability of the breasts; None if neither was scored."""
+        return max((breast.probability for breast in self.breasts if breast.probability is not None), default=None)
+
+    @property
+    def is_positive(self) -> bool:
+        return any(breast.is_positive for breast in self.breasts)
+
+    @property
+    def status(self) -> Literal["ok", "warned", "refused"]:
+        """`refused` if an image or breast has no score, `warned` if one has a warning."""
+        states = {image.status for image in self.images} | {breast.status for breast in self.breasts}
+        if "refused" in states or self.probability is None:
+            return "refused"
+        return "warned" if "warned" in states else "ok"
+
+    @property
+    def reasons(self) -> list[str]:
+        """The codes of all warnings and refusals, each once."""
+        reasons = [image.reason for image in self.images] + [breast.reason for breast in self.breasts]
+        return list(dict.fromkeys(code for reason in reasons for code in reason.split(";") if code))
+
+    @property
+    def views(self) -> list[str]:
+        """The views that are present, such as R-CC, in the order of hanging."""
+        return list(dict.fromkeys(f"{image.side or '?'}-{image.view or '?'}" for image in self.hanging()))
+
+    def hanging(self) -> list[ImageEntry]:
+        """Return the images in the order of hanging: R-CC, L-CC, R-MLO, L-MLO, then all others; refused ones last."""
+
+        def place(image: ImageEntry) -> tuple[int, int, int]:
+            view = VIEW_ORDER.index(image.view) if image.view in VIEW_ORDER else len(VIEW_ORDER)
+            side = {"R": 0, "L": 1}.get(image.side, 2)
+            return int(image.status == "refused"), view, side
+
+        return sorted(self.images, key=place)

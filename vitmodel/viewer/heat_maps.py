@@ -1,0 +1,108 @@
+"""Heat maps on demand: computed one after another in the background, and kept."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitmodel.config.labels import target_name
+from vitmodel.errors import ImageRefusedError
+from vitmodel.model.explain import method_named
+from vitmodel.releases.inputs import read_inputs
+from vitmodel.results.heatmap import HeatMap
+from vitmodel.scoring.explanation import NO_GEOMETRY, heat_map
+from vitmodel.scoring.predictor import Predictor
+from vitmodel.viewer.exams import ImageEntry
+
+LONGEST_SIDE = 512
+"""Longer side of the map that the page receives, in pixels."""
+METHODS = {
+    "gradient": "Patches whose attention, weighted by gradients, raised the score. It does not outline a lesion.",
+    "rollout": "Patches that the network attended to, whether they raised or lowered the score.",
+    "occlusion": "How much the score falls when a region is covered by smooth tissue.",
+    "integrated": "How much each patch adds to the score, starting from a smoothed image without lesions.",
+}
+"""Method -> what it shows."""
+
+
+@dataclass(frozen=True)
+class HeatMapView:
+    """A heat map as the page draws it."""
+
+    width: int
+    height: int
+    values: str
+    """Base64 of `(height, width)` uint8: 0 = outside the breast, 1 to 255 from `low` to `high`."""
+    low: float
+    high: float
+    unit: str
+    outline: list[list[float]]
+    """Corners (x, y) of the region around the maximum in source pixels."""
+
+    @classmethod
+    def from_map(cls, heat: HeatMap, unit: str, low: float, high: float) -> HeatMapView:
+        values = heat.to_source_image(min(1.0, LONGEST_SIDE / max(heat.source_shape)))
+        share = np.clip((values - low) / (high - low), 0, 1)
+        bytes_ = np.where(np.isnan(share), 0, np.rint(1 + 254 * np.nan_to_num(share))).astype(np.uint8)
+        height, width = bytes_.shape
+        text = base64.b64encode(bytes_.tobytes()).decode()
+        return cls(width, height, text, float(low), float(high), unit, heat.peak_outline().round(1).tolist())
+
+
+class HeatMapStore:
+    """Heat maps by image and method. One is computed at a time, because each uses all cores.
+
+    Args:
+        predictor: The loaded packages.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._pool = ThreadPoolExecutor(1, "heat-map")
+        self._lock = threading.Lock()
+        self._maps: dict[tuple[str, str], Future[HeatMapView]] = {}
+
+    def request(self, image: ImageEntry, method: str) -> Future[HeatMapView]:
+        """Return the map of an image, finished or still being computed; its first request starts it."""
+        with self._lock:
+            if (image.key, method) not in self._maps:
+                self._maps[image.key, method] = self._pool.submit(self._compute, image, method)
+            return self._maps[image.key, method]
+
+    def waiting(self) -> int:
+        """Return the number of maps that are not finished."""
+        with self._lock:
+            return sum(not future.done() for future in self._maps.values())
+
+    def close(self) -> None:
+        """Drop the maps that are waiting."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _compute(self, image: ImageEntry, method: str) -> HeatMapView:
+        explanation = method_named(method)
+        heat = compute_heat_map(self.predictor, Path(image.path or ""), method)
+        return HeatMapView.from_map(
+            heat, explanation.unit_for(target_name(self.predictor.ensemble.label)), *explanation.scale
+        )
+
+
+def compute_heat_map(predictor: Predictor, path: Path, method: str) -> HeatMap:
+    """Return the heat map of one image file.
+
+    Raises:
+        ImageRefusedError: The image is refused or has no known crop.
+    """
+    rows = predictor.attach(read_inputs([str(path)], "auto"))
+    ((_, scored),) = predictor.scores(rows)
+    record: dict[str, Any] = scored.loaded.cropped.record
+    if scored.loaded.pack is None:
+        raise ImageRefusedError(record["reason"], record["remark"])
+    if scored.loaded.cropped.geometry is None:
+        raise ImageRefusedError("unfit", NO_GEOMETRY)
+    return heat_map(scored.loaded, predictor, method)

@@ -1,0 +1,110 @@
+"""Read the folder that `vitmodel predict` wrote into exams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitmodel.errors import UsageError
+from vitmodel.jobs.journal import JOURNAL, read_journal
+from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key
+
+BREAST_COLUMNS = {
+    "prediction_id", "patient_id", "exam_id", "laterality", "score", "probability", "decision", "n_images", "views",
+    "status", "reason",
+}  # fmt: skip
+"""Columns of breast_scores.csv that have a field of their own; all others are further outputs."""
+
+
+def read_scores_folder(folder: Path) -> list[Exam]:
+    """Return the exams of a folder of scores, in the order of breast_scores.csv.
+
+    Images are found by the paths that the journal of `predict` holds.
+
+    Args:
+        folder: The output folder of `vitmodel predict`.
+
+    Raises:
+        UsageError: The folder has no tables of scores.
+    """
+    images, breasts = (_read(folder / name) for name in ("scores.csv", "breast_scores.csv"))
+    records = _records(folder)
+    by_exam: dict[tuple[str, str], list[ImageEntry]] = {}
+    for number, row in enumerate(images.to_dict("records")):
+        entry = _image(row, records.get(row["source_sha256"] or row["image_id"], {}), number)
+        by_exam.setdefault(_exam_of(row), []).append(entry)
+    breasts_by_exam: dict[tuple[str, str], list[BreastEntry]] = {exam: [] for exam in by_exam}
+    for row in breasts.to_dict("records"):
+        breasts_by_exam.setdefault(_exam_of(row), []).append(_breast(row))
+    return [
+        Exam(patient, exam, tuple(by_exam.get((patient, exam), ())), tuple(found))
+        for (patient, exam), found in breasts_by_exam.items()
+    ]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict`") from None
+    return table if "exam_id" in table else table.assign(exam_id="")
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the journal's entries by the SHA-256 of the image or, where it is unknown, by the stem of its file."""
+    result = {}
+    for entry in read_journal(folder / JOURNAL).values():
+        digest = entry.get("record", {}).get("source_sha256")
+        result[digest or Path(entry["key"]).stem] = entry
+    return result
+
+
+def _exam_of(row: Mapping[str, str]) -> tuple[str, str]:
+    return row["patient_id"], row["exam_id"]
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> ImageEntry:
+    """Return the image of a row of scores.csv and its entry of the journal."""
+    record = entry.get("record", {})
+    spacing = record.get("spacing_row"), record.get("spacing_column")
+    box = [record.get(f"box_{name}") for name in ("x0", "y0", "x1", "y1")]
+    return ImageEntry(
+        key=short_key("image", str(number), row["image_id"]),
+        image_id=row["image_id"],
+        side=row["laterality"],
+        view=row["view"],
+        path=record.get("source_path") or entry.get("key"),
+        status=row["status"],  # type: ignore[arg-type]
+        reason=row["reason"],
+        remark=row["remark"],
+        probability=_number(row["probability"]),
+        rows=record.get("source_height"),
+        columns=record.get("source_width"),
+        spacing=None if None in spacing else spacing,
+        chest_wall=record.get("chest_wall_side") or "",
+        voi=record.get("voi") or "",
+        preprocessing=record.get("preprocessing") or "",
+        region=entry.get("region") or (),
+        box=None if None in box else tuple(box),
+    )
+
+
+def _breast(row: Mapping[str, str]) -> BreastEntry:
+    """Return the breast of a row of breast_scores.csv."""
+    decision = _number(row["decision"])
+    return BreastEntry(
+        side=row["laterality"],
+        probability=_number(row["probability"]),
+        is_positive=None if decision is None else bool(decision),
+        status=row["status"],
+        reason=row["reason"],
+        views=row["views"],
+        outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value},
+    )
