@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from vitmodel.config.base import Config, Needs, require
 from vitmodel.config.choices import DicomKind, ExplanationName
-from vitmodel.config.scoring import PredictorConfig
+from vitmodel.config.scoring import PredictorConfig, check_dicom_kinds
 
 Role = Literal["receive", "gather", "score", "send", "web"]
 
@@ -142,7 +142,9 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
         require(self.longest_wait >= self.first_wait, "longest_wait", "must be at least FIRST_WAIT")
         require(self.max_seconds >= self.quiet_seconds, "max_seconds", "must be at least QUIET_SECONDS")
         require(bool(self.roles), "roles", "is empty; name at least one of receive, gather, score, send, web")
+        check_dicom_kinds(self.dicom, self.explain)
         if self.destination:
+            require(bool(self.dicom), "dicom", "is empty, so there is nothing to send; name at least sr")
             self._check_destination()
 
     def _check_destination(self) -> None:

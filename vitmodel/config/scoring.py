@@ -200,6 +200,13 @@ class CompareConfig(Config):
         require(self.jobs >= 0, "jobs", "must not be negative")
 
 
+def check_dicom_kinds(dicom: tuple[str, ...], explain: str | None) -> None:
+    """Raise UsageError if `dicom` names kinds of results that are made from heat maps and there are none."""
+    if explain is None:
+        unmade = "sc" if dicom == ("sc",) else ", ".join(sorted({"seg", "pm", "cad"} & set(dicom)))
+        require(not unmade, "dicom", f"{unmade} is made from heat maps; add --explain METHOD, or leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(PredictorConfig):
     """Score mammograms with a model package: one row per image, breast and patient.
@@ -243,9 +250,7 @@ class PredictConfig(PredictorConfig):
         super()._check()
         require(bool(self.source), "source", "is empty; name at least one image, folder or table to score")
         require_apart(self.out, self.source)
-        if self.explain is None:
-            unmade = "sc" if self.dicom == ("sc",) else ", ".join({"seg", "pm", "cad"} & set(self.dicom))
-            require(not unmade, "dicom", f"{unmade} is made from heat maps; add --explain METHOD, or leave it out")
+        check_dicom_kinds(self.dicom, self.explain)
 
     def _resolve(self) -> None:
         super()._resolve()
