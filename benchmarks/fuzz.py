@@ -19,11 +19,13 @@ import random
 import resource
 import struct
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,13 +33,17 @@ from typing import Any, NamedTuple
 import cv2
 import imagecodecs
 import numpy as np
+from PIL import Image
 from pydicom import Dataset, FileMetaDataset, uid
 from pydicom.encaps import encapsulate
 
 from vitmodel.config import Preprocessing, Size
 from vitmodel.data.cropping import SourceImage, crop_image
+from vitmodel.errors import VitmodelError
 from vitmodel.jobs.workers import process_per_thread
 from vitmodel.phantoms.anatomy import BreastPhantom, render
+from vitmodel.pixels.identity import read_identity
+from vitmodel.releases.inputs import read_inputs
 from vitmodel.utils import progress, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,8 +106,8 @@ def dicom(
     ds.WindowWidth = [4096, 500]
     ds.ImagerPixelSpacing = [0.1, 0.1]
     item = Dataset()
-    item.LUTDescriptor = [64, 0, 12]
-    item.add_new("LUTData", "OW", np.linspace(0, 4095, 64).astype("<u2").tobytes())
+    item.LUTDescriptor = [4096, 0, 12]
+    item.add_new("LUTData", "OW", np.arange(4096, dtype="<u2").tobytes())
     ds.VOILUTSequence = [item]
     for keyword, value in tags.items():
         setattr(ds, keyword, value)
@@ -149,7 +155,32 @@ def small_seeds() -> dict[str, bytes]:
         data = encapsulate([frame]) if uid.UID(row["syntax"]).is_encapsulated else frame
         if row["syntax"] != uid.ExplicitVRBigEndian:
             seeds[f"golden {row['name']} {row['stored']}"] = dicom(data, 23, 30, row["syntax"], **tags)
+    grey = (phantom() >> 8).astype(np.uint8)
+    grey_as_rgb = np.repeat(grey[..., None], 3, axis=2)
+    colours = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "BitsAllocated": 8, "BitsStored": 8}
+    seeds["rgb"] = dicom(grey_as_rgb.tobytes(), PhotometricInterpretation="RGB", **colours)
+    table = np.arange(256, dtype="u1").tobytes()
+    palette = {f"{name}PaletteColorLookupTableData": table for name in ("Red", "Green", "Blue")}
+    palette |= {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 8] for name in ("Red", "Green", "Blue")}
+    bits = {"BitsAllocated": 8, "BitsStored": 8}
+    seeds["palette"] = dicom(grey.tobytes(), PhotometricInterpretation="PALETTE COLOR", **bits, **palette)
+    seeds |= {
+        "jp2": bytes(imagecodecs.jpeg2k_encode(phantom(), codecformat="jp2", reversible=True)),
+        "jpg 12 bits": bytes(imagecodecs.jpeg8_encode(phantom() >> 4, bitspersample=12)),
+        "pgm text": b"P2 104 128 255\n" + b" ".join(b"%d" % value for value in grey.flat),
+        "tif of floats": save_tiff(Image.fromarray(phantom() / np.float32(65535))),
+        "tif big": save_tiff(Image.fromarray(phantom()), big_tiff=True),
+        "tif packed bits": save_tiff(Image.fromarray(grey), compression="packbits"),
+        "tif of jpeg": save_tiff(Image.fromarray(grey), compression="jpeg"),
+        "tif with a preview": save_tiff(
+            Image.fromarray(grey[::4, ::4]), save_all=True, append_images=[Image.fromarray(grey)]
+        ),
+        "tif palette": save_tiff(Image.fromarray(grey).convert("P")),
+    }
     pictures = {
+        "bmp": (grey, []),
+        "pgm": (phantom(), []),
+        "png rgba": (np.dstack([grey_as_rgb, np.full_like(grey, 255)]), []),
         "png": (phantom(), []),
         "png 8 bits": ((phantom() >> 8).astype(np.uint8), []),
         "jpg": ((phantom() >> 8).astype(np.uint8), []),
@@ -159,6 +190,76 @@ def small_seeds() -> dict[str, bytes]:
         "tif deflate": (phantom(), [cv2.IMWRITE_TIFF_COMPRESSION, 8]),
     }
     return seeds | {name: cv2.imencode(f".{name[:3]}", *arguments)[1].tobytes() for name, arguments in pictures.items()}
+
+
+def save_tiff(image: Image.Image, **options: Any) -> bytes:
+    """Return an image as a TIFF file."""
+    file = io.BytesIO()
+    image.save(file, "TIFF", **options)
+    return file.getvalue()
+
+
+@functools.cache
+def source_seeds() -> dict[str, bytes]:
+    """Return good archives, tables and foreign formats by name; a name starts with the suffix of its files."""
+    members = {"p1/a.dcm": dicom(), "p1/b.png": small_seeds()["png"], "notes.txt": b"text"}
+    archives = {}
+    for name, method in (("zip", zipfile.ZIP_STORED), ("zip deflated", zipfile.ZIP_DEFLATED)):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", method) as packed:
+            for member, content in members.items():
+                packed.writestr(member, content)
+        archives[name] = file.getvalue()
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for member, content in members.items():
+            information = tarfile.TarInfo(member)
+            information.size = len(content)
+            tar.addfile(information, io.BytesIO(content))
+    rows = [["patient_id", "path", "laterality", "cancer"], *([str(n), f"{n}.png", "L", str(n % 2)] for n in range(20))]
+    text = "\n".join(map(";".join, rows))
+    volume = phantom()[..., None]
+    array = io.BytesIO()
+    np.save(array, volume)
+    head = struct.pack("<i36x8h", 348, 3, *volume.shape, 1, 1, 1, 1).ljust(344, b"\0") + b"n+1\0" + bytes(4)
+    meta = b"ObjectType = Image\nNDims = 3\nDimSize = 104 128 1\nElementType = MET_USHORT\nElementDataFile = LOCAL\n"
+    return archives | {
+        "tar": file.getvalue(),
+        "csv": text.encode(),
+        "csv utf-16": text.replace(";", ",").encode("utf-16"),
+        "xlsx": spreadsheet(rows),
+        "npy": array.getvalue(),
+        "nii": head + volume.tobytes(),
+        "mha": meta + volume.tobytes(),
+    }
+
+
+def spreadsheet(rows: list[list[str]]) -> bytes:
+    """Return the rows as an xlsx file of inline text."""
+    cells = "".join(
+        "<row>" + "".join(f'<c t="inlineStr"><is><t>{cell}</t></is></c>' for cell in row) + "</row>" for row in rows
+    )
+    office = "http://schemas.openxmlformats.org"
+    main = f"{office}/spreadsheetml/2006/main"
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    relations = f'<Relationships xmlns="{office}/package/2006/relationships"><Relationship Id="r1" Type="'
+    relation = f"{relations}{office}/officeDocument/2006/relationships/"
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{office}/package/2006/content-types">'
+        f'<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        f'<Override PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/>'
+        f'<Override PartName="/xl/sheet.xml" ContentType="{kind}.worksheet+xml"/></Types>',
+        "_rels/.rels": f'{relation}officeDocument" Target="xl/workbook.xml"/></Relationships>',
+        "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{office}/officeDocument/2006/relationships"><sheets>'
+        '<sheet name="a" sheetId="1" r:id="r1"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": f'{relation}worksheet" Target="sheet.xml"/></Relationships>',
+        "xl/sheet.xml": f'<worksheet xmlns="{main}"><sheetData>{cells}</sheetData></worksheet>',
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, text in parts.items():
+            packed.writestr(name, text)
+    return file.getvalue()
 
 
 def real_seeds() -> dict[str, Path]:
@@ -173,7 +274,7 @@ def real_seeds() -> dict[str, Path]:
 
 def mutant(name: str, number: int) -> bytes:
     """Return the seed file `name` with random damage to bytes, numbers and spans, mostly in the headers."""
-    seeds = small_seeds()
+    seeds = small_seeds() | source_seeds()
     data = bytearray(seeds[name] if name in seeds else real_seeds()[name].read_bytes())
     rng = random.Random(f"{name} {number}")
     pixels = max(data.find(b"\xe0\x7f\x10\0"), 0)
@@ -204,9 +305,30 @@ def try_file(name: str, path: Path) -> Outcome:
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak()
     start = time.process_time()
-    record = crop_image(SourceImage(path, "L"), Preprocessing(size=Size(64, 32))).record
+    is_source = name.partition(" #")[0] in source_seeds()
+    try:
+        record = try_source(path) if is_source else crop(path)
+    except Exception as error:  # noqa: BLE001 (any but a refusal is what the benchmark looks for)
+        record = {"status": "refused", "reason": "failed", "remark": f"{type(error).__name__}: {error}"}
     verdict = record["reason"] if record["status"] == "refused" else record["status"]
     return Outcome(name, str(verdict), str(record["remark"] or ""), time.process_time() - start, peak() - before)
+
+
+def crop(path: Path) -> Mapping[str, Any]:
+    """Read the identity of an image and crop it; return the columns of its row."""
+    read_identity(path)
+    return crop_image(SourceImage(path, "L"), Preprocessing(size=Size(64, 32))).record
+
+
+def try_source(path: Path) -> Mapping[str, Any]:
+    """Read a table, an archive or a foreign file as `predict` does, and crop its images; return the worst verdict."""
+    try:
+        table = read_inputs([str(path)], "auto")
+    except VitmodelError as error:
+        return {"status": "refused", "reason": "refused as a whole", "remark": str(error)}
+    records = [row for row in table.to_dict("records") if row["status"] == "refused"]
+    records += [dict(crop(Path(row["path"]))) for row in table.to_dict("records") if row["status"] != "refused"]
+    return max(records, key=lambda record: (record["reason"] == "failed", record["status"] == "refused"))
 
 
 def peak() -> float:
@@ -218,7 +340,7 @@ def peak() -> float:
 def try_mutant(case: tuple[str, int]) -> Outcome:
     """Make a mutant and try it within the memory limit of a worker."""
     limit_memory()
-    with tempfile.NamedTemporaryFile() as file:
+    with tempfile.NamedTemporaryFile(suffix=f".{case[0].split()[0]}" if case[0] in source_seeds() else "") as file:
         file.write(mutant(*case))
         file.flush()
         return try_file(f"{case[0]} #{case[1]}", Path(file.name))
@@ -585,7 +707,7 @@ BOMBS: tuple[Callable[[], Parts], ...] = (
 
 def cases(count: int) -> Iterator[tuple[str, int]]:
     """Yield the names and numbers of mutants, with every seed file in turn."""
-    small = list(small_seeds())
+    small = [*small_seeds(), *source_seeds()]
     real = list(real_seeds())
     rng = random.Random(0)
     for number in range(count):

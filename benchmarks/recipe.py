@@ -170,7 +170,8 @@ def build_network(variant: Variant, budget: Budget) -> nn.Module:
     if variant.network == "vit":
         pool = "cls" if variant.original else "mean"
         preset = PRESETS[budget.model]
-        return ViT(replace(preset, image_size=budget.size, stem=variant.stem, pool=pool, drop_path=variant.drop_path))  # type: ignore[arg-type]
+        options = {"image_size": budget.size, "stem": variant.stem, "pool": pool, "drop_path": variant.drop_path}
+        return ViT(replace(preset, **options))  # type: ignore[arg-type]
     from monai.networks.nets import DenseNet121, resnet18
 
     if variant.network == "densenet121":

@@ -7,7 +7,10 @@ installed, parts of them, and the test files of pydicom, both as they are and, w
 The ranges in `vitmodel/pixels/plausibility.py` were set on the images in the columns "seen": all real images, the
 first seeds of the generators and the sample images. "New" are later seeds, synthetic mammograms and pydicom's files.
 
-python benchmarks/refusals.py [--sets real others] [--seeds 20] [--json FILE]
+With --package, each image that is not refused so far also passes through the model of a package, which refuses images
+of a typicality below --atypical; --shape off leaves only this check. A last table has the typicality of each real set.
+
+python benchmarks/refusals.py [--sets real others] [--seeds 20] [--package PACKAGE] [--shape off] [--json FILE]
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import argparse
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +31,16 @@ import pydicom
 import pydicom.data
 
 from vitmodel.config import Preprocessing, Size
-from vitmodel.data.cropping import SourceImage, crop_image
-from vitmodel.utils import progress, to_json, write_atomic
+from vitmodel.data.cropping import ProvenanceRecord, SourceImage, crop_image
+from vitmodel.data.manifest import as_manifest
+from vitmodel.utils import progress, progress_bars, to_json, write_atomic
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 RELEASES = ("rsna_640", "rsna_crop256", "mias_512", "rsna_dicom")
 PARTS = 4
 """Number of parts that are cut out of each sample image."""
 FIRST_NEW_SEED = 1000
+COLUMNS = ["image_id", "patient_id", "laterality", "view", "path", "source_path"]
 SETS = ("real", "others")
 CONFIG = Preprocessing(size=Size(256, 128))
 
@@ -97,18 +102,49 @@ def pydicom_files(folder: Path) -> Iterator[Item]:
             yield Item("pydicom test file as PNG", save(folder, (pixels - low) / max(high - low, 1)), new=True)
 
 
-def judge(items: list[Item]) -> pd.DataFrame:
+class ModelJudge:
+    """The verdict of the checks of the ETL and, after them, of a package's model.
+
+    Args:
+        arguments: The arguments of the program.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from vitmodel.config import PredictorConfig
+        from vitmodel.scoring.predictor import Predictor
+
+        implausible = "warn" if arguments.shape == "off" else "refuse"
+        config = PredictorConfig(
+            package=arguments.package, implausible=implausible, atypical=arguments.atypical, device="cpu", jobs=1
+        )
+        self.predictor = Predictor(config)
+
+    def __call__(self, item: Item) -> ProvenanceRecord:
+        """Return the verdict on an image, with its typicality."""
+        path = str(item.path)
+        table = as_manifest(pd.DataFrame([["image", "patient", "", "", path, path]], columns=COLUMNS), "the image")
+        ((_, scored),) = self.predictor.scores(self.predictor.attach(table))
+        return scored.loaded.cropped.record
+
+
+def judge_shape(item: Item) -> ProvenanceRecord:
+    """Return the verdict of the checks of the ETL on an image."""
+    return crop_image(SourceImage(item.path), CONFIG).record
+
+
+def judge(items: list[Item], verdict_on: Callable[[Item], ProvenanceRecord]) -> pd.DataFrame:
     """Return for each item its kind, whether it is new, whether it was refused, why, and the time it took."""
     rows = []
     for item in progress(items, "judge"):
         start = time.perf_counter()
-        record = crop_image(SourceImage(item.path), CONFIG).record
+        record = verdict_on(item)
         rows.append({
             "kind": item.kind,
             "mammogram": item.mammogram,
             "half": "new" if item.new else "seen",
             "refused": record["status"] == "refused",
             "reason": record["reason"] if record["status"] == "refused" else "",
+            "typicality": record.get("typicality"),
             "path": str(item.path),
             "ms": 1e3 * (time.perf_counter() - start),
         })  # fmt: skip
@@ -127,6 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="images to judge")
     parser.add_argument("--seeds", type=int, default=20, help="pictures of each generator, seen and new")
+    parser.add_argument("--package", type=Path, help="model package that judges typicality")
+    parser.add_argument("--atypical", type=float, default=0.001, help="typicality below which an image is refused")
+    parser.add_argument("--shape", choices=["on", "off"], default="on", help="off: judge by the package only")
     parser.add_argument("--json", type=Path, help="also write every verdict to this file")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
@@ -135,7 +174,8 @@ def main() -> None:
         items = list(real_images()) if "real" in arguments.sets else []
         if "others" in arguments.sets:
             items += [*drawn_images(folder, arguments.seeds), *pydicom_files(folder)]
-        table = judge(items)
+        with progress_bars(arguments.package is None):  # else each image has a bar of its own
+            table = judge(items, ModelJudge(arguments) if arguments.package else judge_shape)
     print(f"{'kind':36} {'seen':>6} {'refused':>8} {'new':>6} {'refused':>8}")
     for kind, row in tabulate(table).iterrows():
         print(f"{kind:36}", end="")
@@ -144,6 +184,10 @@ def main() -> None:
             print(f" {0 if np.isnan(size) else int(size):6d} {row.get(('mean', half), np.nan):8.2%}", end="")
         print()
     print(table[table["refused"]].groupby(["mammogram", "reason"]).size().to_string())
+    known = table[table["mammogram"] & table["typicality"].notna()].astype({"typicality": float})
+    if len(known):
+        quantiles = known.groupby("kind")["typicality"].quantile([0.01, 0.1, 0.5, 0.9]).unstack()
+        print("typicality, quantiles:", quantiles.to_string(float_format="{:.4f}".format), sep="\n")
     if arguments.json:
         write_atomic(arguments.json, to_json(table.to_dict("records")))
 

@@ -141,7 +141,9 @@ def density_package(work: Path) -> Path:
 def phantoms(work: Path, design: str) -> Path:
     """Return the manifest of a design, whose images are rendered if it is missing."""
     manifest = work / design / "manifest.csv"
-    return manifest if manifest.exists() else write_exams(work / design, design, PATIENTS, SIZE)  # type: ignore[arg-type]
+    if manifest.exists():
+        return manifest
+    return write_exams(work / design, design, PATIENTS, SIZE)  # type: ignore[arg-type]
 
 
 def real_crops(work: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 from filelock import FileLock
+from hub_stand_in import StandInHub, serve
 
 # examples that do not depend on the clock, and no files in the checkout
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -243,3 +245,24 @@ def write_sheet(tmp_path: Path) -> WriteSheet:
         return path
 
     return write_sheet
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """Return an empty stand-in of the Hugging Face hub with an empty cache in the test's folder."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    http = importlib.import_module("huggingface_hub.utils._http")
+    backoff = importlib.import_module("huggingface_hub.file_download")
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # uploads by plain HTTP, which the server speaks
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        for module in (http, backoff):  # waits between attempts
+            monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None, time=time.time))
+        http.close_session()
+        yield hub
+        http.close_session()

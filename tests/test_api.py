@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 import vitmodel
 from vitmodel.cli import main
 from vitmodel.model.architecture import ViTConfig
+from vitmodel.model.package_check import seal
 from vitmodel.model.vit import ViT
 from vitmodel.model.weights import fit_weights, load_weights
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
@@ -244,7 +245,7 @@ def test_several_packages_are_an_ensemble(run: Path, model: vitmodel.Model, file
     shutil.copytree(run / "package", tmp_path / "other")
     document = json.loads((tmp_path / "other" / "config.json").read_text())
     document["calibration"]["intercept"] = document["calibration"].get("intercept", 0.0) + 1
-    (tmp_path / "other" / "config.json").write_text(json.dumps(document))
+    seal(tmp_path / "other", document)
     folders = [run / "package", tmp_path / "other"]
     both = vitmodel.load(*folders, progress=False)
     listed = vitmodel.load(folders, progress=False)
@@ -461,7 +462,15 @@ def test_the_network_of_a_package_gives_the_logits_of_the_package(run: Path, mod
 
 def published(path: Path) -> Path:
     """Write random weights as timm stores those of vit_tiny, for 32x32 pixels and 5 classes."""
-    config = ViTConfig(image_size=(32, 32), channels=3, dim=192, depth=2, heads=3, classes=5, pool="cls")  # type: ignore[arg-type]
+    config = ViTConfig(
+        image_size=(32, 32),  # type: ignore[arg-type]
+        channels=3,
+        dim=192,
+        depth=2,
+        heads=3,
+        classes=5,
+        pool="cls",
+    )
     torch.manual_seed(0)
     tensors = {name: tensor.clone() for name, tensor in ViT(config).state_dict().items()}
     tensors["pos_embed"] = torch.cat([torch.zeros(1, 1, 192), tensors["pos_embed"].flatten(1, 2)], dim=1)

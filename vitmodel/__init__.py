@@ -11,10 +11,12 @@ from vitmodel.errors import UsageError, VitmodelError
 
 if TYPE_CHECKING:
     from vitmodel.api import Model as Model
+    from vitmodel.api import drift as drift
     from vitmodel.api import etl as etl
     from vitmodel.api import evaluate as evaluate
     from vitmodel.api import load as load
     from vitmodel.api import train as train
+    from vitmodel.api import verify as verify
     from vitmodel.artifacts import EvaluationResult as EvaluationResult
     from vitmodel.artifacts import Manifest as Manifest
     from vitmodel.artifacts import Run as Run
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from vitmodel.errors import VitmodelError as VitmodelError
     from vitmodel.metrics.bootstrap import Interval as Interval
     from vitmodel.model.architecture import ViTConfig as ViTConfig
+    from vitmodel.model.package_check import PackageCheck as PackageCheck
     from vitmodel.model.vit import ViT as ViT
     from vitmodel.releases.in_memory import Mammogram as Mammogram
     from vitmodel.scoring.explanation import Explanation as Explanation
@@ -41,6 +44,9 @@ _HOME = {
     "Run": "vitmodel.artifacts",
     "evaluate": "vitmodel.api",
     "EvaluationResult": "vitmodel.artifacts",
+    "verify": "vitmodel.api",
+    "PackageCheck": "vitmodel.model.package_check",
+    "drift": "vitmodel.api",
     "Interval": "vitmodel.metrics.bootstrap",
     "ViT": "vitmodel.model.vit",
     "ViTConfig": "vitmodel.model.architecture",
@@ -61,6 +67,9 @@ __all__ = [  # noqa: RUF022 (in the order of use)
     "Run",
     "evaluate",
     "EvaluationResult",
+    "verify",
+    "PackageCheck",
+    "drift",
     "Interval",
     "ViT",
     "ViTConfig",

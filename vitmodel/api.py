@@ -17,12 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitmodel.artifacts import EvaluationResult, Manifest, Run
-from vitmodel.config import ETLConfig, EvaluateConfig, PredictConfig, PredictorConfig, TrainConfig, make_config
+from vitmodel.config import (
+    DriftConfig,
+    ETLConfig,
+    EvaluateConfig,
+    PredictConfig,
+    PredictorConfig,
+    TrainConfig,
+    make_config,
+)
 from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress_bars
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vitmodel.model.network import Network
+    from vitmodel.model.package_check import PackageCheck
     from vitmodel.releases.in_memory import SourceImage
     from vitmodel.scoring.explanation import Explanation
     from vitmodel.scoring.prediction import Prediction
@@ -39,11 +50,11 @@ def load(*packages: AnyPath | Iterable[AnyPath], progress: bool = True, **option
     """Load a model package or, from several, an ensemble whose probabilities are averaged.
 
     Args:
-        *packages: Folders of model packages, such as "run/package"; one or more, or a list of them. Packages of an
-            ensemble must be trained alike.
+        *packages: Folders of model packages, such as "run/package", or names on the hub, such as "hf:org/name"; one or
+            more, or a list of them. Packages of an ensemble must be trained alike.
         progress: Whether `predict` shows progress bars on standard error.
-        **options: `device`, `tokens`, `segment_budget`, `jobs`, `flip`, `runtime` and `precision`, as for `vitmodel
-            predict`.
+        **options: `device`, `tokens`, `segment_budget`, `workers`, `flip`, `implausible`, `atypical`, `keep_atypical`,
+            `runtime` and `precision`, as for `vitmodel predict`.
 
     Returns:
         The model, ready to score. Loading never runs code from a package.
@@ -241,7 +252,7 @@ def etl(source: AnyPath, out: AnyPath, *, progress: bool = True, **options: Any)
         out: Folder for the crops, manifest.csv and etl_report.html.
         progress: Whether progress bars are shown on standard error.
         **options: `size` (height and width in pixels: `(1024, 512)` or "1024x512"), `mm_per_pixel`, `bits`, `dataset`,
-            `jobs`, `backend` and the others of `vitmodel etl`.
+            `workers`, `backend` and the others of `vitmodel etl`.
 
     Returns:
         The manifest, which can be used as a path; refused images have rows with the reason.
@@ -347,3 +358,56 @@ def evaluate(
         report = evaluate_package(config, logger.info)
     metrics = {level.name: level.metrics.intervals for level in report.levels}
     return EvaluationResult(config.out, metrics, report.headline.metrics.threshold, report)
+
+
+def verify(package: AnyPath) -> PackageCheck:
+    """Check that a model package is complete, unchanged and usable; no code in it is run.
+
+    Args:
+        package: Folder of a model package, such as "run/package".
+
+    Returns:
+        What was checked, and the digest that names the package.
+
+    Raises:
+        UsageError: The folder is not a model package.
+        VitmodelError: A file is missing or was changed, or a value is impossible; the message names it.
+
+    Examples:
+        >>> check = vitmodel.verify("run/package")
+        >>> sorted(check.files)
+        ['MODEL_CARD.md', 'model.safetensors']
+    """
+    from vitmodel.model.package import verify_package
+
+    return verify_package(next(_paths([package])))
+
+
+def drift(package: AnyPath, scores: AnyPath | Iterable[AnyPath], out: AnyPath) -> pd.DataFrame:
+    """Compare the images of one or several runs with those that a model was trained on.
+
+    Args:
+        package: A model package, such as "run/package".
+        scores: A scores.csv of `vitmodel predict` or `evaluate`, or several in the order of time.
+        out: Folder for drift.html, drift.png and drift.csv.
+
+    Returns:
+        One row per run and column: index (population stability index), by_chance (its mean without drift),
+        chance_limit (exceeded by chance once in a hundred comparisons), verdict ("small", "moderate", "large" or
+        "undecided"), and the numbers of images and patients.
+
+    Raises:
+        UsageError: The package stores no distributions, or a table is no scores.csv.
+        VitmodelError: `out` cannot be written.
+
+    Examples:
+        >>> model = vitmodel.load("run/package", progress=False)
+        >>> folder = model.predict("exam/").save("monday")
+        >>> table = vitmodel.drift("run/package", ["monday/scores.csv"], "drift")
+        >>> table["column"].tolist()[0]
+        'typicality'
+    """
+    from vitmodel.commands.drift import measure_runs
+
+    tables = [scores] if isinstance(scores, str | os.PathLike) else list(scores)
+    return measure_runs(make_config(DriftConfig, {}, package=package, scores=tables, out=out), logger.info)

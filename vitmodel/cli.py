@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vitmodel import __doc__ as summary
 from vitmodel import __version__, config
-from vitmodel.archives import path_to_text
-from vitmodel.config.base import Config
+from vitmodel.config.base import FORMER_NAMES, Config, flag_of
 from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
 from vitmodel.errors import UsageError, VitmodelError
@@ -37,8 +36,10 @@ class Verb(NamedTuple):
     module: str
     function: str
     """Function of `module` to call with an instance of the class."""
-    group: Literal["data", "training", "evaluation", "prediction", "other"]
+    group: Literal["data", "training", "evaluation", "prediction", "sharing", "other"]
     """Heading in `vitmodel --help`."""
+    guide: str = ""
+    """How-to page of the verb in docs/how-to, without .md; empty = the page named after the verb."""
 
     @property
     def cls(self) -> type[Config]:
@@ -55,6 +56,8 @@ class Verb(NamedTuple):
 VERBS = {
     "synth": Verb("SynthConfig", "vitmodel.commands.synth", "synth", "data"),
     "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data"),
+    "recipes": Verb("RecipesConfig", "vitmodel.commands.recipes", "recipes", "training"),
+    "weights": Verb("WeightsConfig", "vitmodel.commands.weights", "weights", "training"),
     "pretrain": Verb("PretrainConfig", "vitmodel.commands.pretrain", "pretrain", "training"),
     "train": Verb("TrainConfig", "vitmodel.commands.train", "train", "training"),
     "tune": Verb("TuneConfig", "vitmodel.commands.tune", "tune", "training"),
@@ -67,6 +70,11 @@ VERBS = {
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "node": Verb("NodeConfig", "vitmodel.commands.node", "node", "prediction"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
+    "verify": Verb("VerifyConfig", "vitmodel.commands.verify", "verify", "prediction"),
+    "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),
+    "push": Verb("PushConfig", "vitmodel.commands.push", "push", "sharing", "share-a-package"),
+    "pack": Verb("PackConfig", "vitmodel.commands.pack", "pack_package", "sharing", "share-a-package"),
+    "unpack": Verb("UnpackConfig", "vitmodel.commands.unpack", "unpack_package", "sharing", "share-a-package"),
     "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
     "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
 }
@@ -167,7 +175,14 @@ def parser_for(name: str) -> ArgumentParser:
     for option in options(VERBS[name].cls):
         default = None if option.required else _parser_default(option)
         parser.add_argument(option.flag, type=_parsed_type(option), default=default)
+        for former in _former_names(option.name):  # in recipes; `normalise` renames flags
+            parser.add_argument(f"--{former}", type=_parsed_type(option), default=jsonargparse.SUPPRESS)
     return parser
+
+
+def _former_names(name: str) -> list[str]:
+    """Return the names that an option had before."""
+    return [old for old, new in FORMER_NAMES.items() if new == name]
 
 
 def _parsed_type(option: Option) -> Any:
@@ -225,6 +240,9 @@ def _flags_of(word: str, rest: list[str], by_flag: dict[str, Option], name: str)
     """
     text, equals, value = word.partition("=")
     flag = text.replace("_", "-")
+    current = flag_of(FORMER_NAMES.get(flag.removeprefix("--"), ""))
+    if flag not in by_flag and current in by_flag:
+        flag = current
     switch = "--" + flag.removeprefix("--no-").removeprefix("--")
     switches = {option.flag for option in by_flag.values() if option.hint is bool or option.is_switch}
     if flag == "--print-config":
@@ -277,6 +295,8 @@ def _positional(bare: list[str], places: list[Option], name: str) -> list[str]:
 
 def _to_json(values: list[str]) -> str:
     """Return values as one JSON text; the parser cannot read the lone surrogates of names that are not UTF-8."""
+    from vitmodel.archives import path_to_text
+
     return json.dumps([path_to_text(value) for value in values])
 
 
@@ -300,10 +320,15 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         raise SystemExit(0)
     cls = VERBS[name].cls
     try:
-        values = parser_for(name).parse_args(normalise(with_recipe_paths(arguments), name)).as_dict()
+        words = normalise(with_recipe_paths(arguments), name)
+        values = parser_for(name).parse_args(words).as_dict()
     except jsonargparse.ArgumentError as error:
         raise UsageError(_parser_message(str(error), name)) from error
     values.pop("config", None)  # the recipe, which is merged into the other values
+    for former, current in FORMER_NAMES.items():  # a recipe's; a flag has precedence
+        if former in values and not any(word.startswith(f"{flag_of(current)}=") for word in words):
+            values[current] = values[former]
+        values.pop(former, None)
     missing = [option for option in options(cls) if option.required and values[option.name] is None]
     if missing:
         raise UsageError(f"{missing[0].name}: is missing; {usage_of(name)}")

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
@@ -80,6 +81,14 @@ def to_json(value: Any) -> str:
     return json.dumps(plain(value), indent=2) + "\n"
 
 
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines with aligned columns, for the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
 def sha256_file(path: Path | str) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex digits; the file is read in blocks."""
     with Path(path).open("rb") as file:
@@ -103,6 +112,16 @@ def release_freed_memory() -> None:
     """Make glibc return freed memory to the system; the amount it keeps depends on the timing of threads."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return the type of an unexpected error and where it was raised, without its message.
+
+    Messages of libraries quote what they could not read, which may be a patient's name in a damaged header.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 def derive_seed(*parts: object) -> int:
@@ -145,6 +164,11 @@ def progress_bars(shown: bool) -> Iterator[None]:
         yield
     finally:
         _bars_shown.reset(token)
+
+
+def progress_shown() -> bool:
+    """Return whether progress bars are shown here; see `progress_bars`."""
+    return _bars_shown.get()
 
 
 def progress(

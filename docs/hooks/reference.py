@@ -26,7 +26,7 @@ VERDICT = "vitmodel.pixels.verdict"
 HEADER_MEANING = "vitmodel.pixels.header_meaning"
 PICTURE_HEADER = "vitmodel.pixels.picture_header"
 DECODING = "vitmodel.pixels.decoding"
-SOURCE = "vitmodel.releases.source"
+LISTING = "vitmodel.releases.listing"
 TABLES = "vitmodel.data.tables"
 ARCHIVES = "vitmodel.archives.index"
 WEIGHT_FILES = "vitmodel.model.weight_files"
@@ -101,7 +101,7 @@ def command_line_page() -> str:
             "",
             inspect.cleandoc(cls.__doc__ or ""),
             "",
-            f"How-to: [vitmodel {name}](../how-to/{name}.md)",
+            f"How-to: [vitmodel {name}](../how-to/{verb.guide or name}.md)",
         ]
         flags = flags_of(cls)
         required = [flag for flag in flags if flag.default == "required"]
@@ -228,18 +228,18 @@ Row = tuple[str, str, str]
 
 def image_rows() -> Iterator[Row]:
     """Yield the formats of images."""
-    source = importlib.import_module(SOURCE)
+    listing = importlib.import_module(LISTING)
     header = importlib.import_module(PICTURE_HEADER)
     yield "DICOM", "`DICM` after 128 bytes, or a first element of group 2 or 8", "read"
     for name in header.STARTS:
         yield name, "first bytes", "read"
-    yield f"a name that ends in {code_list(source.IMAGE_SUFFIXES)}", "suffix", "a row of the manifest, read or refused"
+    yield f"a name that ends in {code_list(listing.IMAGE_SUFFIXES)}", "suffix", "a row of the manifest, read or refused"
     yield (
         "a name that ends in another suffix or none",
         "first bytes",
         "read if they are those of DICOM, else left out of a folder's listing and counted by suffix",
     )
-    yield f"a name that ends in {code_list(sorted(source.OTHER_SUFFIXES))}", "suffix", "left out of a folder's listing"
+    yield f"a name that ends in {code_list(sorted(listing.OTHER_SUFFIXES))}", "suffix", "left out of a folder's listing"
     for name in dict.fromkeys(header.UNSUPPORTED_STARTS.values()):
         yield name, "first bytes", "refused as `not_an_image`"
 
@@ -266,6 +266,7 @@ def container_rows() -> Iterator[Row]:
     yield "safetensors", "first bytes, or `.safetensors`", "read as weights"
     yield "safetensors in shards", f"`{weights.SHARD_INDEX}` in the folder", "read as weights"
     yield "arrays of NumPy", "`.npz`", "read as weights, without pickled objects"
+    yield "ONNX", f"`{weights.ONNX_SUFFIX}`", "its constants are read as weights (extra `export`)"
     yield "checkpoint of PyTorch", code_list(weights.PICKLED), "its tensors are read as weights, code is never run"
 
 

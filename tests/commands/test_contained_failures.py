@@ -16,7 +16,7 @@ from vitmodel.cli import main
 from vitmodel.commands import etl as etl_command
 from vitmodel.data import cropping, grey_range
 from vitmodel.pixels import identity
-from vitmodel.releases import source
+from vitmodel.releases import listing
 from vitmodel.reports import contact_sheet
 from vitmodel.results import image_results, structured_report
 from vitmodel.scoring.ensemble import Ensemble
@@ -79,7 +79,7 @@ def rows_by_file(table: Path) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("module", "function", "suffix", "refused"),
     [
-        (source, "open_source", ".dc3", None),  # an image of unknown suffix is opened by the scan
+        (listing, "open_source", ".dc3", None),  # an image of unknown suffix is opened by the scan
         (identity, "read_dataset", ".dcm", False),
         (cropping, "preprocess", ".dcm", True),
         (cropping, "sha256_source", ".dcm", True),

@@ -25,6 +25,7 @@ from vitmodel.cli import main
 from vitmodel.commands import etl as etl_command
 from vitmodel.commands.etl import CropTask, etl, safe_file_name
 from vitmodel.config import ETLConfig, Preprocessing, Size
+from vitmodel.data.columns import COLUMNS
 from vitmodel.data.cropping import crop_image
 from vitmodel.data.manifest import read_manifest
 from vitmodel.errors import UsageError, VitmodelError
@@ -73,7 +74,13 @@ def test_every_backend_gives_the_same_bytes(
     monkeypatch.setattr(parallel, "process_per_thread", process_per_thread)
     monkeypatch.setattr(etl_command, "MIN_IMAGES_FOR_PROCESSES", min_images)
     monkeypatch.setattr(etl_command, "MIN_IMAGES_TO_PROBE", min_images)
-    config = ETLConfig(source=release, out=tmp_path, size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
+    config = ETLConfig(
+        source=release,
+        out=tmp_path,
+        size=Size(64, 32),
+        backend=backend,  # type: ignore[arg-type]
+        jobs=2,
+    )
     assert etl(config) == 0
     assert contents(tmp_path) == contents(crops)
     assert process_per_thread.called == (backend == "auto" and min_images == 1)
@@ -130,7 +137,13 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     backend: str, kills: int, release: Path, crops: Path, tmp_path: Path
 ) -> None:
     """The runs are killed by SIGKILL, so that they cannot clean up."""
-    config = ETLConfig(source=release, out=tmp_path / "out", size=Size(64, 32), backend=backend, jobs=2)  # type: ignore[arg-type]
+    config = ETLConfig(
+        source=release,
+        out=tmp_path / "out",
+        size=Size(64, 32),
+        backend=backend,  # type: ignore[arg-type]
+        jobs=2,
+    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vitmodel.commands.etl", "vitmodel.pixels.dicom", "vitmodel.reports.etl"])
     rng = random.Random(0)
@@ -366,3 +379,9 @@ def test_ids_become_safe_and_distinct_file_names() -> None:
 
 def test_error_classes_have_their_exit_status() -> None:
     assert (UsageError.status, VitmodelError.status) == (2, 1)
+
+
+def test_the_number_of_cancers_is_said_only_where_cancer_is_known() -> None:
+    manifest = pd.DataFrame({column.name: [np.nan, np.nan] for column in COLUMNS}).assign(birads=[1, 2])
+    assert etl_command.describe_labels(manifest) == "labels:   known in rows of 2: birads 2"
+    assert etl_command.describe_labels(manifest.assign(cancer=0.0)).endswith("; 0 rows with cancer")

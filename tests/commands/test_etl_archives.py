@@ -72,7 +72,13 @@ def test_an_archive_gives_the_manifest_and_crops_of_its_folder(
     name: str, backend: str, folder: Path, expected: Path, tmp_path: Path
 ) -> None:
     archive = pack(folder, tmp_path / name)
-    config = ETLConfig(source=archive, out=tmp_path / "crops", size=Size(64, 32), backend=backend, jobs=1)  # type: ignore[arg-type]
+    config = ETLConfig(
+        source=archive,
+        out=tmp_path / "crops",
+        size=Size(64, 32),
+        backend=backend,  # type: ignore[arg-type]
+        jobs=1,
+    )
     assert etl(config) == 0
     assert contents(tmp_path / "crops", archive) == contents(expected, folder)
     assert not list(tmp_path.rglob("*.dcm"))

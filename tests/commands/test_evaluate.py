@@ -21,6 +21,7 @@ from vitmodel.data.audit import find_links, fit_baseline
 from vitmodel.data.manifest import as_manifest, breast_ids, read_manifest, write_manifest
 from vitmodel.data.splits import hold_out_group
 from vitmodel.data.subgroups import subgroups
+from vitmodel.model.package_check import seal
 from vitmodel.scoring.evaluation import Evaluation
 from vitmodel.utils import sha256_file
 
@@ -287,7 +288,7 @@ def test_evaluating_an_ensemble_counts_seen_images_of_all_packages_and_keeps_the
     shutil.copytree(run / "package", package)
     document = json.loads((package / "config.json").read_text())
     document["data"]["seen_images"] = ""
-    (package / "config.json").write_text(json.dumps(document))
+    seal(package, document)
     cards = [(folder / "MODEL_CARD.md").read_bytes() for folder in (package, run / "package")]
     table = read_manifest(run / "manifest.csv")
     paths = [str(package), str(run / "manifest.csv"), str(tmp_path / "out")]

@@ -30,6 +30,7 @@ from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write
 from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import UsageError
 from vitmodel.metrics.calibration import Platt
+from vitmodel.model.package_check import seal
 from vitmodel.model.packed_batch import ImageMetadata
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.releases.registry import read_release
@@ -333,7 +334,7 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
     document = json.loads((tmp_path / "other" / "config.json").read_text())
     document["calibration"]["intercept"] = document["calibration"].get("intercept", 0.0) + 1
     document["decision"]["threshold"] = 0.9
-    (tmp_path / "other" / "config.json").write_text(json.dumps(document))
+    seal(tmp_path / "other", document)
     single = [Predictor(PredictorConfig(package=package, jobs=1)) for package in (run / "package", tmp_path / "other")]
     both = Predictor(PredictorConfig(package=run / "package", ensemble=[tmp_path / "other"], jobs=1))
     separate = [predictor.score_images(table)["probability"].to_numpy() for predictor in single]
@@ -341,7 +342,7 @@ def test_an_ensemble_is_the_mean_of_its_packages(run: Path, crops: Path, tmp_pat
     np.testing.assert_allclose(both.score_images(table)["probability"], np.mean(separate, axis=0))
     assert both.ensemble.threshold == pytest.approx((single[0].ensemble.threshold + 0.9) / 2)
     document["preprocessing"] = document["preprocessing"].replace("64x32", "128x64")
-    (tmp_path / "other" / "config.json").write_text(json.dumps(document))
+    seal(tmp_path / "other", document)
     with pytest.raises(UsageError, match="preprocessing"):
         Predictor(both.config)
 
@@ -401,7 +402,7 @@ def test_a_package_calibrated_per_image_keeps_its_calibration(run: Path, crops: 
     document = json.loads((tmp_path / "package" / "config.json").read_text())
     del document["calibration"]["level"]
     document["decision"]["aggregate"] = "mean"
-    (tmp_path / "package" / "config.json").write_text(json.dumps(document))
+    seal(tmp_path / "package", document)
     predictor = Predictor(PredictorConfig(package=tmp_path / "package", jobs=1))
     images = predictor.score_images(read_manifest(crops / "manifest.csv"))
     assert predictor.ensemble.calibration_level == "image"
@@ -495,7 +496,7 @@ def test_a_package_of_another_version_is_named(
         document[key] = document[key].replace("{", '{"sharpen": 2, ')
     else:
         del document[key]
-    (tmp_path / "package" / "config.json").write_text(json.dumps(document))
+    seal(tmp_path / "package", document)
     assert main(["predict", str(tmp_path / "package"), str(files[0]), str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err
     assert str(tmp_path / "package" / "config.json") in message
@@ -625,7 +626,7 @@ def rewrite(package: Path, old: str, new: str) -> None:
     """Replace a text in the package's config.json."""
     text = (package / "config.json").read_text()
     assert old in text
-    (package / "config.json").write_text(text.replace(old, new, 1))
+    seal(package, json.loads(text.replace(old, new, 1)))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,13 @@ def test_a_value_of_the_wrong_type_is_refused_when_made_from_python(values: dict
 
 
 def test_text_becomes_paths_sizes_and_lists() -> None:
-    made = TrainConfig(manifest="m.csv", run="run", weights="w", sources="view", auxiliary=["age", "age"])  # type: ignore[arg-type]
+    made = TrainConfig(
+        manifest="m.csv",  # type: ignore[arg-type]
+        run="run",
+        weights="w",
+        sources="view",  # type: ignore[arg-type]
+        auxiliary=["age", "age"],  # type: ignore[arg-type]
+    )
     assert (made.manifest, made.run, made.weights) == ((Path("m.csv"),), Path("run"), Path("w"))
     assert (made.sources, made.auxiliary) == (("view",), ("age",))
     for size in ("64x32", (64, 32), Size(64, 32)):
@@ -121,6 +127,11 @@ NO_EFFECT = [
     ("pretrain", ["--manifest", "m", "--difficulty", "0.1"], "difficulty", "phantoms"),
     ("etl", ["--scheduler", "tcp://host:8786"], "scheduler", "--backend dask"),
     ("predict", ["--deidentify", "seed"], "deidentify", "--dicom"),
+    *(
+        (verb, ["--runtime", "onnx", *flags], flags[0].strip("-").replace("-", "_"), "--runtime torch")
+        for verb in ("predict", "serve", "evaluate")
+        for flags in (["--atypical", "0.1"], ["--keep-atypical"])
+    ),
     ("compare", ["--level", "image", "--aggregate", "max"], "aggregate", "--level breast"),
     ("export", ["--images", "3"], "images", "--precision int8"),
     ("export", ["--calibration", "m"], "calibration", "--precision int8"),
@@ -131,6 +142,8 @@ PLACES = {
     "pretrain": "r",
     "etl": "s o",
     "predict": "p s o",
+    "serve": "p",
+    "evaluate": "p m o",
     "compare": "a b m",
     "export": "p o",
 }
@@ -233,7 +246,7 @@ def test_the_command_of_a_configuration_parses_to_the_same_configuration() -> No
 
 def test_the_choices_of_model_are_the_presets_of_the_architecture() -> None:
     (model,) = [option for option in options(TrainConfig) if option.name == "model"]
-    assert set(model.choices) == set(PRESETS)
+    assert set(model.choices) == {"auto", *PRESETS}
 
 
 @pytest.mark.parametrize(

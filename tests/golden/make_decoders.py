@@ -19,7 +19,8 @@ import numpy as np
 from pydicom import Dataset, FileMetaDataset, dcmread, uid
 from pydicom.encaps import get_frame
 
-from vitmodel.pixels.decoding import PixelFormat, pydicom_decoder
+from vitmodel.pixels.decoding import pydicom_decoder
+from vitmodel.pixels.pixel_format import PixelFormat
 
 ROWS, COLUMNS = 23, 30
 DCMTK = {

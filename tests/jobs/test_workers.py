@@ -32,7 +32,9 @@ def describe_loss(item: int, message: str) -> str:
 
 
 def test_a_crash_loses_only_its_item() -> None:
-    results = list(parallel_map(square, range(9), "test", jobs=2, backend="processes", on_lost=describe_loss))  # type: ignore[arg-type]
+    results = list(
+        parallel_map(square, range(9), "", jobs=2, backend="processes", on_lost=describe_loss)  # type: ignore[arg-type]
+    )
     assert results[3] == "3: the worker process died with signal SIGSEGV"
     assert results[5] == "5: the worker process died with exit status 7"
     assert [results[item] for item in (0, 1, 2, 4, 6, 7, 8)] == [0, 1, 4, 16, 36, 49, 64]

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from vitmodel.config import SegmentsConfig, Size, TrainConfig
@@ -124,7 +124,8 @@ def google_arrays(model: ViT) -> dict[str, np.ndarray]:
         elif name == "head.weight":
             arrays["head/kernel"] = tensor.T
         else:
-            block, part, leaf = re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name).groups()  # type: ignore[union-attr]
+            match = re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name)
+            block, part, leaf = match.groups()  # type: ignore[union-attr]
             prefix = f"Transformer/encoderblock_{block}/"
             attention = prefix + "MultiHeadDotProductAttention_1/"
             if part == "attn.qkv":
@@ -463,8 +464,9 @@ def test_a_package_loads_the_saved_model_and_config(tmp_path: Path) -> None:
     for number, options in enumerate(
         ({"stem": "conv"}, {"pool": "attention", "registers": 2, "layer_scale": 0.1}, {"pool": "mean"})
     ):
-        model = Network(NetworkConfig(vit=replace(CONFIG, image_size=Size(64, 32), **options)))  # type: ignore[arg-type]
-        extra = {"threshold": 0.25, "preprocessing": {"size": "64x32"}, "auroc": float("nan"), "number": number}
+        vit = replace(CONFIG, image_size=Size(64, 32), **options)  # type: ignore[arg-type]
+        model = Network(NetworkConfig(vit=vit))
+        extra = {"threshold": 0.25, "preprocessing": '{"size": "64x32"}', "auroc": float("nan"), "number": number}
         save_package(tmp_path / "package", model, extra, "# Card")
         loaded, config = load_package(tmp_path / "package")
         assert same(model, loaded)
@@ -530,22 +532,28 @@ def test_unusable_packages_are_refused_naming_the_file(tmp_path: Path) -> None:
         load_package(folder)
 
     def change_config(**values: Any) -> None:
-        (folder / package.CONFIG_FILE).write_text(json.dumps(document | values))
+        package.seal(folder, document | values)
 
     change_config(format_version=99)
     check_refused_then_restore("config.json: format_version 99")
     change_config(architecture=document["architecture"] | {"rotary": True})
     check_refused_then_restore("config.json: architecture: .*rotary")
     change_config(architecture=document["architecture"] | {"dim": 64})
-    check_refused_then_restore("model.safetensors: .*size mismatch")
+    check_refused_then_restore("config.json: architecture: needs .* but model.safetensors has")
     (folder / package.CONFIG_FILE).write_text(text[:-20])
     check_refused_then_restore("config.json: broken")
-    (folder / package.TENSORS_FILE).write_bytes(tensors[:-100])
+    old = {key: value for key, value in document.items() if key != "integrity"}  # of a version without digests
+
+    def write_old(content: bytes) -> None:
+        (folder / package.CONFIG_FILE).write_text(json.dumps(old))
+        (folder / package.TENSORS_FILE).write_bytes(content)
+
+    write_old(tensors[:-100])
     check_refused_then_restore("model.safetensors: broken")
-    (folder / package.TENSORS_FILE).write_bytes(b"")
+    write_old(b"")
     check_refused_then_restore("model.safetensors: broken")
-    save_file(dict(list(load_file(folder / package.TENSORS_FILE).items())[1:]), folder / package.TENSORS_FILE)
-    check_refused_then_restore("model.safetensors: .*Missing key")
+    write_old(save(dict(list(load_file(folder / package.TENSORS_FILE).items())[1:])))
+    check_refused_then_restore("config.json: architecture: needs .* no such tensor")
     (folder / package.TENSORS_FILE).unlink()
     check_refused_then_restore("model.safetensors is missing", UsageError)
 

@@ -28,7 +28,7 @@ Submit = Callable[[list[Dataset]], Job]
 
 @pytest.fixture
 def config(run: Path, tmp_path: Path) -> NodeConfig:
-    return NodeConfig(action="run", package=run / "package", folder=tmp_path / "node", device="cpu", jobs=1)
+    return NodeConfig(action="run", package=run / "package", folder=tmp_path / "node", device="cpu", workers=1)
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_work_ends_when_it_is_told_to(scorer: Scorer, queue: Queue) -> None:
 
 def test_the_fingerprint_depends_on_the_package_and_on_what_changes_results(run: Path, tmp_path: Path) -> None:
     one = NodeConfig(action="run", package=run / "package")
-    assert package_fingerprint(one) == package_fingerprint(NodeConfig(action="run", package=run / "package", workers=3))
+    assert package_fingerprint(one) == package_fingerprint(NodeConfig(action="run", package=run / "package", processes=3))
     other = NodeConfig(action="run", package=run / "package", explain="rollout")
     assert package_fingerprint(one) != package_fingerprint(other)
     with pytest.raises(VitmodelError, match="package"):

@@ -44,7 +44,7 @@ def scored(run: Path, make_study: MakeStudy, tmp_path_factory: pytest.TempPathFa
     from vitmodel.node.database import Database
 
     folder = tmp_path_factory.mktemp("scored") / "node"
-    config = NodeConfig(action="run", package=run / "package", folder=folder, device="cpu", jobs=1)
+    config = NodeConfig(action="run", package=run / "package", folder=folder, device="cpu", workers=1)
     database = Database.in_folder(folder)
     inbox, queue = Inbox(database, folder, 0), Queue(database)
     for image in make_study((("L", "CC"), ("R", "CC")), study=STUDY):

@@ -15,7 +15,8 @@ from pydicom import uid
 
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding, openjpeg
-from vitmodel.pixels.decoding import DECODERS, Decoder, PixelFormat
+from vitmodel.pixels.decoding import DECODERS, Decoder
+from vitmodel.pixels.pixel_format import PixelFormat
 
 ROWS, COLUMNS = 23, 30
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "decoders.json").read_text())

@@ -157,7 +157,8 @@ def test_real_files_have_the_hashes_of_two_decoders_and_the_grey_values_of_highd
         stored = file.read_stored()
         assert hashlib.sha256(stored.tobytes()).hexdigest() == row["pixel_sha256"]
         assert (file.decoder, file.levels) == ("openjpeg", 5)
-        assert (file.header.patient_id, file.header.laterality) == (row["patient_id"], row["laterality"])
+        identity = file.header.identity
+        assert (identity.patient_id, identity.laterality) == (row["patient_id"], row["laterality"])
         assert_same_grey(file, stored, dcmread(path))
 
 
@@ -374,7 +375,7 @@ def test_a_refusal_names_the_cause(tmp_path: Path, tags: dict[str, Any], code: s
 
 def test_a_synthetic_2d_image_of_a_tomosynthesis_is_a_mammogram(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", ImageType=["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"])
-    assert DicomFile(path).header.view == "CC"
+    assert DicomFile(path).header.identity.view == "CC"
 
 
 @pytest.mark.parametrize(
@@ -421,18 +422,18 @@ def test_the_header_is_read(tmp_path: Path) -> None:
     }
     tags |= {"ImagerPixelSpacing": [0.1, 0.12], "EstimatedRadiographicMagnificationFactor": 2, "PixelSpacing": [9, 9]}
     header = DicomFile(write_dicom(tmp_path / "a.dcm", ViewPosition=None, ViewCodeSequence=[code], **tags)).header
-    assert (header.laterality, header.view) == ("R", "MLO")
-    assert (header.machine_id, header.implant, header.age) == ("ROOM1", 1, 61)
+    assert (header.identity.laterality, header.identity.view) == ("R", "MLO")
+    assert (header.identity.machine_id, header.identity.implant, header.identity.age) == ("ROOM1", 1, 61)
     assert header.spacing == (0.05, 0.06)
     assert (header.rows, header.columns, header.bits) == (40, 52, 12)
-    assert (header.patient_id, header.image_id) == ("anna", "1.2.3")
+    assert (header.identity.patient_id, header.identity.image_id) == ("anna", "1.2.3")
 
 
 def test_missing_tags_are_unknown(tmp_path: Path) -> None:
     missing: dict[str, Any] = dict.fromkeys(("ImageLaterality", "ViewPosition", "PatientID"))
     header = DicomFile(write_dicom(tmp_path / "a.dcm", PatientAge="000Y", **missing)).header
-    assert (header.laterality, header.view, header.patient_id) == ("", "", "")
-    assert (header.age, header.implant, header.spacing) == (None, None, None)
+    assert (header.identity.laterality, header.identity.view, header.identity.patient_id) == ("", "", "")
+    assert (header.identity.age, header.identity.implant, header.spacing) == (None, None, None)
 
 
 def test_view_codes_are_those_of_the_standard() -> None:

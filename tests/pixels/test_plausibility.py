@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Preprocessing(size=Size(64, 32))
+SIZE = Size(384, 312)
 
 
 @functools.cache
-def breast(side: str = "L", view: ViewName = "CC", seed: int = 0, size: Size = Size(384, 312)) -> np.ndarray:  # noqa: B008
+def breast(side: str = "L", view: ViewName = "CC", seed: int = 0, size: Size = SIZE) -> np.ndarray:
     return render(BreastPhantom(seed, side, "ABCD"[seed % 4]), view, size).image
 
 
@@ -97,6 +100,35 @@ def four_views() -> np.ndarray:
     return np.vstack([back_to_back(), np.hstack([breast("R", "MLO"), breast("L", "MLO", 1)])])
 
 
+KINDS = {
+    "specimen radiograph": {"not_a_mammogram", "no_breast"},
+    "ACR phantom": {"not_a_mammogram", "no_breast"},
+    "CDMAM phantom": {"not_a_mammogram", "no_breast", "rotated"},
+    "flat field": {"not_a_mammogram", "no_breast", "blank"},
+    "ultrasound screenshot": {"not_a_mammogram", "no_breast"},
+    "MR screenshot": {"not_a_mammogram", "no_breast"},
+    "scanned page": {"not_a_mammogram", "no_breast", "mask"},
+    "chest radiograph": {"not_a_mammogram", "no_breast", "rotated"},
+    "CT slice of the trunk": {"not_a_mammogram", "no_breast"},
+    "two or four views in one picture": {"not_a_mammogram"},
+    "mammogram turned by 90 degrees": {"rotated"},
+}
+"""Kind of picture in benchmarks/non_mammograms.py -> the codes with which it may be refused."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_likeness_of_each_kind_of_unsuitable_image_is_refused(kind: str, tmp_path: Path) -> None:
+    generators = runpy.run_path(str(ROOT / "benchmarks" / "non_mammograms.py"))["GENERATORS"]
+    for seed in range(3):
+        picture = generators[kind](np.random.default_rng(seed))
+        assert refusal(save(tmp_path, picture)).code in KINDS[kind]
+
+
+def test_an_upside_down_picture_without_a_header_is_not_noticed(tmp_path: Path) -> None:
+    """The limit that docs/explanation/limits.md states: a breast has no top that can be told from its shape."""
+    assert preprocess(save(tmp_path, breast()[::-1, ::-1]), SMALL).breast.chest_wall == "right"
+
+
 @pytest.mark.parametrize(
     "draw",
     [disc, rectangle, noise, gradient, slice_of_a_trunk, specimen, two_breasts, back_to_back, four_views],
@@ -166,7 +198,8 @@ VERDICTS: list[tuple[dict[str, object], str]] = [
     ({"ImageType": ["DERIVED", "PRIMARY", "POST_CONTRAST", "SUBTRACTION"]}, "subtraction"),
     ({"ImageType": ["DERIVED", "PRIMARY", "", "RECOMBINED"]}, "subtraction"),
     ({"ImageType": ["DERIVED", "PRIMARY", "POST_CONTRAST", "LOW_ENERGY"]}, "special_view"),
-    ({"ImageLaterality": "B"}, "both_breasts"),
+    *[({"ImageLaterality": word}, "both_breasts") for word in ("B", "BILATERAL", "Both")],
+    ({"FrameLaterality": "B"}, "both_breasts"),
     ({"Laterality": "B"}, "special_view"),
     ({"Laterality": "B", "ImageLaterality": "L"}, ""),
     ({"NumberOfFrames": 60}, "multi_frame"),
@@ -175,11 +208,19 @@ VERDICTS: list[tuple[dict[str, object], str]] = [
     ({"SOPClassUID": TOMOSYNTHESIS_CLASS, "NumberOfFrames": 1}, "multi_frame"),
     ({"SOPClassUID": TOMOSYNTHESIS_CLASS, "ImageType": ["", "", "TOMOSYNTHESIS", "GENERATED_2D"]}, "synthetic_2d"),
     ({"ImageType": ["DERIVED", "PRIMARY", "TOMO_2D", "LEFT"]}, "synthetic_2d"),
+    ({"SOPClassUID": TOMOSYNTHESIS_CLASS, "SeriesDescription": "L CC C-View"}, "synthetic_2d"),
+    ({"SOPClassUID": TOMOSYNTHESIS_CLASS, "SeriesDescription": "C-View", "NumberOfFrames": 60}, "multi_frame"),
+    ({"SeriesDescription": "R MLO Insight 2D"}, "synthetic_2d"),
     ({"ViewCodeSequence": codes("399162004", ViewModifierCodeSequence=codes("399163009"))}, "special_view"),
     ({"ViewCodeSequence": codes("399162004", ViewModifierCodeSequence=codes("R-102D7"))}, "special_view"),
     ({"ViewModifierCodeSequence": codes("399110001")}, "special_view"),
     ({"ViewCodeSequence": codes("399162004", ViewModifierCodeSequence=codes("399209000"))}, ""),  # implant displaced
     ({"PartialView": "YES"}, "special_view"),
+    ({"PatientOrientation": ["A", "FR"]}, ""),
+    ({"PatientOrientation": ["P", "L"]}, ""),
+    ({"PatientOrientation": ["P", "HL"]}, "rotated"),
+    ({"PatientOrientation": ["F", "A"]}, "rotated"),
+    ({"PatientOrientation": "A"}, ""),
     ({"EstimatedRadiographicMagnificationFactor": "1.8"}, "special_view"),
     ({"EstimatedRadiographicMagnificationFactor": "1.07"}, ""),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_PLUS"]}, "special_view"),

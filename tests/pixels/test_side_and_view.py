@@ -34,6 +34,8 @@ def code(value: str, meaning: str, **tags: object) -> list[Dataset]:
         *[(text, ("R", "MLO")) for text in ("RMLO", "MLOD", "OMLD", "MLO D", "R MLO ID", "Oblicua derecha")],
         *[(text, ("", "CC")) for text in ("CRANIO-CAUDAL", "cráneo caudal", "craniocaudale", "CC 2", "CCRL")],
         *[(text, ("", "MLO")) for text in ("MLO-ID", "MLOID", "OML", "medio-lateral oblique", "mediolateraloblique")],
+        *[(text, ("R", "CC")) for text in ("Face droite", "FACE D", "R C.C.", "Cr-Caud R")],
+        *[(text, ("L", "ML")) for text in ("Profil gauche", "perfil izq", "L M.L.")],
         ("XCCL", ("", "XCCL")),
         ("RXCCM", ("R", "XCCM")),
         ("LMO", ("", "LMO")),

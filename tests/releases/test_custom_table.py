@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_a_hospitals_table_in_german_is_read_and_the_reading_is_logged(
         (read_age, {"61,5": "61.5", "061Y": "61", "61": "61", "old": None}),
     ],
 )
-def test_words_of_a_column_become_its_values(read, words: dict[str, str | None]) -> None:  # type: ignore[no-untyped-def]
+def test_words_of_a_column_become_its_values(read: Callable[[str], str | None], words: dict[str, str | None]) -> None:
     assert {word: read(word) for word in words} == words
 
 
@@ -153,8 +154,38 @@ def test_labels_per_breast_are_joined_by_patient_and_side(folder: Path) -> None:
     assert (labels["a"], labels["b"]) == (0, 1), "the zeros that a spreadsheet drops do not matter"
     assert pd.isna(labels["c"]), "an image without a row has no label"
     write(folder / "labels.csv", "patient,side,cancer", "12,L,0")
-    with pytest.raises(UsageError, match=r"no image below .* has patient_id and laterality of a row"):
+    with pytest.raises(UsageError, match=r"no image has the patient_id and laterality of a row"):
         read_release(folder)
+
+
+def test_a_row_without_a_side_does_not_give_a_healthy_breast_the_label_of_the_other(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(folder / "labels.csv", "patient,side,cancer", "007,R,1", "007,L,0", "8,,0", "99,,")
+    labels = read_release(folder).set_index("image_id").cancer
+    assert labels.to_dict() == {"a": 0, "b": 1, "c": 0}, "all images of 8 are of one side"
+    assert "column laterality is empty in 2 rows (row 3, 4); 1 of them hold for images that agree in it" in caplog.text
+    write(folder / "labels.csv", "patient,side,cancer", "007,R,1", "007,,0", "8,L,0")
+    labels = read_release(folder).set_index("image_id").cancer
+    assert labels.fillna(-1).to_dict() == {"a": -1, "b": 1, "c": 0}, "the row may be about either breast"
+    write(folder / "labels.csv", "patient,side,cancer", "007,R,1", "8,,0", "8,,1")
+    assert pd.isna(read_release(folder).set_index("image_id").cancer["c"]), "one of the two may be the other breast"
+
+
+def test_labels_of_patients_hold_for_both_breasts_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(folder / "labels.csv", "patient,cancer", "007,1", "007,0", "8,0")
+    assert read_release(folder).set_index("image_id").cancer.to_dict() == {"a": 1, "b": 1, "c": 0}
+    assert "no column has the side, so cancer of a patient holds for both breasts" in caplog.text
+    assert "2 rows are merged into 1, because they are of the same patient_id" in caplog.text
+
+
+def test_a_label_of_the_only_exam_is_joined_whatever_its_id(folder: Path) -> None:
+    """An exam has no id in the headers if it is the patient's only one."""
+    write(folder / "labels.csv", "patient,study_id,side,cancer", "007,A1,R,1", "007,A1,L,0", "8,A2,L,0", "8,A3,L,1")
+    labels = read_release(folder).set_index("image_id").cancer
+    assert labels.fillna(-1).to_dict() == {"a": 0, "b": 1, "c": -1}, "8 has two exams in the table"
 
 
 def test_files_of_one_name_in_folders_of_patients_are_told_apart(tmp_path: Path) -> None:

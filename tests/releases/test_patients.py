@@ -1,4 +1,4 @@
-"""Patients, exams and images are told apart by the DICOM hierarchy, names of files and folders last."""
+"""Patients, exams and images are separated by the DICOM hierarchy, names of files and folders last."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from vitmodel.archives import open_source, source_state
 from vitmodel.releases.files import safe_file_name
 from vitmodel.releases.inputs import read_inputs
+from vitmodel.releases.listing import dicom_last, without_copies
 from vitmodel.releases.registry import read_release
-from vitmodel.releases.source import Source, dicom_last, without_copies
+from vitmodel.releases.source import Source
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_tables_are_found_two_levels_down_and_next_to_the_source(write: Callable
     source = Source(root / "in")
     assert source.find_table("t.csv") == root / "in/a/T.CSV", "the uppermost one"
     assert [source.find_table(name) for name in ("deep.csv", "up.csv", "s.csv")] == [None] * 3
-    near = Source(root / "in", with_neighbours=True)
+    near = source.near()
     assert [near.find_table(name) for name in ("up.csv", "s.csv")] == [root / "up.csv", root / "sister/s.csv"]
 
 
@@ -84,6 +85,31 @@ def test_a_table_next_to_the_images_is_used_only_if_it_lists_them(write: Callabl
     listed = read_release(root / "png")
     assert (listed.dataset.tolist(), listed.cancer.tolist()) == (["rsna"], [1])
     assert read_release(root / "other").dataset.tolist() == ["dicom_folder"]
+
+
+def test_a_source_is_listed_and_logged_once(
+    write: Callable[[dict[str, str]], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write({"in/a.png": "", "in/notes.txt": "", "t.csv": "patient_id,path\n1,elsewhere.png\n"})
+    with caplog.at_level("INFO"):
+        assert len(read_inputs([str(root / "in")], "auto")) == 1
+    assert caplog.text.count("files that are no images are left out") == 1
+
+
+def test_a_neighbour_that_may_not_be_listed_costs_no_other_table(
+    write: Callable[[dict[str, str]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write({"in/a.png": "", "alpha/a.csv": "x\n", "beta/b.csv": "x\n", "gamma/c.csv": "x\n"})
+    real_scandir = os.scandir
+
+    def scandir(folder: str) -> object:
+        if str(folder).endswith("beta"):
+            raise PermissionError(13, "Permission denied")
+        return real_scandir(folder)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    near = Source(root / "in").near()
+    assert [near.find_table(f"{name}.csv") is not None for name in "abc"] == [True, False, True]
 
 
 def test_pipes_and_folders_that_may_not_be_listed_do_not_end_the_run(
@@ -103,7 +129,7 @@ def test_pipes_and_folders_that_may_not_be_listed_do_not_end_the_run(
     assert f"{root / 'locked'} cannot be listed (Permission denied)" in caplog.text
 
 
-def test_dicom_files_are_told_by_their_bytes_whatever_their_suffix(tmp_path: Path) -> None:
+def test_dicom_files_are_recognised_by_their_bytes_whatever_their_suffix(tmp_path: Path) -> None:
     with_preamble = bytes(128) + b"DICM" + bytes(16)
     explicit = b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + bytes(130)
     implicit = b"\x08\0\0\0\x04\0\0\0" + bytes(130)

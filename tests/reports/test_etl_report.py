@@ -20,7 +20,7 @@ from vitmodel.reports.contact_sheet import BOX_COLOUR, THUMBNAIL_SIDE, sample_by
 from vitmodel.reports.etl import (
     count_by_status,
     count_values,
-    fold_mirrored_releases,
+    fold_mirrored,
     format_percentage,
     image_properties,
     summarize_reasons,
@@ -164,18 +164,22 @@ def test_a_release_that_is_mirrored_as_a_whole_is_said_once(manifest: pd.DataFra
         status=["warned"] * 9 + ["ok"] * 5 + ["warned", "refused"],
         reason=[f"{code};lossy", *[code] * 8, *[None] * 5, code, "blank"],
     )
-    shown, sentences = fold_mirrored_releases(films)
+    shown, sentences = fold_mirrored(films)
     assert [sentence.split(" are ")[0] for sentence in sentences] == ["mias: 9 of 10 images"]
     assert shown.reason.fillna("").tolist() == ["lossy", *[""] * 13, code, "blank"]
     assert shown.status.tolist() == ["warned", *["ok"] * 13, "warned", "refused"]
     assert films.reason[1] == code, "the manifest itself is not changed"
 
     apart = films.assign(dataset=["a"] * 3 + ["b"] * 13)
-    assert fold_mirrored_releases(apart)[1] == [], "three images are no release, and half of b is not mirrored"
-    pd.testing.assert_frame_equal(fold_mirrored_releases(apart)[0], apart)
+    assert fold_mirrored(apart)[1] == [], "three images are no release, and half of b is not mirrored"
+    pd.testing.assert_frame_equal(fold_mirrored(apart)[0], apart)
+
+    machines = films.assign(dataset="c", machine_id=["x"] * 10 + ["y"] * 5 + [None])
+    assert fold_mirrored(machines)[1][0].startswith("c, machine x: 9 of 10 images are mirrored")
+    assert len(fold_mirrored(machines)[1]) == 1
 
     mirrored = manifest.assign(laterality=manifest.chest_wall_side.map({"left": "R", "right": "L"}).fillna(""))
-    assert fold_mirrored_releases(mirrored)[1][0] in report_on(mirrored, tmp_path).words
+    assert fold_mirrored(mirrored)[1][0] in report_on(mirrored, tmp_path).words
 
 
 def test_a_manifest_without_used_images_or_sites_is_reported(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def write_all(
         patch=16,
         source_shape=(prepared.header.rows, prepared.header.columns),
     )
-    side = prepared.header.laterality
+    side = prepared.header.identity.laterality
     writer = ResultWriter(out, software, preprocessing, 0.3, dicom=KINDS, secret=secret)
     image = ImageResult(name="one", path=original, side=side, view="MLO", probability=0.6, inverted=False)
     outline = breast_outline(heat.tissue, heat.geometry)
@@ -247,6 +247,8 @@ def test_missing_source_tags_are_left_empty_or_derived(original: Path, tmp_path:
     ("character_set", "name"),
     [
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("GB18030", "Zhang^Xiaodong=张^小东"),
+        ("ISO_IR 100", "Müller^Jürgen"),
         (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
         ("ISO_IR 6", "Doe^Jane"),
         ("ISO_IR 192", "Müller^Jörg"),

@@ -172,7 +172,7 @@ def test_a_package_without_heads_has_the_tensors_and_columns_of_before(run: Path
     assert "auxiliary" not in config["architecture"]
     assert not [name for name in load_file(run / "package" / "model.safetensors") if "auxiliary" in name]
     tables = Predictor(PredictorConfig(package=run / "package", jobs=1)).score(read_manifest(crops / "manifest.csv"))
-    assert tables.images.columns[-1] == "source_sha256"
+    assert tables.images.columns[-1] == "machine_id"
     assert tables.breasts.columns[-1] == "reason"
 
 
@@ -234,7 +234,8 @@ def test_heads_read_the_features_of_each_image_in_every_network(package: Path, l
     packs = [predictor.stream.load(*pair).pack for pair in zip(rows.rows, rows.metadata, strict=True)]
     for number, pack in enumerate(packs):
         assert pack is not None
-        outputs = torch.stack([network.auxiliary(network.features(pack))[0] for network in networks]).mean(dim=0)  # type: ignore[misc]
+        of_networks = [network.auxiliary(network.features(pack))[0] for network in networks]  # type: ignore[misc]
+        outputs = torch.stack(of_networks).mean(dim=0)
         expected = outputs[:4].softmax(dim=0).numpy()
         found = images.iloc[number][["density_A", "density_B", "density_C", "density_D"]].to_numpy(float)
         np.testing.assert_allclose(found, expected, atol=1e-5)

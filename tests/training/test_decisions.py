@@ -19,6 +19,7 @@ from vitmodel.config import TrainConfig
 from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.errors import UsageError
 from vitmodel.metrics.calibration import platt_targets
+from vitmodel.model.package_check import seal
 
 TRAINING = ["--model", "vit_micro", "--epochs", "1", "--tokens", "96", "--workers", "0", "--wandb", "off"]
 RUNTIMES = [
@@ -107,7 +108,7 @@ def test_evaluation_calibrates_the_mean_logit_of_a_breast(run: Path, tmp_path: P
                 "logits": [middle - 0.2, middle, middle + 0.2],
                 "probabilities": [0.1, 0.2, 0.9],
             }
-        (package / "config.json").write_text(json.dumps(config | ({"calibration": curve} if curve else {})))
+        seal(package, config | ({"calibration": curve} if curve else {}))
         flags = ["--replicates", "100", "--no-audit", "--no-card"]
         assert main(["evaluate", str(package), str(run / "manifest.csv"), str(tmp_path / name), *flags]) == 0
     images = pd.read_csv(tmp_path / "bent" / "scores.csv", dtype={"patient_id": str})

@@ -118,6 +118,21 @@ def test_an_exam_is_scored_without_its_refused_images_and_copies(fused: Predicto
     np.testing.assert_allclose(copied["breast_score"].iloc[:4], whole["breast_score"], atol=1e-5)
 
 
+def test_an_atypical_image_does_not_contribute_to_its_breast(fused: Predictor, table: pd.DataFrame) -> None:
+    exams = [rows for _, rows in table.groupby("patient_id") if (rows["status"] == "ok").all() and len(rows) == 4]
+    judged = [fused.score_images(rows)["typicality"].to_numpy() for rows in exams]
+    rows, typicality = next(pair for pair in zip(exams, judged, strict=True) if np.ptp(np.sort(pair[1])[:2]) > 0)
+    fused.stream.atypical = float(np.sort(typicality)[:2].mean())  # between the least typical image and the next
+    images = fused.score_images(rows)
+    fused.stream.atypical = fused.config.atypical
+    least = int(typicality.argmin())
+    assert images["reason"].iloc[least] == "atypical"
+    fewer = image_and_breast_scores(fused, rows.drop(rows.index[least]))
+    assert np.isnan(images["breast_score"].iloc[least])
+    others = images["breast_score"].drop(images.index[least]).astype(float)
+    np.testing.assert_allclose(others, fewer["breast_score"], atol=1e-5)
+
+
 def test_an_unseen_machine_is_treated_as_unknown_and_reported(fused: Predictor, table: pd.DataFrame) -> None:
     new, unknown = (fused.score_images(table.assign(machine_id=value)) for value in ("never seen", np.nan))
     pd.testing.assert_series_equal(new["score"], unknown["score"])

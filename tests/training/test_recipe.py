@@ -29,7 +29,7 @@ from vitmodel.data.samplers import EpochSampler
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.low_rank import add_low_rank_updates, merge_low_rank_updates
-from vitmodel.model.package import load_models, load_package
+from vitmodel.model.package import load_models, load_package, load_typicalities
 from vitmodel.model.packed_batch import pack_images
 from vitmodel.model.vit import ViT
 from vitmodel.training.module import ClassificationModule
@@ -303,6 +303,10 @@ def test_cross_validation_scores_each_patient_with_a_model_that_was_not_trained_
         out_of_fold_score = out_of_fold.set_index("image_id")["score"][image_id]
         assert logit(out_of_fold_score) == pytest.approx(logits[number], abs=1e-4)
         assert logit(scores[image_id]) == pytest.approx(np.mean(logits), abs=1e-4)
+    assert len(load_typicalities(run / "package")) == 2
+    reference = json.loads((run / "package" / "config.json").read_text())["reference"]
+    assert sum(reference["laterality"]["counts"]) == len(out_of_fold), "each image counts once, out of its fold"
+    assert sum(reference["typicality"]["counts"]) == out_of_fold["score"].notna().sum()
     assert main([*command, "--resume"]) == 0  # finished folds are not trained again
 
 

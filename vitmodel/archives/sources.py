@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -108,11 +109,11 @@ def open_source(path: Path | str) -> io.BufferedReader:
     """Open a file, in an archive or not, for reading in binary mode.
 
     Raises:
-        OSError: The file does not exist or cannot be read.
+        OSError: The file does not exist, cannot be read, or is a pipe, a socket or a device.
         ImageRefusedError: The member or its archive is damaged; reading may raise it later.
     """
     try:
-        return open(path_on_disk(path), "rb")
+        return open(path_on_disk(path), "rb", opener=_open_regular)
     except NotADirectoryError:  # the path leads through a file: an archive?
         try:
             found = find_member(path)
@@ -121,3 +122,17 @@ def open_source(path: Path | str) -> io.BufferedReader:
         if found is None or found[1] not in found[0].members:
             raise FileNotFoundError(2, "no such member in the archive", str(path)) from None
         return io.BufferedReader(MemberFile(last_content(*found)))
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file or a folder, which `open` refuses itself. A pipe would wait for a writer that may never come.
+
+    Raises:
+        OSError: The path is that of a pipe, a socket or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # without effect on a regular file
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is not a regular file but a pipe, a socket or a device", path)

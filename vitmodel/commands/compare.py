@@ -5,7 +5,7 @@ A model is a package, which is run, or a file of scores, which is read.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,13 @@ from vitmodel.data.manifest import add_exam, breast_ids, is_repeated_file, read_
 from vitmodel.data.splits import select_split
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
+from vitmodel.hub.names import is_package_name
 from vitmodel.metrics.compare import Comparison, compare
 from vitmodel.metrics.crossfit import cross_fitted_thresholds
 from vitmodel.metrics.metrics import METRICS, Metrics, compute_metrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.model.package import read_config
+from vitmodel.model.shared_package import find_package
 from vitmodel.scoring.loaded_package import trained_label
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.tables import aggregate_by_group
@@ -34,7 +36,6 @@ SCORE_FILE_COLUMNS = {"image_id": ("probability", "score"), "prediction_id": ("p
 
 `cancer` is the score in Kaggle's submissions, but the label in a table of images.
 """
-"""Level -> the column with the ids of its units in the score tables of a package."""
 SHOWN_METRICS = (
     "auroc",
     "partial_auroc",
@@ -88,6 +89,7 @@ def compare_models(config: CompareConfig) -> None:
         UsageError: An option has no effect, the rows have no labels, a score file is invalid, or no unit has a score of
             every model.
     """
+    config = replace(config, models=tuple(pinned(model) for model in config.models))
     check_used(config)
     label = chosen_label(config)
     table, split = read_labelled_rows(config, label)
@@ -115,16 +117,27 @@ def compare_models(config: CompareConfig) -> None:
     print(NOT_A_MEDICAL_DEVICE)
 
 
+def pinned(model: Path) -> Path:
+    """Return a model, with the commit of one on the hub, so that each step reads the same."""
+    _, name = find_package(model)
+    return model if name is None else Path(str(name))
+
+
+def is_package(model: Path) -> bool:
+    """Return whether a model is a package, and no score file."""
+    return model.is_dir() or is_package_name(model)
+
+
 def check_used(config: CompareConfig) -> None:
     """Raise UsageError for an option that has no effect, because it concerns only packages or only score files."""
-    has_score_file = any(not model.is_dir() for model in config.models)
-    has_package = any(model.is_dir() for model in config.models)
+    has_score_file = any(not is_package(model) for model in config.models)
+    has_package = any(is_package(model) for model in config.models)
     default = CompareConfig(models=config.models, manifest=config.manifest)
     for name, kind, used in (
         ("aggregate", "a score file", has_score_file),
         ("device", "a model package", has_package),
         ("tokens", "a model package", has_package),
-        ("jobs", "a model package", has_package),
+        ("workers", "a model package", has_package),
     ):
         if not used and getattr(config, name) != getattr(default, name):
             raise UsageError(f"{name}: has no effect without {kind} among the models; leave --{name} out")
@@ -135,7 +148,9 @@ def chosen_label(config: CompareConfig) -> str:
 
     A message names the packages that were trained on another one.
     """
-    trained = {model: trained_label(read_config(model)[2]) for model in config.models if model.is_dir()}
+    trained = {
+        model: trained_label(read_config(find_package(model)[0])[2]) for model in config.models if is_package(model)
+    }
     label = config.label or next(iter(trained.values()), CANCER)
     for model, other in trained.items():
         if other != label:
@@ -177,7 +192,7 @@ def labelled_units(table: pd.DataFrame, label: str, config: CompareConfig) -> pd
 
 def unit_scores(model: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
     """Return the scores of a package or score file. Raises UsageError naming the file if it cannot be used."""
-    if model.is_dir():
+    if is_package(model):
         return package_scores(model, table, config)
     file_scores, key = read_scores(model)
     if key == "prediction_id":
@@ -219,7 +234,9 @@ def worst_breast_scores(breasts: pd.Series, rows: pd.DataFrame) -> pd.Series:
 
 def package_scores(folder: Path, table: pd.DataFrame, config: CompareConfig) -> UnitScores:
     """Return the package's probabilities, equal to those of `vitmodel predict`."""
-    predictor = Predictor(PredictorConfig(package=folder, device=config.device, tokens=config.tokens, jobs=config.jobs))
+    predictor = Predictor(
+        PredictorConfig(package=folder, device=config.device, tokens=config.tokens, workers=config.workers)
+    )
     tables = predictor.score(table)
     images = tables.images
     units = {"image": images, "breast": tables.breasts, "patient": tables.patients}[config.level]

@@ -17,20 +17,21 @@ import pandas as pd
 
 from vitmodel import pixels
 from vitmodel.archives import source_state
-from vitmodel.config import ETLConfig, Preprocessing, to_yaml
+from vitmodel.config import ETLConfig, Preprocessing, Size, to_yaml
 from vitmodel.data.columns import COLUMNS
 from vitmodel.data.cropping import ProvenanceRecord, SourceImage, crop_image, refusal_record
 from vitmodel.data.grey_range import measure_all_bits, shared_ranges
 from vitmodel.data.manifest import as_manifest, write_manifest
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
 from vitmodel.jobs.parallel import parallel_map
+from vitmodel.model.architecture import PRESETS, whole_patches
 from vitmodel.pixels.decoding import GIL_BOUND_SYNTAXES
 from vitmodel.pixels.open import open_image
 from vitmodel.pixels.picture_range import range_of_bits
 from vitmodel.pixels.transcoding import transcode
 from vitmodel.releases.files import safe_file_name
 from vitmodel.releases.registry import read_release
-from vitmodel.reports.etl import fold_mirrored_releases, write_etl_report
+from vitmodel.reports.etl import fold_mirrored, write_etl_report
 from vitmodel.utils import retain_freed_memory, write_atomic
 
 MIN_IMAGES_FOR_PROCESSES = 500
@@ -46,7 +47,7 @@ MIN_IMAGES_TO_PROBE = 30
 
 
 class CropTask(NamedTuple):
-    """One image to crop, the path of its crop, and a fingerprint that tells whether an earlier crop is valid."""
+    """One image to crop, the path of its crop, and a fingerprint by which an earlier crop is known to be valid."""
 
     image_id: str
     source: SourceImage
@@ -86,6 +87,7 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
         VitmodelError: A file cannot be written.
     """
     release = read_release(config.source, config.dataset, config.images, config.own_columns)
+    say(describe_patches(config.size))
     with lock_folder(config.out):
         write_atomic(config.out / "etl.yaml", to_yaml("etl", config, config.out / "etl.yaml"))
         journal = Journal(config.out / JOURNAL)
@@ -101,8 +103,21 @@ def crop_release(config: ETLConfig, say: Callable[[str], object] = print) -> pd.
         write_manifest(manifest, config.out / "manifest.csv")
         if config.transcode != "none":
             write_manifest(list_copies(release, tasks, journal), config.out / config.transcode / "manifest.csv")
-        write_etl_report(config.out / "etl_report.html", manifest, config.jobs)
+        write_etl_report(config.out / "etl_report.html", manifest, config.workers)
     return manifest
+
+
+def describe_patches(size: Size) -> str:
+    """Return which networks the crops suit: their sides must be whole patches."""
+    patches = sorted({preset.patch for preset in PRESETS.values()})
+    suited = [str(patch) for patch in patches if whole_patches(size, patch) == size]
+    others = [f"of {patch} use --size {whole_patches(size, patch)}" for patch in patches if str(patch) not in suited]
+    first = (
+        f"crops of {size}: whole patches of {' and '.join(suited)} pixels"
+        if suited
+        else f"crops of {size}: no patches fit"
+    )
+    return "; for patches ".join([first, ", ".join(others)] if others else [first])
 
 
 def run_tasks(tasks: list[CropTask], journal: Journal, config: ETLConfig) -> None:
@@ -112,7 +127,7 @@ def run_tasks(tasks: list[CropTask], journal: Journal, config: ETLConfig) -> Non
     backend = config.backend
     if backend == "auto":
         backend = backend_for([task.source.path for task in tasks])
-    outcomes = parallel_map(work, tasks, "etl", config.jobs, backend, config.scheduler, on_lost=lost)
+    outcomes = parallel_map(work, tasks, "etl", config.workers, backend, config.scheduler, on_lost=lost)
     for task, outcome in zip(tasks, outcomes, strict=True):
         entry = {"fingerprint": task.fingerprint, "code": hash_code(), "bits": task.bits}
         journal.append(task.image_id, entry | outcome._asdict())
@@ -173,7 +188,7 @@ def find_bits(release: pd.DataFrame, config: ETLConfig, journal: Journal) -> lis
         is_current = str(entry.get("fingerprint", "")).startswith(f"{source_state(path)} ")
         known.append(entry.get("bits") if is_current else None)
     backend = backend_for(paths) if config.backend == "auto" else config.backend
-    return measure_all_bits(paths, known, config.jobs, backend, config.scheduler)
+    return measure_all_bits(paths, known, config.workers, backend, config.scheduler)
 
 
 def plan_tasks(release: pd.DataFrame, config: ETLConfig, journal: Journal) -> list[CropTask]:
@@ -264,7 +279,7 @@ def list_copies(release: pd.DataFrame, tasks: list[CropTask], journal: Journal) 
 
 def summarise(manifest: pd.DataFrame, out: Path) -> int:
     """Print counts by status and by reason, and return the exit status: 1 if every image was refused."""
-    shown, mirrored = fold_mirrored_releases(manifest)
+    shown, mirrored = fold_mirrored(manifest)
     counts = shown["status"].value_counts()
     parts = [f"{counts.get(status, 0)} {status}" for status in ("ok", "warned", "refused")]
     print(f"{len(manifest)} images: {', '.join(parts)}")
@@ -289,5 +304,5 @@ def describe_labels(manifest: pd.DataFrame) -> str:
     listed = [f"{name} {count}" for name, count in known.items() if count]
     if not listed:
         return f"labels:   none of the {len(manifest)} rows has a label"
-    positive = int((manifest["cancer"] == 1).sum())
-    return f"labels:   known in rows of {len(manifest)}: {', '.join(listed)}; {positive} rows with cancer"
+    positive = f"; {int((manifest['cancer'] == 1).sum())} rows with cancer" if known["cancer"] else ""
+    return f"labels:   known in rows of {len(manifest)}: {', '.join(listed)}{positive}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from vitmodel import __version__
 from vitmodel.config import EvaluateConfig, to_command
 from vitmodel.config.labels import target_name, target_title
 from vitmodel.data.dataset import to_tensor
+from vitmodel.data.drift import DISTRIBUTIONS, ColumnDrift, large_drift_messages, write_distributions
 from vitmodel.data.exams import describe_unseen_sources
 from vitmodel.data.fingerprint import describe_training_overlap, seen_in_training
 from vitmodel.data.labels import add_label, explain_missing
@@ -21,11 +23,14 @@ from vitmodel.data.manifest import breast_ids, read_manifest
 from vitmodel.data.rows import ManifestRow
 from vitmodel.data.splits import select_split
 from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.hub.names import is_package_name
 from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.model.explain import gradient
 from vitmodel.model.package import CARD_FILE
+from vitmodel.model.package_check import record_file
 from vitmodel.model.packed_batch import ImageMetadata
-from vitmodel.reports.evaluation import ErrorCase, EvaluationReport, limits_of, write_report
+from vitmodel.reports.contact_sheet import redact_message, refused_thumbnails, sample_by_reason
+from vitmodel.reports.evaluation import ErrorCase, EvaluationReport, RefusedImage, limits_of, write_report
 from vitmodel.reports.model_card import add_evaluation_section
 from vitmodel.results.overlay import blend_heat_map
 from vitmodel.results.score_files import write_score_files
@@ -36,6 +41,7 @@ from vitmodel.scoring.report_facts import (
     describe_label,
     describe_method,
     describe_package,
+    describe_typicality,
     fallbacks,
     per_package,
     training_curves,
@@ -47,6 +53,8 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, progress, to_json, write_atomic
 
 HEATMAP_METHOD = "gradient"
 """Method of the report's heat maps: attention weighted by its gradient; one forward and one backward pass per image."""
+MAX_REFUSALS = 24
+"""Number of refused images that the report shows."""
 MAX_ERRORS = 24
 """Number of most confident errors in the report."""
 
@@ -68,6 +76,8 @@ class ScoredManifest:
     """Whether each row is measured: it has a score and is not a copy."""
     seen: pd.Series
     """Whether the model was trained on each measured row; NaN = unknown."""
+    drift: list[ColumnDrift]
+    """What the images look like, compared with the training set; empty if the package stores no distributions."""
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -89,13 +99,21 @@ def evaluate_package(config: EvaluateConfig, say: Callable[[str], object] = prin
         UsageError: The chosen rows have no labels, or none of their images could be scored.
     """
     predictor, scored = score_manifest(config, say)
-    report = compose_report(config, predictor, evaluation_of(config, predictor, scored), scored)
+    evaluation = evaluation_of(config, predictor, scored)
+    pictures = draw_pictures(config, predictor, evaluation, scored)
+    intervals: Any = progress(None, "intervals", total=evaluation.measurements, unit="table")
+    with intervals as bar:
+        evaluation = replace(evaluation, measured=bar.update)
+        report = compose_report(config, predictor, evaluation, scored, pictures)
+        bar.total = bar.n  # tables that cannot be computed are left out
     write_metrics(config, scored, report)
     write_report(config.out / "report.html", report)
     for message in describe_report(report):
         say(message)
     if config.card and config.ensemble:
         say("no model card is written: the metrics are those of several packages together")
+    elif config.card and is_package_name(config.package):
+        say(f"no model card is written: {config.package} is a copy in the cache; `vitmodel push` uploads a card")
     elif config.card:
         for message in update_model_card(config, report):
             say(message)
@@ -126,12 +144,16 @@ def score_manifest(config: EvaluateConfig, say: Callable[[str], object]) -> tupl
             "see the column reason of the manifest"
         )
     write_score_files(*tables, config.out)
-    for message in fallback_messages(images):
+    drift = predictor.drift(images)
+    write_distributions(drift, config.out / DISTRIBUTIONS)
+    for message in predictor.explain_missing_looks() + fallback_messages(images) + large_drift_messages(drift):
         say(message)
     seen = seen_in_training(images[used], *(member.package["data"] for member in predictor.ensemble.packages))
     for message in describe_training_overlap(seen):
         say(message)
-    scored = ScoredManifest(whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen)
+    scored = ScoredManifest(
+        whole=whole, split=split, rows=rows, images=images, logits=logits, used=used, seen=seen, drift=drift
+    )
     return predictor, scored
 
 
@@ -158,7 +180,7 @@ def describe_report(report: EvaluationReport) -> list[str]:
     for baseline in report.audit.baselines if report.audit else ():
         auroc = baseline.metrics.intervals["auroc"]
         messages.append(
-            f"{baseline.name}, AUROC per {report.headline.name}: {auroc}, most informative column: {baseline.telling}"
+            f"{baseline.name}, AUROC per {report.headline.name}: {auroc}, most informative column: {baseline.top_feature}"
         )
     return messages + list(report.missing_sections.values())
 
@@ -212,8 +234,31 @@ def check_measurable(table: pd.DataFrame, predictor: Predictor, config: Evaluate
     return messages + recropping_messages(table, predictor.ensemble.package["preprocessing"])
 
 
-def compose_report(
+class Pictures(NamedTuple):
+    """The pictures of patients in the report."""
+
+    refused: list[RefusedImage]
+    errors: list[ErrorCase]
+
+
+def draw_pictures(
     config: EvaluateConfig, predictor: Predictor, evaluation: Evaluation, scored: ScoredManifest
+) -> Pictures:
+    """Return the pictures of refused images and of the most confident errors."""
+    preprocessing = predictor.ensemble.package["preprocessing"]
+    measured_rows = scored.rows.take(np.flatnonzero(scored.used).tolist())
+    return Pictures(
+        refused_images(scored.rows.table, scored.images, preprocessing, config.workers),
+        list(confident_errors(predictor, evaluation, measured_rows)),
+    )
+
+
+def compose_report(
+    config: EvaluateConfig,
+    predictor: Predictor,
+    evaluation: Evaluation,
+    scored: ScoredManifest,
+    pictures: Pictures,
 ) -> EvaluationReport:
     """Return the content of the report: what was measured and how."""
     ensemble = predictor.ensemble
@@ -225,7 +270,6 @@ def compose_report(
     plotted = next(level for level in levels if level.name == PLOTTED_LEVEL)
     groups, skipped_attributes = evaluation.subgroups()
     corrected = evaluation.at_prevalence(ensemble.prevalence, config.prevalence) if config.prevalence else None
-    measured_rows = scored.rows.take(np.flatnonzero(scored.used).tolist())
     observed = plotted.metrics.positives / plotted.metrics.units
     packages = " and ".join(map(str, (config.package, *config.ensemble)))
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -245,7 +289,10 @@ def compose_report(
         },
         model=per_package(predictor, describe_package),
         data=describe_data(config, table),
+        drift=scored.drift,
+        typicality_sentence=describe_typicality(images, config.atypical),
         refusals=images.loc[images["status"] == "refused", "reason"].value_counts().to_dict(),
+        refused=pictures.refused,
         shared_adapter_images=fallbacks(images, describe_unseen_sources(table, ensemble.model.config)),
         history={} if config.ensemble else training_curves(ensemble.package["history"]),
         folds=evaluation.folds(),
@@ -258,7 +305,7 @@ def compose_report(
             evaluation.table, scored.logits[scored.used, ensemble.levels :], Bootstrap(config.replicates, config.seed)
         ),
         audit=evaluation.audit(scored.whole) if config.audit else None,
-        errors=list(confident_errors(predictor, evaluation, measured_rows)),
+        errors=pictures.errors,
         heat_map_legend=gradient.unit_for(target_name(ensemble.label)),
         limits=limits_of(evaluation.label),
     )
@@ -291,12 +338,31 @@ def crop_and_overlay(predictor: Predictor, row: ManifestRow, metadata: ImageMeta
     return crop, blend_heat_map(cv2.cvtColor(crop, cv2.COLOR_GRAY2RGB), opacity)
 
 
+def refused_images(table: pd.DataFrame, images: pd.DataFrame, preprocessing: str, jobs: int) -> list[RefusedImage]:
+    """Return examples of the refused images with their pictures, the rarest reason first.
+
+    Args:
+        table: The manifest's rows.
+        images: Table of images, with the verdicts of this run.
+        preprocessing: Settings with which sources are decoded, as the package stores them.
+        jobs: Number of threads; 0 = one per core.
+    """
+    verdicts = images[["reason", "remark"]][images["status"] == "refused"]
+    chosen = sample_by_reason(table.loc[verdicts.index].assign(**verdicts), MAX_REFUSALS)
+    pictures = refused_thumbnails(chosen.assign(preprocessing=preprocessing), jobs)
+    return [
+        RefusedImage(str(row.reason), row.image_id, redact_message(row), picture)
+        for row, picture in zip(chosen.itertuples(), pictures, strict=True)
+    ]
+
+
 def update_model_card(config: EvaluateConfig, report: EvaluationReport) -> list[str]:
     """Add the results to the package's model card; return a message if the card cannot be written."""
     card = config.package / CARD_FILE
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     try:
         write_atomic(card, add_evaluation_section(text, report))
+        record_file(config.package, CARD_FILE)
     except VitmodelError as error:
         return [f"the model card was not updated: {error}"]
     return []

@@ -14,6 +14,7 @@ from vitmodel.data.rows import to_manifest_rows
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.onnx import EncoderGraph, ViTGraph, export_onnx, image_inputs, quantize, record_encoder_inputs
 from vitmodel.model.package import TENSORS_FILE
+from vitmodel.model.package_check import record_file
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, pack_images
 from vitmodel.scoring.loaded_package import LoadedPackage
 from vitmodel.scoring.predictor import Predictor
@@ -51,7 +52,7 @@ def export(config: ExportConfig) -> None:
 
 def write_graphs(member: LoadedPackage, packs: list[PackedBatch], config: ExportConfig) -> None:
     """Export or quantize each graph of the package; `packs` are what 8 bits are calibrated on."""
-    weights = sha256_file(config.package / TENSORS_FILE)
+    weights = sha256_file(member.folder / TENSORS_FILE)
     graphs: list[ViTGraph | EncoderGraph] = [EncoderGraph(model) for model in member.models]
     if member.is_single_graph:
         auxiliary = [model.auxiliary for model in member.models if model.auxiliary is not None]
@@ -63,6 +64,8 @@ def write_graphs(member: LoadedPackage, packs: list[PackedBatch], config: Export
             quantize(graph, path, image_inputs(packs), weights)
         else:
             quantize(graph, path, record_encoder_inputs(member.models[number], packs), weights)
+        if path.resolve().parent == config.package.resolve():
+            record_file(config.package, path.name)
 
 
 def noise_packs(predictor: Predictor) -> list[PackedBatch]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitmodel.config import InfoConfig
 from vitmodel.errors import UsageError
+from vitmodel.hub.names import is_package_name
 
 COUNTED_COLUMNS = (
     *("dataset", "status", "reason", "cancer", "laterality", "view"),
@@ -17,7 +18,7 @@ COUNTED_COLUMNS = (
 
 def info(config: InfoConfig) -> None:
     """Print a summary of TARGET. Raises UsageError if it is neither a package nor a manifest."""
-    if (config.target / "config.json").is_file():
+    if (config.target / "config.json").is_file() or is_package_name(config.target):
         print(describe_package(config.target))
     elif config.target.is_file():
         print(describe_manifest(config.target))
@@ -31,7 +32,9 @@ def info(config: InfoConfig) -> None:
 def describe_package(folder: Path) -> str:
     """Return the number of parameters, preprocessing, decision, data, versions and model card of a package."""
     from vitmodel.model.package import load_models
+    from vitmodel.model.shared_package import find_package
 
+    folder, _ = find_package(folder)
     models, package = load_models(folder)
     count = sum(parameter.numel() for model in models for parameter in model.parameters())
     shown: dict[str, Any] = {
@@ -42,7 +45,8 @@ def describe_package(folder: Path) -> str:
         for name, value in package.get("calibration", {}).items()
     }
     shown["data"] = package.get("data", {}).get("splits", {})
-    card = (folder / "MODEL_CARD.md").read_text()
+    path = folder / "MODEL_CARD.md"
+    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "MODEL_CARD.md is missing"
     return f"{folder}: {count / 1e6:.1f} M parameters\n{json.dumps(shown, indent=2)}\n\n{card}"
 
 

@@ -20,19 +20,28 @@ from vitmodel.data.samplers import SampleRequest
 from vitmodel.data.splits import write_splits
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.metrics.metrics import compute_metrics
-from vitmodel.model.network import Network
+from vitmodel.model.weight_source import WeightsSource
 from vitmodel.reports.panel import contact_grid
 from vitmodel.training.find_lr import sweep_learning_rate, write_sweep
 from vitmodel.training.fit import (
+    TrainedModel,
     check_sizes,
     common_preprocessing,
     labelled_crops,
     make_crop_dataset,
     make_network_config,
+    settle_network,
     train_and_validate,
 )
 from vitmodel.training.module import History
-from vitmodel.training.packaging import OutOfSample, aggregate_breasts, auxiliary_units, write_package, write_table
+from vitmodel.training.packaging import (
+    Look,
+    OutOfSample,
+    aggregate_breasts,
+    auxiliary_units,
+    write_package,
+    write_table,
+)
 from vitmodel.training.trainer import STARTED, is_rank_zero, start_or_resume
 from vitmodel.utils import write_atomic
 
@@ -53,6 +62,7 @@ def train(config: TrainConfig) -> None:
     """
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
+    config, source = settle_network(config, preprocessing)
     check_sizes(frame, config)
     parts = np.where(frame["fold"].notna(), "train", "test") if config.folds else frame["split"]
     data = fingerprint(frame.assign(split=parts), config.label)
@@ -66,9 +76,9 @@ def train(config: TrainConfig) -> None:
             write_splits(frame, config.run / "splits.csv", "fold" if config.folds else "split")
             write_picture(frame, config)
         if config.folds:
-            cross_validate(config, frame, preprocessing, data)
+            cross_validate(config, frame, preprocessing, data, source)
         else:
-            train_once(config, frame, preprocessing, data, checkpoint)
+            train_once(config, frame, preprocessing, data, source, checkpoint)
 
 
 def find_learning_rate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing) -> None:
@@ -91,7 +101,12 @@ def find_learning_rate(config: TrainConfig, frame: pd.DataFrame, preprocessing: 
 
 
 def train_once(
-    config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint, checkpoint: Path | None
+    config: TrainConfig,
+    frame: pd.DataFrame,
+    preprocessing: Preprocessing,
+    data: Fingerprint,
+    source: WeightsSource | None,
+    checkpoint: Path | None,
 ) -> None:
     """Train one network on the splits, and write the package and the validation scores."""
     rows = {name: frame[frame["split"] == name] for name in ("train", "val")}
@@ -102,15 +117,23 @@ def train_once(
         breasts = aggregate_breasts(rows["val"], fitted.logits, config.label)
         out_of_sample = OutOfSample(breasts, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
         result = f"best {fitted.selection_summary}"
-        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result)
+        look = Look.fit([fitted.typicality], fitted.appearance)
+        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result, look, source)
 
 
-def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Preprocessing, data: Fingerprint) -> None:
+def cross_validate(
+    config: TrainConfig,
+    frame: pd.DataFrame,
+    preprocessing: Preprocessing,
+    data: Fingerprint,
+    source: WeightsSource | None,
+) -> None:
     """Train one network per fold on the other folds, and write the ensemble of all networks.
 
     The left-out fold does not choose the epoch either: the last epoch is used.
     """
-    models: list[Network] = []
+    members: list[TrainedModel] = []
+    held_out_images: list[pd.DataFrame] = []
     history: History = {}
     folded = frame[frame["fold"].notna()].reset_index(drop=True)
     logits = np.full(len(folded), np.nan)
@@ -126,7 +149,8 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
             return
         # a trainer is in a reference cycle; without this, its loader processes stay alive while the next fold trains
         gc.collect()
-        models.append(fitted.model)
+        members.append(fitted)
+        held_out_images.append(fitted.appearance.loc[folded.index[held_out]])
         logits[held_out] = fitted.logits
         auxiliary[held_out] = fitted.auxiliary
         history |= {f"{name}/fold_{fold}": points for name, points in fitted.history.items()}
@@ -134,7 +158,9 @@ def cross_validate(config: TrainConfig, frame: pd.DataFrame, preprocessing: Prep
     breasts = aggregate_breasts(folded, logits, config.label)
     result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
     out_of_sample = OutOfSample(breasts, auxiliary_units(folded, auxiliary, config.auxiliary))
-    write_package(config, models, out_of_sample, data, preprocessing, history, result)
+    look = Look.fit([fitted.typicality for fitted in members], pd.concat(held_out_images))
+    models = [fitted.model for fitted in members]
+    write_package(config, models, out_of_sample, data, preprocessing, history, result, look, source)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:

@@ -25,6 +25,7 @@ from vitmodel.training.fit import (
     common_preprocessing,
     labelled_crops,
     make_network_config,
+    settle_network,
     train_and_validate,
 )
 from vitmodel.training.trainer import STARTED, start_or_resume
@@ -43,6 +44,7 @@ def tune(config: TuneConfig) -> None:
     optuna = import_optuna()
     frame = labelled_crops(config)
     preprocessing = common_preprocessing(frame, config.manifest)
+    config, _ = settle_network(config, preprocessing)
     check_sizes(frame, config)
     data = fingerprint(frame, config.label)["sha256"]
     with lock_folder(config.run, STARTED):

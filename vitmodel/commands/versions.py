@@ -23,6 +23,7 @@ from vitmodel.jobs.steps import run_step
 from vitmodel.metrics.metrics import Metrics, compute_metrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.model.package import load_package
+from vitmodel.model.weight_source import find_weights
 from vitmodel.pixels.open import open_as_cropped
 from vitmodel.releases.files import safe_file_name
 from vitmodel.scoring.tables import has_code
@@ -60,7 +61,7 @@ def write_images(config: VersionsConfig) -> None:
     crops = config.out / "crops" / "manifest.csv"
     our_crops = config.out / "our_crops" / "manifest.csv"
     for manifest, size in ((crops, config.size), (our_crops, config.our_size)):
-        run_step("etl", config.source, manifest.parent, "--size", size, "--jobs", config.jobs)
+        run_step("etl", config.source, manifest.parent, "--size", size, "--workers", config.workers)
     assign_common_splits(crops, our_crops)
     if not (config.out / "whole" / "manifest.csv").exists():
         write_whole_images(read_manifest(crops), config)
@@ -86,7 +87,8 @@ def training_arguments(config: VersionsConfig) -> dict[str, list[str | Path]]:
 def check_files(config: VersionsConfig) -> None:
     """Raise UsageError if a recipe or file of weights does not exist.
 
-    Without this check, it would be noticed only after hours of cropping, when the first training starts.
+    Without this check, it would be noticed only after hours of cropping, when the first training starts. Weights on the
+    hub are downloaded here.
     """
     folder = config.recipes or RECIPES / "versions"
     for name in ("backbone.yaml", "v2.yaml", "v3.yaml"):
@@ -96,8 +98,8 @@ def check_files(config: VersionsConfig) -> None:
             )
     recipe_path(config.ours, "ours")
     for flag, weights in (("weights", config.weights), ("our_weights", config.our_weights)):
-        if weights is not None and not weights.exists():
-            raise UsageError(f"{flag}: {weights} does not exist; correct --{flag.replace('_', '-')} or leave it out")
+        if weights is not None:
+            find_weights(weights, flag)
 
 
 def assign_common_splits(*manifests: Path) -> None:
@@ -118,7 +120,7 @@ def write_whole_images(table: pd.DataFrame, config: VersionsConfig) -> None:
     rows = usable_rows(table)
     paths = [str(folder / "images" / f"{safe_file_name(name)}.png") for name in rows["image_id"]]
     images = list(zip(rows["source_path"], has_code(rows, "inverted"), paths, rows["voi"], strict=True))
-    list(parallel_map(lambda image: write_resized(*image, config.size), images, "whole", config.jobs))
+    list(parallel_map(lambda image: write_resized(*image, config.size), images, "whole", config.workers))
     written = rows.assign(path=paths, preprocessing=Preprocessing(size=config.size).to_json())
     write_manifest(written, folder / "manifest.csv")
 

@@ -14,13 +14,16 @@ from vitmodel.config.recipe import plain, to_command, to_yaml
 from vitmodel.config.scoring import (
     CompareConfig,
     DemoConfig,
+    DriftConfig,
     EvaluateConfig,
     ExportConfig,
     InfoConfig,
     PredictConfig,
     PredictorConfig,
     ServeConfig,
+    VerifyConfig,
 )
+from vitmodel.config.sharing import PackConfig, PushConfig, RecipesConfig, UnpackConfig, WeightsConfig
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
 from vitmodel.config.viewing import ViewConfig
@@ -30,6 +33,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DemoConfig",
+    "DriftConfig",
     "ETLConfig",
     "EvaluateConfig",
     "ExportConfig",
@@ -39,10 +43,13 @@ __all__ = [
     "LeaveOutConfig",
     "NodeConfig",
     "Option",
+    "PackConfig",
     "PredictConfig",
     "PredictorConfig",
     "Preprocessing",
     "PretrainConfig",
+    "PushConfig",
+    "RecipesConfig",
     "SegmentsConfig",
     "ServeConfig",
     "Size",
@@ -50,8 +57,11 @@ __all__ = [
     "TrainConfig",
     "TrainingConfig",
     "TuneConfig",
+    "UnpackConfig",
+    "VerifyConfig",
     "VersionsConfig",
     "ViewConfig",
+    "WeightsConfig",
     "did_you_mean",
     "listed",
     "make_config",

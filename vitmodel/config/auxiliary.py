@@ -1,4 +1,4 @@
-"""Auxiliary targets: columns of the manifest that a network predicts besides its label."""
+"""Auxiliary targets: columns of the manifest that a network predicts in addition to its label."""
 
 from __future__ import annotations
 

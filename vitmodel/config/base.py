@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
 
 from vitmodel.errors import UsageError
 
@@ -104,8 +104,33 @@ class Needs:
     """Whether the configuration fulfils the need."""
 
 
+FORMER_NAMES = {"jobs": "workers"}
+"""Options that were renamed: former name -> name. The former one is still accepted, and not listed by --help."""
+
+
+def with_current_names(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Return `values` with each former name that is not in `known` replaced by the name that it has now.
+
+    Raises:
+        UsageError: Both names of an option are given.
+    """
+    former = {old: new for old, new in FORMER_NAMES.items() if old in values and new in known and old not in known}
+    for old, new in former.items():
+        require(new not in values, old, f"is the former name of {new}, which is given too; remove {old}")
+    return {former.get(name, name): value for name, value in values.items()}
+
+
+class FormerNames(type):
+    """Metaclass of configurations that accepts the former names of fields, also in `dataclasses.replace`."""
+
+    if not TYPE_CHECKING:  # type checkers see the fields alone
+
+        def __call__(cls, **values: Any) -> Any:
+            return super().__call__(**with_current_names(values, cls.__dataclass_fields__))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(metaclass=FormerNames):
     """Base class of all configurations: normalises and checks the values of a frozen dataclass.
 
     Values are checked against the annotations, whether they come from the command line, YAML or Python: see

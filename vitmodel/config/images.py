@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vitmodel.config.base import Config, Needs, Size, require, require_apart
+from vitmodel.errors import UsageError
+
+LARGEST_CROP = 100_000_000
+"""Largest number of pixels of a crop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,7 @@ class SynthConfig(Config):
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("out", "patients", "seed", "size", "difficulty", "positives", "faults"),
-        "hardware": ("jobs",),
+        "hardware": ("workers",),
     }
 
     out: Path
@@ -36,7 +40,7 @@ class SynthConfig(Config):
     """Fraction of patients with a cancer, in one breast or, rarely, in both."""
     faults: bool = False
     """Also write a few deliberately broken files."""
-    jobs: int = 0
+    workers: int = 0
     """Number of worker processes. 0 = one per core."""
 
     def _check(self) -> None:
@@ -45,7 +49,7 @@ class SynthConfig(Config):
         require(min(self.size) >= 128, "size", "must be at least 128x128 pixels")
         require(0 <= self.difficulty <= 1, "difficulty", "must lie between 0 and 1")
         require(0 <= self.positives <= 1, "positives", "must lie between 0 and 1")
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
 
 
 def range_ends(text: str) -> tuple[float, float] | None:
@@ -82,7 +86,6 @@ class Preprocessing(Config):
     """Treatment of raw detector data (DICOM "FOR PROCESSING"): refuse the image, or use the inverted logarithm."""
     exact: bool = False
     """Always decode at full resolution, even where a lower JPEG 2000 resolution level is large enough."""
-
     implausible: Literal["refuse", "warn"] = "refuse"
     """Treatment of images in which nothing looks like a breast in a screening mammogram: refuse them, or use them with
     a warning."""
@@ -90,6 +93,11 @@ class Preprocessing(Config):
     def _check(self) -> None:
         super()._check()
         require(min(self.size) >= 16, "size", "must be at least 16x16 pixels")
+        require(
+            self.size.height * self.size.width <= LARGEST_CROP,
+            "size",
+            f"must have at most {LARGEST_CROP // 10**6} million pixels, twice those of the largest mammograms",
+        )
         scale_is_sane = self.mm_per_pixel is None or 0.02 <= self.mm_per_pixel <= 2
         require(scale_is_sane, "mm_per_pixel", "must lie between 0.02 and 2 (mammograms have 0.05 to 0.1)")
         require(self.voi >= 1, "voi", "must be at least 1: VOI LUTs and windows are counted from 1")
@@ -117,12 +125,18 @@ class Preprocessing(Config):
         """Return the preprocessing that `to_json` wrote.
 
         Raises:
-            UsageError: This version of vitmodel does not know one of the fields.
+            UsageError: The text is something else, or this version of vitmodel does not know one of the fields.
         """
-        values = json.loads(text)
+        try:
+            values = dict(json.loads(text))
+            values["size"] = Size.parse(values["size"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UsageError(
+                "preprocessing: is not the line of JSON with a size that `vitmodel etl` writes; copy the file again"
+            ) from error
         unknown = sorted(set(values) - {field.name for field in fields(Preprocessing)})
         require(not unknown, "preprocessing", f"fields unknown to this version of vitmodel: {', '.join(unknown)}")
-        return Preprocessing(**values | {"size": Size.parse(values["size"])})
+        return Preprocessing(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +149,7 @@ class ETLConfig(Preprocessing):
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "dataset", "images", "columns", "transcode"),
-        "hardware": ("jobs", "backend", "scheduler"),
+        "hardware": ("workers", "backend", "scheduler"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "scheduler": Needs("--backend dask", lambda config: config.backend == "dask")
@@ -152,7 +166,7 @@ class ETLConfig(Preprocessing):
     """Folder of the images, where SOURCE is your own table and its files are elsewhere. none = the table's folder."""
     columns: tuple[str, ...] = ()
     """Columns of your own table that have other names, such as patient_id=PID or cancer=Diagnosis. May be repeated."""
-    jobs: int = 0
+    workers: int = 0
     """Number of parallel workers. 0 = one per core."""
     backend: Literal["auto", "threads", "processes", "dask"] = "auto"
     """Kind of workers. With processes, a file that crashes or hangs its decoder loses only itself. auto = threads,
@@ -167,7 +181,7 @@ class ETLConfig(Preprocessing):
     def _check(self) -> None:
         super()._check()
         require_apart(self.out, [self.source])
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
         for pair in self.columns:
             name, _, own = pair.partition("=")
             require(bool(name and own), "columns", f"{pair!r} must be COLUMN=YOURS, such as patient_id=PID")

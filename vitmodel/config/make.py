@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from vitmodel.config.base import Config
+from vitmodel.config.base import Config, with_current_names
 from vitmodel.errors import UsageError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -28,6 +28,7 @@ def make_config(cls: type[AnyConfig], options: Mapping[str, Any], **settings: An
         UsageError: An option is unknown or is one of the settings, or a value is impossible.
     """
     allowed = [field.name for field in fields(cls) if field.name not in settings]
+    options = with_current_names(options, allowed)
     for name in options:
         if name not in allowed:
             advice = did_you_mean(name, allowed) or f"the options are {', '.join(sorted(allowed))}"

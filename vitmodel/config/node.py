@@ -41,7 +41,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
             *("tls_certificate", "tls_key", "tls_ca"),
         ),
         "gathering": ("quiet_seconds", "max_seconds", "max_images"),
-        "queue": ("workers", "attempts", "lease_seconds", "first_wait", "longest_wait", "retention_days"),
+        "queue": ("processes", "attempts", "lease_seconds", "first_wait", "longest_wait", "retention_days"),
         "sending": ("destination", "pacs_web", "confirm", "identity", "commitment_seconds"),
         "report": ("explain", "dicom"),
         "server": ("host", "port"),
@@ -93,8 +93,8 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     """A study of which objects keep arriving is scored after this time."""
     max_images: int = 500
     """Most images of a study; a larger one is refused."""
-    workers: int = 1
-    """Number of processes that score. Each holds its own copy of the model."""
+    processes: int = 1
+    """Number of worker processes that score. Each holds its own copy of the model."""
     attempts: int = 5
     """Failed attempts after which a job is a dead letter, which waits for `vitmodel node retry`. A destination that is
     down does not count."""
@@ -135,7 +135,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
             require(0 <= getattr(self, name) <= 65535, name, "must lie between 0 and 65535")
         for name in ("quiet_seconds", "min_free_gb", "retention_days"):
             require(getattr(self, name) >= 0, name, "must not be negative")
-        for name in ("workers", "attempts", "max_images"):
+        for name in ("processes", "attempts", "max_images"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("lease_seconds", "first_wait", "commitment_seconds"):
             require(getattr(self, name) > 0, name, "must be above 0")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from vitmodel.config.make import did_you_mean
 from vitmodel.errors import UsageError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -32,8 +35,35 @@ def recipe_path(recipe: str | Path, option: str = "config") -> Path:
         return Path(recipe)
     if str(recipe) in recipe_names():
         return RECIPES / f"{recipe}.yaml"
-    names = ", ".join(recipe_names())
-    raise UsageError(f"{option}: {recipe} does not exist; give the path of a YAML file, or a packaged recipe: {names}")
+    meant = did_you_mean(str(recipe), recipe_names())
+    raise UsageError(
+        f"{option}: {recipe} does not exist; {meant or 'give the path of a YAML file, or a packaged recipe;'} "
+        f"`vitmodel recipes` lists {', '.join(recipe_names())}"
+    )
+
+
+class RecipeFacts(NamedTuple):
+    """What the first lines of a packaged recipe state."""
+
+    command: str
+    """The command that runs it."""
+    about: str
+    reached: str
+    on: str
+    """The data on which it reached this."""
+    cost: str
+
+
+def recipe_facts(name: str) -> RecipeFacts:
+    """Return what a packaged recipe states of itself: its comments `# reached:`, `# on:` and `# cost:`, and the others.
+
+    Raises:
+        UsageError: There is no packaged recipe of this name.
+    """
+    lines = recipe_path(name).read_text().splitlines()
+    comments = [line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+    stated = {key: value for key, _, value in (line.partition(": ") for line in comments[1:4])}
+    return RecipeFacts(comments[0], " ".join(comments[4:]), **stated)
 
 
 def with_recipe_paths(arguments: Sequence[str]) -> list[str]:

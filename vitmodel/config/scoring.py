@@ -17,13 +17,19 @@ class PredictorConfig(Config):
     """How a model package runs; shared by predict, serve and evaluate."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "input and output": ("package", "implausible"),
+        "input and output": ("package", "implausible", "atypical", "keep_atypical"),
         "model": ("ensemble", "flip"),
-        "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "jobs"),
+        "hardware": ("device", "runtime", "precision", "tokens", "segment_budget", "workers"),
+    }
+    NEEDS: ClassVar[Mapping[str, Needs]] = {
+        "atypical": Needs("--runtime torch", lambda config: config.runtime == "torch"),
+        "keep_atypical": Needs(
+            "--runtime torch and --atypical above 0", lambda config: config.runtime == "torch" and config.atypical > 0
+        ),
     }
 
     package: Path
-    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    """Model package: a folder with model.safetensors and config.json, or hf:org/name on the hub."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the network. auto = the GPU if there is one."""
     tokens: int = 16384
@@ -32,7 +38,7 @@ class PredictorConfig(Config):
     segment_budget: int = 0
     """Largest number of tokens encoded at once by a model that was trained with --segments; it bounds the memory.
     0 = the value of the training."""
-    jobs: int = 0
+    workers: int = 0
     """Number of threads that decode images. 0 = one per core."""
     ensemble: tuple[Path, ...] = ()
     """Further model packages with the same preprocessing, such as those of other folds. Scores are averaged."""
@@ -42,6 +48,11 @@ class PredictorConfig(Config):
     implausible: Literal["package", "refuse", "warn"] = "package"
     """Treatment of images in which nothing looks like a breast in a screening mammogram: refuse them, or score them
     with a warning. package = as in the training of PACKAGE."""
+    atypical: float = 0.001
+    """Typicality below which an image is refused: the share of validation images that the network finds less like the
+    training images. 0 = refuse none. Needs a package with typicality, and --runtime torch."""
+    keep_atypical: bool = False
+    """Score atypical images with a warning instead of refusing them."""
     runtime: Literal["torch", "onnx", "openvino"] = "torch"
     """Library that runs the network. onnx and openvino run PACKAGE/model.PRECISION.onnx, written by `vitmodel export`,
     on the CPU."""
@@ -50,9 +61,10 @@ class PredictorConfig(Config):
 
     def _check(self) -> None:
         super()._check()
+        require(0 <= self.atypical < 1, "atypical", "must be at least 0 and below 1")
         require(self.tokens >= 1, "tokens", "must be at least 1")
         require(self.segment_budget >= 0, "segment_budget", "must not be negative")
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
         onnx = self.runtime != "torch"
         require(self.precision == "fp32" or onnx, "precision", "int8 needs --runtime onnx or --runtime openvino")
         require(self.device != "cuda" or self.runtime == "torch", "device", "cuda needs --runtime torch")
@@ -154,14 +166,14 @@ class CompareConfig(Config):
         "input and output": ("models", "manifest", "out", "split", "label"),
         "decision": ("level", "aggregate"),
         "report": ("replicates", "seed"),
-        "hardware": ("device", "tokens", "jobs"),
+        "hardware": ("device", "tokens", "workers"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "aggregate": Needs("--level breast or --level patient", lambda config: config.level != "image"),
     }
 
     models: tuple[Path, ...]
-    """Model packages or score files. All are compared with the first."""
+    """Model packages (folders, or hf:org/name) or score files. All are compared with the first."""
     manifest: Path
     """manifest.csv with labels."""
     out: Path | None = None
@@ -185,7 +197,7 @@ class CompareConfig(Config):
     """Device of the packages' networks. auto = the GPU if there is one."""
     tokens: int = 16384
     """Largest number of tokens (patches of tissue) per forward pass of a package. It bounds the memory."""
-    jobs: int = 0
+    workers: int = 0
     """Number of threads that decode images. 0 = one per core."""
 
     def _resolve(self) -> None:
@@ -197,7 +209,7 @@ class CompareConfig(Config):
         require(len(self.models) >= 2, "models", "must be at least two packages or score files")
         require(self.replicates >= 100, "replicates", "must be at least 100 for a 95 % interval")
         require(self.tokens >= 1, "tokens", "must be at least 1")
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
 
 
 def check_dicom_kinds(dicom: tuple[str, ...], explain: str | None) -> None:
@@ -298,7 +310,7 @@ class ExportConfig(Config):
     }
 
     package: Path
-    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    """Model package: a folder with model.safetensors and config.json, or hf:org/name on the hub."""
     out: Path
     """Output file. --runtime onnx and openvino look for PACKAGE/model.fp32.onnx or PACKAGE/model.int8.onnx."""
     precision: Literal["fp32", "int8"] = "fp32"
@@ -325,10 +337,42 @@ class DemoConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriftConfig(Config):
+    """Compare the images of runs of predict or evaluate with those of the training.
+
+    Writes drift.html, drift.png and drift.csv: the distributions of typicality, grey values, breast size, view, side
+    and machine, with a population stability index per run and column.
+    """
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("package", "scores", "out")}
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
+    scores: tuple[Path, ...]
+    """One or several scores.csv, in the order of time."""
+    out: Path = Path("drift")
+    """Output folder."""
+
+    def _check(self) -> None:
+        super()._check()
+        require(bool(self.scores), "scores", "is empty; name at least one scores.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoConfig(Config):
     """Print the contents of a model package or of a manifest."""
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("target",)}
 
     target: Path
-    """Model package folder or manifest.csv."""
+    """Model package (a folder, or hf:org/name) or manifest.csv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Config):
+    """Check that a model package is complete, unchanged and usable, and print what was checked."""
+
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"input and output": ("package",)}
+
+    package: Path
+    """Model package: a folder with model.safetensors and config.json, such as RUN/package."""

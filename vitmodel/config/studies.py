@@ -22,7 +22,7 @@ class VersionsConfig(Config):
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "input and output": ("source", "out", "recipes", "ours", "size", "our_size"),
         "model": ("weights", "our_weights"),
-        "hardware": ("jobs",),
+        "hardware": ("workers",),
     }
 
     source: Path
@@ -34,19 +34,20 @@ class VersionsConfig(Config):
     ours: Path = Path("rsna")
     """Our recipe, trained on the crops: a YAML file or the name of a packaged recipe."""
     weights: Path | None = None
-    """Initial weights of the original's backbone, such as jx_vit_base_patch16_224_in21k.pth. none = random weights."""
+    """Initial weights of the original's backbone: a file or a name; in21k = those of the original
+    (jx_vit_base_patch16_224_in21k). none = random weights."""
     our_weights: Path | None = None
-    """Initial weights of our recipe, such as DINOv2's ViT-S/14. none = random weights."""
+    """Initial weights of our recipe: a file or a name, such as dinov2-small. none = random weights."""
     size: Size = Size(224, 224)
     """Height and width in pixels of the original's images, whole or cropped."""
     our_size: Size = Size(336, 168)
     """Height and width of our crops in pixels."""
-    jobs: int = 0
+    workers: int = 0
     """Number of parallel workers that read images. 0 = one per core."""
 
     def _check(self) -> None:
         super()._check()
-        require(self.jobs >= 0, "jobs", "must not be negative")
+        require(self.workers >= 0, "workers", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

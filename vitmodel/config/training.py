@@ -16,6 +16,9 @@ from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
 from vitmodel.config.labels import CANCER, LabelRule
 from vitmodel.config.scoring import DecisionConfig
 
+SCRATCH_MODEL = "vit_small"
+"""Size of a network that starts from random weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Config):
@@ -36,14 +39,14 @@ class TrainingConfig(Config):
     }
     DEFAULTS: ClassVar[Mapping[str, str]] = {
         name: automatic_default(name, weights=False) for name in ("epochs", "batch_size", "lr", "layer_decay")
-    }
+    } | {"model": SCRATCH_MODEL}
 
     model: Literal[
-        "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small8", "vit_base8", "vit_small14",
+        "auto", "vit_micro", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_small8", "vit_base8", "vit_small14",
         "vit_base14", "vit_large14", "vit_small14_reg4", "vit_base14_reg4", "vit_large14_reg4",
-    ] = "vit_small"  # fmt: skip
+    ] = "auto"  # fmt: skip
     """Size of the network: width, depth, heads and patch size. The patch has 16 pixels; names with 8 are for DINO's
-    weights, with 14 for DINOv2's, and with 14_reg4 for those with registers."""
+    weights, with 14 for DINOv2's, and with 14_reg4 for those with registers. auto = the default."""
     pool: Literal["cls", "mean", "attention"] = "mean"
     """What the head reads: the class token, the mean of all patch tokens, or an attention pool over them."""
     stem: Literal["linear", "conv"] = "linear"
@@ -106,6 +109,8 @@ class TrainingConfig(Config):
         for name, value in self._default_values().items():
             if getattr(self, name, value) in (AUTO, None):
                 object.__setattr__(self, name, value)
+        if self.model == "auto" and getattr(self, "weights", None) is None:
+            object.__setattr__(self, "model", SCRATCH_MODEL)
 
     def _default_values(self) -> dict[str, Any]:
         """Return the values that replace `AUTO`."""
@@ -178,7 +183,9 @@ class TrainConfig(FineTuningConfig, DecisionConfig, IntegrationConfig, SegmentsC
             "images that are read whole (with --segments use --segment-budget)", lambda config: not config.segments
         ),
     }
-    DEFAULTS: ClassVar[Mapping[str, str]] = {name: automatic_default(name, weights=True) for name in FROM_SCRATCH}
+    DEFAULTS: ClassVar[Mapping[str, str]] = {name: automatic_default(name, weights=True) for name in FROM_SCRATCH} | {
+        "model": f"that of --weights, else {SCRATCH_MODEL}"
+    }
 
     manifest: tuple[Path, ...]
     """manifest.csv as written by `vitmodel etl`. Several are merged; columns that one of them lacks are unknown
@@ -186,7 +193,8 @@ class TrainConfig(FineTuningConfig, DecisionConfig, IntegrationConfig, SegmentsC
     run: Path
     """Run folder to write. The model package is RUN/package."""
     weights: Path | None = None
-    """Initial weights: a timm, Hugging Face or Google file, a checkpoint, or a model package. none = random weights."""
+    """Initial weights: a timm, Hugging Face, Google or ONNX file, a checkpoint, a model package, or a name: one that
+    `vitmodel weights` lists, org/name or hf:org/name@revision. none = random weights."""
     loss: LossName = "bce"
     """Loss: bce = binary cross entropy; focal = focal loss with gamma 2; pf1 = mean of bce and 1 - probabilistic F1."""
     smoothing: float = 0.0

@@ -74,8 +74,8 @@ def fit_baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> t
         seed: Seed of the folds, the trees and the permutations.
 
     Returns:
-        The probability of each row, `(N,)`, and the most important feature: the one whose permutation costs the most
-        AUROC. All probabilities are NaN and the feature is empty if a class has fewer than two patients or no feature
+        The probability of each row, `(N,)`, and the most important feature: the one of several values whose permutation
+        costs the most AUROC. All probabilities are NaN and the feature is empty if a class has fewer than two patients or no feature
         varies.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -108,11 +108,12 @@ def fit_baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> t
             permuted[:, index] = generator.permutation(permuted[:, index])
             permuted_scores[column][score_rows] = trees.predict_proba(permuted[:, varying])[:, 1]
     labelled = np.isfinite(labels)
+    candidates = [column for column, varies in zip(features, _varying_columns(values), strict=True) if varies]
 
     def permuted_auroc(column: str) -> float:
         return roc_auc_score(labels[labelled], permuted_scores[column][labelled])
 
-    return scores, min(permuted_scores, key=permuted_auroc)
+    return scores, min(candidates, key=permuted_auroc)
 
 
 def _encode(features: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

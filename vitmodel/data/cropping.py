@@ -11,6 +11,7 @@ from vitmodel.archives import sha256_source
 from vitmodel.config import Preprocessing
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.pixels.preprocessing import CropGeometry, PreprocessedImage, preprocess
+from vitmodel.utils import describe_failure
 
 ProvenanceRecord = dict[str, str | float | None]
 
@@ -56,7 +57,7 @@ def crop_image(source: SourceImage, preprocessing: Preprocessing) -> CropResult:
     except VitmodelError:
         raise
     except Exception as error:  # noqa: BLE001 (an unexpected error in one file must not end the run)
-        return CropResult(refusal_record(source, preprocessing, "failed", f"{type(error).__name__}: {error}"))
+        return CropResult(refusal_record(source, preprocessing, "failed", describe_failure(error)))
     record = base_record(source, preprocessing) | {"source_sha256": digest} | crop_record(prepared)
     return CropResult(record, prepared.crop, prepared.geometry)
 

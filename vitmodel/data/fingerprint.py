@@ -24,7 +24,8 @@ def fingerprint(table: pd.DataFrame, label: str) -> Fingerprint:
         label: Column of the label.
 
     Returns:
-        `splits`: counts of images, patients and positive images per split. `sha256`: one hash of all sources with
+        `splits`: counts of images, patients and positive images per split. `datasets`: number of images of each
+        release. `sha256`: one hash of all sources with
         their labels, splits and folds. `seen_images`: the first 8 bytes of the SHA-256 of each image outside the split
         test, sorted, in base64.
     """
@@ -38,6 +39,7 @@ def fingerprint(table: pd.DataFrame, label: str) -> Fingerprint:
     return {
         "sha256": hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest(),
         "splits": splits,
+        "datasets": table["dataset"].dropna().value_counts().to_dict(),
         "seen_images": base64.b64encode(b"".join(sorted(seen))).decode(),
     }
 

@@ -64,7 +64,7 @@ def _check_column(table: pd.DataFrame, column: str, name: str) -> None:
     known = KNOWN_COLUMNS.get(column)
     if known is not None and (known.role in ("id", "provenance") or known.kind == "path"):
         raise UsageError(
-            f"label: {column} identifies an image or tells where it comes from, which must not be learned; "
+            f"label: {column} identifies an image or states where it comes from, which must not be learned; "
             f"{_advice(table)}"
         )
     if column not in table:

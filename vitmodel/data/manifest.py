@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data.columns import COLUMNS, PATH_COLUMNS, REQUIRED_COLUMNS, ManifestColumn
-from vitmodel.data.tables import read_table
+from vitmodel.data.tables import read_table, write_csv
 from vitmodel.errors import UsageError
-from vitmodel.utils import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +148,7 @@ def write_manifest(table: pd.DataFrame, path: Path | str) -> None:
     for name, numbers in text.select_dtypes("number").items():
         if (numbers.dropna() % 1 == 0).all():  # write 1, not 1.0, for people who edit the file
             text[name] = numbers.astype("Int64")
-    with atomic_path(path) as temporary:
-        text.to_csv(temporary, index=False, errors="backslashreplace")
+    write_csv(text, path)
 
 
 def usable_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +159,7 @@ def usable_rows(table: pd.DataFrame) -> pd.DataFrame:
 def prediction_ids(table: pd.DataFrame) -> pd.Series:
     """Return Kaggle's prediction_id of each row: <patient>_<L or R>, or <patient> if the side is unknown.
 
-    The exams of a patient share it; `breast_ids` tells them apart.
+    The exams of a patient share it; `breast_ids` separates them.
     """
     return (table.patient_id + "_" + table.laterality).str.removesuffix("_")
 

@@ -85,7 +85,8 @@ def load_crop(row: ManifestRow, preprocessing: Preprocessing) -> CropResult:
         crop = None
     if crop is None:
         return crop_image(SourceImage(row.source_file, row.laterality, row.picture_range), preprocessing)
-    record |= {"source_height": row.source_height, "source_width": row.source_width, "spacing_row": row.spacing_row}
+    for column in ("source_height", "source_width", "spacing_row", "box_x0", "box_y0", "box_x1", "box_y1"):
+        record[column] = getattr(row, column)
     return CropResult(record, crop, row.geometry(Size(*crop.shape)))
 
 

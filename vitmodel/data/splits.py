@@ -18,9 +18,9 @@ import pandas as pd
 
 from vitmodel.config.labels import CANCER, target_name
 from vitmodel.data.manifest import as_manifest, usable_rows
-from vitmodel.data.tables import read_table
+from vitmodel.data.tables import read_table, write_csv
 from vitmodel.errors import UsageError
-from vitmodel.utils import atomic_path, derive_seed
+from vitmodel.utils import derive_seed
 
 SPLIT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "val": 0.15, "test": 0.15})
 
@@ -164,8 +164,7 @@ def write_splits(table: pd.DataFrame, path: Path | str, column: str = "split") -
     parts = table[["patient_id", column]].dropna().drop_duplicates().sort_values("patient_id")
     if column == "fold":
         parts = parts.astype({"fold": int})
-    with atomic_path(path) as temporary:
-        parts.to_csv(temporary, index=False)
+    write_csv(parts, path)
 
 
 def read_splits(table: pd.DataFrame, path: Path | str, column: str = "split") -> pd.DataFrame:

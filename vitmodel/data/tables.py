@@ -1,4 +1,8 @@
-"""Read tables of text cells as people save them: CSV files of any separator and encoding, and spreadsheets."""
+"""Read tables of text cells as people save them: CSV files of any separator and encoding, and spreadsheets.
+
+`write_csv` writes every table that holds text of a sender. A spreadsheet runs cells that begin with `=`, `+`, `-`, `@`,
+a tab or a carriage return as formulas; such a cell gets an apostrophe in front, which `read_table` removes again.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import pandas as pd
 
 from vitmodel.archives import open_source
 from vitmodel.errors import RefusedError, UsageError
+from vitmodel.utils import atomic_path
 
 TEXT_TABLE_SUFFIXES = (".csv", ".tsv")
 SPREADSHEET_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods")
@@ -25,7 +30,46 @@ UNKNOWN_WORDS = (
 )
 ID_NAME = re.compile(r"id$|patient", re.IGNORECASE)
 """Names of columns of ids."""
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""Start of a cell that a spreadsheet could run, with the apostrophes that disarm it."""
+PLAIN_NUMBER = re.compile(r"'*-\d+(\.\d+)?")
+"""Negative numbers as text, which a spreadsheet reads as numbers."""
 BLOCK = 1 << 20
+
+
+def disarm(cell: object) -> object:
+    """Return a cell as it is written: text that a spreadsheet could run gets an apostrophe in front."""
+    return f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell
+
+
+def rearm(cell: object) -> object:
+    """Return the cell that `disarm` wrote."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _is_formula(cell) else cell
+
+
+def _is_formula(cell: str) -> bool:
+    return bool(FORMULA.match(cell)) and not PLAIN_NUMBER.fullmatch(cell)
+
+
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+    """Write a table without its index as CSV, atomically, so that no spreadsheet runs a cell.
+
+    `read_table` returns the same text. Numbers stay numbers.
+
+    Args:
+        table: The table.
+        path: The file.
+
+    Raises:
+        VitmodelError: The file cannot be written.
+    """
+    texts = table.select_dtypes(["object", "string", "category"])
+    safe = table.assign(**{name: texts[name].astype(object).map(disarm) for name in texts})
+    safe = safe.rename(columns=disarm)
+    has_return = any("\r" in cell for name in texts for cell in texts[name] if isinstance(cell, str))
+    quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL  # the csv module leaves "\r" unquoted
+    with atomic_path(path) as temporary:
+        safe.to_csv(temporary, index=False, errors="backslashreplace", quoting=quoting)
 
 
 class TextFormat(NamedTuple):
@@ -84,7 +128,7 @@ def read_header(path: Path) -> list[str]:
             lines = csv.reader(file, delimiter=text_format.separator)
             for _ in range(text_format.skipped_lines):
                 next(lines, None)
-            return [name.strip() for name in next(lines, [])]
+            return [str(rearm(name.strip())) for name in next(lines, [])]
     except (OSError, RefusedError, csv.Error, UsageError):
         return []
 
@@ -139,17 +183,18 @@ def _read_text(path: Path, columns: Collection[str] | None) -> pd.DataFrame:
     try:
         text_format = detect_format(path)
         with open_source(path) as file:
-            return pd.read_csv(
+            table = pd.read_csv(
                 file,
                 sep=text_format.separator,
                 dtype=str,
                 keep_default_na=False,
                 na_values=[""],
-                usecols=None if columns is None else lambda name: name in columns,
+                usecols=None if columns is None else lambda name: rearm(name) in columns,
                 encoding=text_format.encoding,
                 encoding_errors="replace",  # Windows-1252 leaves five bytes undefined
                 skiprows=text_format.skipped_lines,
             )
+        return table.assign(**{name: table[name].map(rearm) for name in table}).rename(columns=rearm)
     except RefusedError as refusal:
         raise UsageError(f"cannot read {path}: {refusal.message}") from refusal
     except OSError as error:

@@ -9,10 +9,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from vitmodel.config import SegmentsConfig, Size, require
-from vitmodel.config.auxiliary import AuxiliaryTarget
+from vitmodel.config.auxiliary import AuxiliaryTarget, count_outputs
 from vitmodel.errors import UsageError
 
 IMAGENET_SIZE = Size(224, 224)
+
+
+def whole_patches(size: tuple[int, int], patch: int) -> Size:
+    """Return the size nearest to `size` that patches fill exactly."""
+    height, width = (max(1, round(side / patch)) * patch for side in size)
+    return Size(height, width)
 
 
 def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -27,10 +33,9 @@ def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
             f"image_size: {height}x{width} is smaller than a patch of {patch}x{patch} pixels; use larger images"
         )
     if height % patch or width % patch:
-        suggestion = f"{round(height / patch) * patch}x{round(width / patch) * patch}"
         raise UsageError(
             f"image_size: {height}x{width} is not a multiple of the patch size of {patch} pixels; "
-            f"resize or pad the images, for example to {suggestion}"
+            f"resize or pad the images, for example to {whole_patches(size, patch)}"
         )
     return height // patch, width // patch
 
@@ -223,6 +228,11 @@ class NetworkConfig:
     segments: SegmentsConfig | None = None
     auxiliary: tuple[AuxiliaryTarget, ...] = ()
     """Further columns that are predicted from the features of each image."""
+
+    @property
+    def auxiliary_outputs(self) -> int:
+        """Return the number of outputs of all auxiliary heads."""
+        return count_outputs(self.auxiliary)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON.

@@ -24,6 +24,7 @@ from vitmodel.model.fusion import ExamFusion, SourceAdaptedLayout, SourceAdapter
 from vitmodel.model.packed_attention import PackedLayout
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, group_indices
 from vitmodel.model.segments import SegmentAggregator, SegmentsOutput
+from vitmodel.model.typicality import record_depth_features
 from vitmodel.model.vit import ViT
 
 TRUNK_PREFIX = "trunk."
@@ -85,6 +86,16 @@ class Network(nn.Module):
         if self.segments:
             return self.encode_segments(pack).features
         return packed_attention.features(self.trunk, pack, self.make_layout(pack))
+
+    def features_and_depths(self, pack: PackedBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the input of the heads `(I, D)`, and from the same pass the features of `typicality` `(I, F, D)`.
+
+        Those of an image that is read in segments are the features of its overview. They are None if another runtime
+        encodes the tokens.
+        """
+        with record_depth_features(self.trunk) as recorded:
+            features = self.features(pack)
+        return features, recorded.of_first(len(pack)) if recorded.recorded[0] else None
 
     def encode_segments(self, pack: PackedBatch, lesions: Sequence[Tensor] = ()) -> SegmentsOutput:
         """Encode the pack's images in segments.

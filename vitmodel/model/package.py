@@ -4,15 +4,15 @@ A package is written completely or not at all, and reading it never runs code. `
 `config.json` holds the format version, the architecture and the values that the caller adds (preprocessing, label,
 threshold, calibration, data fingerprint, versions); `MODEL_CARD.md` is for people. A package may hold an ensemble,
 several models of one architecture: `config.json` then has their number as `members`, and tensors are named 0.NAME,
-1.NAME, ...
+1.NAME, ... `typicality.safetensors` holds the typicality of each model, again as NUMBER.NAME; packages of earlier
+versions, and those of trainings with too few images, lack it.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,38 @@ from torch import Tensor
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.network import Network
-from vitmodel.utils import atomic_path, to_json, write_atomic
+from vitmodel.model.package_check import (
+    CARD_FILE,
+    CONFIG_FILE,
+    COPY_AGAIN,
+    FORMAT_VERSION,
+    INTEGRITY_KEY,
+    ONNX_SUFFIX,
+    PACKAGE_FILES,
+    TENSORS_FILE,
+    TYPICALITY_FILE,
+    PackageCheck,
+    build_networks,
+    check_digest,
+    check_files,
+    read_document,
+    read_shapes,
+    scan_folder,
+    seal,
+)
+from vitmodel.model.packed_batch import pack_images
+from vitmodel.model.typicality import Typicality
+from vitmodel.utils import atomic_path, write_atomic
 
-FORMAT_VERSION = 1
-TENSORS_FILE, CONFIG_FILE, CARD_FILE = PACKAGE_FILES = ("model.safetensors", "config.json", "MODEL_CARD.md")
-ONNX_SUFFIX = ".onnx"  # of graphs, which are exported from a package later and are deleted when it is replaced
-RESERVED_KEYS = {"format_version", "architecture", "members"}
+RESERVED_KEYS = {"format_version", "architecture", "members", INTEGRITY_KEY}
 
 
 def save_package(
-    folder: Path | str, models: Network | Sequence[Network], config: dict[str, Any], model_card: str
+    folder: Path | str,
+    models: Network | Sequence[Network],
+    config: dict[str, Any],
+    model_card: str,
+    typicalities: Sequence[Typicality] = (),
 ) -> None:
     """Write a package to `folder`, replacing a package that is there.
 
@@ -42,6 +64,7 @@ def save_package(
         models: One model, or the members of an ensemble.
         config: Values that the caller adds to config.json.
         model_card: The text of MODEL_CARD.md.
+        typicalities: The typicality of each model; empty if there is none.
 
     Raises:
         UsageError: `folder` holds anything but a package, or `config` has a reserved key.
@@ -65,8 +88,11 @@ def save_package(
             new.mkdir()
             with atomic_path(new / TENSORS_FILE) as temporary:
                 save_file(tensors, temporary)
-            write_atomic(new / CONFIG_FILE, to_json(document))
+            if typicalities:
+                with atomic_path(new / TYPICALITY_FILE) as temporary:
+                    save_file(_number(typicality.tensors() for typicality in typicalities), temporary)
             write_atomic(new / CARD_FILE, model_card)
+            seal(new, document)
             _replace(new, folder)
     except (OSError, SafetensorError) as error:
         raise VitmodelError(f"cannot write {folder}: {error}") from error
@@ -87,6 +113,32 @@ def _collect_tensors(models: Sequence[Network]) -> dict[str, Tensor]:
         for name, tensor in model.tensors().items():
             tensors[f"{prefix}{name}"] = tensor.detach().cpu().contiguous()
     return tensors
+
+
+def _number(members: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all members, each named NUMBER.NAME."""
+    return {f"{number}.{name}": tensor for number, member in enumerate(members) for name, tensor in member.items()}
+
+
+def load_typicalities(folder: Path | str) -> list[Typicality]:
+    """Return the typicality of each model of a package; empty if the package has none.
+
+    Raises:
+        UsageError: `folder` is not a package.
+        VitmodelError: The file is damaged. The message names it.
+    """
+    folder = read_config(folder)[0]
+    path = folder / TYPICALITY_FILE
+    if not path.is_file():
+        return []
+    members: dict[int, dict[str, Tensor]] = {}
+    try:
+        for key, tensor in load_file(path).items():
+            number, name = key.split(".")
+            members.setdefault(int(number), {})[name] = tensor
+        return [Typicality.from_tensors(members[number]) for number in range(len(members))]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise VitmodelError(f"{path}: broken or of another version ({error}); copy the package again") from error
 
 
 def _previous_folder(folder: Path) -> Path:
@@ -130,21 +182,41 @@ def load_models(folder: Path | str) -> tuple[list[Network], dict[str, Any]]:
 
     Raises:
         UsageError: `folder` is not a package.
-        VitmodelError: A file of the package is damaged or of another version. The message names the file.
+        VitmodelError: A file of the package is damaged, changed or of another version. The message names the file.
     """
-    folder, architecture, document = read_config(folder)
-    try:
-        config = NetworkConfig.from_dict(architecture)
-        tensors = load_file(folder / TENSORS_FILE)
-        models = _build_models(config, tensors, members=document.pop("members", 1))
-    except UsageError as error:
-        raise VitmodelError(f"{folder / CONFIG_FILE}: {error}; use the vitmodel that wrote it") from error
-    except (SafetensorError, RuntimeError) as error:
-        first_lines = " ".join(str(error).split("\n\t")[:2])  # torch lists every tensor
-        raise VitmodelError(
-            f"{folder / TENSORS_FILE}: broken or not of this {CONFIG_FILE} ({first_lines}); copy the package again"
-        ) from error
+    folder = find_package(folder)
+    document = read_document(folder)
+    check_files(folder, document)
+    models = _load_networks(folder, document)
+    for key in RESERVED_KEYS:
+        document.pop(key, None)
     return models, document
+
+
+def verify_package(folder: Path | str) -> PackageCheck:
+    """Check everything in a package: all that loading checks, and the SHA-256 of every listed file.
+
+    Raises:
+        UsageError: `folder` is not a package.
+        VitmodelError: Something is wrong; the message names the file or the value.
+    """
+    folder = find_package(folder)
+    document = read_document(folder)
+    found = scan_folder(folder)
+    integrity = document.get(INTEGRITY_KEY, {"digest": "", "files": {}})
+    listed = {name: str(digest) for name, digest in integrity["files"].items()}
+    for name in listed:
+        check_digest(folder, document, name)
+    models = _load_networks(folder, document)
+    tensors = [tensor for model in models for tensor in model.tensors().values()]
+    return PackageCheck(
+        folder=folder,
+        digest=str(integrity["digest"]),
+        files=listed,
+        unlisted=tuple(name for name in found if name not in {*listed, CONFIG_FILE}) if listed else (),
+        tensors=len(tensors),
+        parameters=sum(tensor.numel() for tensor in tensors),
+    )
 
 
 def read_config(folder: Path | str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
@@ -154,6 +226,18 @@ def read_config(folder: Path | str) -> tuple[Path, dict[str, Any], dict[str, Any
         UsageError: `folder` is not a package.
         VitmodelError: config.json is damaged or of another version.
     """
+    folder = find_package(folder)
+    document = read_document(folder)
+    architecture = document.pop("architecture")
+    return folder, architecture, document
+
+
+def find_package(folder: Path | str) -> Path:
+    """Return where the files of a package are.
+
+    Raises:
+        UsageError: `folder` is not a package.
+    """
     folder = Path(folder).absolute()
     if not folder.exists() and _previous_folder(folder).exists():  # a replacement was killed between two renames
         folder = _previous_folder(folder)
@@ -162,34 +246,39 @@ def read_config(folder: Path | str) -> tuple[Path, dict[str, Any], dict[str, Any
             raise UsageError(
                 f"{folder}: not a model package, because {name} is missing; name the folder that training wrote"
             )
-    return folder, *_read_document(folder / CONFIG_FILE)
+    return folder
 
 
-def _read_document(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the architecture in config.json and the other values. Raise VitmodelError if it cannot be used."""
+def _load_networks(folder: Path, document: dict[str, Any]) -> list[Network]:
+    """Return the models of a package, in evaluation mode. Raise VitmodelError if they cannot compute anything."""
+    path = folder / TENSORS_FILE
+    shapes = read_shapes(path)
+    members = document.get("members", 1)
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
-        version = document.pop("format_version")
-        architecture = document.pop("architecture")
-    except (ValueError, AttributeError, KeyError) as error:
-        raise VitmodelError(f"{path}: broken ({error!r}); copy the package again or repeat the training") from error
-    if version != FORMAT_VERSION:
-        newer = isinstance(version, int) and version > FORMAT_VERSION
-        remedy = "a newer vitmodel wrote it, install that version"
-        if not newer:
-            remedy = "use the vitmodel that wrote it, or repeat the training"
-        raise VitmodelError(f"{path}: format_version {version}, this vitmodel reads {FORMAT_VERSION}; {remedy}")
-    return architecture, document
-
-
-def _build_models(config: NetworkConfig, tensors: dict[str, Tensor], members: int) -> list[Network]:
-    """Return the models of a package, in evaluation mode, with their tensors loaded."""
-    models = []
-    for number in range(members):
-        with torch.device("meta"):
-            model = Network(config)
+        models = build_networks(NetworkConfig.from_dict(document["architecture"]), members, shapes)
+    except UsageError as error:
+        raise VitmodelError(f"{folder / CONFIG_FILE}: {error}; {COPY_AGAIN}") from error
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise VitmodelError(f"{path}: {name} holds NaN or infinite values; {COPY_AGAIN} or repeat the training")
+    for number, model in enumerate(models):
         prefix = f"{number}." if members > 1 else ""
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         model.load_tensors(own)
-        models.append(model.eval())
+        model.eval()
+        if not _gives_finite_outputs(model):
+            raise VitmodelError(f"{path}: the network's output is not finite on its check image; repeat the training")
     return models
+
+
+@torch.no_grad()
+def _gives_finite_outputs(model: Network) -> bool:
+    """Return whether all outputs are finite on the check image: a ramp of grey, two patches high and wide."""
+    vit = model.config.vit
+    side = 2 * vit.patch
+    image = torch.linspace(0.01, 1, side * side).reshape(1, side, side).expand(vit.channels, -1, -1)
+    pack = pack_images([image], vit.patch)
+    features = model.features(pack)
+    outputs = [model.image_and_breast_logits(features, pack.metadata), model.auxiliary_outputs(features)]
+    return all(bool(torch.isfinite(output).all()) for output in outputs)

@@ -61,6 +61,28 @@ def described(weights: PretrainedWeights) -> dict[str, Any]:
     return values
 
 
+def preset_of(weights: PretrainedWeights) -> str:
+    """Return the name of the preset that a file of weights fits.
+
+    Raises:
+        UsageError: No preset has the sizes of the file; names the nearest one.
+    """
+    values = described(weights)
+    shape = BackboneShape.from_tensors(weights.tensors)
+    sizes = ("dim", "depth", "mlp_ratio", "patch", "registers")
+    found = [
+        name
+        for name, preset in PRESETS.items()
+        if all(getattr(preset, size) == values[size] for size in sizes)
+        and (preset.layer_scale is not None or values["layer_scale"] is None)
+    ]
+    # Weights without LayerScale fit a preset with it, because a scale of 1 has no effect, but rather one without.
+    found.sort(key=lambda name: (PRESETS[name].layer_scale is None) != (values["layer_scale"] is None))
+    if not found:
+        raise UsageError(f"{weights.path}: contains {shape}, which no preset of --model fits; use other weights")
+    return found[0]
+
+
 def _pool(weights: PretrainedWeights) -> str:
     """Return the pooling of the file's network: attention, the mean of the patches (`fc_norm`), or the class token."""
     if any(name.startswith("attn_pool.") for name in weights.tensors):

@@ -42,19 +42,20 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     return images.unflatten(3, (w, patch)).unflatten(2, (h, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize position embeddings `(1, h, w, D)` to another grid by antialiased bicubic interpolation.
+def resize_positions(positions: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor:
+    """Resize position embeddings `(1, h, w, D)` to another grid by bicubic interpolation.
 
     Args:
         positions: Position embeddings `(1, h, w, D)`.
         grid: New rows and columns `(h', w')`.
+        antialias: Whether a smaller grid averages over all positions that fall into one of its cells.
 
     Returns:
         Position embeddings `(1, h', w', D)`.
     """
     if positions.shape[1:3] == grid:
         return positions
-    resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=grid, mode="bicubic", antialias=True)
+    resized = F.interpolate(positions.float().permute(0, 3, 1, 2), size=grid, mode="bicubic", antialias=antialias)
     return resized.permute(0, 2, 3, 1).to(positions.dtype)
 
 
@@ -309,14 +310,15 @@ class ViT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> ViT:
-        """Return a ViT with weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or vitmodel, in eval mode.
+        """Return a ViT with weights of timm, Hugging Face, Google, DINO, DINOv2, MAE, ONNX or vitmodel, in eval mode.
 
         The sizes are read from the file. The input normalisation of published weights is folded into the patch
         embedding and their three colour channels are summed, so that the network takes grey images in [0, 1]. The
         file's head is kept.
 
         Args:
-            path: A weight file, a folder downloaded from a model hub, or a model package. Code in a file is never run.
+            path: A weight file, a folder downloaded from a model hub, a model package, or a name such as dinov2-small
+                or hf:org/name, which is downloaded. Code in a file is never run.
             **overrides: Fields of `ViTConfig` that differ from the file's, such as `image_size=(1024, 512)` (positions
                 are resized), `classes=1` (a new head), `pool="mean"` or `channels=3` (colour images in [0, 1]).
 

@@ -17,7 +17,8 @@ from vitmodel.errors import UsageError, VitmodelError
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 SHARD_INDEX = "model.safetensors.index.json"
-FOLDER_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
+FOLDER_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin", "model.onnx")
+ONNX_SUFFIX = ".onnx"
 
 FOREIGN_STARTS = {
     b"version https://git-lfs": "is a pointer of Git LFS instead of the weights; fetch them with `git lfs pull`",
@@ -84,10 +85,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             that are not finite.
     """
     tensors = _read_shards(path) if path.name == SHARD_INDEX else _read_file(path)
+    check_finite(path, tensors)
+    return tensors
+
+
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise VitmodelError if a tensor of the file `path` has values that are not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise VitmodelError(f"{path}: tensor {name} has values that are not finite; use weights of another epoch")
-    return tensors
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -109,8 +115,8 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file; see `read_tensors`."""
+def check_exists(path: Path) -> None:
+    """Raise an error if a weight file does not exist, or is what was downloaded instead of one."""
     if not path.is_file():
         raise UsageError(f"{path}: the weight file does not exist; check the path")
     with path.open("rb") as file:
@@ -118,6 +124,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     for foreign, problem in FOREIGN_STARTS.items():
         if start.startswith(foreign):
             raise VitmodelError(f"{path}: {problem}")
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file; see `read_tensors`."""
+    check_exists(path)
     try:
         if path.suffix == ".safetensors" or _is_safetensors(path):
             return load_file(path)
@@ -136,7 +147,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise VitmodelError(
             f"{path}: damaged or not a weight file ({first_line}); download or write it again"
         ) from error
-    raise UsageError(f"{path}: unknown file type; use .safetensors, .npz or {', '.join(PICKLED)}")
+    raise UsageError(f"{path}: unknown file type; use .safetensors, .npz, .onnx or {', '.join(PICKLED)}")
 
 
 def _unwrap(payload: Any) -> dict[str, Tensor]:

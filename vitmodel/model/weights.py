@@ -20,8 +20,17 @@ from torch import Tensor
 
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.architecture import PRESETS, ViTConfig
+from vitmodel.model.onnx_weights import OnnxWeights, read_onnx
 from vitmodel.model.vit import ViT, resize_positions
-from vitmodel.model.weight_files import FOLDER_FILES, read_tensors, to_timm
+from vitmodel.model.weight_files import (
+    FOLDER_FILES,
+    ONNX_SUFFIX,
+    check_exists,
+    check_finite,
+    read_tensors,
+    to_timm,
+)
+from vitmodel.model.weight_source import find_weights
 
 StateDict = dict[str, Tensor]
 ACTIONS = ("loaded", "resized", "folded", "dropped", "fresh")
@@ -53,6 +62,8 @@ class PretrainedWeights:
     """Constant that the layer norms add to the variance, if a config in the same folder states it."""
     head_is_usable: bool = True
     """Whether the head may be kept. That of `vitmodel pretrain` was trained on another task, at another prevalence."""
+    antialias: bool = True
+    """Whether position embeddings are resized with antialiasing, as where the weights come from."""
 
     @property
     def is_vitmodel(self) -> bool:
@@ -95,10 +106,11 @@ class WeightReport:
 
 
 def load_weights(path: Path | str, normalisation: Normalisation | None = None) -> PretrainedWeights:
-    """Read weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE or vitmodel. Code in the file is never run.
+    """Read weights of timm, Hugging Face, Google (.npz), DINO, DINOv2, MAE, ONNX or vitmodel. Their code never runs.
 
     Args:
-        path: A weight file, or a folder laid out as on a model hub or as a model package.
+        path: A weight file, a folder laid out as on a model hub or as a model package, or a name that
+            `vitmodel.model.weight_source.find_weights` accepts.
         normalisation: Input normalisation of the weights. Default: the one that the folder's config states, else
             ImageNet's for DINO, DINOv2, MAE and DeiT (recognised by file name or tensors) and 0.5 for all others.
 
@@ -106,9 +118,7 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
         UsageError: The file is missing, of an unknown kind, holds several models or uses an unsupported activation.
         VitmodelError: The file is damaged or can only be read by running code. Both messages name the file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
+    path, name = find_weights(path)
     config = _read_sibling_json(path, "config.json")
     if "members" in config:
         raise UsageError(
@@ -120,25 +130,57 @@ def load_weights(path: Path | str, normalisation: Normalisation | None = None) -
             f"{path}: its MLPs use {config['hidden_act']} (config.json), but vitmodel supports only GELU; "
             f"use other weights"
         )
-    tensors, unused_names = to_timm(read_tensors(path))
+    source = _read_source(path)
+    tensors, unused_names = to_timm(source.tensors)
     if normalisation is None:
-        normalisation, origin = _infer_normalisation(path, tensors, config)
+        normalisation, origin = _infer_normalisation(path, tensors, config, name.repository if name else "")
     else:
         origin = "as requested"
     architecture = config.get("architecture")  # a dictionary in our packages, a name in timm's configs
-    eps = None
+    eps = source.eps
     head_is_usable = True
     if isinstance(architecture, dict):
         eps = architecture["eps"]
         head_is_usable = "calibration" in config
     return PretrainedWeights(
-        path, tensors, unused_names, normalisation, origin, config.get("layer_norm_eps", eps), head_is_usable
+        path,
+        tensors,
+        [*unused_names, *source.unused_names],
+        normalisation,
+        origin,
+        config.get("layer_norm_eps", eps),
+        head_is_usable,
+        _resizes_with_antialias(source.tensors) if source.antialias is None else source.antialias,
     )
+
+
+def _read_source(path: Path) -> OnnxWeights:
+    """Return the tensors of a weight file, and what a graph states in addition."""
+    if path.suffix != ONNX_SUFFIX:
+        return OnnxWeights(read_tensors(path), [], eps=None, antialias=None)
+    check_exists(path)
+    source = read_onnx(path)
+    check_finite(path, source.tensors)
+    return source
+
+
+def _resizes_with_antialias(raw: StateDict) -> bool:
+    """Return whether the library that names its tensors in this way resizes position embeddings with antialiasing.
+
+    timm does. Hugging Face's ViT, ViT-MAE and DINOv2 and the authors' own code of DINO, DINOv2 and MAE do not, except
+    for DINOv2 with registers.
+    """
+    names = set(raw)
+    if any(name.endswith("register_tokens") for name in names):
+        return True
+    hugging_face = any(name.endswith("embeddings.position_embeddings") for name in names)
+    authors = any(name.split(".")[-1] == "mask_token" for name in names)
+    return not (hugging_face or authors)
 
 
 def _read_sibling_json(path: Path, name: str) -> dict[str, Any]:
     """Return the content of the JSON file `name` in the folder of the weights; empty if absent or not a hub folder."""
-    config = path.with_name(name)
+    config = (path.parent if path.parent.name == "onnx" else path).with_name(name)
     if path.name not in FOLDER_FILES or not config.is_file():
         return {}
     try:
@@ -150,7 +192,9 @@ def _read_sibling_json(path: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def _infer_normalisation(path: Path, tensors: StateDict, config: dict[str, Any]) -> tuple[Normalisation, str]:
+def _infer_normalisation(
+    path: Path, tensors: StateDict, config: dict[str, Any], repository: str
+) -> tuple[Normalisation, str]:
     """Return the input normalisation that weights were trained with, and how it was determined."""
     preprocessor = _read_sibling_json(path, "preprocessor_config.json")
     for name, values, mean, std in (
@@ -161,7 +205,7 @@ def _infer_normalisation(path: Path, tensors: StateDict, config: dict[str, Any])
             return Normalisation(tuple(values[mean]), tuple(values[std])), f"stated in {name}"
     folder_name = path.parent.name if path.name in FOLDER_FILES else ""
     model_type = config.get("pretrained_cfg", config).get("model_type", "")
-    names = f"{folder_name} {path.name} {model_type}".lower()
+    names = f"{repository} {folder_name} {path.name} {model_type}".lower()
     if {"mask_token", "reg_token", "blocks.0.ls1.gamma"} & set(tensors) or re.search(r"dino|mae|deit", names):
         return IMAGENET_NORMALISATION, "assumed, as for DINO, MAE and DeiT"
     return HALF_NORMALISATION, "assumed, as for Google's and augreg"
@@ -340,10 +384,11 @@ def _fit_positions(state: StateDict, own: StateDict, weights: PretrainedWeights)
         positions = positions[:, prefix:].unflatten(1, (math.isqrt(length - prefix), -1))
     old_rows, old_columns = positions.shape[1:3]
     rows, columns = own["pos_embed"].shape[1:3]
-    state["pos_embed"] = resize_positions(positions, (rows, columns))
+    state["pos_embed"] = resize_positions(positions, (rows, columns), weights.antialias)
     if (old_rows, old_columns) == (rows, columns):
         return []
-    return [WeightAction("resized", "pos_embed", f"{old_rows}x{old_columns} -> {rows}x{columns} patches")]
+    how = "" if weights.antialias else ", without antialiasing, as where the weights come from"
+    return [WeightAction("resized", "pos_embed", f"{old_rows}x{old_columns} -> {rows}x{columns} patches{how}")]
 
 
 def _count_prefix_positions(state: StateDict) -> int | None:

@@ -157,11 +157,11 @@ class Node:
             self.queue.sign_off(name)
 
     def _supervise(self) -> None:
-        """Keep `workers` processes that score; one that ends is replaced after a moment."""
+        """Keep the processes that score; one that ends is replaced after a moment."""
         context = multiprocessing.get_context("spawn")
         while not self.stop.is_set():
             self._scorers = [process for process in self._scorers if process.is_alive()]
-            while len(self._scorers) < self.config.workers:
+            while len(self._scorers) < self.config.processes:
                 process = context.Process(target=score_forever, args=(self.config, worker_name("score")), daemon=True)
                 process.start()
                 self._scorers.append(process)

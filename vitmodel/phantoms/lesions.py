@@ -1,4 +1,4 @@
-"""3-D lesions and their projections: cancers, and benign findings that must be told apart from them.
+"""3-D lesions and their projections: cancers, and benign findings that must be distinguished from them.
 
 Breast frame (mm): x from the chest wall to the nipple, y lateral, z towards the head. Both views are parallel
 projections of one anatomy, CC along z and MLO at 45 degrees between y and z, so that x is the same in both.

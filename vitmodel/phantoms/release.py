@@ -93,7 +93,7 @@ def write_release(config: SynthConfig) -> Path:
     _claim_folder(config)
     patients = plan_patients(config)
     absolute = replace(config, out=config.out.absolute())  # workers outlive this call and keep their working directory
-    results = joblib.Parallel(n_jobs=config.jobs or -1, return_as="generator")(
+    results = joblib.Parallel(n_jobs=config.workers or -1, return_as="generator")(
         joblib.delayed(_write_patient)(patient, absolute) for patient in patients
     )
     lesions: list[CsvRow] = []
@@ -118,7 +118,7 @@ def write_release(config: SynthConfig) -> Path:
 def _claim_folder(config: SynthConfig) -> None:
     """Write the release's settings to its folder, or raise UsageError if the folder contains something else."""
     recipe_file = config.out / RECIPE_FILE
-    recipe = to_json({key: value for key, value in asdict(config).items() if key not in ("out", "jobs")})
+    recipe = to_json({key: value for key, value in asdict(config).items() if key not in ("out", "workers")})
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"out: {config.out} is a file; choose a folder")
     is_same_release = recipe_file.is_file() and recipe_file.read_text() == recipe

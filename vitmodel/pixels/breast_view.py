@@ -86,7 +86,7 @@ def _find_in_overview(file: ImageFile) -> tuple[BreastView, str]:
 
 def has_two_values(stored: np.ndarray) -> bool:
     """Return whether all pixels have one of two values, as in a mask."""
-    for step in (8, 1):  # a coarse sample tells a mammogram from a mask at once
+    for step in (8, 1):  # a coarse sample distinguishes a mammogram from a mask at once
         sample = stored[::step, ::step]
         low, high = sample.min(), sample.max()
         if low == high or not ((sample == low) | (sample == high)).all():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from vitmodel.errors import ImageRefusedError
@@ -67,10 +68,10 @@ def read_palette(tags: TagReader) -> Palette:
 
 
 def are_equal(*channels: np.ndarray) -> bool:
-    """Return whether unsigned channels of one type are equal within `TOLERANCE`."""
-    first, *others = (channel.astype(np.int32) for channel in channels)
-    tolerance = TOLERANCE * np.iinfo(channels[0].dtype).max // 255
-    return all(first.shape == other.shape and np.abs(first - other).max() <= tolerance for other in others)
+    """Return whether channels of one type are equal: integers within `TOLERANCE`, other numbers exactly."""
+    first, *others = channels
+    tolerance = TOLERANCE * int(np.iinfo(first.dtype).max) // 255 if first.dtype.kind == "u" else 0
+    return all(first.shape == other.shape and cv2.absdiff(first, other).max() <= tolerance for other in others)
 
 
 def grey_channel(pixels: np.ndarray, photometric: str, bits: int) -> np.ndarray:

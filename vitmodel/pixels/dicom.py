@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import uid
-from pydicom.encaps import get_frame
 
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.colour import MONOCHROME, PALETTE, grey_channel, read_palette
 from vitmodel.pixels.dicom_header import check_image_object, read_header, read_pixel_format, read_syntax_and_class
-from vitmodel.pixels.dicom_reading import has_pixel_data_tag, read_dataset
+from vitmodel.pixels.dicom_reading import read_dataset
+from vitmodel.pixels.frame import read_frame
 from vitmodel.pixels.functional_groups import promote_functional_groups
 from vitmodel.pixels.picture_range import own_range
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import ImageWarning
 from vitmodel.pixels.voi import DisplayPipeline, ForProcessing, read_display_pipeline
+from vitmodel.utils import describe_failure
 
 MAX_PADDING_GREY = 0.05
 """Greatest grey value of padding that leaves no visible rim in averages; the foot of a sigmoid lies near 0.01."""
@@ -58,7 +59,7 @@ class DicomFile:
             raise
         except Exception as error:  # pydicom's exceptions for damaged bytes have no common type
             raise ImageRefusedError(
-                "bad_header", f"the DICOM header cannot be parsed ({error}); export the image again"
+                "bad_header", f"the DICOM header cannot be parsed ({describe_failure(error)}); export the image again"
             ) from error
         self.decoder = ""
 
@@ -67,7 +68,8 @@ class DicomFile:
         """Number of resolution levels that can be skipped: that of the JPEG 2000 stream, 0 for other codecs."""
         if self._bright_padding or self.palette is not None:
             return 0
-        return decoding.available_levels(self.frame, self.pixel_format)
+        frame = self.frame  # may correct the transfer syntax
+        return decoding.available_levels(frame, self.pixel_format)
 
     def read_stored(self, level: int = 0) -> np.ndarray:
         """Return the stored values.
@@ -97,7 +99,8 @@ class DicomFile:
 
     def _decode(self, level: int = 0) -> tuple[np.ndarray, str]:
         """Return the stored values `(H, W)` before padding is replaced, and a message about what was assumed."""
-        patterns, self.decoder = decoding.decode(self.frame, self.pixel_format, level)
+        frame = self.frame  # may correct the transfer syntax
+        patterns, self.decoder = decoding.decode(frame, self.pixel_format, level)
         if patterns.ndim == 3:
             patterns = grey_channel(patterns, self.pixel_format.photometric, self.pixel_format.bits_stored)
         if self.palette is not None:
@@ -178,32 +181,14 @@ class DicomFile:
     @functools.cached_property
     def frame(self) -> bytes:
         """The bytes of the frame as stored in the file."""
-        pixel_format = self.pixel_format
-        expected = pixel_format.frame_bytes
-        dataset = read_dataset(self.path, 2 * expected)  # a codec that fails to compress needs little more than 1 x
-        data = next(iter(TagReader(dataset, []).values("PixelData")), None)
-        if not isinstance(data, bytes) or not data:
-            if has_pixel_data_tag(self.path):
-                raise ImageRefusedError("unreadable", "the file is cut short in its pixel data; copy it again")
-            raise ImageRefusedError("no_pixels", "the file has no pixel data, or is cut short before it; copy it again")
-        if uid.UID(pixel_format.syntax).is_encapsulated:
-            try:
-                frame = get_frame(data, 0, number_of_frames=1)
-            except Exception as error:  # damaged item lengths raise any of pydicom's exceptions
-                raise ImageRefusedError(
-                    "unreadable", f"the compressed pixels are cut short or damaged ({error}); copy the file again"
-                ) from error
-            # Encoders and archives pad frames with more than the one byte that makes their length even. All codecs but
-            # RLE end with a marker, so that zeros at the end are no part of the stream.
-            return frame if pixel_format.syntax == uid.RLELossless else frame.rstrip(b"\0")
-        if len(data) < expected:
-            raise ImageRefusedError(
-                "unreadable", f"the file is cut short: it has {len(data)} of {expected} bytes of pixels; copy it again"
+        frame, syntax = read_frame(self.path, self.pixel_format)
+        if syntax != self.pixel_format.syntax:
+            stated = uid.UID(self.pixel_format.syntax).name
+            self._add_warning(
+                f"TransferSyntaxUID is {stated}, but the pixels are not compressed; they are read as such"
             )
-        in_words = pixel_format.bits_allocated == 8 and dataset["PixelData"].VR == "OW"
-        if in_words and pixel_format.syntax == uid.ExplicitVRBigEndian:
-            data = np.frombuffer(data, np.uint16).byteswap().tobytes()  # bytes are stored in words (PS3.5 D.1)
-        return data[:expected]
+            self.pixel_format = dataclasses.replace(self.pixel_format, syntax=syntax)
+        return frame
 
     def _add_warning(self, message: str) -> None:
         """Add a warning about assumed values to the header unless it is there already."""

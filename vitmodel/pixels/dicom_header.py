@@ -7,10 +7,10 @@ from pydicom import Dataset, uid
 from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels import decoding
 from vitmodel.pixels.colour import COLOUR_SPACES, MONOCHROME, PALETTE
-from vitmodel.pixels.decoding import PixelFormat
 from vitmodel.pixels.header import ImageHeader
 from vitmodel.pixels.header_meaning import TOMOSYNTHESIS_CLASS, check_meaning
 from vitmodel.pixels.identity import identify
+from vitmodel.pixels.pixel_format import MAX_PIXELS, PixelFormat
 from vitmodel.pixels.side_and_view import BREAST_VIEWS, VIEW_OF_CODE
 from vitmodel.pixels.tags import TagReader
 from vitmodel.pixels.verdict import REFUSAL_REASONS, ImageWarning
@@ -29,6 +29,47 @@ PROJECTION_MODALITIES = {"DX", "CR", "RG", "SC"}
 """Modalities of digitised films and older detectors."""
 
 
+KNOWN_CODES = frozenset(
+    (
+        *(
+            "MG",
+            "CR",
+            "DX",
+            "RG",
+            "XA",
+            "RF",
+            "CT",
+            "MR",
+            "US",
+            "NM",
+            "PT",
+            "OT",
+            "SC",
+            "ES",
+            "GM",
+            "OP",
+            "IO",
+            "PX",
+            "BI",
+        ),
+        *("SR", "PR", "KO", "SEG", "DOC", "ECG", "REG", "RTIMAGE", "RTDOSE", "RTPLAN", "RTSTRUCT", "XC", "SM", "HC"),
+        *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", "YBR_FULL", "YBR_FULL_422"),
+        *("YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "XYB"),
+    )
+)
+"""Defined terms of Modality (PS3.3 C.7.3.1.1.1) and PhotometricInterpretation (C.7.6.3.1.2) that messages may name."""
+
+
+def shown_code(code: str) -> str:
+    """Return a code for a message; a value that is no defined term may be a misplaced name and is not repeated."""
+    return (code if code in KNOWN_CODES else "an unknown value") if code else "missing"
+
+
+def name_of_uid(value: str) -> str:
+    """Return the name of a UID for a message; a value that the standard does not define is not repeated."""
+    return (uid.UID_dictionary[value][0] if value in uid.UID_dictionary else "unknown") if value else "missing"
+
+
 def read_syntax_and_class(dataset: Dataset, tags: TagReader) -> tuple[str, str]:
     """Return the transfer syntax and the SOP class.
 
@@ -44,7 +85,7 @@ def read_syntax_and_class(dataset: Dataset, tags: TagReader) -> tuple[str, str]:
     if syntax not in decoding.DECODERS:
         raise ImageRefusedError(
             "undecodable",
-            f"transfer syntax {uid.UID(syntax).name} is not supported; export the image uncompressed or as JPEG 2000",
+            f"the transfer syntax, {name_of_uid(syntax)}, is not supported; export the image uncompressed or as JPEG 2000",
         )
     return str(syntax), sop_class
 
@@ -71,7 +112,7 @@ def check_image_object(tags: TagReader, sop_class: str, for_processing: ForProce
     if not tags.values("Rows") and not tags.values("Columns"):
         raise ImageRefusedError(
             "no_pixels",
-            f"the DICOM object (Modality {tags.code('Modality') or 'missing'}) is not an image: "
+            f"the DICOM object (Modality {shown_code(tags.code('Modality'))}) is not an image: "
             "it has no Rows and Columns",
         )
     check_modality(tags, sop_class)
@@ -84,7 +125,8 @@ def check_image_object(tags: TagReader, sop_class: str, for_processing: ForProce
     }:
         raise ImageRefusedError(
             "colour",
-            f"the image is not greyscale: PhotometricInterpretation is {photometric}, SamplesPerPixel is {samples}; "
+            f"the image is not greyscale: PhotometricInterpretation is {shown_code(photometric)}, "
+            f"SamplesPerPixel is {samples}; "
             "use the original mammogram",
         )
     raw = tags.code("PresentationIntentType") == "FOR PROCESSING" or sop_class in FOR_PROCESSING_CLASSES
@@ -106,7 +148,7 @@ def check_modality(tags: TagReader, sop_class: str) -> None:
     modality = tags.code("Modality")
     if modality == "MG" or sop_class in MAMMOGRAPHY_CLASSES or sop_class == TOMOSYNTHESIS_CLASS:
         return
-    stated = f"Modality is {modality or 'missing'} and the SOP class is {uid.UID(sop_class).name or 'missing'}"
+    stated = f"Modality is {shown_code(modality)} and the SOP class is {name_of_uid(sop_class)}"
     remedy = "correct the header if the image is a mammogram"
     if modality not in {"", *PROJECTION_MODALITIES}:
         raise ImageRefusedError("not_mammography", f"{stated}, which is not mammography; {remedy}")
@@ -147,10 +189,10 @@ def read_pixel_format(tags: TagReader, syntax: str) -> PixelFormat:
         require_positive_integer(tags, keyword) for keyword in ("Rows", "Columns", "BitsAllocated")
     )
     samples = tags.integer("SamplesPerPixel") or 1
-    if rows * columns * samples > decoding.MAX_PIXELS:
+    if rows * columns * samples > MAX_PIXELS:
         raise ImageRefusedError(
             "too_large",
-            f"Rows x Columns is {rows} x {columns}, which is more than {decoding.MAX_PIXELS} pixels; "
+            f"Rows x Columns is {rows} x {columns}, which is more than {MAX_PIXELS} pixels; "
             "export the image at a lower resolution",
         )
     if allocated not in (8, 16):
@@ -231,9 +273,9 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
     """
     is_lossy_jpeg = pixel_format.syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
     if tags.code("LossyImageCompression") == "01" or is_lossy_jpeg:
-        ratio = tags.text("LossyImageCompressionRatio") or "unknown"
+        stated = tags.number("LossyImageCompressionRatio")
+        ratio = "unknown" if stated is None else f"{stated:g}"
         tags.add_warning(f"the pixels were compressed with loss (ratio {ratio})", "lossy")
-    identity = identify(tags)
     return ImageHeader(
         rows=pixel_format.rows,
         columns=pixel_format.columns,
@@ -241,14 +283,7 @@ def read_header(tags: TagReader, pixel_format: PixelFormat, voi: str, warnings: 
         photometric=pixel_format.photometric,
         transfer_syntax=pixel_format.syntax,
         voi=voi,
-        patient_id=identity.patient_id,
-        image_id=identity.image_id,
-        study_id=identity.study_id,
-        laterality=identity.laterality,
-        view=identity.view,
-        machine_id=identity.machine_id,
-        implant=identity.implant,
-        age=identity.age,
+        identity=identify(tags),
         spacing=read_spacing(tags),
         warnings=tuple(warnings),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 import zlib
 from pathlib import Path
@@ -12,11 +13,14 @@ from pydicom import Dataset, dcmread, uid
 
 from vitmodel.archives import open_source
 from vitmodel.errors import DeflatedDataError, ImageRefusedError
-from vitmodel.pixels import decoding
+from vitmodel.pixels.pixel_format import MAX_PIXELS
 from vitmodel.pixels.verdict import REFUSAL_REASONS
+from vitmodel.utils import describe_failure
 
-# pydicom warns about every value that violates the standard; what matters here becomes an ImageWarning instead.
+# pydicom warns about every value that violates the standard; what matters here becomes an ImageWarning instead. Its
+# warnings and log messages quote the values, and a damaged header may have a patient's name anywhere.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 MAX_VALUE_BYTES = 1 << 20
 """Size in bytes above which a value, such as a private copy of the raw data, is not read with the header."""
@@ -24,6 +28,8 @@ MAX_HEADER_BYTES = 64 << 20
 """Most bytes of all values read with the header; most files have less than one million."""
 READ_COST = 256
 """Bytes by which each read reduces the limit, so that any number of empty values exhausts it as well."""
+MAX_FIRST_LENGTH = 256
+"""Greatest length in bytes of the first element of a DICOM file without a preamble."""
 DEFLATED = uid.DeflatedExplicitVRLittleEndian.encode()
 EXPLICIT = uid.ExplicitVRLittleEndian.encode().ljust(22, b"\0")
 
@@ -45,8 +51,7 @@ def read_dataset(path: Path, pixels: int = 0) -> Dataset:
         with open_source(path) as buffered:
             file = cast(io.RawIOBase, buffered.raw)
             start = file.read(132)
-            has_old_start = start[:2] in (b"\x02\0", b"\x08\0")  # old files start with their first group
-            if start[128:] != b"DICM" and not has_old_start:
+            if not starts_like_dicom(start):
                 raise ImageRefusedError("not_an_image", REFUSAL_REASONS["not_an_image"])
             file.seek(0)
             limited = LimitedFile(file, MAX_HEADER_BYTES + pixels)
@@ -62,8 +67,22 @@ def read_dataset(path: Path, pixels: int = 0) -> Dataset:
         raise ImageRefusedError("missing_file", f"{path} does not exist; correct the path") from None
     except Exception as error:  # pydicom's exceptions for damaged bytes have no common type
         raise ImageRefusedError(
-            "unreadable", f"the file cannot be parsed as DICOM ({error}); copy or export it again"
+            "unreadable", f"the file cannot be parsed as DICOM ({describe_failure(error)}); copy or export it again"
         ) from error
+
+
+def starts_like_dicom(start: bytes) -> bool:
+    """Return whether the first 132 bytes are those of a DICOM file, with its preamble (PS3.10 section 7.1) or without.
+
+    A file without the preamble starts with an element of group 2 or 8: its tag, and then its VR, or its length if the
+    VRs are implicit.
+    """
+    if start[128:] == b"DICM":
+        return True
+    if len(start) < 132 or start[:2] not in (b"\x02\0", b"\x08\0") or start[3]:
+        return False
+    has_vr = start[4:6].isalpha() and start[4:6].isupper()
+    return has_vr or int.from_bytes(start[4:8], "little") <= MAX_FIRST_LENGTH
 
 
 class LimitedFile(io.BufferedReader):
@@ -112,7 +131,7 @@ def inflate(file: LimitedFile) -> BinaryIO:
         zlib.error: The deflated data is damaged.
     """
     start = file.tell()
-    limit = MAX_HEADER_BYTES + 2 * decoding.MAX_PIXELS
+    limit = MAX_HEADER_BYTES + 2 * MAX_PIXELS
     file.raw.seek(0, io.SEEK_SET)
     head = file.raw.read(start).replace(DEFLATED, EXPLICIT)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)

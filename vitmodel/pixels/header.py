@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from vitmodel.pixels.identity import ImageIdentity
 from vitmodel.pixels.verdict import ImageWarning
 
 
@@ -21,17 +22,9 @@ class ImageHeader:
         photometric: DICOM PhotometricInterpretation.
         transfer_syntax: UID of the DICOM transfer syntax.
         voi: Name of the VOI LUT, window or range that is applied.
-        patient_id: DICOM PatientID.
-        image_id: DICOM SOPInstanceUID.
-        study_id: DICOM StudyInstanceUID.
-        laterality: L or R.
-        view: One of the views of the manifest.
-        machine_id: Serial number, station name or model of the machine.
-        implant: 1 with and 0 without an implant.
-        age: Age of the patient in years.
+        identity: Whom and what the image shows.
         spacing: Distance of pixel centres (between rows, between columns) in mm, in the plane of the detector or, if
-        the
-            file states the magnification, of the breast.
+            the file states the magnification, of the breast.
         warnings: Warnings about the header.
     """
 
@@ -41,14 +34,7 @@ class ImageHeader:
     photometric: str
     transfer_syntax: str
     voi: str = ""
-    patient_id: str = ""
-    image_id: str = ""
-    study_id: str = ""
-    laterality: str = ""
-    view: str = ""
-    machine_id: str = ""
-    implant: int | None = None
-    age: float | None = None
+    identity: ImageIdentity = field(default_factory=ImageIdentity)
     spacing: tuple[float, float] | None = None
     warnings: tuple[ImageWarning, ...] = ()
 

@@ -9,17 +9,21 @@ CID 4014 and 4015 (views and their modifiers), and the image types that vendors 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from vitmodel.errors import ImageRefusedError
+from vitmodel.pixels.side_and_view import BOTH_WORDS, fold
 from vitmodel.pixels.tags import TagReader
 
 TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 SECONDARY_CAPTURE_CLASS = "1.2.840.10008.5.1.4.1.1.7"
 SYNTHETIC_TYPES = {"GENERATED_2D", "TOMO_2D"}
 """Values of ImageType of a 2D image that was computed from a tomosynthesis."""
+SYNTHETIC_DESCRIPTION = re.compile(r"\b(c-?view|v-?preview|s-?view|(intelligent|insight) ?2d)\b", re.IGNORECASE)
+"""Names of such images by Hologic, GE, Fujifilm and Siemens in SeriesDescription, where ImageType is silent."""
 SUBTRACTION_TYPES = {"SUBTRACTION", "RECOMBINED", "HIGH_ENERGY"}
 """Values of ImageType of contrast-enhanced images that are no mammograms; the low-energy image is one."""
 CONTRAST_TYPES = {"POST_CONTRAST", "LOW_ENERGY"}
@@ -59,7 +63,8 @@ def _has_type(*words: str) -> Callable[[TagReader, str], bool]:
 
 def is_synthetic(tags: TagReader) -> bool:
     """Return whether the image is a 2D image computed from a tomosynthesis."""
-    return not SYNTHETIC_TYPES.isdisjoint(tags.codes("ImageType"))
+    described = SYNTHETIC_DESCRIPTION.search(tags.text("SeriesDescription")) is not None
+    return described or not SYNTHETIC_TYPES.isdisjoint(tags.codes("ImageType"))
 
 
 def view_modifiers(tags: TagReader) -> list[TagReader]:
@@ -93,6 +98,16 @@ def _is_screen_save(tags: TagReader, sop_class: str) -> bool:
     return sop_class == SECONDARY_CAPTURE_CLASS and _has_type("SCREEN")(tags, sop_class)
 
 
+def _runs(axis: int, *directions: str) -> Callable[[TagReader, str], bool]:
+    """Return a pattern: the rows (0) or columns (1) run towards one of the directions of the patient first of all."""
+
+    def matches(tags: TagReader, _: str) -> bool:
+        words = tags.codes("PatientOrientation")
+        return len(words) == 2 and words[axis].startswith(directions)
+
+    return matches
+
+
 HEADER_RULES = (
     HeaderRule(
         "QualityControlImage is YES",
@@ -116,11 +131,25 @@ HEADER_RULES = (
         "ImageType states a subtraction or high-energy image of contrast mammography; use the low-energy image",
     ),
     HeaderRule(
-        "ImageLaterality is B",
-        lambda tags, _: tags.code("ImageLaterality") == "B",
+        "ImageLaterality or FrameLaterality is B or a word for both",
+        lambda tags, _: not BOTH_WORDS.isdisjoint(fold(tags.text(f"{part}Laterality")) for part in ("Image", "Frame")),
         "refused",
         "both_breasts",
-        "ImageLaterality is B: the image shows both breasts; use the images of the single breasts",
+        "by its ImageLaterality or FrameLaterality, the image shows both breasts; use the images of the single breasts",
+    ),
+    HeaderRule(
+        "PatientOrientation: columns run towards the head",
+        _runs(1, "H"),
+        "refused",
+        "rotated",
+        "PatientOrientation states that the image is upside down; turn it by 180 degrees",
+    ),
+    HeaderRule(
+        "PatientOrientation: rows run towards head or feet",
+        _runs(0, "H", "F"),
+        "refused",
+        "rotated",
+        "PatientOrientation states that the image lies on its side; turn it by 90 degrees",
     ),
     HeaderRule(
         "NumberOfFrames above 1",
@@ -137,7 +166,7 @@ HEADER_RULES = (
         "the image is a single slice or projection of a tomosynthesis; use the 2D mammogram of the exam",
     ),
     HeaderRule(
-        "ImageType has GENERATED_2D or TOMO_2D",
+        "ImageType has GENERATED_2D or TOMO_2D, or SeriesDescription names such an image",
         lambda tags, _: is_synthetic(tags),
         "warned",
         "synthetic_2d",

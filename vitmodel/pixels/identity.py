@@ -23,7 +23,7 @@ class ImageIdentity:
     Attributes:
         patient_id: DICOM PatientID.
         issuer: Who issued the PatientID; ids of two issuers are of two patients.
-        patient_name: DICOM PatientName, to tell patients with the same id apart. Never shown.
+        patient_name: DICOM PatientName, to distinguish patients with the same id. Never shown.
         birth_date: DICOM PatientBirthDate, for the same purpose. Never shown.
         study_id: DICOM StudyInstanceUID.
         accession: DICOM AccessionNumber.

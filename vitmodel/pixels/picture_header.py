@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.decoding import MAX_PIXELS, marker_segments, read_jpeg2000_header, read_jpeg_header
+from vitmodel.pixels.codestream import marker_segments, read_jpeg2000_header, read_jpeg_header
 from vitmodel.pixels.pgm import read_pgm_header
+from vitmodel.pixels.pixel_format import MAX_PIXELS
 from vitmodel.pixels.tiff import (
     PALETTE,
     TIFF_STARTS,

@@ -101,6 +101,9 @@ def judge_region(grey: np.ndarray, breast: BreastRegion, mm_per_pixel: float | N
         breast: The region that it returned.
         mm_per_pixel: Distance of the rows of the view, if known.
     """
+    x0, y0, x1, y1 = breast.box
+    if max(x1 - x0, y1 - y0) < MIN_SIZE_FOR_SHAPE:
+        return Implausibility(1, (f"the region is smaller than {MIN_SIZE_FOR_SHAPE} pixels, too small to be judged",))
     measures = measure_region(grey, breast)
     if mm_per_pixel is not None:
         measures["height_mm"] = (breast.box.y1 - breast.box.y0) * mm_per_pixel

@@ -16,15 +16,14 @@ import numpy as np
 
 from vitmodel.archives import open_source
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.decoding import MAX_PIXELS
+from vitmodel.pixels.colour import are_equal
 from vitmodel.pixels.header import ImageHeader
 from vitmodel.pixels.pgm import decode_pgm
 from vitmodel.pixels.picture_header import END_MARKERS, HEAD_BYTES, PictureHeader, read_picture_header
 from vitmodel.pixels.picture_range import GreyRange, own_range, percentile_range, range_of_bits, significant_bits
+from vitmodel.pixels.pixel_format import MAX_PIXELS
 from vitmodel.pixels.verdict import ImageWarning
 
-CHANNEL_TOLERANCE = 2
-"""Greatest difference of the channels of a grey JPEG after its colour transform, in grey levels of 255."""
 MAX_BYTES_PER_VALUE = 6
 """Most bytes that a value needs: five digits and a space in a PGM file."""
 
@@ -139,6 +138,8 @@ class RasterFile:
         """The decoded picture, upright, `(H, W)`."""
         picture = self._picture
         pixels, self.decoder = decode_picture(self.path, picture)
+        if pixels.ndim == 3 and pixels.shape[1:] == (picture.rows, picture.columns):  # one plane after the other
+            pixels = np.moveaxis(pixels, 0, 2)
         if pixels.shape[:2] != (picture.rows, picture.columns):
             raise ImageRefusedError(
                 "bad_header",
@@ -284,8 +285,7 @@ def single_channel(pixels: np.ndarray) -> np.ndarray:
     alpha = channels[-1] if len(channels) in (2, 4) else None
     if alpha is not None and not alpha.all():
         first, grey, last = (np.where(alpha == 0, 0, channel).astype(channel.dtype) for channel in (first, grey, last))
-    tolerance = CHANNEL_TOLERANCE * int(np.iinfo(pixels.dtype).max) // 255 if pixels.dtype.kind == "u" else 0
-    if max(cv2.absdiff(grey, first).max(), cv2.absdiff(grey, last).max()) > tolerance:
+    if not are_equal(first, grey, last):
         raise ImageRefusedError(
             "colour", "the picture is in colour: its red, green and blue differ; save the original in greyscale"
         )

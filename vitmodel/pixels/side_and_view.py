@@ -47,6 +47,8 @@ LEFT_WORDS = frozenset(
 RIGHT_WORDS = frozenset(
     ("r", "right", "rt", "rechts", "rechte", "droite", "droit", "dcha", "derecha", "derecho", "direita", "destra", "dx")
 )
+BOTH_WORDS = frozenset(("b", "both", "bilateral", "bilaterale", "beide", "beidseits", "ambas", "ambos", "lr", "rl"))
+"""Words for an image of both breasts."""
 LEFT = LEFT_WORDS | {"li", "g", "i", "e"}
 RIGHT = RIGHT_WORDS | {"re", "d"}
 """Words of a side where nothing else is expected; in free text, only the longer ones and L and R count."""
@@ -62,9 +64,9 @@ PHRASES = (
     (r"caudo ?cran[ie]al\w*|from below", "FB"),
     (r"latero ?medial\w* ?(obli|schrag)\w*|(obli\w+) latero ?medial\w*", "LMO"),
     (r"medio ?lateral\w* ?(obli|schrag)\w*|(obli\w+) medio ?lateral\w*", "MLO"),
-    (r"cran[ie]o ?caudal\w*", "CC"),
+    (r"cran[ie]o ?caudal\w*|cr(an)? caud\w*|face", "CC"),
     (r"latero ?medial\w*", "LM"),
-    (r"medio ?lateral\w*", "ML"),
+    (r"medio ?lateral\w*|profil|perfil", "ML"),
     (r"axillary tail", "AT"),
     (r"cleavage", "CV"),
     (r"(obli[cq]u\w*|schrag\w*)", "MLO"),
@@ -104,7 +106,8 @@ def find_side_and_view(text: str, is_free_text: bool = False) -> SideAndView:
         text: Words such as "LCC", "R-MLO", "MLO ID", "cráneo-caudal izquierda".
         is_free_text: Whether the text may be about other things, so that only unmistakable words count.
     """
-    rest = re.sub(r"[^a-z0-9]+", " ", fold(text)).strip()
+    rest = re.sub(r"\b([a-z])\.", r"\1", fold(text))  # C.C.
+    rest = re.sub(r"[^a-z0-9]+", " ", rest).strip()
     if is_free_text:
         rest = AMOUNT.sub(" ", rest)
     views: set[str] = set()
@@ -173,11 +176,11 @@ def _choose(kind: str, statements: list[Statement], tags: TagReader) -> str:
     first = stated[0]
     value: str = getattr(first, kind)
     if first.is_free_text:
-        tags.add_warning(f"the {kind} {value} is taken from {first.source} ({first.text!r}), no other tag states it")
+        tags.add_warning(f"the {kind} {value} is taken from {first.source} (free text), no other tag states it")
     for other in stated[1:]:
         if not _agree(value, getattr(other, kind)):
             tags.add_warning(
-                f"{first.source} states the {kind} {value}, but {other.source} ({other.text!r}) states "
+                f"{first.source} states the {kind} {value}, but {other.source} states "
                 f"{getattr(other, kind)}; the first one is taken"
             )
     return value

@@ -33,8 +33,8 @@ class TagReader:
         """Return all values of a tag; [] if it is absent, empty or damaged."""
         try:
             value = self.dataset.get(keyword)
-        except Exception as error:  # noqa: BLE001 (pydicom converts here; damaged values raise anything)
-            self.add_warning(f"{keyword} is damaged ({error}) and counts as missing")
+        except Exception:  # noqa: BLE001 (pydicom converts here; damaged values raise anything)
+            self.add_warning(f"{keyword} is damaged: it cannot be read as its value type, and counts as missing")
             return []
         if value is None or value == "":
             return []

@@ -27,8 +27,12 @@ REFUSAL_REASONS = {
     "no_breast": "no region of the image is large and bright enough to be a breast",
     "not_a_mammogram": "what was found in the image does not look like a breast in a screening mammogram; "
     "if it is one, run etl or predict with --implausible warn",
-    "rotated": "the chest wall is at the upper or lower edge; turn the image by 90 degrees",
+    "rotated": "the chest wall is at the upper or lower edge, or the header states that the image is upside down; "
+    "turn the image",
+    "atypical": "to the model, the image is unlike those that it was trained on (see its typicality); "
+    "score it nevertheless with --keep-atypical",
     "no_spacing": "the pixel spacing, which --mm-per-pixel needs, is missing or implausible",
+    "not_finite": "the network's output for the image is NaN or infinite; verify the package with `vitmodel verify`",
     "unfit": "the crop contains only air, is smaller than one patch, or has more patches than --tokens allows",
 }
 """Meaning of each code of a refused image."""
@@ -43,6 +47,8 @@ WARNING_REASONS = {
     "doubtful_crop": "the breast box may be wrong: air, arm or belly could not be separated; check the crop",
     "implausible": "what was found in the image does not look like a breast in a screening mammogram, "
     "but --implausible warn keeps it; check the crop",
+    "kept_atypical": "to the model, the image is unlike those that it was trained on, but --keep-atypical scores it; "
+    "its score may mean nothing",
     "special_view": "the header states a special view, such as magnification, spot compression, stereotaxy, "
     "contrast or a screen capture; the model was trained on screening views",
     "synthetic_2d": "the 2D image was computed from a tomosynthesis; the model may have been trained on exposures",

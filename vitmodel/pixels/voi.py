@@ -213,12 +213,12 @@ def read_windows(tags: TagReader) -> list[Window]:
         case "LINEAR" | "LINEAR_EXACT" | "SIGMOID":
             function = name
         case _:
-            tags.add_warning(f"VOILUTFunction {name} is unknown; LINEAR is assumed")
+            tags.add_warning("VOILUTFunction has an unknown value; LINEAR is assumed")
             function = "LINEAR"
     windows = [Window(center, width, function) for center, width in zip(centers, widths, strict=False)]
     for window in windows:
         if not window.valid:
-            tags.add_warning(f"WindowWidth {window.width:g} is not allowed; the window is ignored")
+            tags.add_warning("WindowWidth is too small for its VOILUTFunction; the window is ignored")
     return [window for window in windows if window.valid]
 
 

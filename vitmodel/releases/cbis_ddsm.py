@@ -33,9 +33,11 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, normalize_side
+from vitmodel.releases.listing import dicom_last, looks_like_image
 from vitmodel.releases.masks import FilmMask, read_boxes
-from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
-from vitmodel.releases.source import Source, dicom_last, looks_like_image
+from vitmodel.releases.missing_tables import MissingTable
+from vitmodel.releases.source import Source
+from vitmodel.releases.vocabulary import read_density
 
 logger = logging.getLogger(__name__)
 
@@ -58,25 +60,25 @@ NEEDED_COLUMNS = (
     "image_file_path",
 )
 PATHOLOGY = {"MALIGNANT": 1.0, "BENIGN": 0.0, "BENIGN_WITHOUT_CALLBACK": 0.0}
-DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
-ADDRESS = "doi.org/10.7937/K9/TCIA.2016.7O02S9CY"
 FILM_FOLDER = re.compile(
-    r"(?:Mass|Calc)-(?P<split>Training|Test)_(?P<patient>P_\d+)_(?P<side>LEFT|RIGHT)_(?P<view>CC|MLO)(?P<abnormality>_\d+)?"
+    r"(?:Mass|Calc)-(?P<split>Training|Test)_(?P<patient>P_\d+)_(?P<side>LEFT|RIGHT)_(?P<view>CC|MLO)"
+    r"(?P<abnormality>_\d+)?"
 )
 """Name of the folder of a film, or of an abnormality of it, in the layout of TCIA."""
 DDSM_ROOT = "/1.3.6.1.4.1.9590.100.1.2."
 """Start of the names of folders that are series of the release."""
-KNOWN_PATH = re.compile(f"{FILM_FOLDER.pattern}/|{re.escape(DDSM_ROOT)}")
+MISSING_TABLE = MissingTable(
+    f"the tables {', '.join(CASE_TABLES)} of CBIS-DDSM",
+    "doi.org/10.7937/K9/TCIA.2016.7O02S9CY",
+    re.compile(f"{FILM_FOLDER.pattern}/|{re.escape(DDSM_ROOT)}"),
+    ("Mass-", "Calc-", DDSM_ROOT),
+    reads_names=True,
+)
 
 
 def detect(source: Source) -> bool:
     """Return whether the source has one of the release's tables."""
     return source.find_table(JOINED, *CASE_TABLES) is not None
-
-
-def detect_images(source: Source) -> bool:
-    """Return whether the source, which has no table, has folders with the names of the release's films or series."""
-    return has_image_named(source, KNOWN_PATH, "Mass-", "Calc-", DDSM_ROOT)
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -113,7 +115,7 @@ def read(source: Source) -> pd.DataFrame:
             "official_split": images.split,
             "cancer": images.cancer,
             "birads": images.image_id.map(assessments.groupby(abnormalities.image_id).max()),
-            "density": images.breast_density.map(DENSITY),
+            "density": images.breast_density.map(read_density, na_action="ignore"),
             "lesions": paths.map(lesions),
             "finding_boxes": paths.map(finding_boxes),
             "findings": images.image_id.map(abnormalities_by_image.abnormality_type.agg(_joined)),
@@ -141,7 +143,7 @@ def _case_table(source: Source, name: str) -> pd.DataFrame:
     if path is None:
         raise UsageError(
             f"{source.root}: {name} is missing; get the four tables of CBIS-DDSM ({', '.join(CASE_TABLES)}) "
-            f"from {ADDRESS} and put all of them there"
+            f"from {MISSING_TABLE.origin} and put all of them there"
         )
     # Two of the four files spell a column 'breast density'.
     table = read_table(path).rename(columns=lambda column: column.replace(" ", "_"))
@@ -208,7 +210,7 @@ def _candidates_by_folder(source: Source) -> dict[str, list[str]]:
     """Return all pictures in or below each folder that is named like an abnormality or a series."""
     files: dict[str, list[str]] = defaultdict(list)
     for file in source.files:
-        if KNOWN_PATH.search(file) and looks_like_image(file):
+        if MISSING_TABLE.images.search(file) and looks_like_image(file):
             for name in file[len(str(source.folder)) :].split(os.sep)[:-1]:
                 files[name].append(file)
     return files
@@ -224,15 +226,14 @@ def _read_folders(source: Source) -> pd.DataFrame:
     Raises:
         UsageError: The folders are those of series, so that only the tables tell films from masks and crops.
     """
-    tables = f"the tables {', '.join(CASE_TABLES)} of CBIS-DDSM"
     folders = {match[0]: match for match in map(FILM_FOLDER.search, source.images) if match}
     films = {name: match.groupdict() for name, match in folders.items() if not match["abnormality"]}
     if not films:
         raise UsageError(
-            f"{source.root}: {tables} are missing, and only they tell films from masks and crops; get them from "
-            f"{ADDRESS} and put them in this folder"
+            f"{source.root}: {MISSING_TABLE.table} are missing, and only they tell films from masks and crops; get "
+            f"them from {MISSING_TABLE.origin} and put them in this folder"
         )
-    warn_missing_table(source, tables, "all labels", ADDRESS)
+    MISSING_TABLE.warn(source)
     names = pd.Series(list(films), dtype=object)
     parts = pd.DataFrame(list(films.values()))
     frame = pd.DataFrame(

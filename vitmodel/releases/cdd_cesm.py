@@ -24,7 +24,7 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
+from vitmodel.releases.missing_tables import MissingTable, read_names
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
@@ -38,18 +38,19 @@ OUTLINE_TABLES = ("Radiology_hand_drawn_segmentations_v2.csv", "Radiology_hand_d
 NEEDED_COLUMNS = ("Image_name", "Patient_ID", "Side", "Type", "Age", "Breast density (ACR)", "BIRADS", "View")
 PATHOLOGY_COLUMN = "Pathology Classification"
 """Start of the name of the column with the label."""
-ADDRESS = "doi.org/10.7937/29kw-ae92"
 IMAGE_NAME = re.compile(r"(?:^|/)P(?P<patient>\d+)_(?P<side>[LR])_(?P<type>DM|CM)_(?P<view>[A-Z]+)", re.IGNORECASE)
+MISSING_TABLE = MissingTable(
+    f"the spreadsheet {TABLE_NAMES[0]} of CDD-CESM",
+    "doi.org/10.7937/29kw-ae92",
+    IMAGE_NAME,
+    ("_DM_", "_CM_"),
+    reads_names=True,
+)
 
 
 def detect(source: Source) -> bool:
     """Return whether the source has the release's table."""
     return source.find_table(*TABLE_NAMES) is not None
-
-
-def detect_images(source: Source) -> bool:
-    """Return whether the source, which has no table, has images with the release's names."""
-    return has_image_named(source, IMAGE_NAME, "_DM_", "_CM_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -64,7 +65,9 @@ def read(source: Source) -> pd.DataFrame:
         logger.info("%s: %d subtracted images are left out, because they are no mammograms", source.root, subtracted)
     path = source.find_table(*TABLE_NAMES)
     if path is None:
-        return _read_names(source, files)
+        MISSING_TABLE.warn(source)
+        low_energy = {name: file for name, file in files.items() if "_CM_" not in name.upper()}
+        return read_names(low_energy, IMAGE_NAME, source, "cdd_cesm")
     images = _low_energy_images(read_table(path, NEEDED_COLUMNS, sheet=SHEET), str(path))
     low_energy_folder = str(source.folder) + "/Low energy images of CDD-CESM/"
     tags = images.get("Tags", pd.Series(index=images.index, dtype=object))
@@ -143,22 +146,3 @@ def _outline_box(text: str) -> tuple[float, float, float, float] | None:
     except (ValueError, KeyError, TypeError):
         return None
     return None
-
-
-def _read_names(source: Source, files: dict[str, str]) -> pd.DataFrame:
-    """Return a manifest by the names of the low-energy images alone, with a warning that the labels are missing."""
-    warn_missing_table(source, f"the spreadsheet {TABLE_NAMES[0]} of CDD-CESM", "all labels", ADDRESS)
-    names = pd.Series(list(files), dtype=object)
-    names = names[~names.str.upper().str.contains("_CM_")].reset_index(drop=True)
-    parts = names.str.extract(IMAGE_NAME)
-    frame = pd.DataFrame(
-        {
-            "image_id": names,
-            "patient_id": parts.patient.fillna(names),
-            "laterality": parts.side.fillna("").str.upper(),
-            "view": parts["view"].fillna("").str.upper(),
-            "path": names.map(files),
-            "dataset": "cdd_cesm",
-        }
-    )
-    return as_manifest(frame, str(source.root))

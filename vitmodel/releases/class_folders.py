@@ -21,7 +21,8 @@ from vitmodel.archives import folder_names
 from vitmodel.data.manifest import as_manifest
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import image_stem, make_unique, patient_from_name
-from vitmodel.releases.source import Source, is_hidden, without_copies
+from vitmodel.releases.listing import is_hidden, without_copies
+from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 

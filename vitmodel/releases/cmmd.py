@@ -11,6 +11,7 @@ that breast was not assessed. Sides and views come from the headers.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -19,10 +20,16 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import normalize_side
+from vitmodel.releases.missing_tables import MissingTable
 from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "CMMD_clinicaldata_revision.xlsx (or .csv) next to the folders D1-0001, D1-0002, ..."
 TABLE_NAMES = ("CMMD_clinicaldata_revision.xlsx", "CMMD_clinicaldata_revision.csv", "cmmd_raw_label.csv")
+MISSING_TABLE = MissingTable(
+    "CMMD_clinicaldata_revision.xlsx of CMMD",
+    "https://www.cancerimagingarchive.net/collection/cmmd/",
+    re.compile(r"/D[12]-\d{4}/.*\.dcm$"),
+)
 NEEDED_COLUMNS = ("ID1", "LeftRight", "Age", "abnormality", "classification", "subtype")
 HEADER_COLUMNS = ["image_id", "patient_id", "laterality", "view", "path", "machine_id", "implant", "age"]
 CANCER = {"malignant": 1.0, "benign": 0.0}

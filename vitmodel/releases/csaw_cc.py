@@ -5,7 +5,7 @@ cancer. Karolinska Institutet, 2022. Access on request, for research.
 
 The release has CSAW-CC_breast_cancer_screening_data.csv with one row per image, the images
 <patient>_20990909_<side>_<view>_<number>.dcm in folders of any depth, and masks of cancers, <image>_mask.png. A patient
-has several examinations (`exam_id` is the year). `rad_timing` tells when the cancer was found after the examination:
+has several examinations (`exam_id` is the year). `rad_timing` states when the cancer was found after the examination:
 
 - 1, within 60 days (detected at screening): `cancer` is 1 in the breast with the cancer.
 - 2, within 60 to 729 days (interval cancer): `cancer` is NaN, because it may not have been there yet. The extra column
@@ -25,9 +25,10 @@ import pandas as pd
 from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
+from vitmodel.releases.listing import dicom_last
 from vitmodel.releases.masks import FilmMask, read_boxes
-from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
-from vitmodel.releases.source import Source, dicom_last
+from vitmodel.releases.missing_tables import MissingTable, read_names
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "CSAW-CC_breast_cancer_screening_data.csv next to 00045_20990909_L_CC_1.dcm, ... in any folder"
 TABLE_NAMES = ("CSAW-CC_breast_cancer_screening_data.csv", "CSAW-CC_breast_cancer_screening_data.xlsx")
@@ -41,8 +42,10 @@ NEEDED_COLUMNS = (
     "x_cancer_laterality",
     "rad_timing",
 )
-ADDRESS = "doi.org/10.5878/45vm-t798"
 IMAGE_NAME = re.compile(r"(?P<patient>\d+)_20990909_(?P<side>[LR])_(?P<view>[A-Z]+)_\d+")
+MISSING_TABLE = MissingTable(
+    f"the table {TABLE_NAMES[0]} of CSAW-CC", "doi.org/10.5878/45vm-t798", IMAGE_NAME, ("_20990909_",), reads_names=True
+)
 AGE_GROUP = {"1": "40-55", "2": "over 55"}
 MASK_SUFFIX = "_mask"
 
@@ -50,11 +53,6 @@ MASK_SUFFIX = "_mask"
 def detect(source: Source) -> bool:
     """Return whether the source has the release's table."""
     return source.find_table(*TABLE_NAMES) is not None
-
-
-def detect_images(source: Source) -> bool:
-    """Return whether the source, which has no table, has images with the release's names."""
-    return has_image_named(source, IMAGE_NAME, "_20990909_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -65,7 +63,8 @@ def read(source: Source) -> pd.DataFrame:
     """
     path = source.find_table(*TABLE_NAMES)
     if path is None:
-        return _read_names(source)
+        MISSING_TABLE.warn(source)
+        return read_names({image_stem(file): file for file in dicom_last(source.images)}, IMAGE_NAME, source, "csaw_cc")
     table = read_table(path, NEEDED_COLUMNS)
     names = table.anon_filename.str.strip().map(image_stem)
     files = {image_stem(file): file for file in dicom_last(source.images)}
@@ -121,22 +120,3 @@ def _masks(source: Source, images: dict[str, str], malignant: dict[str, bool]) -
         for file, name in films.items()
         if name in images and name in malignant
     ]
-
-
-def _read_names(source: Source) -> pd.DataFrame:
-    """Return a manifest by the names of the images alone, with a warning that the labels are missing."""
-    warn_missing_table(source, f"the table {TABLE_NAMES[0]} of CSAW-CC", "all labels", ADDRESS)
-    files = {image_stem(file): file for file in dicom_last(source.images)}
-    names = pd.Series(list(files), dtype=object)
-    parts = names.str.extract(IMAGE_NAME)
-    frame = pd.DataFrame(
-        {
-            "image_id": names,
-            "patient_id": parts.patient.fillna(names),
-            "laterality": parts.side.fillna(""),
-            "view": parts["view"].fillna(""),
-            "path": names.map(files),
-            "dataset": "csaw_cc",
-        }
-    )
-    return as_manifest(frame, str(source.root))

@@ -21,8 +21,10 @@ from vitmodel.errors import UsageError
 from vitmodel.pixels.side_and_view import find_side_and_view
 from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import image_stem, make_unique
+from vitmodel.releases.listing import is_dicom_name
+from vitmodel.releases.own_labels import join_labels, merge_rows
 from vitmodel.releases.own_paths import resolve_own_paths
-from vitmodel.releases.source import Source, is_dicom_name
+from vitmodel.releases.source import Source
 from vitmodel.releases.vocabulary import COLUMN_SYNONYMS, UNKNOWN, VALUE_READERS, column_key, fold
 
 logger = logging.getLogger(__name__)
@@ -227,7 +229,7 @@ def _find_rounded_ids(values: pd.Series, column: str) -> list[str]:
 
 def _merge_findings(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Return one row per image: targets are those of its worst finding, other columns those of its first row."""
-    repeated = table.path.notna() & (table.path != "") & table.path.duplicated(keep=False)
+    repeated = table.path.notna() & table.path.duplicated(keep=False)
     if not repeated.any():
         return table
     for column in ("patient_id", "laterality", "view"):
@@ -236,19 +238,7 @@ def _merge_findings(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             if (values > 1).any():
                 file = values.index[values > 1][0]
                 raise UsageError(f"{path}: column {column}: the rows of image {file} differ; correct them")
-    groups = table[repeated].groupby("path", sort=False)
-    merged = groups.first()
-    for column in set(table) & {"cancer", "invasive", "biopsy", "birads"}:
-        merged[column] = groups[column].max()
-    for column in set(table) & {"lesions", "findings", "finding_boxes"}:
-        merged[column] = groups[column].agg(lambda cells: ";".join(dict.fromkeys(cells.dropna())) or np.nan)
-    logger.warning(
-        "%s: %d rows are merged into %d, because they are findings of the same images: the worst one counts",
-        path,
-        int(repeated.sum()),
-        len(merged),
-    )
-    return pd.concat([table[~repeated], merged.reset_index()[list(table)]], ignore_index=True)
+    return merge_rows(table, ["path"], path, "findings of the same images")
 
 
 def _fill_from_headers(table: pd.DataFrame) -> pd.DataFrame:
@@ -277,11 +267,6 @@ def _join_headers(table: pd.DataFrame, source: Source, path: Path) -> pd.DataFra
             "path, or say where the images are with --images FOLDER"
         )
     images = dicom_folder.read_files(files, source.image_folder).dropna(axis=1, how="all")
-    complete = [name for name in table if table[name].notna().all()]
-    keys = [name for name in ("patient_id", "exam_id", "laterality", "view") if name in complete]
-    for key in keys[1:]:
-        if key not in images:
-            raise UsageError(f"{path}: column {key}: the headers of the images do not state it; add a column path")
     ids = table.patient_id.str.strip()
     known = set(ids)
     by_folder = images.path.map(lambda file: next((part for part in Path(file).parts if part in known), None))
@@ -289,17 +274,4 @@ def _join_headers(table: pd.DataFrame, source: Source, path: Path) -> pd.DataFra
     if not ids.isin(images.patient_id).any():  # a spreadsheet drops leading zeros
         without_zeros = {patient.lstrip("0"): patient for patient in images.patient_id.unique()}
         ids = ids.map(lambda patient: without_zeros.get(patient.lstrip("0"), patient))
-    table = table.assign(patient_id=ids)
-    repeated = table.duplicated(keys, keep=False)
-    if repeated.any():
-        worst = table.sort_values([name for name in TARGETS if name in table], ascending=False, kind="stable")
-        table = worst.drop_duplicates(keys)
-    labels = table[[*keys, *(name for name in table if name not in images)]]
-    joined = images.merge(labels, on=keys, how="left", indicator=True)
-    matched = int((joined["_merge"] == "both").sum())
-    if not matched:
-        raise UsageError(
-            f"{path}: no image below {source.image_folder} has {' and '.join(keys)} of a row; add a column path"
-        )
-    logger.info("%s: %d of %d images have a row of the same %s", path, matched, len(joined), " and ".join(keys))
-    return joined.drop(columns="_merge")
+    return join_labels(table.assign(patient_id=ids), images, path)

@@ -19,7 +19,9 @@ from vitmodel.pixels.identity import ImageIdentity, read_identity
 from vitmodel.pixels.open import open_image
 from vitmodel.releases import patients
 from vitmodel.releases.files import folder_patients, image_stem, make_unique, patient_from_name
-from vitmodel.releases.source import Source, without_copies
+from vitmodel.releases.identified_files import IdentifiedFile
+from vitmodel.releases.listing import without_copies
+from vitmodel.releases.source import Source
 from vitmodel.utils import progress
 
 logger = logging.getLogger(__name__)
@@ -73,11 +75,11 @@ def warn_of_tables(source: Source) -> None:
 def read_files(files: list[str], root: Path) -> pd.DataFrame:
     """Return a manifest with one row per file, including files that do not exist or are no image.
 
-    Patients, exams and images are told apart by `patients`. An image id that several files share is replaced by each
+    Patients, exams and images are separated by `patients`. An image id that several files share is replaced by each
     file's path below `root`.
     """
     identified = [
-        patients.IdentifiedFile(file, identity, name)
+        IdentifiedFile(file, identity, name)
         for file, identity, name in zip(files, _read_identities(files), _patients_from_paths(files, root), strict=True)
     ]
     columns = {name: [getattr(file.identity, name) for file in identified] for name in DESCRIPTIVE_COLUMNS}
@@ -87,7 +89,7 @@ def read_files(files: list[str], root: Path) -> pd.DataFrame:
 
 
 def separate_shared_patients(table: pd.DataFrame, sources: pd.Series) -> pd.DataFrame:
-    """Return a joined table in which patients, exams and images that several sources share are told apart again.
+    """Return a joined table in which patients, exams and images that several sources share are separated again.
 
     Args:
         table: Rows of several sources.
@@ -99,7 +101,7 @@ def separate_shared_patients(table: pd.DataFrame, sources: pd.Series) -> pd.Data
     rows = table[shared]
     identities = _read_identities(rows.path.tolist())
     identified = [
-        patients.IdentifiedFile(path, identity, name)
+        IdentifiedFile(path, identity, name)
         for path, identity, name in zip(rows.path, identities, rows.patient_id, strict=True)
     ]
     resolved = patients.resolve(identified).set_axis(rows.index)

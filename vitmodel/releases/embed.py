@@ -22,9 +22,17 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.source import Source, dicom_last, is_dicom_name
+from vitmodel.releases.listing import dicom_last, is_dicom_name
+from vitmodel.releases.missing_tables import MissingTable
+from vitmodel.releases.source import Source
+from vitmodel.releases.vocabulary import read_density
 
 EXPECTED_FILES = "EMBED_OpenData_clinical.csv and EMBED_OpenData_metadata.csv (or _reduced) next to images/cohort_1/"
+MISSING_TABLE = MissingTable(
+    "EMBED_OpenData_clinical.csv and EMBED_OpenData_metadata.csv of EMBED",
+    "s3://embed-dataset-open/tables/",
+    re.compile(r"/cohort_\d+/\d+/[\d.]+/[\d.]+\.dcm$"),
+)
 CLINICAL = ("EMBED_OpenData_clinical_reduced.csv", "EMBED_OpenData_clinical.csv")
 METADATA = ("EMBED_OpenData_metadata_reduced.csv", "EMBED_OpenData_metadata.csv")
 KEYS = ("empi_anon", "acc_anon")
@@ -37,7 +45,6 @@ CANCER = {0: 1.0, 1: 1.0, 2: 0.0, 3: 0.0, 4: 0.0, 5: 0.0}
 """`cancer` by path_severity: 0 = invasive, 1 = in situ, 2 to 5 = benign; 6 = another disease, so unknown."""
 BIRADS = {"N": 1, "B": 2, "P": 3, "A": 0, "S": 4, "M": 5, "K": 6}
 """BI-RADS by the letter in `asses`, in order of rising concern; the highest of a breast's findings counts."""
-DENSITY = {1: "A", 2: "B", 3: "C", 4: "D"}
 """Density by `tissueden`; 5 = male, which has none."""
 
 
@@ -141,7 +148,7 @@ def _by_side(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _exams(clinical: pd.DataFrame) -> pd.DataFrame:
     """Return the density of each exam and the woman's age at it in completed years, as in DICOM headers."""
-    density = pd.to_numeric(clinical.tissueden, errors="coerce").map(DENSITY)
+    density = clinical.tissueden.map(read_density, na_action="ignore")
     age = pd.to_numeric(clinical.age_at_study, errors="coerce") // 1
     return clinical.assign(density=density, age=age).groupby(list(KEYS))[["density", "age"]].first().reset_index()
 

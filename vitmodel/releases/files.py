@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitmodel.releases.source import IMAGE_SUFFIXES
+from vitmodel.releases.listing import IMAGE_SUFFIXES
 
 MAX_FILE_NAME = 200
 """Most bytes of a file name without its suffix; file systems allow 255 in all."""

@@ -16,6 +16,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from vitmodel.data.tables import write_csv
 from vitmodel.errors import UsageError
 from vitmodel.utils import write_atomic
 
@@ -94,7 +95,8 @@ class Mammogram:
         return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
 
 
-SourceImage = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007 (evaluated at run time by documentation tools)
+# Documentation tools evaluate this at run time.
+SourceImage = Union[str, os.PathLike[str], Dataset, Mammogram]  # noqa: UP007
 
 
 def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) -> list[str]:
@@ -127,7 +129,7 @@ def write_sources(sources: SourceImage | Iterable[SourceImage], folder: Path) ->
             raise _unsupported_source(item)
     if rows:
         table = folder / "arrays" / "arrays.csv"
-        write_atomic(table, pd.DataFrame(rows).to_csv(index=False))
+        write_csv(pd.DataFrame(rows), table)
         paths.append(str(table))
     return paths
 

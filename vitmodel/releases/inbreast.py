@@ -28,14 +28,21 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import RefusedError
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.source import Source, dicom_last, is_dicom_name
+from vitmodel.releases.listing import dicom_last, is_dicom_name
+from vitmodel.releases.missing_tables import MissingTable
+from vitmodel.releases.source import Source
+from vitmodel.releases.vocabulary import read_density
 
 logger = logging.getLogger(__name__)
 
 EXPECTED_FILES = "INbreast.csv or INbreast.xls next to AllDICOMs/"
 TABLE_NAMES = ("INbreast.csv", "INbreast.xls", "INbreast.xlsx")
+MISSING_TABLE = MissingTable(
+    "INbreast.csv or INbreast.xls of INbreast",
+    "the release's main folder",
+    re.compile(r"/\d+_[0-9a-f]{16}_MG_[LR]_\w+_ANON\.dcm$"),
+)
 NEEDED_COLUMNS = ("Laterality", "View", "File Name", "ACR", "Bi-Rads")
-DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 POINT = re.compile(r"\(\s*([-\d.eE+]+)\s*,\s*([-\d.eE+]+)\s*\)")
 MARKER = re.compile(r"(Point|Unnamed).*", re.IGNORECASE)
 """Names of outlines that mark no finding."""
@@ -88,7 +95,7 @@ def read(source: Source) -> pd.DataFrame:
             "dataset": "inbreast",
             "birads": birads.str[:1],
             "birads_text": birads,
-            "density": table.ACR.str.strip().str.removesuffix(".0").map(DENSITY),
+            "density": table.ACR.map(read_density, na_action="ignore"),
             "findings": image.map({name: ";".join(sorted(entry.names)) or np.nan for name, entry in found.items()}),
             "finding_boxes": boxes.where(paths.map(is_dicom_name)),
         }

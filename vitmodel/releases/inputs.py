@@ -24,6 +24,7 @@ from vitmodel.releases import dicom_folder
 from vitmodel.releases.files import make_unique
 from vitmodel.releases.registry import read_release
 from vitmodel.releases.source import Source
+from vitmodel.utils import describe_failure
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def _as_refusal(error: Exception) -> InputRefusedError:
     """Return the refusal of one of several inputs that cannot be read."""
     if isinstance(error, UsageError):
         return InputRefusedError("unreadable", str(error))
-    return InputRefusedError("failed", f"{type(error).__name__}: {error}")
+    return InputRefusedError("failed", describe_failure(error))
 
 
 def _expand_standard_input(sources: Sequence[str]) -> Iterator[str]:
@@ -113,7 +114,7 @@ def _read_source(source: Path, dataset: str, name: str) -> pd.DataFrame:
         raise InputRefusedError(
             "not_an_image", f"{name} contains no image; it must contain {dicom_folder.EXPECTED_FILES}"
         )
-    return read_release(source, dataset)
+    return read_release(files, dataset)
 
 
 def _dicomdir_files(dicomdir: Path) -> list[str]:
@@ -127,7 +128,8 @@ def _dicomdir_files(dicomdir: Path) -> list[str]:
         file_ids = [record.ReferencedFileID for record in records if record.DirectoryRecordType == "IMAGE"]
     except (InvalidDicomError, AttributeError, OSError, ValueError, RefusedError) as error:
         raise InputRefusedError(
-            "unreadable", f"{dicomdir} cannot be read as a DICOMDIR: {error}; pass the folder of its images"
+            "unreadable",
+            f"{dicomdir} cannot be read as a DICOMDIR ({describe_failure(error)}); pass the folder of its images",
         ) from None
     if not file_ids:
         raise InputRefusedError("no_pixels", f"{dicomdir} lists no image; pass the folder of its images")

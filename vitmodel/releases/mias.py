@@ -27,11 +27,17 @@ from vitmodel.errors import RefusedError, UsageError
 from vitmodel.releases import custom_table
 from vitmodel.releases.dicom_folder import image_size
 from vitmodel.releases.files import get_or_default, image_stem
+from vitmodel.releases.missing_tables import MissingTable
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 
 EXPECTED_FILES = "mdb001.pgm ... and Info.txt, or a CSV file with image_path, severity and density_FGD"
+MISSING_TABLE = MissingTable(
+    "Info.txt of mini-MIAS",
+    "http://peipa.essex.ac.uk/pix/mias/",
+    re.compile(r"/mdb\d{3}([lr][smlx])?\.pgm$"),
+)
 TABLE_COLUMNS = ("image_path", "patient_id", "severity", "density_FGD")
 INFO_NAME = "Info.txt"
 FINDING = re.compile(

@@ -23,28 +23,30 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.files import image_stem, normalize_side
 from vitmodel.releases.masks import FilmMask, read_boxes
-from vitmodel.releases.missing_tables import has_image_named, warn_missing_table
+from vitmodel.releases.missing_tables import MissingTable
 from vitmodel.releases.source import Source
+from vitmodel.releases.vocabulary import read_density
 
 EXPECTED_FILES = "DataWMask.xlsx next to Benign/, Cancer/ and Normal/ with films such as C_0027_1.LEFT_CC.jpg"
 TABLE_NAMES = ("DataWMask.xlsx", "DataWMask.csv", "Data-MoreThanTwoMasks.xlsx", "Data-MoreThanTwoMasks.csv")
 NEEDED_COLUMNS = ("fileName", "Status", "Tumour_Contour", "Age", "Density")
-ADDRESS = "kaggle.com/datasets/cheddad/miniddsm2"
 FILM_PATH = re.compile(r"/(benign|cancer|normal)/(.*/)?[A-D]_\d+_\d+\.(LEFT|RIGHT)_(CC|MLO)\.\w+$", re.IGNORECASE)
 FILM_NAME = re.compile(r"(?P<case>.+)\.(?P<side>LEFT|RIGHT)_(?P<view>CC|MLO)", re.IGNORECASE)
 MASK_NAME = re.compile(r"(?P<film>.+)_mask\d*", re.IGNORECASE)
 STATUS_FOLDERS = ("benign", "cancer", "normal")
-DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
+MISSING_TABLE = MissingTable(
+    "the table DataWMask.xlsx of Mini-DDSM",
+    "kaggle.com/datasets/cheddad/miniddsm2",
+    FILM_PATH,
+    (".LEFT_", ".RIGHT_"),
+    unknown="age and density",
+    reads_names=True,
+)
 
 
 def detect(source: Source) -> bool:
     """Return whether the source has one of the release's tables."""
     return source.find_table(*TABLE_NAMES) is not None
-
-
-def detect_images(source: Source) -> bool:
-    """Return whether the source, which has no table, has films with the release's names in folders of its classes."""
-    return has_image_named(source, FILM_PATH, ".LEFT_", ".RIGHT_")
 
 
 def read(source: Source) -> pd.DataFrame:
@@ -81,7 +83,7 @@ def read(source: Source) -> pd.DataFrame:
             "path": table.path,
             "dataset": "mini_ddsm",
             "cancer": cancer,
-            "density": table.Density.str.removesuffix(".0").map(DENSITY),
+            "density": table.Density.map(read_density, na_action="ignore"),
             "age": pd.to_numeric(table.Age, errors="coerce").replace(0, np.nan),
             "lesions": table.path.map(lesions),
             "finding_boxes": table.path.map(finding_boxes),
@@ -106,8 +108,8 @@ def _masks(source: Source, films: Mapping[str, str]) -> dict[str, list[str]]:
         if match and match["film"] in films:
             masks[match["film"]].append(file)
     for name, files in masks.items():
-        beside = [file for file in files if os.path.dirname(file) == os.path.dirname(films[name])]
-        masks[name] = beside or list({image_stem(file): file for file in files}.values())
+        nearby = [file for file in files if os.path.dirname(file) == os.path.dirname(films[name])]
+        masks[name] = nearby or list({image_stem(file): file for file in files}.values())
     return dict(masks)
 
 
@@ -116,7 +118,7 @@ def _listed_films(source: Source) -> pd.DataFrame:
     found = [source.find_table(*names) for names in (TABLE_NAMES[:2], TABLE_NAMES[2:])]
     tables = [read_table(path, NEEDED_COLUMNS) for path in found if path is not None]
     if not tables:
-        warn_missing_table(source, "the table DataWMask.xlsx of Mini-DDSM", "age and density", ADDRESS)
+        MISSING_TABLE.warn(source)
         return pd.DataFrame(columns=[*NEEDED_COLUMNS, "fullPath", "has_contour"], dtype=object)
     table = pd.concat(tables, ignore_index=True)
     contours = table.filter(regex="^Tumour_Contour")

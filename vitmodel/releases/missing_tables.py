@@ -1,96 +1,79 @@
-"""Recognise the images of a release whose table of labels is missing, and say where to get the table.
-
-An adapter that can read its images without the table has a function `detect_images`; for the others, `MISSING_TABLES`
-lists what their paths look like.
-"""
+"""Recognise the images of a release whose table of labels is missing, and say where to get the table."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import pandas as pd
+
+from vitmodel.data.manifest import as_manifest
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 
 
-class MissingTable(NamedTuple):
-    """A release that is recognised by the paths of its images."""
+@dataclass(frozen=True)
+class MissingTable:
+    """A release's table of labels, and what the release's images look like where it is missing.
 
-    release: str
-    images: str
-    """Regular expression of an image's path with '/' between its folders, searched anywhere in it."""
+    Attributes:
+        table: Name of the table and the release.
+        origin: Where the table is published.
+        images: Pattern of an image's path with '/' between its folders, searched anywhere in it.
+        words: Texts of which one is in every path with the pattern; searching for them first is much faster.
+        unknown: What is unknown without the table.
+        reads_names: Whether the adapter reads the images without the table, by their names, so that masks are not read
+            as films.
+    """
+
     table: str
     origin: str
-    """Where the table is published."""
+    images: re.Pattern[str]
+    words: tuple[str, ...] = ()
+    unknown: str = "all labels"
+    reads_names: bool = False
+
+    def has_images_in(self, source: Source) -> bool:
+        """Return whether the source is a folder with an image of the release."""
+        if not source.is_folder:
+            return False
+        paths = (file.replace(os.sep, "/") for file in source.images)
+        candidates = (path for path in paths if not self.words or any(word in path for word in self.words))
+        return any(self.images.search(path) for path in candidates)
+
+    def warn(self, source: Source) -> None:
+        """Warn that the table is missing, what is unknown without it, and where to get it."""
+        logger.warning(
+            "%s: cannot find %s, so %s are unknown; get what is missing from %s and put it in this folder",
+            source.root,
+            self.table,
+            self.unknown,
+            self.origin,
+        )
 
 
-MISSING_TABLES = (
-    MissingTable(
-        "CMMD",
-        r"/D[12]-\d{4}/.*\.dcm$",
-        "CMMD_clinicaldata_revision.xlsx",
-        "https://www.cancerimagingarchive.net/collection/cmmd/",
-    ),
-    MissingTable(
-        "VinDr-Mammo",
-        r"/[0-9a-f]{32}/[0-9a-f]{32}\.\w+$",
-        "breast-level_annotations.csv",
-        "https://physionet.org/content/vindr-mammo/",
-    ),
-    MissingTable(
-        "INbreast",
-        r"/\d+_[0-9a-f]{16}_MG_[LR]_\w+_ANON\.dcm$",
-        "INbreast.csv or INbreast.xls",
-        "the release's main folder",
-    ),
-    MissingTable("mini-MIAS", r"/mdb\d{3}([lr][smlx])?\.pgm$", "Info.txt", "http://peipa.essex.ac.uk/pix/mias/"),
-    MissingTable(
-        "EMBED",
-        r"/cohort_\d+/\d+/[\d.]+/[\d.]+\.dcm$",
-        "EMBED_OpenData_clinical.csv and EMBED_OpenData_metadata.csv",
-        "s3://embed-dataset-open/tables/",
-    ),
-    MissingTable(
-        "RSNA Screening Mammography",
-        r"/train_images[^/]*/\d+/\d+\.\w+$",
-        "train.csv",
-        "https://www.kaggle.com/competitions/rsna-breast-cancer-detection/data",
-    ),
-)
-
-
-def warn_of_missing_table(source: Source) -> None:
-    """Warn if the images are those of a release whose table of labels was not found."""
-    paths = [file.replace(os.sep, "/") for file in source.images]
-    for release in MISSING_TABLES:
-        pattern = re.compile(release.images)
-        if any(pattern.search(path) for path in paths):
-            warn_missing_table(source, f"{release.table} of {release.release}", "all labels", release.origin)
-
-
-def has_image_named(source: Source, pattern: re.Pattern[str], *words: str) -> bool:
-    """Return whether the source is a folder with an image whose path contains `pattern`.
+def read_names(files: dict[str, str], pattern: re.Pattern[str], source: Source, dataset: str) -> pd.DataFrame:
+    """Return a manifest without labels by the names of the images.
 
     Args:
-        source: The source.
-        pattern: The pattern.
-        words: Texts of which one is in every path with the pattern; searching for them first is much faster.
+        files: Name of an image -> its file.
+        pattern: Pattern of a name with the groups patient, side and view.
+        source: The source, for messages.
+        dataset: Value of the column `dataset`.
     """
-    if not source.is_folder:
-        return False
-    candidates = (file for file in source.images if any(word in file for word in words))
-    return any(pattern.search(file) for file in candidates)
-
-
-def warn_missing_table(source: Source, table: str, unknown: str, address: str) -> None:
-    """Warn that a release's table is missing, what is unknown without it, and where to get it."""
-    logger.warning(
-        "%s: cannot find %s, so %s are unknown; get what is missing from %s and put it in this folder",
-        source.root,
-        table,
-        unknown,
-        address,
+    names = pd.Series(list(files), dtype=object)
+    parts = names.str.extract(pattern)
+    frame = pd.DataFrame(
+        {
+            "image_id": names,
+            "patient_id": parts.patient.fillna(names),
+            "laterality": parts.side.fillna("").str.upper(),
+            "view": parts["view"].fillna("").str.upper(),
+            "path": names.map(files),
+            "dataset": dataset,
+        }
     )
+    return as_manifest(frame, str(source.root))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,9 +11,9 @@ from typing import Protocol, cast
 
 import pandas as pd
 
-from vitmodel.archives import check_readable, is_archive, open_archive, path_to_text, source_exists
+from vitmodel.archives import check_readable, is_archive, open_archive, source_exists
 from vitmodel.errors import InputRefusedError, UsageError
-from vitmodel.releases.missing_tables import warn_of_missing_table
+from vitmodel.releases.missing_tables import MissingTable
 from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
@@ -23,9 +22,8 @@ logger = logging.getLogger(__name__)
 class ReleaseAdapter(Protocol):
     """Interface of a module that reads one kind of release.
 
-    An image that the release lists but whose file is missing keeps its row. A module may also have a function
-    `detect_images`, which recognises the release by the names of its images. It is called if no table was found, so
-    that `read` can name the missing table instead of giving masks as films and images without labels.
+    An image that the release lists but whose file is missing keeps its row. A module may also have a constant
+    `MISSING_TABLE`, which recognises the release by its images if no table was found, and names the missing table.
     """
 
     EXPECTED_FILES: str
@@ -66,7 +64,7 @@ WITHOUT_TABLE = ("class_folders", "dicom_folder")
 
 
 def read_release(
-    root: Path | str,
+    root: Path | str | Source,
     dataset: str = "auto",
     images: Path | None = None,
     columns: Mapping[str, str] = MappingProxyType({}),
@@ -74,15 +72,17 @@ def read_release(
     """Return the manifest of a source, with absolute paths.
 
     Args:
-        root: A release's folder or table, a folder of images, a zip or tar of either, one image, or a manifest.
+        root: A release's folder or table, a folder of images, a zip or tar of either, one image, or a manifest; a
+            `Source` is not listed again.
         dataset: A key of `RELEASE_ADAPTERS`, or "auto" for the first adapter that recognises the source.
-        images: Folder of the images that the user's own table lists; None = the table's folder.
-        columns: Column of the manifest -> column of the user's own table.
+        images: Folder of the images that the user's own table lists; None = the table's folder. Not for a `Source`.
+        columns: Column of the manifest -> column of the user's own table. Not for a `Source`.
 
     Raises:
         UsageError: The source does not exist, no adapter recognises it, or its table is not valid.
     """
-    root = Path(path_to_text(os.path.abspath(root)))
+    source = root if isinstance(root, Source) else Source(root, images=images, columns=columns)
+    root = source.root
     if dataset not in ("auto", *RELEASE_ADAPTERS):
         raise UsageError(f"dataset: {dataset!r} is unknown; choose auto, {', '.join(RELEASE_ADAPTERS)}")
     try:
@@ -95,12 +95,11 @@ def read_release(
     except InputRefusedError as refusal:
         raise UsageError(refusal.message) from refusal
     candidates = RELEASE_ADAPTERS if dataset == "auto" else {dataset: RELEASE_ADAPTERS[dataset]}
-    if (images or columns) and dataset == "auto":
+    if (source.given_images or source.columns) and dataset == "auto":
         candidates = {"listing": RELEASE_ADAPTERS["listing"]}
-    source = Source(root, images=images, columns=columns)
     name = detect_release(source, candidates)
     if name is None or (dataset == "auto" and name in WITHOUT_TABLE):
-        with_neighbours = _read_with_neighbours(Source(root, with_neighbours=True), candidates)
+        with_neighbours = _read_with_neighbours(source.near(), candidates)
         if with_neighbours is not None:
             return with_neighbours
         name = _detect_by_images(source, candidates) or name
@@ -108,7 +107,7 @@ def read_release(
         expected = "".join(f"\n  {name}: {adapter.EXPECTED_FILES}" for name, adapter in candidates.items())
         raise UsageError(f"{root} contains nothing to read; it must contain one of:{expected}")
     if name in WITHOUT_TABLE:
-        warn_of_missing_table(source)
+        _warn_of_missing_table(source)
     table = RELEASE_ADAPTERS[name].read(source)
     logger.info("%s: %d images, read as %s", root, len(table), name)
     return table
@@ -121,8 +120,20 @@ def detect_release(source: Source, candidates: Iterable[str]) -> str | None:
 
 def _detect_by_images(source: Source, candidates: Iterable[str]) -> str | None:
     """Return the first of `candidates` whose adapter recognises the images of the source, which has no table."""
-    detectors = {name: getattr(RELEASE_ADAPTERS[name], "detect_images", None) for name in candidates}
-    return next((name for name, detect_images in detectors.items() if detect_images and detect_images(source)), None)
+    tables = _missing_tables(candidates)
+    return next((name for name, table in tables.items() if table.reads_names and table.has_images_in(source)), None)
+
+
+def _warn_of_missing_table(source: Source) -> None:
+    """Warn if the images, which are read without a table, are those of a release whose table was not found."""
+    for table in _missing_tables(RELEASE_ADAPTERS).values():
+        if not table.reads_names and table.has_images_in(source):
+            table.warn(source)
+
+
+def _missing_tables(names: Iterable[str]) -> dict[str, MissingTable]:
+    tables = {name: getattr(RELEASE_ADAPTERS[name], "MISSING_TABLE", None) for name in names}
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def _read_with_neighbours(source: Source, candidates: Iterable[str]) -> pd.DataFrame | None:

@@ -15,6 +15,7 @@ no targets. All these values are NaN.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -25,10 +26,17 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases import custom_table
 from vitmodel.releases.files import get_or_default, image_stem
-from vitmodel.releases.source import Source, dicom_last
+from vitmodel.releases.listing import dicom_last
+from vitmodel.releases.missing_tables import MissingTable
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "train.csv or test.csv next to train_images/<patient>/<image>.dcm or <patient>_<image>.png"
 TABLE_NAMES = ("train.csv", "test.csv")
+MISSING_TABLE = MissingTable(
+    "train.csv of RSNA Screening Mammography",
+    "https://www.kaggle.com/competitions/rsna-breast-cancer-detection/data",
+    re.compile(r"/train_images[^/]*/\d+/\d+\.\w+$"),
+)
 LESION_TABLE = "lesions.csv"
 NEEDED_COLUMNS = ("patient_id", "image_id", "laterality", "view")
 SUBSET_COLUMNS = ("image_path", "patient_id", "image_id", "machine_id")

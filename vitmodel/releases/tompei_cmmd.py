@@ -25,7 +25,8 @@ from vitmodel.data.tables import is_spreadsheet, read_table
 from vitmodel.errors import RefusedError, UsageError
 from vitmodel.releases import cmmd
 from vitmodel.releases.files import normalize_side
-from vitmodel.releases.source import Source, is_dicom_name
+from vitmodel.releases.listing import is_dicom_name
+from vitmodel.releases.source import Source
 
 EXPECTED_FILES = "TOMPEI-CMMD_clinical_data_v01_20250121.xlsx next to the folders D1-0001, D1-0002, ... of CMMD"
 TABLE_NAME = re.compile(r"TOMPEI-CMMD_clinical_data.*", re.IGNORECASE)

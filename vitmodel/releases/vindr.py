@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,18 @@ from vitmodel.data.manifest import as_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.releases.dicom_folder import image_size
 from vitmodel.releases.files import get_or_default, image_stem, normalize_side
-from vitmodel.releases.source import Source, dicom_last, is_dicom_name
+from vitmodel.releases.listing import dicom_last, is_dicom_name
+from vitmodel.releases.missing_tables import MissingTable
+from vitmodel.releases.source import Source
 
 logger = logging.getLogger(__name__)
 
 EXPECTED_FILES = "breast-level_annotations.csv (or vindr_detection_v1_folds.csv) next to images/<study>/<image>.dicom"
+MISSING_TABLE = MissingTable(
+    "breast-level_annotations.csv of VinDr-Mammo",
+    "https://physionet.org/content/vindr-mammo/",
+    re.compile(r"/[0-9a-f]{32}/[0-9a-f]{32}\.\w+$"),
+)
 BREASTS = "breast-level_annotations.csv"
 FOLDS = ("vindr_detection_v1_folds.csv", "vindr_detection_v1_folds_abnormal.csv")
 FINDINGS = "finding_annotations.csv"

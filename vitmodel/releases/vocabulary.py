@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from vitmodel.data.tables import UNKNOWN_WORDS
 from vitmodel.pixels import side_and_view
 from vitmodel.pixels.side_and_view import fold
 
@@ -53,8 +54,9 @@ COLUMN_SYNONYMS: Mapping[str, tuple[str, ...]] = {
 """Column of the manifest -> names that mean it; of several in one table, the first is taken."""
 
 UNKNOWN = frozenset(
-    ("", "unknown", "na", "n/a", "nan", "none", "-", "--", "?", "unbekannt", "k.a.", "inconnu", "desconocido", "null")
+    ("", "unknown", "-", "--", "?", "unbekannt", "k.a.", "inconnu", "desconocido", *map(fold, UNKNOWN_WORDS))
 )
+"""Folded words for an unknown value."""
 POSITIVE = frozenset(
     (
         *("1", "1.0", "true", "t", "yes", "y", "positive", "pos", "malignant", "malign", "cancer", "carcinoma"),

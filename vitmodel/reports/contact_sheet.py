@@ -51,7 +51,7 @@ def contact_sheet(table: pd.DataFrame, jobs: int) -> list[ContactSheetEntry]:
 
 
 def refused_thumbnails(table: pd.DataFrame, jobs: int) -> list[str]:
-    """Return the data URL of a thumbnail of each refused image; '' where nothing can be shown.
+    """Return the data URL of a thumbnail of each refused image, or of its crop; '' where nothing can be shown.
 
     Args:
         table: Manifest rows of refused images.
@@ -65,7 +65,13 @@ def _refused_thumbnail(row: Any) -> str:
         preprocessing = Preprocessing.from_json(row.preprocessing)
         return _data_url(source_thumbnail(Path(row.source_path), None, preprocessing))
     except Exception:  # noqa: BLE001 (a picture that was refused may fail in any way; the report goes on without it)
-        return ""
+        crop = cv2.imread(row.path, cv2.IMREAD_GRAYSCALE) if row.path and Path(row.path).is_file() else None
+        return "" if crop is None else _data_url(_shrink(crop))
+
+
+def redact_message(row: Any) -> str:
+    """Return an image's message with "the file" in place of its path, which may contain a patient id."""
+    return "" if pd.isna(row.remark) else row.remark.replace(str(row.source_path), "the file")
 
 
 def explode_codes(manifest: pd.DataFrame) -> pd.Series:

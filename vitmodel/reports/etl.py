@@ -10,7 +10,6 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from vitmodel.reports.contact_sheet import (
     ContactSheetEntry,
     contact_sheet,
     explode_codes,
+    redact_message,
     refused_thumbnails,
     sample_by_reason,
 )
@@ -40,9 +40,9 @@ MAX_GROUPS = 40
 MAX_VALUES = 8
 """Maximum number of values of a source property with a table row of their own; the others are merged."""
 MIRRORED_SHARE = 0.9
-"""Share of a release's images from which the release counts as mirrored as a whole; the side is not found in each."""
+"""Share of the images of a release or machine from which it counts as mirrored as a whole; some sides are uncertain."""
 MIN_MIRRORED = 4
-"""Minimum number of images of a release that counts as mirrored as a whole."""
+"""Minimum number of images of a release or machine that counts as mirrored as a whole."""
 HISTOGRAM_BINS = 25
 VOI_NAME_PATTERN = r"^(\w+) \S+/\S+ (\d+/\d+)$"
 """A VOI's name as in pixels/voi.py: "<function> <center>/<width> <number>/<count>"."""
@@ -63,7 +63,7 @@ def write_etl_report(path: Path | str, manifest: pd.DataFrame, jobs: int = 0) ->
     missing = int(manifest["status"].isna().sum())
     if missing:
         raise UsageError(f"column 'status': empty in {missing} rows of the manifest; run `vitmodel etl` on its images")
-    manifest, mirrored = fold_mirrored_releases(manifest)
+    manifest, mirrored = fold_mirrored(manifest)
     used = usable_rows(manifest)
     refused = manifest[manifest["status"] == "refused"]
     refusals = sample_by_reason(refused, MAX_REFUSALS)
@@ -149,31 +149,47 @@ def summarize_reasons(manifest: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["verdict", "images"], ascending=[True, False], kind="stable")
 
 
-def fold_mirrored_releases(manifest: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Replace the warnings `laterality_mismatch` of a release that is mirrored as a whole by one sentence.
+def fold_mirrored(manifest: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Replace the warnings `laterality_mismatch` of a release or machine that is mirrored as a whole by one sentence.
 
     Args:
         manifest: The manifest as the ETL made it.
 
     Returns:
-        The manifest as it is shown to the user, and a sentence for each mirrored release. An image without another
-        warning is shown as ok. The file keeps the code in every row.
+        The manifest as it is shown to the user, and a sentence for each mirrored release and each mirrored machine of
+        another release. An image without another warning is shown as ok. The file keeps the code in every row.
     """
     mirrored = _is_mirrored(usable_rows(manifest))
-    counts = mirrored.groupby(manifest["dataset"].reindex(mirrored.index)).agg(["sum", "size"])
-    counts = counts[(counts["sum"] >= MIN_MIRRORED) & (counts["sum"] >= MIRRORED_SHARE * counts["size"])]
-    folded = manifest["dataset"].isin(counts.index) & mirrored.reindex(manifest.index, fill_value=False).astype(bool)
+    folded = pd.Series(False, index=manifest.index)
+    sentences = []
+    for kind, names in (
+        ("release", manifest["dataset"]),
+        ("machine", _name_machines(manifest)),
+    ):
+        rest = mirrored[~folded.loc[mirrored.index]]
+        counts = rest.groupby(names.loc[rest.index]).agg(["sum", "size"])
+        counts = counts[(counts["sum"] >= MIN_MIRRORED) & (counts["sum"] >= MIRRORED_SHARE * counts["size"])]
+        is_mirrored = mirrored.reindex(manifest.index, fill_value=False).astype(bool)
+        folded |= names.isin(counts.index) & is_mirrored
+        sentences += [
+            f"{name}: {number} of {total} images are mirrored against their stated side, so that the whole {kind} is; "
+            "the crops follow the pixels, and the rows keep the code laterality_mismatch"
+            for name, number, total in counts.itertuples()
+        ]
     codes = explode_codes(manifest[folded])
     others = codes[codes != "laterality_mismatch"].groupby(level=0).agg(";".join).reindex(codes.index.unique())
     shown = manifest.copy()
     shown.loc[folded, "reason"] = others
     shown.loc[folded & shown["reason"].isna(), "status"] = "ok"
-    sentences = [
-        f"{release}: {number} of {total} images are mirrored against their stated side, so that the whole release is; "
-        "the crops follow the pixels, and the rows keep the code laterality_mismatch"
-        for release, number, total in counts.itertuples()
-    ]
     return shown, sentences
+
+
+def _name_machines(manifest: pd.DataFrame) -> pd.Series:
+    """Return the release and the machine of each image as text; NaN where the machine is unknown."""
+    pairs = zip(manifest["dataset"], manifest["machine_id"], strict=True)
+    return pd.Series([f"{release}, machine {machine}" for release, machine in pairs], index=manifest.index).where(
+        manifest["machine_id"].notna()
+    )
 
 
 def _is_mirrored(used: pd.DataFrame) -> pd.Series:
@@ -286,11 +302,6 @@ def histogram(title: str, unit: str, values: pd.Series, ids: pd.Series) -> BoxHi
 def format_settings(preprocessing: str) -> str:
     """Return a value of the column `preprocessing` as text, such as "size 1024x512, bits 8"."""
     return ", ".join(f"{name} {value}" for name, value in json.loads(preprocessing).items())
-
-
-def redact_message(row: Any) -> str:
-    """Return an image's message with "the file" in place of its path, which may contain a patient id."""
-    return "" if pd.isna(row.remark) else row.remark.replace(str(row.source_path), "the file")
 
 
 def format_percentage(part: int, whole: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,13 +16,16 @@ from matplotlib.figure import Figure
 
 from vitmodel.config.auxiliary import AuxiliaryTarget
 from vitmodel.config.labels import PATHOLOGY_NAMES, target_name, target_title
+from vitmodel.data.drift import ColumnDrift, large_drift_messages
 from vitmodel.metrics.bootstrap import Interval
 from vitmodel.metrics.compare import Comparison
 from vitmodel.metrics.curve_data import CurveData
 from vitmodel.metrics.metrics import METRICS, Metrics
 from vitmodel.metrics.multiclass import MULTICLASS_METRICS, AuxiliaryMetrics
 from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.pixels.verdict import REFUSAL_REASONS
 from vitmodel.reports import figures
+from vitmodel.reports.drift import drift_panels
 from vitmodel.reports.page import render_page
 from vitmodel.utils import write_atomic
 
@@ -69,6 +72,17 @@ class Level:
     """Number of units without a score, because all their images were refused."""
 
 
+class RefusedImage(NamedTuple):
+    """A refused image and its picture."""
+
+    reason: str
+    image_id: str
+    message: str
+    """What is wrong with this image."""
+    picture: str
+    """Data URL of a thumbnail; empty if nothing can be shown."""
+
+
 @dataclass(frozen=True)
 class SubgroupMetrics:
     """The metrics of a subgroup at the level of the headline; None if none of its units has a known label."""
@@ -96,7 +110,7 @@ class Baseline:
     name: str
     metrics: Metrics
     model: Comparison
-    telling: str
+    top_feature: str
     """The baseline's most important feature."""
 
 
@@ -147,8 +161,14 @@ class EvaluationReport:
     """The model package: name, architecture, hash, preprocessing, training data."""
     data: Mapping[str, object]
     """The manifest: path, hash, split, release."""
+    drift: Sequence[ColumnDrift] = ()
+    """What the images look like, compared with the training set."""
+    typicality_sentence: str = ""
+    """How typical the model finds the images; empty if it is unknown."""
     refusals: Mapping[str, int] = field(default_factory=dict)
     """Number of refused images per reason."""
+    refused: Sequence[RefusedImage] = ()
+    """Examples of the refused images, the rarest reason first."""
     shared_adapter_images: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Ids of the images that used the shared adapters, by a sentence on the source that was not seen in training."""
     history: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
@@ -214,6 +234,7 @@ class EvaluationReport:
             "method": dict(self.method),
             "model": dict(self.model),
             "data": dict(self.data),
+            "drift": [column.to_dict() for column in self.drift],
             "refusals": dict(self.refusals),
             "fell_back": dict(self.shared_adapter_images),
             "folds": self.folds,
@@ -257,6 +278,9 @@ def write_report(path: Path | str, report: EvaluationReport) -> None:
         baselines=_baseline_rows(report),
         audit_warnings=_audit_warnings(report),
         forest=[_svg_url(figure) for figure in _forest_figures(report)],
+        drift=[_svg_url(figures.distribution(*panel)) for panel in drift_panels({"Evaluated images": report.drift})],
+        drift_warnings=large_drift_messages(list(report.drift)),
+        meanings=REFUSAL_REASONS,
         errors=[_captioned_error(case, report.label) for case in report.errors],
         history={name: _svg_url(figures.history(name, splits)) for name, splits in report.history.items()},
         undefined=math.isnan,
@@ -350,14 +374,14 @@ def _baseline_rows(report: EvaluationReport) -> list[TableRow]:
         comparison = baseline.model
         p_value = "< 0.001" if comparison.p_value < 0.001 else _format_number(comparison.p_value)
         auroc = baseline.metrics.intervals["auroc"]
-        rows.append((baseline.name, auroc, comparison.differences["auroc"], p_value, baseline.telling))
+        rows.append((baseline.name, auroc, comparison.differences["auroc"], p_value, baseline.top_feature))
     return rows
 
 
 def _audit_warnings(report: EvaluationReport) -> list[str]:
     """Return a warning for each baseline whose AUROC is higher than the model's, with an interval that excludes 0."""
     return [
-        f"{baseline.name} rank these units better than the model does, mainly by {baseline.telling}: "
+        f"{baseline.name} rank these units better than the model does, mainly by {baseline.top_feature}: "
         "on these data the label can be predicted without the images."
         for baseline in (report.audit.baselines if report.audit else ())
         if baseline.model.differences["auroc"].high < 0

@@ -14,7 +14,7 @@ from itertools import cycle
 from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,6 +30,9 @@ BLUE = "#0072B2"
 ORANGE = "#D55E00"
 GREY = "#767676"
 P = ParamSpec("P")
+Shares = Sequence[float] | np.ndarray
+DriftPanel = tuple[str, Sequence[str], Shares, Mapping[str, Shares]]
+"""The arguments of `draw_distribution` after the axes."""
 
 
 def _style() -> AbstractContextManager[None]:
@@ -331,3 +334,71 @@ def _error_lengths(interval: Interval) -> list[list[float]]:
 def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
     """Set the axes to the unit square and label them."""
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=xlabel, ylabel=ylabel, aspect="equal")
+
+
+@_figure(height=2.9)
+def distribution(axes: Axes, title: str, bins: Sequence[str], training: Shares, runs: Mapping[str, Shares]) -> None:
+    """Draw the shares of the training set as bars and those of one or several runs as dots, one row per bin.
+
+    Args:
+        axes: The axes.
+        title: What the bins divide.
+        bins: Names of the bins, from the lowest.
+        training: Share of the training images in each bin, `(B,)`.
+        runs: Name of each run, in order -> its shares.
+    """
+    draw_distribution(axes, title, bins, training, runs)
+
+
+def draw_distribution(
+    axes: Axes, title: str, bins: Sequence[str], training: Shares, runs: Mapping[str, Shares]
+) -> None:
+    """Draw what `distribution` shows on given axes."""
+    rows = np.arange(len(bins))
+    axes.barh(rows, training, color="#d5dade", height=0.75, label="Training and validation images")
+    for number, (name, shares) in enumerate(runs.items()):
+        colour = BLUE if len(runs) == 1 else colormaps["viridis"](0.85 * number / (len(runs) - 1))
+        axes.plot(shares, rows, "o", ms=4.5, color=colour, label=name)
+    axes.set_yticks(rows, [_shorten(name) for name in bins])
+    axes.set(xlim=(0, None), xlabel="Share of the images")
+    axes.set_title(title[0].upper() + title[1:], fontsize=9)
+
+
+def _shorten(name: str, most: int = 24) -> str:
+    """Return a name that fits next to an axis."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def drift_overview(columns: Sequence[DriftPanel]) -> Figure:
+    """Draw the distributions of all columns in one picture, two per row."""
+    rows = -(-len(columns) // 2)
+    with _style():
+        figure = Figure(figsize=(8.5, 2.9 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, 2, squeeze=False)
+        for axes, panel in zip(grid.flat, columns, strict=False):
+            draw_distribution(axes, *panel)
+        for axes in grid.flat[len(columns) :]:
+            axes.set_axis_off()
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+@_figure(height=3.2)
+def stability(axes: Axes, runs: Sequence[str], columns: Mapping[str, Sequence[float]], large: float) -> None:
+    """Draw the population stability index of each column in one run after the other.
+
+    Args:
+        axes: The axes.
+        runs: Names of the runs in order.
+        columns: Column -> its index in each run; NaN where the column is unknown.
+        large: Index from which a difference counts as large.
+    """
+    places = np.arange(len(runs))
+    axes.axhline(large, color=GREY, lw=0.8, ls=(0, (4, 3)), label=f"Large: above {large:g}")
+    markers = cycle("osD^v<>P")
+    for number, (name, values) in enumerate(columns.items()):
+        colour = colormaps["tab10"](number % 10)
+        axes.plot(places, values, marker=next(markers), ms=4, lw=1, color=colour, label=name)
+    axes.set_xticks(places, [_shorten(name, 18) for name in runs], rotation=30 if len(runs) > 3 else 0)
+    axes.set(ylim=(0, None), ylabel="Population stability index")

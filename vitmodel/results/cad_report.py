@@ -187,9 +187,7 @@ def _findings(report: Dataset) -> Iterator[Dataset]:
 
 def _intent() -> CodeContentItem:
     """Return that a rendering device may leave the finding out: research results are no CAD marks to be relied on."""
-    return _code(
-        codes.DCM.RenderingIntent, codes.DCM.PresentationOptionalRenderingDeviceMayPresent, HAS_CONCEPT_MOD
-    )
+    return _code(codes.DCM.RenderingIntent, codes.DCM.PresentationOptionalRenderingDeviceMayPresent, HAS_CONCEPT_MOD)
 
 
 def _algorithm(software: Software) -> list[ContentItem]:

@@ -5,6 +5,7 @@ Results get new UIDs of their own, and no function here writes to a source file.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vitmodel.utils import import_extra
 
 # highdicom warns about person names with a single component and prints them, but logs must not contain names.
 warnings.filterwarnings("ignore", module=r"highdicom\.")
+logging.getLogger("highdicom").setLevel(logging.CRITICAL)
 
 Deidentifier = Callable[[Dataset], None]
 

@@ -19,7 +19,7 @@ from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.results.evidence import Software, make_deidentifier, read_source_header
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
-from vitmodel.utils import atomic_path, import_extra, write_atomic
+from vitmodel.utils import atomic_path, describe_failure, import_extra, write_atomic
 
 if TYPE_CHECKING:
     from vitmodel.results.findings import BreastFinding
@@ -226,7 +226,7 @@ class ResultWriter:
         except ImageRefusedError:
             return None
         except Exception as error:  # noqa: BLE001 (an odd header must not cost other images their results)
-            logger.warning("%s: no DICOM result refers to it: %s: %s", path, type(error).__name__, error)
+            logger.warning("%s: no DICOM result refers to it: %s", path, describe_failure(error))
             return None
 
     def save(self, result: Dataset) -> Path:

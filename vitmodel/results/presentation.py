@@ -37,8 +37,7 @@ def _state(breast: BreastFinding, image: ImageFinding, software: Software) -> Da
         referenced_images=[image.source],
         graphic_layer=layer,
         graphic_objects=[
-            GraphicObject(graphic_type="POLYLINE", graphic_data=closed(outline), units="PIXEL")
-            for outline, _ in lines
+            GraphicObject(graphic_type="POLYLINE", graphic_data=closed(outline), units="PIXEL") for outline, _ in lines
         ],
         text_objects=[
             TextObject(text_value=text, units="PIXEL", anchor_point=_anchor(outline), anchor_point_visible=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from vitmodel.data.tables import write_csv
 from vitmodel.utils import atomic_path, import_extra, write_atomic
 
 
@@ -20,7 +21,8 @@ def write_score_files(
     """Write the tables of a `Predictor` as CSV and optionally in other formats, and Kaggle's submission.csv.
 
     submission.csv lists the breasts in the order of their source. A breast with several exams has the largest of its
-    probabilities, as its label is "cancer at any time". A refused breast has an empty cell, never an invented number.
+    probabilities, as its label is "cancer at any time". Kaggle's ids are written as they are; in any CSV file, an id that a
+    spreadsheet would run gets an apostrophe in front. A refused breast has an empty cell, never an invented number.
 
     Args:
         images: One row per image, written to scores.csv.
@@ -35,7 +37,7 @@ def write_score_files(
     """
     tables = {"scores": images, "breast_scores": breasts, "patient_scores": patients}
     for name, table in tables.items():
-        _write_csv(table, out / f"{name}.csv")
+        write_csv(table, out / f"{name}.csv")
         if jsonl:
             write_atomic(out / f"{name}.jsonl", table.to_json(orient="records", lines=True))
         if parquet:
@@ -43,9 +45,4 @@ def write_score_files(
             with atomic_path(out / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary, index=False)
     submission = breasts.groupby("prediction_id", sort=False)["probability"].max().rename("cancer").reset_index()
-    _write_csv(submission, out / "submission.csv")
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, errors="backslashreplace")
+    write_csv(submission, out / "submission.csv")

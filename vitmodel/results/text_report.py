@@ -76,14 +76,14 @@ def text_report(breasts: Sequence[BreastFinding], software: Software, threshold:
         is_final=False,
         is_verified=False,
     )
-    return label_report(report, f"{shorten(target_title(software.label), 26)} probability per breast, research", software)
+    return label_report(
+        report, f"{shorten(target_title(software.label), 26)} probability per breast, research", software
+    )
 
 
 def _section(breast: BreastFinding, software: Software, threshold: float) -> ContainerContentItem:
     """Return the section of a breast: its probability, then that of each of its images."""
-    section = ContainerContentItem(
-        name=codes.DCM.Findings, is_content_continuous=False, relationship_type=CONTAINS
-    )
+    section = ContainerContentItem(name=codes.DCM.Findings, is_content_continuous=False, relationship_type=CONTAINS)
     section.ContentSequence = ContentSequence(list(_items(breast, software, threshold)))
     return section
 

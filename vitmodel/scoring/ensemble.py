@@ -15,7 +15,8 @@ from vitmodel.metrics.scored_units import aggregate, mean_logits
 from vitmodel.model.device import resolve_device
 from vitmodel.model.explain import explain
 from vitmodel.model.network import Network
-from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE
+from vitmodel.model.package import TENSORS_FILE, TYPICALITY_FILE
+from vitmodel.model.package_check import content_digest
 from vitmodel.model.packed_batch import PackedBatch, concat_packs
 from vitmodel.scoring.auxiliary import AuxiliaryEnsemble
 from vitmodel.scoring.loaded_package import LoadedPackage
@@ -71,34 +72,70 @@ class Ensemble:
         self.threshold = float(np.mean([package.threshold for package in self.packages]))
         self.prevalence = float(np.mean([package.calibration.prevalence for package in self.packages]))
 
+    def explain_missing_typicality(self) -> str:
+        """Return why typicality is unavailable, so that no image is refused as atypical; '' if it is available."""
+        if self.runtime != "torch":
+            return f"typicality is unavailable with --runtime {self.runtime}: no image is refused as atypical"
+        without = [str(package.folder) for package in self.packages if not package.typicalities]
+        if not without:
+            return ""
+        return (
+            f"typicality is unavailable, so that no image is refused as atypical: {', '.join(without)} has none, "
+            "because an earlier version wrote it or fewer than 10 training or validation images were there"
+        )
+
     def fingerprint(self) -> str:
         """Return the hashes and settings that, together with an image, determine its score."""
-        paths = [
-            path
-            for package in self.packages
-            for path in (package.folder / TENSORS_FILE, package.folder / CONFIG_FILE, *package.onnx)
-        ]
-        return " ".join([*(sha256_file(path)[:16] for path in paths), f"flip={self.flip}", self.runtime])
+        digests = []
+        for package in self.packages:
+            digests += [sha256_file(package.folder / TENSORS_FILE), content_digest(package.folder)]
+            digests += [sha256_file(path) for path in package.onnx]
+            if package.typicalities:
+                digests.append(sha256_file(package.folder / TYPICALITY_FILE))
+        return " ".join([*(digest[:16] for digest in digests), f"flip={self.flip}", self.runtime])
 
     def logits(self, packs: Sequence[PackedBatch]) -> np.ndarray:
-        """Return the outputs `(I, L + A, M)` for I images, each averaged with its flip if the packs hold both.
+        """Return the outputs `(I, L + A, M)` for I images; see `judge`."""
+        return self.judge(packs)[0]
 
-        The breast's logit of an image outside an exam, such as a copy, is NaN.
+    def judge(self, packs: Sequence[PackedBatch]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the outputs `(I, L + A, M)` and the typicality `(I,)` of I images.
+
+        The outputs are averaged with those of the flip if the packs hold both. The breast's logit of an image outside
+        an exam, such as a copy, is NaN. Typicality is that of the unflipped image, the geometric mean over packages;
+        NaN if a package has none.
         """
         if not packs:
-            return np.empty((0, self.outputs, len(self.packages)))
+            return np.empty((0, self.outputs, len(self.packages))), np.empty(0)
         batch = concat_packs(packs).to(self.device)
         with torch.inference_mode():
-            by_view = np.stack([self._outputs(number, batch) for number in range(len(self.packages))], axis=-1)
+            judged = [package.judge(batch) for package in self.packages]
+        by_view = np.stack([self._align(outputs, number) for number, (outputs, _) in enumerate(judged)], axis=-1)
         logits = by_view.reshape(len(packs), -1, *by_view.shape[1:]).mean(axis=1, dtype=np.float64)
         if self.fused:
             logits[[pack.metadata[0].breast < 0 for pack in packs], 1] = np.nan
-        return logits
+        typicality = np.exp(np.mean([np.log(typicality) for _, typicality in judged], axis=0))
+        return logits, typicality.reshape(len(packs), -1)[:, 0]
 
-    def _outputs(self, number: int, batch: PackedBatch) -> np.ndarray:
+    def is_finite(self, logits: np.ndarray, has_breast: bool) -> bool:
+        """Return whether an image's outputs `(L + A, M)` are finite, except those that no network computes.
+
+        Args:
+            logits: What `logits` returned for the image.
+            has_breast: Whether exam fusion gave a logit of its breast; the image is not a copy.
+        """
+        computed = np.ones_like(logits, dtype=bool)
+        for number, package in enumerate(self.packages):
+            own = np.zeros((1, package.models[0].config.auxiliary_outputs))
+            computed[self.levels :, number] = np.isfinite(self.auxiliary.align(own, number)[0])
+        if self.fused and not has_breast:
+            computed[1] = False
+        return bool(np.isfinite(logits[computed]).all())
+
+    def _align(self, outputs: np.ndarray, number: int) -> np.ndarray:
         """Return the outputs `(B, L + A)` of one package for B images; NaN for a head that only others have."""
-        own = self.packages[number].logits(batch)
-        return np.concatenate([own[:, : self.levels], self.auxiliary.align(own[:, self.levels :], number)], axis=1)
+        auxiliary = self.auxiliary.align(outputs[:, self.levels :], number)
+        return np.concatenate([outputs[:, : self.levels], auxiliary], axis=1)
 
     def probability(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities `(N,)` of logits `(N, M)`: the mean over packages."""

@@ -22,6 +22,8 @@ from vitmodel.reports.evaluation import Audit, Baseline, CrossFitted, Level, Sub
 
 LEVELS = ("image", "breast", "patient")
 PLOTTED_LEVEL = "breast"
+OBJECTIVES = ("f1", "pf1", "sensitivity")
+"""What the cross-fitted thresholds are chosen for."""
 AGGREGATE_NAMES = {
     "mean": "mean",
     "mean_logit": "mean log-odds",
@@ -57,6 +59,14 @@ class Evaluation:
     over a breast's images is calibrated and replaces the aggregate of the images' probabilities."""
     calibrate: Callable[[FloatArray], FloatArray] | None = None
     """Maps the logits of M packages, `(N, M)`, to probabilities, `(N,)`."""
+    measured: Callable[[], object] = lambda: None
+    """Called after each set of metrics, to show progress."""
+
+    @property
+    def measurements(self) -> int:
+        """The number of sets of metrics in a report, if all of them can be computed."""
+        per_breast = len(OBJECTIVES) + len(CALIBRATIONS) + len(leakage.BASELINE_FEATURES)
+        return len(LEVELS) + per_breast + len(subgroups(self.table, self.label)[0])
 
     def scored_units(
         self, level: str, rows: np.ndarray | slice = slice(None), scores: FloatArray | None = None
@@ -93,7 +103,9 @@ class Evaluation:
     ) -> Metrics:
         """Return the metrics of the units at a threshold, by default that of the model."""
         chosen = self.threshold if threshold is None else threshold
-        return compute_metrics(units, chosen, self.replicates, self.seed, prevalence)
+        metrics = compute_metrics(units, chosen, self.replicates, self.seed, prevalence)
+        self.measured()
+        return metrics
 
     def levels(self, totals: Mapping[str, int]) -> list[Level]:
         """Return the metrics per image, breast and patient.
@@ -118,7 +130,7 @@ class Evaluation:
         """Return the metrics of decisions at cross-fitted thresholds; empty if there are too few patients."""
         units = self.scored_units(PLOTTED_LEVEL).labelled()
         result = []
-        for objective in ("f1", "pf1", "sensitivity"):
+        for objective in OBJECTIVES:
             try:
                 chosen = cross_fitted_thresholds(units, objective, sensitivity, self.seed)
             except UsageError:  # one class, or one patient of a class; the report then says so

@@ -1,4 +1,4 @@
-"""A loaded model package: its models, its calibration and threshold, and the logits it gives to packed images."""
+"""A loaded model package: its models, its calibration and threshold, and what it computes from packed images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from vitmodel.config.labels import CANCER
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.metrics import calibration
 from vitmodel.model.onnx import load_encoder, load_onnx
-from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models
+from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models, load_typicalities
+from vitmodel.model.package_check import check_graph
 from vitmodel.model.packed_batch import PackedBatch, split_by_token_budget
 from vitmodel.model.segments import SegmentAggregator
+from vitmodel.model.shared_package import find_package
 from vitmodel.scoring.auxiliary import load_outputs
 from vitmodel.utils import sha256_file
 
@@ -30,7 +32,7 @@ class LoadedPackage:
     """A loaded package of an ensemble. It may hold the models of several folds, which share one calibration.
 
     Args:
-        folder: Folder of the package.
+        folder: Folder of the package, or its name on the hub.
         config: The runtime, the token budgets and whether to average over flips.
         device: Device of the models.
 
@@ -40,6 +42,7 @@ class LoadedPackage:
     """
 
     def __init__(self, folder: Path, config: PredictorConfig, device: torch.device) -> None:
+        folder, self.hub_name = find_package(folder)
         self.folder = folder
         self.models, self.package = load_models(folder)
         if not {"label", "calibration", "decision"} & self.package.keys():
@@ -82,10 +85,15 @@ class LoadedPackage:
             network.sources or network.exam or network.segments or self.preprocessing.mm_per_pixel
         )
         """Whether the models are plain ViTs for one crop size. One ONNX graph then maps pixels to their mean logits."""
+        self.typicalities = load_typicalities(folder) if config.runtime == "torch" else []
+        """Typicality of each model; empty if the package has none or another runtime hides the blocks."""
         self.onnx: list[Path] = []
         self.runtime_models = self.models
         if config.runtime != "torch":
-            self.use_onnx(config.runtime, folder / f"model.{config.precision}.onnx")
+            path = folder / f"model.{config.precision}.onnx"
+            for file in self.onnx_paths(path):
+                check_graph(folder, file)
+            self.use_onnx(config.runtime, path)
 
     def onnx_paths(self, path: Path) -> list[Path]:
         """Return the files of the ONNX graphs: `path` and, if each of several models has a graph, numbered files."""
@@ -98,6 +106,7 @@ class LoadedPackage:
         Raises the errors of `vitmodel.model.onnx.load_onnx`.
         """
         self.onnx = self.onnx_paths(path)
+        self.typicalities = []
         weights = sha256_file(self.folder / TENSORS_FILE)
         if self.is_single_graph:
             self.onnx_session = load_onnx(path, runtime, weights)
@@ -108,23 +117,33 @@ class LoadedPackage:
             ]
 
     def logits(self, images: PackedBatch) -> np.ndarray:
-        """Return the outputs `(B, L + K)` for B images: the mean over the folds.
+        """Return the outputs `(B, L + K)` for B images; see `judge`."""
+        return self.judge(images)[0]
 
-        The first L are the logits of the image and, with exam fusion, of its breast; the others are those of the
-        auxiliary heads.
+    def judge(self, images: PackedBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the outputs `(B, L + K)` for B images, the mean over the folds, and their typicality `(B,)`.
+
+        The first L outputs are the logits of the image and, with exam fusion, of its breast; the others are those of
+        the auxiliary heads. Typicality is the geometric mean over the folds, NaN if it is unavailable.
 
         The images of an exam that exceeds the token budget are encoded in parts; fusion then uses all their features.
         """
         if self.onnx and self.is_single_graph:
             mean = self.onnx_session(images).float().cpu().numpy()
-            return np.delete(mean, slice(1, self.models[0].config.vit.classes), axis=1)
+            first = np.delete(mean, slice(1, self.models[0].config.vit.classes), axis=1)
+            return first, np.full(len(images), np.nan)
         logits = []
-        for model in self.runtime_models:
+        log_typicality = np.zeros(len(images)) if self.typicalities else np.full(len(images), np.nan)
+        for number, model in enumerate(self.runtime_models):
             parts = split_by_token_budget(images, self.tokens, model.config.vit.num_prefix_tokens)
-            features = torch.cat([model.features(part) for part in parts])
+            encoded = [model.features_and_depths(part) for part in parts]
+            features = torch.cat([part for part, _ in encoded])
+            if self.typicalities:
+                depths = torch.cat([part for _, part in encoded if part is not None]).cpu().numpy()
+                log_typicality += np.log(self.typicalities[number](depths)) / len(self.runtime_models)
             outputs = [model.image_and_breast_logits(features, images.metadata), model.auxiliary_outputs(features)]
             logits.append(torch.cat(outputs, dim=1).float().cpu().numpy())
-        return np.mean(logits, axis=0)
+        return np.mean(logits, axis=0), np.exp(log_typicality)
 
     @property
     def shared_settings(self) -> dict[str, Any]:

@@ -22,7 +22,9 @@ class Prediction:
     Attributes:
         images: One row per input image, also for refused ones: image_id, patient_id, laterality, view, score (raw, 0 to
             1), probability (calibrated, 0 to 1; NaN = refused), breast_score, breast_probability, decision (1 = at or
-            above the threshold), status, reason, remark, source_sha256.
+            above the threshold), status, reason, remark, source_sha256, typicality (share of validation images that
+            are less like the training images; NaN = unknown), grey_mean, grey_contrast, breast_height_mm, breast_share,
+            machine_id.
         breasts: One row per breast: prediction_id, patient_id, laterality, score, probability, decision, n_images,
             views, status, reason.
         patients: One row per patient: patient_id, score, probability, decision, n_breasts, status.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vitmodel.config import PredictorConfig
 from vitmodel.data.cropping import ProvenanceRecord
+from vitmodel.data.drift import ColumnDrift, measure_drift, reference_from_json
 from vitmodel.data.grey_range import add_shared_ranges
 from vitmodel.scoring.ensemble import Ensemble
 from vitmodel.scoring.stream import LoadedImage, ScoredImage, ScoringRows, ScoringStream, Timings
@@ -37,7 +38,7 @@ class Predictor:
 
     def attach(self, table: pd.DataFrame) -> ScoringRows:
         """Return the rows of the manifest `table` with the metadata that the network uses."""
-        with_ranges = add_shared_ranges(table, self.ensemble.preprocessing, self.config.jobs)
+        with_ranges = add_shared_ranges(table, self.ensemble.preprocessing, self.config.workers)
         return ScoringRows.attach(with_ranges, self.ensemble.model.config)
 
     def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
@@ -75,6 +76,18 @@ class Predictor:
     def score_patients(self, breasts: pd.DataFrame) -> pd.DataFrame:
         """Return one row per patient of a table of breasts; see `tables.patient_table`."""
         return patient_table(breasts, self.ensemble.threshold, self.ensemble.patient_aggregation)
+
+    def drift(self, images: pd.DataFrame) -> list[ColumnDrift]:
+        """Return the drift of scored images against the training set of the first package; [] if it stores none."""
+        return measure_drift(reference_from_json(self.ensemble.package.get("reference", {})), images)
+
+    def explain_missing_looks(self) -> list[str]:
+        """Return messages on typicality and distributions that the packages or the runtime lack."""
+        messages = [self.ensemble.explain_missing_typicality()]
+        if not self.ensemble.package.get("reference"):
+            folder = self.ensemble.packages[0].folder
+            messages.append(f"drift is not measured: {folder} stores no distributions of its training images")
+        return [message for message in messages if message]
 
     def explain(self, image: LoadedImage, method: str) -> np.ndarray:
         """Return the contribution of each patch `(h, w)` to the image's score; see `Ensemble.explain`."""

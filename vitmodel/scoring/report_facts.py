@@ -10,6 +10,7 @@ import pandas as pd
 from vitmodel.config import EvaluateConfig
 from vitmodel.metrics.threshold import describe_objective
 from vitmodel.model.package import TENSORS_FILE
+from vitmodel.model.weight_source import describe_source
 from vitmodel.scoring.evaluation import AGGREGATE_NAMES, Evaluation
 from vitmodel.scoring.loaded_package import LoadedPackage
 from vitmodel.scoring.predictor import Predictor
@@ -124,8 +125,10 @@ def describe_package(member: LoadedPackage) -> dict[str, str]:
     architecture = member.models[0].config.vit
     return {
         "Folder": str(member.folder),
+        **({"Name": str(member.hub_name)} if member.hub_name else {}),
         "Architecture": f"ViT, {architecture.depth} blocks, dim {architecture.dim}, patch {architecture.patch}",
         "Weights (SHA-256)": sha256_file(member.folder / TENSORS_FILE),
+        **({"Initial weights": describe_source(package["weights"])} if "weights" in package else {}),
         "Preprocessing": package["preprocessing"],
         "Trained on": "; ".join(
             f"{name}: {counts['patients']} patients, {counts['images']} images, {counts['positive_images']} positive"
@@ -149,3 +152,20 @@ def training_curves(history: dict[str, list[tuple[int, float]]]) -> dict[str, di
             metric, *fold = rest
             curves.setdefault(metric, {})[" ".join([split, *fold])] = points
     return curves
+
+
+def describe_typicality(images: pd.DataFrame, atypical: float) -> str:
+    """Return a sentence on the typicality of scored and of atypical images; '' if it is unknown.
+
+    Args:
+        images: Table of images.
+        atypical: Typicality below which images are atypical.
+    """
+    typicality = images["typicality"].dropna()
+    if typicality.empty:
+        return ""
+    refused = int((typicality < atypical).sum())
+    return (
+        f"The typicality of {(typicality < 0.01).mean():.1%} of {len(typicality):,} images is below 0.01, where 1 % is "
+        f"expected of images like those of the training; {refused:,} are below {atypical:g} and count as atypical."
+    )

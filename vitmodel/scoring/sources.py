@@ -15,6 +15,7 @@ from vitmodel import __version__
 from vitmodel.archives import source_state
 from vitmodel.config import PredictConfig
 from vitmodel.config.labels import target_name
+from vitmodel.data.drift import DISTRIBUTIONS, large_drift_messages, write_distributions
 from vitmodel.data.manifest import breast_ids
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
@@ -28,7 +29,7 @@ from vitmodel.scoring.explanation import NO_GEOMETRY, heat_map, image_of
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import ScoredImage, ScoringRows
 from vitmodel.scoring.tables import ScoreTables, fallback_messages, recropping_messages
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, derive_seed
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, derive_seed, describe_failure
 
 Entry = dict[str, Any]
 """The journal's entry of an image: its record, its logits and, with a heat map, the hottest region and the files."""
@@ -79,14 +80,18 @@ def score_sources(predictor: Predictor, config: PredictConfig, say: Callable[[st
         rows = predictor.attach(read_inputs(config.source, config.dataset))
         for message in recropping_messages(rows.table, predictor.ensemble.package["preprocessing"]):
             say(message)
+        for message in predictor.explain_missing_looks():
+            say(message)
         task = ScoringTask(rows=rows, predictor=predictor, config=config, say=say)
         entries, scored = score(task)
         logits = [np.array(entry["logits"], float) for entry in entries]
         tables = predictor.tables(rows.table, [entry["record"] for entry in entries], logits)
-        for message in fallback_messages(tables.images):
+        drift = predictor.drift(tables.images)
+        for message in fallback_messages(tables.images) + large_drift_messages(drift):
             say(message)
         with predictor.timings.record("writing"):
             write_score_files(*tables, config.out, config.parquet, config.jsonl)
+            write_distributions(drift, config.out / DISTRIBUTIONS)
             if {"sr", "gsps", "cad"} & set(config.dicom):
                 say(write_reports(task, tables, entries))
     unexplained = {}
@@ -154,9 +159,10 @@ def row_fingerprints(task: ScoringTask) -> list[str]:
     """Return for each row a text of everything that determines its result: file, metadata, packages and options."""
     ensemble = task.predictor.ensemble
     config = task.config
-    settings = (
-        f"{ensemble.fingerprint()} {config.explain} dicom={','.join(config.dicom)} {derive_seed(config.deidentify)}"
-    )
+    dicom = ",".join(config.dicom)
+    settings = f"{ensemble.fingerprint()} {config.explain} dicom={dicom} {derive_seed(config.deidentify)}"
+    if not ensemble.explain_missing_typicality():
+        settings += f" atypical={config.atypical} keep={config.keep_atypical}"
     marks = [
         f"{source_state(row.source_file)} {row.laterality} {settings} {row.picture_range}".rstrip()
         for row in task.rows.rows
@@ -205,7 +211,7 @@ def explain(task: ScoringTask, number: int, scored: ScoredImage, writer: ResultW
     except VitmodelError:
         raise
     except Exception as error:  # noqa: BLE001 (a failure must cost this image's heat map, not the run)
-        return {"unexplained": f"{type(error).__name__}: {error}"}
+        return {"unexplained": describe_failure(error)}
     return {"region": region, "files": files}
 
 

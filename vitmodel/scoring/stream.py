@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from vitmodel.config import PredictorConfig
-from vitmodel.data.cropping import CropResult
+from vitmodel.data.appearance import measure_appearance
+from vitmodel.data.cropping import CropResult, ProvenanceRecord
 from vitmodel.data.dataset import to_tensor
 from vitmodel.data.exams import image_metadata
 from vitmodel.data.rows import ManifestRow, load_crop, mm_per_pixel, to_manifest_rows
@@ -21,7 +23,7 @@ from vitmodel.jobs.parallel import parallel_map
 from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.packed_batch import ImageMetadata, PackedBatch, check_token_budget, group_indices, pack_images
 from vitmodel.scoring.ensemble import Ensemble
-from vitmodel.utils import release_freed_memory
+from vitmodel.utils import describe_failure, release_freed_memory
 
 GROUP_IMAGES = 16
 """Largest number of images per forward pass, so that no image waits long for later ones."""
@@ -114,6 +116,18 @@ def _refuse(cropped: CropResult, code: str, message: str) -> CropResult:
     return CropResult(cropped.record | {"status": "refused", "reason": code, "remark": message})
 
 
+def _warn(cropped: CropResult, code: str, message: str) -> CropResult:
+    """Return the crop with a further warning in its record."""
+    reasons = [cropped.record.get("reason"), code]
+    remarks = [cropped.record.get("remark"), message]
+    warned: ProvenanceRecord = {
+        "status": "warned",
+        "reason": ";".join(str(text) for text in reasons if text),
+        "remark": "; ".join(str(text) for text in remarks if text),
+    }
+    return replace(cropped, record=cropped.record | warned)
+
+
 def _fail(image: LoadedImage, error: Exception) -> LoadedImage:
     """Return an image that the network failed on; one that was refused before keeps its reason."""
     if image.pack is None:
@@ -135,7 +149,9 @@ class ScoringStream:
     def __init__(self, ensemble: Ensemble, config: PredictorConfig, timings: Timings) -> None:
         self.ensemble = ensemble
         self.tokens = config.tokens
-        self.jobs = config.jobs
+        self.workers = config.workers
+        self.atypical = config.atypical
+        self.keep_atypical = config.keep_atypical
         self.timings = timings
 
     def scores(self, rows: ScoringRows) -> Iterator[tuple[int, ScoredImage]]:
@@ -165,9 +181,8 @@ class ScoringStream:
 
         If the network fails, each unit of the group is scored alone, and the images of those that fail are refused.
         """
-        packs = [image.pack for _, image in group if image.pack is not None]
         try:
-            logits = iter(self.ensemble.logits(packs))
+            group, judged = self._judge(group)
         except VitmodelError:
             raise
         except Exception as error:  # noqa: BLE001 (a failure on one unit must not cost the others their scores)
@@ -175,10 +190,49 @@ class ScoringStream:
             if len(units) > 1:
                 return [scored for unit in units for scored in self._score([group[index] for index in unit])]
             return [(position, ScoredImage(_fail(image, error), self._refused())) for position, image in group]
-        return [
-            (position, ScoredImage(image, self._refused() if image.pack is None else next(logits)))
+        logits = iter(judged)
+        return [(position, self._checked(image, logits)) for position, image in group]
+
+    def _checked(self, image: LoadedImage, computed: Iterator[np.ndarray]) -> ScoredImage:
+        """Return an image with the next of the computed logits, unless it was refused or they are not finite."""
+        if image.pack is None:
+            return ScoredImage(image, self._refused())
+        logits = next(computed)
+        if self.ensemble.is_finite(logits, has_breast=image.pack.metadata[0].breast >= 0):
+            return ScoredImage(image, logits)
+        message = "the network's output is NaN or infinite; run `vitmodel verify` on the package and report the image"
+        refused = LoadedImage(_refuse(image.cropped, "not_finite", message), None, image.seconds)
+        return ScoredImage(refused, self._refused())
+
+    def _judge(self, group: Unit) -> tuple[Unit, np.ndarray]:
+        """Return the images of a group with their typicality, and the outputs of those that are not refused for it."""
+        logits, typicality = self.ensemble.judge([image.pack for _, image in group if image.pack is not None])
+        values = iter(typicality)
+        judged = [
+            (position, image if image.pack is None else self._check_typical(image, float(next(values))))
             for position, image in group
         ]
+        kept = [
+            after.pack is not None
+            for (_, before), (_, after) in zip(group, judged, strict=True)
+            if before.pack is not None
+        ]
+        if self.ensemble.fused and not all(kept):  # a refused image must not contribute to its breast's score
+            return judged, self.ensemble.logits([image.pack for _, image in judged if image.pack is not None])
+        return judged, logits[kept]
+
+    def _check_typical(self, image: LoadedImage, typicality: float) -> LoadedImage:
+        """Return the image with its typicality; refused, or warned of, if it is atypical."""
+        if np.isnan(typicality):
+            return image
+        cropped = replace(image.cropped, record=image.cropped.record | {"typicality": typicality})
+        if typicality >= self.atypical:
+            return image._replace(cropped=cropped)
+        finding = f"typicality {typicality:.2g} is below --atypical {self.atypical:g}"
+        if self.keep_atypical:
+            return image._replace(cropped=_warn(cropped, "kept_atypical", finding))
+        message = f"{finding}: the image is unlike those of the training"
+        return image._replace(cropped=_refuse(cropped, "atypical", message), pack=None)
 
     def _refused(self) -> np.ndarray:
         """Return the logits `(L + A, M)` of a refused image."""
@@ -191,7 +245,7 @@ class ScoringStream:
         """
         units = rows.exams()
         inputs = [(rows.rows[position], rows.metadata[position]) for unit in units for position in unit]
-        loaded = parallel_map(lambda image: self.load(*image), inputs, "score", self.jobs)
+        loaded = parallel_map(lambda image: self.load(*image), inputs, "score", self.workers)
         for unit in units:
             images = [(position, next(loaded)) for position in unit]
             yield self._without_copies(images, rows.metadata) if self.ensemble.fused else images
@@ -220,24 +274,25 @@ class ScoringStream:
         try:
             cropped = load_crop(row, self.ensemble.preprocessing)
             if cropped.crop is not None:
-                patches = self._pack(cropped, metadata)
+                image = to_tensor(cropped.crop)
+                patches = self._pack(cropped, image, metadata)
+                appearance = measure_appearance(image[0].numpy(), cropped.record)
+                cropped = replace(cropped, record=cropped.record | appearance.to_record())
         except UsageError as error:
             cropped = _refuse(cropped, "unfit", str(error))
         except VitmodelError:
             raise
         except Exception as error:  # noqa: BLE001 (an unexpected error in one image must not end the run)
-            cropped = _refuse(cropped, "failed", f"{type(error).__name__}: {error}")
+            cropped = _refuse(cropped, "failed", describe_failure(error))
         return LoadedImage(cropped, patches, time.perf_counter() - start)
 
-    def _pack(self, cropped: CropResult, metadata: ImageMetadata) -> PackedBatch:
-        """Return the patches of a crop and, with flip averaging, of its flip.
+    def _pack(self, cropped: CropResult, image: Tensor, metadata: ImageMetadata) -> PackedBatch:
+        """Return the patches of a crop, given with its pixels `(1, H, W)`, and with flip averaging those of its flip.
 
         Raises UsageError if they do not fit the model or the token budget.
         """
-        assert cropped.crop is not None
         ensemble = self.ensemble
         vit = ensemble.model.config.vit
-        image = to_tensor(cropped.crop)
         images = [image, image.flip(-2)] if ensemble.flip else [image]
         scaled = replace(metadata, mm_per_pixel=mm_per_pixel(cropped.record.get("spacing_row"), cropped.geometry))
         # A flipped exam is another exam: its images are not fused with the unflipped ones.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from vitmodel.data.appearance import NUMBERS
 from vitmodel.data.cropping import ProvenanceRecord
 from vitmodel.data.exams import describe_unseen_sources, find_mixed_exams
 from vitmodel.data.manifest import breast_ids, exam_ids, is_repeated_file, prediction_ids
@@ -16,6 +17,7 @@ from vitmodel.pixels.verdict import WARNING_REASONS
 from vitmodel.scoring.ensemble import Ensemble
 
 ID_COLUMNS = ["image_id", "patient_id", "laterality", "view"]
+APPEARANCE = ["typicality", *NUMBERS]
 IMAGE_SCORES = ["score", "probability"]
 BREAST_SCORES = ["breast_score", "breast_probability"]
 
@@ -38,7 +40,8 @@ def image_table(
 
     The columns are the ids (with exam_id if any exam is known), score (raw, 0 to 1), probability (calibrated),
     breast_score and breast_probability (of the breast in its exam, from all its usable images), decision, status,
-    reason, remark, source_sha256 and those of the auxiliary outputs. A refused image has NaN scores: it is never
+    reason, remark, source_sha256, typicality (0 to 1), those of `data.appearance`, which `vitmodel drift` compares, and
+    those of the auxiliary outputs. A refused image has NaN scores: it is never
     scored. Warnings are added for copies of an image, unseen sources, missing laterality and mixed exams.
 
     Args:
@@ -58,6 +61,9 @@ def image_table(
     scores["decision"] = apply_threshold(scores["probability"], ensemble.threshold)
     for column in ("status", "reason", "remark", "source_sha256"):
         scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=object)
+    for column in APPEARANCE:
+        scores[column] = pd.Series([record.get(column) for record in records], index=table.index, dtype=float)
+    scores["machine_id"] = table["machine_id"]
     warn_of_metadata(scores, table, records, ensemble)
     copies = is_repeated_file(scores.assign(instance_uid=table["instance_uid"]))
     add_warning(scores, "duplicate", pd.Series(WARNING_REASONS["duplicate"], index=table.index)[copies])

@@ -7,17 +7,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 
 from vitmodel.config import AugmentConfig, Preprocessing, Size, TrainConfig, TrainingConfig, listed
 from vitmodel.config.auxiliary import AUXILIARY_TARGETS, count_outputs
 from vitmodel.config.labels import CANCER, LabelRule, target_name
+from vitmodel.data.appearance import CATEGORIES, NUMBERS, measure_appearance
 from vitmodel.data.dataset import CropDataset, ExamDataset, crop_size
 from vitmodel.data.exams import build_vocabulary, check_exams, check_sources, image_metadata
 from vitmodel.data.labels import add_label, explain_missing, proven_lesions
@@ -27,12 +30,24 @@ from vitmodel.data.rows import mm_per_pixel, to_manifest_rows
 from vitmodel.data.samplers import EpochSampler, SequentialSampler
 from vitmodel.data.splits import assign_folds, assign_splits, read_splits
 from vitmodel.errors import UsageError
-from vitmodel.model.architecture import PRESETS, ExamConfig, NetworkConfig, SourcesConfig, ViTConfig
+from vitmodel.hub.aliases import ALIASES
+from vitmodel.hub.names import weights_name
+from vitmodel.model.architecture import (
+    PRESETS,
+    ExamConfig,
+    NetworkConfig,
+    SourcesConfig,
+    ViTConfig,
+    whole_patches,
+)
 from vitmodel.model.device import resolve_device
 from vitmodel.model.low_rank import add_low_rank_updates, merge_low_rank_updates
 from vitmodel.model.network import Network
 from vitmodel.model.packed_batch import check_token_budget
+from vitmodel.model.pretrained import preset_of
 from vitmodel.model.segments import check_segments
+from vitmodel.model.typicality import Typicality, depth_features_shape, record_depth_features
+from vitmodel.model.weight_source import WeightsSource, find_weights, weights_source
 from vitmodel.model.weights import WeightAction, fit_weights, load_weights
 from vitmodel.training.batching import BatchLoader
 from vitmodel.training.callbacks import ValidationFigures
@@ -42,6 +57,11 @@ from vitmodel.training.trainer import LAST_CHECKPOINT, build_trainer, fit, next_
 
 logger = logging.getLogger(__name__)
 
+MAX_REFERENCE_IMAGES = 5000
+"""Most training images that typicality is fitted to and that `drift` compares with."""
+RECIPES_OF_RUNS = ("train.yaml", "tune.yaml")
+"""Names of the recipe in a run folder."""
+TrainerConfig = TypeVar("TrainerConfig", bound=TrainConfig)
 MONITOR_METRICS = {"auroc": "val/auroc", "f1": "val/macro_f1"}
 """Logged metric for each choice of `monitor`."""
 VERTICAL_FLIP = AugmentConfig(flip=1, rotate=0, scale=0, shift=0, gamma=0, contrast=0, noise=0)
@@ -60,6 +80,11 @@ class TrainedModel:
     history: History
     selection_summary: str
     """Metric by which the epoch was selected, and its value."""
+    typicality: Typicality | None
+    """Fitted to the training images and calibrated on the validation images; None if there are too few."""
+    appearance: pd.DataFrame
+    """What the training and validation images look like: the columns of `data.appearance` and, for the validation
+    images, typicality."""
 
 
 def read_cropped_manifest(manifests: Sequence[Path]) -> pd.DataFrame:
@@ -68,6 +93,64 @@ def read_cropped_manifest(manifests: Sequence[Path]) -> pd.DataFrame:
     if frame["preprocessing"].isna().all():
         raise UsageError(f"{listed(manifests)}: its images are not cropped; run `vitmodel etl` on it first")
     return usable_rows(frame)
+
+
+def settle_network(config: TrainerConfig, preprocessing: Preprocessing) -> tuple[TrainerConfig, WeightsSource | None]:
+    """Return the configuration with the size of the network and the exact revision of --weights, and their source.
+
+    Names of weights are replaced by their repository at a commit, so that folds, resumed runs and the recipe in the run
+    folder use the same weights, whatever happens to the repository meanwhile.
+
+    Args:
+        config: Settings of the training.
+        preprocessing: Preprocessing of the crops.
+
+    Raises:
+        UsageError: There are no weights of this name, no preset fits them, or patches do not fill the crops.
+        VitmodelError: The weights cannot be downloaded or read.
+    """
+    alias = ALIASES.get(str(config.weights).partition("@")[0])
+    if config.model == "auto" and alias and weights_name(str(config.weights)):
+        config = _with_model(config, alias.preset)  # known before the download
+    if config.model != "auto":
+        _check_patches(config, preprocessing.size)
+    if config.weights is None:
+        return config, None
+    path, name = find_weights(_weights_of_run(config) or config.weights)
+    if name is not None:
+        config = replace(config, weights=Path(str(name)))
+    if config.model == "auto":
+        model = preset_of(load_weights(path))
+        logger.info("model: %s, which fits %s", model, config.weights)
+        config = _with_model(config, model)
+        _check_patches(config, preprocessing.size)
+    return config, weights_source(path, name)
+
+
+def _weights_of_run(config: TrainConfig) -> Path | None:
+    """Return the weights of the run that is resumed, at their commit, if `config` names them without a revision."""
+    name = weights_name(config.weights or "")
+    recipe = next((path for path in config.run.glob("t*.yaml") if path.name in RECIPES_OF_RUNS), None)
+    if not config.resume or name is None or name.revision or recipe is None:
+        return None
+    started = yaml.safe_load(recipe.read_text())["weights"]
+    return Path(started) if str(started).startswith(f"{name}@") else None
+
+
+def _with_model(config: TrainerConfig, model: str) -> TrainerConfig:
+    settings: dict[str, Any] = {"model": model}
+    return replace(config, **settings)
+
+
+def _check_patches(config: TrainConfig, size: Size) -> None:
+    """Raise UsageError if the patches of the network do not fill crops of `size`; segments have a size of their own."""
+    patch = PRESETS[config.model].patch
+    suited = whole_patches(size, patch)
+    if not config.segments and suited != size:
+        raise UsageError(
+            f"{listed(config.manifest)}: crops of {size} are not whole patches of {patch}x{patch} pixels, as "
+            f"{config.model} needs; make them with `vitmodel etl --size {suited}`, or choose another --model"
+        )
 
 
 def labelled_crops(config: TrainConfig) -> pd.DataFrame:
@@ -321,11 +404,31 @@ def train_and_validate(
     learner.load_state_dict(torch.load(selected, weights_only=True)["state_dict"])
     if config.lora:
         merge_low_rank_updates(model.trunk)
-    loaders = [val_batches]
+    judged = predict_rows(learner, val_batches, val)
+    outputs = judged.outputs
     if config.flip_average:
-        loaders.append(_flipped_batches(config, val, network))
-    outputs = np.mean([validation_outputs(learner, loader, len(val)) for loader in loaders], axis=0)
-    return TrainedModel(learner.model, outputs[:, 0], outputs[:, 1:], learner.history, selection_summary)
+        outputs = (outputs + predict_rows(learner, _flipped_batches(config, val, network), val).outputs) / 2
+    known = sample_exams(train, MAX_REFERENCE_IMAGES, config.seed)
+    known_images = make_dataset(known, config, augment=False)
+    in_order = SequentialSampler(len(known_images))
+    known_batches = BatchLoader(known_images, in_order, config, image_metadata(known, network))
+    reference = predict_rows(learner, known_batches, known)
+    typicality = Typicality.fit(reference.depths, judged.depths)
+    found = np.full(len(val), np.nan) if typicality is None else typicality(judged.depths)
+    appearance = pd.concat([reference.appearance.assign(typicality=np.nan), judged.appearance.assign(typicality=found)])
+    return TrainedModel(
+        learner.model, outputs[:, 0], outputs[:, 1:], learner.history, selection_summary, typicality, appearance
+    )
+
+
+def sample_exams(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """Return the rows of random exams with about `most` images in all, in their order; all rows if they are fewer."""
+    if len(rows) <= most:
+        return rows
+    exams = exam_ids(rows)
+    order = exams.drop_duplicates().sample(frac=1, random_state=seed)
+    sizes = exams.value_counts()[order].cumsum()
+    return rows[exams.isin(sizes.index[sizes <= most])]
 
 
 def _flipped_batches(config: TrainConfig, val: pd.DataFrame, network: NetworkConfig) -> BatchLoader:
@@ -351,18 +454,41 @@ def checkpoint_callbacks(config: TrainConfig, run: Path) -> tuple[ModelCheckpoin
     return best, [*average, best, last, *stop]
 
 
-def validation_outputs(learner: ClassificationModule, batches: BatchLoader, count: int) -> np.ndarray:
-    """Return the outputs `(count, 1 + A)` of `learner` in the order of the table; NaN for unreadable images.
+@dataclass(frozen=True)
+class RowOutputs:
+    """What a network computes from the images of a table; NaN for unreadable images."""
+
+    outputs: np.ndarray
+    """Logit and auxiliary outputs, `(N, 1 + A)`."""
+    depths: np.ndarray
+    """Features of `model.typicality`, `(N, F, D)`."""
+    appearance: pd.DataFrame
+    """The columns of `data.appearance`."""
+
+
+def predict_rows(learner: ClassificationModule, batches: BatchLoader, rows: pd.DataFrame) -> RowOutputs:
+    """Return what `learner` computes from the images of a table, in its order.
 
     Args:
         learner: The trained module.
         batches: Batches of the images.
-        count: Number of rows of the table.
+        rows: The rows of the images.
     """
     device = resolve_device(learner.config.device)
     learner.eval().to(device)
-    outputs = np.full((count, 1 + count_outputs(learner.model.config.auxiliary)), np.nan)
+    trunk = learner.model.trunk
+    records = to_manifest_rows(rows)
+    outputs = np.full((len(rows), 1 + count_outputs(learner.model.config.auxiliary)), np.nan)
+    depths = np.full((len(rows), *depth_features_shape(trunk)), np.nan, np.float32)
+    numbers = np.full((len(rows), len(NUMBERS)), np.nan)
     with torch.inference_mode():
         for batch in batches:
-            outputs[batch.row.numpy()] = learner(batch.pack.to(device)).float().cpu().numpy()
-    return outputs
+            places = batch.row.numpy()
+            for place, image in zip(places, batch.pack.images, strict=True):
+                appearance = measure_appearance(image[0].numpy(), records[place]._asdict())
+                numbers[place] = np.array(list(appearance.to_record().values()), float)
+            with record_depth_features(trunk) as recorded:
+                outputs[places] = learner(batch.pack.to(device)).float().cpu().numpy()
+            depths[places] = recorded.of_first(len(places)).cpu().numpy()
+    names = rows[["patient_id", *CATEGORIES]]
+    return RowOutputs(outputs, depths, names.assign(**dict(zip(NUMBERS, numbers.T, strict=True))))

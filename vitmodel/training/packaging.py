@@ -14,8 +14,10 @@ from scipy.special import expit
 from vitmodel.config import Preprocessing, TrainConfig, to_yaml
 from vitmodel.config.auxiliary import AUXILIARY_TARGETS, output_slices
 from vitmodel.config.labels import CANCER, target_name
+from vitmodel.data.drift import Reference, fit_reference, reference_to_json
 from vitmodel.data.fingerprint import Fingerprint
 from vitmodel.data.manifest import breast_ids
+from vitmodel.data.tables import write_csv
 from vitmodel.metrics import calibration
 from vitmodel.metrics.auxiliary import AuxiliaryOutput, AuxiliaryUnits, measure
 from vitmodel.metrics.multiclass import Bootstrap
@@ -23,10 +25,12 @@ from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold, describe_objective
 from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
+from vitmodel.model.typicality import Typicality
+from vitmodel.model.weight_source import WeightsSource, describe_source
 from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, atomic_path
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 AGGREGATE = "mean_logit"
 """How the logits of a breast's images are combined. Calibration and threshold hold for this combination."""
@@ -53,8 +57,7 @@ def aggregate_breasts(rows: pd.DataFrame, logits: np.ndarray, label: str) -> Sco
 def write_table(rows: pd.DataFrame, logits: np.ndarray, label: str, path: Path) -> None:
     """Write out-of-sample scores and labels as CSV: raw scores before calibration, empty for unreadable images."""
     columns = ["image_id", "patient_id", "laterality", "view", "fold", label]
-    with atomic_path(path) as temporary:
-        rows[columns].assign(score=expit(logits)).to_csv(temporary, index=False)
+    write_csv(rows[columns].assign(score=expit(logits)), path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,22 @@ class OutOfSample:
     """Breasts with raw scores, on which calibration and threshold are fitted."""
     auxiliary: Mapping[str, AuxiliaryUnits]
     """The outputs of each auxiliary head, by target."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the training images look like, with which a package judges other images."""
+
+    typicalities: Sequence[Typicality]
+    """Typicality of each model; empty if there are too few images."""
+    reference: Reference
+    """Distributions of the training and validation images."""
+
+    @classmethod
+    def fit(cls, typicalities: Sequence[Typicality | None], images: pd.DataFrame) -> Look:
+        """Return the look of a table of images, the columns of `data.drift.TITLES` and patient_id."""
+        known = [typicality for typicality in typicalities if typicality is not None]
+        return cls(known if len(known) == len(typicalities) else [], fit_reference(images))
 
 
 def auxiliary_units(rows: pd.DataFrame, outputs: np.ndarray, names: Sequence[str]) -> dict[str, AuxiliaryUnits]:
@@ -111,6 +130,8 @@ def write_package(
     preprocessing: Preprocessing,
     history: History,
     reached: str,
+    look: Look,
+    source: WeightsSource | None = None,
 ) -> None:
     """Fit calibration and threshold, and write the package and its model card.
 
@@ -122,6 +143,8 @@ def write_package(
         preprocessing: Preprocessing of the crops.
         history: Logged metrics.
         reached: Sentence about the performance that was reached; printed and quoted in the model card.
+        look: What the training images look like.
+        source: Where the initial weights come from; None = random weights.
     """
     breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
@@ -139,12 +162,15 @@ def write_package(
         "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
         **({"auxiliary": auxiliary} if auxiliary else {}),
         "data": data,
+        "reference": reference_to_json(look.reference),
         "history": history,
+        **({"weights": source.to_dict()} if source else {}),
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system["versions"],
         "code_sha256": system["code_sha256"],
     }
-    save_package(config.run / "package", models, contents, model_card(config, contents, reached, auxiliary_lines))
+    card = model_card(config, contents, reached, auxiliary_lines)
+    save_package(config.run / "package", models, contents, card, look.typicalities)
     print(f"{reached}\npackage: {config.run / 'package'}")
 
 
@@ -189,6 +215,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str, auxi
             f"(95 % intervals over patients):\n\n{table}\n\n{_describe_auxiliary_calibration(contents)}\n\n"
         )
     target = target_name(config.label)
+    start = f"Initial weights: {describe_source(contents['weights'])}.\n\n" if "weights" in contents else ""
     return f"""# {config.model}: {"breast cancer" if config.label == CANCER else target} score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
@@ -206,7 +233,7 @@ The probability of a breast is {score}, calibrated
 {reached[0].upper()}{reached[1:]}. {caution}
 Prevalence and machines differ between sites: check calibration and threshold before using the model elsewhere.
 
-{outputs}```yaml
+{outputs}{start}```yaml
 {contents["training"]}```
 """
 

@@ -1,0 +1,1 @@
+"""Weights and packages by name: repositories of the Hugging Face hub, its mirrors and its cache."""
