@@ -151,7 +151,8 @@ class RunningNode:
 def start_node_process(folder: Path, package: Path, port: int, *flags: object) -> RunningNode:
     """Start `vitmodel node run` and wait until it receives."""
     words = ["--folder", folder, "--package", package, "--dicom-port", port, "--min-free-gb", 0, "--device", "cpu"]
-    command = [sys.executable, "-m", "vitmodel.cli", "node", "run", *map(str, words), "--workers", "1", *map(str, flags)]
+    words += ["--workers", 1, "--port", 0, *flags]
+    command = [sys.executable, "-m", "vitmodel.cli", "node", "run", *map(str, words)]
     folder.mkdir(exist_ok=True, parents=True)
     with (folder / "stderr.txt").open("a") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -155,7 +155,8 @@ def test_work_ends_when_it_is_told_to(scorer: Scorer, queue: Queue) -> None:
 
 def test_the_fingerprint_depends_on_the_package_and_on_what_changes_results(run: Path, tmp_path: Path) -> None:
     one = NodeConfig(action="run", package=run / "package")
-    assert package_fingerprint(one) == package_fingerprint(NodeConfig(action="run", package=run / "package", processes=3))
+    same = NodeConfig(action="run", package=run / "package", processes=3)
+    assert package_fingerprint(one) == package_fingerprint(same)
     other = NodeConfig(action="run", package=run / "package", explain="rollout")
     assert package_fingerprint(one) != package_fingerprint(other)
     with pytest.raises(VitmodelError, match="package"):

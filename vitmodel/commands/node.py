@@ -38,6 +38,8 @@ def run(config: NodeConfig) -> int:
     with running.running():
         if running.dicom_port:
             print(f"receiving as {config.ae_title} on {config.dicom_host}:{running.dicom_port}", flush=True)
+        if running.web_port:
+            print(f"worklist: http://localhost:{running.web_port}/worklist", flush=True)
         print(f"results go to {config.destination or config.folder / 'jobs'}\n{NOT_A_MEDICAL_DEVICE}", flush=True)
         running.stop.wait()
         print("stopping; current jobs are finished first", flush=True)

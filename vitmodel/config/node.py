@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from vitmodel.config.base import Config, Needs, require
 from vitmodel.config.choices import DicomKind, ExplanationName
 from vitmodel.config.scoring import PredictorConfig, check_dicom_kinds
+from vitmodel.config.viewing import LOOPBACK
 
 Role = Literal["receive", "gather", "score", "send", "web"]
 
@@ -124,7 +125,8 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     dicom: tuple[DicomKind, ...] = ("sr", "sc")
     """Kinds of results; see `vitmodel predict --dicom`."""
     host: str = "127.0.0.1"
-    """Address of the web pages. 127.0.0.1 = this machine only."""
+    """Address of the web pages. They have no login yet, so that it must be one of this machine: 127.0.0.1, ::1 or
+    localhost."""
     port: int = 8042
     """Port of the web pages. 0 = any free port."""
 
@@ -142,6 +144,8 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
         require(self.longest_wait >= self.first_wait, "longest_wait", "must be at least FIRST_WAIT")
         require(self.max_seconds >= self.quiet_seconds, "max_seconds", "must be at least QUIET_SECONDS")
         require(bool(self.roles), "roles", "is empty; name at least one of receive, gather, score, send, web")
+        remedy = "the pages have no login; use 127.0.0.1, and an SSH tunnel or a proxy with a login for other machines"
+        require(self.host in LOOPBACK, "host", f"{self.host} can be reached from other machines; {remedy}")
         check_dicom_kinds(self.dicom, self.explain)
         if self.destination:
             require(bool(self.dicom), "dicom", "is empty, so there is nothing to send; name at least sr")

@@ -144,6 +144,7 @@ class Queue:
                     self._bury(job, job.error or "the process that worked on it ended each time", "worker_lost")
                     continue
                 job.lease_owner, job.lease_until = owner, now + self.rules.lease_seconds
+                job.claimed_at = now
                 job.attempts += 1
                 job.failures += 1
                 session.flush()
@@ -164,6 +165,9 @@ class Queue:
         fresh = {"attempts": 0, "failures": 0, "not_before": 0.0, "lease_owner": "", "lease_until": 0.0}
         fresh |= {"error": "", "error_code": ""}
         with self.database.write() as session:
+            job = session.get(Job, job_id)
+            if job is not None and job.stage in WORKING_STAGES:
+                fresh[f"{job.stage}_seconds"] = self.clock() - job.claimed_at
             if not self._update(session, job_id, owner, **(fresh | values), stage=stage):
                 return False
             for result in results:

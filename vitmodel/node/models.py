@@ -110,6 +110,10 @@ class Job(Base):
     error_code: Mapped[str] = mapped_column(String(32), default="")
     created_at: Mapped[float]
     updated_at: Mapped[float]
+    claimed_at: Mapped[float] = mapped_column(default=0.0)
+    score_seconds: Mapped[float | None] = mapped_column(nullable=True)
+    """Duration of the attempt that finished the stage."""
+    send_seconds: Mapped[float | None] = mapped_column(nullable=True)
     fingerprint: Mapped[str] = mapped_column(String(64), default="")
     software: Mapped[str] = mapped_column(String(32), default="")
     threshold: Mapped[float | None] = mapped_column(nullable=True)

@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from sqlalchemy import delete, select
 
 from vitmodel.config import NodeConfig
+from vitmodel.errors import UsageError
 from vitmodel.jobs.workers import die_with_parent
 from vitmodel.node.audit import Audit
 from vitmodel.node.database import Database
@@ -29,6 +30,7 @@ from vitmodel.node.models import Instance, Job, Study, Transfer, Worker
 from vitmodel.node.receiving import Listener, Receiver
 from vitmodel.node.scoring import Scorer, package_fingerprint
 from vitmodel.node.sending import Sender, record_report
+from vitmodel.utils import import_extra
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ class Node:
         self.audit = Audit(self.database)
         self.stop = threading.Event()
         self.dicom_port = 0
+        self.web_port = 0
+        self._on_stop: list[Callable[[], object]] = []
         self._receiver: Receiver | None = None
         self._threads: list[threading.Thread] = []
         self._scorers: list[BaseProcess] = []
@@ -110,6 +114,8 @@ class Node:
                 self.inbox.adopt()
                 self._receiver = self.make_receiver()
                 self.dicom_port = self._receiver.start()
+            if "web" in roles:
+                self._serve_pages()
             if "send" in roles and self.config.destination:
                 self._start(self._send)
             if "score" in roles:
@@ -117,6 +123,8 @@ class Node:
             yield
         finally:
             self.stop.set()
+            for action in self._on_stop:
+                action()
             if self._receiver is not None:
                 self._receiver.stop()
             for thread in self._threads:
@@ -139,6 +147,31 @@ class Node:
         return Receiver(
             self.inbox, listener, self.audit, lambda report: record_report(self.database, report, time.time())
         )
+
+    def _serve_pages(self) -> None:
+        """Serve the pages in a thread.
+
+        Raises:
+            UsageError: The extra `serve` is not installed, or the port is in use.
+        """
+        uvicorn = import_extra("uvicorn", "node", "node")
+        import_extra("fastapi", "node", "node")
+        from vitmodel.node.pages import Site, create_app
+
+        config = self.config
+        try:
+            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+            listening = socket.create_server((config.host, config.port), family=family)
+        except OSError as error:
+            raise UsageError(
+                f"port: cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port with --port"
+            ) from error
+        self.web_port = listening.getsockname()[1]
+        app = create_app(Site(inbox=self.inbox, queue=self.queue, audit=self.audit, web_root=config.web_root))
+        # no access log: addresses hold UIDs
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=5))
+        self._start(lambda: server.run(sockets=[listening]))
+        self._on_stop.append(lambda: setattr(server, "should_exit", True))
 
     def clean(self) -> None:
         """Forget workers and associations that died, and delete received objects whose retention is over."""
