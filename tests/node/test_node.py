@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from peers import (
+    Clock,
     MakeStudy,
     RunningNode,
     StartOrthanc,
     free_port,
     send_files,
     start_node_process,
+    to_bytes,
     wait_until,
 )
 from pydicom import Dataset
@@ -165,8 +167,6 @@ def test_a_pacs_that_is_down_gets_the_results_later(
 def test_drain_scores_what_has_arrived_and_status_shows_it(
     run: Path, make_study: MakeStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from peers import to_bytes
-
     from vitmodel.node.database import Database
     from vitmodel.node.inbox import Inbox
 
@@ -190,7 +190,6 @@ def test_drain_scores_what_has_arrived_and_status_shows_it(
 def test_received_objects_are_deleted_only_after_their_retention(
     run: Path, make_study: MakeStudy, tmp_path: Path
 ) -> None:
-    from peers import Clock, to_bytes
 
     from vitmodel.node.database import Database
     from vitmodel.node.gathering import GatheringRules
@@ -214,3 +213,40 @@ def test_received_objects_are_deleted_only_after_their_retention(
     with database.read() as session:
         assert session.get(Job, 1) is not None
     database.close()
+
+
+@pytest.mark.slow
+def test_the_demo_shows_scored_studies_in_the_worklist_and_in_the_pacs(
+    run: Path, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    import shutil
+
+    import httpx
+
+    from vitmodel.config import NodeConfig
+    from vitmodel.node.demo import STUDIES, running_demo
+
+    if shutil.which("Orthanc") is None:
+        pytest.skip("Orthanc is not installed")
+    folder = tmp_path / "demo"
+    for number in range(STUDIES):
+        patient = folder / "release" / "train_images" / str(number)
+        patient.mkdir(parents=True)
+        for view, image in enumerate(make_study(patient=f"P{number}")):
+            (patient / f"{view}.dcm").write_bytes(to_bytes(image))
+    config = NodeConfig(
+        action="demo", package=run / "package", folder=folder, dicom_port=0, port=0, device="cpu", workers=1
+    )
+    with running_demo(config) as (node, orthanc):
+        wait_until(lambda: node.queue.counts()["sent"] == STUDIES, 120, "the delivery")
+        page = httpx.get(f"http://localhost:{node.web_port}/worklist").text
+        assert page.count("/studies/") == STUDIES
+        assert " %" in page
+        series = httpx.get(f"{orthanc.url}/series?expand").json()
+        assert sum(item["MainDicomTags"].get("Manufacturer") == "vitmodel" for item in series) >= STUDIES
+
+
+def test_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert main(["node", "--demo"]) == 2
+    assert "apt install orthanc orthanc-dicomweb" in capsys.readouterr().err

@@ -17,11 +17,12 @@ from vitmodel import __version__
 from vitmodel.cli import main
 from vitmodel.config import NodeConfig
 from vitmodel.errors import VitmodelError
+from vitmodel.node.fingerprint import PACKAGE_FILES, package_fingerprint
 from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue, QueueRules
 from vitmodel.node.models import Job, Result
-from vitmodel.node.scoring import Scorer, package_fingerprint
+from vitmodel.node.scoring import Scorer
 
 Submit = Callable[[list[Dataset]], Job]
 
@@ -161,3 +162,9 @@ def test_the_fingerprint_depends_on_the_package_and_on_what_changes_results(run:
     assert package_fingerprint(one) != package_fingerprint(other)
     with pytest.raises(VitmodelError, match="package"):
         package_fingerprint(NodeConfig(action="run", package=tmp_path / "none"))
+
+
+def test_the_fingerprint_covers_the_files_that_a_package_is_made_of() -> None:
+    from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE
+
+    assert set(PACKAGE_FILES) == {CONFIG_FILE, TENSORS_FILE}

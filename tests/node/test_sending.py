@@ -26,13 +26,14 @@ from sqlalchemy import select
 
 from vitmodel.config import NodeConfig
 from vitmodel.node.audit import Audit
+from vitmodel.node.fingerprint import package_fingerprint
 from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue, QueueRules
 from vitmodel.node.models import Job, Result
 from vitmodel.node.pacs import status_of
 from vitmodel.node.receiving import Listener, Receiver
-from vitmodel.node.scoring import Scorer, package_fingerprint
+from vitmodel.node.scoring import Scorer
 from vitmodel.node.sending import Sender, record_report
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"

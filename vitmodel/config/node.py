@@ -13,7 +13,7 @@ from vitmodel.config.choices import DicomKind, ExplanationName
 from vitmodel.config.scoring import PredictorConfig, check_dicom_kinds
 from vitmodel.config.viewing import LOOPBACK
 
-Role = Literal["receive", "gather", "score", "send", "web"]
+Role = Literal["receive", "find", "gather", "score", "send", "web"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
             *("ae_title", "dicom_host", "dicom_port", "calling", "check_called", "min_free_gb"),
             *("tls_certificate", "tls_key", "tls_ca"),
         ),
+        "finding": ("orthanc",),
         "gathering": ("quiet_seconds", "max_seconds", "max_images"),
         "queue": ("processes", "attempts", "lease_seconds", "first_wait", "longest_wait", "retention_days"),
         "sending": ("destination", "pacs_web", "confirm", "identity", "commitment_seconds"),
@@ -60,12 +61,13 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     package: Path = Path("package")
     """Model package: a folder with model.safetensors and config.json, such as RUN/package."""
     folder: Path = Path("node")
-    """Folder of the received objects, the results and the SQLite database."""
+    """Folder of the received objects, the results and the SQLite database; of the action demo, all its files."""
     database: str = ""
     """Database of the queue, as a URL: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME for several machines,
     which then also share FOLDER."""
-    roles: tuple[Role, ...] = ("receive", "gather", "score", "send", "web")
-    """Parts of the node that this process runs. Machines that share a database can run different ones."""
+    roles: tuple[Role, ...] = ("receive", "find", "gather", "score", "send", "web")
+    """Parts of the node that this process runs; those without settings, such as find without ORTHANC, do nothing.
+    Machines that share a database can run different ones."""
     job: tuple[int, ...] = ()
     """Numbers of the jobs to retry, as `status` prints them. none = all dead ones."""
     ae_title: str = "VITMODEL"
@@ -87,6 +89,9 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     tls_ca: Path | None = None
     """PEM file of the authorities whose certificates the senders, and a destination dicoms://, must have. none =
     senders need no certificate."""
+    orthanc: str = ""
+    """Address of an Orthanc whose new objects are fetched, for one that is not set up to send them, such as
+    http://USER:PASSWORD@HOST:8042. One process may have this role. none = objects are only received."""
     quiet_seconds: float = 60.0
     """A study is complete when nothing has arrived for this time. One with the four standard views is complete as soon
     as the sender hangs up."""
@@ -143,9 +148,11 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
             require(getattr(self, name) > 0, name, "must be above 0")
         require(self.longest_wait >= self.first_wait, "longest_wait", "must be at least FIRST_WAIT")
         require(self.max_seconds >= self.quiet_seconds, "max_seconds", "must be at least QUIET_SECONDS")
-        require(bool(self.roles), "roles", "is empty; name at least one of receive, gather, score, send, web")
+        require(bool(self.roles), "roles", "is empty; name at least one of receive, find, gather, score, send, web")
         remedy = "the pages have no login; use 127.0.0.1, and an SSH tunnel or a proxy with a login for other machines"
         require(self.host in LOOPBACK, "host", f"{self.host} can be reached from other machines; {remedy}")
+        web = not self.orthanc or self.orthanc.startswith(("http://", "https://"))
+        require(web, "orthanc", "is no address; write http(s)://HOST:PORT")
         check_dicom_kinds(self.dicom, self.explain)
         if self.destination:
             require(bool(self.dicom), "dicom", "is empty, so there is nothing to send; name at least sr")

@@ -23,12 +23,13 @@ from vitmodel.errors import UsageError
 from vitmodel.jobs.workers import die_with_parent
 from vitmodel.node.audit import Audit
 from vitmodel.node.database import Database
+from vitmodel.node.finding import OrthancFinder
+from vitmodel.node.fingerprint import package_fingerprint
 from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import STALE_TRANSFER_SECONDS, Inbox
 from vitmodel.node.jobs import END_STAGES, Queue, QueueRules
 from vitmodel.node.models import Instance, Job, Study, Transfer, Worker
 from vitmodel.node.receiving import Listener, Receiver
-from vitmodel.node.scoring import Scorer, package_fingerprint
 from vitmodel.node.sending import Sender, record_report
 from vitmodel.utils import import_extra
 
@@ -118,6 +119,9 @@ class Node:
                 self._serve_pages()
             if "send" in roles and self.config.destination:
                 self._start(self._send)
+            if "find" in roles and self.config.orthanc:
+                finder = OrthancFinder(self.config.orthanc, self.inbox)
+                self._start(lambda: finder.work(self.stop))
             if "score" in roles:
                 self._start(self._supervise)
             yield
@@ -241,6 +245,8 @@ class Node:
 
 def score_forever(config: NodeConfig, name: str) -> None:
     """Score jobs until this process gets SIGTERM or its parent ends; the target of a worker process."""
+    from vitmodel.node.scoring import Scorer  # only workers load PyTorch
+
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
@@ -261,6 +267,8 @@ def drain(node: Node) -> bool:
 
     Jobs that must wait, for example for a PACS that is down, are left.
     """
+    from vitmodel.node.scoring import Scorer
+
     config, queue = node.config, node.queue
     queue.gather(gathering_rules(config), package_fingerprint(config), force=True)
     scorer = Scorer(config, queue, worker_name("score"))

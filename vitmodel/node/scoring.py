@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
 import threading
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,61 +14,20 @@ from sqlalchemy import select
 from vitmodel import __version__
 from vitmodel.config import NodeConfig, PredictConfig, PredictorConfig
 from vitmodel.errors import VitmodelError
-from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE
-from vitmodel.node.jobs import Queue
+from vitmodel.node.fingerprint import package_fingerprint
+from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
 from vitmodel.node.models import Instance, Job, Result
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.sources import score_sources
 from vitmodel.scoring.tables import ScoreTables
-from vitmodel.utils import sha256_file, to_json
+from vitmodel.utils import progress_bars, to_json
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.5
-"""Pause of a worker when there is no job."""
-
-
-def package_fingerprint(config: NodeConfig) -> str:
-    """Return a hash of everything in the node's configuration that influences a score or a result.
-
-    Raises:
-        VitmodelError: A package does not exist.
-    """
-    parts: list[str] = []
-    for folder in (config.package, *config.ensemble):
-        for name in (TENSORS_FILE, CONFIG_FILE):
-            try:
-                parts.append(sha256_file(folder / name))
-            except OSError as error:
-                raise VitmodelError(
-                    f"package: {folder / name} cannot be read ({error.strerror}); give the folder of a model package"
-                ) from error
-    settings = (config.flip, config.runtime, config.precision, config.implausible, config.explain, config.dicom)
-    return hashlib.sha256(repr((parts, settings)).encode()).hexdigest()
 
 
 def predictor_config(config: NodeConfig) -> dict[str, Any]:
     """Return the options of a `Predictor` as the node has them."""
     return {field.name: getattr(config, field.name) for field in fields(PredictorConfig)}
-
-
-@contextlib.contextmanager
-def kept_lease(queue: Queue, job: Job, owner: str) -> Iterator[None]:
-    """Extend the lease of a job until the end of the block."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(queue.rules.lease_seconds / 3):
-            with contextlib.suppress(Exception):  # the database may be away for a moment; the lease tells
-                queue.heartbeat(job.id, owner)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class Scorer:
@@ -130,7 +86,8 @@ class Scorer:
             explain=self.config.explain,
             dicom=self.config.dicom,
         )
-        run = score_sources(self.predictor, settings, logger.debug)
+        with progress_bars(False):
+            run = score_sources(self.predictor, settings, logger.debug)
         scored = run.tables.breasts["probability"].notna()
         best = float(run.tables.breasts["probability"].max()) if scored.any() else None
         results = self._results(job, out) if scored.any() else []

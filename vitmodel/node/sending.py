@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from vitmodel.config import NodeConfig
 from vitmodel.node.database import Database
 from vitmodel.node.identity import apply_identity
-from vitmodel.node.jobs import Queue
+from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
 from vitmodel.node.models import Job, Result
 from vitmodel.node.pacs import (
     CommitmentRequest,
@@ -25,7 +25,6 @@ from vitmodel.node.pacs import (
     new_transaction,
     read_result,
 )
-from vitmodel.node.scoring import POLL_SECONDS, kept_lease
 
 logger = logging.getLogger(__name__)
 
