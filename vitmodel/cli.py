@@ -68,6 +68,7 @@ VERBS = {
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
     "view": Verb("ViewConfig", "vitmodel.commands.view", "view", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
+    "keys": Verb("KeysConfig", "vitmodel.commands.keys", "make_key", "prediction", "serve"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "verify": Verb("VerifyConfig", "vitmodel.commands.verify", "verify", "prediction"),
     "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),
