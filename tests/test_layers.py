@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 LAYERS = [
     {"archives", "config", "errors", "utils"},
-    {"hub", "jobs"},
+    {"hub", "jobs", "web"},
     {"pixels", "model", "metrics"},
     {"data"},
     {"reports", "results", "releases", "phantoms"},

@@ -69,6 +69,7 @@ VERBS = {
     "view": Verb("ViewConfig", "vitmodel.commands.view", "view", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
     "node": Verb("NodeConfig", "vitmodel.commands.node", "node", "prediction"),
+    "keys": Verb("KeysConfig", "vitmodel.commands.keys", "make_key", "prediction", "serve"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "verify": Verb("VerifyConfig", "vitmodel.commands.verify", "verify", "prediction"),
     "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),

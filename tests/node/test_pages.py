@@ -13,14 +13,17 @@ from peers import Clock, MakeStudy, StartOrthanc, to_bytes
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
+from vitmodel.cli import main
 from vitmodel.node.audit import Audit, hash_uid
 from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue
 from vitmodel.node.models import AuditEntry, Instance, Job, Result, Study
-from vitmodel.node.pages import Site, create_app
+from vitmodel.node.pages import Site, create_app, needed_scope
 from vitmodel.node.queries import PAGE, worklist
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
+from vitmodel.web.keys import ApiKeys, add_key
+from vitmodel.web.security import AccessPolicy
 
 SCORES = {
     "images": [{"laterality": "L", "view": "CC", "probability": 0.8, "status": "ok", "reason": None}],
@@ -48,8 +51,9 @@ def queue(sqlite: Inbox, clock: Clock) -> Queue:
 def make_client(sqlite: Inbox, queue: Queue) -> Iterator[MakeClient]:
     clients: list[TestClient] = []
 
-    def make(web_root: str = "") -> TestClient:
-        site = Site(inbox=sqlite, queue=queue, audit=Audit(sqlite.database), web_root=web_root)
+    def make(web_root: str = "", keys: ApiKeys | None = None) -> TestClient:
+        policy = AccessPolicy(keys=keys, scope_of=needed_scope)
+        site = Site(inbox=sqlite, queue=queue, audit=Audit(sqlite.database), web_root=web_root, policy=policy)
         clients.append(TestClient(create_app(site), base_url="http://localhost"))
         return clients[-1]
 
@@ -151,7 +155,7 @@ def test_a_study_is_json_for_programs(client: TestClient, queue: Queue) -> None:
     assert [prior["study_uid"] for prior in study["priors"]] == ["1.3"]
     for unknown in ("/studies/1.99", "/studies/..%2f..%2fetc", "/studies/abc"):
         assert client.get(unknown).status_code == 404
-    assert ("local", "GET /studies", hash_uid("1.2.1")) in audited(queue)
+    assert ("anyone", "GET /studies", hash_uid("1.2.1")) in audited(queue)
     assert not any("P001" in text or "1.2.1" in text for entry in audited(queue) for text in entry)
 
 
@@ -179,15 +183,15 @@ def test_readiness_needs_a_loaded_model_and_a_queue_that_moves(client: TestClien
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").status_code == 503
     queue.sign_on("w", "score", False)
-    assert client.get("/readyz").json()["reasons"] == ["no worker has loaded the model"]
+    assert client.get("/readyz").json() == {"model": False, "queue": True}
     queue.sign_on("w", "score", True)
     assert client.get("/readyz").status_code == 200
     add_study(queue, 1, None, "score")
     clock.now = 10_000
     queue.sign_on("w", "score", True)
-    assert "1 jobs have waited" in client.get("/readyz").json()["reasons"][0]
+    assert client.get("/readyz").json() == {"model": True, "queue": False}
     clock.now += 1000
-    assert "no worker" in client.get("/readyz").json()["reasons"][0], "a worker that is silent is no worker"
+    assert not client.get("/readyz").json()["model"], "a worker that is silent is no worker"
 
 
 def test_metrics_are_read_by_prometheus_and_hold_no_ids(
@@ -225,6 +229,36 @@ def test_metrics_are_read_by_prometheus_and_hold_no_ids(
 def test_pages_of_other_sites_do_not_reach_the_node(client: TestClient, headers: dict[str, str]) -> None:
     for method, path in (("GET", "/worklist"), ("POST", "/inbox/studies"), ("GET", "/metrics")):
         assert client.request(method, path, headers=headers).status_code == 403
+
+
+def test_keys_open_what_their_scopes_allow_and_are_named_in_the_audit_log(
+    make_client: MakeClient, queue: Queue, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    reader, scorer = add_key(file, "reader", ("read",)), add_key(file, "modality", ("score",))
+    client = make_client(keys=ApiKeys(file))
+    add_study(queue, 1, 0.8)
+
+    def status(method: str, path: str, **headers: str) -> int:
+        return int(client.request(method, path, headers=headers).status_code)
+
+    bearer = {"authorization": f"Bearer {reader}"}
+    assert status("GET", "/healthz") == 200
+    for path in ("/worklist", "/studies/1.2.1", "/metrics", "/openapi.json", "/fhir/DiagnosticReport/1"):
+        assert status("GET", path) == 401, path
+        assert status("GET", path, authorization="Bearer wrong") == 401
+        assert status("GET", path, **{"x-forwarded-user": "admin", "x-remote-user": "admin"}) == 401, "forged"
+        assert status("GET", path, authorization=f"Bearer {scorer}") == 403
+        assert status("GET", path, **bearer) == 200
+    assert status("POST", "/inbox/studies", **bearer) == 403
+    assert status("POST", "/inbox/studies", authorization=f"Bearer {scorer}") == 415, "allowed, but it holds nothing"
+    assert ("key:reader", "GET /studies", hash_uid("1.2.1")) in audited(queue)
+
+
+def test_pages_for_other_machines_need_keys(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--folder", str(tmp_path), "--package", str(run / "package"), "--host", "0.0.0.0"]
+    assert main(["node", "run", *options]) == 2
+    assert "--api-key-file" in capsys.readouterr().err
 
 
 def test_the_interface_is_described_by_openapi(client: TestClient) -> None:
@@ -301,7 +335,7 @@ def test_the_proxy_shows_the_pacs_and_changes_nothing_there(
                 assert client.get(path, headers=json_only).status_code == 404, path
             for method in ("POST", "PUT", "DELETE"):
                 assert client.request(method, f"/dicom-web/studies/{uid}").status_code == 405
-    assert ("local", "GET /dicom-web", hash_uid(uid)) in audited(queue)
+    assert ("anyone", "GET /dicom-web", hash_uid(uid)) in audited(queue)
 
 
 def test_a_pacs_that_is_down_is_a_bad_gateway(make_client: MakeClient) -> None:

@@ -20,9 +20,9 @@ from vitmodel.config.scoring import (
     InfoConfig,
     PredictConfig,
     PredictorConfig,
-    ServeConfig,
     VerifyConfig,
 )
+from vitmodel.config.serving import KeysConfig, ServeConfig
 from vitmodel.config.sharing import PackConfig, PushConfig, RecipesConfig, UnpackConfig, WeightsConfig
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
@@ -40,6 +40,7 @@ __all__ = [
     "FreezeEpochs",
     "InfoConfig",
     "IntegrationConfig",
+    "KeysConfig",
     "LeaveOutConfig",
     "NodeConfig",
     "Option",

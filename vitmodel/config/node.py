@@ -46,7 +46,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
         "queue": ("processes", "attempts", "lease_seconds", "first_wait", "longest_wait", "retention_days"),
         "sending": ("destination", "pacs_web", "confirm", "identity", "commitment_seconds"),
         "report": ("explain", "dicom"),
-        "server": ("host", "port"),
+        "server": ("host", "port", "api_key_file", "insecure", "names", "upload_limit", "connections"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "job": Needs("the action retry", lambda config: config.action == "retry"),
@@ -55,6 +55,10 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
         "confirm": Needs("--destination", lambda config: bool(config.destination)),
         "identity": Needs("--destination", lambda config: bool(config.destination)),
         "commitment_seconds": Needs("--destination", lambda config: bool(config.destination)),
+        "insecure": Needs(
+            "a --host that other machines can reach, and no --api-key-file",
+            lambda config: config.host not in LOOPBACK and config.api_key_file is None,
+        ),
     }
     DEFAULTS: ClassVar[Mapping[str, str]] = {"database": "FOLDER/node.sqlite"}
 
@@ -130,10 +134,20 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     dicom: tuple[DicomKind, ...] = ("sr", "sc")
     """Kinds of results; see `vitmodel predict --dicom`."""
     host: str = "127.0.0.1"
-    """Address of the web pages. They have no login yet, so that it must be one of this machine: 127.0.0.1, ::1 or
-    localhost."""
+    """Address of the web pages. 127.0.0.1 = this machine only, 0.0.0.0 = all networks of this machine."""
     port: int = 8042
     """Port of the web pages. 0 = any free port."""
+    api_key_file: Path | None = None
+    """File of API keys made by `vitmodel keys`; requests need a key. Required for a --host that other machines can
+    reach. none = no key is asked for."""
+    insecure: bool = False
+    """Serve the pages on a --host that other machines can reach without API keys."""
+    names: tuple[str, ...] = ()
+    """Further host names under which the pages are reached, such as that of a reverse proxy."""
+    upload_limit: int = 2000
+    """Largest request to STOW-RS in megabytes."""
+    connections: int = 200
+    """Largest number of open connections to the pages."""
 
     def _check(self) -> None:
         super()._check()
@@ -142,15 +156,13 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
             require(0 <= getattr(self, name) <= 65535, name, "must lie between 0 and 65535")
         for name in ("quiet_seconds", "min_free_gb", "retention_days"):
             require(getattr(self, name) >= 0, name, "must not be negative")
-        for name in ("processes", "attempts", "max_images"):
+        for name in ("processes", "attempts", "max_images", "upload_limit", "connections"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("lease_seconds", "first_wait", "commitment_seconds"):
             require(getattr(self, name) > 0, name, "must be above 0")
         require(self.longest_wait >= self.first_wait, "longest_wait", "must be at least FIRST_WAIT")
         require(self.max_seconds >= self.quiet_seconds, "max_seconds", "must be at least QUIET_SECONDS")
         require(bool(self.roles), "roles", "is empty; name at least one of receive, find, gather, score, send, web")
-        remedy = "the pages have no login; use 127.0.0.1, and an SSH tunnel or a proxy with a login for other machines"
-        require(self.host in LOOPBACK, "host", f"{self.host} can be reached from other machines; {remedy}")
         web = not self.orthanc or self.orthanc.startswith(("http://", "https://"))
         require(web, "orthanc", "is no address; write http(s)://HOST:PORT")
         check_dicom_kinds(self.dicom, self.explain)

@@ -1,4 +1,4 @@
-"""Options of the verbs that score (predict, serve, evaluate, compare, export), and of demo and info."""
+"""Options of the verbs that score (predict, evaluate, compare, export), and of demo and info."""
 
 from __future__ import annotations
 
@@ -267,28 +267,6 @@ class PredictConfig(PredictorConfig):
     def _resolve(self) -> None:
         super()._resolve()
         object.__setattr__(self, "dicom", tuple(kind for kind in get_args(DicomKind) if kind in self.dicom))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig(PredictorConfig):
-    """Score mammograms over HTTP: POST images to /scores, or drop them on the page at /.
-
-    Uploads are deleted once they are scored. There is no login: everybody who can reach the port can use it.
-    """
-
-    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"server": ("host", "port", "upload_limit")}
-
-    host: str = "127.0.0.1"
-    """Address to listen on. 127.0.0.1 = this machine only, 0.0.0.0 = all networks of this machine."""
-    port: int = 8000
-    """Port to listen on. 0 = any free port."""
-    upload_limit: int = 2000
-    """Largest size of a request, and of the unpacked content of an archive, in megabytes."""
-
-    def _check(self) -> None:
-        super()._check()
-        require(0 <= self.port <= 65535, "port", "must lie between 0 and 65535")
-        require(self.upload_limit >= 1, "upload_limit", "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from vitmodel.errors import VitmodelError
 from vitmodel.utils import sha256_file
 
 PACKAGE_FILES = ("model.safetensors", "config.json")
-"""The files of a package that determine its scores; see `vitmodel.model.package`."""
+"""The files of a package that determine its scores, as `vitmodel.model.package_check` names them."""
 
 
 def package_fingerprint(config: NodeConfig) -> str:

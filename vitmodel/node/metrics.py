@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
-from vitmodel.node.jobs import Queue
+from vitmodel.node.jobs import WORKING_STAGES, Queue
 from vitmodel.node.models import Instance, Job, Result
 
 STUCK_LEASES = 10
@@ -81,24 +80,16 @@ class NodeCollector(Collector):
             yield results
 
 
-def metrics_text(queue: Queue, folder: Path) -> bytes:
-    """Return the metrics in Prometheus's text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(NodeCollector(queue, folder))
-    return generate_latest(registry)
+def has_ready_workers(queue: Queue) -> bool:
+    """Return whether a worker has loaded the model."""
+    return queue.ready_workers("score") > 0
 
 
-def why_not_ready(queue: Queue) -> list[str]:
-    """Return why the node cannot do its work now; empty = it can."""
-    reasons = []
-    if not queue.ready_workers("score"):
-        reasons.append("no worker has loaded the model")
+def is_moving(queue: Queue) -> bool:
+    """Return whether no runnable job has waited for a worker for too long."""
     now = queue.clock()
     untouched = now - STUCK_LEASES * queue.rules.lease_seconds
+    runnable = (Job.not_before <= now, Job.lease_until <= now, Job.updated_at < untouched)
     with queue.database.read() as session:
-        runnable = (Job.not_before <= now, Job.lease_until <= now, Job.updated_at < untouched)
-        query = select(func.count()).select_from(Job).where(Job.stage.in_(("score", "send")), *runnable)
-        stuck = session.scalars(query).one()
-    if stuck:
-        reasons.append(f"{stuck} jobs have waited for a worker for more than {STUCK_LEASES} lease times")
-    return reasons
+        query = select(func.count()).select_from(Job).where(Job.stage.in_(WORKING_STAGES), *runnable)
+        return session.scalars(query).one() == 0

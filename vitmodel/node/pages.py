@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlencode
@@ -16,28 +16,26 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from vitmodel import __version__
-from vitmodel.config.viewing import LOOPBACK
 from vitmodel.errors import RequestRefusedError
 from vitmodel.node.audit import Audit
 from vitmodel.node.facts import is_uid
 from vitmodel.node.fhir import diagnostic_report
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue
-from vitmodel.node.metrics import metrics_text, why_not_ready
+from vitmodel.node.metrics import NodeCollector, has_ready_workers, is_moving
 from vitmodel.node.queries import STAGES, Sort, find_job, study_details, worklist
 from vitmodel.node.stow import read_parts, store_parts
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
-from vitmodel.viewer.security import LocalOnly
+from vitmodel.web.observing import RequestLog, RequestMetrics, make_router, note
+from vitmodel.web.security import AccessPolicy, Guard
 
 FOLDER = Path(__file__).parent
 SORTS = ("probability", "arrival", "patient")
-MAX_BODY = 2_000_000_000
-"""Largest request to STOW-RS in bytes."""
+OPEN_PATHS = ("/healthz", "/readyz")
+"""Paths that need no API key: they reveal nothing but whether the node works."""
 FORWARDED = ("accept", "accept-charset", "range")
 """Headers of a request that the DICOMweb proxy passes on; never cookies or logins."""
 RETURNED = ("content-type", "content-range", "etag", "last-modified")
-WHO = "local"
-"""Who asks: the pages have no login and can be reached from this machine only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,22 @@ class Site:
     audit: Audit
     web_root: str = ""
     """DICOMweb root of the PACS; '' = there is no proxy."""
+    max_body: int = 2_000_000_000
+    """Largest request to STOW-RS in bytes."""
+    policy: AccessPolicy = field(default_factory=AccessPolicy)
+    """Who may ask."""
+
+
+def needed_scope(method: str, path: str) -> str:
+    """Return the scope that a request needs: score to store images, none for health, read for the rest."""
+    if path in OPEN_PATHS:
+        return ""
+    return "read" if method in ("GET", "HEAD") else "score"
+
+
+def who(request: Request) -> str:
+    """Return who asks, as the access check found it."""
+    return str(request.scope["state"]["who"])
 
 
 def create_app(site: Site) -> FastAPI:
@@ -57,7 +71,12 @@ def create_app(site: Site) -> FastAPI:
     app = FastAPI(
         title="vitmodel node", version=__version__, description=NOT_A_MEDICAL_DEVICE, docs_url=None, redoc_url=None
     )
-    app.add_middleware(LocalOnly, names=LOOPBACK)
+    metrics = RequestMetrics()
+    metrics.registry.register(NodeCollector(site.queue, site.inbox.folder))
+    checks = {"model": lambda: has_ready_workers(site.queue), "queue": lambda: is_moving(site.queue)}
+    app.add_middleware(Guard, policy=site.policy)
+    app.add_middleware(RequestLog, metrics=metrics)  # the last one is the outermost
+    app.include_router(make_router(metrics, checks))
     app.mount("/static", StaticFiles(directory=FOLDER / "static"))
 
     @app.exception_handler(RequestRefusedError)
@@ -65,7 +84,6 @@ def create_app(site: Site) -> FastAPI:
         return JSONResponse({"error": error.message, "notice": NOT_A_MEDICAL_DEVICE}, error.http_status)
 
     _add_pages(app, site)
-    _add_health(app, site)
     _add_stow(app, site)
     if site.web_root:
         _add_proxy(app, site.web_root, site.audit)
@@ -84,6 +102,7 @@ def _add_pages(app: FastAPI, site: Site) -> None:
 
     @app.get("/worklist", response_class=HTMLResponse)
     def show_worklist(
+        request: Request,
         page: Annotated[int, Query(ge=1, le=10**9)] = 1,
         sort: Sort = "probability",
         stage: Literal[STAGES] = "all",  # type: ignore[valid-type]
@@ -91,7 +110,7 @@ def _add_pages(app: FastAPI, site: Site) -> None:
     ) -> str:
         """Show the studies with their last scores, sorted and paged in the database."""
         found = worklist(database, page=page, sort=sort, stage=stage, search=search)
-        site.audit.record(WHO, "GET /worklist")
+        site.audit.record(who(request), "GET /worklist")
         shown = {"search": search, "stage": stage, "sort": sort}
         template = templates.get_template("worklist.html.j2")
         return str(template.render(found=found, stages=STAGES, sorts=SORTS, query=urlencode(shown), **shown))
@@ -100,7 +119,7 @@ def _add_pages(app: FastAPI, site: Site) -> None:
     def show_study(study_uid: str, request: Request) -> Response:
         """Show a study: its objects, jobs, scores and results, as HTML to browsers and as JSON to others."""
         details = study_details(database, study_uid) if is_uid(study_uid) else None
-        site.audit.record(WHO, "GET /studies", study_uid, "200" if details else "404")
+        site.audit.record(who(request), "GET /studies", study_uid, "200" if details else "404")
         if details is None:
             raise RequestRefusedError(404, "there is no such study; /worklist lists all")
         if "text/html" in request.headers.get("accept", ""):
@@ -108,33 +127,13 @@ def _add_pages(app: FastAPI, site: Site) -> None:
         return JSONResponse(details | {"notice": NOT_A_MEDICAL_DEVICE})
 
     @app.get("/fhir/DiagnosticReport/{job_id}", response_model=None)
-    def show_report(job_id: int) -> JSONResponse:
+    def show_report(job_id: int, request: Request) -> JSONResponse:
         """Return the scores of a job as a FHIR R4 DiagnosticReport."""
         found = find_job(database, job_id)
         if found is None or not found[0].scores:
             raise RequestRefusedError(404, "there is no scored job of this number; `vitmodel node status` lists them")
-        site.audit.record(WHO, "GET /fhir/DiagnosticReport", found[1].study_uid)
+        site.audit.record(who(request), "GET /fhir/DiagnosticReport", found[1].study_uid)
         return JSONResponse(diagnostic_report(*found), media_type="application/fhir+json")
-
-
-def _add_health(app: FastAPI, site: Site) -> None:
-    """Add the addresses that orchestrators and Prometheus ask."""
-
-    @app.get("/healthz")
-    def show_health() -> dict[str, str]:
-        """Say that the process answers."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", response_model=None)
-    def show_readiness() -> JSONResponse:
-        """Say whether the node can work: 503 while the model loads, or if the queue is stuck."""
-        reasons = why_not_ready(site.queue)
-        return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
-
-    @app.get("/metrics", response_model=None)
-    def show_metrics() -> Response:
-        """Return the metrics in Prometheus's text format."""
-        return Response(metrics_text(site.queue, site.inbox.folder), media_type="text/plain; version=0.0.4")
 
 
 def _add_stow(app: FastAPI, site: Site) -> None:
@@ -146,12 +145,15 @@ def _add_stow(app: FastAPI, site: Site) -> None:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY:
-                raise RequestRefusedError(413, f"the request is larger than {MAX_BODY} bytes; send fewer objects")
+            if len(body) > site.max_body:
+                raise RequestRefusedError(
+                    413, f"the request is larger than {site.max_body // 1_000_000} MB; send fewer objects"
+                )
         parts = read_parts(bytes(body), request.headers.get("content-type", ""))
         status, answer, stored = await run_in_threadpool(store_parts, site.inbox, parts, "STOW-RS")
+        note(request, objects=len(stored))
         for facts in stored:
-            await run_in_threadpool(site.audit.record, WHO, "STOW-RS", facts.sop_uid, str(status))
+            await run_in_threadpool(site.audit.record, who(request), "STOW-RS", facts.sop_uid, str(status))
         return JSONResponse(answer, status, media_type="application/dicom+json")
 
 
@@ -173,7 +175,7 @@ def _add_proxy(app: FastAPI, root: str, audit: Audit) -> None:
         except httpx.HTTPError as error:
             raise RequestRefusedError(502, f"the PACS does not answer ({type(error).__name__})") from error
         study_uid = segments[1] if len(segments) > 1 else ""
-        await run_in_threadpool(audit.record, WHO, "GET /dicom-web", study_uid, str(answer.status_code))
+        await run_in_threadpool(audit.record, who(request), "GET /dicom-web", study_uid, str(answer.status_code))
         returned = {name: answer.headers[name] for name in RETURNED if name in answer.headers}
         return StreamingResponse(
             answer.aiter_bytes(), answer.status_code, returned, background=BackgroundTask(answer.aclose)

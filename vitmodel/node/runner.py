@@ -19,7 +19,6 @@ from multiprocessing.process import BaseProcess
 from sqlalchemy import delete, select
 
 from vitmodel.config import NodeConfig
-from vitmodel.errors import UsageError
 from vitmodel.jobs.workers import die_with_parent
 from vitmodel.node.audit import Audit
 from vitmodel.node.database import Database
@@ -32,12 +31,16 @@ from vitmodel.node.models import Instance, Job, Study, Transfer, Worker
 from vitmodel.node.receiving import Listener, Receiver
 from vitmodel.node.sending import Sender, record_report
 from vitmodel.utils import import_extra
+from vitmodel.web.keys import ApiKeys
+from vitmodel.web.security import AccessPolicy, check_exposure
 
 logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.5
 """Pause between two looks at the studies that are not complete."""
 CLEAN_SECONDS = 3600
+HEADER_SECONDS, BODY_SECONDS = 10, 60
+"""Time for the head of a request, and without progress of a body or an answer."""
 STOP_SECONDS = 30
 """How long a worker may take for its current job when the node stops."""
 
@@ -89,6 +92,8 @@ class Node:
 
     def __init__(self, config: NodeConfig) -> None:
         keep_values_out_of_logs()
+        if "web" in config.roles:
+            check_exposure(config.host, config.api_key_file, config.insecure)
         self.config = config
         self.database = open_database(config)
         self.queue = make_queue(config, self.database)
@@ -156,24 +161,28 @@ class Node:
         """Serve the pages in a thread.
 
         Raises:
-            UsageError: The extra `serve` is not installed, or the port is in use.
+            UsageError: The key file is not valid, or the port is in use.
         """
-        uvicorn = import_extra("uvicorn", "node", "node")
+        import_extra("uvicorn", "node", "node")
         import_extra("fastapi", "node", "node")
-        from vitmodel.node.pages import Site, create_app
+        from vitmodel.node.pages import Site, create_app, needed_scope
+        from vitmodel.web.connections import ConnectionLimits, raise_file_limit
+        from vitmodel.web.server import make_server, open_socket
 
         config = self.config
-        try:
-            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-            listening = socket.create_server((config.host, config.port), family=family)
-        except OSError as error:
-            raise UsageError(
-                f"port: cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port with --port"
-            ) from error
+        keys = ApiKeys(config.api_key_file) if config.api_key_file else None
+        site = Site(
+            inbox=self.inbox,
+            queue=self.queue,
+            audit=self.audit,
+            web_root=config.web_root,
+            max_body=config.upload_limit * 1_000_000,
+            policy=AccessPolicy.for_host(config.host, config.names, keys, scope_of=needed_scope),
+        )
+        limits = ConnectionLimits(raise_file_limit(config.connections), HEADER_SECONDS, BODY_SECONDS)
+        listening = open_socket(config.host, config.port)
         self.web_port = listening.getsockname()[1]
-        app = create_app(Site(inbox=self.inbox, queue=self.queue, audit=self.audit, web_root=config.web_root))
-        # no access log: addresses hold UIDs
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=5))
+        server = make_server(create_app(site), limits, STOP_SECONDS, lambda: None)
         self._start(lambda: server.run(sockets=[listening]))
         self._on_stop.append(lambda: setattr(server, "should_exit", True))
 
