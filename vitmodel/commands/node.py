@@ -73,13 +73,10 @@ def retry(config: NodeConfig) -> int:
     from vitmodel.node.runner import make_queue, open_database
 
     database = open_database(config)
-    count = make_queue(config, database).retry(config.job)
+    count = make_queue(config, database).retry([] if config.job is None else [config.job])
     database.close()
-    if config.job and count < len(config.job):
-        raise UsageError(
-            f"job: {len(config.job) - count} of these jobs do not exist or are finished; "
-            "`vitmodel node status` lists the dead ones"
-        )
+    if config.job is not None and not count:
+        raise UsageError(f"job: {config.job} does not exist or is finished; `vitmodel node status` lists the dead ones")
     print(f"jobs to be tried again: {count}")
     return 0
 

@@ -72,8 +72,8 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     roles: tuple[Role, ...] = ("receive", "find", "gather", "score", "send", "web")
     """Parts of the node that this process runs; those without settings, such as find without ORTHANC, do nothing.
     Machines that share a database can run different ones."""
-    job: tuple[int, ...] = ()
-    """Numbers of the jobs to retry, as `status` prints them. none = all dead ones."""
+    job: int | None = None
+    """Number of the job to retry, as `status` prints it. none = all dead ones."""
     ae_title: str = "VITMODEL"
     """AE title of this node, at most 16 characters."""
     dicom_host: str = "127.0.0.1"

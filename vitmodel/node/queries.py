@@ -77,7 +77,7 @@ def worklist(
                 Study.accession.startswith(search, autoescape=True),
             )
         )
-    orders: dict[str, list[ColumnElement[Any]]] = {
+    orders: dict[str, list[Any]] = {
         "probability": [Job.probability.is_(None), Job.probability.desc()],
         "arrival": [],
         "patient": [Study.patient_id],

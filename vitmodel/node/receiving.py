@@ -87,7 +87,7 @@ class _Server(ThreadedAssociationServer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.waiting = threading.BoundedSemaphore(MAX_SILENT)
-        super().__init__(*arguments, **options, request_handler=_Handler)
+        super().__init__(*arguments, **(options | {"request_handler": _Handler}))
 
 
 class _LazyContext(ssl.SSLContext):
@@ -161,7 +161,7 @@ class Receiver:
         Raises:
             VitmodelError: The port is in use.
         """
-        handlers = [
+        handlers: list[Any] = [
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_N_EVENT_REPORT, self._on_event_report),
@@ -197,7 +197,7 @@ class Receiver:
         """Store an object and return the status: success means that it is on the disk and in the database."""
         caller = str(event.assoc.requestor.ae_title).strip()
         status = SUCCESS
-        subject = str(event.request.AffectedSOPInstanceUID)
+        subject = str(getattr(event.request, "AffectedSOPInstanceUID", ""))
         try:
             self.inbox.store(event.encoded_dataset(), caller, self._name_of(event.assoc))
         except DiskFullError:

@@ -14,7 +14,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 
 from sqlalchemy import delete, select
 
@@ -105,7 +105,7 @@ class Node:
         self._on_stop: list[Callable[[], object]] = []
         self._receiver: Receiver | None = None
         self._threads: list[threading.Thread] = []
-        self._scorers: list[BaseProcess] = []
+        self._scorers: list[SpawnProcess] = []
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
