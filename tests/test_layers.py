@@ -13,12 +13,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 LAYERS = [
     {"archives", "config", "errors", "utils"},
-    {"hub", "jobs"},
+    {"hub", "jobs", "web"},
     {"pixels", "model", "metrics"},
     {"data"},
     {"reports", "results", "releases", "phantoms"},
     {"training", "scoring"},
     {"viewer"},
+    {"node"},
     {"commands"},
     {"api", "artifacts", "cli"},
     {"__init__", "__main__", "image_ETL", "train", "predict"},

@@ -68,6 +68,8 @@ VERBS = {
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
     "view": Verb("ViewConfig", "vitmodel.commands.view", "view", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
+    "node": Verb("NodeConfig", "vitmodel.commands.node", "node", "prediction"),
+    "keys": Verb("KeysConfig", "vitmodel.commands.keys", "make_key", "prediction", "serve"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "verify": Verb("VerifyConfig", "vitmodel.commands.verify", "verify", "prediction"),
     "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),
@@ -246,6 +248,9 @@ def _flags_of(word: str, rest: list[str], by_flag: dict[str, Option], name: str)
     switches = {option.flag for option in by_flag.values() if option.hint is bool or option.is_switch}
     if flag == "--print-config":
         return [(flag, value if equals else None)]
+    named = [option for option in by_flag.values() if option.required and flag.removeprefix("--") in option.choices]
+    if named and not equals:  # an action may be spelled as a flag: `node --demo`
+        return [(named[0].flag, flag.removeprefix("--"))]
     if flag not in by_flag and switch in switches:
         return [(switch, "false")]
     if flag in switches and not equals:

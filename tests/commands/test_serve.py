@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from vitmodel.cli import main
-from vitmodel.commands.serve import upload_name
+from vitmodel.scoring.uploads import upload_name
 from vitmodel.config import PredictorConfig
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.scoring.predictor import Predictor

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from vitmodel import __version__
 from vitmodel.config import PredictorConfig, ViewConfig
-from vitmodel.config.viewing import LOOPBACK
 from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.pages import ModelFacts, ReadingRoom, make_router
 from vitmodel.viewer.scores_folder import read_scores_folder
-from vitmodel.viewer.security import LocalOnly
+from vitmodel.web.security import AccessPolicy, Guard
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -61,6 +60,6 @@ def create_app(config: ViewConfig) -> FastAPI:
         model = ModelFacts(first.parent.name, ensemble.fingerprint()[:8], ensemble.threshold, ensemble.label)
         heat_maps = HeatMapStore(predictor)
     app = FastAPI(title="vitmodel", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(LocalOnly, names=LOOPBACK)
+    app.add_middleware(Guard, policy=AccessPolicy())
     app.include_router(make_router(ReadingRoom(exams, config.scores.name, model, heat_maps)))
     return app

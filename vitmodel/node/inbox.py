@@ -156,7 +156,8 @@ class Inbox:
             if known.sha256 != digest:
                 logger.warning("an object was sent again with other content; the first one is kept")
             return
-        ignored = facts.ignored or ("own result" if session.get(Result, facts.sop_uid) else "")
+        is_result = session.scalars(select(Result.job_id).where(Result.sop_uid == facts.sop_uid)).first() is not None
+        ignored = facts.ignored or ("own result" if is_result else "")
         study = session.get(Study, facts.study_uid, with_for_update=True)
         if study is None:
             study = Study(study_uid=facts.study_uid, first_arrival=now, last_arrival=now, pending=True)
