@@ -6,8 +6,9 @@ import pytest
 from peers import MakeStudy, StartOrthanc
 from sqlalchemy import select
 
+from vitmodel.errors import DiskFullError
 from vitmodel.node.finding import OrthancFinder
-from vitmodel.node.inbox import DiskFullError, Inbox
+from vitmodel.node.inbox import Inbox
 from vitmodel.node.models import Cursor, Instance, Job, Result, Study
 
 

@@ -19,11 +19,11 @@ from pydicom import Dataset, dcmread
 from pynetdicom import AE
 from sqlalchemy import func, select
 
-from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.errors import DiskFullError, UsageError, VitmodelError
 from vitmodel.node.audit import Audit, hash_uid
 from vitmodel.node.database import Database
 from vitmodel.node.facts import InvalidObjectError, is_uid
-from vitmodel.node.inbox import DiskFullError, Inbox
+from vitmodel.node.inbox import Inbox
 from vitmodel.node.models import AuditEntry, Instance, Study, Transfer
 from vitmodel.node.receiving import Listener, Receiver
 

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 from sqlalchemy import select
 
-from vitmodel.node.facts import InvalidObjectError
-from vitmodel.node.inbox import DiskFullError, Inbox
+from vitmodel.errors import DiskFullError, InvalidObjectError
+from vitmodel.node.inbox import Inbox
 from vitmodel.node.models import Cursor, Instance, Result
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from vitmodel.errors import DiskFullError, InvalidObjectError
 from vitmodel.node.database import Database
-from vitmodel.node.facts import InvalidObjectError, ObjectFacts, read_facts
+from vitmodel.node.facts import ObjectFacts, read_facts
 from vitmodel.node.models import Instance, Result, Study, Transfer
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,6 @@ ABANDONED_SECONDS = 3600
 """Age from which a file that was never completed is removed at the next start."""
 STALE_TRANSFER_SECONDS = 300
 """Time without an object after which an association is taken for dead: its receiver may have been killed."""
-
-
-class DiskFullError(Exception):
-    """Raised if less space is left than the watermark asks for."""
 
 
 class Inbox:
@@ -54,7 +51,7 @@ class Inbox:
     def check_space(self, incoming: int = 0) -> None:
         """Raise DiskFullError unless the watermark is kept after `incoming` more bytes."""
         if shutil.disk_usage(self.folder / "inbox").free - incoming < self.min_free_bytes:
-            raise DiskFullError
+            raise DiskFullError("disk: less space is left than the watermark asks for; free some, or lower it")
 
     def store(self, content: bytes, source: str, association: str = "") -> ObjectFacts:
         """Store an object: on the disk first, then in the database. It may be acknowledged when this returns.
@@ -146,7 +143,7 @@ class Inbox:
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise DiskFullError from error
+            raise DiskFullError(f"disk: cannot write ({error.strerror}); free some space") from error
 
     def _register(self, session: Session, facts: ObjectFacts, path: Path, size: int, digest: str, source: str) -> None:
         now = self.clock()

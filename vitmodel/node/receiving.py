@@ -17,10 +17,9 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.errors import DiskFullError, InvalidObjectError, UsageError, VitmodelError
 from vitmodel.node.audit import Audit
-from vitmodel.node.facts import InvalidObjectError
-from vitmodel.node.inbox import DiskFullError, Inbox
+from vitmodel.node.inbox import Inbox
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from vitmodel.errors import RequestRefusedError
-from vitmodel.node.facts import InvalidObjectError, ObjectFacts
-from vitmodel.node.inbox import DiskFullError, Inbox
+from vitmodel.errors import DiskFullError, InvalidObjectError, RequestRefusedError
+from vitmodel.node.facts import ObjectFacts
+from vitmodel.node.inbox import Inbox
 from vitmodel.node.receiving import CANNOT_UNDERSTAND, OUT_OF_RESOURCES
 
 

@@ -46,7 +46,7 @@ class ConnectionLimits:
 
 
 def raise_file_limit(connections: int) -> int:
-    """Raise the limit of open files to the hard limit, and return the connections that it allows, at most those given."""
+    """Raise the limit of open files to the hard limit; return the connections that it allows, at most those given."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
