@@ -12,7 +12,8 @@ All of them derive from `VitmodelError`, so that one `except` clause catches eve
     ├── WorkerLostError        a worker process that died or timed out (internal)
     ├── DeflatedDataError      a DICOM data set that has to be inflated first (internal)
     ├── InvalidObjectError     a received DICOM object that cannot be stored (internal)
-    └── DiskFullError          less space than a node keeps free (internal)
+    ├── DiskFullError          less space than a node keeps free (internal)
+    └── UnreachableError       a destination of a node's results that does not answer (internal)
 """
 
 from __future__ import annotations
@@ -131,3 +132,7 @@ class InvalidObjectError(VitmodelError):
 
 class DiskFullError(VitmodelError):
     """Raised if less space is left on the disk than the node keeps free."""
+
+
+class UnreachableError(VitmodelError):
+    """Raised if the destination of results does not answer; it is no fault of the results."""

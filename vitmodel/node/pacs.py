@@ -26,6 +26,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from vitmodel.config import NodeConfig
+from vitmodel.errors import UnreachableError
 from vitmodel.node.identity import identity_of, query_keys
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,6 @@ REPLY_SECONDS = 3.0
 WARNINGS = (0xB000, 0xB006, 0xB007)
 """The object is stored, with some attributes coerced or without match (PS3.4, table B.2-1)."""
 UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-
-
-class UnreachableError(Exception):
-    """Raised if the destination does not answer; it is no fault of the results."""
 
 
 @dataclass(frozen=True)

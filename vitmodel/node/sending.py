@@ -11,6 +11,7 @@ from pydicom import Dataset
 from sqlalchemy import select, update
 
 from vitmodel.config import NodeConfig
+from vitmodel.errors import UnreachableError
 from vitmodel.node.database import Database
 from vitmodel.node.identity import apply_identity
 from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
@@ -19,7 +20,6 @@ from vitmodel.node.pacs import (
     CommitmentRequest,
     Destination,
     SendStatus,
-    UnreachableError,
     WebQueries,
     make_destination,
     new_transaction,
