@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,10 @@ from vitmodel.metrics.threshold import choose_threshold
 
 FOLDS = 5
 """Maximum number of folds."""
+
+OUT_OF_FOLD = "out_of_fold"
+CROSS_SELECTED = "cross_selected"
+SELECTED_EPOCH = "selected_epoch"
 
 Transform = Callable[[FloatArray], FloatArray]
 """A function of scores, `(N,)` to `(N,)`."""
@@ -84,3 +90,63 @@ def cross_fitted_probabilities(sample: ScoredUnits, method: str, seed: int = 0) 
         return lambda held_out: fitted.apply(to_logit(held_out))
 
     return _cross_fit(sample, seed, fit)
+
+
+@dataclass(frozen=True)
+class ScoreOrigin:
+    """Where the scores come from to which calibration and threshold were fitted, as the model package records it."""
+
+    kind: str
+    """`out_of_fold`: from networks that were not trained on the patients. `cross_selected`: from validation patients,
+    each part at the epoch that the other parts chose. `selected_epoch`: from the validation patients who chose the
+    epoch, for which the scores are too good."""
+    parts: int = 0
+    """Number of parts of the validation patients."""
+    note: str = ""
+    """Why the scores are of the selected epoch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for config.json."""
+        return asdict(self)
+
+
+def describe_origin(values: Mapping[str, Any]) -> str:
+    """Return a sentence on a `ScoreOrigin`, for the model card and reports; `values` is the entry of a package."""
+    if values["kind"] == OUT_OF_FOLD:
+        return "No network was trained on the patients that it scored for this."
+    if values["kind"] == CROSS_SELECTED:
+        return (
+            f"These patients were divided into {values['parts']} parts, and each part was scored at the epoch "
+            "that the other parts chose, so that no score chose its own epoch."
+        )
+    note = f" ({values['note']})" if values["note"] else ""
+    return (
+        f"The same patients chose the epoch{note}, so that probabilities may be too extreme on other patients; "
+        "--folds avoids this."
+    )
+
+
+def cross_select(
+    candidates: FloatArray, folds: NDArray[np.intp], figure: Callable[[FloatArray, NDArray[np.bool_]], float]
+) -> FloatArray:
+    """Return the values of each fold from the candidate that is best on all other folds, `(N,)`.
+
+    The first of equal candidates is used.
+
+    Args:
+        candidates: Values of E candidates, such as epochs, for N rows, `(E, N)`.
+        folds: Fold of each row, `(N,)`, such as `patient_folds`.
+        figure: Function of a candidate's values and the rows to judge it by, `(N,)` each, to the figure to maximise;
+            NaN = not defined.
+
+    Raises:
+        UsageError: The figure is not defined for any candidate.
+    """
+    result = np.empty_like(candidates[0])
+    for number in np.unique(folds):
+        held_out = folds == number
+        figures = [figure(values, ~held_out) for values in candidates]
+        if np.isnan(figures).all():
+            raise UsageError("labels: a part of the patients has known labels of one class only")
+        result[held_out] = candidates[np.nanargmax(figures), held_out]
+    return result

@@ -20,6 +20,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.data.tables import write_csv
 from vitmodel.metrics import calibration
 from vitmodel.metrics.auxiliary import AuxiliaryOutput, AuxiliaryUnits, measure
+from vitmodel.metrics.crossfit import ScoreOrigin, describe_origin
 from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold, describe_objective
@@ -66,6 +67,8 @@ class OutOfSample:
 
     breasts: ScoredUnits
     """Breasts with raw scores, on which calibration and threshold are fitted."""
+    origin: ScoreOrigin
+    """Where these scores come from."""
     auxiliary: Mapping[str, AuxiliaryUnits]
     """The outputs of each auxiliary head, by target."""
 
@@ -160,6 +163,7 @@ def write_package(
         "flip": config.flip_average,
         "calibration": calibrator.to_dict() | {"level": "breast"},
         "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
+        "fitted_to": out_of_sample.origin.to_dict(),
         **({"auxiliary": auxiliary} if auxiliary else {}),
         "data": data,
         "reference": reference_to_json(look.reference),
@@ -225,6 +229,7 @@ The positive class is {target}{"" if config.label == CANCER else f", by the labe
 The probability of a breast is {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. The decision threshold is
 {contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {objective}.
+{describe_origin(contents["fitted_to"])}
 
 | split | patients | images | images with {target} |
 |---|---|---|---|
