@@ -43,7 +43,7 @@ from vitmodel.training.packaging import (
     write_package,
     write_table,
 )
-from vitmodel.training.selection import logits_to_fit
+from vitmodel.training.selection import scores_to_fit
 from vitmodel.training.trainer import STARTED, is_rank_zero, start_or_resume
 from vitmodel.utils import write_atomic
 
@@ -117,8 +117,7 @@ def train_once(
     fitted = train_and_validate(config, config.run, rows["train"], rows["val"], network, checkpoint)
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.label, config.run / "validation.csv")
-        logits, origin = logits_to_fit(rows["val"], fitted.logits, fitted.validation_logits, config)
-        breasts = aggregate_breasts(rows["val"], logits, config.label)
+        breasts, origin = scores_to_fit(rows["val"], fitted.logits, fitted.validation_logits, config)
         out_of_sample = OutOfSample(breasts, origin, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
         result = f"best {fitted.selection_summary}"
         look = Look.fit([fitted.typicality], fitted.appearance)
@@ -162,7 +161,7 @@ def cross_validate(
     breasts = aggregate_breasts(folded, logits, config.label)
     result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
     auxiliary_outputs = auxiliary_units(folded, auxiliary, config.auxiliary)
-    out_of_sample = OutOfSample(breasts, ScoreOrigin(OUT_OF_FOLD, config.folds), auxiliary_outputs)
+    out_of_sample = OutOfSample(breasts, ScoreOrigin(OUT_OF_FOLD), auxiliary_outputs)
     look = Look.fit([fitted.typicality for fitted in members], pd.concat(held_out_images))
     models = [fitted.model for fitted in members]
     write_package(config, models, out_of_sample, data, preprocessing, history, result, look, source)

@@ -20,6 +20,7 @@ FOLDS = 5
 
 OUT_OF_FOLD = "out_of_fold"
 CROSS_SELECTED = "cross_selected"
+ONLY_EPOCH = "only_epoch"
 SELECTED_EPOCH = "selected_epoch"
 
 Transform = Callable[[FloatArray], FloatArray]
@@ -98,10 +99,10 @@ class ScoreOrigin:
 
     kind: str
     """`out_of_fold`: from networks that were not trained on the patients. `cross_selected`: from validation patients,
-    each part at the epoch that the other parts chose. `selected_epoch`: from the validation patients who chose the
-    epoch, for which the scores are too good."""
-    parts: int = 0
-    """Number of parts of the validation patients."""
+    each half at the epoch that the other half chose. `only_epoch`: from validation patients, of which none chose an
+    epoch. `selected_epoch`: from the validation patients who chose the epoch, for which the scores are too good."""
+    divisions: int = 0
+    """Number of random divisions of the validation patients into halves."""
     note: str = ""
     """Why the scores are of the selected epoch."""
 
@@ -112,12 +113,15 @@ class ScoreOrigin:
 
 def describe_origin(values: Mapping[str, Any]) -> str:
     """Return a sentence on a `ScoreOrigin`, for the model card and reports; `values` is the entry of a package."""
-    if values["kind"] == OUT_OF_FOLD:
-        return "No network was trained on the patients that it scored for this."
-    if values["kind"] == CROSS_SELECTED:
+    kind = values["kind"]
+    if kind == OUT_OF_FOLD:
+        return "None of these scores is of a network that was trained on the patient."
+    if kind == ONLY_EPOCH:
+        return "There was one epoch only, so no score chose it."
+    if kind == CROSS_SELECTED:
         return (
-            f"These patients were divided into {values['parts']} parts, and each part was scored at the epoch "
-            "that the other parts chose, so that no score chose its own epoch."
+            f"In {values['divisions']} random divisions of these patients, each half was scored at the epoch that the "
+            "other half chose, so that no score chose its own epoch."
         )
     note = f" ({values['note']})" if values["note"] else ""
     return (
@@ -127,7 +131,7 @@ def describe_origin(values: Mapping[str, Any]) -> str:
 
 
 def cross_select(
-    candidates: FloatArray, folds: NDArray[np.intp], figure: Callable[[FloatArray, NDArray[np.bool_]], float]
+    candidates: FloatArray, folds: NDArray[np.intp], figure: Callable[[int, NDArray[np.bool_]], float]
 ) -> FloatArray:
     """Return the values of each fold from the candidate that is best on all other folds, `(N,)`.
 
@@ -136,7 +140,7 @@ def cross_select(
     Args:
         candidates: Values of E candidates, such as epochs, for N rows, `(E, N)`.
         folds: Fold of each row, `(N,)`, such as `patient_folds`.
-        figure: Function of a candidate's values and the rows to judge it by, `(N,)` each, to the figure to maximise;
+        figure: Function of a candidate's number and of the rows to judge it by, `(N,)`, to the figure to maximise;
             NaN = not defined.
 
     Raises:
@@ -145,8 +149,8 @@ def cross_select(
     result = np.empty_like(candidates[0])
     for number in np.unique(folds):
         held_out = folds == number
-        figures = [figure(values, ~held_out) for values in candidates]
+        figures = [figure(candidate, ~held_out) for candidate in range(len(candidates))]
         if np.isnan(figures).all():
-            raise UsageError("labels: a part of the patients has known labels of one class only")
+            raise UsageError("labels: a part of the patients has one class only")
         result[held_out] = candidates[np.nanargmax(figures), held_out]
     return result

@@ -12,7 +12,14 @@ from scipy.special import expit
 
 from vitmodel.config import TrainConfig
 from vitmodel.errors import UsageError
-from vitmodel.metrics.crossfit import CROSS_SELECTED, SELECTED_EPOCH, ScoreOrigin, cross_select, patient_folds
+from vitmodel.metrics.crossfit import (
+    CROSS_SELECTED,
+    ONLY_EPOCH,
+    SELECTED_EPOCH,
+    ScoreOrigin,
+    cross_select,
+    patient_folds,
+)
 from vitmodel.metrics.metrics import RankedUnits
 from vitmodel.metrics.scored_units import FloatArray, ScoredUnits
 from vitmodel.training.fit import MONITOR_METRICS
@@ -21,56 +28,76 @@ from vitmodel.training.packaging import aggregate_breasts
 
 logger = logging.getLogger(__name__)
 
-PARTS = 2
-"""Number of parts of the validation patients, of which each gets the epoch that the others choose."""
+DIVISIONS = 10
+"""Number of random divisions of the validation patients into halves. A single one depends much on chance."""
 
 
-def logits_to_fit(
+def scores_to_fit(
     rows: pd.DataFrame, selected: FloatArray, by_epoch: Mapping[int, FloatArray], config: TrainConfig
-) -> tuple[FloatArray, ScoreOrigin]:
-    """Return the logits of the validation rows to which calibration and threshold are fitted, and their origin.
+) -> tuple[ScoredUnits, ScoreOrigin]:
+    """Return the validation breasts with the scores that calibration and threshold are fitted to, and their origin.
 
-    The scores of the patients that chose the epoch are too good at that epoch. So each part of the patients gets the
-    logits of the epoch that the other parts choose. If that is not possible, the logits of the chosen epoch are
-    returned.
+    The scores of the patients that chose the epoch are too good at that epoch. So the patients are divided into halves,
+    and each half gets the scores of the epoch that the other half chooses. This is repeated, and each breast occurs
+    once per division. If it is not possible, the scores of the chosen epoch are returned.
 
     Args:
         rows: Validation rows of the manifest.
         selected: Logit of each row at the epoch that all patients chose, `(N,)`; NaN if unreadable.
-        by_epoch: The same after each epoch.
+        by_epoch: The same after each epoch; with `flip_average` the means with those of the flipped images.
         config: Settings of the training.
     """
+    if set(by_epoch) == {0}:
+        return aggregate_breasts(rows, selected, config.label), ScoreOrigin(ONLY_EPOCH)
     try:
-        logits, parts = cross_selected_logits(rows, by_epoch, config)
+        divisions = cross_selected_logits(rows, selected, by_epoch, config)
     except UsageError as error:
         logger.warning("calibration and threshold are fitted to the patients that chose the epoch: %s", error)
-        return selected, ScoreOrigin(SELECTED_EPOCH, note=str(error))
-    return logits, ScoreOrigin(CROSS_SELECTED, parts)
+        return aggregate_breasts(rows, selected, config.label), ScoreOrigin(SELECTED_EPOCH, note=str(error))
+    units = [aggregate_breasts(rows, logits, config.label) for logits in divisions]
+    names = ("labels", "scores", "patients")
+    joined = ScoredUnits(*(np.concatenate([getattr(part, name) for part in units]) for name in names))
+    return joined, ScoreOrigin(CROSS_SELECTED, len(divisions))
 
 
 def cross_selected_logits(
-    rows: pd.DataFrame, by_epoch: Mapping[int, FloatArray], config: TrainConfig
-) -> tuple[FloatArray, int]:
-    """Return the logit of each row at the epoch that other patients choose, `(N,)`, and the number of parts.
+    rows: pd.DataFrame, selected: FloatArray, by_epoch: Mapping[int, FloatArray], config: TrainConfig
+) -> FloatArray:
+    """Return the logit of each row at the epoch that other patients choose, for each division, `(R, N)`.
+
+    Logits grow during a training. Those of each epoch are therefore brought to the mean and the standard deviation that
+    the selected epoch has on all rows.
 
     Raises:
-        UsageError: The logits of an epoch are missing, or a part of the patients has one class only.
+        UsageError: The logits of an epoch are missing, or a half of the patients has one class only.
     """
     if not by_epoch or set(by_epoch) != set(range(max(by_epoch) + 1)):
         raise UsageError("the logits of the first epochs are missing, because an older version trained them")
     labels = rows[config.label].to_numpy(dtype=float)
-    parts = patient_folds(ScoredUnits(labels, np.zeros(len(rows)), rows["patient_id"].to_numpy()), PARTS, config.seed)
+    patients = ScoredUnits(labels, np.zeros(len(rows)), rows["patient_id"].to_numpy())
     metric = EPOCH_METRICS[MONITOR_METRICS[config.monitor].removeprefix("val/")]
+    logits = np.stack([by_epoch[epoch] for epoch in sorted(by_epoch)]).astype(np.float64)  # (E, N)
 
-    def figure(logits: FloatArray, chosen: NDArray[np.bool_]) -> float:
+    def figure(epoch: int, chosen: NDArray[np.bool_]) -> float:
+        chosen = chosen & np.isfinite(logits[epoch]) & np.isfinite(labels)
         if config.fusion:
-            units = aggregate_breasts(rows[chosen], logits[chosen], config.label).labelled()
+            units = aggregate_breasts(rows[chosen], logits[epoch][chosen], config.label)
         else:
-            chosen = chosen & np.isfinite(logits) & np.isfinite(labels)
-            units = ScoredUnits(labels[chosen], expit(logits[chosen]), np.arange(chosen.sum()))
+            units = ScoredUnits(labels[chosen], expit(logits[epoch][chosen]), np.arange(chosen.sum()))
         if len(set(units.labels)) < 2:
             return np.nan
         return float(RankedUnits(units, threshold=0.5).metric_values()[metric])
 
-    by_row = np.stack([by_epoch[epoch] for epoch in sorted(by_epoch)]).astype(np.float64)
-    return cross_select(by_row, parts, figure), int(parts.max()) + 1
+    scaled = match_scale(logits, selected)
+    seeds = range(config.seed, config.seed + DIVISIONS)
+    return np.stack([cross_select(scaled, patient_folds(patients, 2, seed), figure) for seed in seeds])
+
+
+def match_scale(logits: FloatArray, target: FloatArray) -> FloatArray:
+    """Return each row of logits, `(E, N)`, shifted and stretched to the mean and standard deviation of `target`, `(N,)`.
+
+    NaN stays NaN and does not count. A row of equal logits gets the mean.
+    """
+    mean, deviation = np.nanmean(logits, axis=1, keepdims=True), np.nanstd(logits, axis=1, keepdims=True)
+    stretch = np.nanstd(target) / np.where(deviation > 0, deviation, np.inf)
+    return (logits - mean) * stretch + np.nanmean(target)
