@@ -34,7 +34,9 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     resumed = load_file(folder / "package" / "model.safetensors")
     uninterrupted = load_file(run / "package" / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
-    assert load_package(folder / "package")[1]["history"] == load_package(run / "package")[1]["history"]
+    packages = [load_package(each / "package")[1] for each in (folder, run)]
+    for key in ("history", "calibration", "decision", "fitted_to"):  # fitted to the logits of all epochs
+        assert packages[0][key] == packages[1][key], key
 
 
 def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> None:
@@ -67,6 +69,7 @@ def test_the_model_card_describes_one_model_and_an_ensemble(folds: int, expected
     contents = {
         "data": {"splits": splits},
         "calibration": {"method": "platt"},
+        "fitted_to": {"kind": "out_of_fold" if folds else "only_epoch"},
         "decision": {"threshold": 0.25},
         "training": "epochs: 1\n",
     }

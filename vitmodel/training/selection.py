@@ -94,7 +94,7 @@ def cross_selected_logits(
 
 
 def match_scale(logits: FloatArray, target: FloatArray) -> FloatArray:
-    """Return each row of logits, `(E, N)`, shifted and stretched to the mean and standard deviation of `target`, `(N,)`.
+    """Return each row of logits, `(E, N)`, brought to the mean and standard deviation of `target`, `(N,)`.
 
     NaN stays NaN and does not count. A row of equal logits gets the mean.
     """
