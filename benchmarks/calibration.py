@@ -27,7 +27,7 @@ from vitmodel.training.selection import scores_to_fit
 
 HOLD_OUT = 3000
 """Number of patients of the hold-out."""
-EPOCHS = 12
+EPOCHS = 20
 
 
 @dataclass(frozen=True)

@@ -130,27 +130,19 @@ def describe_origin(values: Mapping[str, Any]) -> str:
     )
 
 
-def cross_select(
-    candidates: FloatArray, folds: NDArray[np.intp], figure: Callable[[int, NDArray[np.bool_]], float]
-) -> FloatArray:
+def cross_select(candidates: FloatArray, folds: NDArray[np.intp], figures: FloatArray) -> FloatArray:
     """Return the values of each fold from the candidate that is best on all other folds, `(N,)`.
 
     The first of equal candidates is used.
 
     Args:
         candidates: Values of E candidates, such as epochs, for N rows, `(E, N)`.
-        folds: Fold of each row, `(N,)`, such as `patient_folds`.
-        figure: Function of a candidate's number and of the rows to judge it by, `(N,)`, to the figure to maximise;
-            NaN = not defined.
+        folds: Fold of each row, counted from 0, `(N,)`, such as `patient_folds`.
+        figures: How good each candidate is on the rows outside each of K folds, `(E, K)`; NaN = not defined.
 
     Raises:
-        UsageError: The figure is not defined for any candidate.
+        UsageError: The figure of a fold is not defined for any candidate.
     """
-    result = np.empty_like(candidates[0])
-    for number in np.unique(folds):
-        held_out = folds == number
-        figures = [figure(candidate, ~held_out) for candidate in range(len(candidates))]
-        if np.isnan(figures).all():
-            raise UsageError("labels: a part of the patients has one class only")
-        result[held_out] = candidates[np.nanargmax(figures), held_out]
-    return result
+    if np.isnan(figures).all(axis=0).any():
+        raise UsageError("labels: a part of the patients has one class only")
+    return np.take_along_axis(candidates, np.nanargmax(figures, axis=0)[folds][None], axis=0)[0]

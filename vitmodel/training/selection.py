@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,24 +74,39 @@ def cross_selected_logits(
     """
     if not by_epoch or set(by_epoch) != set(range(max(by_epoch) + 1)):
         raise UsageError("the logits of the first epochs are missing, because an older version trained them")
-    labels = rows[config.label].to_numpy(dtype=float)
-    patients = ScoredUnits(labels, np.zeros(len(rows)), rows["patient_id"].to_numpy())
-    metric = EPOCH_METRICS[MONITOR_METRICS[config.monitor].removeprefix("val/")]
+    patients = rows["patient_id"].to_numpy()
+    sample = ScoredUnits(rows[config.label].to_numpy(), np.zeros(len(rows)), patients)
+    halves = np.stack([patient_folds(sample, 2, config.seed + number) for number in range(DIVISIONS)])  # (R, N)
+    ids, first_rows = np.unique(patients, return_index=True)
+    is_second = halves[:, first_rows].T == 1  # (P, R)
+    chooses = np.stack([is_second, ~is_second]).astype(float)  # whether a patient chooses for the first, second half
     logits = np.stack([by_epoch[epoch] for epoch in sorted(by_epoch)]).astype(np.float64)  # (E, N)
-
-    def figure(epoch: int, chosen: NDArray[np.bool_]) -> float:
-        chosen = chosen & np.isfinite(logits[epoch]) & np.isfinite(labels)
-        if config.fusion:
-            units = aggregate_breasts(rows[chosen], logits[epoch][chosen], config.label)
-        else:
-            units = ScoredUnits(labels[chosen], expit(logits[epoch][chosen]), np.arange(chosen.sum()))
-        if len(set(units.labels)) < 2:
-            return np.nan
-        return float(RankedUnits(units, threshold=0.5).metric_values()[metric])
-
+    figures = np.stack([_figures(rows, values, config, ids, chooses) for values in logits])  # (E, 2, R)
     scaled = match_scale(logits, selected)
-    seeds = range(config.seed, config.seed + DIVISIONS)
-    return np.stack([cross_select(scaled, patient_folds(patients, 2, seed), figure) for seed in seeds])
+    return np.stack([cross_select(scaled, half, figures[..., number]) for number, half in enumerate(halves)])
+
+
+def _figures(
+    rows: pd.DataFrame, logits: FloatArray, config: TrainConfig, ids: NDArray[Any], weights: FloatArray
+) -> FloatArray:
+    """Return the metric that chooses the epoch, for each weighting of the patients, in the shape of `weights[:, 0]`.
+
+    Args:
+        rows: Validation rows of the manifest.
+        logits: Logit of each row, `(N,)`.
+        config: Settings of the training.
+        ids: Sorted patient ids, `(P,)`.
+        weights: How often a patient counts, `(2, P, R)`.
+    """
+    if config.fusion:
+        units = aggregate_breasts(rows, logits, config.label)
+    else:
+        known = np.isfinite(logits)
+        units = ScoredUnits(rows[config.label][known], expit(logits[known]), rows["patient_id"][known])
+    ranking = RankedUnits(units.labelled(), threshold=0.5)
+    metric = EPOCH_METRICS[MONITOR_METRICS[config.monitor].removeprefix("val/")]
+    of_units = weights[:, np.searchsorted(ids, ranking.patients)]  # (2, U, R)
+    return np.stack([ranking.metric_values(ranking.rows @ half)[metric] for half in of_units])
 
 
 def match_scale(logits: FloatArray, target: FloatArray) -> FloatArray:
