@@ -40,6 +40,7 @@ from vitmodel.training.packaging import (
     OutOfSample,
     aggregate_breasts,
     auxiliary_units,
+    record_weights,
     write_package,
     write_table,
 )
@@ -121,7 +122,8 @@ def train_once(
         out_of_sample = OutOfSample(breasts, origin, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
         result = f"best {fitted.selection_summary}"
         look = Look.fit([fitted.typicality], fitted.appearance)
-        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result, look, source)
+        weights = record_weights(source, fitted.weights)
+        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result, look, weights)
 
 
 def cross_validate(
@@ -164,7 +166,8 @@ def cross_validate(
     out_of_sample = OutOfSample(breasts, ScoreOrigin(OUT_OF_FOLD), auxiliary_outputs)
     look = Look.fit([fitted.typicality for fitted in members], pd.concat(held_out_images))
     models = [fitted.model for fitted in members]
-    write_package(config, models, out_of_sample, data, preprocessing, history, result, look, source)
+    weights = record_weights(source, members[0].weights)
+    write_package(config, models, out_of_sample, data, preprocessing, history, result, look, weights)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:

@@ -48,7 +48,7 @@ from vitmodel.model.pretrained import preset_of
 from vitmodel.model.segments import check_segments
 from vitmodel.model.typicality import Typicality, depth_features_shape, record_depth_features
 from vitmodel.model.weight_source import WeightsSource, find_weights, weights_source
-from vitmodel.model.weights import WeightAction, fit_weights, load_weights
+from vitmodel.model.weights import WeightAction, WeightReport, fit_weights, load_weights
 from vitmodel.training.batching import BatchLoader
 from vitmodel.training.callbacks import ValidationFigures
 from vitmodel.training.losses import prior_bias
@@ -80,6 +80,8 @@ class TrainedModel:
     validation_logits: dict[int, np.ndarray]
     """Logits of each row after each epoch, `(N,)`, without those of epochs before a resume by an older version; empty
     with folds."""
+    weights: WeightReport | None
+    """What was done with each tensor of the initial weights; None without any."""
     history: History
     selection_summary: str
     """Metric by which the epoch was selected, and its value."""
@@ -292,10 +294,12 @@ def make_network_config(
     )
 
 
-def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame) -> Network:
-    """Return the network, initialised with `config.weights` if given.
+def build_model(
+    config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
+) -> tuple[Network, WeightReport | None]:
+    """Return the network, initialised with `config.weights` if given, and what was done with each of their tensors.
 
-    The head's bias starts at the share of positives that the sampler produces.
+    The table of these is printed. The head's bias starts at the share of positives that the sampler produces.
 
     Args:
         config: Settings of the training.
@@ -313,10 +317,12 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
         report = fit_weights(model.trunk, weights)
         trunk_tensors = model.trunk.state_dict()
         fresh = [WeightAction("fresh", name) for name in model.tensors() if name not in trunk_tensors]
-        print(replace(report, actions=(*report.actions, *fresh)))
         if config.lora:
             add_low_rank_updates(model.trunk, config.lora, report.tensors_by_action("fresh"))
-    return model
+        report = replace(report, actions=(*report.actions, *fresh))
+        print(report)
+        return model, report
+    return model, None
 
 
 def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset:
@@ -376,8 +382,9 @@ def train_and_validate(
     L.seed_everything(config.seed, verbose=False)
     train_images = make_dataset(train, config, augment=True)
     val_images = make_dataset(val, config, augment=False)
+    initial, weights = build_model(config, network, train)
     learner = ClassificationModule(
-        build_model(config, network, train),
+        initial,
         config,
         images_per_epoch=len(train_images),
         history={},
@@ -432,6 +439,7 @@ def train_and_validate(
         logits=outputs[:, 0],
         auxiliary=outputs[:, 1:],
         validation_logits=validation_logits,
+        weights=weights,
         history=learner.history,
         selection_summary=selection_summary,
         typicality=typicality,

@@ -28,6 +28,7 @@ from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.model.typicality import Typicality
 from vitmodel.model.weight_source import WeightsSource, describe_source
+from vitmodel.model.weights import WeightReport
 from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
@@ -134,7 +135,7 @@ def write_package(
     history: History,
     reached: str,
     look: Look,
-    source: WeightsSource | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Fit calibration and threshold, and write the package and its model card.
 
@@ -147,7 +148,7 @@ def write_package(
         history: Logged metrics.
         reached: Sentence about the performance that was reached; printed and quoted in the model card.
         look: What the training images look like.
-        source: Where the initial weights come from; None = random weights.
+        weights: Where the initial weights come from and what was done with their tensors; None = random weights.
     """
     breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
@@ -168,7 +169,7 @@ def write_package(
         "data": data,
         "reference": reference_to_json(look.reference),
         "history": history,
-        **({"weights": source.to_dict()} if source else {}),
+        **({"weights": weights} if weights else {}),
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system["versions"],
         "code_sha256": system["code_sha256"],
@@ -219,7 +220,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str, auxi
             f"(95 % intervals over patients):\n\n{table}\n\n{_describe_auxiliary_calibration(contents)}\n\n"
         )
     target = target_name(config.label)
-    start = f"Initial weights: {describe_source(contents['weights'])}.\n\n" if "weights" in contents else ""
+    start = _describe_weights(contents["weights"]) if "weights" in contents else ""
     return f"""# {config.model}: {"breast cancer" if config.label == CANCER else target} score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
@@ -241,6 +242,19 @@ Prevalence and machines differ between sites: check calibration and threshold be
 {outputs}{start}```yaml
 {contents["training"]}```
 """
+
+
+def record_weights(source: WeightsSource | None, report: WeightReport | None) -> dict[str, Any] | None:
+    """Return the entry of config.json on the initial weights; None = random weights."""
+    return source.to_dict() | report.to_dict() if source and report else None
+
+
+def _describe_weights(weights: Mapping[str, Any]) -> str:
+    """Return where the initial weights come from, how many tensors were used, and which ones were not as they are."""
+    counts = ", ".join(f"{count} {action}" for action, count in weights["tensors"].items() if count)
+    changed = [(action, f"`{tensor}`", note) for action, tensor, note in weights["table"] if action != "loaded"]
+    rows = "".join(f"| {' | '.join(row)} |\n" for row in [("action", "tensor", "note"), ("---",) * 3, *changed])
+    return f"Initial weights: {describe_source(weights)}.\nTensors: {counts}.\n\n{rows if changed else ''}\n"
 
 
 def _describe_auxiliary_calibration(contents: dict[str, Any]) -> str:
