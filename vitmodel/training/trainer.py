@@ -11,6 +11,7 @@ import platform
 import shutil
 import uuid
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -255,7 +256,11 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
 
 
 def fit(
-    trainer: L.Trainer, learner: TrainingModule, train: BatchLoader, val: BatchLoader | None, checkpoint: Path | None
+    trainer: L.Trainer,
+    learner: TrainingModule,
+    train: BatchLoader,
+    val: BatchLoader | Sequence[BatchLoader] | None,
+    checkpoint: Path | None,
 ) -> None:
     """Train `learner`, starting from `checkpoint` if there is one."""
     if learner.config.compile:
