@@ -100,7 +100,7 @@ async def ask_beside_idle(port: int, small: bytes, sockets: int) -> float:
 @contextmanager
 def running_server(checkout: Path, package: Path, options: list[str]) -> Iterator[tuple[int, int]]:
     """Run the server of a checkout and yield its port and process id."""
-    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(package.resolve()), "--port", "0", *options]
+    command = [sys.executable, "-P", "-m", "vitmodel.cli", "serve", str(package.resolve()), "--port", "0", *options]
     environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
     with (
         tempfile.TemporaryFile() as log,

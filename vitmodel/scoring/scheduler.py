@@ -260,7 +260,8 @@ class Scheduler:
     def _adapt(self, tokens: int, seconds: float) -> None:
         """Set the tokens of the next pass by the time of the last one, which has a fixed part and one per token."""
         if seconds > self.pass_seconds:
-            self._budget = max(1.0, tokens * self.pass_seconds / seconds)
+            # a single slow pass on a busy machine means little, so that the budget is at most halved
+            self._budget = max(1.0, self._budget / 2, tokens * self.pass_seconds / seconds)
         elif tokens > 0.7 * self._budget:
             self._budget = min(self.stream.tokens, 1.5 * self._budget)
 
