@@ -20,6 +20,7 @@ from vitmodel.errors import RequestRefusedError, VitmodelError
 from vitmodel.reports.page import render_page
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.scheduler import Results, Scheduler
+from vitmodel.scoring.table_maker import TableMaker
 from vitmodel.scoring.uploads import MAX_FILES, Upload, as_request_error, read_uploads, save_uploads, tables_as_json
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra, progress_bars
 from vitmodel.web.keys import ApiKeys
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vitmodel.web.connections import ConnectionLimits
 
 READERS = 2
-"""Threads that read the headers of uploads and write tables; small requests wait for a large one in one of them."""
+"""Threads that read the headers of uploads; small requests wait for a large one in one of them."""
 RETRY_SECONDS = 10
 """What a client that is turned away is asked to wait."""
 OPEN_PATHS = ("/healthz", "/readyz")
@@ -191,6 +192,7 @@ class UploadScorer:
         self.predictor = predictor
         self.scratch = scratch
         self.scheduler = Scheduler(predictor)
+        self.tables = TableMaker(predictor)
         self.readers = ThreadPoolExecutor(READERS, "readers")
         self.open = 0
 
@@ -252,10 +254,12 @@ class UploadScorer:
         scores: Future[Results] | None = None
         reading = self.readers.submit(self._read, files, folder, stopped)
         try:
-            table, rows = await asyncio.shield(asyncio.wrap_future(reading))
-            scores = self.scheduler.submit(rows)
+            with self.scheduler.expected():
+                table, rows = await asyncio.shield(asyncio.wrap_future(reading))
+                scores = self.scheduler.submit(rows)
             records, logits = await asyncio.wrap_future(scores)
-            return await loop.run_in_executor(self.readers, self._tables, table, records, logits, folder)
+            tables = await asyncio.wrap_future(self.tables.submit(table, records, logits))
+            return tables_as_json(tables, folder) | {"notice": NOT_A_MEDICAL_DEVICE}
         except VitmodelError as error:
             raise as_request_error(error, folder) from error
         finally:
@@ -273,10 +277,6 @@ class UploadScorer:
         table = read_uploads(save_uploads(files, folder, self.limit), folder)
         with progress_bars(shown=False):
             return table, self.predictor.attach(table)
-
-    def _tables(self, table: Any, records: Any, logits: Any, folder: Path) -> dict[str, Any]:
-        answer = tables_as_json(self.predictor.tables(table, records, logits), folder)
-        return answer | {"notice": NOT_A_MEDICAL_DEVICE}
 
 
 async def _hung_up(request: Request) -> None:

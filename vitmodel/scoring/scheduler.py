@@ -11,7 +11,9 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,8 +26,12 @@ from vitmodel.utils import describe_failure, release_freed_memory
 
 logger = logging.getLogger(__name__)
 
-PASS_SECONDS = 0.1
+PASS_SECONDS = 0.15
 """Longest forward pass aimed at: a new request waits for the end of the current one."""
+FIRST_TOKENS = 2048
+"""Number of tokens of the first passes."""
+GATHER_SECONDS = 0.15
+"""Longest time that a loaded image waits for others which are being read, so that they share its forward pass."""
 LOADED_IMAGES = 8 * GROUP_IMAGES
 """Largest number of images that are loaded and not scored, but for those of a large exam."""
 JOB_IMAGES = 2 * GROUP_IMAGES
@@ -84,8 +90,10 @@ class Scheduler:
         """Jobs with loaded units, in the order of their turns."""
         self._items: deque[tuple[_Loading, int]] = deque()
         self._held = 0
+        self._expected = 0
+        self._ready_since = 0.0
         self._next_exam = 0
-        self._token_seconds = 0.0
+        self._budget = float(min(self.stream.tokens, FIRST_TOKENS))
         self._closed = False
         self.passes = 0
         self.images = 0
@@ -94,6 +102,18 @@ class Scheduler:
         self._threads = [threading.Thread(target=target, daemon=True, name="scheduler") for target in targets]
         for thread in self._threads:
             thread.start()
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """Announce that rows are read in this block and submitted at its end: loaded images may wait for them."""
+        with self._changed:
+            self._expected += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._expected -= 1
+                self._changed.notify_all()
 
     def submit(self, rows: ScoringRows) -> Future[Results]:
         """Queue rows and return what will hold their verdicts and logits. Cancel it when nobody waits for them."""
@@ -176,6 +196,8 @@ class Scheduler:
                 elif len(loading.images) == len(loading.positions):
                     unit = [(place, loading.images[place]) for place in loading.positions]
                     job.ready.append(self.stream.complete_unit(unit, job.rows.metadata))
+                    if not self._scoring:
+                        self._ready_since = time.monotonic()
                     if job not in self._scoring:
                         self._scoring.append(job)
                 self._changed.notify_all()
@@ -222,7 +244,7 @@ class Scheduler:
             start = time.perf_counter()
             self._score_units(group)
             tokens = sum(self.stream.unit_tokens(unit) for _, unit in group)
-            self._learn_speed(tokens, time.perf_counter() - start)
+            self._adapt(tokens, time.perf_counter() - start)
             with self._changed:
                 for job, unit in group:
                     self._release(job, len(unit))
@@ -235,37 +257,52 @@ class Scheduler:
                 release_freed_memory()
                 since_cleanup = 0
 
-    def _learn_speed(self, tokens: int, seconds: float) -> None:
-        """Update the time per token, the mean of recent passes."""
-        if tokens:
-            measured = seconds / tokens
-            self._token_seconds = 0.8 * self._token_seconds + 0.2 * measured if self._token_seconds else measured
+    def _adapt(self, tokens: int, seconds: float) -> None:
+        """Set the tokens of the next pass by the time of the last one, which has a fixed part and one per token."""
+        if seconds > self.pass_seconds:
+            # a single slow pass on a busy machine means little, so that the budget is at most halved
+            self._budget = max(1.0, self._budget / 2, tokens * self.pass_seconds / seconds)
+        elif tokens > 0.7 * self._budget:
+            self._budget = min(self.stream.tokens, 1.5 * self._budget)
 
     def _next_group(self) -> list[tuple[Job, Unit]] | None:
         """Return the units of the next pass, taken from the jobs in turns, at least one; None = closed."""
         with self._changed:
-            while not self._closed and not self._scoring:
-                self._changed.wait()
-            if self._closed:
-                return None
-            budget = float(self.stream.tokens)
-            if self._token_seconds:
-                budget = min(budget, self.pass_seconds / self._token_seconds)
-            group: list[tuple[Job, Unit]] = []
-            images = tokens = 0
-            while self._scoring:
-                job = self._scoring[0]
-                unit = job.ready[0]
-                added = self.stream.unit_tokens(unit)
-                if group and (images + len(unit) > GROUP_IMAGES or tokens + added > budget):
-                    break
-                self._scoring.popleft()
-                group.append((job, job.ready.popleft()))
-                if job.ready:
-                    self._scoring.append(job)
-                images += len(unit)
-                tokens += added
-            return group
+            while not self._closed:
+                group, is_full = self._plan_group()
+                wait = self._ready_since + GATHER_SECONDS - time.monotonic()
+                comes = self._expected or self._held > sum(len(unit) for job in self._scoring for unit in job.ready)
+                if group and (is_full or not comes or wait <= 0):
+                    self._ready_since = time.monotonic()
+                    return self._take(group)
+                self._changed.wait(wait if group else None)
+            return None
+
+    def _plan_group(self) -> tuple[list[Job], bool]:
+        """Return the job of each unit of the next pass, in their turns, and whether there is no room for another."""
+        group: list[Job] = []
+        images = tokens = 0
+        turns = deque((job, 0) for job in self._scoring)
+        while turns:
+            job, number = turns.popleft()
+            unit = job.ready[number]
+            images += len(unit)
+            tokens += self.stream.unit_tokens(unit)
+            if group and (images > GROUP_IMAGES or tokens > self._budget):
+                return group, True
+            group.append(job)
+            if number + 1 < len(job.ready):
+                turns.append((job, number + 1))
+        return group, images >= GROUP_IMAGES or tokens >= self._budget
+
+    def _take(self, group: list[Job]) -> list[tuple[Job, Unit]]:
+        """Remove the planned units from their jobs; each job that has more goes to the end of the turns."""
+        taken = [(job, job.ready.popleft()) for job in group]
+        for job in dict.fromkeys(group):
+            self._scoring.remove(job)
+            if job.ready:
+                self._scoring.append(job)
+        return taken
 
     def _score_units(self, group: list[tuple[Job, Unit]]) -> None:
         """Score units in one pass and hand the results to their jobs; an error of one job is not that of the others."""
