@@ -17,6 +17,12 @@ BREAST_COLUMNS = {
     "status", "reason",
 }  # fmt: skip
 """Columns of breast_scores.csv that have a field of their own; all others are further outputs."""
+IMAGE_COLUMNS = {
+    "image_id", "patient_id", "exam_id", "laterality", "view", "score", "probability", "breast_score",
+    "breast_probability", "decision", "status", "reason", "remark", "source_sha256", "typicality", "grey_mean",
+    "grey_contrast", "breast_height_mm", "breast_share", "machine_id",
+}  # fmt: skip
+"""Columns of scores.csv that are no further output of the model."""
 
 
 def read_scores_folder(folder: Path) -> list[Exam]:
@@ -93,6 +99,9 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         preprocessing=record.get("preprocessing") or "",
         region=entry.get("region") or (),
         box=None if None in box else tuple(box),
+        machine=row.get("machine_id", ""),
+        typicality=_number(row.get("typicality", "")),
+        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value},
     )
 
 
