@@ -25,9 +25,9 @@ class ViewConfig(Config):
         "server": ("host", "port"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
-        "blind": Needs("no --export or --export-study", lambda config: not config.exports),
-        "package": Needs("no --export or --export-study", lambda config: not config.exports),
-        "compare": Needs("no --export or --export-study", lambda config: not config.exports),
+        "blind": Needs("a run without --export and --export-study", lambda config: not config.exports),
+        "package": Needs("a run without --export and --export-study", lambda config: not config.exports),
+        "compare": Needs("a run without --export and --export-study", lambda config: not config.exports),
     }
 
     scores: Path

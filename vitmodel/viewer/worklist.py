@@ -80,12 +80,12 @@ class WorklistQuery:
     def condition(self) -> tuple[str, dict[str, str]]:
         """Return the SQL condition and its values."""
         escaped = self.search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        values = {"reader": self.reader, "search": f"%{escaped}%", "machine": f"%;{self.machine};%"}
+        values = {"reader": self.reader, "search": f"%{escaped}%", "machine": f";{self.machine};"}
         parts = [FILTERS[self.only]]
         if self.search:
             parts.append("(patient_id LIKE :search ESCAPE '\\' OR exam_id LIKE :search ESCAPE '\\')")
         if self.machine:
-            parts.append("(';' || machine || ';') LIKE :machine")
+            parts.append("INSTR(';' || machine || ';', :machine)")
         return " AND ".join(parts), values
 
 
