@@ -24,7 +24,7 @@ export interface Model {
 }
 export interface Exam {
   key: string; patient_id: string; exam_id: string; date: string; status: string; hidden: boolean;
-  images: ExamImage[]; breasts: Breast[]; model: Model; other_title: string; methods: Record<string, string>;
+  images: ExamImage[]; breasts: Breast[]; truth: Record<string, number>; model: Model; other_title: string; methods: Record<string, string>;
   tile: number; before: string | null; after: string | null; others: OtherExam[];
   reader: string; readings: Reading[]; birads: string[]; notice: string;
 }

@@ -46,6 +46,8 @@ function describe(breast: Breast, exam: Exam): HTMLElement {
   const entries: [string, string][] = [];
   if (exam.other_title && !exam.hidden) entries.push([exam.other_title, percent(breast.other)]);
   if (breast.is_positive !== null) entries.push(["decision", breast.is_positive ? "at or above the threshold" : "below the threshold"]);
+  const truth = exam.truth[breast.side];
+  if (truth !== undefined) entries.push(["label", truth === 1 ? "positive" : "negative"]);
   entries.push(["views", breast.views.replaceAll(";", ", ") || "none"]);
   if (breast.status !== "ok") entries.push([breast.status, breast.meaning]);
   for (const [key, value] of Object.entries(breast.outputs)) entries.push([key.replaceAll("_", " "), shorten(value)]);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from vitmodel import __version__
@@ -12,6 +13,7 @@ from vitmodel.config.viewing import LOOPBACK
 from vitmodel.data.tables import write_csv
 from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
+from vitmodel.viewer.evaluated import EvaluatedScores, make_evaluation_router, read_evaluation
 from vitmodel.viewer.exams import Exam
 from vitmodel.viewer.exports import make_export_router
 from vitmodel.viewer.heat_maps import HeatMapStore
@@ -20,7 +22,7 @@ from vitmodel.viewer.pages import make_router
 from vitmodel.viewer.reading_tables import label_table, study_table
 from vitmodel.viewer.readings import READINGS, ReadingStore, check_name
 from vitmodel.viewer.room import Model, ReadingMode, ReadingRoom, Results
-from vitmodel.viewer.scores_folder import read_scores_folder
+from vitmodel.viewer.scores_folder import METRICS, read_scores_folder
 from vitmodel.viewer.security import LocalOnly
 
 if TYPE_CHECKING:
@@ -62,15 +64,23 @@ def create_app(config: ViewConfig) -> FastAPI:
     from fastapi import FastAPI
 
     exams = read_scores_folder(config.scores)
-    written = datetime.datetime.fromtimestamp((config.scores / "breast_scores.csv").stat().st_mtime).astimezone()
-    others = _read_others(config, exams)
-    results = Results(exams, config.scores.name, written, others, config.compare.name if config.compare else "")
+    evaluation = _read_evaluation(config, exams)
+    results = Results(
+        exams=exams,
+        title=config.scores.name,
+        scored=datetime.datetime.fromtimestamp((config.scores / "breast_scores.csv").stat().st_mtime).astimezone(),
+        others=_read_others(config, exams),
+        other_title=config.compare.name if config.compare else "",
+        truth=evaluation.truth if evaluation else {},
+    )
     mode = ReadingMode(_store(config), check_name(config.reader) if config.reader else "", config.blind)
     room = ReadingRoom(results, _load_model(config), mode)
     app = FastAPI(title="vitmodel", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(LocalOnly, names=LOOPBACK)
     app.include_router(make_router(room))
     app.include_router(make_export_router(room))
+    if evaluation:
+        app.include_router(make_evaluation_router(room, evaluation))
     return app
 
 
@@ -83,18 +93,32 @@ def export(config: ViewConfig) -> None:
     exams = read_scores_folder(config.scores)
     store = _store(config)
     readings = store.all(config.reader)
-    for path, make_table in ((config.export, label_table), (config.export_study, study_table)):
-        if path is None:
-            continue
-        table = make_table(exams, readings)
-        if table.empty:
-            raise UsageError(f"{store.path}: has no reading of an exam in {config.scores}; store one in the browser first")
+    tables = []
+    if config.export:
+        tables.append((config.export, label_table(exams, readings)))
+    if config.export_study:
+        evaluation = _read_evaluation(config, exams)
+        tables.append((config.export_study, study_table(exams, readings, evaluation.truth if evaluation else {})))
+    if any(table.empty for _, table in tables):
+        raise UsageError(f"{store.path}: has no reading of an exam in {config.scores}; store one in the browser first")
+    for path, table in tables:
         write_csv(table, path)
         print(f"{len(table)} rows in {path}")
 
 
 def _store(config: ViewConfig) -> ReadingStore:
     return ReadingStore(config.readings or config.scores / READINGS)
+
+
+def _read_evaluation(config: ViewConfig, exams: list[Exam]) -> EvaluatedScores | None:
+    """Return the labelled breasts of an evaluation; None if the folder is of `predict`, or its manifest is gone."""
+    if not (config.scores / METRICS).exists():
+        return None
+    try:
+        return read_evaluation(config.scores, exams)
+    except UsageError as error:
+        print(f"there is no evaluation page: {error}", file=sys.stderr)
+        return None
 
 
 def _read_others(config: ViewConfig, exams: list[Exam]) -> list[Exam]:

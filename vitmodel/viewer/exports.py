@@ -39,6 +39,6 @@ def make_export_router(room: ReadingRoom) -> APIRouter:
 
     @router.get("/reader-study.csv")
     def send_study(reader: str = "") -> Response:
-        return send(study_table(room.exams.values(), room.mode.store.all(reader)), "reader-study.csv")
+        return send(study_table(room.exams.values(), room.mode.store.all(reader), room.results.truth), "reader-study.csv")
 
     return router

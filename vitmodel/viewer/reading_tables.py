@@ -15,7 +15,7 @@ LABEL_COLUMNS = (
 )  # fmt: skip
 STUDY_COLUMNS = (
     "reader", "position", "patient_id", "exam_id", "laterality", "birads_unaided", "birads_aided", "agrees", "boxes",
-    "note", "stored", "seconds", "active_seconds", "probability", "decision",
+    "note", "stored", "seconds", "active_seconds", "probability", "decision", "truth",
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def _label_rows(exam: Exam, reading: Reading) -> Iterator[dict[str, Any]]:
 
 
 def study_table(
-    exams: Iterable[Exam], readings: Sequence[Reading], truth: Mapping[str, Mapping[str, float]] | None = None
+    exams: Iterable[Exam], readings: Sequence[Reading], truth: Mapping[str, Mapping[str, float]]
 ) -> pd.DataFrame:
     """Return one row per reader, exam and breast, for the analysis of several readers and cases.
 
@@ -66,7 +66,7 @@ def study_table(
     Args:
         exams: The exams that were shown.
         readings: The readings in the order of storing.
-        truth: Key of the exam -> side -> label, which becomes the column `truth`; None = no column.
+        truth: Key of the exam -> side -> label, which becomes the column `truth`; without an entry it is empty.
     """
     by_exam = {exam.ids: exam for exam in exams}
     groups: dict[tuple[str, ...], list[Reading]] = {}
@@ -79,9 +79,9 @@ def study_table(
         positions[reader] = positions.get(reader, 0) + 1
         exam = by_exam[group[0].exam]
         for row in _study_rows(exam, group):
-            known = {} if truth is None else {"truth": truth.get(exam.key, {}).get(row["laterality"])}
-            rows.append({"reader": reader, "position": positions[reader], **row, **known})
-    return pd.DataFrame(rows, columns=[*STUDY_COLUMNS, *(() if truth is None else ("truth",))])
+            label = truth.get(exam.key, {}).get(row["laterality"])
+            rows.append({"reader": reader, "position": positions[reader], **row, "truth": label})
+    return pd.DataFrame(rows, columns=list(STUDY_COLUMNS))
 
 
 def _study_rows(exam: Exam, group: Sequence[Reading]) -> Iterator[dict[str, Any]]:

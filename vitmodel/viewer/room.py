@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class Results:
     others: Sequence[Exam] = ()
     """The same exams with the scores of another model."""
     other_title: str = ""
+    truth: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Key of the exam -> side -> label, after an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class ReadingRoom:
             "hidden": hidden,
             "images": [self._describe_image(image, hidden) for image in exam.hanging()],
             "breasts": [_describe_breast(breast, other, hidden) for breast in exam.breasts],
+            "truth": {} if hidden else self.results.truth.get(exam.key, {}),
             "model": facts,
             "other_title": self.results.other_title,
             "methods": METHODS if self.heat_maps and not hidden else {},

@@ -43,6 +43,9 @@ function describe(breast, exam) {
         entries.push([exam.other_title, percent(breast.other)]);
     if (breast.is_positive !== null)
         entries.push(["decision", breast.is_positive ? "at or above the threshold" : "below the threshold"]);
+    const truth = exam.truth[breast.side];
+    if (truth !== undefined)
+        entries.push(["label", truth === 1 ? "positive" : "negative"]);
     entries.push(["views", breast.views.replaceAll(";", ", ") || "none"]);
     if (breast.status !== "ok")
         entries.push([breast.status, breast.meaning]);
