@@ -162,6 +162,7 @@ function show(images: ExamImage[], others: ExamImage[]): void {
   views.replaceChildren();
   views.dataset.columns = String(layout.columns(images.length));
   viewports = images.map(image => new Viewport(image, linked ? shared : { ...shared }, settings, exam.tile));
+  if (layout.isPair && viewports[0]) viewports[0].isPlain = true;
   for (const viewport of viewports) {
     views.append(viewport.figure);
     listen(viewport);
@@ -184,12 +185,24 @@ async function arrange(name: string): Promise<void> {
   const layout = LAYOUTS[name]!;
   keepLayout(name);
   element<HTMLSelectElement>("layout").value = name;
+  if (layout.isPair) return showPair();
   const [shown, others] = hang(exam.images, layout);
   const before = layout.withOther ? exam.others[0] : undefined;
   if (layout.withOther && !before) state.textContent = "There is no other exam of this patient.";
   else if (state.textContent.startsWith("There is no other")) state.textContent = "";
   const second = before ? hang((await fetchExam(before.key)).images.map(image => ({ ...image, exam: nameOf(before) })), layout)[0] : [];
   show([...shown, ...second], others);
+  void loadHeat();
+}
+
+/** Show the chosen image without and with its heat map. */
+function showPair(): void {
+  const image = chosen?.image.exam ? undefined : exam.images.find(candidate => candidate.key === chosen?.image.key);
+  const one = image ?? hang(exam.images, LAYOUTS.four!)[0][0];
+  if (!one) return;
+  const method = element<HTMLSelectElement>("method");
+  method.value ||= Object.keys(exam.methods)[0] ?? "";
+  show([one, one], exam.images.filter(other => other !== one));
   void loadHeat();
 }
 
@@ -208,6 +221,11 @@ function setTool(wanted: "measure" | "box"): void {
 
 /** Show an image of the strip in place of the chosen view. */
 function swap(image: ExamImage): void {
+  if (LAYOUTS[currentLayout()]!.isPair) {
+    show([image, image], exam.images.filter(other => other !== image));
+    void loadHeat();
+    return;
+  }
   const old = (chosen ?? viewports[0])?.image;
   const shown = viewports.map(viewport => viewport.image === old ? image : viewport.image);
   show(shown, rest.map(other => other === image && old ? old : other));
@@ -218,7 +236,7 @@ async function loadHeat(): Promise<void> {
   const method = element<HTMLSelectElement>("method").value;
   element("meaning").textContent = method ? exam.methods[method] ?? "" : "";
   await Promise.all(viewports.map(async viewport => {
-    if (!method || viewport.image.status === "refused") return viewport.setHeat(null);
+    if (!method || viewport.isPlain || viewport.image.status === "refused") return viewport.setHeat(null);
     try {
       const heat: HeatMap = await fetchHeatMap(viewport.image.key, method, count => {
         state.textContent = `Computing heat maps: ${count} to go …`;

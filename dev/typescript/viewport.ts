@@ -33,6 +33,8 @@ export class Viewport {
   readonly canvas = document.createElement("canvas");
   readonly figure = document.createElement("figure");
   heat: HeatMap | null = null;
+  /** Whether it never shows a heat map. */
+  isPlain = false;
   problem = "";
   private tiles = new Map<string, Tile>();
   private loading = new Set<string>();

@@ -33,7 +33,9 @@ def scores(run: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Return scores of a release, of which two exams are of one patient."""
     out = tmp_path_factory.mktemp("reading") / "scores"
     assert main(["predict", str(run / "package"), str(release), str(out)]) == 1
-    first, second = [exam for exam in read_scores_folder(out) if exam.views == STANDARD and exam.status != "refused"][:2]
+    first, second = [exam for exam in read_scores_folder(out) if exam.views == STANDARD and exam.status != "refused"][
+        :2
+    ]
     for name in ("scores.csv", "breast_scores.csv"):
         table = pd.read_csv(out / name, dtype=str)
         table["exam_id"] = table["patient_id"].map({first.patient_id: "E1", second.patient_id: "E2"}).fillna("")
@@ -206,6 +208,25 @@ def test_another_exam_of_the_patient_is_shown_below(open_page: OpenPage, address
     page.wait_for_url(re.compile(r"/exams/(?!" + exam.key + ")"))
 
 
+def test_an_image_is_shown_without_and_with_its_heat_map(open_page: OpenPage, address: str, exam: Exam) -> None:
+    page = open_page()
+    open_exam(page, address, exam)
+    page.locator("figure", has_text="L-CC").focus()
+    page.keyboard.press("3")
+    page.wait_for_selector("figure:nth-of-type(2)[data-place]")
+    page.locator("#lowest").evaluate("node => { node.value = 0; node.dispatchEvent(new Event('input')); }")
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(800)
+    assert captions(page) == ["L-CC", "L-CC"]
+    count = """figure => { const canvas = figure.querySelector("canvas"), pixels =
+        canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data; let found = 0;
+        for (let i = 0; i < pixels.length; i += 4) found += pixels[i] !== pixels[i + 1] || pixels[i] !== pixels[i + 2];
+        return found; }"""
+    plain, coloured = (page.locator("figure").nth(number).evaluate(count) for number in range(2))
+    assert plain == 0
+    assert coloured > 1000
+
+
 def test_the_threshold_of_an_evaluation_moves(
     open_page: OpenPage, run: Path, serve: Callable[[ViewConfig], str], tmp_path: Path
 ) -> None:
@@ -255,10 +276,11 @@ def test_axe_has_no_serious_finding(open_page: OpenPage, address: str, exam: Exa
         page.wait_for_load_state("networkidle")
         page.wait_for_timeout(300)
         page.evaluate(source)
-        violations = page.evaluate("axe.run().then(result => result.violations)")
+        result = page.evaluate("axe.run()")
+        assert len(result["passes"]) > 10, "axe checked nothing"
         serious = [
             (found["id"], [node["html"] for node in found["nodes"]])
-            for found in violations
+            for found in result["violations"]
             if found["impact"] in ("serious", "critical")
         ]
         assert not serious, json.dumps(serious, indent=1)

@@ -153,7 +153,9 @@ def test_a_reader_types_the_name_once(open_room: Open, exam: Exam) -> None:
     assert client.post(f"/api/exams/{exam.key}/readings", json=reading(exam), headers=elsewhere).status_code == 403
 
 
-def test_readings_come_back_as_labels_through_etl(open_room: Open, folder: Path, exam: Exam, tmp_path: Path) -> None:
+def test_readings_come_back_as_labels_through_etl_and_evaluate(
+    open_room: Open, folder: Path, exam: Exam, run: Path, tmp_path: Path
+) -> None:
     client = open_room(reader="Ann")
     client.post(f"/api/exams/{exam.key}/readings", json=reading(exam, left="5"))
     client.post(f"/api/exams/{exam.key}/readings", json=reading(exam, boxes=[box_on(exam, "L")], id="two"))
@@ -172,6 +174,10 @@ def test_readings_come_back_as_labels_through_etl(open_room: Open, folder: Path,
     crops = tmp_path / "crops"
     assert main(["etl", str(table), str(crops), "--size", "64x32", "--workers", "1"]) == 0
     assert read_manifest(crops / "manifest.csv")["birads"].tolist() == labels["birads"].tolist()
+    command = ["evaluate", str(run / "package"), str(crops / "manifest.csv"), str(tmp_path / "measured")]
+    assert main([*command, "--label", "birads>=4", "--no-card", "--no-audit", "--replicates", "100"]) == 0
+    measured = json.loads((tmp_path / "measured" / "metrics.json").read_text())["breast"]
+    assert (measured["units"], measured["positives"]) == (2, 1)
 
 
 def test_of_two_readers_etl_takes_the_worst_category(open_room: Open, folder: Path, exam: Exam, tmp_path: Path) -> None:

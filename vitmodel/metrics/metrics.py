@@ -337,9 +337,7 @@ def compute_metrics(
         threshold=float(thresholds[0]) if (thresholds == thresholds[0]).all() else np.nan,
         confusion=ranking.confusion(),
         intervals=intervals,
-        undefined={
-            name: _reason_undefined(name, labels) for name, found in intervals.items() if np.isnan(found.value)
-        },
+        undefined={name: _reason_undefined(name, labels) for name, found in intervals.items() if np.isnan(found.value)},
     )
 
 
@@ -358,7 +356,12 @@ def compute_decisions(
     """
     known = sample.labelled()
     called = (known.scores >= threshold).astype(np.float64)
-    terms = {"positives": known.labels, "total": np.ones_like(known.labels), "tp": known.labels * called, "called": called}
+    terms = {
+        "positives": known.labels,
+        "total": np.ones_like(known.labels),
+        "tp": known.labels * called,
+        "called": called,
+    }
     rows = sparse.csr_array(np.stack(list(terms.values())))
 
     def statistic(sums: FloatArray) -> dict[str, FloatArray]:
@@ -385,9 +388,7 @@ def _intervals(
         has_width = low < high  # an interval of width 0 would claim certainty
         low = np.where(has_width, low, np.nan)
         high = np.where(has_width, high, np.nan)
-    return {
-        name: Interval(value, float(low[k]), float(high[k])) for k, (name, value) in enumerate(values.items())
-    }
+    return {name: Interval(value, float(low[k]), float(high[k])) for k, (name, value) in enumerate(values.items())}
 
 
 def _reweighted(

@@ -135,7 +135,11 @@ def make_evaluation_router(room: ReadingRoom, scores: EvaluatedScores) -> APIRou
     router = APIRouter()
     template = make_environment().get_template("evaluation.html.j2")
     curve = scores.curve()
-    points = [] if curve is None else list(zip(*(map(float, part) for part in (curve.thresholds, curve.fpr, curve.tpr)), strict=True))
+    points = (
+        []
+        if curve is None
+        else list(zip(*(map(float, part) for part in (curve.thresholds, curve.fpr, curve.tpr)), strict=True))
+    )
 
     @router.get("/evaluation", response_class=HTMLResponse)
     def show_evaluation(threshold: float = scores.threshold) -> str:

@@ -26,7 +26,9 @@ def make_export_router(room: ReadingRoom) -> APIRouter:
 
     def send(table: pd.DataFrame, name: str) -> Response:
         if room.mode.blind:
-            raise HTTPException(403, "exports are not served in a blinded reading; write them with `vitmodel view --export`")
+            raise HTTPException(
+                403, "exports are not served in a blinded reading; write them with `vitmodel view --export`"
+            )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             write_csv(table, path)
@@ -39,6 +41,8 @@ def make_export_router(room: ReadingRoom) -> APIRouter:
 
     @router.get("/reader-study.csv")
     def send_study(reader: str = "") -> Response:
-        return send(study_table(room.exams.values(), room.mode.store.all(reader), room.results.truth), "reader-study.csv")
+        return send(
+            study_table(room.exams.values(), room.mode.store.all(reader), room.results.truth), "reader-study.csv"
+        )
 
     return router

@@ -52,7 +52,12 @@ def make_router(room: ReadingRoom) -> APIRouter:
 
     @router.get("/", response_class=HTMLResponse)
     def show_worklist(
-        page: int = 1, sort: str = "order", only: str = "all", search: str = "", machine: str = "", reader: str = Cookie("")
+        page: int = 1,
+        sort: str = "order",
+        only: str = "all",
+        search: str = "",
+        machine: str = "",
+        reader: str = Cookie(""),
     ) -> str:
         try:
             query = WorklistQuery(page, sort, only, search, machine, name_of(reader), room.mode.blind)
@@ -79,7 +84,9 @@ def make_router(room: ReadingRoom) -> APIRouter:
 
     @router.get("/api/exams/{key}")
     def describe_exam(key: str, reader: str = Cookie("")) -> JSONResponse:
-        return JSONResponse(room.describe(find(room.exams, key), name_of(reader)), headers={"Cache-Control": "no-store"})
+        return JSONResponse(
+            room.describe(find(room.exams, key), name_of(reader)), headers={"Cache-Control": "no-store"}
+        )
 
     @router.post("/api/exams/{key}/readings")
     def store_reading(key: str, body: dict[str, Any] = Body(), reader: str = Cookie("")) -> JSONResponse:

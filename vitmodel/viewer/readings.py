@@ -100,7 +100,9 @@ class Form:
         _require(len(note) <= MAX_NOTE, f"note: must have at most {MAX_NOTE} characters")
         boxes = self._boxes()
         if self.is_blinded:
-            unread = [breast.side or "unknown side" for breast in self.exam.breasts if not _is_read(breasts, breast.side)]
+            unread = [
+                breast.side or "unknown side" for breast in self.exam.breasts if not _is_read(breasts, breast.side)
+            ]
             _require(not unread, f"BI-RADS is missing for: {', '.join(unread)}; give one for each breast")
         empty = not note and not boxes and all(breast == BreastReading() for breast in breasts.values())
         _require(not empty, "the reading is empty; give BI-RADS, an agreement, a remark or a box")

@@ -83,7 +83,11 @@ class ReadingRoom:
     @property
     def age(self) -> str:
         """How long ago the scores were written, in words; empty if it is unknown."""
-        return "" if self.results.scored is None else describe_age(self.results.scored, datetime.datetime.now().astimezone())
+        return (
+            ""
+            if self.results.scored is None
+            else describe_age(self.results.scored, datetime.datetime.now().astimezone())
+        )
 
     @property
     def sorts(self) -> list[str]:
@@ -169,7 +173,9 @@ class ReadingRoom:
                 "key": other.key,
                 "exam_id": other.exam_id,
                 "date": self.worklist.date(other.key),
-                "breasts": [_describe_breast(breast, None, self.hides_scores(other, reader)) for breast in other.breasts],
+                "breasts": [
+                    _describe_breast(breast, None, self.hides_scores(other, reader)) for breast in other.breasts
+                ],
             }
             for other in others
         ]

@@ -197,7 +197,9 @@ class Worklist:
 
     def exams_of(self, patient_id: str) -> list[str]:
         """Return the keys of a patient's exams in the order of the source."""
-        return [key for (key,) in self._ask("SELECT key FROM exams WHERE patient_id = ? ORDER BY number", (patient_id,))]
+        return [
+            key for (key,) in self._ask("SELECT key FROM exams WHERE patient_id = ? ORDER BY number", (patient_id,))
+        ]
 
     def date(self, key: str) -> str:
         """Return the date of an exam, `YYYY-MM-DD`, looked up once; empty if it is unknown."""

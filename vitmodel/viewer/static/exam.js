@@ -145,6 +145,8 @@ function show(images, others) {
     views.replaceChildren();
     views.dataset.columns = String(layout.columns(images.length));
     viewports = images.map(image => new Viewport(image, linked ? shared : { ...shared }, settings, exam.tile));
+    if (layout.isPair && viewports[0])
+        viewports[0].isPlain = true;
     for (const viewport of viewports) {
         views.append(viewport.figure);
         listen(viewport);
@@ -165,6 +167,8 @@ async function arrange(name) {
     const layout = LAYOUTS[name];
     keepLayout(name);
     element("layout").value = name;
+    if (layout.isPair)
+        return showPair();
     const [shown, others] = hang(exam.images, layout);
     const before = layout.withOther ? exam.others[0] : undefined;
     if (layout.withOther && !before)
@@ -173,6 +177,16 @@ async function arrange(name) {
         state.textContent = "";
     const second = before ? hang((await fetchExam(before.key)).images.map(image => ({ ...image, exam: nameOf(before) })), layout)[0] : [];
     show([...shown, ...second], others);
+    void loadHeat();
+}
+function showPair() {
+    const image = chosen?.image.exam ? undefined : exam.images.find(candidate => candidate.key === chosen?.image.key);
+    const one = image ?? hang(exam.images, LAYOUTS.four)[0][0];
+    if (!one)
+        return;
+    const method = element("method");
+    method.value ||= Object.keys(exam.methods)[0] ?? "";
+    show([one, one], exam.images.filter(other => other !== one));
     void loadHeat();
 }
 function showPanelOrNot(hidden) {
@@ -187,6 +201,11 @@ function setTool(wanted) {
     viewports.forEach(viewport => viewport.setLine(null));
 }
 function swap(image) {
+    if (LAYOUTS[currentLayout()].isPair) {
+        show([image, image], exam.images.filter(other => other !== image));
+        void loadHeat();
+        return;
+    }
     const old = (chosen ?? viewports[0])?.image;
     const shown = viewports.map(viewport => viewport.image === old ? image : viewport.image);
     show(shown, rest.map(other => other === image && old ? old : other));
@@ -196,7 +215,7 @@ async function loadHeat() {
     const method = element("method").value;
     element("meaning").textContent = method ? exam.methods[method] ?? "" : "";
     await Promise.all(viewports.map(async (viewport) => {
-        if (!method || viewport.image.status === "refused")
+        if (!method || viewport.isPlain || viewport.image.status === "refused")
             return viewport.setHeat(null);
         try {
             const heat = await fetchHeatMap(viewport.image.key, method, count => {

@@ -1,7 +1,8 @@
 const all = () => true;
-const whole = { shows: all, isPart: false, withOther: false };
+const whole = { shows: all, isPart: false, withOther: false, isPair: false };
 export const LAYOUTS = {
     four: { ...whole, title: "two by two", key: "2", columns: count => Math.min(2, count) },
+    pair: { ...whole, title: "heat map side by side", key: "3", columns: () => 2, isPair: true },
     row: { ...whole, title: "one row", key: "4", columns: count => count },
     cc: { ...whole, title: "CC only", key: "5", columns: count => count, shows: image => image.view === "CC", isPart: true },
     mlo: { ...whole, title: "MLO only", key: "6", columns: count => count, shows: image => image.view === "MLO", isPart: true },

@@ -10,6 +10,7 @@ export class Viewport {
     canvas = document.createElement("canvas");
     figure = document.createElement("figure");
     heat = null;
+    isPlain = false;
     problem = "";
     tiles = new Map();
     loading = new Set();
