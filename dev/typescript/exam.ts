@@ -1,6 +1,9 @@
-/** The exam page: hanging, tools, keys and the panel of scores. */
+/** The exam page: hanging, tools and keys. */
 
-import { Breast, Exam, ExamImage, HeatMap, fetchExam, fetchHeatMap, onConnection } from "./data.js";
+import { Exam, ExamImage, HeatMap, fetchExam, fetchHeatMap, onConnection } from "./data.js";
+import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel } from "./layout.js";
+import { nameOf, showPanel } from "./panel.js";
+import { ReadingForm } from "./reading.js";
 import { Camera, Settings, Viewport } from "./viewport.js";
 
 const element = <T extends HTMLElement>(id: string): T => document.getElementById(id) as T;
@@ -14,19 +17,9 @@ let viewports: Viewport[] = [];
 let rest: ExamImage[] = [];
 let chosen: Viewport | null = null;
 let linked = true;
-let measuring = false;
+let tool: "pan" | "measure" | "box" = "pan";
 let exam: Exam;
-
-/** Return the four standard views in the order of hanging, and all other images. */
-function hang(images: ExamImage[]): [ExamImage[], ExamImage[]] {
-  const shown: ExamImage[] = [];
-  for (const [side, view] of [["R", "CC"], ["L", "CC"], ["R", "MLO"], ["L", "MLO"]]) {
-    const found = images.find(image => image.side === side && image.view === view && image.pixels);
-    if (found) shown.push(found);
-  }
-  for (const image of images) if (shown.length < Math.min(4, images.length) && !shown.includes(image)) shown.push(image);
-  return [shown, images.filter(image => !shown.includes(image))];
-}
+let form: ReadingForm;
 
 function fit(): void {
   const scales = viewports.filter(viewport => viewport.image.pixels).map(viewport => {
@@ -102,7 +95,7 @@ function listen(viewport: Viewport): void {
     canvas.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, [event.offsetX, event.offsetY]);
     start = [event.offsetX, event.offsetY];
-    if (measuring) viewport.setLine(null);
+    if (tool === "measure") viewport.setLine(null);
   });
   canvas.addEventListener("pointermove", event => {
     const here: [number, number] = [event.offsetX, event.offsetY];
@@ -115,8 +108,10 @@ function listen(viewport: Viewport): void {
     if (other) {
       const distance = (point: [number, number]): number => Math.hypot(point[0] - other[0], point[1] - other[1]);
       zoom(viewport, distance(here) / Math.max(1, distance(last)), (here[0] + other[0]) / 2, (here[1] + other[1]) / 2);
-    } else if (measuring && start) {
+    } else if (tool === "measure" && start) {
       viewport.setLine([...start, ...here]);
+    } else if (tool === "box" && start) {
+      viewport.setBoxes([...boxesOf(viewport), boxBetween(viewport, start, here)]);
     } else if (event.buttons & 2 || event.shiftKey) {
       const width = (settings.high - settings.low) * Math.exp(dx / 200);
       const centre = (settings.high + settings.low) / 2 - dy / 400;
@@ -127,6 +122,9 @@ function listen(viewport: Viewport): void {
       redraw();
     }
   });
+  canvas.addEventListener("pointerup", event => {
+    if (tool === "box" && start) finishBox(viewport, start, [event.offsetX, event.offsetY]);
+  });
   for (const kind of ["pointerup", "pointercancel"] as const) {
     canvas.addEventListener(kind, event => { pointers.delete(event.pointerId); start = null; });
   }
@@ -134,10 +132,37 @@ function listen(viewport: Viewport): void {
   viewport.figure.addEventListener("focus", () => choose(viewport));
 }
 
+type Corners = [number, number, number, number];
+
+/** Return the box between two places of the canvas in source pixels. */
+function boxBetween(viewport: Viewport, one: [number, number], other: [number, number]): Corners {
+  const [a, b] = [viewport.toSource(...one), viewport.toSource(...other)];
+  return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
+}
+
+function boxesOf(viewport: Viewport): Corners[] {
+  return form.boxes.filter(box => box.image === viewport.image.key).map(box => box.box);
+}
+
+/** Keep a box unless it is only a click, lies outside the image, or the image is of another exam. */
+function finishBox(viewport: Viewport, start: [number, number], end: [number, number]): void {
+  const pixels = viewport.image.pixels;
+  const [x0, y0, x1, y1] = boxBetween(viewport, start, end);
+  const isBox = Math.abs(end[0] - start[0]) > 4 && Math.abs(end[1] - start[1]) > 4;
+  if (pixels && isBox && !viewport.image.exam && x1 > 0 && y1 > 0 && x0 < pixels.columns && y0 < pixels.rows) {
+    form.add({ image: viewport.image.key, box: [Math.max(0, x0), Math.max(0, y0), Math.min(pixels.columns, x1), Math.min(pixels.rows, y1)] });
+  }
+  showBoxes();
+}
+
+function showBoxes(): void { viewports.forEach(viewport => viewport.setBoxes(boxesOf(viewport))); }
+
 function show(images: ExamImage[], others: ExamImage[]): void {
+  const layout = LAYOUTS[currentLayout()]!;
   views.replaceChildren();
-  views.classList.toggle("single", images.length === 1);
+  views.dataset.columns = String(layout.columns(images.length));
   viewports = images.map(image => new Viewport(image, linked ? shared : { ...shared }, settings, exam.tile));
+  if (layout.isPair && viewports[0]) viewports[0].isPlain = true;
   for (const viewport of viewports) {
     views.append(viewport.figure);
     listen(viewport);
@@ -151,11 +176,56 @@ function show(images: ExamImage[], others: ExamImage[]): void {
     button.addEventListener("click", () => swap(image));
     return button;
   }));
+  showBoxes();
   requestAnimationFrame(fit);
+}
+
+/** Show the exam in the layout of this window, with the latest other exam of the patient if the layout has one. */
+async function arrange(name: string): Promise<void> {
+  const layout = LAYOUTS[name]!;
+  keepLayout(name);
+  element<HTMLSelectElement>("layout").value = name;
+  if (layout.isPair) return showPair();
+  const [shown, others] = hang(exam.images, layout);
+  const before = layout.withOther ? exam.others[0] : undefined;
+  if (layout.withOther && !before) state.textContent = "There is no other exam of this patient.";
+  else if (state.textContent.startsWith("There is no other")) state.textContent = "";
+  const second = before ? hang((await fetchExam(before.key)).images.map(image => ({ ...image, exam: nameOf(before) })), layout)[0] : [];
+  show([...shown, ...second], others);
+  void loadHeat();
+}
+
+/** Show the chosen image without and with its heat map. */
+function showPair(): void {
+  const image = chosen?.image.exam ? undefined : exam.images.find(candidate => candidate.key === chosen?.image.key);
+  const one = image ?? hang(exam.images, LAYOUTS.four!)[0][0];
+  if (!one) return;
+  const method = element<HTMLSelectElement>("method");
+  method.value ||= Object.keys(exam.methods)[0] ?? "";
+  show([one, one], exam.images.filter(other => other !== one));
+  void loadHeat();
+}
+
+function showPanelOrNot(hidden: boolean): void {
+  keepPanel(hidden);
+  document.body.classList.toggle("without-panel", hidden);
+  toggle("panel", !hidden);
+}
+
+function setTool(wanted: "measure" | "box"): void {
+  tool = tool === wanted ? "pan" : wanted;
+  toggle("measure", tool === "measure");
+  toggle("box", tool === "box");
+  viewports.forEach(viewport => viewport.setLine(null));
 }
 
 /** Show an image of the strip in place of the chosen view. */
 function swap(image: ExamImage): void {
+  if (LAYOUTS[currentLayout()]!.isPair) {
+    show([image, image], exam.images.filter(other => other !== image));
+    void loadHeat();
+    return;
+  }
   const old = (chosen ?? viewports[0])?.image;
   const shown = viewports.map(viewport => viewport.image === old ? image : viewport.image);
   show(shown, rest.map(other => other === image && old ? old : other));
@@ -166,7 +236,7 @@ async function loadHeat(): Promise<void> {
   const method = element<HTMLSelectElement>("method").value;
   element("meaning").textContent = method ? exam.methods[method] ?? "" : "";
   await Promise.all(viewports.map(async viewport => {
-    if (!method || viewport.image.status === "refused") return viewport.setHeat(null);
+    if (!method || viewport.isPlain || viewport.image.status === "refused") return viewport.setHeat(null);
     try {
       const heat: HeatMap = await fetchHeatMap(viewport.image.key, method, count => {
         state.textContent = `Computing heat maps: ${count} to go …`;
@@ -179,43 +249,6 @@ async function loadHeat(): Promise<void> {
   if (state.textContent.startsWith("Computing")) state.textContent = "";
 }
 
-function list(entries: [string, string][]): HTMLDListElement {
-  const result = document.createElement("dl");
-  for (const [name, value] of entries) {
-    result.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: value }));
-  }
-  return result;
-}
-
-const percent = (value: number | null): string => value === null ? "no score" : `${(100 * value).toFixed(1)} %`;
-
-function describe(breast: Breast): HTMLElement {
-  const section = document.createElement("section");
-  const name = { R: "Right breast", L: "Left breast" }[breast.side] ?? "Breast of unknown side";
-  section.append(Object.assign(document.createElement("h2"), { textContent: name }));
-  const score = Object.assign(document.createElement("p"), { className: "score", textContent: percent(breast.probability) });
-  if (breast.is_positive) score.classList.add("positive");
-  section.append(score);
-  const threshold = exam.model.threshold;
-  const entries: [string, string][] = [];
-  if (breast.is_positive !== null) entries.push(["decision", breast.is_positive ? "at or above the threshold" : "below the threshold"]);
-  if (threshold !== null) entries.push(["threshold", percent(threshold)]);
-  entries.push(["views", breast.views.replaceAll(";", ", ") || "none"]);
-  if (breast.status !== "ok") entries.push([breast.status, breast.reason.replaceAll("_", " ").replaceAll(";", ", ")]);
-  for (const [key, value] of Object.entries(breast.outputs)) entries.push([key.replaceAll("_", " "), value]);
-  section.append(list(entries));
-  return section;
-}
-
-function describeImages(): void {
-  const panel = element("images");
-  panel.replaceChildren(Object.assign(document.createElement("h2"), { textContent: "Images" }));
-  for (const image of exam.images) {
-    const note = image.status === "ok" ? "" : ` ${image.status}: ${image.meaning || image.reason}${image.remark ? ` (${image.remark})` : ""}`;
-    panel.append(list([[`${image.side || "?"}-${image.view || "?"}`, percent(image.probability) + note]]));
-  }
-}
-
 function link(id: string, key: string | null): void {
   const anchor = element<HTMLAnchorElement>(id);
   anchor.hidden = key === null;
@@ -226,7 +259,11 @@ const commands: Record<string, () => void> = {
   i: () => { settings.inverted = !settings.inverted; toggle("invert", settings.inverted); viewports.forEach(viewport => viewport.updateWindow()); },
   l: () => setLinked(!linked),
   m: () => { settings.magnify = !settings.magnify; toggle("magnify", settings.magnify); redraw(); },
-  d: () => { measuring = !measuring; toggle("measure", measuring); viewports.forEach(viewport => viewport.setLine(null)); },
+  d: () => setTool("measure"),
+  x: () => setTool("box"),
+  b: () => { showPanelOrNot(false); form.focus(); },
+  s: () => void form.save(),
+  t: () => showPanelOrNot(!isPanelHidden()),
   "0": fit,
   "1": actual,
   f: () => { if (document.fullscreenElement) void document.exitFullscreen(); else void document.documentElement.requestFullscreen(); },
@@ -236,9 +273,10 @@ const commands: Record<string, () => void> = {
   p: () => { if (exam.before) location.assign(`/exams/${exam.before}`); },
   w: () => location.assign("/"),
 };
+for (const [name, layout] of Object.entries(LAYOUTS)) commands[layout.key] = () => void arrange(name);
 
 function connect(): void {
-  const buttons = { invert: "i", link: "l", magnify: "m", measure: "d", fit: "0", actual: "1", full: "f", flicker: "h", region: "r" };
+  const buttons = { invert: "i", link: "l", magnify: "m", measure: "d", box: "x", panel: "t", fit: "0", actual: "1", full: "f", flicker: "h", region: "r" };
   for (const [id, key] of Object.entries(buttons)) element(id).addEventListener("click", () => commands[key]!());
   document.addEventListener("keydown", event => {
     if (["INPUT", "SELECT", "TEXTAREA"].includes((event.target as HTMLElement).tagName)) return;
@@ -253,26 +291,37 @@ function connect(): void {
   element<HTMLInputElement>("opacity").addEventListener("input", event => { settings.opacity = Number((event.target as HTMLInputElement).value); redraw(); });
   element<HTMLInputElement>("lowest").addEventListener("input", event => { settings.lowest = Number((event.target as HTMLInputElement).value); viewports.forEach(viewport => viewport.recolour()); });
   element<HTMLSelectElement>("method").addEventListener("change", () => void loadHeat());
+  const layouts = element<HTMLSelectElement>("layout");
+  for (const [value, { title }] of Object.entries(LAYOUTS)) layouts.append(Object.assign(document.createElement("option"), { value, textContent: title }));
+  layouts.addEventListener("change", () => void arrange(layouts.value));
   onConnection(lost => {
     if (lost) state.textContent = "The connection to the server is lost. Trying again …";
     else if (state.textContent.startsWith("The connection")) state.textContent = "";
   });
 }
 
+/** Show an exam that was opened, or of which a reading was stored. */
+async function open(opened: Exam): Promise<void> {
+  exam = opened;
+  const methods = element<HTMLSelectElement>("method");
+  methods.replaceChildren(...["", ...Object.keys(exam.methods)].map(value => Object.assign(document.createElement("option"), { value, textContent: value || "none" })));
+  element("heat-tools").hidden = !Object.keys(exam.methods).length;
+  element("region").hidden = !Object.keys(exam.methods).length && !exam.images.some(image => image.region.length);
+  element("date").textContent = exam.date;
+  showPanel(exam);
+  await arrange(currentLayout());
+}
+
 async function main(): Promise<void> {
   exam = await fetchExam(views.dataset.exam!);
   link("before", exam.before);
   link("after", exam.after);
-  const methods = element<HTMLSelectElement>("method");
-  for (const name of Object.keys(exam.methods)) methods.append(Object.assign(document.createElement("option"), { value: name, textContent: name }));
-  element("heat-tools").hidden = !Object.keys(exam.methods).length;
-  element("region").hidden = !Object.keys(exam.methods).length && !exam.images.some(image => image.region.length);
-  const right = (breast: Breast): number => breast.side === "R" ? 0 : 1;
-  element("breasts").replaceChildren(...exam.breasts.sort((one, other) => right(one) - right(other)).map(describe));
-  describeImages();
+  form = new ReadingForm(exam, element("reading"), stored => void open(stored), () => showBoxes());
   connect();
+  showPanelOrNot(isPanelHidden());
   state.textContent = "";
-  show(...hang(exam.images));
+  await open(exam);
+  follow(exam.key);
 }
 
 main().catch((error: unknown) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${(error as Error).message}`; });

@@ -33,12 +33,16 @@ export class Viewport {
   readonly canvas = document.createElement("canvas");
   readonly figure = document.createElement("figure");
   heat: HeatMap | null = null;
+  /** Whether it never shows a heat map. */
+  isPlain = false;
   problem = "";
   private tiles = new Map<string, Tile>();
   private loading = new Set<string>();
   private table = new Uint8Array(65536);
   private version = 0;
   private heatCanvas: HTMLCanvasElement | null = null;
+  /** Boxes of the reader in source pixels: x0, y0, x1, y1. */
+  private boxes: [number, number, number, number][] = [];
   private line: [number, number, number, number] | null = null;
   private pointer: [number, number] | null = null;
   private waiting = false;
@@ -51,8 +55,9 @@ export class Viewport {
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", `${image.side}-${image.view} of the exam`);
     const caption = document.createElement("figcaption");
-    const score = image.probability === null ? image.status : `${(100 * image.probability).toFixed(1)} %`;
-    caption.textContent = [`${image.side || "?"}-${image.view || "?"}`, score].join("  ");
+    const unscored = image.status === "refused" ? image.status : "";
+    const score = image.probability === null ? unscored : `${(100 * image.probability).toFixed(1)} %`;
+    caption.textContent = [`${image.side || "?"}-${image.view || "?"}`, score, image.exam ?? ""].join("  ").trim();
     this.figure.append(this.canvas, caption);
     new ResizeObserver(() => this.draw()).observe(this.figure);
     if (!image.pixels) this.fail(image.problem ?? image.meaning);
@@ -125,6 +130,7 @@ export class Viewport {
   /** Forget the coloured map, after its lower limit changed. */
   recolour(): void { this.heatCanvas = null; this.draw(); }
   setLine(line: [number, number, number, number] | null): void { this.line = line; this.draw(); }
+  setBoxes(boxes: [number, number, number, number][]): void { this.boxes = boxes; this.draw(); }
   setPointer(pointer: [number, number] | null): void { this.pointer = pointer; if (this.settings.magnify) this.draw(); }
 
   /** Draw at the next frame. */
@@ -185,6 +191,7 @@ export class Viewport {
     this.paintTiles(context, pixels.levels);
     if (level < pixels.levels) this.paintTiles(context, level);
     this.paintHeat(context, pixels.columns, pixels.rows);
+    this.paintBoxes(context);
     context.restore();
   }
 
@@ -262,6 +269,12 @@ export class Viewport {
     context.strokeStyle = "#ffb86b";
     context.lineWidth = 2 / (this.spacing[0] * this.camera.scale);
     context.stroke();
+  }
+
+  private paintBoxes(context: CanvasRenderingContext2D): void {
+    context.strokeStyle = "#7cc4ff";
+    context.lineWidth = 2 / (this.spacing[0] * this.camera.scale);
+    for (const [x0, y0, x1, y1] of this.boxes) context.strokeRect(x0, y0, x1 - x0, y1 - y0);
   }
 
   private paintLine(context: CanvasRenderingContext2D): void {

@@ -21,7 +21,7 @@ from vitmodel.pixels.open import open_image
 from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry
 from vitmodel.viewer.pixels import TILE, PixelStore, coarsest_level
 from vitmodel.viewer.scores_folder import read_scores_folder
-from vitmodel.viewer.worklist import PAGE, Worklist
+from vitmodel.viewer.worklist import PAGE, Worklist, WorklistQuery
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +65,21 @@ def test_ten_thousand_exams_are_sorted_searched_and_paged_in_time() -> None:
     values = rng.random((10_000, 2))
     worklist = Worklist(make_exam(number, *row) for number, row in enumerate(values.tolist()))
     start = time.perf_counter()
-    page = worklist.page(sort="probability")
+    page = worklist.page(WorklistQuery(sort="probability"))
     assert time.perf_counter() - start < 0.3
     largest = np.sort(values.max(axis=1))[::-1]
     assert [max(row.right or 0, row.left or 0) for row in page.rows] == largest[:PAGE].tolist()
     assert page.pages == 10_000 // PAGE
-    assert [row.patient_id for row in worklist.page(search="PATIENT_00017").rows] == ["patient_00017"]
-    assert worklist.page(search="%").total == 0, "a wildcard is text"
-    assert worklist.page(only="positive").total == (values.max(axis=1) >= 0.5).sum()
-    assert worklist.page(10**6).page == page.pages
+    assert [row.patient_id for row in worklist.page(WorklistQuery(search="PATIENT_00017")).rows] == ["patient_00017"]
+    assert worklist.page(WorklistQuery(search="%")).total == 0, "a wildcard is text"
+    assert worklist.page(WorklistQuery(only="positive")).total == (values.max(axis=1) >= 0.5).sum()
+    assert worklist.page(WorklistQuery(page=10**6)).page == page.pages
 
 
 def test_unscored_exams_come_last_and_are_refused() -> None:
     worklist = Worklist([make_exam(0, None, None), make_exam(1, 0.1, None), make_exam(2, 0.2, 0.3)])
-    assert [row.patient_id[-1] for row in worklist.page(sort="probability").rows] == ["2", "1", "0"]
-    assert [row.patient_id[-1] for row in worklist.page(only="refused").rows] == ["0", "1"]
+    assert [row.patient_id[-1] for row in worklist.page(WorklistQuery(sort="probability")).rows] == ["2", "1", "0"]
+    assert [row.patient_id[-1] for row in worklist.page(WorklistQuery(only="refused")).rows] == ["0", "1"]
 
 
 def test_the_standard_views_hang_first_and_refused_images_last() -> None:

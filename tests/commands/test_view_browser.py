@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import re
 import shutil
-import socket
 import subprocess
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,13 @@ import numpy as np
 import pytest
 
 from vitmodel.cli import main
-from vitmodel.commands.view import create_app
 from vitmodel.config import ViewConfig
 from vitmodel.viewer.exams import Exam, ImageEntry
 from vitmodel.viewer.pixels import PixelStore
 from vitmodel.viewer.scores_folder import read_scores_folder
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed: make test-browser installs it"),
-]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+pytestmark = pytest.mark.browser
 Page = Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "vitmodel" / "viewer" / "static"
@@ -43,38 +35,14 @@ def scores(run: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def address(scores: Path, run: Path) -> Iterator[str]:
-    import uvicorn
-
-    app = create_app(ViewConfig(scores=scores, package=(run / "package",)))
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://localhost:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+def address(scores: Path, run: Path, serve: Callable[[ViewConfig], str]) -> str:
+    return serve(ViewConfig(scores=scores, package=(run / "package",)))
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Page]:
-    """Return a page of a laptop; the test fails at its end if the page logged an error or asked another host."""
-    page = browser.new_page(viewport={"width": 1280, "height": 800})
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "request", lambda request: None if request.url.startswith((address, "data:")) else problems.append(request.url)
-    )
-    yield page
-    page.close()
-    assert not [problem for problem in problems if "ERR_FAILED" not in problem]
+def page(open_page: Callable[[], Page]) -> Page:
+    """Return a page of a laptop."""
+    return open_page()
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,9 @@ def test_an_open_server_is_asked_by_address_but_not_by_a_foreign_name() -> None:
 
 def test_a_server_that_others_can_reach_needs_keys_or_a_word() -> None:
     for host in ("0.0.0.0", "::", "192.168.0.7", "server.example"):
-        with pytest.raises(UsageError, match=r"host: .* can be reached from other machines.*--api-key-file.*--insecure"):
+        with pytest.raises(
+            UsageError, match=r"host: .* can be reached from other machines.*--api-key-file.*--insecure"
+        ):
             check_exposure(host, None, insecure=False)
         check_exposure(host, "keys.txt", insecure=False)
         check_exposure(host, None, insecure=True)

@@ -1,17 +1,27 @@
-"""The command `view`: show the results of `predict` in a browser."""
+"""The command `view`: show the results of `predict` or `evaluate` in a browser."""
 
 from __future__ import annotations
 
+import datetime
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from vitmodel import __version__
 from vitmodel.config import PredictorConfig, ViewConfig
+from vitmodel.data.tables import write_csv
 from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
+from vitmodel.viewer.evaluated import EvaluatedScores, make_evaluation_router, read_evaluation
+from vitmodel.viewer.exams import Exam
+from vitmodel.viewer.exports import make_export_router
 from vitmodel.viewer.heat_maps import HeatMapStore
-from vitmodel.viewer.pages import ModelFacts, ReadingRoom, make_router
-from vitmodel.viewer.scores_folder import read_scores_folder
+from vitmodel.viewer.model_facts import ModelFacts
+from vitmodel.viewer.pages import make_router
+from vitmodel.viewer.reading_tables import label_table, study_table
+from vitmodel.viewer.readings import READINGS, ReadingStore, check_name
+from vitmodel.viewer.room import Model, ReadingMode, ReadingRoom, Results
+from vitmodel.viewer.scores_folder import METRICS, read_scores_folder
 from vitmodel.web.security import AccessPolicy, Guard
 
 if TYPE_CHECKING:
@@ -19,11 +29,14 @@ if TYPE_CHECKING:
 
 
 def view(config: ViewConfig) -> None:
-    """Show the results until interrupted.
+    """Show the results until interrupted, or write the readings as CSV.
 
     Raises:
         UsageError: The folder has no results, the extra `serve` is not installed, or the port is in use.
     """
+    if config.exports:
+        export(config)
+        return
     uvicorn = import_extra("uvicorn", "serve", "view")
     app = create_app(config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -43,23 +56,85 @@ def create_app(config: ViewConfig) -> FastAPI:
     """Return the web application that shows the results.
 
     Raises:
-        UsageError: The folder has no results, or the extra `serve` is not installed.
+        UsageError: A folder has no results or shares no exam with the compared one, or the extra `serve` is missing.
         VitmodelError: A package cannot be loaded.
     """
     import_extra("fastapi", "serve", "view")
     from fastapi import FastAPI
 
     exams = read_scores_folder(config.scores)
-    model, heat_maps = ModelFacts(), None
-    if config.package:
-        from vitmodel.scoring.predictor import Predictor
-
-        first, *others = config.package
-        predictor = Predictor(PredictorConfig(package=first, ensemble=tuple(others)))
-        ensemble = predictor.ensemble
-        model = ModelFacts(first.parent.name, ensemble.fingerprint()[:8], ensemble.threshold, ensemble.label)
-        heat_maps = HeatMapStore(predictor)
-    app = FastAPI(title="vitmodel", version=__version__, docs_url=None, redoc_url=None)
+    evaluation = _read_evaluation(config, exams)
+    results = Results(
+        exams=exams,
+        title=config.scores.name,
+        scored=datetime.datetime.fromtimestamp((config.scores / "breast_scores.csv").stat().st_mtime).astimezone(),
+        others=_read_others(config, exams),
+        other_title=config.compare.name if config.compare else "",
+        truth=evaluation.truth if evaluation else {},
+    )
+    mode = ReadingMode(_store(config), check_name(config.reader) if config.reader else "", config.blind)
+    room = ReadingRoom(results, _load_model(config), mode)
+    app = FastAPI(title="vitmodel", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, policy=AccessPolicy())
-    app.include_router(make_router(ReadingRoom(exams, config.scores.name, model, heat_maps)))
+    app.include_router(make_router(room))
+    app.include_router(make_export_router(room))
+    if evaluation:
+        app.include_router(make_evaluation_router(room, evaluation))
     return app
+
+
+def export(config: ViewConfig) -> None:
+    """Write the readings as CSV.
+
+    Raises:
+        UsageError: There is no reading of an exam in the folder.
+    """
+    exams = read_scores_folder(config.scores)
+    store = _store(config)
+    readings = store.all(config.reader)
+    tables = []
+    if config.export:
+        tables.append((config.export, label_table(exams, readings)))
+    if config.export_study:
+        evaluation = _read_evaluation(config, exams)
+        tables.append((config.export_study, study_table(exams, readings, evaluation.truth if evaluation else {})))
+    if any(table.empty for _, table in tables):
+        raise UsageError(f"{store.path}: has no reading of an exam in {config.scores}; store one in the browser first")
+    for path, table in tables:
+        write_csv(table, path)
+        print(f"{len(table)} rows in {path}")
+
+
+def _store(config: ViewConfig) -> ReadingStore:
+    return ReadingStore(config.readings or config.scores / READINGS)
+
+
+def _read_evaluation(config: ViewConfig, exams: list[Exam]) -> EvaluatedScores | None:
+    """Return the labelled breasts of an evaluation; None if the folder is of `predict`, or its manifest is gone."""
+    if not (config.scores / METRICS).exists():
+        return None
+    try:
+        return read_evaluation(config.scores, exams)
+    except UsageError as error:
+        print(f"there is no evaluation page: {error}", file=sys.stderr)
+        return None
+
+
+def _read_others(config: ViewConfig, exams: list[Exam]) -> list[Exam]:
+    """Return the exams of the compared folder."""
+    if config.compare is None:
+        return []
+    others = read_scores_folder(config.compare)
+    if not {exam.ids for exam in exams} & {exam.ids for exam in others}:
+        raise UsageError(f"compare: {config.compare} has no exam of {config.scores}; predict the same images with both")
+    return others
+
+
+def _load_model(config: ViewConfig) -> Model:
+    if not config.package:
+        return Model()
+    from vitmodel.scoring.predictor import Predictor
+
+    first, *others = config.package
+    predictor = Predictor(PredictorConfig(package=first, ensemble=tuple(others)))
+    return Model(ModelFacts.of(predictor.ensemble, first.parent.name), HeatMapStore(predictor))

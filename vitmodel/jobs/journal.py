@@ -115,10 +115,11 @@ class Journal:
 
     Lines that were cut short by a kill or damaged by a power failure are ignored. The file is not flushed to the disk:
     a line lost in a power failure means that its item is processed again, and a surviving line was written after its
-    crop, which `write_atomic` had flushed to the disk before.
+    crop, which `write_atomic` had flushed to the disk before. Entries that cannot be made again need `durable`.
 
     Args:
         path: The journal file; it is created if it does not exist.
+        durable: Flush each entry to the disk.
 
     Attributes:
         entries: The entries by key.
@@ -127,8 +128,9 @@ class Journal:
         VitmodelError: The file cannot be written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, durable: bool = False) -> None:
         self.path = path
+        self.durable = durable
         self.entries, size = _read_whole_lines(path)
         if path.exists() and path.stat().st_size > size:
             with path.open("rb+") as file:
@@ -155,6 +157,8 @@ class Journal:
             line = json.dumps(self.entries[key]).encode() + b"\n"
             while line:
                 line = line[self._file.write(line) :]
+            if self.durable:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise VitmodelError(
                 f"cannot write {self.path}: {error.strerror}; free some space and run the same command again"

@@ -150,7 +150,7 @@ class RankedUnits:
     def confusion(self) -> Confusion:
         """Return the confusion matrix of the unweighted sample."""
         named = self._split_sums(self.rows.sum(axis=1))[0]
-        return Confusion(**{name: round(float(count)) for name, count in _counts(named).items()})
+        return _confusion(named)
 
     def metric_values(self, sums: FloatArray | None = None) -> dict[str, FloatArray]:
         """Return every metric of `METRICS` by name.
@@ -252,6 +252,11 @@ def _counts(sums: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     return {"tp": tp, "fp": fp, "fn": sums["positives"] - tp, "tn": sums["total"] - sums["positives"] - fp}
 
 
+def _confusion(sums: Mapping[str, FloatArray]) -> Confusion:
+    """Return the confusion matrix of an unweighted sample."""
+    return Confusion(**{name: round(float(count)) for name, count in _counts(sums).items()})
+
+
 def _decisions(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> dict[str, FloatArray]:
     """Return the metrics that are ratios of counts; 0 / 0 is NaN."""
     total = tp + fp + fn + tn
@@ -322,29 +327,68 @@ def compute_metrics(
     statistic: Callable[[FloatArray], dict[str, FloatArray]] = ranking.metric_values
     if prevalence is not None:
         rows, statistic = _reweighted(ranking, prevalence)
-    values = {name: float(value) for name, value in statistic(rows.sum(axis=1)).items()}
-    patients = len(np.unique(ranking.patients))
-    low = high = np.full(len(values), np.nan)
-    if patients > 1:
-        replicated = resample(rows, lambda sums: list(statistic(sums).values()), ranking.patients, replicates, seed)
-        low, high = percentile_limits(replicated)
-        has_width = low < high  # an interval of width 0 would claim certainty
-        low = np.where(has_width, low, np.nan)
-        high = np.where(has_width, high, np.nan)
-    intervals = {}
-    for k, (name, value) in enumerate(values.items()):
-        intervals[name] = Interval(value, float(low[k]), float(high[k]))
+    intervals = _intervals(rows, statistic, ranking.patients, replicates, seed)
     labels = ranking.labels
     return Metrics(
         units=len(labels),
         positives=int(labels.sum()),
         unknown=len(sample.labels) - len(labels),
-        patients=patients,
+        patients=len(np.unique(ranking.patients)),
         threshold=float(thresholds[0]) if (thresholds == thresholds[0]).all() else np.nan,
         confusion=ranking.confusion(),
         intervals=intervals,
-        undefined={name: _reason_undefined(name, labels) for name, value in values.items() if np.isnan(value)},
+        undefined={name: _reason_undefined(name, labels) for name, found in intervals.items() if np.isnan(found.value)},
     )
+
+
+def compute_decisions(
+    sample: ScoredUnits, threshold: float, replicates: int = 2000, seed: int = 0
+) -> tuple[Confusion, dict[str, Interval]]:
+    """Return the confusion matrix and the metrics of decisions at a threshold, as `compute_metrics` does.
+
+    It leaves out all metrics of ranking and calibration and is therefore fast enough for a threshold that is moved.
+
+    Args:
+        sample: Labels, scores and patients of the units; units with an unknown label are left out.
+        threshold: A score at or above it is called positive.
+        replicates: Number of bootstrap replicates over patients.
+        seed: Seed of the bootstrap.
+    """
+    known = sample.labelled()
+    called = (known.scores >= threshold).astype(np.float64)
+    terms = {
+        "positives": known.labels,
+        "total": np.ones_like(known.labels),
+        "tp": known.labels * called,
+        "called": called,
+    }
+    rows = sparse.csr_array(np.stack(list(terms.values())))
+
+    def statistic(sums: FloatArray) -> dict[str, FloatArray]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _decisions(**_counts(dict(zip(terms, sums, strict=True))))
+
+    confusion = _confusion({name: values.sum() for name, values in terms.items()})
+    return confusion, _intervals(rows, statistic, known.patients, replicates, seed)
+
+
+def _intervals(
+    rows: sparse.csr_array,
+    statistic: Callable[[FloatArray], dict[str, FloatArray]],
+    patients: NDArray[Any],
+    replicates: int,
+    seed: int,
+) -> dict[str, Interval]:
+    """Return the values of a statistic of sums with their 95 % percentile intervals over patients."""
+    values = {name: float(value) for name, value in statistic(rows.sum(axis=1)).items()}
+    low = high = np.full(len(values), np.nan)
+    if len(np.unique(patients)) > 1:
+        replicated = resample(rows, lambda sums: list(statistic(sums).values()), patients, replicates, seed)
+        low, high = percentile_limits(replicated)
+        has_width = low < high  # an interval of width 0 would claim certainty
+        low = np.where(has_width, low, np.nan)
+        high = np.where(has_width, high, np.nan)
+    return {name: Interval(value, float(low[k]), float(high[k])) for k, (name, value) in enumerate(values.items())}
 
 
 def _reweighted(

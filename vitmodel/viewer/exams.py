@@ -50,6 +50,12 @@ class ImageEntry:
     """Outline of the region with the highest values of the heat map that `predict` made."""
     box: tuple[int, int, int, int] | None = None
     """The crop (x0, y0, x1, y1) in source pixels."""
+    machine: str = ""
+    """The imaging device."""
+    typicality: float | None = None
+    """Share of the validation images that are less like the training images."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """Further columns of scores.csv, such as the density of this image."""
 
     @property
     def is_mirrored(self) -> bool:
@@ -90,6 +96,11 @@ class Exam:
     @cached_property
     def key(self) -> str:
         return short_key("exam", self.patient_id, self.exam_id)
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """Patient and exam, which identify the exam in another folder of scores."""
+        return self.patient_id, self.exam_id
 
     def breast(self, side: str) -> BreastEntry | None:
         """Return the breast of a side; None if the exam has no image of it."""

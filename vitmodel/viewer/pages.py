@@ -3,128 +3,107 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlencode
 
 from vitmodel import __version__
 from vitmodel.errors import ImageRefusedError, UsageError, VitmodelError
-from vitmodel.pixels.verdict import REFUSAL_REASONS
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
-from vitmodel.viewer.exams import Exam, ImageEntry
-from vitmodel.viewer.heat_maps import METHODS, HeatMapStore
-from vitmodel.viewer.pixels import TILE, PixelStore
-from vitmodel.viewer.worklist import FILTERS, SORTS, Worklist
+from vitmodel.viewer.heat_maps import METHODS
+from vitmodel.viewer.readings import check_name
+from vitmodel.viewer.room import ReadingRoom
+from vitmodel.viewer.worklist import WorklistQuery
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
 FOLDER = Path(__file__).parent
 FAILED = 500
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """The model behind the scores, as far as it is known."""
-
-    name: str = ""
-    version: str = ""
-    threshold: float | None = None
-    label: str = "cancer"
-
-
-class ReadingRoom:
-    """The exams of one source with their pixels and heat maps.
-
-    Args:
-        exams: The exams.
-        title: Name of the source, shown above the worklist.
-        model: The model behind the scores.
-        heat_maps: Computes heat maps; None = there are none.
-    """
-
-    def __init__(
-        self, exams: Iterable[Exam], title: str, model: ModelFacts, heat_maps: HeatMapStore | None = None
-    ) -> None:
-        self.exams = {exam.key: exam for exam in exams}
-        self.images = {image.key: image for exam in self.exams.values() for image in exam.images}
-        self.worklist = Worklist(self.exams.values())
-        self.title = title
-        self.model = model
-        self.pixels = PixelStore()
-        self.heat_maps = heat_maps
-
-    def describe(self, exam: Exam) -> dict[str, Any]:
-        """Return an exam as the page's script reads it."""
-        before, after = self.worklist.neighbours(exam.key)
-        return {
-            "key": exam.key,
-            "patient_id": exam.patient_id,
-            "exam_id": exam.exam_id,
-            "status": exam.status,
-            "images": [self._describe_image(image) for image in exam.hanging()],
-            "breasts": [asdict(breast) for breast in exam.breasts],
-            "model": asdict(self.model),
-            "methods": METHODS if self.heat_maps else {},
-            "tile": TILE,
-            "before": before,
-            "after": after,
-            "notice": NOT_A_MEDICAL_DEVICE,
-        }
-
-    def _describe_image(self, image: ImageEntry) -> dict[str, Any]:
-        described: dict[str, Any] = {
-            name: getattr(image, name)
-            for name in ("key", "image_id", "side", "view", "status", "reason", "remark", "probability", "region")
-        }
-        described["meaning"] = "; ".join(REFUSAL_REASONS.get(code, code) for code in image.reason.split(";") if code)
-        described["mirrored"] = image.is_mirrored
-        try:
-            described["pixels"] = asdict(self.pixels.facts(image))
-        except ImageRefusedError as error:
-            described["pixels"] = None
-            described["problem"] = str(error)
-        return described
+HIDDEN = "the scores of this exam are hidden until you have stored a reading"
+YEAR = 365 * 86400
 
 
 def make_router(room: ReadingRoom) -> APIRouter:
     """Return the routes of the reading room.
 
-    `GET /` is the worklist and `GET /exams/KEY` an exam; `/api` holds their data.
+    `GET /` is the worklist and `GET /exams/KEY` an exam; `/api` holds their data. A reader's name is in a cookie,
+    unless the room has a single reader.
 
     Raises:
         UsageError: The extra `serve` is not installed.
     """
     import_extra("fastapi", "serve", "view")
-    from fastapi import APIRouter, HTTPException, Response
-    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+    from fastapi import APIRouter, Body, Cookie, Form, HTTPException, Response
+    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 
     router = APIRouter()
-    environment = _templates()
+    environment = make_environment()
 
-    def find(table: dict[str, Any], key: str) -> Any:
+    def find(table: Mapping[str, Any], key: str) -> Any:
         if key not in table:
             raise HTTPException(404, "not found")
         return table[key]
 
+    def name_of(cookie: str) -> str:
+        return room.mode.reader or unquote(cookie)
+
     @router.get("/", response_class=HTMLResponse)
-    def show_worklist(page: int = 1, sort: str = "order", only: str = "all", search: str = "") -> str:
+    def show_worklist(
+        page: int = 1,
+        sort: str = "order",
+        only: str = "all",
+        search: str = "",
+        machine: str = "",
+        reader: str = Cookie(""),
+    ) -> str:
         try:
-            found = room.worklist.page(page, sort, only, search)  # type: ignore[arg-type]
+            query = WorklistQuery(page, sort, only, search, machine, name_of(reader), room.mode.blind)
         except UsageError as error:
             raise HTTPException(422, str(error)) from None
+        address = "/?" + urlencode({"sort": sort, "only": only, "search": search, "machine": machine}) + "&page="
         return environment.get_template("worklist.html.j2").render(
-            room=room, found=found, sort=sort, only=only, search=search, sorts=SORTS, filters=FILTERS
+            room=room, found=room.page(query), query=query, address=address
         )
+
+    @router.post("/reader")
+    def set_reader(name: str = Form("")) -> RedirectResponse:
+        try:
+            name = check_name(name)
+        except UsageError as error:
+            raise HTTPException(422, str(error)) from None
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie("reader", quote(name), max_age=YEAR, httponly=True, samesite="strict")
+        return answer
 
     @router.get("/exams/{key}", response_class=HTMLResponse)
     def show_exam(key: str) -> str:
         return environment.get_template("exam.html.j2").render(room=room, exam=find(room.exams, key))
 
     @router.get("/api/exams/{key}")
-    def describe_exam(key: str) -> JSONResponse:
-        return JSONResponse(room.describe(find(room.exams, key)))
+    def describe_exam(key: str, reader: str = Cookie("")) -> JSONResponse:
+        return JSONResponse(
+            room.describe(find(room.exams, key), name_of(reader)), headers={"Cache-Control": "no-store"}
+        )
+
+    @router.post("/api/exams/{key}/readings")
+    def store_reading(key: str, body: dict[str, Any] = Body(), reader: str = Cookie("")) -> JSONResponse:
+        exam = find(room.exams, key)
+        try:
+            room.store(exam, check_name(name_of(reader)), body)
+        except UsageError as error:
+            raise HTTPException(422, str(error)) from None
+        except VitmodelError as error:
+            raise HTTPException(FAILED, str(error)) from None
+        return JSONResponse(room.describe(exam, name_of(reader)))
+
+    @router.get("/model-card")
+    def send_card() -> PlainTextResponse:
+        if not room.model.card:
+            raise HTTPException(404, "not found")
+        return PlainTextResponse(room.model.card)
 
     @router.get("/api/images/{key}/tiles/{level}/{row}/{column}")
     def send_tile(key: str, level: int, row: int, column: int) -> Response:
@@ -139,10 +118,12 @@ def make_router(room: ReadingRoom) -> APIRouter:
         return Response(body, media_type="application/octet-stream", headers=headers)
 
     @router.get("/api/images/{key}/heat-maps/{method}")
-    def send_heat_map(key: str, method: str) -> JSONResponse:
+    def send_heat_map(key: str, method: str, reader: str = Cookie("")) -> JSONResponse:
         image = find(room.images, key)
         if room.heat_maps is None or method not in METHODS:
             raise HTTPException(404, "not found")
+        if room.hides_scores(room.exam_of_image[key], name_of(reader)):
+            raise HTTPException(403, HIDDEN)
         future = room.heat_maps.request(image, method)
         if not future.done():
             return JSONResponse({"waiting": room.heat_maps.waiting()}, 202)
@@ -161,7 +142,8 @@ def make_router(room: ReadingRoom) -> APIRouter:
     return router
 
 
-def _templates() -> Any:
+def make_environment() -> Any:
+    """Return the templates, which escape all text."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,31 +1,42 @@
-"""Read the folder that `vitmodel predict` wrote into exams."""
+"""Read the folder that `vitmodel predict` or `evaluate` wrote into exams."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from vitmodel.data.manifest import read_manifest
 from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import JOURNAL, read_journal
 from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key
 
+METRICS = "metrics.json"
+"""Name of the metrics in an output folder of `evaluate`."""
 BREAST_COLUMNS = {
     "prediction_id", "patient_id", "exam_id", "laterality", "score", "probability", "decision", "n_images", "views",
     "status", "reason",
 }  # fmt: skip
 """Columns of breast_scores.csv that have a field of their own; all others are further outputs."""
+IMAGE_COLUMNS = {
+    "image_id", "patient_id", "exam_id", "laterality", "view", "score", "probability", "breast_score",
+    "breast_probability", "decision", "status", "reason", "remark", "source_sha256", "typicality", "grey_mean",
+    "grey_contrast", "breast_height_mm", "breast_share", "machine_id",
+}  # fmt: skip
+"""Columns of scores.csv that are no further output of the model."""
 
 
 def read_scores_folder(folder: Path) -> list[Exam]:
     """Return the exams of a folder of scores, in the order of breast_scores.csv.
 
-    Images are found by the paths that the journal of `predict` holds.
+    Images are found by the paths in the journal of `predict`, or in the manifest that `evaluate` measured.
 
     Args:
-        folder: The output folder of `vitmodel predict`.
+        folder: The output folder of `vitmodel predict` or `evaluate`.
 
     Raises:
         UsageError: The folder has no tables of scores.
@@ -49,17 +60,49 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise UsageError(f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict`") from None
+        raise UsageError(
+            f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict` or `evaluate`"
+        ) from None
     return table if "exam_id" in table else table.assign(exam_id="")
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the journal's entries by the SHA-256 of the image or, where it is unknown, by the stem of its file."""
+    """Return what is known of images by their SHA-256 or, where it is unknown, by their id.
+
+    This is the journal of `predict`, whose keys end with the image's id, or else the manifest of `evaluate`.
+    """
     result = {}
+    if not (folder / JOURNAL).exists():
+        with contextlib.suppress(UsageError):  # without the manifest, exams are shown without their images
+            manifest = read_evaluated_manifest(folder)
+            for record in manifest.astype(object).where(manifest.notna(), None).to_dict("records"):
+                result[record["source_sha256"] or record["image_id"]] = {"record": record}
     for entry in read_journal(folder / JOURNAL).values():
         digest = entry.get("record", {}).get("source_sha256")
         result[digest or Path(entry["key"]).stem] = entry
     return result
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return the content of metrics.json.
+
+    Raises:
+        UsageError: The folder has none, or it cannot be read.
+    """
+    try:
+        facts = json.loads((folder / METRICS).read_text())
+        return {"manifest": facts["manifest"], "label": facts["label"], "threshold": facts["breast"]["threshold"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder}: has no {METRICS} of `vitmodel evaluate`") from None
+
+
+def read_evaluated_manifest(folder: Path) -> pd.DataFrame:
+    """Return the manifest that `vitmodel evaluate` measured.
+
+    Raises:
+        UsageError: The folder is not of `evaluate`, or the manifest is no longer where it was.
+    """
+    return read_manifest(read_facts(folder)["manifest"])
 
 
 def _exam_of(row: Mapping[str, str]) -> tuple[str, str]:
@@ -68,6 +111,10 @@ def _exam_of(row: Mapping[str, str]) -> tuple[str, str]:
 
 def _number(text: str) -> float | None:
     return float(text) if text else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> ImageEntry:
@@ -85,14 +132,17 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         reason=row["reason"],
         remark=row["remark"],
         probability=_number(row["probability"]),
-        rows=record.get("source_height"),
-        columns=record.get("source_width"),
+        rows=_whole(record.get("source_height")),
+        columns=_whole(record.get("source_width")),
         spacing=None if None in spacing else spacing,
         chest_wall=record.get("chest_wall_side") or "",
         voi=record.get("voi") or "",
         preprocessing=record.get("preprocessing") or "",
         region=entry.get("region") or (),
-        box=None if None in box else tuple(box),
+        box=None if None in box else tuple(map(int, box)),  # type: ignore[arg-type]
+        machine=row.get("machine_id", ""),
+        typicality=_number(row.get("typicality", "")),
+        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value},
     )
 
 

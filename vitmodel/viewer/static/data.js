@@ -1,10 +1,10 @@
 const pause = (milliseconds) => new Promise(resolve => setTimeout(resolve, milliseconds));
 let report = () => undefined;
 export function onConnection(listener) { report = listener; }
-async function ask(address) {
+async function ask(address, request) {
     for (let wait = 500;; wait = Math.min(8000, 2 * wait)) {
         try {
-            const response = await fetch(address);
+            const response = await fetch(address, request);
             report(false);
             return response;
         }
@@ -19,6 +19,19 @@ export async function fetchExam(key) {
     if (!response.ok)
         throw new Error(`the server answered with status ${response.status}`);
     return await response.json();
+}
+export async function storeReading(key, body) {
+    const request = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+    const response = await ask(`/api/exams/${key}/readings`, request);
+    const answer = await response.json();
+    if (!response.ok)
+        throw new Error(typeof answer.detail === "string" ? answer.detail : `status ${response.status}`);
+    return answer;
+}
+export async function setReader(name) {
+    const response = await ask("/reader", { method: "POST", body: new URLSearchParams({ name }) });
+    if (!response.ok)
+        throw new Error((await response.json()).detail);
 }
 export async function fetchTile(key, level, row, column) {
     const response = await ask(`/api/images/${key}/tiles/${level}/${row}/${column}`);

@@ -10,12 +10,14 @@ export class Viewport {
     canvas = document.createElement("canvas");
     figure = document.createElement("figure");
     heat = null;
+    isPlain = false;
     problem = "";
     tiles = new Map();
     loading = new Set();
     table = new Uint8Array(65536);
     version = 0;
     heatCanvas = null;
+    boxes = [];
     line = null;
     pointer = null;
     waiting = false;
@@ -31,8 +33,9 @@ export class Viewport {
         this.canvas.setAttribute("role", "img");
         this.canvas.setAttribute("aria-label", `${image.side}-${image.view} of the exam`);
         const caption = document.createElement("figcaption");
-        const score = image.probability === null ? image.status : `${(100 * image.probability).toFixed(1)} %`;
-        caption.textContent = [`${image.side || "?"}-${image.view || "?"}`, score].join("  ");
+        const unscored = image.status === "refused" ? image.status : "";
+        const score = image.probability === null ? unscored : `${(100 * image.probability).toFixed(1)} %`;
+        caption.textContent = [`${image.side || "?"}-${image.view || "?"}`, score, image.exam ?? ""].join("  ").trim();
         this.figure.append(this.canvas, caption);
         new ResizeObserver(() => this.draw()).observe(this.figure);
         if (!image.pixels)
@@ -94,6 +97,7 @@ export class Viewport {
     }
     recolour() { this.heatCanvas = null; this.draw(); }
     setLine(line) { this.line = line; this.draw(); }
+    setBoxes(boxes) { this.boxes = boxes; this.draw(); }
     setPointer(pointer) { this.pointer = pointer; if (this.settings.magnify)
         this.draw(); }
     draw() {
@@ -158,6 +162,7 @@ export class Viewport {
         if (level < pixels.levels)
             this.paintTiles(context, level);
         this.paintHeat(context, pixels.columns, pixels.rows);
+        this.paintBoxes(context);
         context.restore();
     }
     paintTiles(context, level) {
@@ -235,6 +240,12 @@ export class Viewport {
         context.strokeStyle = "#ffb86b";
         context.lineWidth = 2 / (this.spacing[0] * this.camera.scale);
         context.stroke();
+    }
+    paintBoxes(context) {
+        context.strokeStyle = "#7cc4ff";
+        context.lineWidth = 2 / (this.spacing[0] * this.camera.scale);
+        for (const [x0, y0, x1, y1] of this.boxes)
+            context.strokeRect(x0, y0, x1 - x0, y1 - y0);
     }
     paintLine(context) {
         if (!this.line)

@@ -1,0 +1,63 @@
+/** Which views a window shows, and how: one screen for all, or one window per screen. */
+
+import { ExamImage } from "./data.js";
+
+export interface Layout {
+  /** What the page calls it. */
+  title: string;
+  key: string;
+  columns: (count: number) => number;
+  shows: (image: ExamImage) => boolean;
+  /** Whether it shows a part of the exam only; such a window follows the exam of another one. */
+  isPart: boolean;
+  /** Whether a second row shows another exam of the patient. */
+  withOther: boolean;
+  /** Whether one image is shown twice, without and with its heat map. */
+  isPair: boolean;
+}
+
+const all = (): boolean => true;
+const whole = { shows: all, isPart: false, withOther: false, isPair: false };
+export const LAYOUTS: Record<string, Layout> = {
+  four: { ...whole, title: "two by two", key: "2", columns: count => Math.min(2, count) },
+  pair: { ...whole, title: "heat map side by side", key: "3", columns: () => 2, isPair: true },
+  row: { ...whole, title: "one row", key: "4", columns: count => count },
+  cc: { ...whole, title: "CC only", key: "5", columns: count => count, shows: image => image.view === "CC", isPart: true },
+  mlo: { ...whole, title: "MLO only", key: "6", columns: count => count, shows: image => image.view === "MLO", isPart: true },
+  right: { ...whole, title: "right only", key: "7", columns: () => 1, shows: image => image.side === "R", isPart: true },
+  left: { ...whole, title: "left only", key: "8", columns: () => 1, shows: image => image.side === "L", isPart: true },
+  other: { ...whole, title: "with another exam", key: "9", columns: () => 4, withOther: true },
+};
+const STANDARD: [string, string][] = [["R", "CC"], ["L", "CC"], ["R", "MLO"], ["L", "MLO"]];
+const channel = new BroadcastChannel("vitmodel-view");
+
+/** Return the layout of this window, which it keeps from exam to exam. */
+export function currentLayout(): string {
+  const name = sessionStorage.getItem("layout") ?? "four";
+  return name in LAYOUTS ? name : "four";
+}
+export function keepLayout(name: string): void { sessionStorage.setItem("layout", name); }
+export function isPanelHidden(): boolean { return sessionStorage.getItem("panel") === "hidden"; }
+export function keepPanel(hidden: boolean): void { sessionStorage.setItem("panel", hidden ? "hidden" : "shown"); }
+
+/** Return the images that a layout shows in the order of hanging, and all others. A layout that fits none shows four. */
+export function hang(images: ExamImage[], layout: Layout): [ExamImage[], ExamImage[]] {
+  const fitting = images.filter(layout.shows);
+  const chosen = fitting.length ? fitting : images;
+  const shown: ExamImage[] = [];
+  for (const [side, view] of STANDARD) {
+    const found = chosen.find(image => image.side === side && image.view === view && image.pixels);
+    if (found) shown.push(found);
+  }
+  const count = layout.isPart && shown.length ? shown.length : Math.min(4, chosen.length);
+  for (const image of chosen) if (shown.length < count && !shown.includes(image)) shown.push(image);
+  return [shown, images.filter(image => !shown.includes(image))];
+}
+
+/** Open the exam that another window opens, if this window shows only a part of one. */
+export function follow(key: string): void {
+  channel.addEventListener("message", event => {
+    if (LAYOUTS[currentLayout()]!.isPart && event.data !== key) location.assign(`/exams/${event.data}`);
+  });
+  channel.postMessage(key);
+}

@@ -1,0 +1,120 @@
+"""The folder of `vitmodel evaluate` in the reading room: images, labels, metrics at any threshold, and errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from vitmodel.cli import main
+from vitmodel.commands.view import create_app
+from vitmodel.config import ViewConfig
+from vitmodel.metrics.metrics import compute_decisions, compute_metrics
+from vitmodel.metrics.scored_units import ScoredUnits
+from vitmodel.viewer.evaluated import SHOWN, EvaluatedScores, read_evaluation
+from vitmodel.viewer.scores_folder import read_scores_folder
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(run / "package", out / "package")
+    command = ["evaluate", str(out / "package"), str(run / "manifest.csv"), str(out / "scores"), "--split", "all"]
+    assert main([*command, "--no-audit", "--no-card"]) == 0
+    return out / "scores"
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder: Path) -> EvaluatedScores:
+    return read_evaluation(folder, read_scores_folder(folder))
+
+
+def open_room(folder: Path, **options: object) -> TestClient:
+    return TestClient(create_app(ViewConfig(scores=folder, **options)), base_url="http://localhost")  # type: ignore[arg-type]
+
+
+def test_the_metrics_at_the_threshold_of_the_model_are_those_of_the_report(
+    folder: Path, evaluated: EvaluatedScores
+) -> None:
+    report = json.loads((folder / "metrics.json").read_text())["breast"]
+    confusion, metrics = evaluated.at(evaluated.threshold)
+    assert vars(confusion) == report["confusion"]
+    for name in SHOWN:
+        expected = [np.nan if value is None else value for value in report["intervals"][name].values()]
+        found = metrics[name]
+        np.testing.assert_allclose([found.value, found.low, found.high], expected)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.31, 0.5, 0.9, 1.0])
+def test_decisions_at_a_threshold_are_those_of_all_metrics(threshold: float) -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.choice([0, 1, np.nan], 200, p=[0.6, 0.3, 0.1])
+    units = ScoredUnits(labels, rng.random(200).round(2), rng.integers(60, size=200))
+    confusion, found = compute_decisions(units, threshold, replicates=200, seed=3)
+    expected = compute_metrics(units, threshold, replicates=200, seed=3)
+    assert confusion == expected.confusion
+    for name, interval in found.items():
+        for part in ("value", "low", "high"):
+            np.testing.assert_allclose(getattr(interval, part), getattr(expected.intervals[name], part))
+
+
+def test_every_error_at_a_threshold_is_listed_with_its_exam(folder: Path, evaluated: EvaluatedScores) -> None:
+    client = open_room(folder)
+    threshold = float(np.median(evaluated.units.scores))
+    errors = evaluated.errors(threshold)
+    confusion, _ = evaluated.at(threshold)
+    assert (sum(error.is_missed for error in errors), sum(not error.is_missed for error in errors)) == (
+        confusion.fn,
+        confusion.fp,
+    )
+    gaps = [abs(error.probability - threshold) for error in errors]
+    assert gaps == sorted(gaps, reverse=True)
+    for error in errors:
+        assert evaluated.truth[error.exam.key][error.side] == error.is_missed
+    page = client.get("/evaluation", params={"threshold": threshold}).text
+    assert re.findall(r'href="/exams/(\w+)"', page) == [error.exam.key for error in errors]
+    assert all(title in page for title in SHOWN.values())
+    assert "Research software" in page
+
+
+def test_the_images_of_the_manifest_are_shown_with_the_label(folder: Path, evaluated: EvaluatedScores) -> None:
+    client = open_room(folder)
+    assert 'href="/evaluation"' in client.get("/").text
+    exam = next(exam for exam in read_scores_folder(folder) if exam.status == "ok")
+    described = client.get(f"/api/exams/{exam.key}").json()
+    assert described["truth"] == evaluated.truth[exam.key]
+    for image in described["images"]:
+        assert client.get(f"/api/images/{image['key']}/tiles/0/0/0").status_code == 200
+
+
+@pytest.mark.parametrize("threshold", ["-0.1", "1.1", "nan", "x"])
+def test_a_threshold_that_is_no_probability_is_refused(folder: Path, threshold: str) -> None:
+    assert open_room(folder).get("/evaluation", params={"threshold": threshold}).status_code == 422
+
+
+def test_labels_and_the_evaluation_are_hidden_in_a_blinded_reading(folder: Path) -> None:
+    client = open_room(folder, blind=True, reader="Ann")
+    assert client.get("/evaluation").status_code == 403
+    assert "/evaluation" not in client.get("/").text
+    for exam in read_scores_folder(folder):
+        assert client.get(f"/api/exams/{exam.key}").json()["truth"] == {}
+
+
+def test_without_its_manifest_an_evaluation_shows_the_scores_and_says_why(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "scores"))
+    facts = json.loads((copy / "metrics.json").read_text())
+    (copy / "metrics.json").write_text(json.dumps(facts | {"manifest": str(tmp_path / "gone.csv")}))
+    client = open_room(copy)
+    assert "gone.csv" in capsys.readouterr().err
+    assert client.get("/evaluation").status_code == 404
+    exam = next(exam for exam in read_scores_folder(copy) if exam.status == "ok")
+    described = client.get(f"/api/exams/{exam.key}").json()
+    assert described["breasts"][0]["probability"] is not None
+    assert "do not name the file" in described["images"][0]["problem"]

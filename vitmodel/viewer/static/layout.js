@@ -1,0 +1,43 @@
+const all = () => true;
+const whole = { shows: all, isPart: false, withOther: false, isPair: false };
+export const LAYOUTS = {
+    four: { ...whole, title: "two by two", key: "2", columns: count => Math.min(2, count) },
+    pair: { ...whole, title: "heat map side by side", key: "3", columns: () => 2, isPair: true },
+    row: { ...whole, title: "one row", key: "4", columns: count => count },
+    cc: { ...whole, title: "CC only", key: "5", columns: count => count, shows: image => image.view === "CC", isPart: true },
+    mlo: { ...whole, title: "MLO only", key: "6", columns: count => count, shows: image => image.view === "MLO", isPart: true },
+    right: { ...whole, title: "right only", key: "7", columns: () => 1, shows: image => image.side === "R", isPart: true },
+    left: { ...whole, title: "left only", key: "8", columns: () => 1, shows: image => image.side === "L", isPart: true },
+    other: { ...whole, title: "with another exam", key: "9", columns: () => 4, withOther: true },
+};
+const STANDARD = [["R", "CC"], ["L", "CC"], ["R", "MLO"], ["L", "MLO"]];
+const channel = new BroadcastChannel("vitmodel-view");
+export function currentLayout() {
+    const name = sessionStorage.getItem("layout") ?? "four";
+    return name in LAYOUTS ? name : "four";
+}
+export function keepLayout(name) { sessionStorage.setItem("layout", name); }
+export function isPanelHidden() { return sessionStorage.getItem("panel") === "hidden"; }
+export function keepPanel(hidden) { sessionStorage.setItem("panel", hidden ? "hidden" : "shown"); }
+export function hang(images, layout) {
+    const fitting = images.filter(layout.shows);
+    const chosen = fitting.length ? fitting : images;
+    const shown = [];
+    for (const [side, view] of STANDARD) {
+        const found = chosen.find(image => image.side === side && image.view === view && image.pixels);
+        if (found)
+            shown.push(found);
+    }
+    const count = layout.isPart && shown.length ? shown.length : Math.min(4, chosen.length);
+    for (const image of chosen)
+        if (shown.length < count && !shown.includes(image))
+            shown.push(image);
+    return [shown, images.filter(image => !shown.includes(image))];
+}
+export function follow(key) {
+    channel.addEventListener("message", event => {
+        if (LAYOUTS[currentLayout()].isPart && event.data !== key)
+            location.assign(`/exams/${event.data}`);
+    });
+    channel.postMessage(key);
+}
