@@ -38,7 +38,7 @@ def ask(keys: ApiKeys | None, scope: str = "score", host: str = "localhost:8000"
     with TestClient(app, base_url=f"http://{host}") as client:
         answer = client.get("/x", headers={name.replace("_", "-"): value for name, value in headers.items()})
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     return answer.status_code
 
