@@ -84,7 +84,7 @@ NETWORKS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sources", "segments", "all")]
+    "kind", [pytest.param(kind, marks=pytest.mark.nightly) for kind in ("sources", "segments", "all")]
 )
 def test_networks_with_adapters_segments_and_fusion_run_their_blocks_in_onnx(
     kind: str, run: Path, crops: Path, tmp_path: Path

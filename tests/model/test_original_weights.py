@@ -78,7 +78,7 @@ def test_the_original_weights_give_the_features_of_timm(tmp_path: Path) -> None:
     assert difference <= 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_training_starts_from_all_of_the_original_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = original_state(depth=12)
     torch.save(state, tmp_path / FILE)
