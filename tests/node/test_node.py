@@ -103,15 +103,17 @@ def slow_pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, list[str]]
 
 ROUNDS = 5
 STAGES = {
-    "received": "SELECT count(*) FROM instances",
-    "leased": "SELECT count(*) FROM jobs WHERE stage = 'score' AND lease_owner != ''",
-    "scored": "SELECT count(*) FROM jobs WHERE stage = 'send'",
-    "half sent": "SELECT count(*) FROM results WHERE state = 'stored'",
+    "received": "SELECT count(*) FROM instances WHERE study_uid = '{study}'",
+    "leased": "SELECT count(*) FROM jobs WHERE study_uid = '{study}' AND attempts + (stage != 'score') > 0",
+    "scored": "SELECT count(*) FROM jobs WHERE study_uid = '{study}' AND stage != 'score'",
+    "half sent": "SELECT count(*) FROM results WHERE state != 'pending' AND job_id IN "
+    "(SELECT id FROM jobs WHERE study_uid = '{study}')",
 }
+"""Queries that find something once a study has reached a stage."""
 
 
-def has_grown(node: RunningNode, stage: str, before: int) -> bool:
-    return bool(node.query(STAGES[stage])[0][0] > before)
+def has_reached(node: RunningNode, stage: str, study: str) -> bool:
+    return bool(node.query(STAGES[stage].format(study=study))[0][0])
 
 
 @pytest.mark.nightly
@@ -130,9 +132,8 @@ def test_a_node_that_is_killed_at_any_stage_loses_nothing_and_sends_one_set_of_r
     try:
         for number, stage in itertools.product(range(ROUNDS), STAGES):
             images = make_study(patient=f"P{number}")
-            before = node.query(STAGES[stage])[0][0]
             assert send_files(port, images, tmp_path / f"sent-{number}-{stage}") == 0
-            wait_until(partial(has_grown, node, stage, before), 120, stage)
+            wait_until(partial(has_reached, node, stage, str(images[0].StudyInstanceUID)), 120, stage)
             node.kill()
             kills += 1
             node = start_node_process(folder, run / "package", port, *flags)
