@@ -50,7 +50,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STARTED = f"**/{LAST_CHECKPOINT.parent}"
 """Glob pattern of the folder that a training creates at its first step. Runs refused earlier leave nothing behind."""
-WANDB_TIMEOUT = "15"
+WANDB_TIMEOUT = "10"
 """Seconds in which Weights & Biases must answer at the start of an online run, unless WANDB_INIT_TIMEOUT is set."""
 FSDP_WRAP_CLASSES = {Block, Head, AuxiliaryHeads, ExamFusion}
 """Modules that FSDP gathers as a unit: blocks, and the parts that are trained even with a frozen backbone."""
