@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 LAYERS = [
-    {"archives", "config", "errors", "utils"},
+    {"archives", "config", "console", "errors", "utils"},
     {"hub", "jobs", "web"},
     {"pixels", "model", "metrics"},
     {"data"},

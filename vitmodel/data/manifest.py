@@ -113,10 +113,10 @@ def check_manifest(table: pd.DataFrame, name: str) -> None:
 
 
 def _refuse(invalid: pd.Series, values: pd.Series, where: str, problem: str) -> None:
-    """Raise UsageError for the first row in which `invalid` is true, if any."""
+    """Raise UsageError for the first row in which `invalid` is true, if any. A value may be a misplaced name."""
     rows = np.flatnonzero(invalid)
     if len(rows):
-        raise UsageError(f"{where}, row {rows[0] + 1}: {values.iloc[rows[0]]!r} {problem}")
+        raise UsageError(f"{where}, row {rows[0] + 1}: the value {problem}")
 
 
 def read_manifest(path: Path | str) -> pd.DataFrame:
