@@ -18,8 +18,8 @@ from vitmodel.web.security import AccessPolicy, Guard, check_exposure, policy_fo
 for module in ("fastapi", "httpx"):
     pytest.importorskip(module, reason="needs the extra `serve` and an HTTP client")
 
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
+from fastapi import FastAPI  # noqa: E402 (after the skips)
+from fastapi.testclient import TestClient  # noqa: E402
 
 Ask = Callable[..., int]
 
