@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 from filelock import FileLock
+from fixture_types import Box, Draw, MakeOnce, WriteSheet
 from hub_stand_in import StandInHub, serve
 
 # examples that do not depend on the clock, and no files in the checkout
@@ -27,14 +28,6 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 # set before torch is imported: one thread per test worker and per process that a test starts
 os.environ["OMP_NUM_THREADS"] = "1"
-
-MakeOnce = Callable[[str, Callable[[Path], object]], Path]
-"""Takes a folder's name and a function that fills the folder; returns the folder."""
-Box = tuple[int, int, int, int]
-Draw = Callable[..., Path]
-"""Takes a name below the test's folder and boxes; writes a mask that is white there or, without boxes, a film."""
-WriteSheet = Callable[[str, str, Sequence[Sequence[object]]], Path]
-"""Takes a name below the test's folder, the name of a sheet and its rows; writes a spreadsheet."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

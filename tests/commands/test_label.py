@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MakeOnce
+from fixture_types import MakeOnce
 
 from vitmodel.cli import main
 from vitmodel.data.manifest import breast_ids, read_manifest, write_manifest

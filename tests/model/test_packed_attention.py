@@ -16,7 +16,7 @@ import pydicom
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MakeOnce
+from fixture_types import MakeOnce
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
-from conftest import Draw
+from fixture_types import Draw
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Draw, WriteSheet
+from fixture_types import Draw, WriteSheet
 
 from vitmodel.releases.registry import read_release
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Draw
+from fixture_types import Draw
 
 from vitmodel.releases.registry import read_release
 

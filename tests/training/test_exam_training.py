@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MakeOnce
+from fixture_types import MakeOnce
 from safetensors.torch import load_file
 from scipy.special import expit
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MakeOnce
+from fixture_types import MakeOnce
 from safetensors.torch import load_file
 from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
