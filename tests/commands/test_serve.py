@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 
 from vitmodel.cli import main
-from vitmodel.scoring.uploads import upload_name
 from vitmodel.config import PredictorConfig
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.scoring.predictor import Predictor
+from vitmodel.scoring.uploads import upload_name
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 for module in ("fastapi", "uvicorn", "python_multipart", "onnxruntime"):
