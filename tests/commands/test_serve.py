@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,24 +39,36 @@ class Server(NamedTuple):
     scratch: Path
     """Its folder for temporary files."""
     package: Path
+    log: Path
+    """What it writes to standard error."""
+
+
+@contextlib.contextmanager
+def running(package: Path, folder: Path, *options: str) -> Iterator[tuple[Server, subprocess.Popen[str]]]:
+    """Run `vitmodel serve` in a separate process."""
+    scratch, log = folder / "scratch", folder / "log"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(package), "--port", "0", *options]
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
+    ):
+        assert process.stdout
+        address = re.search(r"http://\S+?(?=;)", process.stdout.readline())
+        assert address
+        try:
+            yield Server(address[0], scratch, package, log), process
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
 def server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run `vitmodel serve` with ONNX in a separate process."""
+    """Run a server with ONNX."""
     folder = tmp_path_factory.mktemp("serve")
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    options = ["--port", "0", "--runtime", "onnx", "--upload-limit", "1"]
-    command = [sys.executable, "-m", "vitmodel.cli", "serve", str(exported), *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
-    ) as process:
-        assert process.stdout
-        address = re.search(r"http://\S+?(?=;)", process.stdout.readline())
-        assert address
-        yield Server(address[0], scratch, exported)
-        process.terminate()
+    with running(exported, folder, "--runtime", "onnx", "--upload-limit", "1") as (server, _):
+        yield server
 
 
 def post(server: Server, *files: tuple[str, bytes]) -> Any:
@@ -118,6 +134,74 @@ def test_the_page_shows_the_warning_and_the_model(server: Server) -> None:
     assert NOT_A_MEDICAL_DEVICE in page
     assert model["serial"] in page
     assert (model["runtime"], model["precision"]) == ("onnx", "fp32")
+
+
+def test_health_metrics_and_the_log_hold_no_names(server: Server, release: Path) -> None:
+    source = next(iter(sorted((release / "train_images").rglob("*.dcm"))))
+    answer = post(server, ("Jane_Doe.dcm", source.read_bytes()), ("Jane_Doe.txt", b"none")).json()
+    patient = answer["images"][0]["patient_id"]
+    httpx.get(f"{server.url}/Jane_Doe")
+    assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{server.url}/readyz").json() == {"scoring": True}
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert re.search(r'vitmodel_requests_total{method="POST",route="/scores",status="200"} \d', metrics)
+    assert 'route="other"' in metrics
+    log = server.log.read_text()
+    entries = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert {"images": 2, "refused": 1}.items() <= [entry for entry in entries if "images" in entry][-1].items()
+    assert all(entry["who"] == "anyone" for entry in entries)
+    assert patient
+    for secret in ("Doe", f'"{patient}"', str(server.scratch), "%|", "image/s"):
+        assert secret not in metrics + log, secret
+
+
+def test_another_site_and_another_name_are_refused_and_answers_are_protected(server: Server) -> None:
+    assert httpx.get(server.url, headers={"Origin": "http://evil.example"}).status_code == 403
+    assert httpx.get(server.url, headers={"Host": "evil.example"}).status_code == 403
+    page = httpx.get(server.url)
+    assert "unsafe" not in page.headers["Content-Security-Policy"]
+    assert "script-src 'sha256-" in page.headers["Content-Security-Policy"]
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_server_for_others_needs_keys(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(exported), "--host", "0.0.0.0"]) == 2
+    assert "--api-key-file" in capsys.readouterr().err
+    assert main(["serve", str(exported), "--insecure"]) == 2
+    assert "--insecure" in capsys.readouterr().err
+
+
+def test_clients_that_hang_up_and_a_signal_leave_nothing_behind(exported: Path, release: Path, tmp_path: Path) -> None:
+    images = [path.read_bytes() for path in sorted((release / "train_images").rglob("*.dcm"))[:10]]
+    large = [(f"{number}.dcm", images[number % 10]) for number in range(300)]
+    with running(exported, tmp_path, "--shutdown-timeout", "5") as (server, process):
+        for timeout in (1, 1):
+            with pytest.raises(httpx.TimeoutException):
+                httpx.post(f"{server.url}/scores", files=[("files", file) for file in large], timeout=timeout)
+        deadline = time.monotonic() + 20
+        while (waiting := open_work(server)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert waiting == 0
+        assert not list(server.scratch.glob("vitmodel-*/*"))
+        client = threading.Thread(target=lambda: post_quietly(server, large), daemon=True)
+        client.start()
+        time.sleep(1.5)
+        start = time.monotonic()
+        process.terminate()
+        assert process.wait(15) == 0
+        assert time.monotonic() - start < 6.5
+        assert not list(server.scratch.iterdir())
+
+
+def post_quietly(server: Server, files: list[tuple[str, bytes]]) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        post(server, *files)
+
+
+def open_work(server: Server) -> float:
+    """Return the number of uploads and images that the server still works on."""
+    metrics = httpx.get(f"{server.url}/metrics").text
+    return sum(float(value) for value in re.findall(r"^vitmodel_(?:uploads|waiting_images) (\S+)", metrics, re.M))
 
 
 def test_a_port_in_use_is_named(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

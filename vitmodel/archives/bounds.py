@@ -121,7 +121,7 @@ def _directory_size(path: Path) -> int:
 
 
 def _directory_size64(file: BinaryIO, end: int) -> int:
-    """Return the size of a zip64's directory; 0 if the zip is none. `end` is the place of its end record."""
+    """Return the size of the directory of a zip64 whose end record is at byte `end`; 0 if the zip is none."""
     if end < LOCATOR_SIZE:
         return 0
     file.seek(end - LOCATOR_SIZE)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +26,7 @@ from vitmodel.scoring.table_maker import TableMaker
 from vitmodel.scoring.uploads import MAX_FILES, Upload, as_request_error, read_uploads, save_uploads, tables_as_json
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra, progress_bars
 from vitmodel.web.keys import ApiKeys
-from vitmodel.web.observing import RequestLog, RequestMetrics, make_router, note
+from vitmodel.web.observing import RequestLog, RequestMetrics, keep_names_out_of_logs, make_router, note
 from vitmodel.web.scratch import Scratch
 from vitmodel.web.security import AccessPolicy, Guard, check_exposure, policy_for_page
 
@@ -45,6 +47,8 @@ OPEN_PATHS = ("/healthz", "/readyz")
 def serve(config: ServeConfig) -> None:
     """Answer requests until interrupted.
 
+    The process ends with the server.
+
     Raises:
         UsageError: The extra `serve` is not installed, the port is in use, or the server would be open to others.
     """
@@ -62,9 +66,12 @@ def serve(config: ServeConfig) -> None:
         host, port = listening.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         print(f"serving on http://{host}:{port}; press Ctrl-C to stop\n{NOT_A_MEDICAL_DEVICE}", flush=True)
+        keep_names_out_of_logs()
         run_server(app, listening, limits, config.shutdown_timeout, scratch.remove)
     finally:
         scratch.remove()
+    sys.stdout.flush()
+    os._exit(0)  # threads may be decoding an image for nobody; the interpreter would wait for them
 
 
 def needed_scope(method: str, path: str) -> str:
@@ -219,6 +226,8 @@ class UploadScorer:
         try:
             async with asyncio.timeout(self.config.request_timeout):
                 return await self._receive(request)
+        except asyncio.CancelledError:
+            raise RequestRefusedError(503, "the server is being stopped; try again later") from None
         except TimeoutError:
             seconds = self.config.request_timeout
             raise RequestRefusedError(503, f"the images were not scored within {seconds:g} s; send fewer") from None

@@ -46,7 +46,7 @@ class ConnectionLimits:
 
 
 def raise_file_limit(connections: int) -> int:
-    """Raise the limit of open files to the hard limit; return the connections that it allows, at most those given."""
+    """Raise the limit of open files to the hard limit; return the number of connections, lowered to what it allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
@@ -169,10 +169,10 @@ class GuardedProtocol(H11Protocol):
     def close_late(self, reason: str) -> None:
         """Close the connection with status 408, if no answer has begun."""
         self.limits.closed += 1
+        can_answer = self._received > 0 if self._phase == "head" else not self.cycle.response_started
         self._leave()
         log_rarely("connections closed: %s", reason)
-        started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        if self._received and not started:
+        if can_answer:
             self._reject(408, "the request was not sent in time", "")
         else:
             self.transport.close()

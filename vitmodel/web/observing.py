@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vitmodel.utils import import_extra
+from vitmodel.utils import describe_failure, import_extra
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -105,8 +107,9 @@ class RequestLog:
         self.metrics.open.inc()
         try:
             await self.app(scope, receive_counted, send_counted)
-        except BaseException:
+        except BaseException as error:
             status = 500 if status == 499 else status
+            scope["state"]["notes"]["error"] = describe_failure(error)
             raise
         finally:
             self.metrics.open.dec()
@@ -128,6 +131,13 @@ class RequestLog:
                 "sent": sent,
             }
             self.write(entry | scope["state"]["notes"])
+
+
+def keep_names_out_of_logs() -> None:
+    """Silence messages that quote names of files and values of headers; answers hold them for whoever sent the file."""
+    warnings.simplefilter("ignore")
+    for name in ("vitmodel.archives", "vitmodel.data", "vitmodel.pixels", "vitmodel.releases", "pydicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def note(request: Any, **facts: int | float | str) -> None:
