@@ -11,6 +11,9 @@ COPY --chown=vitmodel . .
 # PyPI's torch brings CUDA; PyTorch's CPU index has the same version without it
 ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_NO_CACHE_DIR=1
 RUN make install
+# docker build --build-arg EXTRAS=node -t vitmodel .   for `vitmodel node`; several are separated by commas
+ARG EXTRAS=""
+RUN if [ -n "$EXTRAS" ]; then .venv/bin/pip install --constraint constraints.txt --editable ".[$EXTRAS]"; fi
 
 WORKDIR /data
 ENTRYPOINT ["/opt/vitmodel/.venv/bin/vitmodel"]

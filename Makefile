@@ -47,11 +47,15 @@ tools:
 pages:
 	cd dev/typescript && npm install --silent --no-audit --no-fund && npm run --silent build
 
-# tests in a browser; installs Chromium if run as root on Debian
+# tests in a browser; installs Chromium, Orthanc and DCMTK if run as root on Debian, and OHIF from npm
+BROWSER_TOOLS := chromium orthanc orthanc-dicomweb dcmtk
 test-browser: $(VENV)/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
-	$(BIN)/python -m pytest -m browser
+	@dpkg -s $(BROWSER_TOOLS) >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	  && apt-get install -y -qq $(BROWSER_TOOLS) >/dev/null; } || echo "not installed: some of $(BROWSER_TOOLS); tests will skip"
+	@$(BIN)/python tests/results/ohif.py || echo "OHIF is not installed (needs npm); its tests will skip"
+	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core || echo "axe-core is not installed: its tests will skip"
+	AXE_CORE=$(abspath $(VENV))/axe/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest -m browser
 
 test: $(VENV)/dev tools
 	$(PYTEST) -m "not slow and not nightly and not browser"

@@ -127,7 +127,7 @@ def loader_and_step(config: TrainConfig) -> tuple[float, float]:
     loaded = sum(len(loaded_batch.pack) for loaded_batch in itertools.islice(batches, STEPS))
     loader = loaded / (time.perf_counter() - start)
     network = make_network_config(config, common_preprocessing(frame, config.manifest), [rows])
-    module = ClassificationModule(build_model(config, network, rows), config, len(rows), {})
+    module = ClassificationModule(build_model(config, network, rows)[0], config, len(rows), {})
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     module.to(device)
     optimizer = torch.optim.AdamW(module.parameters(), fused=True)

@@ -12,13 +12,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vitmodel"
 LAYERS = [
-    {"archives", "config", "errors", "utils"},
-    {"hub", "jobs"},
+    {"archives", "config", "console", "errors", "utils"},
+    {"hub", "jobs", "web"},
     {"pixels", "model", "metrics"},
     {"data"},
     {"reports", "results", "releases", "phantoms"},
     {"training", "scoring"},
     {"viewer"},
+    {"node"},
     {"commands"},
     {"api", "artifacts", "cli"},
     {"__init__", "__main__", "image_ETL", "train", "predict"},

@@ -156,8 +156,8 @@ class Model:
             >>> len(result.images)
             2
         """
-        from vitmodel.commands.predict import score_sources
         from vitmodel.scoring.prediction import Prediction
+        from vitmodel.scoring.sources import score_sources
 
         without_effect = [name for name in NEED_OUT if out is None and options.get(name)]
         if without_effect:
@@ -192,11 +192,11 @@ class Model:
             >>> model.explain("exam/rcc.dcm", method="rollout").unit
             'attention, times the mean of the breast'
         """
-        from vitmodel.commands.predict import result_writer
         from vitmodel.config.labels import target_name
         from vitmodel.model.explain import method_named
         from vitmodel.releases.inputs import read_inputs
         from vitmodel.scoring.explanation import NO_GEOMETRY, Explanation, heat_map, image_of
+        from vitmodel.scoring.sources import result_writer
 
         predictor = self._predictor
         chosen = method_named(method)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -19,7 +18,9 @@ from vitmodel import __version__, config
 from vitmodel.config.base import FORMER_NAMES, Config, flag_of
 from vitmodel.config.options import GROUPS, Option, options
 from vitmodel.config.recipes import with_recipe_paths
+from vitmodel.console import describe_output_failure, guarded_streams
 from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.jobs.limits import check_address_space
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Verb(NamedTuple):
     """Heading in `vitmodel --help`."""
     guide: str = ""
     """How-to page of the verb in docs/how-to, without .md; empty = the page named after the verb."""
+    library: Literal["", "numpy", "torch"] = "torch"
+    """The largest library that the verb imports; see `ADDRESS_SPACE`."""
 
     @property
     def cls(self) -> type[Config]:
@@ -54,29 +57,33 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "synth": Verb("SynthConfig", "vitmodel.commands.synth", "synth", "data"),
-    "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data"),
-    "recipes": Verb("RecipesConfig", "vitmodel.commands.recipes", "recipes", "training"),
-    "weights": Verb("WeightsConfig", "vitmodel.commands.weights", "weights", "training"),
+    "synth": Verb("SynthConfig", "vitmodel.commands.synth", "synth", "data", library="numpy"),
+    "etl": Verb("ETLConfig", "vitmodel.commands.etl", "etl", "data", library="numpy"),
+    "recipes": Verb("RecipesConfig", "vitmodel.commands.recipes", "recipes", "training", library=""),
+    "weights": Verb("WeightsConfig", "vitmodel.commands.weights", "weights", "training", library=""),
     "pretrain": Verb("PretrainConfig", "vitmodel.commands.pretrain", "pretrain", "training"),
     "train": Verb("TrainConfig", "vitmodel.commands.train", "train", "training"),
     "tune": Verb("TuneConfig", "vitmodel.commands.tune", "tune", "training"),
     "versions": Verb("VersionsConfig", "vitmodel.commands.versions", "versions", "training"),
     "evaluate": Verb("EvaluateConfig", "vitmodel.commands.evaluate", "evaluate", "evaluation"),
     "compare": Verb("CompareConfig", "vitmodel.commands.compare", "compare_models", "evaluation"),
-    "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_one_out", "evaluation"),
+    "leave-out": Verb("LeaveOutConfig", "vitmodel.commands.leave_out", "leave_one_out", "evaluation", library="numpy"),
     "predict": Verb("PredictConfig", "vitmodel.commands.predict", "predict", "prediction"),
     "view": Verb("ViewConfig", "vitmodel.commands.view", "view", "prediction"),
     "serve": Verb("ServeConfig", "vitmodel.commands.serve", "serve", "prediction"),
+    "node": Verb("NodeConfig", "vitmodel.commands.node", "node", "prediction"),
+    "keys": Verb("KeysConfig", "vitmodel.commands.keys", "make_key", "prediction", "serve"),
     "export": Verb("ExportConfig", "vitmodel.commands.export", "export", "prediction"),
     "verify": Verb("VerifyConfig", "vitmodel.commands.verify", "verify", "prediction"),
     "drift": Verb("DriftConfig", "vitmodel.commands.drift", "drift", "prediction"),
     "push": Verb("PushConfig", "vitmodel.commands.push", "push", "sharing", "share-a-package"),
     "pack": Verb("PackConfig", "vitmodel.commands.pack", "pack_package", "sharing", "share-a-package"),
     "unpack": Verb("UnpackConfig", "vitmodel.commands.unpack", "unpack_package", "sharing", "share-a-package"),
-    "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other"),
-    "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other"),
+    "demo": Verb("DemoConfig", "vitmodel.commands.demo", "demo", "other", library=""),
+    "info": Verb("InfoConfig", "vitmodel.commands.info", "info", "other", library="numpy"),
 }
+ADDRESS_SPACE = {"": 0, "numpy": 800_000_000, "torch": 2_000_000_000}
+"""Bytes of address space that importing a library and starting its threads need; memory for images comes on top."""
 WIDTH = 100
 """Maximum width of --help in columns."""
 COLUMN = 28
@@ -128,14 +135,6 @@ def usage_of(name: str) -> str:
     """Return the usage line of a verb."""
     places = [option.placeholder for option in options(VERBS[name].cls) if option.required]
     return " ".join([f"usage: vitmodel {name}", *places, "[--config RECIPE.yaml] [--FLAG VALUE ...]"])
-
-
-def _show(text: str) -> None:
-    """Print `text`; do not fail if the reader of a pipe, such as `head`, stops early."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _section(title: str, described: Iterable[Option], width: int) -> str:
@@ -246,6 +245,9 @@ def _flags_of(word: str, rest: list[str], by_flag: dict[str, Option], name: str)
     switches = {option.flag for option in by_flag.values() if option.hint is bool or option.is_switch}
     if flag == "--print-config":
         return [(flag, value if equals else None)]
+    named = [option for option in by_flag.values() if option.required and flag.removeprefix("--") in option.choices]
+    if named and not equals:  # an action may be spelled as a flag: `node --demo`
+        return [(named[0].flag, flag.removeprefix("--"))]
     if flag not in by_flag and switch in switches:
         return [(switch, "false")]
     if flag in switches and not equals:
@@ -312,7 +314,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     import jsonargparse
 
     if any(argument in ("-h", "--help") for argument in arguments):
-        _show(verb_help(name))
+        print(verb_help(name))
         raise SystemExit(0)
     cls = VERBS[name].cls
     try:
@@ -346,10 +348,25 @@ def _parser_message(message: str, name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0, 1 for a failure, 2 for wrong usage, 130 after an interrupt."""
+    """Run one verb and return the exit status: 0, 1 for a failure, 2 for wrong usage, 130 after an interrupt.
+
+    The verb also runs to its end where standard output cannot be written; the status is then 1 at least.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with guarded_streams() as output:
+        try:
+            status = _run(arguments)
+        except SystemExit as ended:  # after --help or --print-config
+            status = ended.code if isinstance(ended.code, int) else 0
+        problem = describe_output_failure(output)
+        if problem:
+            print(f"vitmodel: {problem}", file=sys.stderr)
+        return status or int(bool(problem))
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        _show(help_text())
+        print(help_text())
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"vitmodel {__version__}")
@@ -365,11 +382,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse(name, rest)
         verb = VERBS[name]
+        check_address_space(ADDRESS_SPACE[verb.library])
         status = getattr(importlib.import_module(verb.module), verb.function)(settings)
         return status if isinstance(status, int) else 0
     except VitmodelError as error:
         print(f"vitmodel {name}: {error}", file=sys.stderr)
         return error.status
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and "failed to map" not in str(error):
+            raise
+        print(
+            f"vitmodel {name}: out of memory ({error or 'an array was too large'}); raise the limit (ulimit -v), "
+            "or use a machine with more memory",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"\nvitmodel {name}: interrupted; finished work is kept", file=sys.stderr)
         return 130

@@ -10,7 +10,10 @@ All of them derive from `VitmodelError`, so that one `except` clause catches eve
     │   └── InputRefusedError      a file or folder that contains no image
     ├── RequestRefusedError    an HTTP request that is not answered
     ├── WorkerLostError        a worker process that died or timed out (internal)
-    └── DeflatedDataError      a DICOM data set that has to be inflated first (internal)
+    ├── DeflatedDataError      a DICOM data set that has to be inflated first (internal)
+    ├── InvalidObjectError     a received DICOM object that cannot be stored (internal)
+    ├── DiskFullError          less space than a node keeps free (internal)
+    └── UnreachableError       a destination of a node's results that does not answer (internal)
 """
 
 from __future__ import annotations
@@ -121,3 +124,15 @@ class DeflatedDataError(VitmodelError):
 
     The reader inflates it and starts again.
     """
+
+
+class InvalidObjectError(VitmodelError):
+    """Raised for a received DICOM object that cannot be stored; the message names no value of its header."""
+
+
+class DiskFullError(VitmodelError):
+    """Raised if less space is left on the disk than the node keeps free."""
+
+
+class UnreachableError(VitmodelError):
+    """Raised if the destination of results does not answer; it is no fault of the results."""

@@ -18,7 +18,7 @@ from vitmodel.errors import VitmodelError
 from vitmodel.jobs import parallel
 
 pytest.importorskip("distributed")
-pytestmark = pytest.mark.slow  # test_etl has a fast test of a local cluster
+pytestmark = pytest.mark.nightly  # test_etl has a fast test of a local cluster
 
 
 @pytest.fixture

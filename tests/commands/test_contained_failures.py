@@ -108,7 +108,7 @@ def test_etl_contains_a_failure_of_each_stage(
     assert (rows.loc[["a.dcm", "c.dcm"], "status"] != "refused").all()
     if refused:
         assert rows.loc[victim.name, "reason"] == "failed"
-        assert "injected" in rows.loc[victim.name, "remark"]
+        assert "ArithmeticError" in rows.loc[victim.name, "remark"]
     assert (out / "etl_report.html").exists()
 
 
@@ -151,7 +151,7 @@ def predict(run: Path, sources: list[Path], out: Path) -> pd.DataFrame:
 
 
 def count_reports(out: Path) -> int:
-    return sum(dcmread(path).Modality == "SR" for path in (out / "dicom").iterdir())
+    return sum(dcmread(path).SOPClassUID.name == "Enhanced SR Storage" for path in (out / "dicom").iterdir())
 
 
 def test_the_network_scores_the_other_images_of_a_group_in_which_it_fails(
@@ -168,7 +168,7 @@ def test_the_network_scores_the_other_images_of_a_group_in_which_it_fails(
         return loaded
 
     monkeypatch.setattr(ScoringStream, "load", remember)
-    inject(monkeypatch, Ensemble, "logits", lambda _, packs: any(id(pack) in of_victim for pack in packs))
+    inject(monkeypatch, Ensemble, "judge", lambda _, packs: any(id(pack) in of_victim for pack in packs))
     images = predict(run, [inputs], tmp_path / "out").set_index("image_id")
     refused = images[images["status"] == "refused"]
     assert refused["reason"].tolist() == ["failed"]
@@ -184,10 +184,10 @@ def test_a_report_that_fails_costs_no_other_study_its_report(
 ) -> None:
     instance = str(dcmread(inputs / VICTIM).SOPInstanceUID)
 
-    def reports_victim(breasts: Any, _: Any) -> bool:
-        return any(image.source.SOPInstanceUID == instance for breast in breasts for image in breast.images)
+    def reports_victim(breast: Any, _: Any) -> bool:
+        return any(image.source.SOPInstanceUID == instance for image in breast.images)
 
-    inject(monkeypatch, structured_report, "structured_report", reports_victim)
+    inject(monkeypatch, structured_report, "structured_reports", reports_victim)
     images = predict(run, [inputs], tmp_path / "out")
     assert images["probability"].notna().all()
     assert count_reports(tmp_path / "out") == 2

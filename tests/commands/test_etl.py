@@ -63,7 +63,7 @@ def test_a_laterality_mismatch_is_reported_only_for_the_mirroring_machine(crops:
 
 
 @pytest.mark.parametrize(
-    ("backend", "min_images"), [("auto", 1), ("auto", 1000), pytest.param("dask", 1, marks=pytest.mark.slow)]
+    ("backend", "min_images"), [("auto", 1), ("auto", 1000), pytest.param("dask", 1, marks=pytest.mark.nightly)]
 )
 def test_every_backend_gives_the_same_bytes(
     backend: str, min_images: int, release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,8 +129,8 @@ def test_a_second_run_does_only_what_changed(release: Path, tmp_path: Path, monk
     ("backend", "kills"),
     [
         ("threads", 4),
-        pytest.param("threads", 20, marks=pytest.mark.slow),
-        pytest.param("processes", 3, marks=pytest.mark.slow),
+        pytest.param("threads", 20, marks=pytest.mark.nightly),
+        pytest.param("processes", 3, marks=pytest.mark.nightly),
     ],
 )
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
@@ -171,7 +171,7 @@ def crash_on_every_23rd_id(task: CropTask, preprocessing: Preprocessing) -> dict
     return etl_command.crop_to_png(task, preprocessing)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_decoder_crash_refuses_only_its_own_file(
     release: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

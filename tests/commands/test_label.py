@@ -16,6 +16,7 @@ from conftest import MakeOnce
 
 from vitmodel.cli import main
 from vitmodel.data.manifest import breast_ids, read_manifest, write_manifest
+from vitmodel.model.package_check import seal
 
 RULE = "birads>=4"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -137,7 +138,7 @@ def test_a_package_without_the_key_predicts_cancer(run: Path, tmp_path: Path) ->
     shutil.copytree(run / "package", package)
     config = json.loads((package / "config.json").read_text())
     del config["label"]
-    (package / "config.json").write_text(json.dumps(config))
+    seal(package, config)
     assert load(package, progress=False).label == "cancer"
 
 

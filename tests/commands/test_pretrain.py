@@ -77,7 +77,7 @@ def test_masked_autoencoding_with_two_processes_reaches_the_loss_of_one(crops: P
     assert np.array(one) == pytest.approx(np.array(two), abs=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_brightness_of_phantoms_does_not_predict_their_label() -> None:
     """The AUROC of simple statistics of the pixels is within 4 standard errors of chance."""
     size = Size(64, 32)

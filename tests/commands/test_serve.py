@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 
 from vitmodel.cli import main
-from vitmodel.commands.serve import upload_name
 from vitmodel.config import PredictorConfig
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.scoring.predictor import Predictor
+from vitmodel.scoring.uploads import upload_name
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 
 for module in ("fastapi", "uvicorn", "python_multipart", "onnxruntime"):
@@ -74,7 +74,7 @@ def test_served_scores_equal_those_of_predict(server: Server, release: Path) -> 
     assert served.iloc[5][["image_id", "status", "reason"]].tolist() == ["notes.txt", "refused", "not_an_image"]
     assert served["probability"].isna()[5]
     assert answer["notice"] == NOT_A_MEDICAL_DEVICE
-    assert not list(server.scratch.glob("vitmodel-*"))
+    assert not list(server.scratch.glob("vitmodel-*/*"))
 
 
 def archive(name: str, content: bytes) -> bytes:
@@ -110,7 +110,7 @@ def test_a_request_that_is_too_large_or_names_files_is_refused(
     assert answer.status_code == status
     assert named in answer.text
     assert NOT_A_MEDICAL_DEVICE in answer.text
-    assert not list(server.scratch.glob("vitmodel-*"))
+    assert not list(server.scratch.glob("vitmodel-*/*"))
 
 
 def test_the_page_shows_the_warning_and_the_model(server: Server) -> None:

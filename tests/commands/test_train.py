@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,11 @@ from vitmodel.data.dataset import CropDataset, to_tensor
 from vitmodel.data.manifest import read_manifest, write_manifest
 from vitmodel.data.samplers import EpochSampler, SampleRequest
 from vitmodel.model.package import load_package
+from vitmodel.model.weight_source import WeightsSource
+from vitmodel.model.weights import ACTIONS, WeightAction, WeightReport
 from vitmodel.training.module import EPOCH_METRICS
-from vitmodel.training.packaging import model_card
+from vitmodel.training.packaging import _describe_weights, model_card, record_weights
+from vitmodel.utils import sha256_file
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(
@@ -34,7 +38,9 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     resumed = load_file(folder / "package" / "model.safetensors")
     uninterrupted = load_file(run / "package" / "model.safetensors")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
-    assert load_package(folder / "package")[1]["history"] == load_package(run / "package")[1]["history"]
+    packages = [load_package(each / "package")[1] for each in (folder, run)]
+    for key in ("history", "calibration", "decision", "fitted_to"):  # fitted to the logits of all epochs
+        assert packages[0][key] == packages[1][key], key
 
 
 def test_the_run_folder_holds_logs_curves_package_and_model_card(run: Path) -> None:
@@ -67,6 +73,7 @@ def test_the_model_card_describes_one_model_and_an_ensemble(folds: int, expected
     contents = {
         "data": {"splits": splits},
         "calibration": {"method": "platt"},
+        "fitted_to": {"kind": "out_of_fold" if folds else "only_epoch"},
         "decision": {"threshold": 0.25},
         "training": "epochs: 1\n",
     }
@@ -95,6 +102,24 @@ def test_training_starts_from_a_package(
     arguments = [str(tmp_path / "next"), *flags, "--epochs", "1", "--weights", str(run / "package")]
     assert main(["train", str(crops / "manifest.csv"), *arguments]) == 0
     assert "loaded" in capsys.readouterr().out
+    package = load_package(tmp_path / "next" / "package")[1]
+    tensors = load_file(run / "package" / "model.safetensors")
+    card = (tmp_path / "next" / "package" / "MODEL_CARD.md").read_text()
+    assert package["weights"]["sha256"] == sha256_file(run / "package" / "model.safetensors")
+    assert package["weights"]["tensors"] == dict.fromkeys(ACTIONS, 0) | {"loaded": len(tensors)}
+    assert f"Tensors: {len(tensors)} loaded." in card
+
+
+def test_the_card_names_the_tensors_that_were_dropped_or_start_fresh() -> None:
+    actions = [("loaded", "blocks.0.norm1.weight", ""), ("dropped", "fc (9, 2)", ""), ("fresh", "head.weight", "new")]
+    report = WeightReport(Path("vit.safetensors"), tuple(WeightAction(*action) for action in actions))
+    weights = record_weights(WeightsSource("vit.safetensors", None, "ab12"), report)
+    card = _describe_weights(json.loads(json.dumps(weights)))
+    assert "vit.safetensors, SHA-256 ab12" in card
+    assert "Tensors: 1 loaded, 1 dropped, 1 fresh." in card
+    assert "| dropped | `fc (9, 2)` |  |" in card
+    assert "| fresh | `head.weight` | new |" in card
+    assert "blocks" not in card
 
 
 def test_a_used_folder_is_refused_without_resume_and_with_other_settings(

@@ -28,7 +28,7 @@ NAMES = ("backbone", "v2", "v3", "ours")
 SMALL = {"model": "vit_micro", "epochs": 1, "workers": 0, "wandb": "off", "batch_size": 16}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_versions_share_one_split_and_v2_and_v3_continue_the_version_before(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_in_process: None
 ) -> None:
@@ -59,7 +59,7 @@ def test_versions_share_one_split_and_v2_and_v3_continue_the_version_before(
     assert "$ vitmodel train" not in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_versions_start_from_weights_by_name(
     hub: StandInHub, release: Path, tmp_path: Path, steps_in_process: None
 ) -> None:

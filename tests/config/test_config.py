@@ -12,6 +12,7 @@ import pytest
 from vitmodel import cli, config
 from vitmodel.config import (
     AugmentConfig,
+    PredictConfig,
     PredictorConfig,
     PretrainConfig,
     Size,
@@ -91,6 +92,39 @@ def test_text_becomes_paths_sizes_and_lists() -> None:
     with pytest.raises(UsageError, match=r"size: '64x' is not a size; write HEIGHTxWIDTH"):
         PretrainConfig(run=Path("run"), size="64x")  # type: ignore[arg-type]
     assert PredictorConfig(package="package", ensemble=["a"]).ensemble == (Path("a"),)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        ([], ()),
+        (["--dicom"], ("sr", "sc")),
+        (["--dicom", "true"], ("sr", "sc")),
+        (["--dicom", "--jobs", "1"], ("sr", "sc")),
+        (["--dicom", "sr,gsps"], ("sr", "gsps")),
+        (["--dicom", "gsps", "--dicom", "sr"], ("sr", "gsps")),
+        (["--dicom", "--no-dicom"], ()),
+        (["--dicom=sr"], ("sr",)),
+    ],
+)
+def test_a_list_that_is_also_a_switch_takes_values_or_none(words: list[str], kinds: tuple[str, ...]) -> None:
+    assert cli.parse("predict", [*words, "p", "s", "o"]).dicom == kinds
+    assert cli.parse("predict", ["p", "s", "o", *words]).dicom == kinds
+
+
+def test_a_switch_with_values_takes_a_boolean_from_python_and_refuses_what_has_no_effect(tmp_path: Path) -> None:
+    made = {"package": "p", "source": "s", "out": tmp_path / "o"}
+    assert PredictConfig(**made, dicom=True).dicom == ("sr", "sc")  # type: ignore[arg-type]
+    assert PredictConfig(**made, dicom=False).dicom == ()  # type: ignore[arg-type]
+    recipe = tmp_path / "recipe.yaml"
+    for text, kinds in (("true", ("sr", "sc")), ("false", ()), ("[gsps, sr]", ("sr", "gsps"))):
+        recipe.write_text(f"dicom: {text}\n")
+        assert cli.parse("predict", ["--config", str(recipe), "p", "s", "o"]).dicom == kinds
+    for kinds in ("sc", "seg", "sr,pm"):
+        with pytest.raises(UsageError, match=r"dicom: .* is made from heat maps; add --explain METHOD"):
+            PredictConfig(**made, dicom=kinds)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="dicom: 'pdf' is not a choice"):
+        PredictConfig(**made, dicom="pdf")  # type: ignore[arg-type]
 
 
 NO_EFFECT = [

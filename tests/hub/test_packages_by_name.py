@@ -21,6 +21,7 @@ from vitmodel.config import PushConfig
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model import shared_package
 from vitmodel.model.package import load_package
+from vitmodel.model.package_check import seal
 from vitmodel.model.package_file import pack, unpack
 from vitmodel.model.shared_package import check_shared_folder, find_package
 from vitmodel.reports.hub_card import card_metrics, hub_card
@@ -135,7 +136,7 @@ def test_a_licence_for_commercial_use_is_refused_after_weights_without_it(
 ) -> None:
     config = json.loads((package / "config.json").read_text())
     config["weights"] = {"name": "hf:timm/vit_base_patch16_224.mae", "revision": None, "sha256": ""}
-    (package / "config.json").write_text(json.dumps(config))
+    seal(package, config)
     assert main(["push", str(package), NAME, "--licence", "mit"]) == 2
     assert "has cc-by-nc-4.0" in capsys.readouterr().err
     assert hub.requests == []

@@ -8,7 +8,12 @@ import sklearn.metrics as peer
 from scipy.special import expit
 
 from vitmodel.errors import UsageError
-from vitmodel.metrics.crossfit import cross_fitted_probabilities, cross_fitted_thresholds, patient_folds
+from vitmodel.metrics.crossfit import (
+    cross_fitted_probabilities,
+    cross_fitted_thresholds,
+    cross_select,
+    patient_folds,
+)
 from vitmodel.metrics.metrics import compute_metrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.metrics.threshold import choose_threshold
@@ -126,3 +131,14 @@ def test_cross_fitted_calibration_corrects_the_slope(method: str) -> None:
     assert before["calibration_slope"].value < 0.5
     assert after["calibration_slope"].value == pytest.approx(1, abs=0.1)
     assert after["log_loss"].value < before["log_loss"].value
+
+
+def test_each_half_gets_the_candidate_that_the_other_half_chooses() -> None:
+    candidates = np.array([[1.0, 2.0, 3.0, 4.0], [9.0, 9.0, 0.0, 0.0]])
+    folds = np.array([0, 0, 1, 1])
+
+    figures = np.stack([candidates[:, folds != fold].sum(axis=1) for fold in (0, 1)], axis=1)
+    np.testing.assert_array_equal(figures, [[7, 3], [0, 18]])
+    np.testing.assert_array_equal(cross_select(candidates, folds, figures), [1.0, 2.0, 0.0, 0.0])
+    with pytest.raises(UsageError, match="one class only"):
+        cross_select(candidates, folds, np.array([[1.0, np.nan], [2.0, np.nan]]))

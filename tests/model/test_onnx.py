@@ -21,6 +21,7 @@ from vitmodel.model.architecture import ExamConfig, NetworkConfig, SourcesConfig
 from vitmodel.model.network import Network
 from vitmodel.model.onnx import ViTGraph, export_onnx, load_onnx
 from vitmodel.model.package import load_package, save_package
+from vitmodel.model.package_check import record_file
 from vitmodel.model.packed_attention import forward
 from vitmodel.model.packed_batch import pack_images
 from vitmodel.model.vit import ViT
@@ -83,7 +84,7 @@ NETWORKS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sources", "segments", "all")]
+    "kind", [pytest.param(kind, marks=pytest.mark.nightly) for kind in ("sources", "segments", "all")]
 )
 def test_networks_with_adapters_segments_and_fusion_run_their_blocks_in_onnx(
     kind: str, run: Path, crops: Path, tmp_path: Path
@@ -161,6 +162,8 @@ def test_a_damaged_or_foreign_onnx_file_is_refused(
     tensors = load_file(copy / "model.safetensors")
     save_file(tensors | {"head.bias": tensors["head.bias"] + 1}, copy / "other")
     spoil(copy)
+    for name in ("model.fp32.onnx", "model.safetensors"):
+        record_file(copy, name)  # the digests are right, so that the content itself is judged
     command = ["predict", str(copy), str(crops / "manifest.csv"), str(tmp_path / "out"), "--runtime", "onnx"]
     assert main(command) == status
     assert message in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_the_original_weights_give_the_features_of_timm(tmp_path: Path) -> None:
     assert difference <= 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_training_starts_from_all_of_the_original_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = original_state(depth=12)
     torch.save(state, tmp_path / FILE)
@@ -88,7 +88,7 @@ def test_a_training_starts_from_all_of_the_original_weights(tmp_path: Path, caps
     assert config.model == "vit_base"
     assert source
     table = pd.DataFrame({"cancer": [0.0, 1.0]})
-    model = build_model(config, make_network_config(config, preprocessing, [table]), table).eval()
+    model = build_model(config, make_network_config(config, preprocessing, [table]), table)[0].eval()
     shown = capsys.readouterr().out
     assert "dropped  head.weight (21843, 768)" in shown
     assert "dropped  pre_logits.fc.weight (768, 768)" in shown

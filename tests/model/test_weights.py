@@ -292,7 +292,7 @@ def test_training_uses_the_layer_norm_eps_of_its_weights(tmp_path: Path) -> None
     micro = replace(PRESETS["vit_micro"], image_size=Size(64, 32))
     save_package(tmp_path / "given", Network(NetworkConfig(vit=replace(micro, eps=1e-12))), {}, "card")
     config = TrainConfig(manifest=tmp_path, run=tmp_path, model="vit_micro", weights=tmp_path / "given")
-    model = build_model(config, NetworkConfig(vit=micro), pd.DataFrame({"cancer": [0.0, 1.0]}))
+    model, _ = build_model(config, NetworkConfig(vit=micro), pd.DataFrame({"cancer": [0.0, 1.0]}))
     assert model.config.vit.eps == model.trunk.config.eps == 1e-12
 
 
@@ -310,7 +310,9 @@ def test_published_weights_initialise_the_trunk_and_all_other_parts_are_reported
         sources=SourcesConfig(columns=(views,)),
         segments=SegmentsConfig(segments=64, segment_overlap=16),
     )
-    model = build_model(config, network, pd.DataFrame({"cancer": [0.0, 1.0]}))
+    model, report = build_model(config, network, pd.DataFrame({"cancer": [0.0, 1.0]}))
+    assert report
+    assert sum(report.to_dict()["tensors"].values()) == len(report.actions)
     for name, tensor in model.tensors().items():
         assert not name.startswith("blocks") or torch.equal(tensor, published[name])
     table = capsys.readouterr().out

@@ -83,6 +83,14 @@ def inbox(database: Database, tmp_path: Path, clock: Clock) -> Inbox:
     return Inbox(database, tmp_path / "node", 0, clock)
 
 
+@pytest.fixture
+def sqlite(tmp_path: Path, clock: Clock) -> Iterator[Inbox]:
+    """Return an empty inbox with an SQLite database."""
+    opened = Database.in_folder(tmp_path / "node")
+    yield Inbox(opened, tmp_path / "node", 0, clock)
+    opened.close()
+
+
 @pytest.fixture(scope="session")
 def phantom(release: Path) -> Path:
     """Return a good DICOM file of the synthetic release."""

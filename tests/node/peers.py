@@ -7,10 +7,15 @@ import io
 import json
 import shutil
 import socket
+import sqlite3
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset
@@ -19,10 +24,17 @@ MakeStudy = Callable[..., list[Dataset]]
 """Takes views, a patient and a study UID, all optional; returns the images of a study."""
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port on which nobody listens; never the same twice, because it is not taken at once."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = int(server.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30, what: str = "the condition") -> None:
@@ -106,3 +118,54 @@ def answers(peer: Orthanc) -> bool:
 
 
 StartOrthanc = Callable[..., "contextlib.AbstractContextManager[Orthanc]"]
+
+
+@dataclass
+class RunningNode:
+    """A process of `vitmodel node run`."""
+
+    process: subprocess.Popen[str]
+    port: int
+    folder: Path
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query in the node's SQLite database."""
+        with contextlib.closing(sqlite3.connect(self.folder / "node.sqlite", timeout=30)) as connection:
+            return connection.execute(statement).fetchall()
+
+    def stages(self) -> list[str]:
+        """Return the stage of each job."""
+        return [stage for (stage,) in self.query("SELECT stage FROM jobs ORDER BY id")]
+
+    def kill(self) -> None:
+        """End the process as `kill -9` does."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """End the process as systemd does; return its exit status."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+def start_node_process(folder: Path, package: Path, port: int, *flags: object) -> RunningNode:
+    """Start `vitmodel node run` and wait until it receives."""
+    words = ["--folder", folder, "--package", package, "--dicom-port", port, "--min-free-gb", 0, "--device", "cpu"]
+    words += ["--workers", 1, "--port", 0, *flags]
+    command = [sys.executable, "-m", "vitmodel.cli", "node", "run", *map(str, words)]
+    folder.mkdir(exist_ok=True, parents=True)
+    with (folder / "stderr.txt").open("a") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("receiving"), line + (folder / "stderr.txt").read_text()
+    return RunningNode(process, port, folder)
+
+
+def send_files(port: int, images: list[Dataset], folder: Path) -> int:
+    """Send images with storescu; return its exit status."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        (folder / f"{number}.dcm").write_bytes(to_bytes(image))
+    command = [tool("storescu"), "-aec", "VITMODEL", "127.0.0.1", str(port), "+sd", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode

@@ -240,7 +240,7 @@ def content(release: Path) -> dict[str, bytes]:
 def test_a_seed_gives_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
     config = SynthConfig(out=tmp_path / "a", patients=2, size=Size(128, 128), jobs=1)
     first = content(write_release(config))
-    assert content(write_release(replace(config, out=tmp_path / "b", jobs=2))) == first
+    assert content(write_release(replace(config, out=tmp_path / "b", workers=2))) == first
     other = content(write_release(replace(config, out=tmp_path / "c", seed=1)))
     assert not set(other) & {name for name in first if name.endswith(".dcm")}
 

@@ -45,7 +45,7 @@ REFUSALS = {
     "colours": ("colour", "red, green and blue differ"),
     "no preamble": ("not_an_image", "neither DICOM nor"),
     "NumberOfFrames 2": ("multi_frame", "NumberOfFrames is 2"),
-    "a syntax that does not exist": ("undecodable", "1.2.840.10008.1.2.9 is not supported"),
+    "a syntax that does not exist": ("undecodable", r"transfer syntax \(unknown\) is not supported"),
 }
 """Quirk -> the reason code and what the message must say; all other quirks are read."""
 UNREAD_BY_GDCM = {

@@ -23,6 +23,10 @@ from vitmodel.results.overlay import Caption, DisplayImage, draw_overlay
 from vitmodel.utils import sha256_file
 
 CODE_MEANING = Tag("CodeMeaning")
+OUTLINES, TEXT, CAD = "Comprehensive 3D SR", "Enhanced SR", "Mammography CAD SR"
+STATE, SC, SEG, PM = (
+    "Grayscale Softcopy Presentation State", "Secondary Capture Image", "Segmentation", "Parametric Map"
+)  # fmt: skip
 KINDS = ("sr", "sc", "gsps", "seg", "pm", "cad")
 SOFTWARE = Software(version="1.2.3", model="ViT 3 x 24", serial="0123456789abcdef", parameters=("threshold 0.3",))
 
@@ -131,17 +135,17 @@ Results = tuple[Path, HeatMap, dict[str, Dataset]]
 
 def test_results_belong_to_the_study_of_the_source_and_have_new_uids(original: Path, results: Results) -> None:
     source = dcmread(original)
-    assert set(results[2]) == {"SR", "Secondary Capture Image Storage", "Parametric Map Storage"}
+    assert set(results[2]) == {OUTLINES, TEXT, CAD, STATE, SC, SEG, PM}
     for result in results[2].values():
         for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID"):
             assert result[keyword].value == source[keyword].value, keyword
         assert result.SeriesInstanceUID != source.SeriesInstanceUID
         assert result.SOPInstanceUID != source.SOPInstanceUID
-    assert len({result.SeriesInstanceUID for result in results[2].values()}) == 3
+    assert len({result.SeriesInstanceUID for result in results[2].values()}) == len(results[2])
 
 
 def test_the_structured_report_contains_score_site_region_and_software(original: Path, results: Results) -> None:
-    report = results[2]["SR"]
+    report = results[2][OUTLINES]
     text = str(report)
     source = dcmread(original)
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
@@ -156,25 +160,101 @@ def test_the_structured_report_contains_score_site_region_and_software(original:
 @pytest.mark.parametrize("label", ["birads>=4", "invasive", f"birads>=4:<=2,{'long_' * 12}name"])
 def test_a_report_uses_the_code_of_cancer_for_that_label_only(label: str, original: Path, tmp_path: Path) -> None:
     _, results = write_all(original, tmp_path, software=replace(SOFTWARE, label=label))
-    values = [element.value for element in results["SR"].iterall() if element.tag == CODE_MEANING]
+    values = [element.value for element in results[OUTLINES].iterall() if element.tag == CODE_MEANING]
     stated = {value for value in values if value.startswith("Probability of ")}
-    assert "Probability of cancer" not in stated
-    (meaning,) = stated
+    assert not {value for value in stated if value.startswith("Probability of cancer")}
+    (meaning,) = (value for value in stated if not value.endswith(", this view alone"))
     assert len(meaning) <= 64
     assert meaning.removesuffix("...").removeprefix("Probability of ") in f"{label} {target_name(label)}"
-    assert len(results["SR"].SeriesDescription) <= 64
-    assert "Cancer" not in results["SR"].SeriesDescription
+    assert len(results[OUTLINES].SeriesDescription) <= 64
+    assert "Cancer" not in results[OUTLINES].SeriesDescription
+    assert "probability of cancer" not in str(results[TEXT])
 
 
 def test_the_parametric_map_contains_the_values_of_the_heat_map(results: Results) -> None:
     _, heat, dicom_results = results
-    stored = dicom_results["Parametric Map Storage"]
-    mapping = stored.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    stored = dicom_results[PM]
     expected = heat.to_source_image()
-    pixels = stored.pixel_array
-    assert np.array_equal(pixels == 0, np.isnan(expected))
-    values = pixels * mapping.RealWorldValueSlope + mapping.RealWorldValueIntercept
-    np.testing.assert_allclose(values[pixels > 0], expected[pixels > 0], atol=0.51 * mapping.RealWorldValueSlope)
+    padding = np.float32(stored.FloatPixelPaddingValue)
+    values = np.where(stored.pixel_array == padding, np.nan, stored.pixel_array)
+    np.testing.assert_array_equal(values, expected)
+    assert padding < np.nanmin(expected)
+
+
+def test_every_measurement_for_viewers_is_an_outline_on_the_image_and_text_is_in_a_report_of_its_own(
+    original: Path, results: Results
+) -> None:
+    report = results[2][OUTLINES]
+    assert report.ConceptNameCodeSequence[0].CodeValue == "126000"
+    measurements = next(
+        item for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "126010"
+    )
+    size = dcmread(original, stop_before_pixels=True)
+    assert len(measurements.ContentSequence) == 2
+    for group in measurements.ContentSequence:
+        (shape,) = (item for item in group.ContentSequence if item.ValueType == "SCOORD")
+        assert shape.GraphicType == "POLYLINE"
+        corners = np.array(shape.GraphicData).reshape(-1, 2)
+        assert (corners >= 0).all()
+        assert (corners <= [size.Columns, size.Rows]).all()
+        assert (corners[0] == corners[-1]).all()
+        image = shape.ContentSequence[0].ReferencedSOPSequence[0]
+        assert image.ReferencedSOPInstanceUID == size.SOPInstanceUID
+    text = results[2][TEXT]
+    assert text.ConceptNameCodeSequence[0].CodeValue != "126000"
+    lines = " ".join(str(element.value) for element in text.iterall() if element.keyword == "TextValue")
+    for expected in (
+        "breast: probability of cancer",
+        "45.0 %, at or above 30.0 %",
+        "MLO alone: 60.0 %",
+        "not a medical",
+    ):
+        assert expected in lines, expected
+
+
+def test_a_cad_report_refers_to_its_image_by_position_and_never_contradicts_a_score(results: Results) -> None:
+    from vitmodel.results.cad_report import cad_report
+    from vitmodel.results.findings import BreastFinding, ImageFinding
+
+    report = results[2][CAD]
+    (identifier,) = {
+        tuple(element.value) for element in report.iterall() if element.keyword == "ReferencedContentItemIdentifier"
+    }
+    library = report.ContentSequence[identifier[1] - 1].ContentSequence
+    assert library[identifier[2] - 1].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == (
+        report.CurrentRequestedProcedureEvidenceSequence[0]
+        .ReferencedSeriesSequence[0]
+        .ReferencedSOPSequence[0]
+        .ReferencedSOPInstanceUID
+    )
+    bare = ImageFinding(source=Dataset(), probability=0.6)
+    assert cad_report([BreastFinding(side="L", probability=0.6, suspicious=True, images=[bare])], SOFTWARE) is None
+
+
+def test_the_outline_of_a_breast_is_the_edge_of_its_mask() -> None:
+    geometry = CropGeometry((30, 40, 330, 560), True, Size(128, 64))
+    top, height, width = geometry.content
+    tissue = np.zeros((128, 64), bool)
+    tissue[top : top + height, :width] = True
+    outline = breast_outline(tissue, geometry)
+    assert outline is not None
+    np.testing.assert_allclose(outline.min(0), [30, 40], atol=1 / geometry.scale)
+    np.testing.assert_allclose(outline.max(0), [329, 559], atol=1 / geometry.scale)
+    assert breast_outline(np.zeros_like(tissue), geometry) is None
+
+
+def test_two_images_of_one_view_have_results_of_their_own(original: Path, tmp_path: Path) -> None:
+    second = dcmread(original)
+    second.SOPInstanceUID += ".1"
+    second.save_as(tmp_path / "second.dcm")
+    (tmp_path / "first.dcm").write_bytes(original.read_bytes())
+    rows = pd.DataFrame({"path": [str(tmp_path / "first.dcm"), str(tmp_path / "second.dcm")], "region": None})
+    outline = [[0, 0], [9, 0], [9, 9]]
+    rows = rows.assign(breast_id="p", laterality="L", view="MLO", probability=0.6, outline=[outline, outline])
+    breasts = rows[:1][["breast_id", "laterality", "probability"]].assign(decision=0.0)
+    writer = ResultWriter(tmp_path, SOFTWARE, Preprocessing(size=Size(128, 64)), 0.3, dicom=("gsps",), secret="")
+    assert writer.report(rows, breasts) == (1, 0)
+    assert len(list((tmp_path / "dicom").iterdir())) == 2
 
 
 def test_the_same_result_has_the_same_uid_and_another_version_has_another(
@@ -193,7 +273,7 @@ def test_a_study_of_two_patients_gets_no_report(
     other.PatientID += "x"
     other.save_as(tmp_path / "other.dcm")
     rows = pd.DataFrame({"path": [str(original), str(tmp_path / "other.dcm")], "breast_id": ["p", "q"], "region": None})
-    rows = rows.assign(laterality="L", probability=0.6)
+    rows = rows.assign(laterality="L", view="CC", probability=0.6, outline=None)
     breasts = rows[["breast_id", "laterality", "probability"]].assign(decision=1.0)
     writer = ResultWriter(tmp_path, SOFTWARE, Preprocessing(size=Size(128, 64)), 0.3, dicom=KINDS, secret="")
     assert writer.report(rows, breasts) == (0, 2)
@@ -240,7 +320,7 @@ def test_missing_source_tags_are_left_empty_or_derived(original: Path, tmp_path:
     assert (header.PatientName, header.PatientBirthDate, header.StudyDate) == ("", "", "")
     assert header.StudyInstanceUID == read_source_header(tmp_path / "bare.dcm").StudyInstanceUID
     _, results = write_all(tmp_path / "bare.dcm", tmp_path / "out")
-    assert len(results) == 3
+    assert len(results) == 7
 
 
 @pytest.mark.parametrize(
@@ -263,5 +343,5 @@ def test_names_in_any_character_set_and_odd_sexes_keep_their_report(
     source.PatientSex = "FEMALE"
     source.save_as(tmp_path / "source.dcm")
     _, results = write_all(tmp_path / "source.dcm", tmp_path / "out")
-    assert str(results["SR"].PatientName) == name
-    assert results["SR"].PatientSex == "F"
+    assert str(results[OUTLINES].PatientName) == name
+    assert results[OUTLINES].PatientSex == "F"

@@ -20,6 +20,7 @@ from vitmodel.config import PredictorConfig
 from vitmodel.data.manifest import read_manifest
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.model.package import TYPICALITY_FILE, load_typicalities
+from vitmodel.model.package_check import record_file, seal
 from vitmodel.scoring.predictor import Predictor
 
 
@@ -29,6 +30,7 @@ def shifted(package: Path, folder: Path) -> Path:
     tensors = load_file(copy / TYPICALITY_FILE)
     tensors["0.centre"] -= 0.1
     save_file(tensors, copy / TYPICALITY_FILE)
+    record_file(copy, TYPICALITY_FILE)
     return copy
 
 
@@ -95,7 +97,7 @@ def test_a_package_without_typicality_scores_as_before_and_says_so(
     (old / TYPICALITY_FILE).unlink()
     document = json.loads((old / "config.json").read_text())
     del document["reference"]
-    (old / "config.json").write_text(json.dumps(document))
+    seal(old, document)
     images = Predictor(PredictorConfig(package=old, jobs=1)).score(table).images
     expected = Predictor(PredictorConfig(package=run / "package", jobs=1)).score(table).images
     np.testing.assert_allclose(images["score"], expected["score"])

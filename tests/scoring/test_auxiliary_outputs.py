@@ -111,7 +111,7 @@ def test_a_breast_has_the_calibrated_mean_of_its_images(package: Path, labelled:
     np.testing.assert_allclose(breasts[["density_A", "density_B", "density_C", "density_D"]], expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_exported_models_give_the_same_predictions(package: Path, labelled: Path, tmp_path: Path) -> None:
     for module in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(module, reason="ONNX needs the extra `export`")

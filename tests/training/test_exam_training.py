@@ -181,7 +181,7 @@ def test_a_changed_image_has_its_exam_scored_again(
     assert (tmp_path / "out" / "breast_scores.csv").read_text() == first
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_and_resumed_run_of_exams_ends_with_the_same_weights(
     crops: Path, exam_run: Path, tmp_path: Path, flags: list[str], kill_and_resume: Callable[[list[str], Path], None]
 ) -> None:

@@ -326,10 +326,10 @@ def test_edited_folds_are_used_and_checked(crops: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["--auxiliary", "[age]", "--loss", "pf1"], marks=pytest.mark.slow),
+        pytest.param(["--auxiliary", "[age]", "--loss", "pf1"], marks=pytest.mark.nightly),
         pytest.param(
             ["--fusion", "--sources", "machine_id", "--source-dropout", "0", "--source-images", "4"],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
     ],
 )

@@ -5,6 +5,7 @@ the file `/data/release.zip`. `open_source` and the other functions here accept 
 The index of an archive is read once per process.
 """
 
+from vitmodel.archives.bounds import ArchiveBounds, check_bounds
 from vitmodel.archives.index import check_readable, is_archive, open_archive
 from vitmodel.archives.names import path_on_disk, path_to_text
 from vitmodel.archives.sources import (
@@ -19,6 +20,8 @@ from vitmodel.archives.sources import (
 )
 
 __all__ = [
+    "ArchiveBounds",
+    "check_bounds",
     "check_readable",
     "folder_names",
     "is_archive",

@@ -153,12 +153,13 @@ def open_archive(path: Path | str) -> Archive:
 @functools.lru_cache(maxsize=16)
 def read_index(path: str, size: int, modified: int) -> Archive:
     """Read the index of an archive; one with another size or time is read again."""
-    entries = _zip_entries(path) if archive_kind(path) == "zip" else _tar_entries(path)
     members: dict[str, Member] = {}
     unsafe: list[str] = []
     repeated: list[str] = []
     links: list[str] = []
-    for name, member in entries:
+    for name, member in archive_entries(path):
+        if name.endswith("/"):
+            continue
         parts = [part for part in name.split("/") if part not in ("", ".")]
         clean = "/".join(parts)
         if member is None:
@@ -186,8 +187,17 @@ def _note(names: list[str], problem: str) -> str:
     return f"{len(names)} {problem}, such as {names[0]!r}" if names else ""
 
 
+def archive_entries(path: str) -> Iterator[tuple[str, Member | None]]:
+    """Yield name and place of each entry of a zip or tar; None for a link and for a folder, whose name ends with /.
+
+    Raises:
+        InputRefusedError: The archive is damaged, cut short, encrypted or split.
+    """
+    return _zip_entries(path) if archive_kind(path) == "zip" else _tar_entries(path)
+
+
 def _zip_entries(path: str) -> Iterator[tuple[str, Member | None]]:
-    """Yield name and place of each file in a zip; None for a link."""
+    """Yield name and place of each file in a zip; None for a link and for a folder."""
     try:
         with zipfile.ZipFile(path) as content:
             infos = content.infolist()
@@ -199,8 +209,10 @@ def _zip_entries(path: str) -> Iterator[tuple[str, Member | None]]:
     for info in infos:
         name = info.filename.replace("\\", "/")
         if stat.S_ISLNK(info.external_attr >> 16):
+            yield name.rstrip("/"), None
+        elif name.endswith("/"):
             yield name, None
-        elif not name.endswith("/"):
+        else:
             state = f"{info.file_size} {info.CRC:08x}"
             yield (
                 name,
@@ -209,14 +221,16 @@ def _zip_entries(path: str) -> Iterator[tuple[str, Member | None]]:
 
 
 def _tar_entries(path: str) -> Iterator[tuple[str, Member | None]]:
-    """Yield name and place of each file in a tar; None for a link or a sparse file."""
+    """Yield name and place of each file in a tar; None for a link, a sparse file and a folder."""
     length = os.path.getsize(path)
     try:
         with tarfile.open(path, "r:", errors="replace") as content:
             for info in content:
                 content.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header that it has read
                 if info.islnk() or info.issym() or info.issparse():
-                    yield info.name, None
+                    yield info.name.rstrip("/"), None
+                elif info.isdir():
+                    yield f"{info.name.rstrip('/')}/", None
                 elif info.isreg():
                     if info.offset_data + info.size > length:
                         raise tarfile.ReadError(f"{info.name} is cut short")

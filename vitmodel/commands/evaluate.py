@@ -180,7 +180,8 @@ def describe_report(report: EvaluationReport) -> list[str]:
     for baseline in report.audit.baselines if report.audit else ():
         auroc = baseline.metrics.intervals["auroc"]
         messages.append(
-            f"{baseline.name}, AUROC per {report.headline.name}: {auroc}, most informative column: {baseline.top_feature}"
+            f"{baseline.name}, AUROC per {report.headline.name}: {auroc}, "
+            f"most informative column: {baseline.top_feature}"
         )
     return messages + list(report.missing_sections.values())
 

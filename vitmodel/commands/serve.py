@@ -5,113 +5,160 @@ Uploads are deleted after scoring.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
-import os
-import shutil
-import socket
-import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitmodel import __version__
-from vitmodel.archives import is_archive, open_archive
 from vitmodel.config import ServeConfig
 from vitmodel.config.labels import CANCER, target_title
-from vitmodel.errors import InputRefusedError, RequestRefusedError, UsageError, VitmodelError
-from vitmodel.releases.inputs import read_inputs
+from vitmodel.errors import RequestRefusedError, VitmodelError
 from vitmodel.reports.page import render_page
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
+from vitmodel.scoring.scheduler import Results, Scheduler
+from vitmodel.scoring.table_maker import TableMaker
+from vitmodel.scoring.uploads import MAX_FILES, Upload, as_request_error, read_uploads, save_uploads, tables_as_json
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra, progress_bars
+from vitmodel.web.keys import ApiKeys
+from vitmodel.web.observing import RequestLog, RequestMetrics, make_router, note
+from vitmodel.web.scratch import Scratch
+from vitmodel.web.security import AccessPolicy, Guard, check_exposure, policy_for_page
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from starlette.datastructures import UploadFile
+    from starlette.requests import Request
 
-MAX_NAME = 60
-"""Most characters of an upload's name, without its suffix; the ids of its images begin with it."""
-MAX_FILES = 10_000
-"""Most files of a request, and of an archive in it."""
+    from vitmodel.web.connections import ConnectionLimits
+
+READERS = 2
+"""Threads that read the headers of uploads; small requests wait for a large one in one of them."""
+RETRY_SECONDS = 10
+"""What a client that is turned away is asked to wait."""
+OPEN_PATHS = ("/healthz", "/readyz")
+"""Paths that need no API key: they reveal nothing but whether the server works."""
 
 
 def serve(config: ServeConfig) -> None:
     """Answer requests until interrupted.
 
     Raises:
-        UsageError: The extra `serve` is not installed, or the port is in use.
+        UsageError: The extra `serve` is not installed, the port is in use, or the server would be open to others.
     """
-    uvicorn = import_extra("uvicorn", "serve", "serve")
-    app = create_app(config)
+    import_extra("uvicorn", "serve", "serve")
+    check_exposure(config.host, config.api_key_file, config.insecure)
+    from vitmodel.web.connections import ConnectionLimits, raise_file_limit
+    from vitmodel.web.server import open_socket, run_server
+
+    allowed = raise_file_limit(config.connections)
+    limits = ConnectionLimits(allowed, config.header_timeout, config.body_timeout)
+    scratch = Scratch()
     try:
-        listening = socket.create_server((config.host, config.port))
-    except OSError as error:
-        raise UsageError(
-            f"port: cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port with --port"
-        ) from error
-    host, port = listening.getsockname()[:2]
-    print(f"serving on http://{host}:{port}; press Ctrl-C to stop\n{NOT_A_MEDICAL_DEVICE}", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        app = create_app(config, scratch, limits)
+        listening = open_socket(config.host, config.port)
+        host, port = listening.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        print(f"serving on http://{host}:{port}; press Ctrl-C to stop\n{NOT_A_MEDICAL_DEVICE}", flush=True)
+        run_server(app, listening, limits, config.shutdown_timeout, scratch.remove)
+    finally:
+        scratch.remove()
 
 
-def too_large(what: str, limit: int) -> RequestRefusedError:
-    """Return the error for an upload larger than `limit` bytes."""
-    remedy = "send fewer images, or start the server with a larger --upload-limit"
-    return RequestRefusedError(413, f"{what} larger than {limit // 1_000_000} MB; {remedy}")
+def needed_scope(method: str, path: str) -> str:
+    """Return the scope that a request needs: score for images, none for health, read for the rest."""
+    if path in OPEN_PATHS:
+        return ""
+    return "score" if path == "/scores" else "read"
 
 
-def create_app(config: ServeConfig) -> FastAPI:
+def create_app(config: ServeConfig, scratch: Scratch, limits: ConnectionLimits | None = None) -> FastAPI:
     """Load the packages and return the web application.
 
     `GET /` returns the page, `GET /model` the facts about the model, and `POST /scores` (multipart, field `files`:
-    images, or zips or tars of images) the scores. Requests are scored one after the other, because each may use all
-    cores.
+    images, or zips or tars of images) the scores. Images of several requests are scored together, in turns.
+
+    Args:
+        config: The options.
+        scratch: Where uploads are written.
+        limits: Limits on connections, for the metrics.
 
     Raises:
-        UsageError: The extra `serve` is not installed.
+        UsageError: The extra `serve` is not installed, or the key file is not valid.
     """
     import_extra("fastapi", "serve", "serve")
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse
-    from starlette.concurrency import run_in_threadpool
 
+    keys = ApiKeys(config.api_key_file) if config.api_key_file else None
+    metrics = RequestMetrics()
     predictor = Predictor(config)
-    limit = config.upload_limit * 1_000_000
-    scoring_lock = threading.Lock()
+    scorer = UploadScorer(config, predictor, scratch)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        scorer.close()
+
     app = FastAPI(
-        title="vitmodel", version=__version__, description=NOT_A_MEDICAL_DEVICE, docs_url=None, redoc_url=None
+        title="vitmodel",
+        version=__version__,
+        description=NOT_A_MEDICAL_DEVICE,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
     )
+    policy = AccessPolicy.for_host(config.host, config.names, keys, scope_of=needed_scope)
+    app.add_middleware(Guard, policy=policy)
+    app.add_middleware(RequestLog, metrics=metrics)  # the last one is the outermost
+    app.include_router(make_router(metrics, {"scoring": lambda: scorer.scheduler.is_alive}))
+    add_metrics(metrics, scorer, limits)
     model = describe_model(predictor)
     target = "Breast cancer" if model["label"] == CANCER else target_title(model["label"])
     page = render_page("scores.html.j2", title="vitmodel", subtitle=f"{target} scores from mammograms", model=model)
+    page_headers = {"Content-Security-Policy": policy_for_page(page)}
+    images = metrics.counter("images", "Images of answered uploads.", "status")
 
     @app.exception_handler(RequestRefusedError)
     async def answer_refused(_: Request, error: RequestRefusedError) -> JSONResponse:
-        return JSONResponse({"error": error.message, "notice": NOT_A_MEDICAL_DEVICE}, error.http_status)
+        headers = {"Retry-After": str(RETRY_SECONDS)} if error.http_status == 503 else None
+        return JSONResponse({"error": error.message, "notice": NOT_A_MEDICAL_DEVICE}, error.http_status, headers)
 
-    @app.get("/", response_class=HTMLResponse)
-    async def show_page() -> str:
-        return page
+    @app.get("/")
+    async def show_page() -> HTMLResponse:
+        return HTMLResponse(page, headers=page_headers)
 
     @app.get("/model")
     async def show_model() -> dict[str, Any]:
         return model
 
-    async def score_upload(request: Request) -> dict[str, Any]:
-        length = request.headers.get("content-length", "")
-        if not length.isdecimal():
-            raise RequestRefusedError(411, "the request has no length; send the header Content-Length")
-        if int(length) > limit:
-            raise too_large("the upload is", limit)
-        async with request.form(max_files=MAX_FILES) as form:
-            files = [value for value in form.getlist("files") if not isinstance(value, str)]
-            return await run_in_threadpool(score_uploads, files, predictor, limit, scoring_lock)
+    async def score_upload(request: Request) -> JSONResponse:
+        answer = await scorer.answer(request)
+        statuses = [row["status"] for row in answer["images"]]
+        for status in set(statuses):
+            images.labels(status).inc(statuses.count(status))
+        note(request, images=len(statuses), refused=statuses.count("refused"))
+        return JSONResponse(answer)
 
-    # FastAPI evaluates annotations among the module's names, where the lazily imported Request is missing
-    score_upload.__annotations__["request"] = Request
+    # FastAPI evaluates annotations among the module's names, where the lazily imported classes are missing
+    score_upload.__annotations__.update({"request": Request, "return": JSONResponse})
+    show_page.__annotations__["return"] = HTMLResponse
     app.post("/scores")(score_upload)
     return app
+
+
+def add_metrics(metrics: RequestMetrics, scorer: UploadScorer, limits: ConnectionLimits | None) -> None:
+    """Add the metrics of scoring and of the connections."""
+    scheduler = scorer.scheduler
+    metrics.gauge("waiting_images", "Images that are not scored yet.", lambda: scheduler.waiting)
+    metrics.gauge("uploads", "Uploads that are received, waiting or scored.", lambda: scorer.open)
+    metrics.gauge("passes_total", "Forward passes so far.", lambda: scheduler.passes)
+    metrics.gauge("scored_images_total", "Images in these passes.", lambda: scheduler.images)
+    if limits is not None:
+        metrics.gauge("turned_away_total", "Connections that got status 503.", lambda: limits.turned_away)
+        metrics.gauge("closed_total", "Connections closed because they were too slow.", lambda: limits.closed)
 
 
 def describe_model(predictor: Predictor) -> dict[str, Any]:
@@ -130,72 +177,109 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def score_uploads(
-    files: Sequence[UploadFile], predictor: Predictor, limit: int, scoring_lock: threading.Lock
-) -> dict[str, Any]:
-    """Return the tables of `predict` for the uploaded files, and delete the files.
+class UploadScorer:
+    """Turn uploads into scores: save, read, score together with other requests, and make the tables.
 
     Args:
-        files: Images, or zips or tars of images.
+        config: The limits.
         predictor: The loaded packages.
-        limit: Largest size of the unpacked content of an archive in bytes.
-        scoring_lock: Held while the images are scored.
-
-    Raises:
-        RequestRefusedError: There is no file, or a file cannot be accepted.
+        scratch: Where uploads are written.
     """
-    with tempfile.TemporaryDirectory(prefix="vitmodel-") as name:
-        folder = Path(name)
-        paths = [save_upload(file, number, folder, limit) for number, file in enumerate(files)]
-        if not paths:
-            raise RequestRefusedError(422, "no file was sent; send images or zips of images in the field `files`")
+
+    def __init__(self, config: ServeConfig, predictor: Predictor, scratch: Scratch) -> None:
+        self.config = config
+        self.limit = config.upload_limit * 1_000_000
+        self.predictor = predictor
+        self.scratch = scratch
+        self.scheduler = Scheduler(predictor)
+        self.tables = TableMaker(predictor)
+        self.readers = ThreadPoolExecutor(READERS, "readers")
+        self.open = 0
+
+    def close(self) -> None:
+        """Cancel everything that is not done."""
+        self.scheduler.close()
+        self.readers.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, request: Request) -> dict[str, Any]:
+        """Return the tables of `predict` for the files of a request.
+
+        Raises:
+            RequestRefusedError: The request cannot be accepted or takes too long.
+        """
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal():
+            raise RequestRefusedError(411, "the request has no length; send the header Content-Length")
+        if int(length) > self.limit:
+            remedy = "send fewer images, or start the server with a larger --upload-limit"
+            raise RequestRefusedError(413, f"the upload is larger than {self.limit // 1_000_000} MB; {remedy}")
+        if self.open >= self.config.requests:
+            raise RequestRefusedError(503, f"{self.open} uploads are in progress already; try again later")
+        self.open += 1
         try:
-            table = read_inputs([str(path) for path in paths], "dicom_folder")
-            with scoring_lock:
-                scores = predictor.score(table)
+            async with asyncio.timeout(self.config.request_timeout):
+                return await self._receive(request)
+        except TimeoutError:
+            seconds = self.config.request_timeout
+            raise RequestRefusedError(503, f"the images were not scored within {seconds:g} s; send fewer") from None
+        finally:
+            self.open -= 1
+
+    async def _receive(self, request: Request) -> dict[str, Any]:
+        """Read the body of a request and score its files, unless the client hangs up."""
+        async with request.form(max_files=MAX_FILES) as form:
+            files = [
+                Upload(value.filename or "", value.file)
+                for value in form.getlist("files")
+                if not isinstance(value, str)
+            ]
+            work = asyncio.create_task(self._score(files))
+            watch = asyncio.create_task(_hung_up(request))
+            try:
+                await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    raise RequestRefusedError(499, "the client hung up")
+                return work.result()
+            finally:
+                watch.cancel()
+                work.cancel()
+                with contextlib.suppress(asyncio.CancelledError, VitmodelError):
+                    await work  # the files of the form are closed only when nobody reads them
+
+    async def _score(self, files: list[Upload]) -> dict[str, Any]:
+        """Return the tables of the files; cancelling it cancels the work."""
+        stopped = threading.Event()
+        loop = asyncio.get_running_loop()
+        folder = self.scratch.new_folder()
+        scores: Future[Results] | None = None
+        reading = self.readers.submit(self._read, files, folder, stopped)
+        try:
+            with self.scheduler.expected():
+                table, rows = await asyncio.shield(asyncio.wrap_future(reading))
+                scores = self.scheduler.submit(rows)
+            records, logits = await asyncio.wrap_future(scores)
+            tables = await asyncio.wrap_future(self.tables.submit(table, records, logits))
+            return tables_as_json(tables, folder) | {"notice": NOT_A_MEDICAL_DEVICE}
         except VitmodelError as error:
-            status = 422 if isinstance(error, UsageError) else 507
-            raise RequestRefusedError(status, strip_path(folder, str(error))) from error
-        answer: dict[str, Any] = {}
-        for level, rows in scores._asdict().items():
-            answer[level] = json.loads(strip_path(folder, rows.to_json(orient="records")))
-        return answer | {"notice": NOT_A_MEDICAL_DEVICE}
+            raise as_request_error(error, folder) from error
+        finally:
+            stopped.set()
+            if scores is not None:
+                scores.cancel()
+            if not reading.cancel() and not reading.done():
+                await asyncio.wait({asyncio.wrap_future(reading)}, timeout=1)
+            await loop.run_in_executor(None, self.scratch.discard, folder)
+
+    def _read(self, files: list[Upload], folder: Path, stopped: threading.Event) -> Any:
+        """Save the files and return their manifest and its rows."""
+        if stopped.is_set():
+            raise RequestRefusedError(499, "the client hung up")
+        table = read_uploads(save_uploads(files, folder, self.limit), folder)
+        with progress_bars(shown=False):
+            return table, self.predictor.attach(table)
 
 
-def save_upload(file: UploadFile, number: int, folder: Path, limit: int) -> Path:
-    """Write the uploaded file into `folder` under its own name and return its path.
-
-    Raises:
-        RequestRefusedError: The file is a table or DICOMDIR, which could make the server read its own files, or an
-            archive whose content is larger than `limit` bytes or more than `MAX_FILES` files.
-    """
-    name = upload_name(file.filename or "")
-    if name.lower().endswith(".csv") or name.upper() == "DICOMDIR":
-        raise RequestRefusedError(
-            415, f"{name} names files instead of containing an image; send the images themselves or a zip of them"
-        )
-    path = folder / name
-    while path.exists():
-        path = path.with_name(f"{number}-{path.name}")
-    with path.open("wb") as target:
-        shutil.copyfileobj(file.file, target)
-    if is_archive(path):
-        with contextlib.suppress(InputRefusedError):  # a damaged archive becomes a refused row
-            members = open_archive(path).members.values()
-            if sum(member.size for member in members) > limit:
-                raise too_large(f"the unpacked content of {name} is", limit)
-            if len(members) > MAX_FILES:
-                raise RequestRefusedError(413, f"{name} holds more than {MAX_FILES} files; send fewer images")
-    return path
-
-
-def upload_name(name: str) -> str:
-    """Return the name of an upload as a file name: without folders and control characters, and not too long."""
-    base = Path("".join(character for character in name.replace("\\", "/") if character.isprintable())).name
-    stem, suffix = os.path.splitext(base)
-    return stem[:MAX_NAME] + suffix[:16] or "image"
-
-
-def strip_path(folder: Path, text: str) -> str:
-    """Return `text` without the path of the temporary folder, both in plain spelling and as JSON escapes it."""
-    return text.replace(f"{folder}/", "").replace(f"{folder}/".replace("/", "\\/"), "")
+async def _hung_up(request: Request) -> None:
+    """Return when the client of a request whose body was read has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -19,6 +19,7 @@ from vitmodel.data.manifest import write_manifest
 from vitmodel.data.samplers import SampleRequest
 from vitmodel.data.splits import write_splits
 from vitmodel.jobs.journal import lock_folder
+from vitmodel.metrics.crossfit import OUT_OF_FOLD, ScoreOrigin
 from vitmodel.metrics.metrics import compute_metrics
 from vitmodel.model.weight_source import WeightsSource
 from vitmodel.reports.panel import contact_grid
@@ -39,9 +40,11 @@ from vitmodel.training.packaging import (
     OutOfSample,
     aggregate_breasts,
     auxiliary_units,
+    record_weights,
     write_package,
     write_table,
 )
+from vitmodel.training.selection import scores_to_fit
 from vitmodel.training.trainer import STARTED, is_rank_zero, start_or_resume
 from vitmodel.utils import write_atomic
 
@@ -52,9 +55,10 @@ MAX_CROPS_SHOWN = 32
 def train(config: TrainConfig) -> None:
     """Train a network and write RUN/package.
 
-    Without folds, the network is trained on the split `train`. Epoch, calibration and threshold are chosen on `val`.
-    The split `test` is not used. With folds, one network per fold is trained on all other folds. Calibration and
-    threshold are fitted to the scores that each network gives to its left-out fold.
+    Without folds, the network is trained on the split `train`. Epoch, calibration and threshold are chosen on `val`,
+    the latter two by scores that did not choose their epoch (`training.selection`). The split `test` is not used.
+    With folds, one network per fold is trained on all other folds. Calibration and threshold are fitted to the scores
+    that each network gives to its left-out fold.
 
     Raises:
         UsageError: The manifest or the recipe cannot be used, or RUN holds another run.
@@ -114,11 +118,12 @@ def train_once(
     fitted = train_and_validate(config, config.run, rows["train"], rows["val"], network, checkpoint)
     if fitted is not None:
         write_table(rows["val"], fitted.logits, config.label, config.run / "validation.csv")
-        breasts = aggregate_breasts(rows["val"], fitted.logits, config.label)
-        out_of_sample = OutOfSample(breasts, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
+        breasts, origin = scores_to_fit(rows["val"], fitted.logits, fitted.validation_logits, config)
+        out_of_sample = OutOfSample(breasts, origin, auxiliary_units(rows["val"], fitted.auxiliary, config.auxiliary))
         result = f"best {fitted.selection_summary}"
         look = Look.fit([fitted.typicality], fitted.appearance)
-        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result, look, source)
+        weights = record_weights(source, fitted.weights)
+        write_package(config, [fitted.model], out_of_sample, data, preprocessing, fitted.history, result, look, weights)
 
 
 def cross_validate(
@@ -157,10 +162,12 @@ def cross_validate(
     write_table(folded, logits, config.label, config.run / "out_of_fold.csv")
     breasts = aggregate_breasts(folded, logits, config.label)
     result = f"out-of-fold AUROC per breast {compute_metrics(breasts, 0.5).intervals['auroc']}"
-    out_of_sample = OutOfSample(breasts, auxiliary_units(folded, auxiliary, config.auxiliary))
+    auxiliary_outputs = auxiliary_units(folded, auxiliary, config.auxiliary)
+    out_of_sample = OutOfSample(breasts, ScoreOrigin(OUT_OF_FOLD), auxiliary_outputs)
     look = Look.fit([fitted.typicality for fitted in members], pd.concat(held_out_images))
     models = [fitted.model for fitted in members]
-    write_package(config, models, out_of_sample, data, preprocessing, history, result, look, source)
+    weights = record_weights(source, members[0].weights)
+    write_package(config, models, out_of_sample, data, preprocessing, history, result, look, weights)
 
 
 def write_picture(frame: pd.DataFrame, config: TrainConfig) -> None:

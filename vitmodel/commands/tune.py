@@ -5,7 +5,12 @@ Trials are compared on validation patients; test patients are not used.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,7 +22,7 @@ from vitmodel.config.choices import LOSSES
 from vitmodel.data.fingerprint import fingerprint
 from vitmodel.data.labels import without_label
 from vitmodel.data.manifest import write_manifest
-from vitmodel.errors import DivergedError
+from vitmodel.errors import DivergedError, VitmodelError
 from vitmodel.jobs.journal import lock_folder
 from vitmodel.training.fit import (
     MONITOR_METRICS,
@@ -40,6 +45,7 @@ def tune(config: TuneConfig) -> None:
 
     Raises:
         UsageError: The extra `tune` is not installed, the manifest cannot be used, or RUN holds another search.
+        VitmodelError: The disk is full.
     """
     optuna = import_optuna()
     frame = labelled_crops(config)
@@ -47,7 +53,7 @@ def tune(config: TuneConfig) -> None:
     config, _ = settle_network(config, preprocessing)
     check_sizes(frame, config)
     data = fingerprint(frame, config.label)["sha256"]
-    with lock_folder(config.run, STARTED):
+    with lock_folder(config.run, STARTED), sentence_for_full_disk(config.run):
         start_or_resume(
             "tune", replace(config, trials=1), config.run, data
         )  # not the number of trials: a resumed search may ask for more
@@ -66,6 +72,40 @@ def tune(config: TuneConfig) -> None:
             study.optimize(lambda trial: objective(trial, config, frame, preprocessing, data), n_trials=1)
             write_report(study, config)
         write_report(study, config)
+
+
+@contextlib.contextmanager
+def sentence_for_full_disk(run: Path) -> Iterator[None]:
+    """Replace the errors that SQLite, SQLAlchemy, optuna and the loggers raise on a full disk by one sentence.
+
+    Raises:
+        VitmodelError: The disk is full.
+    """
+    try:
+        yield
+    except VitmodelError:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise VitmodelError(
+            f"cannot write to {run}: no space left on device; free some space, then continue with --resume"
+        ) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Return whether a full disk caused an error, directly or through others."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # SQLite can also report a failed write as an input/output error; the low byte is the kind of error.
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in (
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR,
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def import_optuna() -> Any:

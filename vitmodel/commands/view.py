@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from vitmodel import __version__
 from vitmodel.config import PredictorConfig, ViewConfig
-from vitmodel.config.viewing import LOOPBACK
 from vitmodel.data.tables import write_csv
 from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
@@ -23,7 +22,7 @@ from vitmodel.viewer.reading_tables import label_table, study_table
 from vitmodel.viewer.readings import READINGS, ReadingStore, check_name
 from vitmodel.viewer.room import Model, ReadingMode, ReadingRoom, Results
 from vitmodel.viewer.scores_folder import METRICS, read_scores_folder
-from vitmodel.viewer.security import LocalOnly
+from vitmodel.web.security import AccessPolicy, Guard
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -76,7 +75,7 @@ def create_app(config: ViewConfig) -> FastAPI:
     mode = ReadingMode(_store(config), check_name(config.reader) if config.reader else "", config.blind)
     room = ReadingRoom(results, _load_model(config), mode)
     app = FastAPI(title="vitmodel", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(LocalOnly, names=LOOPBACK)
+    app.add_middleware(Guard, policy=AccessPolicy())
     app.include_router(make_router(room))
     app.include_router(make_export_router(room))
     if evaluation:

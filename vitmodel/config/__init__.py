@@ -8,6 +8,7 @@ from vitmodel.config.base import Config, FreezeEpochs, Size, listed, require
 from vitmodel.config.images import ETLConfig, Preprocessing, SynthConfig
 from vitmodel.config.integration import IntegrationConfig, SegmentsConfig
 from vitmodel.config.make import did_you_mean, make_config
+from vitmodel.config.node import NodeConfig
 from vitmodel.config.options import Option, options
 from vitmodel.config.recipe import plain, to_command, to_yaml
 from vitmodel.config.scoring import (
@@ -19,9 +20,9 @@ from vitmodel.config.scoring import (
     InfoConfig,
     PredictConfig,
     PredictorConfig,
-    ServeConfig,
     VerifyConfig,
 )
+from vitmodel.config.serving import KeysConfig, ServeConfig
 from vitmodel.config.sharing import PackConfig, PushConfig, RecipesConfig, UnpackConfig, WeightsConfig
 from vitmodel.config.studies import LeaveOutConfig, VersionsConfig
 from vitmodel.config.training import PretrainConfig, TrainConfig, TrainingConfig, TuneConfig
@@ -39,7 +40,9 @@ __all__ = [
     "FreezeEpochs",
     "InfoConfig",
     "IntegrationConfig",
+    "KeysConfig",
     "LeaveOutConfig",
+    "NodeConfig",
     "Option",
     "PackConfig",
     "PredictConfig",

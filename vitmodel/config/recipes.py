@@ -71,9 +71,20 @@ def with_recipe_paths(arguments: Sequence[str]) -> list[str]:
     resolved: list[str] = []
     for argument in arguments:
         if resolved and resolved[-1] == "--config":
-            resolved.append(str(recipe_path(argument)))
+            resolved.append(str(_checked(recipe_path(argument))))
         elif argument.startswith("--config="):
-            resolved.append(f"--config={recipe_path(argument.removeprefix('--config='))}")
+            resolved.append(f"--config={_checked(recipe_path(argument.removeprefix('--config=')))}")
         else:
             resolved.append(argument)
     return resolved
+
+
+def _checked(path: Path) -> Path:
+    """Return `path`. Raise UsageError unless it is a file of text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = "\0"
+    if "\0" in text:
+        raise UsageError(f"config: {path} cannot be read as text; give the path of a YAML file")
+    return path

@@ -1,4 +1,4 @@
-"""Options of the verbs that score (predict, serve, evaluate, compare, export), and of demo and info."""
+"""Options of the verbs that score (predict, evaluate, compare, export), and of demo and info."""
 
 from __future__ import annotations
 
@@ -212,6 +212,13 @@ class CompareConfig(Config):
         require(self.workers >= 0, "workers", "must not be negative")
 
 
+def check_dicom_kinds(dicom: tuple[str, ...], explain: str | None) -> None:
+    """Raise UsageError if `dicom` names kinds of results that are made from heat maps and there are none."""
+    if explain is None:
+        unmade = "sc" if dicom == ("sc",) else ", ".join(sorted({"seg", "pm", "cad"} & set(dicom)))
+        require(not unmade, "dicom", f"{unmade} is made from heat maps; add --explain METHOD, or leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(PredictorConfig):
     """Score mammograms with a model package: one row per image, breast and patient.
@@ -243,10 +250,10 @@ class PredictConfig(PredictorConfig):
     """Write a heat map of each image to OUT/overlays: integrated = integrated gradients; occlusion; gradient =
     gradient-weighted attention; rollout = attention rollout, which shows attention and not evidence for cancer."""
     dicom: tuple[DicomKind, ...] = ()
-    """Write DICOM results for DICOM images to OUT/dicom: sr = two structured reports per study, outlines for viewers
-    and text for people; sc = each heat map as a picture, if --explain is given; gsps = the outlines as a presentation
-    state per image. Only with --explain: seg = the region where the heat map is highest; pm = the heat map's values;
-    cad = a mammography CAD report per study. Without a value: sr,sc."""
+    """Write DICOM results for DICOM images to OUT/dicom: sr = structured reports, outlines on images for viewers and
+    text on each study for people; sc = each heat map as a picture, if --explain is given; gsps = the outlines as a
+    presentation state per image. Only with --explain: seg = the region where the heat map is highest; pm = the heat
+    map's values; cad = a mammography CAD report per study. Without a value: sr,sc."""
     deidentify: str = ""
     """Remove the patient's identity from the DICOM results with dicognito. The value is the secret seed; images
     anonymised with the same seed match the results. The score tables keep the ids. none = keep the identity."""
@@ -255,35 +262,11 @@ class PredictConfig(PredictorConfig):
         super()._check()
         require(bool(self.source), "source", "is empty; name at least one image, folder or table to score")
         require_apart(self.out, self.source)
-        if self.explain is None:
-            unmade = "sc" if self.dicom == ("sc",) else ", ".join({"seg", "pm", "cad"} & set(self.dicom))
-            require(not unmade, "dicom", f"{unmade} is made from heat maps; add --explain METHOD, or leave it out")
+        check_dicom_kinds(self.dicom, self.explain)
 
     def _resolve(self) -> None:
         super()._resolve()
         object.__setattr__(self, "dicom", tuple(kind for kind in get_args(DicomKind) if kind in self.dicom))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig(PredictorConfig):
-    """Score mammograms over HTTP: POST images to /scores, or drop them on the page at /.
-
-    Uploads are deleted once they are scored. There is no login: everybody who can reach the port can use it.
-    """
-
-    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {"server": ("host", "port", "upload_limit")}
-
-    host: str = "127.0.0.1"
-    """Address to listen on. 127.0.0.1 = this machine only, 0.0.0.0 = all networks of this machine."""
-    port: int = 8000
-    """Port to listen on. 0 = any free port."""
-    upload_limit: int = 2000
-    """Largest size of a request, and of the unpacked content of an archive, in megabytes."""
-
-    def _check(self) -> None:
-        super()._check()
-        require(0 <= self.port <= 65535, "port", "must lie between 0 and 65535")
-        require(self.upload_limit >= 1, "upload_limit", "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,9 +74,9 @@ def fit_baseline(table: pd.DataFrame, label: str, name: str, seed: int = 0) -> t
         seed: Seed of the folds, the trees and the permutations.
 
     Returns:
-        The probability of each row, `(N,)`, and the most important feature: the one of several values whose permutation
-        costs the most AUROC. All probabilities are NaN and the feature is empty if a class has fewer than two patients or no feature
-        varies.
+        The probability of each row, `(N,)`, and the most important feature: of those with several values, the one whose
+        permutation costs the most AUROC. All probabilities are NaN and the feature is empty if a class has fewer than
+        two patients or no feature varies.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score

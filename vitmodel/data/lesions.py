@@ -28,7 +28,7 @@ def boxes_from_text(text: str) -> np.ndarray:
         return np.array(boxes, np.float32).reshape(-1, 4)
     except ValueError:
         raise UsageError(
-            f"column lesions: {text!r} is not a list of boxes; write x0 y0 x1 y1 for each, separated by ';'"
+            "column lesions: a cell is not a list of boxes; write x0 y0 x1 y1 for each, separated by ';'"
         ) from None
 
 

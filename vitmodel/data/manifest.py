@@ -39,12 +39,23 @@ def as_manifest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     missing = [column for column in REQUIRED_COLUMNS if column not in frame]
     if missing:
         raise UsageError(f"{name}: column {missing[0]} is missing; a manifest needs {', '.join(REQUIRED_COLUMNS)}")
-    unknown = pd.Series(np.nan, index=frame.index)
-    typed = {column.name: convert_column(frame.get(column.name, unknown), column, name) for column in COLUMNS}
+    typed = {
+        column.name: convert_column(frame[column.name], column, name)
+        if column.name in frame
+        else _unknown(column, frame)
+        for column in COLUMNS
+    }
     extra = {str(column): frame[column] for column in frame if column not in typed}
     table = pd.DataFrame(typed | extra).reset_index(drop=True)
     check_manifest(table, name)
     return table
+
+
+def _unknown(column: ManifestColumn, frame: pd.DataFrame) -> pd.Series:
+    """Return a column that the table `frame` lacks."""
+    is_text = column.kind in ("text", "path")
+    blank = "" if is_text and column.role == "id" else np.nan
+    return pd.Series(blank, index=frame.index, dtype=object if is_text else float)
 
 
 def convert_column(values: pd.Series, column: ManifestColumn, name: str) -> pd.Series:
@@ -102,10 +113,10 @@ def check_manifest(table: pd.DataFrame, name: str) -> None:
 
 
 def _refuse(invalid: pd.Series, values: pd.Series, where: str, problem: str) -> None:
-    """Raise UsageError for the first row in which `invalid` is true, if any."""
+    """Raise UsageError for the first row in which `invalid` is true, if any. A value may be a misplaced name."""
     rows = np.flatnonzero(invalid)
     if len(rows):
-        raise UsageError(f"{where}, row {rows[0] + 1}: {values.iloc[rows[0]]!r} {problem}")
+        raise UsageError(f"{where}, row {rows[0] + 1}: the value {problem}")
 
 
 def read_manifest(path: Path | str) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vitmodel.config.labels import CANCER, target_name
@@ -82,8 +83,9 @@ def _patients(table: pd.DataFrame, label: str) -> pd.DataFrame:
     groups = usable_rows(table).sort_values(["site_id", "machine_id"]).groupby("patient_id")
     divided = groups.split.nunique() > 1
     if divided.any():
+        row = int(np.argmax(table.patient_id == divided.idxmax())) + 1
         raise UsageError(
-            f"column split: {divided.sum()} patients are in two splits (the first is {divided.idxmax()!r}); "
+            f"column split: {divided.sum()} patients are in two splits (the first is that of row {row}); "
             "put all images of a patient into one"
         )
     return groups[["site_id", "machine_id", "split"]].first().assign(positive=groups[label].max())
@@ -175,9 +177,9 @@ def read_splits(table: pd.DataFrame, path: Path | str, column: str = "split") ->
             table.
     """
     parts = read_table(path, ["patient_id", column]).drop_duplicates()
-    repeated = parts.patient_id[parts.patient_id.duplicated()]
+    repeated = parts.index[parts.patient_id.duplicated()]
     if len(repeated):
-        raise UsageError(f"{path}: column {column}: patient {repeated.iloc[0]!r} is in two parts; keep one")
+        raise UsageError(f"{path}: column {column}, row {repeated[0] + 1}: the patient is in two parts; keep one")
     assigned = table.patient_id.map(parts.set_index("patient_id")[column])
     if assigned.isna().all():
         raise UsageError(f"{path}: column patient_id: no patient of the table is listed; check that the ids match")

@@ -127,7 +127,7 @@ class _Worker:
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """Receive items and send back their results or exceptions until the parent process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         pipe.send("ready")
         while True:
@@ -140,7 +140,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
             pipe.send(answer)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Exit when the parent process ends.
 
     Otherwise a worker of a killed run could write into a folder that another run has locked in the meantime.

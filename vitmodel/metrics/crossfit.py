@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,11 @@ from vitmodel.metrics.threshold import choose_threshold
 
 FOLDS = 5
 """Maximum number of folds."""
+
+OUT_OF_FOLD = "out_of_fold"
+CROSS_SELECTED = "cross_selected"
+ONLY_EPOCH = "only_epoch"
+SELECTED_EPOCH = "selected_epoch"
 
 Transform = Callable[[FloatArray], FloatArray]
 """A function of scores, `(N,)` to `(N,)`."""
@@ -84,3 +91,58 @@ def cross_fitted_probabilities(sample: ScoredUnits, method: str, seed: int = 0) 
         return lambda held_out: fitted.apply(to_logit(held_out))
 
     return _cross_fit(sample, seed, fit)
+
+
+@dataclass(frozen=True)
+class ScoreOrigin:
+    """Where the scores come from to which calibration and threshold were fitted, as the model package records it."""
+
+    kind: str
+    """`out_of_fold`: from networks that were not trained on the patients. `cross_selected`: from validation patients,
+    each half at the epoch that the other half chose. `only_epoch`: from validation patients, of which none chose an
+    epoch. `selected_epoch`: from the validation patients who chose the epoch, for which the scores are too good."""
+    divisions: int = 0
+    """Number of random divisions of the validation patients into halves."""
+    note: str = ""
+    """Why the scores are of the selected epoch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for config.json."""
+        return asdict(self)
+
+
+def describe_origin(values: Mapping[str, Any]) -> str:
+    """Return a sentence on a `ScoreOrigin`, for the model card and reports; `values` is the entry of a package."""
+    kind = values["kind"]
+    if kind == OUT_OF_FOLD:
+        return "None of these scores is of a network that was trained on the patient."
+    if kind == ONLY_EPOCH:
+        return "There was one epoch only, so no score chose it."
+    if kind == CROSS_SELECTED:
+        return (
+            f"In {values['divisions']} random divisions of these patients, each half was scored at the epoch that the "
+            "other half chose, so that no score chose its own epoch."
+        )
+    note = f" ({values['note']})" if values["note"] else ""
+    return (
+        f"The same patients chose the epoch{note}, so that probabilities may be too extreme on other patients; "
+        "--folds avoids this."
+    )
+
+
+def cross_select(candidates: FloatArray, folds: NDArray[np.intp], figures: FloatArray) -> FloatArray:
+    """Return the values of each fold from the candidate that is best on all other folds, `(N,)`.
+
+    The first of equal candidates is used.
+
+    Args:
+        candidates: Values of E candidates, such as epochs, for N rows, `(E, N)`.
+        folds: Fold of each row, counted from 0, `(N,)`, such as `patient_folds`.
+        figures: How good each candidate is on the rows outside each of K folds, `(E, K)`; NaN = not defined.
+
+    Raises:
+        UsageError: The figure of a fold is not defined for any candidate.
+    """
+    if np.isnan(figures).all(axis=0).any():
+        raise UsageError("labels: a part of the patients has one class only")
+    return np.take_along_axis(candidates, np.nanargmax(figures, axis=0)[folds][None], axis=0)[0]

@@ -38,7 +38,7 @@ QUANTIZED = {"DequantizeLinear", "MatMulInteger", "QLinearMatMul", "QLinearConv"
 
 @dataclass(frozen=True)
 class OnnxWeights:
-    """What a graph tells about a Vision Transformer."""
+    """What a graph states about a Vision Transformer."""
 
     tensors: dict[str, Tensor]
     """Name of each parameter -> its value."""

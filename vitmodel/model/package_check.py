@@ -164,7 +164,8 @@ def read_document(folder: Path) -> dict[str, Any]:
         check_document(document)
         _check_integrity_block(document)
     except UsageError as error:
-        raise VitmodelError(f"{path}: {error}; {COPY_AGAIN}, or use the vitmodel that wrote it") from error
+        remedy = f"{COPY_AGAIN}, or install the vitmodel that wrote it, which may be newer"
+        raise VitmodelError(f"{path}: {error}; {remedy}") from error
     except RecursionError as error:
         raise VitmodelError(f"{path}: broken (nested too deeply); {COPY_AGAIN}") from error
     except (ValueError, KeyError) as error:

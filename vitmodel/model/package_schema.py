@@ -248,7 +248,7 @@ def _check_auxiliary(values: object, architecture: NetworkConfig) -> None:
         count = max(2, targets[key].num_outputs)
         fits = isinstance(biases, list) and len(biases) == count and all(map(_is_number, biases))
         _require(fits, f"{name}.biases", f"a list of {count} numbers", biases)
-        _require(_has_type(int, units) and units >= 0, f"{name}.units", "a whole number", units)
+        _require(isinstance(units, int) and _has_type(int, units), f"{name}.units", "a whole number", units)
 
 
 def _check_records(document: Mapping[str, Any]) -> None:
@@ -257,6 +257,9 @@ def _check_records(document: Mapping[str, Any]) -> None:
         is_curve = isinstance(points, list) and all(_is_point(point) for point in points)
         _require(is_curve, f"history.{key}", "a list of pairs of an epoch and a number", points)
     _mapping(document.get("versions", {}), "versions")
+    origin = _mapping(document.get("fitted_to", {"kind": "", "divisions": 0, "note": ""}), "fitted_to")
+    for key, hint in {"kind": str, "divisions": int, "note": str}.items():
+        _require(_has_type(hint, origin.get(key)), f"fitted_to.{key}", TYPE_NAMES[hint], origin.get(key))
     data = _mapping(document.get("data", {}), "data")
     for key, counts in _mapping(data.get("splits", {}), "data.splits").items():
         _mapping(counts, f"data.splits.{key}")

@@ -91,15 +91,24 @@ class WeightReport:
         """Return the names of the tensors with this action."""
         return [entry.tensor for entry in self.actions if entry.action == action]
 
-    def __str__(self) -> str:
+    def rows(self) -> list[WeightAction]:
+        """Return the rows of the table, in which the tensors of one part are counted and not named."""
         groups = Counter(
             entry._replace(tensor=re.sub(r"^(blocks|sources|exam|segments|auxiliary)\..*", r"\1", entry.tensor))
             for entry in self.actions
         )
-        rows = [
-            (entry.action, entry.tensor + (f" ({count} tensors)" if count > 1 else ""), entry.note)
+        return [
+            entry._replace(tensor=entry.tensor + (f" ({count} tensors)" if count > 1 else ""))
             for entry, count in groups.items()
         ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the number of tensors by action and the rows of the table, for config.json."""
+        counts = Counter(entry.action for entry in self.actions)
+        return {"tensors": {action: counts[action] for action in ACTIONS}, "table": [list(row) for row in self.rows()]}
+
+    def __str__(self) -> str:
+        rows = self.rows()
         width = max(len(tensor) for _, tensor, _ in rows)
         lines = [f"  {action:8} {tensor:{width}}  {note}".rstrip() for action, tensor, note in rows]
         return "\n".join([f"weights from {self.path}", *lines])

@@ -91,8 +91,8 @@ class Database:
                 version = connection.execute(text("SELECT version FROM schema_version")).scalar_one()
             if version > _schema_version():
                 raise VitmodelError(
-                    f"database: its tables have version {version}, this vitmodel knows versions up to "
-                    f"{_schema_version()}; install the newer vitmodel again, or restore the back-up"
+                    f"database: its tables have version {version}, newer than {_schema_version()} of this vitmodel; "
+                    "install the newer vitmodel again, or restore the back-up of before the upgrade"
                 )
             if version == 0:
                 Base.metadata.create_all(connection)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 
-from vitmodel.errors import ImageRefusedError
+from vitmodel.errors import ImageRefusedError, InvalidObjectError
 from vitmodel.node.models import UID_LENGTH
 from vitmodel.pixels.dicom_header import FOR_PROCESSING_CLASSES, check_modality
 from vitmodel.pixels.functional_groups import promote_functional_groups
@@ -20,10 +20,6 @@ from vitmodel.results.evidence import MANUFACTURER
 
 UID_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)*")
 """A DICOM UID (PS3.5, section 9.1), except that components may have leading zeros, which some archives write."""
-
-
-class InvalidObjectError(Exception):
-    """Raised for an object that cannot be stored; the message names no value of its header."""
 
 
 def is_uid(text: str) -> bool:

@@ -16,8 +16,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from vitmodel.errors import DiskFullError, InvalidObjectError
 from vitmodel.node.database import Database
-from vitmodel.node.facts import InvalidObjectError, ObjectFacts, read_facts
+from vitmodel.node.facts import ObjectFacts, read_facts
 from vitmodel.node.models import Instance, Result, Study, Transfer
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,6 @@ ABANDONED_SECONDS = 3600
 """Age from which a file that was never completed is removed at the next start."""
 STALE_TRANSFER_SECONDS = 300
 """Time without an object after which an association is taken for dead: its receiver may have been killed."""
-
-
-class DiskFullError(Exception):
-    """Raised if less space is left than the watermark asks for."""
 
 
 class Inbox:
@@ -54,7 +51,7 @@ class Inbox:
     def check_space(self, incoming: int = 0) -> None:
         """Raise DiskFullError unless the watermark is kept after `incoming` more bytes."""
         if shutil.disk_usage(self.folder / "inbox").free - incoming < self.min_free_bytes:
-            raise DiskFullError
+            raise DiskFullError("disk: less space is left than the watermark asks for; free some, or lower it")
 
     def store(self, content: bytes, source: str, association: str = "") -> ObjectFacts:
         """Store an object: on the disk first, then in the database. It may be acknowledged when this returns.
@@ -146,7 +143,7 @@ class Inbox:
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise DiskFullError from error
+            raise DiskFullError(f"disk: cannot write ({error.strerror}); free some space") from error
 
     def _register(self, session: Session, facts: ObjectFacts, path: Path, size: int, digest: str, source: str) -> None:
         now = self.clock()
@@ -156,7 +153,8 @@ class Inbox:
             if known.sha256 != digest:
                 logger.warning("an object was sent again with other content; the first one is kept")
             return
-        ignored = facts.ignored or ("own result" if session.get(Result, facts.sop_uid) else "")
+        is_result = session.scalars(select(Result.job_id).where(Result.sop_uid == facts.sop_uid)).first() is not None
+        ignored = facts.ignored or ("own result" if is_result else "")
         study = session.get(Study, facts.study_uid, with_for_update=True)
         if study is None:
             study = Study(study_uid=facts.study_uid, first_arrival=now, last_arrival=now, pending=True)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from vitmodel.node.database import Database
 from vitmodel.node.gathering import Decision, GatheringRules, ImageFacts, StudyFacts, decide
 from vitmodel.node.inbox import open_transfers
-from vitmodel.node.models import Instance, Job, Study
+from vitmodel.node.models import Instance, Job, Result, Study, Worker
 from vitmodel.node.queueing import back_off, job_key
 
 WORKING_STAGES = ("score", "send")
 END_STAGES = ("sent", "incomplete", "kept", "unscored", "dead")
 STUDIES_PER_TURN = 200
+POLL_SECONDS = 0.5
+"""Pause of a worker when there is no job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,7 @@ class Queue:
                     self._bury(job, job.error or "the process that worked on it ended each time", "worker_lost")
                     continue
                 job.lease_owner, job.lease_until = owner, now + self.rules.lease_seconds
+                job.claimed_at = now
                 job.attempts += 1
                 job.failures += 1
                 session.flush()
@@ -152,12 +157,36 @@ class Queue:
 
     def heartbeat(self, job_id: int, owner: str) -> bool:
         """Extend a lease; return whether `owner` still has it."""
-        return self._update_owned(job_id, owner, lease_until=self.clock() + self.rules.lease_seconds)
+        with self.database.write() as session:
+            return self._update(session, job_id, owner, lease_until=self.clock() + self.rules.lease_seconds)
 
-    def finish(self, job_id: int, owner: str, stage: str, **values: Any) -> bool:
-        """Move a job to its next stage and end the lease; return whether `owner` still had it."""
-        zero = {"attempts": 0, "failures": 0, "not_before": 0.0, "lease_owner": "", "lease_until": 0.0}
-        return self._update_owned(job_id, owner, **(zero | {"error": "", "error_code": ""} | values), stage=stage)
+    def finish(self, job_id: int, owner: str, stage: str, results: Sequence[Result] = (), **values: Any) -> bool:
+        """Move a job to its next stage, add its results and end the lease, in one transaction.
+
+        Returns:
+            Whether `owner` still had the lease; if not, nothing is changed.
+        """
+        fresh = {"attempts": 0, "failures": 0, "not_before": 0.0, "lease_owner": "", "lease_until": 0.0}
+        fresh |= {"error": "", "error_code": ""}
+        with self.database.write() as session:
+            job = session.get(Job, job_id)
+            if job is not None and job.stage in WORKING_STAGES:
+                fresh[f"{job.stage}_seconds"] = self.clock() - job.claimed_at
+            if not self._update(session, job_id, owner, **(fresh | values), stage=stage):
+                return False
+            for result in results:
+                session.merge(result)
+        return True
+
+    def bury(self, job_id: int, owner: str, error: str, code: str) -> bool:
+        """Make a job a dead letter at once, because trying again is of no use."""
+        with self.database.write() as session:
+            job = session.get(Job, job_id, with_for_update=True)
+            if job is None or job.lease_owner != owner:
+                return False
+            job.updated_at = self.clock()
+            self._bury(job, error, code)
+        return True
 
     def fail(self, job_id: int, owner: str, error: str, code: str, *, counts: bool = True) -> bool:
         """End a lease after a failed attempt; the job is tried again later, or dead after too many attempts.
@@ -213,6 +242,8 @@ class Queue:
                 job.failures = job.attempts = 0
                 job.not_before = 0.0
                 job.updated_at = self.clock()
+                refused = (Result.job_id == job.id, Result.state.in_(("refused", "unsupported")))
+                session.execute(update(Result).where(*refused).values(state="pending"))
         return len(jobs)
 
     def counts(self) -> dict[str, int]:
@@ -232,13 +263,32 @@ class Queue:
             created = session.scalars(select(func.min(Job.created_at)).where(Job.stage.in_(WORKING_STAGES))).one()
         return None if created is None else max(0.0, self.clock() - created)
 
-    def _update_owned(self, job_id: int, owner: str, **values: Any) -> bool:
+    def sign_on(self, name: str, role: str, ready: bool) -> None:
+        """Note that a worker is alive, and whether it can work."""
         with self.database.write() as session:
-            done = session.execute(
-                update(Job)
-                .where(Job.id == job_id, Job.lease_owner == owner, Job.stage.in_(WORKING_STAGES))
-                .values(updated_at=self.clock(), **values)
-            )
+            session.merge(Worker(name=name, role=role, ready=ready, seen_at=self.clock()))
+
+    def sign_off(self, name: str) -> None:
+        """End the leases of a worker that stops."""
+        self.release(name)
+        with self.database.write() as session:
+            session.execute(delete(Worker).where(Worker.name == name))
+
+    def ready_workers(self, role: str) -> int:
+        """Return the number of workers of a role that are alive and can work."""
+        alive = self.clock() - self.rules.lease_seconds
+        query = (
+            select(func.count()).select_from(Worker).where(Worker.role == role, Worker.ready, Worker.seen_at > alive)
+        )
+        with self.database.read() as session:
+            return session.scalars(query).one()
+
+    def _update(self, session: Session, job_id: int, owner: str, **values: Any) -> bool:
+        done = session.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.lease_owner == owner, Job.stage.in_(WORKING_STAGES))
+            .values(updated_at=self.clock(), **values)
+        )
         return bool(done.rowcount)  # type: ignore[attr-defined]
 
     @staticmethod
@@ -246,3 +296,22 @@ class Queue:
         job.failed_stage, job.stage = job.stage, "dead"
         job.lease_owner, job.lease_until = "", 0.0
         job.error, job.error_code = error, code
+
+
+@contextlib.contextmanager
+def kept_lease(queue: Queue, job: Job, owner: str) -> Iterator[None]:
+    """Extend the lease of a job until the end of the block."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(queue.rules.lease_seconds / 3):
+            with contextlib.suppress(Exception):  # the database may be away for a moment; the lease tells
+                queue.heartbeat(job.id, owner)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

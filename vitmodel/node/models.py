@@ -110,6 +110,10 @@ class Job(Base):
     error_code: Mapped[str] = mapped_column(String(32), default="")
     created_at: Mapped[float]
     updated_at: Mapped[float]
+    claimed_at: Mapped[float] = mapped_column(default=0.0)
+    score_seconds: Mapped[float | None] = mapped_column(nullable=True)
+    """Duration of the attempt that finished the stage."""
+    send_seconds: Mapped[float | None] = mapped_column(nullable=True)
     fingerprint: Mapped[str] = mapped_column(String(64), default="")
     software: Mapped[str] = mapped_column(String(32), default="")
     threshold: Mapped[float | None] = mapped_column(nullable=True)
@@ -126,8 +130,8 @@ class Result(Base):
     """A DICOM result of a job, and what became of it at the destination."""
 
     __tablename__ = "results"
-    sop_uid: Mapped[str] = mapped_column(String(UID_LENGTH), primary_key=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    sop_uid: Mapped[str] = mapped_column(String(UID_LENGTH), primary_key=True, index=True)
     sop_class: Mapped[str] = mapped_column(String(UID_LENGTH))
     path: Mapped[str] = mapped_column(Text)
     """Relative to the node's folder."""
@@ -138,7 +142,20 @@ class Result(Base):
     message: Mapped[str] = mapped_column(Text, default="")
     transaction: Mapped[str] = mapped_column(String(UID_LENGTH), default="", index=True)
     """Transaction UID of the storage commitment that was requested last."""
+    requested_at: Mapped[float] = mapped_column(default=0.0)
+    """When that commitment was requested."""
     updated_at: Mapped[float]
+
+
+class Worker(Base):
+    """A process that scores or sends."""
+
+    __tablename__ = "workers"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    ready: Mapped[bool] = mapped_column(default=False)
+    """Whether its packages are loaded."""
+    seen_at: Mapped[float]
 
 
 class AuditEntry(Base):

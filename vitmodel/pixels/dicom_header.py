@@ -85,7 +85,8 @@ def read_syntax_and_class(dataset: Dataset, tags: TagReader) -> tuple[str, str]:
     if syntax not in decoding.DECODERS:
         raise ImageRefusedError(
             "undecodable",
-            f"the transfer syntax, {name_of_uid(syntax)}, is not supported; export the image uncompressed or as JPEG 2000",
+            f"the transfer syntax ({name_of_uid(syntax)}) is not supported; "
+            "export the image uncompressed or as JPEG 2000",
         )
     return str(syntax), sop_class
 

@@ -175,7 +175,9 @@ def _read_values(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         values |= {"laterality": sides} if sides.notna().any() else {}
     empty = table.patient_id.isna() | (table.patient_id.str.strip() == "") | _stand_for_unknown(table.patient_id, path)
     if empty.any():
-        problems.append(f"column patient_id, row {int(np.argmax(empty)) + 1}: is empty; {int(empty.sum())} rows in all")
+        problems.append(
+            f"column patient_id, row {int(np.argmax(empty)) + 1}: the value is empty; {int(empty.sum())} rows in all"
+        )
     if problems:
         shown = problems[:MAX_PROBLEMS]
         if len(problems) > MAX_PROBLEMS:
@@ -217,7 +219,7 @@ def _log_words(path: Path, column: str, words: Mapping[str, str | None]) -> None
 def _describe(values: pd.Series, column: str, word: str, problem: str) -> str:
     rows = np.flatnonzero(values == word)
     more = f" (and in {len(rows) - 1} more rows)" if len(rows) > 1 else ""
-    return f"column {column}, row {rows[0] + 1}: {word!r} {problem}{more}"
+    return f"column {column}, row {rows[0] + 1}: the value {problem}{more}"  # which may be a misplaced name
 
 
 def _find_rounded_ids(values: pd.Series, column: str) -> list[str]:

@@ -24,12 +24,12 @@ def resolve_exams(files: Sequence[IdentifiedFile], patients: Sequence[str], inst
     """
     exams = [""] * len(files)
     notes = []
-    for patient, rows in group_rows(range(len(files)), lambda row: patients[row]).items():
+    for rows in group_rows(range(len(files)), lambda row: patients[row]).values():
         studied = [row for row in rows if files[row].identity.study_id]
         clusters = _exams_of_patient([files[row] for row in studied], [instances[row] for row in studied])
         if len(clusters) > 1 and _are_views_of_one_exam([[files[studied[n]] for n in group] for group in clusters]):
             first, second = (files[studied[group[0]]].path for group in clusters[:2])
-            notes.append(f"{patient}: {first}, {second}")
+            notes.append(f"{first}, {second}")
             continue
         for group in clusters if len(clusters) > 1 else ():
             for number in group:
@@ -82,7 +82,7 @@ def resolve_instances(files: Sequence[IdentifiedFile]) -> list[str]:
         if not _have_same_pixels([files[row].path for row in rows]):
             for row in rows:
                 instances[row] = ""
-            notes.append(f"{instance}: {files[rows[0]].path}, {files[rows[1]].path}")
+            notes.append(f"{files[rows[0]].path}, {files[rows[1]].path}")
     warn_of_collisions("a SOPInstanceUID is shared by files with different pixels, which all count", notes)
     return instances
 

@@ -99,6 +99,7 @@ def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator
         message = "%s cannot be listed (%s), so its images are left out"
         logger.warning(message, path_to_text(folder), error.strerror)
         return
+    special = []
     for entry in entries:
         if is_hidden(entry.name):
             continue
@@ -109,6 +110,11 @@ def iter_files(folder: str, ancestors: frozenset[str] = frozenset()) -> Iterator
                 yield from iter_files(entry.path, ancestors | {real_path})
         elif is_kind(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path)):
             yield path_to_text(entry.path)
+        else:
+            special.append(path_to_text(entry.name))
+    if special:
+        message = "%s: pipes, sockets and devices are left out: %s"
+        logger.warning(message, path_to_text(folder), ", ".join(sorted(special)[:MAX_SUFFIXES]))
 
 
 def is_kind(kind: Callable[[], bool]) -> bool:

@@ -71,8 +71,7 @@ def _labels_of_id(patient: str, files: Sequence[IdentifiedFile], notes: list[str
     for label, file in zip(labels, files, strict=True):
         first_files.setdefault(label, file.path)
     if len(first_files) > 1:
-        shown = ", ".join(f"{label} ({path})" for label, path in first_files.items())
-        notes.append(f"{patient} is read as {shown}")
+        notes.append(", ".join(first_files.values()))
     return labels
 
 
@@ -137,7 +136,7 @@ def _fill_unknown(files: Sequence[IdentifiedFile], patients: list[str], unknown:
             label = first.name
         else:
             label = first.study
-            by_study.append(f"study {first.study}, such as {first.path}")
+            by_study.append(f"the study of {first.path}")
         for row in rows:
             patients[row] = label
     warn_of_collisions(
@@ -161,9 +160,5 @@ def _warn_of_shared_studies(files: Sequence[IdentifiedFile], patients: Sequence[
     for file, patient in zip(files, patients, strict=True):
         if patient and file.identity.study_id:
             first_files[file.study].setdefault(patient, file.path)
-    notes = [
-        f"study {study}: " + ", ".join(f"{patient} ({path})" for patient, path in list(of_study.items())[:2])
-        for study, of_study in first_files.items()
-        if len(of_study) > 1
-    ]
+    notes = [", ".join(list(of_study.values())[:2]) for of_study in first_files.values() if len(of_study) > 1]
     warn_of_collisions("a StudyInstanceUID is shared by several patients, who are kept apart by their ids", notes)

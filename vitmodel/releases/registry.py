@@ -89,6 +89,8 @@ def read_release(
         check_readable(root)
         if not source_exists(root):
             raise UsageError(f"{root} does not exist; check the path")
+        if not (source.is_folder or source.is_file):
+            raise UsageError(f"{root} is a pipe, a socket or a device; pass a regular file or a folder")
         if is_archive(root):
             for note in open_archive(root).notes:
                 logger.warning("%s: %s", root, note)

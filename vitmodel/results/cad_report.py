@@ -1,4 +1,4 @@
-"""The suspicious regions of one study as a Mammography CAD report (TID 4000), for workstations that read no TID 1500."""
+"""The suspicious regions of one study as a Mammography CAD report (TID 4000), for workstations without TID 1500."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def cad_report(breasts: Sequence[BreastFinding], software: Software) -> Dataset 
         software: Software and model that computed the scores.
 
     Returns:
-        The report, or None if a suspicious breast has no region: a report "without findings" would contradict its score.
+        The report, or None if a suspicious breast has no region: "without findings" would contradict its score.
     """
     if any(breast.suspicious and not breast.regions() for breast in breasts):
         return None
@@ -112,13 +112,12 @@ def _content(
 
 def _library_entry(source: Dataset) -> ImageContentItem:
     """Return the entry of an image in the report's library (TID 4020)."""
-    entry = ImageContentItem(
+    return ImageContentItem(
         name=codes.DCM.SourceOfMeasurement,
         referenced_sop_class_uid=source.SOPClassUID,
         referenced_sop_instance_uid=source.SOPInstanceUID,
         relationship_type=CONTAINS,
     )
-    return entry
 
 
 def _impression(breasts: Sequence[BreastFinding], software: Software) -> ContainerContentItem:

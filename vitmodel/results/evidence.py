@@ -5,15 +5,18 @@ Results get new UIDs of their own, and no function here writes to a source file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, generate_uid
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, UID_dictionary, generate_uid
 from pydicom.valuerep import DA, TM
 
 from vitmodel.config.labels import CANCER
@@ -33,6 +36,21 @@ TYPE_2_KEYWORDS = (
     *("AccessionNumber", "ReferringPhysicianName"),
 )  # type 2 attributes of patient and study (PS3.3 C.7.1.1, C.7.2.1): required, but may be empty
 
+DEIDENTIFIED_KEYWORDS = (
+    *("SpecificCharacterSet", "SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"),
+    *(
+        "FrameOfReferenceUID",
+        "Modality",
+        "SamplesPerPixel",
+        "Rows",
+        "Columns",
+        "PixelSpacing",
+        "ImagerPixelSpacing",
+        "IssuerOfPatientID",
+        *TYPE_2_KEYWORDS,
+    ),
+)
+"""Attributes that de-identified results may use. Any other may have a patient's name in the wrong place."""
 
 SEXES = {"F": "F", "M": "M", "W": "F", "O": "O"}
 """First letter of a PatientSex -> its value (PS3.3 C.7.1.1); W is German and other values are unknown."""
@@ -83,9 +101,8 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
     if not instance_uid:
         raise ImageRefusedError("bad_header", "the file has no SOP Instance UID to which a DICOM result could refer")
     header.SOPInstanceUID = instance_uid
-    header.SOPClassUID = (
-        header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or DigitalXRayImageStorageForPresentation
-    )
+    stated = str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID"))
+    header.SOPClassUID = stated if stated in UID_dictionary else DigitalXRayImageStorageForPresentation
     for keyword in TYPE_2_KEYWORDS:
         if not _is_valid(header, keyword):
             header.add_new(keyword, dictionary_VR(keyword), "")
@@ -98,6 +115,10 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
     if not header.get("SeriesInstanceUID"):
         header.SeriesInstanceUID = generate_uid(entropy_srcs=[MANUFACTURER, "series", str(header.StudyInstanceUID)])
     if deidentify is not None:
+        orientation = header.get("PatientOrientation")
+        header = _only(header, DEIDENTIFIED_KEYWORDS)
+        if orientation and all(re.fullmatch("[APRLHF]{1,3}", str(axis)) for axis in orientation):
+            header.PatientOrientation = orientation
         deidentify(header)
         header.pop("InstanceNumber", None)  # the RSNA release stores the image id there, and dicognito keeps it
     return header
@@ -106,6 +127,17 @@ def read_source_header(path: Path | str, deidentify: Deidentifier | None = None)
 def instance_number(source: Dataset) -> int:
     """Return the number of an image within its series; results have the number of their source."""
     return int(source.get("InstanceNumber") or 1)
+
+
+def _only(header: Dataset, keywords: Sequence[str]) -> Dataset:
+    """Return a data set with the named attributes alone, those of them whose values can be read."""
+    kept = Dataset()
+    kept.file_meta = getattr(header, "file_meta", FileMetaDataset())
+    for keyword in keywords:
+        with contextlib.suppress(Exception):  # pydicom raises anything on damaged values
+            if keyword in header:
+                kept[keyword] = header[keyword]
+    return kept
 
 
 def _decode_text(header: Dataset) -> None:

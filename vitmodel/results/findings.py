@@ -84,21 +84,28 @@ def percent(probability: float) -> str:
     return f"{100 * probability:.1f} %"
 
 
-def probability_name(label: str) -> CodedConcept:
-    """Return the concept of a label's probability: that of the standard for cancer, else a private one."""
-    if label == CANCER:
+def probability_name(label: str, scope: str = "") -> CodedConcept:
+    """Return the concept of a label's probability: that of the standard for cancer, else a private one.
+
+    Args:
+        label: Label rule of the model.
+        scope: What the probability is limited to, such as "this view alone"; it makes a concept of its own, because
+            viewers show the concept's meaning in front of the value.
+    """
+    if label == CANCER and not scope:
         return CodedConcept.from_code(codes.DCM.ProbabilityOfCancer)
-    digest = hashlib.sha256(label.encode()).hexdigest()
+    digest = hashlib.sha256(f"{label}{scope}".encode()).hexdigest()
+    ending = f", {scope}" if scope else ""
     return CodedConcept(
         value=f"P-{digest[:12]}",  # SH: at most 16 characters
         scheme_designator=PRIVATE_SCHEME,
-        meaning=f"Probability of {shorten(target_name(label), 49)}",
+        meaning=f"Probability of {shorten(target_name(label), 49 - len(ending))}{ending}",
     )
 
 
-def measured_probability(value: float, label: str) -> Measurement:
+def measured_probability(value: float, label: str, scope: str = "") -> Measurement:
     """Return a probability as a measurement in percent."""
-    return Measurement(name=probability_name(label), value=round(100 * value, 4), unit=codes.UCUM.Percent)
+    return Measurement(name=probability_name(label, scope), value=round(100 * value, 4), unit=codes.UCUM.Percent)
 
 
 def algorithm_of(software: Software) -> AlgorithmIdentification:

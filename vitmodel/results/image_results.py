@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.results.evidence import Software, make_deidentifier, read_source_header
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.overlay import Caption, draw_overlay, read_display_image
-from vitmodel.utils import atomic_path, describe_failure, import_extra, write_atomic
+from vitmodel.utils import describe_failure, import_extra, write_atomic
 
 if TYPE_CHECKING:
     from vitmodel.results.findings import BreastFinding
@@ -203,14 +204,14 @@ class ResultWriter:
         """Return the reports and presentation states of one study."""
         from vitmodel.results.cad_report import cad_report
         from vitmodel.results.presentation import presentation_states
-        from vitmodel.results.structured_report import structured_report
+        from vitmodel.results.structured_report import structured_reports
         from vitmodel.results.text_report import text_report
 
         results: list[Dataset] = []
         if "sr" in self.dicom:
             results.append(text_report(breasts, self.software, self.threshold))
-            drawn = structured_report(breasts, self.software)
-            results += [] if drawn is None else [drawn]
+            for breast in breasts:
+                results += structured_reports(breast, self.software)
         if "gsps" in self.dicom:
             for breast in breasts:
                 results += presentation_states(breast, self.software)
@@ -232,8 +233,9 @@ class ResultWriter:
     def save(self, result: Dataset) -> Path:
         """Write a DICOM object to a file named after its SOP Instance UID and return the path."""
         path = self.out / "dicom" / f"{result.SOPInstanceUID}.dcm"
-        with atomic_path(path) as temporary:
-            result.save_as(temporary, enforce_file_format=True)
+        content = io.BytesIO()  # written to a full disk, pydicom prints a traceback after the error that it raises
+        result.save_as(content, enforce_file_format=True)
+        write_atomic(path, content.getvalue())
         return path
 
 

@@ -1,4 +1,4 @@
-"""A heat map on the pixels of its source image: its values as a Parametric Map, its highest region as a Segmentation."""
+"""A heat map on the pixels of its source image: its values as Parametric Map, its highest region as Segmentation."""
 
 from __future__ import annotations
 

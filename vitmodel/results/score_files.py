@@ -21,8 +21,9 @@ def write_score_files(
     """Write the tables of a `Predictor` as CSV and optionally in other formats, and Kaggle's submission.csv.
 
     submission.csv lists the breasts in the order of their source. A breast with several exams has the largest of its
-    probabilities, as its label is "cancer at any time". Kaggle's ids are written as they are; in any CSV file, an id that a
-    spreadsheet would run gets an apostrophe in front. A refused breast has an empty cell, never an invented number.
+    probabilities, as its label is "cancer at any time". A refused breast has an empty cell, never an invented number.
+
+    Ids that a spreadsheet would run as a formula get an apostrophe in front (`write_csv`). Kaggle has no such ids.
 
     Args:
         images: One row per image, written to scores.csv.

@@ -1,17 +1,19 @@
-"""The scores of one study for viewers: a structured report (TID 1500) whose every measurement is drawn on its image.
+"""The scores of images for viewers: structured reports (TID 1500) whose every measurement is drawn on its image.
 
 Viewers such as OHIF read the coordinates of every measurement group and show a report without any as a black viewport.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from highdicom.sr import (
     Comprehensive3DSR,
     FindingSite,
     ImageRegion,
+    Measurement,
     MeasurementReport,
     PlanarROIMeasurementsAndQualitativeEvaluations,
     SourceImageForRegion,
@@ -27,7 +29,6 @@ from vitmodel.results.findings import (
     BreastFinding,
     ImageFinding,
     algorithm_of,
-    evidence_of,
     identity,
     label_report,
     measured_probability,
@@ -38,42 +39,44 @@ from vitmodel.results.findings import (
 REPORT_SERIES_NUMBER = 9103  # a series number that no acquisition uses
 
 
-def structured_report(breasts: Sequence[BreastFinding], software: Software) -> Dataset | None:
-    """Return one report on the breasts of one study, with its images as evidence (PS3.16 TID 1500, 1410).
+def structured_reports(breast: BreastFinding, software: Software) -> list[Dataset]:
+    """Return a report for each image of a breast with an outline, in a series of its own (PS3.16 TID 1500, 1410).
 
-    The outline of the breast in each image has the probability of the breast; in suspicious breasts, the region where
-    the heat map is highest has the probability of the image alone.
+    The outline of the breast has the probability of the breast; in suspicious breasts, the region where the heat map is
+    highest has the probability of the image alone. OHIF stays on the first image of a report on several images.
 
     Args:
-        breasts: The breasts of one study with their images.
+        breast: A breast with its images.
         software: Software and model that computed the scores.
-
-    Returns:
-        The report, or None if no image has an outline.
     """
-    groups = [group for breast in breasts for group in _measurement_groups(breast, software)]
-    if not groups:
-        return None
-    evidence = evidence_of(breasts)
+    return [
+        _report(replace(breast, images=[image]), image, software)
+        for image in breast.images
+        if image.outline is not None
+    ]
+
+
+def _report(breast: BreastFinding, image: ImageFinding, software: Software) -> Dataset:
     content = MeasurementReport(
         observation_context=observation_context(software),
         procedure_reported=codes.SCT.Mammography,
-        imaging_measurements=groups,
+        imaging_measurements=list(_measurement_groups(breast, software)),
         title=codes.DCM.ImagingMeasurementReport,  # OHIF shows a report with another title as text
     )
     report = Comprehensive3DSR(
-        evidence=evidence,
+        evidence=[image.source],
         content=content,
-        series_instance_uid=software.uid("reports of a study", evidence[0].StudyInstanceUID),
+        series_instance_uid=software.uid("series of a report", image.source.SOPInstanceUID),
         series_number=REPORT_SERIES_NUMBER,
-        sop_instance_uid=software.uid("report", *identity(breasts)),
+        sop_instance_uid=software.uid("report", *identity([breast])),
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=True,
         is_final=False,
         is_verified=False,
     )
-    return label_report(report, f"{shorten(target_title(software.label), 26)} probability outlines, research", software)
+    title = f"{breast.title(image)}: {shorten(target_title(software.label), 22)} probability, research only"
+    return label_report(report, shorten(title, 64), software)
 
 
 def _measurement_groups(
@@ -82,19 +85,25 @@ def _measurement_groups(
     """Yield a measurement group for the outline of a breast in each image, then one for each region."""
     for image in breast.images:
         if image.outline is not None:
-            name = f"{breast.title(image)}: breast, all views"
-            yield _group(name, image, image.outline, breast.probability, breast, software)
+            probability = measured_probability(breast.probability, software.label)
+            yield _group("breast", image, image.outline, probability, breast, software)
     for image, region in breast.regions():
-        name = f"{breast.title(image)}: highest saliency, this view"
-        yield _group(name, image, region, image.probability, breast, software)
+        probability = measured_probability(image.probability, software.label, "this view alone")
+        yield _group("highest saliency", image, region, probability, breast, software)
 
 
 def _group(
-    name: str, image: ImageFinding, outline: np.ndarray, probability: float, breast: BreastFinding, software: Software
+    part: str,
+    image: ImageFinding,
+    outline: np.ndarray,
+    probability: Measurement,
+    breast: BreastFinding,
+    software: Software,
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
-    """Return the measurement group of a probability inside an outline."""
+    """Return the measurement group of a probability inside the outline of a part of the image."""
+    uid = software.uid(f"outline of {part}", image.source.SOPInstanceUID)
     return PlanarROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(software.uid(name, image.source.SOPInstanceUID), name),
+        tracking_identifier=TrackingIdentifier(uid, f"{breast.title(image)}, {part}"),
         referenced_region=ImageRegion(
             graphic_type="POLYLINE",
             graphic_data=closed(outline),
@@ -103,7 +112,7 @@ def _group(
         finding_type=codes.DCM.Saliency if outline is image.region else codes.SCT.Breast,
         algorithm_id=algorithm_of(software),
         finding_sites=[FindingSite(anatomic_location=codes.SCT.Breast, laterality=LATERALITY_CODES.get(breast.side))],
-        measurements=[measured_probability(probability, software.label)],
+        measurements=[probability],
     )
 
 

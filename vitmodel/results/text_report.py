@@ -11,7 +11,6 @@ from highdicom.sr import (
     ContentItem,
     ContentSequence,
     EnhancedSR,
-    ImageContentItem,
     RelationshipTypeValues,
     TextContentItem,
 )
@@ -41,7 +40,7 @@ CONTAINS = RelationshipTypeValues.CONTAINS
 def text_report(breasts: Sequence[BreastFinding], software: Software, threshold: float) -> Dataset:
     """Return one report on the breasts of one study as text (PS3.3 A.35.2).
 
-    Its title is not that of a measurement report (TID 1500), so that viewers show the text rather than look for regions.
+    Its title is not that of a measurement report (TID 1500), so that viewers show text and do not look for regions.
 
     Args:
         breasts: The breasts of one study with their images.
@@ -58,9 +57,9 @@ def text_report(breasts: Sequence[BreastFinding], software: Software, threshold:
                 value=language,
                 relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
             ),
-            *observation_context(software),
             _text(codes.DCM.Comment, NOT_A_MEDICAL_DEVICE),
             *(_section(breast, software, threshold) for breast in breasts),
+            *observation_context(software),
             *(_text(codes.DCM.AlgorithmParameters, parameter) for parameter in software.parameters),
         ]
     )
@@ -95,19 +94,11 @@ def _items(breast: BreastFinding, software: Software, threshold: float) -> Itera
             name=codes.SCT.Laterality, value=side, relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD
         )
     relation = "at or above" if breast.suspicious else "below"
-    yield _text(
-        codes.DCM.Finding,
-        f"{breast.name}: probability of {target_name(software.label)} {percent(breast.probability)}, "
-        f"{relation} the threshold of {percent(threshold)}.",
-    )
+    # Short lines, because viewers do not wrap them.
+    yield _text(codes.DCM.Finding, f"{breast.name}: probability of {target_name(software.label)}")
+    yield _text(codes.DCM.Finding, f"{percent(breast.probability)}, {relation} {percent(threshold)} (threshold)")
     for image in breast.images:
-        yield _text(codes.DCM.Finding, f"{breast.title(image)} alone: {percent(image.probability)}.")
-        yield ImageContentItem(
-            name=codes.DCM.SourceOfMeasurement,
-            referenced_sop_class_uid=image.source.SOPClassUID,
-            referenced_sop_instance_uid=image.source.SOPInstanceUID,
-            relationship_type=CONTAINS,
-        )
+        yield _text(codes.DCM.Finding, f"{breast.title(image)} alone: {percent(image.probability)}")
 
 
 def _text(name: CodedConcept, text: str) -> TextContentItem:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.config import EvaluateConfig
+from vitmodel.metrics.crossfit import OUT_OF_FOLD, SELECTED_EPOCH, ScoreOrigin, describe_origin
 from vitmodel.metrics.threshold import describe_objective
 from vitmodel.model.package import TENSORS_FILE
 from vitmodel.model.weight_source import describe_source
@@ -112,9 +113,12 @@ def describe_fit(member: LoadedPackage) -> dict[str, str]:
     if len(member.models) > 1:
         patients = f"patients of the folds that its {len(member.models)} models did not see"
     objective = describe_objective(decision["objective"], decision.get("sensitivity", np.nan))
+    origin = member.package.get("fitted_to")
+    if origin is None:  # older versions
+        origin = ScoreOrigin(OUT_OF_FOLD if len(member.models) > 1 else SELECTED_EPOCH).to_dict()
     return {
         "Calibration": f"{calibration.method.capitalize()}, fitted to the {member.calibration_level}s of {patients}, "
-        f"{100 * calibration.prevalence:.1f} % of them positive",
+        f"{100 * calibration.prevalence:.1f} % of them positive. {describe_origin(origin)}",
         "Threshold": f"{member.threshold:.4f}, chosen per {decision['level']} on {patients}, for: {objective}",
     }
 

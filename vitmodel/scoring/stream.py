@@ -167,7 +167,7 @@ class ScoringStream:
             if group is None:
                 return
             with self.timings.record("network"):
-                scored = self._score(group)
+                scored = self.score_group(group)
             for position, image in scored:
                 self.timings.decoding += image.loaded.seconds
                 yield position, image
@@ -176,7 +176,7 @@ class ScoringStream:
                 release_freed_memory()
                 since_cleanup = 0
 
-    def _score(self, group: Unit) -> list[tuple[int, ScoredImage]]:
+    def score_group(self, group: Unit) -> list[tuple[int, ScoredImage]]:
         """Return the images of a group with their logits.
 
         If the network fails, each unit of the group is scored alone, and the images of those that fail are refused.
@@ -188,7 +188,7 @@ class ScoringStream:
         except Exception as error:  # noqa: BLE001 (a failure on one unit must not cost the others their scores)
             units = group_indices(-1 if image.pack is None else image.pack.metadata[0].exam for _, image in group)
             if len(units) > 1:
-                return [scored for unit in units for scored in self._score([group[index] for index in unit])]
+                return [scored for unit in units for scored in self.score_group([group[index] for index in unit])]
             return [(position, ScoredImage(_fail(image, error), self._refused())) for position, image in group]
         logits = iter(judged)
         return [(position, self._checked(image, logits)) for position, image in group]
@@ -248,11 +248,13 @@ class ScoringStream:
         loaded = parallel_map(lambda image: self.load(*image), inputs, "score", self.workers)
         for unit in units:
             images = [(position, next(loaded)) for position in unit]
-            yield self._without_copies(images, rows.metadata) if self.ensemble.fused else images
+            yield self.complete_unit(images, rows.metadata)
         next(loaded, None)  # ends the map and its progress bar
 
-    def _without_copies(self, images: Unit, metadata: Sequence[ImageMetadata]) -> Unit:
-        """Return the images of an exam; each later copy of a file within a breast becomes an exam of its own."""
+    def complete_unit(self, images: Unit, metadata: Sequence[ImageMetadata]) -> Unit:
+        """Return the loaded images of a unit; with exam fusion, a later copy of a file in a breast becomes an exam."""
+        if not self.ensemble.fused:
+            return images
         seen: set[tuple[int, object]] = set()
         result: Unit = []
         for position, image in images:
@@ -304,11 +306,10 @@ class ScoringStream:
 
     def groups(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """Yield consecutive units, joined up to `GROUP_IMAGES` images and the token budget; a larger unit is alone."""
-        prefix = self.ensemble.model.config.vit.num_prefix_tokens
         group: Unit = []
         length = 0
         for unit in units:
-            added = sum(sum(image.pack.sequence_lengths(prefix)) for _, image in unit if image.pack)
+            added = self.unit_tokens(unit)
             if group and (len(group) + len(unit) > GROUP_IMAGES or length + added > self.tokens):
                 yield group
                 group = []
@@ -317,3 +318,8 @@ class ScoringStream:
             length += added
         if group:
             yield group
+
+    def unit_tokens(self, unit: Unit) -> int:
+        """Return the number of tokens of a unit's images."""
+        prefix = self.ensemble.model.config.vit.num_prefix_tokens
+        return sum(sum(image.pack.sequence_lengths(prefix)) for _, image in unit if image.pack)

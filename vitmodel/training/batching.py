@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import pickle
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,6 +21,7 @@ from vitmodel.config import TrainingConfig
 from vitmodel.data.dataset import Example
 from vitmodel.data.samplers import SampleRequest
 from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.jobs.limits import raise_descriptor_limit
 from vitmodel.model.architecture import PRESETS
 from vitmodel.model.packed_batch import (
     ImageMetadata,
@@ -30,6 +34,17 @@ from vitmodel.model.packed_batch import (
 )
 
 logger = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+"""File system through which worker processes hand over their crops."""
+LEAST_SHARED_MEMORY = 1_000_000
+"""Bytes without which no worker processes are started, because their semaphores are in shared memory too."""
+BASE_DESCRIPTORS = 96
+"""Number of files that a training without worker processes has open at most, with some to spare."""
+WORKER_DESCRIPTORS = 16
+"""Number of files that each worker process of the loaders of training and validation needs."""
+SHARING_DESCRIPTORS = 1024
+"""Number of open files below which tensors are not shared, because each needs one."""
 
 
 class Batch(NamedTuple):
@@ -105,13 +120,14 @@ class BatchLoader:
         collate = functools.partial(
             to_packed_sample, paths=images.paths, patch=patch, air=not config.packed, metadata=metadata
         )
-        self.sample_loader: DataLoader[LoadedSample] = DataLoader(
+        workers, through_pipes = hand_over(config, patch)
+        self.sample_loader: DataLoader[LoadedSample | bytes] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size=None,
             sampler=RankSampler(sampler),
-            collate_fn=collate,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
+            collate_fn=functools.partial(to_bytes, collate=collate) if through_pipes else collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
         self.config = config
         self.unreadable: dict[int, str] = {}
@@ -136,7 +152,8 @@ class BatchLoader:
 
     def _readable(self) -> Iterator[PackedSample]:
         """Yield the samples with at least one readable image; log and count unreadable crops."""
-        for sample, problems in self.sample_loader:
+        for loaded in self.sample_loader:
+            sample, problems = pickle.loads(loaded) if isinstance(loaded, bytes) else loaded
             for row, problem in problems.items():
                 if row not in self.unreadable:
                     self.unreadable[row] = problem
@@ -156,6 +173,51 @@ class BatchLoader:
                 yield sample
             elif len(problems) > 1:
                 logger.warning("exam without a readable image is left out: %s", "; ".join(problems.values()))
+
+
+def hand_over(config: TrainingConfig, patch: int) -> tuple[int, bool]:
+    """Return how many worker processes can run, and whether they must hand over their crops through pipes.
+
+    Shared memory is faster. It must hold the crops of two batches and those that are read ahead, and each tensor in it
+    needs a file descriptor. Pipes need neither.
+    """
+    if not config.workers:
+        return 0, False
+    needed = (2 + 2 * config.workers) * config.most_tokens * patch**2 * 4  # bytes of float32 pixels
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    descriptors = raise_descriptor_limit()
+    least = BASE_DESCRIPTORS + WORKER_DESCRIPTORS * config.workers
+    if free < LEAST_SHARED_MEMORY:
+        problem = f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free"
+        remedy = f"at least {LEAST_SHARED_MEMORY / 1e6:.0f} MB (docker run --shm-size)"
+    elif descriptors < least:
+        problem = f"only {descriptors} files may be open at once"
+        remedy = f"at least {least} (ulimit -n)"
+    else:
+        if free < needed:
+            _warn_once(
+                f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free and --workers {config.workers} may need "
+                f"{needed / 1e6:.0f} MB: crops pass through pipes, which is slower; enlarge it (docker run --shm-size)"
+            )
+        elif descriptors < SHARING_DESCRIPTORS:
+            _warn_once(
+                f"only {descriptors} files may be open at once: crops pass through pipes, which is slower; "
+                f"raise the limit (ulimit -n {SHARING_DESCRIPTORS})"
+            )
+        return config.workers, free < needed or descriptors < SHARING_DESCRIPTORS
+    _warn_once(f"{problem}: crops are loaded in the training process; to use --workers allow {remedy}")
+    return 0, False
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning that the loaders of training and validation share."""
+    logger.warning(message)
+
+
+def to_bytes(sample: Example | list[Example], collate: Callable[[Example | list[Example]], LoadedSample]) -> bytes:
+    """Return a loaded sample as bytes, which pass through a pipe; tensors would pass through shared memory."""
+    return pickle.dumps(collate(sample))
 
 
 def to_packed_sample(

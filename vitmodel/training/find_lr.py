@@ -125,7 +125,7 @@ def sweep_learning_rate(config: TrainConfig, train: pd.DataFrame, network: Netwo
     """
     L.seed_everything(config.seed, verbose=False)
     images = make_dataset(train, config, augment=True)
-    learner = SweepModule(build_model(config, network, train), config, images_per_epoch=len(images), history={})
+    learner = SweepModule(build_model(config, network, train)[0], config, images_per_epoch=len(images), history={})
     sampler = EpochSampler(images.labels.tolist(), config.seed, config.sampling, config.batch_size)
     batches = BatchLoader(images, sampler, config, image_metadata(train, network))
     recorder = SweepRecorder()

@@ -48,7 +48,7 @@ from vitmodel.model.pretrained import preset_of
 from vitmodel.model.segments import check_segments
 from vitmodel.model.typicality import Typicality, depth_features_shape, record_depth_features
 from vitmodel.model.weight_source import WeightsSource, find_weights, weights_source
-from vitmodel.model.weights import WeightAction, fit_weights, load_weights
+from vitmodel.model.weights import WeightAction, WeightReport, fit_weights, load_weights
 from vitmodel.training.batching import BatchLoader
 from vitmodel.training.callbacks import ValidationFigures
 from vitmodel.training.losses import prior_bias
@@ -77,6 +77,11 @@ class TrainedModel:
     """Logit of each row of the validation table; with exam fusion that of the row's breast. NaN if unreadable."""
     auxiliary: np.ndarray
     """Outputs of the auxiliary heads for each row, `(N, A)`; NaN if unreadable."""
+    validation_logits: dict[int, np.ndarray]
+    """Logits of each row after each epoch, `(N,)`, without those of epochs before a resume by an older version; empty
+    with folds."""
+    weights: WeightReport | None
+    """What was done with each tensor of the initial weights; None without any."""
     history: History
     selection_summary: str
     """Metric by which the epoch was selected, and its value."""
@@ -289,10 +294,12 @@ def make_network_config(
     )
 
 
-def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame) -> Network:
-    """Return the network, initialised with `config.weights` if given.
+def build_model(
+    config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
+) -> tuple[Network, WeightReport | None]:
+    """Return the network, initialised with `config.weights` if given, and what was done with each of their tensors.
 
-    The head's bias starts at the share of positives that the sampler produces.
+    The table of these is printed. The head's bias starts at the share of positives that the sampler produces.
 
     Args:
         config: Settings of the training.
@@ -310,10 +317,12 @@ def build_model(config: TrainConfig, network: NetworkConfig, train: pd.DataFrame
         report = fit_weights(model.trunk, weights)
         trunk_tensors = model.trunk.state_dict()
         fresh = [WeightAction("fresh", name) for name in model.tensors() if name not in trunk_tensors]
-        print(replace(report, actions=(*report.actions, *fresh)))
         if config.lora:
             add_low_rank_updates(model.trunk, config.lora, report.tensors_by_action("fresh"))
-    return model
+        report = replace(report, actions=(*report.actions, *fresh))
+        print(report)
+        return model, report
+    return model, None
 
 
 def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) -> CropDataset:
@@ -373,8 +382,13 @@ def train_and_validate(
     L.seed_everything(config.seed, verbose=False)
     train_images = make_dataset(train, config, augment=True)
     val_images = make_dataset(val, config, augment=False)
+    initial, weights = build_model(config, network, train)
     learner = ClassificationModule(
-        build_model(config, network, train), config, images_per_epoch=len(train_images), history={}
+        initial,
+        config,
+        images_per_epoch=len(train_images),
+        history={},
+        validation_images=0 if config.folds else len(val),
     )
     sampler = EpochSampler(
         train_images.labels.tolist(), config.seed, config.sampling, config.batch_size, next_epoch(checkpoint)
@@ -385,7 +399,10 @@ def train_and_validate(
     trainer = build_trainer(
         config, run, [*callbacks, *watchers, ValidationFigures(val_images.paths, val["patient_id"].tolist())]
     )
-    fit(trainer, learner, batches, val_batches, checkpoint)
+    loaders = [val_batches]
+    if config.flip_average:
+        loaders.append(_flipped_batches(config, val, network))
+    fit(trainer, learner, batches, loaders if learner.validation_images else loaders[:1], checkpoint)
     is_first_process = trainer.is_global_zero
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -397,6 +414,7 @@ def train_and_validate(
         selected = best.best_model_path
         selection_summary = f"{best.monitor} {best.best_model_score:.4f}"
     # The model is built again, because a sharded one cannot load whole tensors.
+    validation_logits = {epoch: logits.mean(dim=0).numpy() for epoch, logits in learner.validation_logits.items()}
     model = Network(learner.model.config)
     if config.lora:
         add_low_rank_updates(model.trunk, config.lora)
@@ -407,7 +425,7 @@ def train_and_validate(
     judged = predict_rows(learner, val_batches, val)
     outputs = judged.outputs
     if config.flip_average:
-        outputs = (outputs + predict_rows(learner, _flipped_batches(config, val, network), val).outputs) / 2
+        outputs = (outputs + predict_rows(learner, loaders[1], val).outputs) / 2
     known = sample_exams(train, MAX_REFERENCE_IMAGES, config.seed)
     known_images = make_dataset(known, config, augment=False)
     in_order = SequentialSampler(len(known_images))
@@ -417,7 +435,15 @@ def train_and_validate(
     found = np.full(len(val), np.nan) if typicality is None else typicality(judged.depths)
     appearance = pd.concat([reference.appearance.assign(typicality=np.nan), judged.appearance.assign(typicality=found)])
     return TrainedModel(
-        learner.model, outputs[:, 0], outputs[:, 1:], learner.history, selection_summary, typicality, appearance
+        model=learner.model,
+        logits=outputs[:, 0],
+        auxiliary=outputs[:, 1:],
+        validation_logits=validation_logits,
+        weights=weights,
+        history=learner.history,
+        selection_summary=selection_summary,
+        typicality=typicality,
+        appearance=appearance,
     )
 
 

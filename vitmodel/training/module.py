@@ -194,11 +194,25 @@ class ClassificationModule(TrainingModule):
         config: Settings of the training.
         images_per_epoch: Number of images, or exams, that are sampled in an epoch.
         history: Receives every logged metric as (epoch, value).
+        validation_images: Number of rows of the validation table whose logits are kept; 0 = none are kept.
     """
 
-    def __init__(self, model: Network, config: TrainConfig, images_per_epoch: int, history: History) -> None:
+    def __init__(
+        self,
+        model: Network,
+        config: TrainConfig,
+        images_per_epoch: int,
+        history: History,
+        validation_images: int = 0,
+    ) -> None:
         super().__init__(config, images_per_epoch, history)
         self.model = model
+        self.validation_images = validation_images
+        self.validation_logits: dict[int, Tensor] = {}
+        """Logits of each validation row after each epoch, `(S, N)`: with exam fusion that of its breast, NaN if
+        unreadable. S is 1, or 2 with the logits of flipped images."""
+        self.step_logits: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Flipped or not, row and logit of each image, `(B,)` each."""
         self.loss = make_loss(config.loss, config.smoothing)
         self.step_outputs: dict[str, list[StepOutputs]] = {"train": [], "val": []}
         self.epoch_predictions: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -246,9 +260,19 @@ class ClassificationModule(TrainingModule):
         logits = self.model.apply_heads(features, pack.metadata)
         return self.distributed_mean(self._losses("train", batch, logits, extra_losses), batch)
 
-    def validation_step(self, batch: Batch, _: int) -> None:
-        logits = self.model.apply_heads(self.features(batch.pack), batch.pack.metadata)
-        self._losses("val", batch, logits, torch.zeros_like(batch.label))
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        """Collect the outputs for the metrics of the epoch, and the logits of all rows.
+
+        The second loader has the flipped images, whose logits alone are collected.
+        """
+        features = self.features(batch.pack)
+        if dataloader_idx == 0:
+            logits = self.model.apply_heads(features, batch.pack.metadata)
+            self._losses("val", batch, logits, torch.zeros_like(batch.label))
+        if self.validation_images:
+            row_logits = self.model.image_and_breast_logits(features, batch.pack.metadata)[:, -1].float()
+            if not batch.is_filler:
+                self.step_logits.append((torch.full_like(batch.row, dataloader_idx), batch.row, row_logits))
 
     def _losses(self, stage: str, batch: Batch, output: Logits, extra_losses: Tensor) -> Tensor:
         """Return one loss per sample: that of its images and, for an exam, also those of its breasts and its patient.
@@ -287,10 +311,29 @@ class ClassificationModule(TrainingModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")
+        if self.validation_images:
+            self.validation_logits[self.current_epoch] = self._gather_validation_logits()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["validation_logits"] = self.validation_logits
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.validation_logits = dict(checkpoint.get("validation_logits", {}))  # older checkpoints lack them
+
+    def _gather_validation_logits(self) -> Tensor:
+        """Return the logits of all rows, `(S, N)`, from all processes."""
+        flipped, rows, logits = gather_columns(self.step_logits, 3)
+        self.step_logits.clear()
+        table = np.full((1 + bool(self.config.flip_average), self.validation_images), np.nan, np.float32)
+        table[flipped.astype(int), rows.astype(int)] = logits
+        return torch.from_numpy(table)
 
     def _log_epoch(self, stage: str) -> None:
         """Log the metrics of an epoch as <stage>/<metric>."""
-        logits, labels, losses, rows = self._gather_step_outputs(stage)
+        logits, labels, losses, rows = gather_columns(self.step_outputs[stage], 4)
+        self.step_outputs[stage].clear()
         is_finite = np.isfinite(logits) & np.isfinite(labels)
         logits, labels, losses, rows = (column[is_finite] for column in (logits, labels, losses, rows))
         if not len(logits):
@@ -307,17 +350,15 @@ class ClassificationModule(TrainingModule):
             metrics["learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
         self.log_epoch_metrics(metrics)
 
-    def _gather_step_outputs(self, stage: str) -> list[np.ndarray]:
-        """Return the logits, labels, losses and rows of the epoch, from all processes."""
-        own = [torch.cat(column).cpu().numpy() for column in zip(*self.step_outputs[stage], strict=True)]
-        if not own:
-            own = [np.empty(0)] * 4
-        self.step_outputs[stage].clear()
-        if world_size() == 1:
-            return own
-        outputs_by_rank: list[Any] = [None] * world_size()
-        dist.all_gather_object(outputs_by_rank, own)
-        return [np.concatenate(columns) for columns in zip(*outputs_by_rank, strict=True)]
+
+def gather_columns(steps: Sequence[tuple[Tensor, ...]], columns: int) -> list[np.ndarray]:
+    """Return the joined columns of all steps, from all processes, in the order of the processes."""
+    own = [torch.cat(column).cpu().numpy() for column in zip(*steps, strict=True)] or [np.empty(0)] * columns
+    if world_size() == 1:
+        return own
+    columns_by_rank: list[Any] = [None] * world_size()
+    dist.all_gather_object(columns_by_rank, own)
+    return [np.concatenate(parts) for parts in zip(*columns_by_rank, strict=True)]
 
 
 def _patient_label(breast_labels: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.data.tables import write_csv
 from vitmodel.metrics import calibration
 from vitmodel.metrics.auxiliary import AuxiliaryOutput, AuxiliaryUnits, measure
+from vitmodel.metrics.crossfit import ScoreOrigin, describe_origin
 from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.metrics.scored_units import ScoredUnits, to_logit
 from vitmodel.metrics.threshold import choose_threshold, describe_objective
@@ -27,6 +28,7 @@ from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.model.typicality import Typicality
 from vitmodel.model.weight_source import WeightsSource, describe_source
+from vitmodel.model.weights import WeightReport
 from vitmodel.reports.model_card import AUXILIARY_TABLE, auxiliary_row
 from vitmodel.training.module import History
 from vitmodel.training.trainer import system_info
@@ -66,6 +68,8 @@ class OutOfSample:
 
     breasts: ScoredUnits
     """Breasts with raw scores, on which calibration and threshold are fitted."""
+    origin: ScoreOrigin
+    """Where these scores come from."""
     auxiliary: Mapping[str, AuxiliaryUnits]
     """The outputs of each auxiliary head, by target."""
 
@@ -131,7 +135,7 @@ def write_package(
     history: History,
     reached: str,
     look: Look,
-    source: WeightsSource | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Fit calibration and threshold, and write the package and its model card.
 
@@ -144,7 +148,7 @@ def write_package(
         history: Logged metrics.
         reached: Sentence about the performance that was reached; printed and quoted in the model card.
         look: What the training images look like.
-        source: Where the initial weights come from; None = random weights.
+        weights: Where the initial weights come from and what was done with their tensors; None = random weights.
     """
     breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
@@ -160,11 +164,12 @@ def write_package(
         "flip": config.flip_average,
         "calibration": calibrator.to_dict() | {"level": "breast"},
         "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
+        "fitted_to": out_of_sample.origin.to_dict(),
         **({"auxiliary": auxiliary} if auxiliary else {}),
         "data": data,
         "reference": reference_to_json(look.reference),
         "history": history,
-        **({"weights": source.to_dict()} if source else {}),
+        **({"weights": weights} if weights else {}),
         "training": to_yaml("train", config, config.run / "train.yaml"),
         "versions": system["versions"],
         "code_sha256": system["code_sha256"],
@@ -215,7 +220,7 @@ def model_card(config: TrainConfig, contents: dict[str, Any], reached: str, auxi
             f"(95 % intervals over patients):\n\n{table}\n\n{_describe_auxiliary_calibration(contents)}\n\n"
         )
     target = target_name(config.label)
-    start = f"Initial weights: {describe_source(contents['weights'])}.\n\n" if "weights" in contents else ""
+    start = _describe_weights(contents["weights"]) if "weights" in contents else ""
     return f"""# {config.model}: {"breast cancer" if config.label == CANCER else target} score from a mammogram
 
 **{NOT_A_MEDICAL_DEVICE}**
@@ -225,6 +230,7 @@ The positive class is {target}{"" if config.label == CANCER else f", by the labe
 The probability of a breast is {score}, calibrated
 ({contents["calibration"]["method"]}) on the breasts of {where}. The decision threshold is
 {contents["decision"]["threshold"]:.4f}, chosen on the same patients for: {objective}.
+{describe_origin(contents["fitted_to"])}
 
 | split | patients | images | images with {target} |
 |---|---|---|---|
@@ -236,6 +242,19 @@ Prevalence and machines differ between sites: check calibration and threshold be
 {outputs}{start}```yaml
 {contents["training"]}```
 """
+
+
+def record_weights(source: WeightsSource | None, report: WeightReport | None) -> dict[str, Any] | None:
+    """Return the entry of config.json on the initial weights; None = random weights."""
+    return source.to_dict() | report.to_dict() if source and report else None
+
+
+def _describe_weights(weights: Mapping[str, Any]) -> str:
+    """Return where the initial weights come from, how many tensors were used, and which ones were not as they are."""
+    counts = ", ".join(f"{count} {action}" for action, count in weights["tensors"].items() if count)
+    changed = [(action, f"`{tensor}`", note) for action, tensor, note in weights["table"] if action != "loaded"]
+    rows = "".join(f"| {' | '.join(row)} |\n" for row in [("action", "tensor", "note"), ("---",) * 3, *changed])
+    return f"Initial weights: {describe_source(weights)}.\nTensors: {counts}.\n\n{rows if changed else ''}\n"
 
 
 def _describe_auxiliary_calibration(contents: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import platform
 import shutil
 import uuid
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+import wandb
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -49,6 +51,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STARTED = f"**/{LAST_CHECKPOINT.parent}"
 """Glob pattern of the folder that a training creates at its first step. Runs refused earlier leave nothing behind."""
+WANDB_TIMEOUT = "10"
+"""Seconds in which Weights & Biases must answer at the start of an online run, unless WANDB_INIT_TIMEOUT is set."""
 FSDP_WRAP_CLASSES = {Block, Head, AuxiliaryHeads, ExamFusion}
 """Modules that FSDP gathers as a unit: blocks, and the parts that are trained even with a frozen backbone."""
 
@@ -255,7 +259,11 @@ def build_trainer(config: TrainingConfig, run: Path, callbacks: list[Callback]) 
 
 
 def fit(
-    trainer: L.Trainer, learner: TrainingModule, train: BatchLoader, val: BatchLoader | None, checkpoint: Path | None
+    trainer: L.Trainer,
+    learner: TrainingModule,
+    train: BatchLoader,
+    val: BatchLoader | Sequence[BatchLoader] | None,
+    checkpoint: Path | None,
 ) -> None:
     """Train `learner`, starting from `checkpoint` if there is one."""
     if learner.config.compile:
@@ -292,13 +300,28 @@ def build_loggers(config: TrainingConfig, run: Path) -> list[Logger]:
     if config.wandb != "off":
         offline = config.wandb == "offline" or (config.wandb == "auto" and not has_wandb_key())
         identifier = (run / "run_id").read_text().strip() if is_rank_zero() else None
-        os.environ.setdefault("WANDB_SILENT", "true")
-        loggers.append(WandbLogger(project="vitmodel", name=run.name, id=identifier, save_dir=run, offline=offline))
+        loggers.append(_wandb_logger(run, identifier, offline))
     if is_rank_zero():
         settings = plain(config) | {"system": json.loads((run / "system.json").read_text())}
         for run_logger in loggers:
             run_logger.log_hyperparams(settings)
     return loggers
+
+
+def _wandb_logger(run: Path, identifier: str | None, offline: bool) -> WandbLogger:
+    """Return a started logger of Weights & Biases; an offline one, with a warning, if the server does not answer."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", WANDB_TIMEOUT)
+    settings = {"project": "vitmodel", "name": run.name, "id": identifier, "save_dir": run}
+    run_logger = WandbLogger(**settings, offline=offline)  # type: ignore[arg-type]
+    try:
+        _ = run_logger.experiment
+    except wandb.errors.Error as error:
+        reason = str(error).partition("\n")[0]
+        logger.warning("Weights & Biases cannot be reached (%s): the run is logged offline; see `wandb sync`", reason)
+        wandb.teardown()  # its service still holds the run's id
+        run_logger = WandbLogger(**settings, offline=True)  # type: ignore[arg-type]
+    return run_logger
 
 
 def has_wandb_key() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitmodel.config.labels import target_name
-from vitmodel.errors import ImageRefusedError
+from vitmodel.errors import VitmodelError
 from vitmodel.model.explain import method_named
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.heatmap import HeatMap
@@ -96,13 +96,13 @@ def compute_heat_map(predictor: Predictor, path: Path, method: str) -> HeatMap:
     """Return the heat map of one image file.
 
     Raises:
-        ImageRefusedError: The image is refused or has no known crop.
+        VitmodelError: The image is refused or has no known crop.
     """
     rows = predictor.attach(read_inputs([str(path)], "auto"))
     ((_, scored),) = predictor.scores(rows)
     record: dict[str, Any] = scored.loaded.cropped.record
     if scored.loaded.pack is None:
-        raise ImageRefusedError(record["reason"], record["remark"])
+        raise VitmodelError(f"the image is refused ({record['reason']}): {record['remark']}")
     if scored.loaded.cropped.geometry is None:
-        raise ImageRefusedError("unfit", NO_GEOMETRY)
+        raise VitmodelError(NO_GEOMETRY)
     return heat_map(scored.loaded, predictor, method)

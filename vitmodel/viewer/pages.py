@@ -129,7 +129,7 @@ def make_router(room: ReadingRoom) -> APIRouter:
             return JSONResponse({"waiting": room.heat_maps.waiting()}, 202)
         error = future.exception()
         if error is not None:
-            return JSONResponse({"error": str(error)}, 409 if isinstance(error, ImageRefusedError) else FAILED)
+            return JSONResponse({"error": str(error)}, 409 if isinstance(error, VitmodelError) else FAILED)
         return JSONResponse(asdict(future.result()))
 
     @router.get("/static/{name}")

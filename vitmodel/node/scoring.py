@@ -1,0 +1,130 @@
+"""Workers that score: each holds a loaded model and takes one job after the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from sqlalchemy import select
+
+from vitmodel import __version__
+from vitmodel.config import NodeConfig, PredictConfig, PredictorConfig
+from vitmodel.errors import VitmodelError
+from vitmodel.node.fingerprint import package_fingerprint
+from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
+from vitmodel.node.models import Instance, Job, Result
+from vitmodel.scoring.predictor import Predictor
+from vitmodel.scoring.sources import score_sources
+from vitmodel.scoring.tables import ScoreTables
+from vitmodel.utils import progress_bars, to_json
+
+logger = logging.getLogger(__name__)
+
+
+def predictor_config(config: NodeConfig) -> dict[str, Any]:
+    """Return the options of a `Predictor` as the node has them."""
+    return {field.name: getattr(config, field.name) for field in fields(PredictorConfig)}
+
+
+class Scorer:
+    """A worker that scores.
+
+    Args:
+        config: The node's configuration.
+        queue: The queue.
+        owner: Name of this worker.
+
+    Raises:
+        VitmodelError: A package cannot be loaded.
+    """
+
+    def __init__(self, config: NodeConfig, queue: Queue, owner: str) -> None:
+        self.config = config
+        self.queue = queue
+        self.owner = owner
+        self.predictor = Predictor(PredictorConfig(**predictor_config(config)))
+        self.fingerprint = package_fingerprint(config)
+
+    def work(self, stop: threading.Event) -> None:
+        """Score jobs until `stop` is set."""
+        while not stop.is_set():
+            self.queue.sign_on(self.owner, "score", True)
+            if not self.score_next():
+                stop.wait(POLL_SECONDS)
+
+    def score_next(self) -> bool:
+        """Score the next job; return whether there was one."""
+        job = self.queue.claim("score", self.owner)
+        if job is None:
+            return False
+        with kept_lease(self.queue, job, self.owner):
+            try:
+                self._score(job)
+            except VitmodelError as error:
+                logger.error("job %d failed: %s", job.id, type(error).__name__)
+                self.queue.fail(job.id, self.owner, str(error), type(error).__name__)
+            except Exception as error:  # noqa: BLE001 (the message could hold values of a header)
+                logger.error("job %d failed: %s", job.id, type(error).__name__)
+                self.queue.fail(job.id, self.owner, type(error).__name__, type(error).__name__)
+        return True
+
+    def _score(self, job: Job) -> None:
+        """Score a job's images as `predict` does, and store what came out."""
+        with self.queue.database.read() as session:
+            query = select(Instance.path).where(Instance.sop_uid.in_(job.images.split())).order_by(Instance.sop_uid)
+            sources = tuple(str(self.config.folder / path) for path in session.scalars(query))
+        out = self.config.folder / "jobs" / str(job.id)
+        settings = PredictConfig(
+            **predictor_config(self.config),
+            source=sources,
+            out=out,
+            resume=True,
+            explain=self.config.explain,
+            dicom=self.config.dicom,
+        )
+        with progress_bars(False):
+            run = score_sources(self.predictor, settings, logger.debug)
+        scored = run.tables.breasts["probability"].notna()
+        best = float(run.tables.breasts["probability"].max()) if scored.any() else None
+        results = self._results(job, out) if scored.any() else []
+        next_stage = "send" if self.config.destination else "kept"
+        self.queue.finish(
+            job.id,
+            self.owner,
+            next_stage if scored.any() else "unscored",
+            results,
+            fingerprint=self.fingerprint,
+            software=__version__,
+            threshold=float(self.predictor.ensemble.threshold),
+            probability=best,
+            suspicious=None if best is None else bool((run.tables.breasts["decision"] == 1).any()),
+            scores=score_rows(run.tables),
+        )
+
+    def _results(self, job: Job, out: Path) -> list[Result]:
+        """Return a row for each DICOM result in the job's folder."""
+        rows = []
+        for path in sorted((out / "dicom").glob("*.dcm")):
+            header = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+            rows.append(
+                Result(
+                    job_id=job.id,
+                    sop_uid=str(header.SOPInstanceUID),
+                    sop_class=str(header.SOPClassUID),
+                    path=str(path.relative_to(self.config.folder)),
+                    state="pending",
+                    updated_at=self.queue.clock(),
+                )
+            )
+        return rows
+
+
+def score_rows(tables: ScoreTables) -> str:
+    """Return what the pages show of a job's scores as JSON: its images, with reasons, and its breasts."""
+    images = tables.images[["laterality", "view", "probability", "status", "reason"]]
+    breasts = tables.breasts[["laterality", "probability", "decision", "n_images", "status", "reason"]]
+    return to_json({"images": images.to_dict("records"), "breasts": breasts.to_dict("records")})
