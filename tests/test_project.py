@@ -246,11 +246,13 @@ def test_every_template_of_the_wheel_loads(installed: Path, tmp_path: Path) -> N
     code = """
 import pathlib, jinja2, vitmodel
 folder = pathlib.Path(vitmodel.__file__).parent
-environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder / "reports" / "templates"))
-names = environment.list_templates(extensions=["j2"])
-for name in names:
-    environment.get_template(name)
-print(len(names))
+count = 0
+for templates in (folder / "reports" / "templates", folder / "viewer" / "templates"):
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(templates))
+    for name in environment.list_templates(extensions=["j2"]):
+        environment.get_template(name)
+        count += 1
+print(count)
 """
     assert int(run_python(code, tmp_path, installed)) == len(list((ROOT / "vitmodel").rglob("*.j2"))) > 0
 

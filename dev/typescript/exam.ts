@@ -1,7 +1,7 @@
 /** The exam page: hanging, tools and keys. */
 
 import { Exam, ExamImage, HeatMap, fetchExam, fetchHeatMap, onConnection } from "./data.js";
-import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel } from "./layout.js";
+import { Display, LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
 import { Camera, Settings, Viewport } from "./viewport.js";
@@ -56,9 +56,23 @@ function zoom(viewport: Viewport, factor: number, x: number, y: number): void {
   camera.away += viewport.image.side === "R" ? -shift : shift;
   camera.down += (y - newTop) / camera.scale - before[1];
   redraw();
+  share();
 }
 
 function redraw(): void { viewports.forEach(viewport => viewport.draw()); }
+
+/** Show other windows of the exam what changed here; they are sent nothing while views are not linked. */
+function share(): void {
+  if (linked) tell({ low: settings.low, high: settings.high, inverted: settings.inverted, ...shared });
+}
+
+/** Show what changed in another window of the exam. */
+function takeOver({ low, high, inverted, scale, away, down }: Display): void {
+  Object.assign(settings, { low, high, inverted });
+  toggle("invert", inverted);
+  if (linked) Object.assign(shared, { scale, away, down });
+  viewports.forEach(viewport => viewport.updateWindow());
+}
 
 function toggle(id: string, pressed: boolean): void { element(id).setAttribute("aria-pressed", String(pressed)); }
 
@@ -78,6 +92,7 @@ function setWindow(low: number, high: number): void {
   settings.low = low;
   settings.high = Math.max(low + 0.002, high);
   viewports.forEach(viewport => viewport.updateWindow());
+  share();
 }
 
 /** Pan, window, measure and pinch with mouse, pen or fingers. */
@@ -120,6 +135,7 @@ function listen(viewport: Viewport): void {
       viewport.camera.away += (viewport.image.side === "R" ? -dx : dx) / viewport.camera.scale;
       viewport.camera.down += dy / viewport.camera.scale;
       redraw();
+      share();
     }
   });
   canvas.addEventListener("pointerup", event => {
@@ -256,7 +272,7 @@ function link(id: string, key: string | null): void {
 }
 
 const commands: Record<string, () => void> = {
-  i: () => { settings.inverted = !settings.inverted; toggle("invert", settings.inverted); viewports.forEach(viewport => viewport.updateWindow()); },
+  i: () => { settings.inverted = !settings.inverted; toggle("invert", settings.inverted); viewports.forEach(viewport => viewport.updateWindow()); share(); },
   l: () => setLinked(!linked),
   m: () => { settings.magnify = !settings.magnify; toggle("magnify", settings.magnify); redraw(); },
   d: () => setTool("measure"),
@@ -321,7 +337,7 @@ async function main(): Promise<void> {
   showPanelOrNot(isPanelHidden());
   state.textContent = "";
   await open(exam);
-  follow(exam.key);
+  follow(exam.key, takeOver);
 }
 
 main().catch((error: unknown) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${(error as Error).message}`; });

@@ -54,10 +54,29 @@ export function hang(images: ExamImage[], layout: Layout): [ExamImage[], ExamIma
   return [shown, images.filter(image => !shown.includes(image))];
 }
 
-/** Open the exam that another window opens, if this window shows only a part of one. */
-export function follow(key: string): void {
-  channel.addEventListener("message", event => {
-    if (LAYOUTS[currentLayout()]!.isPart && event.data !== key) location.assign(`/exams/${event.data}`);
+/** Grey window and camera of an exam, which the windows that show parts of it share. */
+export interface Display { low: number; high: number; inverted: boolean; scale: number; away: number; down: number }
+type Message = { exam: string; display?: Display };
+let shown = "";
+
+const isPart = (): boolean => LAYOUTS[currentLayout()]!.isPart;
+
+/**
+ * Follow other windows, if this window shows only a part of the exam: open the exam that they open, and take over how
+ * they show this one.
+ */
+export function follow(exam: string, onDisplay: (display: Display) => void): void {
+  shown = exam;
+  channel.addEventListener("message", (event: MessageEvent<Message>) => {
+    const { exam: other, display } = event.data;
+    if (!isPart()) return;
+    if (other !== shown) { if (!display) location.assign(`/exams/${other}`); }
+    else if (display) onDisplay(display);
   });
-  channel.postMessage(key);
+  channel.postMessage({ exam } satisfies Message);
+}
+
+/** Tell windows with other parts of the exam how this one shows its part. */
+export function tell(display: Display): void {
+  if (shown && isPart()) channel.postMessage({ exam: shown, display } satisfies Message);
 }

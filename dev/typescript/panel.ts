@@ -93,7 +93,7 @@ function showModel(exam: Exam): void {
   const model = exam.model;
   if (!model.name) return;
   const entries: [string, string | Node][] = [["name", model.name], ["version", model.version], ["label", model.label]];
-  if (model.threshold !== null) entries.push(["threshold", percent(model.threshold)]);
+  if (model.threshold !== null && !model.notes.Threshold) entries.push(["threshold", percent(model.threshold)]);
   for (const [name, note] of Object.entries(model.notes)) entries.push([name.toLowerCase(), note]);
   if (model.prevalence !== null) {
     entries.push(["prevalence", `probabilities hold where ${percent(model.prevalence)} are positive; where fewer are, as in screening, they are too high`]);

@@ -214,6 +214,9 @@ def test_no_page_is_wider_than_the_screen(browser: Any, address: str, exam: Exam
         page.goto(address + place)
         page.wait_for_timeout(300)
         assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    for number in range(4):
+        shown = page.locator("#views figure").nth(number).bounding_box()
+        assert min(shown["width"], shown["height"]) > 100
     page.close()
 
 

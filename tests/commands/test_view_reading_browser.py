@@ -187,6 +187,16 @@ def test_a_window_with_a_part_of_the_exam_follows_the_other_window(
     second = first.context.new_page()
     open_exam(second, address, exam)
     second.keyboard.press("6")
+    first.keyboard.press("5")
+    first.select_option("#preset", "0.25,0.75")
+    first.locator("figure").first.focus()
+    first.keyboard.press("1")
+    second.wait_for_timeout(500)
+    scales = [
+        page.locator("figure").first.get_attribute("data-place").split(",")[2] for page in (first, second)  # pixels
+    ]
+    assert scales[0] == scales[1], "the windows do not zoom together"
+    first.keyboard.press("2")
     other = next(other for other in read_scores_folder(scores) if other.exam_id == "E2")
     open_exam(first, address, other)
     second.wait_for_url(f"{address}/exams/{other.key}")

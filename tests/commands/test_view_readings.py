@@ -350,7 +350,7 @@ def test_scores_of_other_patients_cannot_be_compared(folder: Path, tmp_path: Pat
     for name in ("scores.csv", "breast_scores.csv"):
         table = pd.read_csv(other / name, dtype=str)
         table.assign(patient_id=table["patient_id"] + "x").to_csv(other / name, index=False)
-    with pytest.raises(UsageError, match="compare: .* has no exam of"):
+    with pytest.raises(UsageError, match=r"compare: .* has no exam of"):
         create_app(ViewConfig(scores=folder, compare=other))
 
 

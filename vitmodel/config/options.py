@@ -14,8 +14,8 @@ from vitmodel.config.values import inner
 
 GROUPS = (
     "input and output", "data", "model", "optimisation", "loss and validation", "augmentation", "exams and sources",
-    "segments", "decision", "report", "receiving", "finding", "gathering", "queue", "sending", "server", "hardware",
-    "logging",
+    "segments", "decision", "report", "readings", "receiving", "finding", "gathering", "queue", "sending", "server",
+    "hardware", "logging",
 )  # fmt: skip
 """The headings of --help, in their order."""
 PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH", Size: "HxW", FreezeEpochs: "N|backbone"}

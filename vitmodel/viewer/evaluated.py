@@ -89,10 +89,11 @@ class EvaluatedScores:
         called = self.units.scores >= threshold
         wrong = np.flatnonzero(called != (self.units.labels == 1))
         order = wrong[np.argsort(-np.abs(self.units.scores[wrong] - threshold), kind="stable")]
-        return [
-            Error(*self.breasts[row], float(self.units.scores[row]), bool(self.units.labels[row] == 1))
-            for row in order[:MAX_ERRORS]
-        ]
+        result = []
+        for row in order[:MAX_ERRORS]:
+            exam, side = self.breasts[row]
+            result.append(Error(exam, side, float(self.units.scores[row]), bool(self.units.labels[row] == 1)))
+        return result
 
 
 def read_evaluation(folder: Path, exams: Sequence[Exam]) -> EvaluatedScores:

@@ -36,7 +36,7 @@ def make_router(room: ReadingRoom) -> APIRouter:
         UsageError: The extra `serve` is not installed.
     """
     import_extra("fastapi", "serve", "view")
-    from fastapi import APIRouter, Body, Cookie, Form, HTTPException, Response
+    from fastapi import APIRouter, Cookie, Form, HTTPException, Response
     from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 
     router = APIRouter()
@@ -89,7 +89,7 @@ def make_router(room: ReadingRoom) -> APIRouter:
         )
 
     @router.post("/api/exams/{key}/readings")
-    def store_reading(key: str, body: dict[str, Any] = Body(), reader: str = Cookie("")) -> JSONResponse:
+    def store_reading(key: str, body: dict[str, Any], reader: str = Cookie("")) -> JSONResponse:
         exam = find(room.exams, key)
         try:
             room.store(exam, check_name(name_of(reader)), body)

@@ -1,4 +1,4 @@
-"""Readings as tables: labels for `vitmodel etl`, and one row per reader and breast for the analysis of reader studies."""
+"""Readings as tables: labels for `vitmodel etl`, and one row per reader and breast to analyse reader studies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What readers wrote about exams: BI-RADS per breast, agreement with the score, remarks and boxes, in a file of lines."""
+"""What readers wrote about exams, in a file of lines: BI-RADS per breast, agreement with scores, remarks and boxes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Form:
     def _mapping(self, name: str) -> Mapping[str, Any]:
         value = self.body.get(name) or {}
         _require(isinstance(value, Mapping), f"{name}: must be an object")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def _breast(self, side: str, values: Any) -> BreastReading:
         _require(self.exam.breast(side) is not None, f"breasts: the exam has no breast {side!r}")

@@ -1,4 +1,4 @@
-"""The exams of one source with what belongs to them: worklist, pixels, heat maps, readings and a second model's scores."""
+"""The exams of one source with what belongs to them: worklist, pixels, heat maps, readings and a second model."""
 
 from __future__ import annotations
 

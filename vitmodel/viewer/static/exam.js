@@ -1,5 +1,5 @@
 import { fetchExam, fetchHeatMap, onConnection } from "./data.js";
-import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel } from "./layout.js";
+import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
 import { Viewport } from "./viewport.js";
@@ -48,8 +48,20 @@ function zoom(viewport, factor, x, y) {
     camera.away += viewport.image.side === "R" ? -shift : shift;
     camera.down += (y - newTop) / camera.scale - before[1];
     redraw();
+    share();
 }
 function redraw() { viewports.forEach(viewport => viewport.draw()); }
+function share() {
+    if (linked)
+        tell({ low: settings.low, high: settings.high, inverted: settings.inverted, ...shared });
+}
+function takeOver({ low, high, inverted, scale, away, down }) {
+    Object.assign(settings, { low, high, inverted });
+    toggle("invert", inverted);
+    if (linked)
+        Object.assign(shared, { scale, away, down });
+    viewports.forEach(viewport => viewport.updateWindow());
+}
 function toggle(id, pressed) { element(id).setAttribute("aria-pressed", String(pressed)); }
 function choose(viewport) {
     chosen = viewport;
@@ -65,6 +77,7 @@ function setWindow(low, high) {
     settings.low = low;
     settings.high = Math.max(low + 0.002, high);
     viewports.forEach(viewport => viewport.updateWindow());
+    share();
 }
 function listen(viewport) {
     const canvas = viewport.canvas;
@@ -111,6 +124,7 @@ function listen(viewport) {
             viewport.camera.away += (viewport.image.side === "R" ? -dx : dx) / viewport.camera.scale;
             viewport.camera.down += dy / viewport.camera.scale;
             redraw();
+            share();
         }
     });
     canvas.addEventListener("pointerup", event => {
@@ -238,7 +252,7 @@ function link(id, key) {
         anchor.href = `/exams/${key}`;
 }
 const commands = {
-    i: () => { settings.inverted = !settings.inverted; toggle("invert", settings.inverted); viewports.forEach(viewport => viewport.updateWindow()); },
+    i: () => { settings.inverted = !settings.inverted; toggle("invert", settings.inverted); viewports.forEach(viewport => viewport.updateWindow()); share(); },
     l: () => setLinked(!linked),
     m: () => { settings.magnify = !settings.magnify; toggle("magnify", settings.magnify); redraw(); },
     d: () => setTool("measure"),
@@ -311,6 +325,6 @@ async function main() {
     showPanelOrNot(isPanelHidden());
     state.textContent = "";
     await open(exam);
-    follow(exam.key);
+    follow(exam.key, takeOver);
 }
 main().catch((error) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${error.message}`; });

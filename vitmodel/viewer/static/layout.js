@@ -34,10 +34,24 @@ export function hang(images, layout) {
             shown.push(image);
     return [shown, images.filter(image => !shown.includes(image))];
 }
-export function follow(key) {
-    channel.addEventListener("message", event => {
-        if (LAYOUTS[currentLayout()].isPart && event.data !== key)
-            location.assign(`/exams/${event.data}`);
+let shown = "";
+const isPart = () => LAYOUTS[currentLayout()].isPart;
+export function follow(exam, onDisplay) {
+    shown = exam;
+    channel.addEventListener("message", (event) => {
+        const { exam: other, display } = event.data;
+        if (!isPart())
+            return;
+        if (other !== shown) {
+            if (!display)
+                location.assign(`/exams/${other}`);
+        }
+        else if (display)
+            onDisplay(display);
     });
-    channel.postMessage(key);
+    channel.postMessage({ exam });
+}
+export function tell(display) {
+    if (shown && isPart())
+        channel.postMessage({ exam: shown, display });
 }

@@ -93,7 +93,7 @@ function showModel(exam) {
     if (!model.name)
         return;
     const entries = [["name", model.name], ["version", model.version], ["label", model.label]];
-    if (model.threshold !== null)
+    if (model.threshold !== null && !model.notes.Threshold)
         entries.push(["threshold", percent(model.threshold)]);
     for (const [name, note] of Object.entries(model.notes))
         entries.push([name.toLowerCase(), note]);

@@ -111,7 +111,7 @@ export class ReadingForm {
         const agreement = choice([["", "–"], ["yes", "agree"], ["no", "disagree"]], agrees === null ? "" : agrees ? "yes" : "no", "agreement");
         const field = make("fieldset", {}, make("legend", {}, SIDES[side] ?? side), make("label", {}, "BI-RADS ", birads));
         if (!exam.hidden)
-            field.append(make("label", {}, "with the score ", agreement));
+            field.append(make("label", {}, "With the score ", agreement));
         field.dataset.side = side;
         return field;
     }
