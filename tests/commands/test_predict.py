@@ -18,11 +18,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.fileset import FileSet
 from scipy.special import logit
 
 from vitmodel.cli import main
+from vitmodel.commands import predict as predict_module
 from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, Preprocessing, TrainConfig
 from vitmodel.data.cropping import SourceImage, crop_image
 from vitmodel.data.fingerprint import seen_in_training
@@ -685,3 +686,98 @@ def test_kaggles_test_images_become_a_valid_submission(run: Path, shared_data: P
 def test_real_files_of_the_challenge_are_all_scored(run: Path, shared_data: Path, tmp_path: Path) -> None:
     assert main(["predict", str(run / "package"), str(shared_data / "rsna_dicom"), str(tmp_path)]) == 0
     assert pd.read_csv(tmp_path / "scores.csv")["status"].tolist() == ["ok"] * 8
+
+
+def test_a_study_of_two_patients_is_a_warning_in_the_tables(run: Path, files: list[Path], tmp_path: Path) -> None:
+    for number, patient in enumerate(("A", "A", "B")):
+        image = dcmread(files[number])
+        image.PatientID, image.StudyInstanceUID = patient, "1.2.3" if number else "1.2.4"
+        image.save_as(tmp_path / f"{number}.dcm")
+    _, images = score(run, tmp_path / "out", tmp_path)
+    shared = images["reason"].fillna("").str.contains("shared_study")
+    assert shared.tolist() == [False, True, True]
+    assert images["remark"][shared].str.contains("correct the headers").all()
+    assert images["probability"].notna().all()
+    breasts = pd.read_csv(tmp_path / "out" / "breast_scores.csv", dtype={"patient_id": str})
+    assert set(breasts.loc[breasts["reason"].fillna("").str.contains("shared_study"), "patient_id"]) == {"A", "B"}
+
+
+CREATION = re.compile(r"(Creation|Content|Contribution)(Date|Time|DateTime)|Series(Date|Time)|Observation.*DateTime")
+
+
+def without_times(dataset: Dataset) -> Dataset:
+    """Return the data set without the times at which it was made, at any depth."""
+    for element in list(dataset.iterall()):
+        if CREATION.search(element.keyword) or element.VR in ("DT", "TM", "DA"):
+            element.value = None
+    return dataset
+
+
+def dicom_results(run: Path, out: Path, image: Path, *arguments: str) -> dict[str, Dataset]:
+    assert score(run, out, image, "--dicom", *arguments)[0] == 0
+    return {path.name: dcmread(path) for path in sorted((out / "dicom").iterdir())}
+
+
+def test_the_same_question_gives_the_same_bytes_and_another_method_or_version_other_uids(
+    run: Path, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = ["--explain", "gradient"]
+    first = dicom_results(run, tmp_path / "first", files[0], *gradient)
+    again = dicom_results(run, tmp_path / "again", files[0], *gradient)
+    assert first.keys() == again.keys()
+    for name, result in first.items():
+        contents = []
+        for dataset in (result, again[name]):
+            buffer = io.BytesIO()
+            without_times(dataset).save_as(buffer)
+            contents.append(buffer.getvalue())
+        assert contents[0] == contents[1], name
+    others = [dicom_results(run, tmp_path / "method", files[0], "--explain", "occlusion")]
+    monkeypatch.setattr(predict_module, "__version__", "9.9")
+    others.append(dicom_results(run, tmp_path / "version", files[0], *gradient))
+    for other in others:
+        assert len(other) == len(first)
+        assert not other.keys() & first.keys()
+
+
+def test_reports_of_another_precision_have_other_uids(exported: Path, files: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    names = []
+    for precision in ("fp32", "int8", "fp32"):
+        out = tmp_path / f"{len(names)}"
+        runtime = ["--runtime", "onnx", "--precision", precision]
+        assert main(["predict", str(exported), str(files[0]), str(out), "--dicom", "sr", *runtime]) == 0
+        names.append({path.name for path in (out / "dicom").iterdir()})
+    assert names[0] == names[2]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("size", ["150k", "1500k"])
+def test_a_full_disk_ends_with_a_message_and_loses_nothing(
+    size: str, run: Path, files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first size is too small for the first image's results, the second one for those of all images."""
+    options = ["--explain", "gradient", "--dicom"]
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        command = ["predict", str(run / "package"), str(files[0].parent), str(small), *options]
+        assert main(command) == 1
+        errors = capfd.readouterr().err
+        assert "No space left on device" in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+        written = list(small.rglob("*.dcm"))
+        assert all(dcmread(path).SOPInstanceUID in path.name for path in written)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        assert main([*command, "--resume"]) == 0
+        score(run, tmp_path / "large", files[0].parent, *options)
+        names = [{path.name for path in folder.rglob("*.dcm")} for folder in (small, tmp_path / "large")]
+        assert names[0] == names[1]
+        assert {path.name for path in written} <= names[0]
+        resumed, undisturbed = (pd.read_csv(folder / "scores.csv") for folder in (small, tmp_path / "large"))
+        np.testing.assert_allclose(resumed["probability"], undisturbed["probability"], atol=1e-6)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)

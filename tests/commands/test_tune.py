@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -132,3 +133,23 @@ def test_the_command_of_the_sweep_file_parses_as_a_training(tmp_path: Path) -> N
     for name, value in values.items():
         assert operator.attrgetter(name)(settings) == value
     assert sweep["metric"]["name"] == "val/auroc"
+
+
+@pytest.mark.parametrize("size", ["140k", "600k"])
+def test_a_full_disk_ends_with_a_message_and_the_search_resumes(
+    size: str, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first size is too small for the study's data base, the second one for a checkpoint."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path)]
+    mounted = subprocess.run(mount, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        command = ["tune", str(crops / "manifest.csv"), str(tmp_path / "study"), *SHORT, "--trials", "1"]
+        assert main(command) == 1
+        assert re.search(r"vitmodel tune: cannot write .*[Nn]o space left.*", capsys.readouterr().err)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(tmp_path)], check=True)
+        assert main([*command, "--resume"]) == 0
+        assert (tmp_path / "study" / "best.yaml").exists()
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)

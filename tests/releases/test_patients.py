@@ -163,3 +163,10 @@ def test_folders_that_are_read_one_by_one_do_not_merge_patients_and_exams(tmp_pa
     table = read_inputs([str(tmp_path / name) for name in ("a", "b", "2018", "2024")], "auto")
     assert table.patient_id.tolist() == ["A-7", "B-7", "8", "8"]
     assert table.exam_id.tolist() == ["", "", "1.1", "1.2"]
+
+
+def test_files_of_a_study_of_several_patients_are_marked(tmp_path: Path) -> None:
+    write(tmp_path / "a.dcm", StudyInstanceUID="1.2.3", PatientID="7")
+    write(tmp_path / "b.dcm", StudyInstanceUID="1.2.3", PatientID="8")
+    write(tmp_path / "c.dcm", StudyInstanceUID="1.2.4", PatientID="8")
+    assert read(tmp_path).shared_study.to_dict() == {"a": 1, "b": 1, "c": 0}

@@ -86,6 +86,12 @@ COLUMNS: tuple[ManifestColumn, ...] = (
         "provenance",
         "DICOM SOPInstanceUID, unless files with other pixels share it; a repeated one counts once",
     ),
+    ManifestColumn(
+        "shared_study",
+        "flag",
+        "provenance",
+        "1 = files of several patients state the StudyInstanceUID of this one; such a study gets no DICOM report",
+    ),
     ManifestColumn("status", "text", "provenance", "verdict on the image", choices=("ok", "warned", "refused")),
     ManifestColumn("reason", "text", "provenance", "codes of pixels/verdict.py, separated by ';'"),
     ManifestColumn("remark", "text", "provenance", "explanation of each reason for this image, separated by ';'"),

@@ -106,6 +106,7 @@ def separate_shared_patients(table: pd.DataFrame, sources: pd.Series) -> pd.Data
     ]
     resolved = patients.resolve(identified).set_axis(rows.index)
     table = table.copy()
+    resolved["shared_study"] = resolved["shared_study"].combine(rows["shared_study"], max)
     table.loc[shared, list(resolved)] = resolved
     nameless = rows.index[[not file.identity.study_id and not file.has_patient for file in identified]]
     names = table.patient_id[nameless].unique()

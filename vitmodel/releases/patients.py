@@ -26,11 +26,13 @@ from vitmodel.releases.identified_files import (
 
 
 def resolve(files: Sequence[IdentifiedFile]) -> pd.DataFrame:
-    """Return the columns patient_id, exam_id and instance_uid of the files."""
+    """Return the columns patient_id, exam_id, instance_uid and shared_study of the files."""
     instances = resolve_instances(files)
     patients = resolve_patients(files)
     exams = resolve_exams(files, patients, instances)
-    return pd.DataFrame({"patient_id": patients, "exam_id": exams, "instance_uid": instances})
+    shared = find_shared_studies(files, patients)
+    columns = {"patient_id": patients, "exam_id": exams, "instance_uid": instances, "shared_study": shared}
+    return pd.DataFrame(columns)
 
 
 def resolve_patients(files: Sequence[IdentifiedFile]) -> list[str]:
@@ -47,7 +49,6 @@ def resolve_patients(files: Sequence[IdentifiedFile]) -> list[str]:
         for row, label in zip(rows, _labels_of_id(patient, [files[row] for row in rows], notes), strict=True):
             patients[row] = f"{label}-{patient}" if label != patient and label in by_id else label
     warn_of_collisions("a PatientID is shared by several patients, who are kept apart", notes)
-    _warn_of_shared_studies(files, patients)
     _fill_unknown(files, patients, unknown)
     return patients
 
@@ -155,10 +156,12 @@ def _unique_patients(files: Sequence[IdentifiedFile], patients: Sequence[str]) -
     return {study: next(iter(several)) for study, several in known.items() if len(several) == 1}
 
 
-def _warn_of_shared_studies(files: Sequence[IdentifiedFile], patients: Sequence[str]) -> None:
+def find_shared_studies(files: Sequence[IdentifiedFile], patients: Sequence[str]) -> list[float]:
+    """Return for each file whether several patients have its StudyInstanceUID, 1 or 0, and warn of such studies."""
     first_files: dict[str, dict[str, str]] = defaultdict(dict)
     for file, patient in zip(files, patients, strict=True):
-        if patient and file.identity.study_id:
+        if file.has_patient and file.identity.study_id:
             first_files[file.study].setdefault(patient, file.path)
     notes = [", ".join(list(of_study.values())[:2]) for of_study in first_files.values() if len(of_study) > 1]
     warn_of_collisions("a StudyInstanceUID is shared by several patients, who are kept apart by their ids", notes)
+    return [float(len(first_files.get(file.study, {})) > 1) for file in files]

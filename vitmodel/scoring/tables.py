@@ -82,8 +82,10 @@ def image_table(
 def warn_of_metadata(
     scores: pd.DataFrame, table: pd.DataFrame, records: Sequence[ProvenanceRecord], ensemble: Ensemble
 ) -> None:
-    """Add the warnings on sources that were not seen in training and on exams that mix breasts or patients."""
+    """Add the warnings on unseen sources, on exams that mix breasts or patients, and on studies of several patients."""
     usable = scores["status"] != "refused"
+    shared = usable & (table["shared_study"] == 1)
+    add_warning(scores, "shared_study", pd.Series(WARNING_REASONS["shared_study"], index=table.index)[shared])
     unseen = pd.Series(describe_unseen_sources(table, ensemble.model.config), index=table.index)
     add_warning(scores, "unseen_source", unseen[(unseen != "") & usable])
     walls = pd.Series([record.get("chest_wall_side") for record in records], index=table.index, dtype=object)
