@@ -175,7 +175,9 @@ def _read_values(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         values |= {"laterality": sides} if sides.notna().any() else {}
     empty = table.patient_id.isna() | (table.patient_id.str.strip() == "") | _stand_for_unknown(table.patient_id, path)
     if empty.any():
-        problems.append(f"column patient_id, row {int(np.argmax(empty)) + 1}: the value is empty; {int(empty.sum())} rows in all")
+        problems.append(
+            f"column patient_id, row {int(np.argmax(empty)) + 1}: the value is empty; {int(empty.sum())} rows in all"
+        )
     if problems:
         shown = problems[:MAX_PROBLEMS]
         if len(problems) > MAX_PROBLEMS:

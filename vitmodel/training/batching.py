@@ -153,7 +153,7 @@ class BatchLoader:
     def _readable(self) -> Iterator[PackedSample]:
         """Yield the samples with at least one readable image; log and count unreadable crops."""
         for loaded in self.sample_loader:
-            sample, problems = pickle.loads(loaded) if isinstance(loaded, bytes) else loaded  # noqa: S301 (our own)
+            sample, problems = pickle.loads(loaded) if isinstance(loaded, bytes) else loaded
             for row, problem in problems.items():
                 if row not in self.unreadable:
                     self.unreadable[row] = problem
