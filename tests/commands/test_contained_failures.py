@@ -108,7 +108,7 @@ def test_etl_contains_a_failure_of_each_stage(
     assert (rows.loc[["a.dcm", "c.dcm"], "status"] != "refused").all()
     if refused:
         assert rows.loc[victim.name, "reason"] == "failed"
-        assert "ArithmeticError" in rows.loc[victim.name, "remark"]
+        assert rows.loc[victim.name, "remark"].startswith("ArithmeticError at ")  # no message, which may quote a header
     assert (out / "etl_report.html").exists()
 
 
@@ -151,7 +151,9 @@ def predict(run: Path, sources: list[Path], out: Path) -> pd.DataFrame:
 
 
 def count_reports(out: Path) -> int:
-    return sum(dcmread(path).SOPClassUID.name == "Enhanced SR Storage" for path in (out / "dicom").iterdir())
+    """Return the number of studies with a report."""
+    results = [dcmread(path) for path in (out / "dicom").iterdir()]
+    return len({result.StudyInstanceUID for result in results if result.Modality == "SR"})
 
 
 def test_the_network_scores_the_other_images_of_a_group_in_which_it_fails(

@@ -30,7 +30,7 @@ def shell(line: str, *words: object, **environment: str) -> subprocess.Completed
         ["bash", "-c", line, "bash", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=os.environ | {"V": f"{sys.executable} -m vitmodel.cli"} | environment,
         check=False,
     )

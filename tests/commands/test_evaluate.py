@@ -157,6 +157,20 @@ def test_the_audit_finds_a_leak_by_metadata_or_id_and_none_in_a_clean_table() ->
     assert baseline_aurocs(ordered)["Ids alone"] > 0.9
 
 
+def test_a_column_without_two_values_is_never_the_most_important(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permuting it changes nothing, but neither does permuting a column that the trees do not use."""
+    table = screening()
+    constant = {"age": np.nan, "implant": 0.0, "site_id": np.nan, "view": "CC", "laterality": "L", "dataset": "a"}
+    only_machine = table.assign(**constant, machine_id=[str(row % 3) for row in range(len(table))])
+    for column in ("source_height", "source_width", "spacing_row", "photometric", "transfer_syntax"):
+        only_machine[column] = np.nan
+    monkeypatch.setattr("vitmodel.data.audit.breast_ids", lambda rows: rows["image_id"])  # one image for each breast
+    assert fit_baseline(only_machine, "cancer", "Metadata alone")[1] == "machine_id"
+    scores, strongest = fit_baseline(only_machine.assign(machine_id="1"), "cancer", "Metadata alone")
+    assert strongest == ""
+    assert np.isnan(scores).all()
+
+
 def test_patients_files_and_pixels_in_two_splits_are_reported(tmp_path: Path) -> None:
     table = screening(6).assign(status="ok", preprocessing="{}", split=np.where(np.arange(24) < 12, "train", "test"))
     for row, name in enumerate(table["path"]):

@@ -87,7 +87,7 @@ def test_a_malformed_rule_is_refused_with_an_example(rule: str) -> None:
         ("patient_id", "where it comes from"),
         ("source_height>100", "where it comes from"),
         ("lesions", "is text"),
-        ("note>1", "row 1: 'x'"),
+        ("note>1", "row 1: the value is not a number"),
         ("birads", "birads>=4"),
         ("reader_birads", "reader_birads>=4"),
         ("density", "density>=C"),

@@ -85,22 +85,29 @@ def test_a_manifest_is_the_same_after_writing_and_reading(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"image_id": ["0", "1", "1", "3"]}, ["image_id", "row 3", "'1'"]),
+        ({"image_id": ["0", "1", "1", "3"]}, ["image_id", "row 3", "earlier row"]),
         ({"image_id": ["0", "", "2", "3"]}, ["image_id", "row 2", "empty"]),
         ({"patient_id": ["a", "a", "b", np.nan]}, ["patient_id", "row 4", "empty"]),
-        ({"cancer": [0, 1, 2, 3]}, ["cancer", "row 3", "2.0"]),
-        ({"cancer": [0, "yes", 1, 1]}, ["cancer", "row 2", "'yes'"]),
-        ({"laterality": ["L", "R", "", "left"]}, ["laterality", "row 4", "'left'"]),
-        ({"density": ["A", np.nan, "E", "B"]}, ["density", "row 3", "'E'"]),
-        ({"path": ["a.png", "b.png", "b.png", "c.png"]}, ["path", "row 3", "'b.png'"]),
+        ({"cancer": [0, 1, 2, 3]}, ["cancer", "row 3", "neither 0 nor 1"]),
+        ({"cancer": [0, "yes", 1, 1]}, ["cancer", "row 2", "not a number"]),
+        ({"laterality": ["L", "R", "", "left"]}, ["laterality", "row 4", "not one of"]),
+        ({"density": ["A", np.nan, "E", "B"]}, ["density", "row 3", "not one of"]),
+        ({"path": ["a.png", "b.png", "b.png", "c.png"]}, ["path", "row 3", "earlier row"]),
         ({"path": ["a.png", "", "b.png", "c.png"]}, ["path", "row 2", "empty"]),
-        ({"age": ["61", "?", "1", "2"]}, ["age", "row 2", "'?'"]),
+        ({"age": ["61", "?", "1", "2"]}, ["age", "row 2", "not a number"]),
     ],
 )
 def test_an_invalid_value_is_reported_with_file_column_and_row(columns: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UsageError) as error:
         as_manifest(table().assign(**columns), "my.csv")
     assert all(word in str(error.value) for word in ["my.csv", *words])
+
+
+@pytest.mark.parametrize("column", ["cancer", "laterality", "view", "density", "age"])
+def test_a_message_does_not_quote_a_cell_which_may_be_a_misplaced_name(column: str) -> None:
+    with pytest.raises(UsageError, match=f"column {column}, row 2") as error:
+        as_manifest(table().assign(**{column: [np.nan, "QZMARKER", np.nan, np.nan]}), "my.csv")
+    assert "QZMARKER" not in str(error.value)
 
 
 def test_files_that_are_not_manifests_are_refused_by_name(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_invalid_shares_and_divided_patients_are_refused() -> None:
         assign_splits(table, {"train": 1.0, "test": 0.0})
     with pytest.raises(UsageError, match="folds"):
         assign_folds(table, 1)
-    with pytest.raises(UsageError, match="two splits"):
+    with pytest.raises(UsageError, match=r"in two splits \(the first is that of row 1\)"):
         assign_splits(table.assign(split=["train", "test"] * (len(table) // 2) + ["train"] * (len(table) % 2)))
 
 
@@ -143,7 +143,7 @@ def test_written_splits_are_read_back_and_invalid_files_are_refused(tmp_path: Pa
     pd.testing.assert_series_equal(read_splits(table, path, column)[column], assigned[column], check_dtype=False)
 
     path.write_text(f"patient_id,{column}\np0,1\np0,2\n")
-    with pytest.raises(UsageError, match="'p0'"):
+    with pytest.raises(UsageError, match=f"column {column}, row 2: the patient is in two parts"):
         read_splits(table, path, column)
     path.write_text(f"patient_id,{column}\nnobody,1\n")
     with pytest.raises(UsageError, match="patient_id"):

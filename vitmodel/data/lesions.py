@@ -17,8 +17,12 @@ def boxes_to_text(boxes: Iterable[Iterable[float]]) -> str:
     return ";".join(" ".join(f"{value:g}" for value in box) for box in boxes)
 
 
-def boxes_from_text(text: str) -> np.ndarray:
+def boxes_from_text(text: str, file: str = "a row") -> np.ndarray:
     """Return the boxes of a cell of the column `lesions`, `(K, 4)`.
+
+    Args:
+        text: The cell.
+        file: The row's file, for the message.
 
     Raises:
         UsageError: The text is not a list of boxes.
@@ -28,7 +32,7 @@ def boxes_from_text(text: str) -> np.ndarray:
         return np.array(boxes, np.float32).reshape(-1, 4)
     except ValueError:
         raise UsageError(
-            "column lesions: a cell is not a list of boxes; write x0 y0 x1 y1 for each, separated by ';'"
+            f"column lesions: the value of {file} is not a list of boxes; write x0 y0 x1 y1 for each, separated by ';'"
         ) from None
 
 

@@ -333,7 +333,7 @@ def make_crop_dataset(rows: pd.DataFrame, config: TrainConfig, augment: bool) ->
     for row, text in zip(to_manifest_rows(rows), proven_lesions(rows, config.label), strict=True):
         # Only segments need the positions of lesions and the pixel size, for which each crop must be opened.
         geometry = row.geometry(crop_size(row.path)) if config.segments else None
-        boxes = boxes_from_text(text) if isinstance(text, str) else NO_BOXES
+        boxes = boxes_from_text(text, row.path) if isinstance(text, str) else NO_BOXES
         lesions.append(NO_BOXES if geometry is None else boxes_on_crop(boxes, geometry))
         pixel_sizes.append(mm_per_pixel(row.spacing_row, geometry))
     return CropDataset(
