@@ -193,7 +193,8 @@ def test_a_window_with_a_part_of_the_exam_follows_the_other_window(
     first.keyboard.press("1")
     second.wait_for_timeout(500)
     scales = [
-        page.locator("figure").first.get_attribute("data-place").split(",")[2] for page in (first, second)  # pixels
+        page.locator("figure").first.get_attribute("data-place").split(",")[2]
+        for page in (first, second)  # pixels
     ]
     assert scales[0] == scales[1], "the windows do not zoom together"
     first.keyboard.press("2")
