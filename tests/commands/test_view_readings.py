@@ -400,6 +400,15 @@ def test_a_file_that_cannot_be_written_loses_no_reading_unnoticed(open_room: Ope
     assert client.get(f"/api/exams/{exam.key}").json()["readings"] == []
 
 
+@pytest.mark.parametrize("line", ['{"key": "a"}', '["a"]', '{"key": "a", "breasts": [], "boxes": []}'])
+def test_a_file_of_something_else_is_refused_and_kept(folder: Path, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UsageError, match=r"readings: .* is not a file that"):
+        create_app(ViewConfig(scores=folder, readings=path))
+    assert path.read_text() == line + "\n"
+
+
 def test_options_without_effect_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VitmodelError, match="blind: has no effect"):
         ViewConfig(scores=tmp_path, blind=True, export=tmp_path / "export.csv")

@@ -165,13 +165,16 @@ class ReadingStore:
 
     Args:
         path: The file; it is created with the first reading.
+
+    Raises:
+        UsageError: The file cannot be read, or holds lines that are no readings.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._journal: Journal | None = None
-        self._readings = {key: Reading.from_dict(entry) for key, entry in _read(path).items()}
+        self._readings = _read(path)
 
     def add(self, reading: Reading) -> Reading:
         """Store a reading, and return it or the one with the same id that was stored before.
@@ -207,11 +210,15 @@ def check_name(name: str) -> str:
     return name
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, Reading]:
     try:
-        return read_journal(path)
+        return {key: Reading.from_dict(entry) for key, entry in read_journal(path).items()}
     except OSError as error:
         raise UsageError(f"readings: cannot read {path}: {error.strerror or error}") from error
+    except (KeyError, TypeError, AttributeError):
+        raise UsageError(
+            f"readings: {path} is not a file that `vitmodel view` wrote; choose another one with --readings"
+        ) from None
 
 
 def _is_read(breasts: Mapping[str, BreastReading], side: str) -> bool:
