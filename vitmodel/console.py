@@ -67,7 +67,7 @@ def guarded_streams() -> Iterator[GuardedStream]:
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
     before = sys.stdout, sys.stderr
     output = GuardedStream(sys.stdout)
-    sys.stdout, sys.stderr = output, GuardedStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = output, GuardedStream(sys.stderr)
     try:
         yield output
     finally:
