@@ -132,7 +132,7 @@ def _fail(image: LoadedImage, error: Exception) -> LoadedImage:
     """Return an image that the network failed on; one that was refused before keeps its reason."""
     if image.pack is None:
         return image
-    return LoadedImage(_refuse(image.cropped, "failed", f"{type(error).__name__}: {error}"), None, image.seconds)
+    return LoadedImage(_refuse(image.cropped, "failed", describe_failure(error)), None, image.seconds)
 
 
 class ScoringStream:
