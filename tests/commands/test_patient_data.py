@@ -1,4 +1,7 @@
-"""Nothing that a DICOM header states, such as a misplaced name, reaches screen, reports or de-identified results."""
+"""Nothing that a DICOM header states, such as a misplaced name, reaches the screen or de-identified results.
+
+The tables have the ids, sides and machines of the headers, and etl_report.html counts images by them.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def run_command(*words: str | Path) -> str:
 
 
 @pytest.mark.slow
-def test_no_header_value_reaches_screen_reports_or_deidentified_results(
+def test_no_header_value_reaches_the_screen_or_deidentified_results(
     planted: Path, run: Path, tmp_path: Path
 ) -> None:
     assert len(HARMLESS) + len(NEEDED) > 40
@@ -78,7 +81,7 @@ def test_no_header_value_reaches_screen_reports_or_deidentified_results(
     flags = ("--dicom", "--deidentify", "secret", "--explain", "gradient", "--jobs", "1")
     said += run_command("predict", run / "package", planted, tmp_path / "out", *flags)
     assert MARKER not in said, [line for line in said.splitlines() if MARKER in line]
-    files = [*tmp_path.rglob("*.html"), *(tmp_path / "out" / "dicom").iterdir()]
+    files = list((tmp_path / "out" / "dicom").iterdir())
     assert len(files) >= 4  # results of one source UID replace each other
     for path in files:
-        assert MARKER.encode() not in path.read_bytes(), (path, dcmread(path) if path.suffix == ".dcm" else "")
+        assert MARKER.encode() not in path.read_bytes(), dcmread(path)

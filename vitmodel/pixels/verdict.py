@@ -60,8 +60,8 @@ WARNING_REASONS = {
     "add the laterality to the header or the table",
     "mixed_exam": "images of one breast have the chest wall on different sides, "
     "or images of one patient state different ages; check how images are assigned to breasts and patients",
-    "shared_study": "files of several patients state one StudyInstanceUID, so the patients are kept apart by their "
-    "ids and get no DICOM report; correct the headers",
+    "shared_study": "files of several patients state the same StudyInstanceUID, so the patients are kept apart by "
+    "their ids and get no DICOM report; correct the headers",
     "one_view": "only one view of the breast is available",
     "unseen_source": "the source of the image, such as its machine, was not seen in training",
     "low_resolution": "the breast has fewer pixels than the requested size and was enlarged",
