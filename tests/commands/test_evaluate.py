@@ -162,7 +162,9 @@ def test_a_column_without_two_values_is_never_the_most_important(monkeypatch: py
     table = screening()
     constant = {"age": np.nan, "implant": 0.0, "site_id": np.nan, "view": "CC", "laterality": "L", "dataset": "a"}
     only_machine = table.assign(**constant, machine_id=[str(row % 3) for row in range(len(table))])
-    only_machine = only_machine.astype(dict.fromkeys(("site_id", "view", "laterality", "dataset", "machine_id"), object))
+    only_machine = only_machine.astype(
+        dict.fromkeys(("site_id", "view", "laterality", "dataset", "machine_id"), object)
+    )
     for column in ("source_height", "source_width", "spacing_row", "photometric", "transfer_syntax"):
         only_machine[column] = np.nan
     monkeypatch.setattr("vitmodel.data.audit.breast_ids", lambda rows: rows["image_id"])  # one image for each breast
