@@ -376,7 +376,7 @@ def verify(package: AnyPath) -> PackageCheck:
     Examples:
         >>> check = vitmodel.verify("run/package")
         >>> sorted(check.files)
-        ['MODEL_CARD.md', 'model.safetensors']
+        ['MODEL_CARD.md', 'model.safetensors', 'typicality.safetensors']
     """
     from vitmodel.model.package import verify_package
 
