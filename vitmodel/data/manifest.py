@@ -40,7 +40,9 @@ def as_manifest(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if missing:
         raise UsageError(f"{name}: column {missing[0]} is missing; a manifest needs {', '.join(REQUIRED_COLUMNS)}")
     typed = {
-        column.name: convert_column(frame[column.name], column, name) if column.name in frame else _unknown(column, frame)
+        column.name: convert_column(frame[column.name], column, name)
+        if column.name in frame
+        else _unknown(column, frame)
         for column in COLUMNS
     }
     extra = {str(column): frame[column] for column in frame if column not in typed}
