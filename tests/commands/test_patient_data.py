@@ -73,9 +73,7 @@ def run_command(*words: str | Path) -> str:
 
 
 @pytest.mark.slow
-def test_no_header_value_reaches_the_screen_or_deidentified_results(
-    planted: Path, run: Path, tmp_path: Path
-) -> None:
+def test_no_header_value_reaches_the_screen_or_deidentified_results(planted: Path, run: Path, tmp_path: Path) -> None:
     assert len(HARMLESS) + len(NEEDED) > 40
     said = run_command("etl", planted, tmp_path / "crops", "--size", "64x32", "--jobs", "1")
     flags = ("--dicom", "--deidentify", "secret", "--explain", "gradient", "--jobs", "1")

@@ -136,6 +136,7 @@ NO_EFFECT = [
     ("train", ["--segments", "128", "--tokens", "100"], "tokens", "--segment-budget"),
     ("train", ["--no-asymmetry"], "asymmetry", "--fusion"),
     ("train", ["--view-dropout", "0.2"], "view_dropout", "--fusion"),
+    ("serve", ["--insecure"], "insecure", "--api-key-file"),
     ("train", ["--source-images", "5"], "source_images", "--sources or --fusion"),
     ("train", ["--fusion", "--source-dropout", "0.2"], "source_dropout", "--sources"),
     ("train", ["--auxiliary-weight", "0.2"], "auxiliary_weight", "--auxiliary"),
