@@ -91,6 +91,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.seconds = seconds
         self.on_overtime = on_overtime
+        self.watch: threading.Timer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(handle_loop_error)
@@ -105,6 +106,8 @@ class _Server(uvicorn.Server):
         try:
             yield
         finally:
+            if self.watch is not None:
+                self.watch.cancel()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -114,9 +117,9 @@ class _Server(uvicorn.Server):
             self.force_exit = True
             return
         self.should_exit = True
-        watch = threading.Timer(self.seconds, self._end_now)
-        watch.daemon = True
-        watch.start()
+        self.watch = threading.Timer(self.seconds, self._end_now)
+        self.watch.daemon = True
+        self.watch.start()
 
     def _end_now(self) -> None:
         """End the process although threads still work on images; nothing that they write is needed."""
