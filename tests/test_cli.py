@@ -99,7 +99,9 @@ def test_a_saved_configuration_parses_to_itself(verb: str, tmp_path: Path) -> No
     """All flags are YAML keys: the recipe that a stage saves gives the same configuration again."""
     cls = cli.VERBS[verb].cls
     values = {
-        option.name: ("here", "there") if option.is_list else option.name for option in options(cls) if option.required
+        option.name: ("here", "there") if option.is_list else (*option.choices, option.name)[0]
+        for option in options(cls)
+        if option.required
     }
     settings = cls(**values)
     recipe = tmp_path / "recipe.yaml"

@@ -330,7 +330,7 @@ def test_the_dockerfile_installs_as_the_readme_does() -> None:
     """Every RUN line is a target of the Makefile or prepares the system, and the last one installs."""
     commands = [argument for instruction, argument in dockerfile() if instruction == "RUN"]
     assert commands[-2] == "make install"
-    assert commands[-1].startswith("if [ -n \"$EXTRAS\" ]; then .venv/bin/pip install --constraint constraints.txt")
+    assert commands[-1].startswith('if [ -n "$EXTRAS" ]; then .venv/bin/pip install --constraint constraints.txt')
     assert "install" in make_targets()
     for command in commands[:-2]:
         assert re.match(r"apt-get update && apt-get install --yes --no-install-recommends |useradd ", command), command

@@ -23,14 +23,13 @@ from pydicom.fileset import FileSet
 from scipy.special import logit
 
 from vitmodel.cli import main
-from vitmodel.commands import predict as predict_module
 from vitmodel.config import ETLConfig, PredictConfig, PredictorConfig, Preprocessing, TrainConfig
 from vitmodel.data.cropping import SourceImage, crop_image
 from vitmodel.data.fingerprint import seen_in_training
 from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write_manifest
 from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import UsageError
-from vitmodel.metrics.calibration import Platt
+from vitmodel.metrics.calibration import from_dict
 from vitmodel.model.package_check import seal
 from vitmodel.model.packed_batch import ImageMetadata
 from vitmodel.releases.inputs import read_inputs
@@ -386,11 +385,11 @@ def test_images_without_laterality_are_reported(predictor: Predictor, crops: Pat
 
 
 def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: Path, predictor: Predictor) -> None:
-    """The reference is fitted to the scores of validation images that training wrote; the package scores them alike."""
+    """The package gives the scores of validation images that training wrote, calibrated as its config.json says."""
     images = pd.read_csv(run / "validation.csv", dtype={"patient_id": str})
     images["logit"] = logit(images["score"])
     breasts = images.groupby(["patient_id", "laterality"], sort=False).agg({"cancer": "max", "logit": "mean"})
-    fitted = Platt.fit(breasts["cancer"], breasts["logit"])
+    fitted = from_dict(predictor.ensemble.package["calibration"])
     table = read_manifest(run / "manifest.csv").query("split == 'val'")
     scored = predictor.score_breasts(predictor.score_images(table))
     scored = scored.set_index(["patient_id", "laterality"]).loc[breasts.index]
@@ -733,7 +732,7 @@ def test_the_same_question_gives_the_same_bytes_and_another_method_or_version_ot
             contents.append(buffer.getvalue())
         assert contents[0] == contents[1], name
     others = [dicom_results(run, tmp_path / "method", files[0], "--explain", "occlusion")]
-    monkeypatch.setattr(predict_module, "__version__", "9.9")
+    monkeypatch.setattr("vitmodel.scoring.sources.__version__", "9.9")
     others.append(dicom_results(run, tmp_path / "version", files[0], *gradient))
     for other in others:
         assert len(other) == len(first)

@@ -36,7 +36,8 @@ REQUIRED = {"models": ("a", "b")}
 
 def example(cls: type, **values: Any) -> Any:
     """Return a configuration with a value for every required field."""
-    needed = {option.name: REQUIRED.get(option.name, option.name) for option in options(cls) if option.required}
+    required = [option for option in options(cls) if option.required]
+    needed = {option.name: REQUIRED.get(option.name, (*option.choices, option.name)[0]) for option in required}
     return cls(**needed | values)
 
 
@@ -168,6 +169,9 @@ NO_EFFECT = [
         for flags in (["--atypical", "0.1"], ["--keep-atypical"])
     ),
     ("compare", ["--level", "image", "--aggregate", "max"], "aggregate", "--level breast"),
+    ("view", ["--export", "r.csv", "--blind"], "blind", "a run without --export"),
+    ("view", ["--export", "r.csv", "--package", "p"], "package", "a run without --export"),
+    ("view", ["--export", "r.csv", "--compare", "o"], "compare", "a run without --export"),
     ("export", ["--images", "3"], "images", "--precision int8"),
     ("export", ["--calibration", "m"], "calibration", "--precision int8"),
 ]
@@ -181,6 +185,7 @@ PLACES = {
     "evaluate": "p m o",
     "compare": "a b m",
     "export": "p o",
+    "view": "s",
 }
 
 
