@@ -29,7 +29,6 @@ from vitmodel.data.fingerprint import seen_in_training
 from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write_manifest
 from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import UsageError
-from vitmodel.metrics.calibration import from_dict
 from vitmodel.model.package_check import seal
 from vitmodel.model.packed_batch import ImageMetadata
 from vitmodel.releases.inputs import read_inputs
@@ -389,7 +388,7 @@ def test_a_breasts_probability_is_calibrated_on_the_breasts_of_validation(run: P
     images = pd.read_csv(run / "validation.csv", dtype={"patient_id": str})
     images["logit"] = logit(images["score"])
     breasts = images.groupby(["patient_id", "laterality"], sort=False).agg({"cancer": "max", "logit": "mean"})
-    fitted = from_dict(predictor.ensemble.package["calibration"])
+    fitted = predictor.ensemble.packages[0].calibration
     table = read_manifest(run / "manifest.csv").query("split == 'val'")
     scored = predictor.score_breasts(predictor.score_images(table))
     scored = scored.set_index(["patient_id", "laterality"]).loc[breasts.index]

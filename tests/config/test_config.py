@@ -169,6 +169,15 @@ NO_EFFECT = [
         for flags in (["--atypical", "0.1"], ["--keep-atypical"])
     ),
     ("compare", ["--level", "image", "--aggregate", "max"], "aggregate", "--level breast"),
+    ("node", ["--job", "3"], "job", "the action retry"),
+    ("node", ["--tls-key", "k"], "tls_key", "--tls-certificate"),
+    ("node", ["--pacs-web", "http://pacs"], "pacs_web", "--destination"),
+    ("node", ["--confirm", "qido"], "confirm", "--destination"),
+    ("node", ["--identity", "image"], "identity", "--destination"),
+    ("node", ["--commitment-seconds", "5"], "commitment_seconds", "--destination"),
+    ("node", ["--insecure"], "insecure", "a --host that other machines can reach"),
+    ("node", ["--runtime", "onnx", "--atypical", "0.1"], "atypical", "--runtime torch"),
+    ("node", ["--runtime", "onnx", "--keep-atypical"], "keep_atypical", "--runtime torch"),
     ("view", ["--export", "r.csv", "--blind"], "blind", "a run without --export"),
     ("view", ["--export", "r.csv", "--package", "p"], "package", "a run without --export"),
     ("view", ["--export", "r.csv", "--compare", "o"], "compare", "a run without --export"),
@@ -186,6 +195,7 @@ PLACES = {
     "compare": "a b m",
     "export": "p o",
     "view": "s",
+    "node": "run",
 }
 
 
