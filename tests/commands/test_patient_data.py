@@ -15,6 +15,7 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
+from test_serve import running
 
 MARKER = "QZMARKERZQ"
 HARMLESS = (
@@ -83,3 +84,21 @@ def test_no_header_value_reaches_the_screen_or_deidentified_results(planted: Pat
     assert len(files) >= 4  # results of one source UID replace each other
     for path in files:
         assert MARKER.encode() not in path.read_bytes(), dcmread(path)
+
+
+@pytest.mark.slow
+def test_no_header_value_reaches_log_metrics_or_page_of_the_server(planted: Path, run: Path, tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    with running(run / "package", tmp_path) as (server, process):
+        files = [("files", (path.name, path.read_bytes())) for path in sorted(planted.iterdir())]
+        answer = httpx.post(f"{server.url}/scores", files=files, timeout=120)
+        assert answer.status_code == 200
+        assert len(answer.json()["images"]) == len(files)
+        shown = "".join(httpx.get(server.url + place).text for place in ("/", "/metrics", "/readyz", "/model"))
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert "requests" in shown
+    assert MARKER not in shown
+    logged = server.log.read_text()
+    assert "/scores" in logged
+    assert MARKER not in said + logged
