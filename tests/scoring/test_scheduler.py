@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 
 from vitmodel.config import PredictorConfig
+from vitmodel.data.rows import ManifestRow
+from vitmodel.errors import VitmodelError
+from vitmodel.model.packed_batch import ImageMetadata
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.scheduler import JOB_IMAGES, Scheduler
-from vitmodel.scoring.stream import ScoredImage, Unit
+from vitmodel.scoring.stream import LoadedImage, ScoredImage, Unit
 from vitmodel.scoring.table_maker import ScoredRequest, make_tables
 
 
@@ -96,6 +99,29 @@ def test_an_error_of_one_request_is_not_that_of_another(
     assert futures[0].result(60)[1].shape[0] == 1
     with pytest.raises(Exception, match="could not be scored"):
         futures[1].result(60)
+
+
+def test_an_error_while_loading_ends_one_request_and_no_thread(
+    predictor: Predictor, scheduler: Scheduler, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = predictor.stream.load
+
+    def fail_on_first(row: ManifestRow, metadata: ImageMetadata) -> LoadedImage:
+        if row.path == images[0]:
+            raise VitmodelError("the disk is gone")
+        return load(row, metadata)
+
+    monkeypatch.setattr(predictor.stream, "load", fail_on_first)
+    broken = scheduler.submit(predictor.attach(read_inputs(images[:1], "dicom_folder")).take([0] * 40))
+    with pytest.raises(VitmodelError, match="the disk is gone"):
+        broken.result(60)
+    whole = scheduler.submit(predictor.attach(read_inputs(images[1:2], "dicom_folder")))
+    assert len(whole.result(60)[0]) == 1
+    assert scheduler.is_alive
+    deadline = time.monotonic() + 20
+    while scheduler.waiting and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert scheduler.waiting == 0
 
 
 def test_a_closed_scheduler_cancels_what_it_has(predictor: Predictor, images: list[str]) -> None:

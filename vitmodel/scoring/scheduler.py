@@ -117,9 +117,8 @@ class Scheduler:
 
     def submit(self, rows: ScoringRows) -> Future[Results]:
         """Queue rows and return what will hold their verdicts and logits. Cancel it when nobody waits for them."""
-        job = Job(replace(rows, metadata=rows.metadata))
         with self._changed:
-            job.rows = self._with_own_exams(rows)
+            job = Job(self._with_own_exams(rows))
             job.units.extend(job.rows.exams())
             if self._closed:
                 job.future.cancel()
@@ -187,7 +186,10 @@ class Scheduler:
             job = loading.job
             image = None
             if not job.is_over:
-                image = self.stream.load(job.rows.rows[position], job.rows.metadata[position])
+                try:
+                    image = self.stream.load(job.rows.rows[position], job.rows.metadata[position])
+                except Exception as error:  # noqa: BLE001 (the thread must go on with other jobs)
+                    self._fail(job, error)
             with self._changed:
                 if image is not None:
                     loading.images[position] = image
@@ -327,8 +329,9 @@ class Scheduler:
         if not isinstance(error, VitmodelError):
             logger.error("scoring failed: %s", describe_failure(error))
             error = VitmodelError("the images could not be scored; the server's log has the cause")
-        if job.future.set_running_or_notify_cancel():
-            job.future.set_exception(error)
+        with self._changed:  # several threads may fail on images of one job
+            if not job.is_over and job.future.set_running_or_notify_cancel():
+                job.future.set_exception(error)
 
     def _finish(self, job: Job) -> None:
         ensemble = self.stream.ensemble
