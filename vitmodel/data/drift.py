@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 
 from vitmodel.data.appearance import CATEGORIES, NUMBERS
-from vitmodel.data.tables import read_table
+from vitmodel.data.tables import read_table, write_csv
 from vitmodel.errors import UsageError
 from vitmodel.metrics.stability import Stability, population_stability
-from vitmodel.utils import atomic_path
 
 DISTRIBUTIONS = "distributions.csv"
 """Name of the file that predict and evaluate write."""
@@ -218,8 +217,7 @@ def distribution_table(drift: Sequence[ColumnDrift]) -> pd.DataFrame:
 
 def write_distributions(drift: Sequence[ColumnDrift], path: Path) -> None:
     """Write `distribution_table` as CSV, atomically."""
-    with atomic_path(path) as temporary:
-        distribution_table(drift).to_csv(temporary, index=False)
+    write_csv(distribution_table(drift), path)
 
 
 def read_scored_images(path: Path) -> pd.DataFrame:

@@ -12,11 +12,12 @@ import pandas as pd
 
 from vitmodel.data.appearance import CATEGORIES
 from vitmodel.data.drift import ColumnDrift, large_drift_messages
+from vitmodel.data.tables import write_csv
 from vitmodel.metrics.stability import LARGE
 from vitmodel.reports import figures
 from vitmodel.reports.figures import DriftPanel
 from vitmodel.reports.page import render_page
-from vitmodel.utils import atomic_path, write_atomic
+from vitmodel.utils import write_atomic
 
 Runs = Mapping[str, Sequence[ColumnDrift]]
 """Name of each run, in order -> its drift."""
@@ -78,8 +79,7 @@ def write_drift_report(out: Path, runs: Runs, package: str) -> None:
         VitmodelError: A file cannot be written.
     """
     table = drift_table(runs)
-    with atomic_path(out / "drift.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(table, out / "drift.csv")
     panels = drift_panels(runs)
     picture = figures.to_pixels(figures.drift_overview(panels))
     write_atomic(out / "drift.png", cv2.imencode(".png", picture[..., ::-1])[1].tobytes())

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from vitmodel.data.manifest import read_manifest
+from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import JOURNAL, read_journal
 from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key
@@ -57,12 +58,11 @@ def read_scores_folder(folder: Path) -> list[Exam]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
+    if not path.is_file():
         raise UsageError(
             f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict` or `evaluate`"
-        ) from None
+        )
+    table = read_table(path).astype(object).fillna("")
     return table if "exam_id" in table else table.assign(exam_id="")
 
 
