@@ -195,23 +195,14 @@ class Model:
         from vitmodel.config.labels import target_name
         from vitmodel.model.explain import method_named
         from vitmodel.releases.inputs import read_inputs
-        from vitmodel.scoring.explanation import NO_GEOMETRY, Explanation, heat_map, image_of
+        from vitmodel.scoring.explanation import Explanation, explain_image, image_of
         from vitmodel.scoring.sources import result_writer
 
         predictor = self._predictor
         chosen = method_named(method)
         with _scratch() as scratch, progress_bars(self.progress):
             config = self._predict_config(source, scratch, scratch / "out", {"explain": method})
-            rows = predictor.attach(read_inputs(config.source, config.dataset))
-            if len(rows) != 1:
-                raise UsageError(f"source: holds {len(rows)} images; pass one of them")
-            ((_, scored),) = predictor.scores(rows)
-            record = scored.loaded.cropped.record
-            if scored.loaded.pack is None:
-                raise UsageError(f"source: the image is refused ({record['reason']}): {record['remark']}")
-            if scored.loaded.cropped.geometry is None:
-                raise UsageError(f"source: {NO_GEOMETRY}; pass the source image instead of its crop")
-            heat = heat_map(scored.loaded, predictor, method)
+            rows, scored, heat = explain_image(read_inputs(config.source, config.dataset), predictor, method)
             image = image_of(rows.table.iloc[0], rows.rows[0], scored, predictor)
             unit = chosen.unit_for(target_name(self.label))
             picture = result_writer(predictor, config).draw(image, heat, unit, *chosen.scale)

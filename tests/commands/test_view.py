@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from fastapi.testclient import TestClient
 from vitmodel.cli import main
 from vitmodel.commands.view import create_app
 from vitmodel.config import ViewConfig
+from vitmodel.data.tables import read_table, write_csv
 from vitmodel.errors import UsageError
 from vitmodel.pixels.open import open_image
 from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry
+from vitmodel.viewer.heat_maps import scored_row
 from vitmodel.viewer.pixels import TILE, PixelStore, coarsest_level
 from vitmodel.viewer.scores_folder import read_scores_folder
 from vitmodel.viewer.worklist import PAGE, Worklist, WorklistQuery
@@ -207,6 +210,20 @@ def test_markup_in_ids_is_text(tmp_path: Path, scores: Path) -> None:
         table.to_csv(tmp_path / name, index=False)
     with TestClient(create_app(ViewConfig(scores=tmp_path)), base_url="http://localhost") as client:
         assert "<script>alert" not in client.get("/").text
+
+
+def test_ids_that_a_spreadsheet_would_run_are_read_as_they_were(tmp_path: Path, scores: Path) -> None:
+    for name in ("scores.csv", "breast_scores.csv"):
+        write_csv(read_table(scores / name).assign(patient_id="=1+1"), tmp_path / name)
+    assert [exam.patient_id for exam in read_scores_folder(tmp_path)] == ["=1+1"]
+
+
+def test_a_heat_map_is_of_the_image_as_it_was_scored(scores: Path) -> None:
+    """The table may correct the side of the header, and the crop is mirrored by it."""
+    image = next(exam for exam in read_scores_folder(scores) if exam.status != "refused").images[0]
+    corrected = replace(image, side={"R": "L", "L": "R"}[image.side], view="ML")
+    assert scored_row(image)[["laterality", "view"]].to_numpy().tolist() == [[image.side, image.view]]
+    assert scored_row(corrected)[["laterality", "view"]].to_numpy().tolist() == [[corrected.side, "ML"]]
 
 
 def test_a_folder_without_scores_and_an_open_address_are_refused(tmp_path: Path) -> None:

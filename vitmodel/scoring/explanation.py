@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from vitmodel.releases.files import safe_file_name
 from vitmodel.results.heatmap import HeatMap
 from vitmodel.results.image_results import ImageResult
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.scoring.stream import LoadedImage, ScoredImage
+from vitmodel.scoring.stream import LoadedImage, ScoredImage, ScoringRows
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, write_atomic
 
 NO_GEOMETRY = "the manifest does not contain the position of the crop in its source"
@@ -35,6 +35,38 @@ def heat_map(image: LoadedImage, predictor: Predictor, method: str) -> HeatMap:
         patch=predictor.ensemble.model.config.vit.patch,
         source_shape=(int(record["source_height"]), int(record["source_width"])),
     )
+
+
+class ExplainedImage(NamedTuple):
+    """One image with its score and its heat map."""
+
+    rows: ScoringRows
+    """Its row."""
+    scored: ScoredImage
+    heat: HeatMap
+
+
+def explain_image(table: pd.DataFrame, predictor: Predictor, method: str) -> ExplainedImage:
+    """Score and explain the only image of a manifest.
+
+    Args:
+        table: A manifest of one row.
+        predictor: The loaded packages.
+        method: Name of the method.
+
+    Raises:
+        UsageError: There are several images, the image is refused, or the position of its crop is unknown.
+    """
+    rows = predictor.attach(table)
+    if len(rows) != 1:
+        raise UsageError(f"source: holds {len(rows)} images; pass one of them")
+    ((_, scored),) = predictor.scores(rows)
+    record = scored.loaded.cropped.record
+    if scored.loaded.pack is None:
+        raise UsageError(f"source: the image is refused ({record['reason']}): {record['remark']}")
+    if scored.loaded.cropped.geometry is None:
+        raise UsageError(f"source: {NO_GEOMETRY}; pass the source image instead of its crop")
+    return ExplainedImage(rows, scored, heat_map(scored.loaded, predictor, method))
 
 
 def image_of(place: pd.Series, row: ManifestRow, scored: ScoredImage, predictor: Predictor) -> ImageResult:

@@ -6,17 +6,15 @@ import base64
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vitmodel.config.labels import target_name
-from vitmodel.errors import VitmodelError
 from vitmodel.model.explain import method_named
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.heatmap import HeatMap
-from vitmodel.scoring.explanation import NO_GEOMETRY, heat_map
+from vitmodel.scoring.explanation import explain_image
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.viewer.exams import ImageEntry
 
@@ -86,23 +84,13 @@ class HeatMapStore:
 
     def _compute(self, image: ImageEntry, method: str) -> HeatMapView:
         explanation = method_named(method)
-        heat = compute_heat_map(self.predictor, Path(image.path or ""), method)
-        return HeatMapView.from_map(
-            heat, explanation.unit_for(target_name(self.predictor.ensemble.label)), *explanation.scale
-        )
+        heat = explain_image(scored_row(image), self.predictor, method).heat
+        unit = explanation.unit_for(target_name(self.predictor.ensemble.label))
+        return HeatMapView.from_map(heat, unit, *explanation.scale)
 
 
-def compute_heat_map(predictor: Predictor, path: Path, method: str) -> HeatMap:
-    """Return the heat map of one image file.
-
-    Raises:
-        VitmodelError: The image is refused or has no known crop.
-    """
-    rows = predictor.attach(read_inputs([str(path)], "auto"))
-    ((_, scored),) = predictor.scores(rows)
-    record: dict[str, Any] = scored.loaded.cropped.record
-    if scored.loaded.pack is None:
-        raise VitmodelError(f"the image is refused ({record['reason']}): {record['remark']}")
-    if scored.loaded.cropped.geometry is None:
-        raise VitmodelError(NO_GEOMETRY)
-    return heat_map(scored.loaded, predictor, method)
+def scored_row(image: ImageEntry) -> pd.DataFrame:
+    """Return the manifest row of an image, with the side, view and grey range that it was scored with."""
+    table = read_inputs([image.path or ""], "auto")
+    known = {"laterality": image.side, "view": image.view, "voi": image.voi}
+    return table.assign(**{name: value for name, value in known.items() if value})
