@@ -147,6 +147,8 @@ class ResultWriter:
 
         studies: dict[str, dict[str, list[ImageFinding]]] = {}
         patients: dict[str, set[tuple[str, str]]] = {}
+        files: dict[str, str] = {}
+        """StudyInstanceUID -> its first file, for messages, which do not quote values of a header."""
         skipped = 0
         for row in images[images["probability"].notna()].itertuples():
             source = self.read_header(Path(str(row.path)))
@@ -161,6 +163,7 @@ class ResultWriter:
                 region=None if row.region is None else np.array(row.region),
             )
             study_uid = str(source.StudyInstanceUID)
+            files.setdefault(study_uid, str(row.path))
             studies.setdefault(study_uid, {}).setdefault(str(row.breast_id), []).append(finding)
             patients.setdefault(study_uid, set()).add((str(source.get("IssuerOfPatientID", "")), str(source.PatientID)))
         rows = breasts.set_index("breast_id")
@@ -170,8 +173,8 @@ class ResultWriter:
                 images_of_study = sum(map(len, study.values()))
                 skipped += images_of_study
                 logger.warning(
-                    "study %s states %d patients in its images, so its %d images get no report; correct the headers",
-                    study_uid,
+                    "the study of %s states %d patients in its images, so its %d images get no report; correct the headers",
+                    files[study_uid],
                     len(patients[study_uid]),
                     images_of_study,
                 )
@@ -194,7 +197,9 @@ class ResultWriter:
             except Exception as error:  # noqa: BLE001 (an odd header must not cost other patients their reports)
                 skipped += sum(map(len, study.values()))
                 logger.warning(
-                    "study %s gets no report, because its headers are invalid (%s)", study_uid, type(error).__name__
+                    "the study of %s gets no report, because its headers are invalid (%s)",
+                    files[study_uid],
+                    type(error).__name__,
                 )
                 continue
             reports += 1
