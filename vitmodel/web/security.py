@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from vitmodel.config.viewing import LOOPBACK
 from vitmodel.errors import UsageError
 from vitmodel.web.keys import ApiKey, ApiKeys
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORTS = {"http": 80, "https": 443}
 POLICY = (
     "default-src 'none'; script-src {script}; style-src {style}; img-src 'self' data:; "
