@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -117,6 +118,15 @@ class Ensemble:
         typicality = np.exp(np.mean([np.log(typicality) for _, typicality in judged], axis=0))
         return logits, typicality.reshape(len(packs), -1)[:, 0]
 
+    @cached_property
+    def _is_computed(self) -> np.ndarray:
+        """Which outputs of an image `(L + A, M)` the networks compute; a package lacks heads that only others have."""
+        columns = []
+        for number, package in enumerate(self.packages):
+            own = np.zeros((1, self.levels + package.models[0].config.auxiliary_outputs))
+            columns.append(np.isfinite(self._align(own, number)[0]))
+        return np.stack(columns, axis=1)
+
     def is_finite(self, logits: np.ndarray, has_breast: bool) -> bool:
         """Return whether an image's outputs `(L + A, M)` are finite, except those that no network computes.
 
@@ -124,11 +134,9 @@ class Ensemble:
             logits: What `logits` returned for the image.
             has_breast: Whether exam fusion gave a logit of its breast; the image is not a copy.
         """
-        computed = np.ones_like(logits, dtype=bool)
-        for number, package in enumerate(self.packages):
-            own = np.zeros((1, package.models[0].config.auxiliary_outputs))
-            computed[self.levels :, number] = np.isfinite(self.auxiliary.align(own, number)[0])
+        computed = self._is_computed
         if self.fused and not has_breast:
+            computed = computed.copy()
             computed[1] = False
         return bool(np.isfinite(logits[computed]).all())
 
