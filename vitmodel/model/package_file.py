@@ -78,7 +78,7 @@ def unpack(path: Path, folder: Path) -> None:
                 new.rename(folder)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: does not exist; check the path") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:  # the last: of a newer zip version
         raise VitmodelError(
             f"{path}: is damaged or was not written by `vitmodel pack` ({error}); copy it again"
         ) from error
