@@ -173,7 +173,7 @@ class ResultWriter:
                 images_of_study = sum(map(len, study.values()))
                 skipped += images_of_study
                 logger.warning(
-                    "the study of %s states %d patients in its images, so its %d images get no report; correct the headers",
+                    "the study of %s states %d patients, so its %d images get no report; correct the headers",
                     files[study_uid],
                     len(patients[study_uid]),
                     images_of_study,
