@@ -29,15 +29,9 @@ from vitmodel.data.manifest import as_manifest, read_manifest, write_manifest
 from vitmodel.data.samplers import EpochSampler
 from vitmodel.phantoms.dataset import crop_phantom, sample_phantom
 from vitmodel.training.batching import BatchLoader
-from vitmodel.training.fit import (
-    build_model,
-    check_sizes,
-    common_preprocessing,
-    labelled_crops,
-    make_crop_dataset,
-    make_network_config,
-    train_and_validate,
-)
+from vitmodel.training.crops import check_sizes, common_preprocessing, labelled_crops
+from vitmodel.training.fit import make_crop_dataset, train_and_validate
+from vitmodel.training.initial_network import build_model, make_network_config
 from vitmodel.training.module import ClassificationModule
 from vitmodel.training.trainer import start_or_resume
 from vitmodel.utils import to_json, write_atomic

@@ -37,7 +37,7 @@ from vitmodel.scoring import stream
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import GROUP_IMAGES, LoadedImage, ScoringStream, Timings
 from vitmodel.scoring.tables import fallback_messages, has_code
-from vitmodel.training.fit import labelled_crops
+from vitmodel.training.crops import labelled_crops
 from vitmodel.utils import sha256_file
 
 

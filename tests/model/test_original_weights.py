@@ -14,7 +14,7 @@ from torchvision_stub import torchvision_stub
 
 from vitmodel.config import Preprocessing, Size, TrainConfig
 from vitmodel.model.vit import ViT
-from vitmodel.training.fit import build_model, make_network_config, settle_network
+from vitmodel.training.initial_network import build_model, make_network_config, settle_network
 
 FILE = "jx_vit_base_patch16_224_in21k-e5005f0a.pth"
 DIM, CLASSES = 768, 21_843

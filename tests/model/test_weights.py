@@ -30,7 +30,7 @@ from vitmodel.model.package import load_package, save_package
 from vitmodel.model.vit import ViT, resize_positions
 from vitmodel.model.weight_files import SHARD_INDEX, read_tensors
 from vitmodel.model.weights import HALF_NORMALISATION, IMAGENET_NORMALISATION, Normalisation, fit_weights, load_weights
-from vitmodel.training.fit import build_model
+from vitmodel.training.initial_network import build_model
 
 CONFIG = ViTConfig(image_size=Size(64, 64), dim=32, depth=2, heads=2, classes=1, pool="cls")
 StateDict = dict[str, Tensor]

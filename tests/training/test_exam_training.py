@@ -35,7 +35,7 @@ from vitmodel.model.package import load_package
 from vitmodel.model.packed_batch import pack_images
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.training.batching import Batch, BatchLoader
-from vitmodel.training.fit import labelled_crops
+from vitmodel.training.crops import labelled_crops
 from vitmodel.training.module import ClassificationModule
 
 EXAMS = ["--fusion", "--sources", "view,machine_id", "--source-images", "4"]

@@ -29,7 +29,8 @@ from vitmodel.model.network import Network
 from vitmodel.model.package import save_package
 from vitmodel.phantoms.dataset import PhantomDataset
 from vitmodel.training.batching import BatchLoader
-from vitmodel.training.fit import make_vit_config, read_cropped_manifest
+from vitmodel.training.crops import read_cropped_manifest
+from vitmodel.training.initial_network import make_vit_config
 from vitmodel.training.module import ClassificationModule, History, MaePretrainer, TrainingModule
 from vitmodel.training.trainer import (
     LAST_CHECKPOINT,

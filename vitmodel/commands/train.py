@@ -23,17 +23,10 @@ from vitmodel.metrics.crossfit import OUT_OF_FOLD, ScoreOrigin
 from vitmodel.metrics.metrics import compute_metrics
 from vitmodel.model.weight_source import WeightsSource
 from vitmodel.reports.panel import contact_grid
+from vitmodel.training.crops import check_sizes, common_preprocessing, labelled_crops
 from vitmodel.training.find_lr import sweep_learning_rate, write_sweep
-from vitmodel.training.fit import (
-    TrainedModel,
-    check_sizes,
-    common_preprocessing,
-    labelled_crops,
-    make_crop_dataset,
-    make_network_config,
-    settle_network,
-    train_and_validate,
-)
+from vitmodel.training.fit import TrainedModel, make_crop_dataset, train_and_validate
+from vitmodel.training.initial_network import make_network_config, settle_network
 from vitmodel.training.module import History
 from vitmodel.training.packaging import (
     Look,

@@ -24,15 +24,9 @@ from vitmodel.data.labels import without_label
 from vitmodel.data.manifest import write_manifest
 from vitmodel.errors import DivergedError, VitmodelError
 from vitmodel.jobs.journal import lock_folder
-from vitmodel.training.fit import (
-    MONITOR_METRICS,
-    check_sizes,
-    common_preprocessing,
-    labelled_crops,
-    make_network_config,
-    settle_network,
-    train_and_validate,
-)
+from vitmodel.training.crops import check_sizes, common_preprocessing, labelled_crops
+from vitmodel.training.fit import MONITOR_METRICS, train_and_validate
+from vitmodel.training.initial_network import make_network_config, settle_network
 from vitmodel.training.trainer import STARTED, start_or_resume
 from vitmodel.utils import atomic_path, derive_seed, import_extra, write_atomic
 

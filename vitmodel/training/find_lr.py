@@ -22,7 +22,8 @@ from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.device import resolve_device
 from vitmodel.reports import figures
 from vitmodel.training.batching import Batch, BatchLoader
-from vitmodel.training.fit import build_model, make_dataset
+from vitmodel.training.fit import make_dataset
+from vitmodel.training.initial_network import build_model
 from vitmodel.training.module import ClassificationModule
 from vitmodel.training.trainer import fit, resolve_precision
 from vitmodel.utils import atomic_path, progress, write_atomic
