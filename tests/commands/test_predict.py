@@ -10,7 +10,7 @@ import subprocess
 import sys
 import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +30,11 @@ from vitmodel.data.manifest import breast_ids, read_manifest, usable_rows, write
 from vitmodel.data.rows import ManifestRow
 from vitmodel.errors import UsageError
 from vitmodel.model.package_check import seal
-from vitmodel.model.packed_batch import ImageMetadata
+from vitmodel.model.packed_batch import ImageMetadata, PackedBatch
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.releases.registry import read_release
 from vitmodel.scoring import stream
+from vitmodel.scoring.ensemble import Ensemble
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.stream import GROUP_IMAGES, LoadedImage, ScoringStream, Timings
 from vitmodel.scoring.tables import fallback_messages, has_code
@@ -95,6 +96,28 @@ def test_memory_holds_a_bounded_number_of_crops(predictor: Predictor, crops: Pat
     limit = 2 * GROUP_IMAGES + 4
     assert len(crop_references) > limit
     assert max(held) <= limit
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_whose_output_is_not_finite_is_refused_and_costs_no_other_its_score(
+    value: float, predictor: Predictor, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_manifest(crops / "manifest.csv")
+    expected = predictor.score_images(table)
+    judge = Ensemble.judge
+
+    def spoil_first(self: Ensemble, packs: Sequence[PackedBatch]) -> tuple[np.ndarray, np.ndarray]:
+        logits, typicality = judge(self, packs)
+        logits[:1, 0] = value
+        return logits, typicality
+
+    monkeypatch.setattr(Ensemble, "judge", spoil_first)
+    images = predictor.score_images(table)
+    spoiled = images["reason"] == "not_finite"
+    assert spoiled.any()
+    assert (images.loc[spoiled, "status"] == "refused").all()
+    assert images.loc[spoiled, ["score", "probability", "decision"]].isna().all(axis=None)
+    np.testing.assert_array_equal(images.loc[~spoiled, "score"], expected.loc[~spoiled, "score"])
 
 
 def test_a_refused_image_is_never_scored(predictor: Predictor, crops: Path) -> None:
