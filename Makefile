@@ -54,7 +54,8 @@ test-browser: $(VENV)/dev
 	@dpkg -s $(BROWSER_TOOLS) >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
 	  && apt-get install -y -qq $(BROWSER_TOOLS) >/dev/null; } || echo "not installed: some of $(BROWSER_TOOLS); tests will skip"
 	@$(BIN)/python tests/results/ohif.py || echo "OHIF is not installed (needs npm); its tests will skip"
-	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core || echo "axe-core is not installed: its tests will skip"
+	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core \
+	  || echo "axe-core is not installed: its tests will skip"
 	AXE_CORE=$(abspath $(VENV))/axe/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest -m browser
 
 test: $(VENV)/dev tools

@@ -140,11 +140,11 @@ async def measure(port: int, pid: int, files: list[Path], options: argparse.Name
         "parallel p50 s": float(np.median(parallel)),
         "parallel p95 s": float(np.quantile(parallel, 0.95)),
         "parallel requests/s": len(many) / seconds,
-        "beside p95 s": float(np.quantile(beside, 0.95)),
-        "beside p95 / alone p95": float(np.quantile(beside, 0.95) / np.quantile(alone, 0.95)),
+        "with large request p95 s": float(np.quantile(beside, 0.95)),
+        "with large / alone p95": float(np.quantile(beside, 0.95) / np.quantile(alone, 0.95)),
         "large s": large,
         "peak MB": memory,
-        "beside idle sockets s": idle,
+        "with idle sockets s": idle,
     }
 
 

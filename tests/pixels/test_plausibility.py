@@ -125,7 +125,7 @@ def test_a_likeness_of_each_kind_of_unsuitable_image_is_refused(kind: str, tmp_p
 
 
 def test_an_upside_down_picture_without_a_header_is_not_noticed(tmp_path: Path) -> None:
-    """The limit that docs/explanation/limits.md states: a breast has no top that can be told from its shape."""
+    """The limit that docs/explanation/limits.md states: the shape of a breast does not show where its top is."""
     assert preprocess(save(tmp_path, breast()[::-1, ::-1]), SMALL).breast.chest_wall == "right"
 
 

@@ -103,7 +103,7 @@ class Inbox:
     def adopt(self) -> int:
         """Register files that a killed receiver stored and did not register; return their number.
 
-        Files that were never completed are removed: their sender was not told that they were stored.
+        Files that were never completed are removed: their sender has no confirmation that they were stored.
         """
         adopted = 0
         now = self.clock()

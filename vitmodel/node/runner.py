@@ -1,4 +1,4 @@
-"""Run the parts of a node in this process and its workers, until it is told to stop."""
+"""Run the parts of a node in this process and its workers, until a signal stops them."""
 
 from __future__ import annotations
 

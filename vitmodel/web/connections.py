@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 logger = logging.getLogger(__name__)
 
 RESERVED_FILES = 256
-"""Descriptors left for files, sockets and libraries beside the connections."""
+"""Descriptors left for files, sockets and libraries in addition to the connections."""
 MIN_RATE = 1000
 """Bytes per second that a body must have on average once `body` seconds have passed."""
 LOG_SECONDS = 10
