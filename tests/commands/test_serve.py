@@ -113,6 +113,8 @@ def test_a_zip_and_files_of_one_name_are_scored(server: Server, crops: Path) -> 
     [
         ([], 422, "no file was sent"),
         ([("train.csv", b"path\n/etc/passwd\n")], 415, "train.csv names files"),
+        ([("train.XLSX", b"PK")], 415, "train.XLSX names files"),
+        ([("train.tsv", b"path\n/etc/passwd\n")], 415, "train.tsv names files"),
         ([("x/DICOMDIR", b"")], 415, "DICOMDIR names files"),
         ([("a.png", bytes(1_100_000))], 413, "larger than 1 MB"),
         ([("a.zip", archive("a.png", bytes(1_100_000)))], 413, "the unpacked content of a.zip is larger than 1 MB"),

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pandas as pd
 
 from vitmodel.archives import ArchiveBounds, check_bounds, is_archive
+from vitmodel.data.tables import TABLE_SUFFIXES
 from vitmodel.errors import InputRefusedError, RefusedError, RequestRefusedError, UsageError, VitmodelError
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.scoring.tables import ScoreTables
@@ -64,7 +65,7 @@ def _save(file: Upload, number: int, folder: Path, limit: int) -> Path:
     A table or DICOMDIR could make the server read its own files, and is refused.
     """
     name = upload_name(file.name)
-    if name.lower().endswith(".csv") or name.upper() == "DICOMDIR":
+    if name.lower().endswith(TABLE_SUFFIXES) or name.upper() == "DICOMDIR":
         raise RequestRefusedError(
             415, f"{name} names files instead of containing an image; send the images themselves or a zip of them"
         )
