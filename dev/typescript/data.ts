@@ -35,7 +35,7 @@ export interface HeatMap {
 /** Path below which the pages of this reading room are. */
 export const BASE = document.body.dataset.base ?? "";
 
-const pause = (milliseconds: number): Promise<void> => new Promise(resolve => setTimeout(resolve, milliseconds));
+export const pause = (milliseconds: number): Promise<void> => new Promise(resolve => setTimeout(resolve, milliseconds));
 
 /** Called with true when the server stops answering, and with false when it answers again. */
 let report: (lost: boolean) => void = () => undefined;

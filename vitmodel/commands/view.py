@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -69,7 +68,7 @@ def create_app(config: ViewConfig) -> FastAPI:
     others = _read_others(config, exams)
     results = Results(
         title=config.scores.name,
-        scored=datetime.datetime.fromtimestamp((config.scores / "breast_scores.csv").stat().st_mtime).astimezone(),
+        scored=(config.scores / "breast_scores.csv").stat().st_mtime,
         others=others,
         other_title=config.compare.name if config.compare else "",
         truth=evaluation.truth if evaluation else {},

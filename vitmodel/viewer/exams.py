@@ -102,6 +102,10 @@ class Exam:
     """Name of the exam in addresses. Empty = derived from patient and exam id, which it does not reveal."""
     note: str = ""
     """What else is to be known of the scores, such as that an image arrived after them."""
+    link: str = ""
+    """Address of a page with technical details; empty = there is none."""
+    is_explainable: bool = True
+    """Whether the model at hand is the one that scored the exam, so that its heat maps explain the scores."""
 
     def __post_init__(self) -> None:
         if not self.key:

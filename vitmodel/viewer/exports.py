@@ -41,11 +41,11 @@ def make_export_router(room: ReadingRoom) -> APIRouter:
         readings = room.mode.store.all(reader)
         return room.source.exams_named({reading.exam for reading in readings}), readings
 
-    @router.get("/readings.csv")
+    @router.get("/readings.csv", response_model=None)
     def send_labels(reader: str = "") -> Response:
         return send(label_table(*find_readings(reader)), "readings.csv")
 
-    @router.get("/reader-study.csv")
+    @router.get("/reader-study.csv", response_model=None)
     def send_study(reader: str = "") -> Response:
         return send(study_table(*find_readings(reader), room.results.truth), "reader-study.csv")
 
