@@ -98,7 +98,7 @@ def waiting_exam(study: Study, instances: Sequence[Instance], folder: Path) -> E
     )
     sides = sorted({image.side for image in images}, reverse=True)
     breasts = [BreastEntry(side, None, None, "waiting", "", _views(images, side)) for side in sides]
-    return _exam(study, images, breasts)
+    return replace(_exam(study, images, breasts), is_explainable=False)
 
 
 def _exam(study: Study, images: tuple[ImageEntry, ...], breasts: Sequence[BreastEntry]) -> Exam:
