@@ -26,7 +26,6 @@ from vitmodel.node.stow import read_parts, store_parts
 from vitmodel.node.study_source import StudySource
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 from vitmodel.viewer.exams import Exam
-from vitmodel.viewer.exports import make_export_router
 from vitmodel.viewer.pages import OWN_PATHS, make_environment, make_router, make_static_router
 from vitmodel.viewer.room import Model, ReadingMode, ReadingRoom, Results
 from vitmodel.web import observing
@@ -109,7 +108,6 @@ def _add_reading_room(app: FastAPI, site: Site) -> None:
         site.audit.record(who(request), action, exam.key if exam else "")
 
     app.include_router(make_router(lambda _: room, record=record))
-    app.include_router(make_export_router(room))
     app.include_router(make_static_router())
 
 

@@ -13,6 +13,7 @@ from vitmodel import __version__
 from vitmodel.errors import ImageRefusedError, UsageError, VitmodelError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.exams import Exam, ImageEntry
+from vitmodel.viewer.exports import add_exports
 from vitmodel.viewer.heat_maps import METHODS
 from vitmodel.viewer.readings import check_name
 from vitmodel.viewer.room import ReadingRoom
@@ -108,6 +109,7 @@ def make_router(
     _add_pages(router, Depends(make_desk))
     _add_exams(router, Depends(make_desk))
     _add_images(router, Depends(make_desk))
+    add_exports(router, Depends(make_desk))
     return router
 
 

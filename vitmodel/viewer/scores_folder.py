@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,22 @@ def read_scores_folder(folder: Path) -> list[Exam]:
     """
     images, breasts = (_read(folder / name) for name in ("scores.csv", "breast_scores.csv"))
     records = _records(folder)
+    keys = images["source_sha256"].where(images["source_sha256"] != "", images["image_id"])
+    return make_exams(images, breasts, [records.get(key, {}) for key in keys])
+
+
+def make_exams(images: pd.DataFrame, breasts: pd.DataFrame, entries: Sequence[Mapping[str, Any]]) -> list[Exam]:
+    """Return the exams of tables of scores, in the order of the breasts.
+
+    Args:
+        images: Table of images, N rows.
+        breasts: Table of breasts.
+        entries: The N entries of the journal of `predict`; an empty one = the file of the image is unknown.
+    """
+    images, breasts = _normalize(images), _normalize(breasts)
     by_exam: dict[tuple[str, str], list[ImageEntry]] = {}
-    for number, row in enumerate(images.to_dict("records")):
-        entry = _image(row, records.get(row["source_sha256"] or row["image_id"], {}), number)
-        by_exam.setdefault(_exam_of(row), []).append(entry)
+    for number, (row, entry) in enumerate(zip(images.to_dict("records"), entries, strict=True)):
+        by_exam.setdefault(_exam_of(row), []).append(_image(row, entry, number))
     breasts_by_exam: dict[tuple[str, str], list[BreastEntry]] = {exam: [] for exam in by_exam}
     for row in breasts.to_dict("records"):
         breasts_by_exam.setdefault(_exam_of(row), []).append(_breast(row))
@@ -62,7 +74,12 @@ def _read(path: Path) -> pd.DataFrame:
         raise UsageError(
             f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict` or `evaluate`"
         )
-    table = read_table(path).astype(object).fillna("")
+    return _normalize(read_table(path))
+
+
+def _normalize(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of scores with exam ids, and with empty texts for what is unknown."""
+    table = table.astype(object).where(table.notna(), "")
     return table if "exam_id" in table else table.assign(exam_id="")
 
 
@@ -109,8 +126,8 @@ def _exam_of(row: Mapping[str, str]) -> tuple[str, str]:
     return row["patient_id"], row["exam_id"]
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _number(value: str | float) -> float | None:
+    return None if value == "" else float(value)
 
 
 def _whole(value: float | None) -> int | None:
@@ -142,7 +159,7 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         box=None if None in box else tuple(map(int, box)),  # type: ignore[arg-type]
         machine=row.get("machine_id", ""),
         typicality=_number(row.get("typicality", "")),
-        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value},
+        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value != ""},
     )
 
 
@@ -156,5 +173,5 @@ def _breast(row: Mapping[str, str]) -> BreastEntry:
         status=row["status"],
         reason=row["reason"],
         views=row["views"],
-        outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value},
+        outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value != ""},
     )
