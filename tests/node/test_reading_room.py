@@ -64,8 +64,8 @@ class Desk:
             queue=self.queue,
             audit=Audit(self.inbox.database),
             policy=AccessPolicy(keys=keys, scope_of=needed_scope),
-            load_model=lambda: load_model(self.config),
-            **{"fingerprint": package_fingerprint(self.config)} | options,
+            **{"fingerprint": package_fingerprint(self.config), "load_model": lambda: load_model(self.config)}
+            | options,
         )
         return create_app(site)
 
@@ -176,6 +176,19 @@ def test_scores_stay_when_the_files_of_the_job_and_of_the_images_are_gone(desk: 
     after = desk.client().get(f"/api/exams/{uid}").json()
     probabilities = [[breast["probability"] for breast in exam["breasts"]] for exam in (before, without_images, after)]
     assert probabilities[0] == probabilities[1] == pytest.approx(probabilities[2], abs=1e-6)
+
+
+def test_studies_are_shown_without_heat_maps_when_the_package_is_gone(
+    desk: Desk, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    uid = desk.receive(make_study(TWO_VIEWS))
+    desk.score()
+    gone = dataclasses.replace(desk.config, package=tmp_path / "gone")
+    client = desk.client(load_model=lambda: load_model(gone))
+    assert client.get("/worklist").status_code == 200
+    exam = client.get(f"/api/exams/{uid}").json()
+    assert exam["methods"] == {}
+    assert all(breast["probability"] is not None for breast in exam["breasts"])
 
 
 # Readings
