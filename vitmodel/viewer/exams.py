@@ -82,6 +82,8 @@ class BreastEntry:
     views: str
     outputs: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of breast_scores.csv, such as the density."""
+    interval: tuple[float, float] | None = None
+    """Calibration interval of the probability, 95 % over the patients that the calibration was fitted to."""
 
 
 @dataclass(frozen=True)

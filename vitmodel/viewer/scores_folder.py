@@ -20,7 +20,7 @@ METRICS = "metrics.json"
 """Name of the metrics in an output folder of `evaluate`."""
 BREAST_COLUMNS = {
     "prediction_id", "patient_id", "exam_id", "laterality", "score", "probability", "decision", "n_images", "views",
-    "status", "reason",
+    "status", "reason", "probability_low", "probability_high",
 }  # fmt: skip
 """Columns of breast_scores.csv that have a field of their own; all others are further outputs."""
 IMAGE_COLUMNS = {
@@ -149,6 +149,7 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
 def _breast(row: Mapping[str, str]) -> BreastEntry:
     """Return the breast of a row of breast_scores.csv."""
     decision = _number(row["decision"])
+    low, high = (_number(row.get(f"probability_{name}", "")) for name in ("low", "high"))
     return BreastEntry(
         side=row["laterality"],
         probability=_number(row["probability"]),
@@ -157,4 +158,5 @@ def _breast(row: Mapping[str, str]) -> BreastEntry:
         reason=row["reason"],
         views=row["views"],
         outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value},
+        interval=None if low is None or high is None else (low, high),
     )
