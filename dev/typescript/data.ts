@@ -23,7 +23,7 @@ export interface Model {
   notes: Record<string, string>; card: boolean;
 }
 export interface Exam {
-  key: string; patient_id: string; exam_id: string; date: string; status: string; hidden: boolean;
+  key: string; patient_id: string; exam_id: string; date: string; status: string; note: string; hidden: boolean;
   images: ExamImage[]; breasts: Breast[]; truth: Record<string, number>; model: Model; other_title: string; methods: Record<string, string>;
   tile: number; before: string | null; after: string | null; others: OtherExam[];
   reader: string; readings: Reading[]; birads: string[]; notice: string;
@@ -31,6 +31,9 @@ export interface Exam {
 export interface HeatMap {
   width: number; height: number; values: Uint8Array; low: number; high: number; unit: string; outline: [number, number][];
 }
+
+/** Path below which the pages of this reading room are. */
+export const BASE = document.body.dataset.base ?? "";
 
 const pause = (milliseconds: number): Promise<void> => new Promise(resolve => setTimeout(resolve, milliseconds));
 
@@ -53,7 +56,7 @@ async function ask(address: string, request?: RequestInit): Promise<Response> {
 }
 
 export async function fetchExam(key: string): Promise<Exam> {
-  const response = await ask(`/api/exams/${key}`);
+  const response = await ask(`${BASE}/api/exams/${key}`);
   if (!response.ok) throw new Error(`the server answered with status ${response.status}`);
   return await response.json() as Exam;
 }
@@ -61,7 +64,7 @@ export async function fetchExam(key: string): Promise<Exam> {
 /** Store a reading and return the exam as the reader may see it then. A repeated `id` is stored once. */
 export async function storeReading(key: string, body: object): Promise<Exam> {
   const request = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await ask(`/api/exams/${key}/readings`, request);
+  const response = await ask(`${BASE}/api/exams/${key}/readings`, request);
   const answer = await response.json();
   if (!response.ok) throw new Error(typeof answer.detail === "string" ? answer.detail : `status ${response.status}`);
   return answer as Exam;
@@ -69,13 +72,13 @@ export async function storeReading(key: string, body: object): Promise<Exam> {
 
 /** Tell the server the name of the reader. */
 export async function setReader(name: string): Promise<void> {
-  const response = await ask("/reader", { method: "POST", body: new URLSearchParams({ name }) });
+  const response = await ask(`${BASE}/reader`, { method: "POST", body: new URLSearchParams({ name }) });
   if (!response.ok) throw new Error((await response.json()).detail);
 }
 
 /** Return the grey values of a tile, brighter = denser, and its width. */
 export async function fetchTile(key: string, level: number, row: number, column: number): Promise<[Uint16Array, number]> {
-  const response = await ask(`/api/images/${key}/tiles/${level}/${row}/${column}`);
+  const response = await ask(`${BASE}/api/images/${key}/tiles/${level}/${row}/${column}`);
   if (!response.ok) throw new Error((await response.json().catch(() => ({ detail: `status ${response.status}` }))).detail);
   return [new Uint16Array(await response.arrayBuffer()), Number(response.headers.get("X-Width"))];
 }
@@ -83,7 +86,7 @@ export async function fetchTile(key: string, level: number, row: number, column:
 /** Return a heat map once the server has computed it; `waiting` is called with the number of maps still to compute. */
 export async function fetchHeatMap(key: string, method: string, waiting: (count: number) => void): Promise<HeatMap> {
   for (;;) {
-    const response = await ask(`/api/images/${key}/heat-maps/${method}`);
+    const response = await ask(`${BASE}/api/images/${key}/heat-maps/${method}`);
     const answer = await response.json();
     if (response.status === 202) {
       waiting(answer.waiting);

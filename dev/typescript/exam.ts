@@ -1,6 +1,6 @@
 /** The exam page: hanging, tools and keys. */
 
-import { Exam, ExamImage, HeatMap, fetchExam, fetchHeatMap, onConnection } from "./data.js";
+import { BASE, Exam, ExamImage, HeatMap, fetchExam, fetchHeatMap, onConnection } from "./data.js";
 import { Display, LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
@@ -268,7 +268,7 @@ async function loadHeat(): Promise<void> {
 function link(id: string, key: string | null): void {
   const anchor = element<HTMLAnchorElement>(id);
   anchor.hidden = key === null;
-  if (key !== null) anchor.href = `/exams/${key}`;
+  if (key !== null) anchor.href = `${BASE}/exams/${key}`;
 }
 
 const commands: Record<string, () => void> = {
@@ -285,9 +285,9 @@ const commands: Record<string, () => void> = {
   f: () => { if (document.fullscreenElement) void document.exitFullscreen(); else void document.documentElement.requestFullscreen(); },
   h: () => { settings.showHeat = !settings.showHeat; toggle("flicker", !settings.showHeat); redraw(); },
   r: () => { settings.showRegion = !settings.showRegion; toggle("region", settings.showRegion); redraw(); },
-  n: () => { if (exam.after) location.assign(`/exams/${exam.after}`); },
-  p: () => { if (exam.before) location.assign(`/exams/${exam.before}`); },
-  w: () => location.assign("/"),
+  n: () => { if (exam.after) location.assign(`${BASE}/exams/${exam.after}`); },
+  p: () => { if (exam.before) location.assign(`${BASE}/exams/${exam.before}`); },
+  w: () => location.assign(`${BASE}/worklist`),
 };
 for (const [name, layout] of Object.entries(LAYOUTS)) commands[layout.key] = () => void arrange(name);
 

@@ -1,6 +1,6 @@
 /** Which views a window shows, and how: one screen for all, or one window per screen. */
 
-import { ExamImage } from "./data.js";
+import { BASE, ExamImage } from "./data.js";
 
 export interface Layout {
   /** What the page calls it. */
@@ -70,7 +70,7 @@ export function follow(exam: string, onDisplay: (display: Display) => void): voi
   channel.addEventListener("message", (event: MessageEvent<Message>) => {
     const { exam: other, display } = event.data;
     if (!isPart()) return;
-    if (other !== shown) { if (!display) location.assign(`/exams/${other}`); }
+    if (other !== shown) { if (!display) location.assign(`${BASE}/exams/${other}`); }
     else if (display) onDisplay(display);
   });
   channel.postMessage({ exam } satisfies Message);

@@ -1,6 +1,6 @@
 /** The panel of scores: breasts, images, other exams of the patient and the model. */
 
-import { Breast, Exam, OtherExam } from "./data.js";
+import { BASE, Breast, Exam, OtherExam } from "./data.js";
 
 const element = (id: string): HTMLElement => document.getElementById(id)!;
 const NAMES: Record<string, string> = { R: "Right breast", L: "Left breast" };
@@ -79,7 +79,7 @@ function showOthers(exam: Exam): void {
   if (!exam.others.length) return;
   panel.append(heading("Other exams of this patient"));
   panel.append(list(exam.others.map(other => {
-    const anchor = Object.assign(document.createElement("a"), { href: `/exams/${other.key}`, textContent: nameOf(other) });
+    const anchor = Object.assign(document.createElement("a"), { href: `${BASE}/exams/${other.key}`, textContent: nameOf(other) });
     const scores = other.breasts.map(breast => `${breast.side || "?"} ${breast.probability === null ? "–" : percent(breast.probability)}`);
     const description = document.createElement("span");
     description.append(anchor, ` ${scores.join(", ")}`);
@@ -98,7 +98,7 @@ function showModel(exam: Exam): void {
   if (model.prevalence !== null) {
     entries.push(["prevalence", `probabilities hold where ${percent(model.prevalence)} are positive; where fewer are, as in screening, they are too high`]);
   }
-  if (model.card) entries.push(["card", Object.assign(document.createElement("a"), { href: "/model-card", textContent: "model card" })]);
+  if (model.card) entries.push(["card", Object.assign(document.createElement("a"), { href: `${BASE}/model-card`, textContent: "model card" })]);
   panel.append(heading("Model"), list(entries));
 }
 

@@ -24,7 +24,8 @@ from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry
 from vitmodel.viewer.heat_maps import scored_row
 from vitmodel.viewer.pixels import TILE, PixelStore, coarsest_level
 from vitmodel.viewer.scores_folder import read_scores_folder
-from vitmodel.viewer.worklist import PAGE, Worklist, WorklistQuery
+from vitmodel.viewer.source import PAGE, WorklistQuery
+from vitmodel.viewer.worklist import Worklist
 
 
 @pytest.fixture(scope="module")

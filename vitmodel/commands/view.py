@@ -17,11 +17,12 @@ from vitmodel.viewer.exams import Exam
 from vitmodel.viewer.exports import make_export_router
 from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
-from vitmodel.viewer.pages import make_router
+from vitmodel.viewer.pages import make_router, make_static_router
 from vitmodel.viewer.reading_tables import label_table, study_table
 from vitmodel.viewer.readings import READINGS, ReadingStore, check_name
 from vitmodel.viewer.room import Model, ReadingMode, ReadingRoom, Results
 from vitmodel.viewer.scores_folder import METRICS, read_scores_folder
+from vitmodel.viewer.worklist import Worklist
 from vitmodel.web.security import AccessPolicy, Guard
 
 if TYPE_CHECKING:
@@ -64,19 +65,24 @@ def create_app(config: ViewConfig) -> FastAPI:
 
     exams = read_scores_folder(config.scores)
     evaluation = _read_evaluation(config, exams)
+    store = _store(config)
+    others = _read_others(config, exams)
     results = Results(
-        exams=exams,
         title=config.scores.name,
         scored=datetime.datetime.fromtimestamp((config.scores / "breast_scores.csv").stat().st_mtime).astimezone(),
-        others=_read_others(config, exams),
+        others=others,
         other_title=config.compare.name if config.compare else "",
         truth=evaluation.truth if evaluation else {},
     )
-    mode = ReadingMode(_store(config), check_name(config.reader) if config.reader else "", config.blind)
-    room = ReadingRoom(results, _load_model(config), mode)
+    mode = ReadingMode(store, check_name(config.reader) if config.reader else "", config.blind)
+    model = _load_model(config)
+    read = ((reading.exam, reading.reader) for reading in store.all())
+    source = Worklist(exams, {exam.ids: exam for exam in others}, read)
+    room = ReadingRoom(source, results, mode, lambda: model)
     app = FastAPI(title="vitmodel", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, policy=AccessPolicy())
-    app.include_router(make_router(room))
+    app.include_router(make_router(lambda _: room))
+    app.include_router(make_static_router())
     app.include_router(make_export_router(room))
     if evaluation:
         app.include_router(make_evaluation_router(room, evaluation))

@@ -150,6 +150,7 @@ def make_evaluation_router(room: ReadingRoom, scores: EvaluatedScores) -> APIRou
             raise HTTPException(422, "threshold: must lie between 0 and 1")
         confusion, metrics = scores.at(threshold)
         return template.render(
+            base="",
             room=room,
             scores=scores,
             threshold=threshold,

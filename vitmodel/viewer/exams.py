@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
+Status = Literal["ok", "warned", "refused", "waiting"]
+"""`waiting` = not scored yet."""
 VIEW_ORDER = ("CC", "MLO")
 """Views in the order of hanging; all others follow."""
 Outline = Sequence[Sequence[float]]
@@ -17,6 +18,11 @@ Outline = Sequence[Sequence[float]]
 def short_key(*parts: str) -> str:
     """Return a key for addresses, 16 hexadecimal digits, which does not reveal the parts."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def format_date(date: str) -> str:
+    """Return a date of DICOM as `YYYY-MM-DD`; empty if it is none."""
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdigit() else ""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class ImageEntry:
     view: str
     path: str | None
     """File of the source image."""
-    status: Literal["ok", "warned", "refused"]
+    status: Status
     reason: str
     """Codes of warnings or of the refusal, separated by ';'."""
     remark: str
@@ -94,10 +100,14 @@ class Exam:
     exam_id: str
     images: tuple[ImageEntry, ...]
     breasts: tuple[BreastEntry, ...]
+    key: str = ""
+    """Name of the exam in addresses. Empty = derived from patient and exam id, which it does not reveal."""
+    note: str = ""
+    """What else is to be known of the scores, such as that an image arrived after them."""
 
-    @cached_property
-    def key(self) -> str:
-        return short_key("exam", self.patient_id, self.exam_id)
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", short_key("exam", self.patient_id, self.exam_id))
 
     @property
     def ids(self) -> tuple[str, str]:
@@ -118,9 +128,11 @@ class Exam:
         return any(breast.is_positive for breast in self.breasts)
 
     @property
-    def status(self) -> Literal["ok", "warned", "refused"]:
-        """`refused` if an image or breast has no score, `warned` if one has a warning."""
+    def status(self) -> Status:
+        """`waiting` if an image waits, `refused` if an image or breast has no score, `warned` if one has a warning."""
         states = {image.status for image in self.images} | {breast.status for breast in self.breasts}
+        if "waiting" in states:
+            return "waiting"
         if "refused" in states or self.probability is None:
             return "refused"
         return "warned" if "warned" in states else "ok"

@@ -10,7 +10,9 @@ import pandas as pd
 
 from vitmodel.data.tables import write_csv
 from vitmodel.utils import import_extra
+from vitmodel.viewer.exams import Exam
 from vitmodel.viewer.reading_tables import label_table, study_table
+from vitmodel.viewer.readings import Reading
 from vitmodel.viewer.room import ReadingRoom
 
 if TYPE_CHECKING:
@@ -35,14 +37,16 @@ def make_export_router(room: ReadingRoom) -> APIRouter:
             headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
             return Response(path.read_bytes(), media_type="text/csv; charset=utf-8", headers=headers)
 
+    def find_readings(reader: str) -> tuple[list[Exam], list[Reading]]:
+        readings = room.mode.store.all(reader)
+        return room.source.exams_named({reading.exam for reading in readings}), readings
+
     @router.get("/readings.csv")
     def send_labels(reader: str = "") -> Response:
-        return send(label_table(room.exams.values(), room.mode.store.all(reader)), "readings.csv")
+        return send(label_table(*find_readings(reader)), "readings.csv")
 
     @router.get("/reader-study.csv")
     def send_study(reader: str = "") -> Response:
-        return send(
-            study_table(room.exams.values(), room.mode.store.all(reader), room.results.truth), "reader-study.csv"
-        )
+        return send(study_table(*find_readings(reader), room.results.truth), "reader-study.csv")
 
     return router

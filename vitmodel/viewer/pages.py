@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode
@@ -12,142 +12,255 @@ from urllib.parse import quote, unquote, urlencode
 from vitmodel import __version__
 from vitmodel.errors import ImageRefusedError, UsageError, VitmodelError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
+from vitmodel.viewer.exams import Exam, ImageEntry
 from vitmodel.viewer.heat_maps import METHODS
 from vitmodel.viewer.readings import check_name
 from vitmodel.viewer.room import ReadingRoom
-from vitmodel.viewer.worklist import WorklistQuery
+from vitmodel.viewer.source import WorklistQuery
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter
+    from fastapi import APIRouter, HTTPException
+    from starlette.requests import Request
 
 FOLDER = Path(__file__).parent
 FAILED = 500
 HIDDEN = "the scores of this exam are hidden until you have stored a reading"
 YEAR = 365 * 86400
+OWN_PATHS = ("/reader", "/readings")
+"""Ends of the paths to which readers post what they wrote; it needs no right to send images."""
 
 
-def make_router(room: ReadingRoom) -> APIRouter:
-    """Return the routes of the reading room.
+@dataclass(frozen=True)
+class Desk:
+    """One request to a reading room."""
 
-    `GET /` is the worklist and `GET /exams/KEY` an exam; `/api` holds their data. A reader's name is in a cookie,
-    unless the room has a single reader.
+    room: ReadingRoom
+    request: Request
+    base: str
+    """Path below which the room's pages are."""
+    record: Callable[[Request, str, Exam], object]
+
+    @property
+    def account(self) -> str:
+        """Name of the API key or user that the access check found; empty without a login."""
+        return str(self.request.scope.get("state", {}).get("who", "")).partition(":")[2]
+
+    @property
+    def reader(self) -> str:
+        """Who reads: the room's only reader, the account, or else the name that was typed."""
+        return self.room.mode.reader or self.account or unquote(self.request.cookies.get("reader", ""))
+
+    @property
+    def types_name(self) -> bool:
+        """Whether readers type their names."""
+        return not (self.room.mode.reader or self.account)
+
+    def exam(self, key: str, action: str) -> Exam:
+        """Return an exam, and record that it is shown or read.
+
+        Raises:
+            HTTPException: There is none.
+        """
+        exam = self.room.source.exam(key)
+        if exam is None:
+            raise _http_error(404, "there is no such exam; the worklist has all")
+        self.record(self.request, action, exam)
+        return exam
+
+    def image(self, key: str) -> tuple[ImageEntry, Exam]:
+        """Return an image and its exam.
+
+        Raises:
+            HTTPException: There is none.
+        """
+        exam = self.room.source.exam_of_image(key)
+        image = next((image for image in exam.images if image.key == key), None) if exam else None
+        if exam is None or image is None:
+            raise _http_error(404, "there is no such image")
+        return image, exam
+
+
+def make_router(
+    find_room: Callable[[Request], ReadingRoom],
+    base: str = "",
+    record: Callable[[Request, str, Exam], object] = lambda request, action, exam: None,
+) -> APIRouter:
+    """Return the routes of reading rooms.
+
+    `GET BASE/worklist` and `BASE/` are the worklist and `GET BASE/exams/KEY` an exam; `BASE/api` holds their data.
+
+    Args:
+        find_room: Function that returns the room of a request.
+        base: Path below which the pages are; it may hold parameters, such as `/uploads/{upload}`.
+        record: Called with the request, the action and the exam when an exam is opened, explained or read.
 
     Raises:
         UsageError: The extra `serve` is not installed.
     """
     import_extra("fastapi", "serve", "view")
-    from fastapi import APIRouter, Cookie, Form, HTTPException, Response
-    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+    from fastapi import APIRouter, Depends, Request
+
+    def make_desk(request: Request) -> Desk:
+        return Desk(find_room(request), request, base.format(**request.path_params), record)
+
+    make_desk.__annotations__["request"] = Request  # FastAPI looks the name up in the module, where it is missing
+    router = APIRouter(prefix=base)
+    _add_pages(router, Depends(make_desk))
+    _add_exams(router, Depends(make_desk))
+    _add_images(router, Depends(make_desk))
+    return router
+
+
+def make_static_router() -> APIRouter:
+    """Return the route of scripts and styles, which all rooms share."""
+    from fastapi import APIRouter
+    from fastapi.responses import FileResponse
 
     router = APIRouter()
+
+    @router.get("/static/{name}", include_in_schema=False)
+    def send_static(name: str) -> FileResponse:
+        path = FOLDER / "static" / name
+        if path.parent != FOLDER / "static" or not path.is_file():
+            raise _http_error(404, "not found")
+        return FileResponse(path)
+
+    return router
+
+
+def _add_pages(router: APIRouter, at_desk: Any) -> None:
+    """Add the HTML pages."""
+    from fastapi import Form
+    from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+
     environment = make_environment()
 
-    def find(table: Mapping[str, Any], key: str) -> Any:
-        if key not in table:
-            raise HTTPException(404, "not found")
-        return table[key]
-
-    def name_of(cookie: str) -> str:
-        return room.mode.reader or unquote(cookie)
-
-    @router.get("/", response_class=HTMLResponse)
+    @router.get("/", response_class=HTMLResponse, include_in_schema=False)
+    @router.get("/worklist", response_class=HTMLResponse)
     def show_worklist(
         page: int = 1,
         sort: str = "order",
         only: str = "all",
         search: str = "",
         machine: str = "",
-        reader: str = Cookie(""),
+        stage: str = "",
+        desk: Desk = at_desk,
     ) -> str:
+        """Show the exams with their scores, sorted, filtered and paged in the database."""
         try:
-            query = WorklistQuery(page, sort, only, search, machine, name_of(reader), room.mode.blind)
+            query = WorklistQuery(page, sort, only, search, machine, stage, desk.reader, desk.room.mode.blind)
         except UsageError as error:
-            raise HTTPException(422, str(error)) from None
-        address = "/?" + urlencode({"sort": sort, "only": only, "search": search, "machine": machine}) + "&page="
+            raise _http_error(422, str(error)) from None
+        shown = {"sort": sort, "only": only, "search": search, "machine": machine, "stage": stage}
         return environment.get_template("worklist.html.j2").render(
-            room=room, found=room.page(query), query=query, address=address
+            desk=desk,
+            base=desk.base,
+            room=desk.room,
+            found=desk.room.page(query),
+            query=query,
+            address=f"{desk.base}/worklist?{urlencode(shown)}&page=",
         )
 
-    @router.post("/reader")
-    def set_reader(name: str = Form("")) -> RedirectResponse:
+    @router.post("/reader", include_in_schema=False)
+    def set_reader(name: str = Form(""), desk: Desk = at_desk) -> RedirectResponse:
         try:
             name = check_name(name)
         except UsageError as error:
-            raise HTTPException(422, str(error)) from None
-        answer = RedirectResponse("/", 303)
+            raise _http_error(422, str(error)) from None
+        answer = RedirectResponse(f"{desk.base}/worklist", 303)
         answer.set_cookie("reader", quote(name), max_age=YEAR, httponly=True, samesite="strict")
         return answer
 
     @router.get("/exams/{key}", response_class=HTMLResponse)
-    def show_exam(key: str) -> str:
-        return environment.get_template("exam.html.j2").render(room=room, exam=find(room.exams, key))
-
-    @router.get("/api/exams/{key}")
-    def describe_exam(key: str, reader: str = Cookie("")) -> JSONResponse:
-        return JSONResponse(
-            room.describe(find(room.exams, key), name_of(reader)), headers={"Cache-Control": "no-store"}
-        )
-
-    @router.post("/api/exams/{key}/readings")
-    def store_reading(key: str, body: dict[str, Any], reader: str = Cookie("")) -> JSONResponse:
-        exam = find(room.exams, key)
-        try:
-            room.store(exam, check_name(name_of(reader)), body)
-        except UsageError as error:
-            raise HTTPException(422, str(error)) from None
-        except VitmodelError as error:
-            raise HTTPException(FAILED, str(error)) from None
-        return JSONResponse(room.describe(exam, name_of(reader)))
+    def show_exam(key: str, desk: Desk = at_desk) -> str:
+        """Show an exam: its views, scores, heat maps and readings."""
+        exam = desk.exam(key, "GET /exams")
+        return environment.get_template("exam.html.j2").render(base=desk.base, room=desk.room, exam=exam)
 
     @router.get("/model-card")
-    def send_card() -> PlainTextResponse:
-        if not room.model.card:
-            raise HTTPException(404, "not found")
-        return PlainTextResponse(room.model.card)
+    def send_card(desk: Desk = at_desk) -> PlainTextResponse:
+        """Return the model card."""
+        if not desk.room.model.card:
+            raise _http_error(404, "the package has no model card")
+        return PlainTextResponse(desk.room.model.card)
+
+
+def _add_exams(router: APIRouter, at_desk: Any) -> None:
+    """Add what the exam page's script asks for and sends."""
+    from fastapi.responses import JSONResponse
+
+    no_store = {"Cache-Control": "no-store"}
+
+    @router.get("/api/exams/{key}")
+    def describe_exam(key: str, desk: Desk = at_desk) -> JSONResponse:
+        """Return an exam as its page shows it."""
+        return JSONResponse(desk.room.describe(desk.exam(key, "GET /api/exams"), desk.reader), headers=no_store)
+
+    @router.post("/api/exams/{key}/readings")
+    def store_reading(key: str, body: dict[str, Any], desk: Desk = at_desk) -> JSONResponse:
+        """Store a reading: BI-RADS and agreement per breast, a remark and boxes."""
+        exam = desk.exam(key, "POST readings")
+        try:
+            desk.room.store(exam, check_name(desk.reader), body)
+        except UsageError as error:
+            raise _http_error(422, str(error)) from None
+        except VitmodelError as error:
+            raise _http_error(FAILED, str(error)) from None
+        return JSONResponse(desk.room.describe(exam, desk.reader), headers=no_store)
+
+
+def _add_images(router: APIRouter, at_desk: Any) -> None:
+    """Add the grey values and the heat maps."""
+    from fastapi import Response
+    from fastapi.responses import JSONResponse
 
     @router.get("/api/images/{key}/tiles/{level}/{row}/{column}")
-    def send_tile(key: str, level: int, row: int, column: int) -> Response:
+    def send_tile(key: str, level: int, row: int, column: int, desk: Desk = at_desk) -> Response:
+        """Return grey values, `(h, w)` uint16, little endian; brighter = denser. `X-Width` is w."""
         try:
-            tile = room.pixels.tile(find(room.images, key), level, row, column)
+            tile = desk.room.pixels.tile(desk.image(key)[0], level, row, column)
         except IndexError:
-            raise HTTPException(404, "not found") from None
+            raise _http_error(404, "the image has no such tile") from None
         except ImageRefusedError as error:
-            raise HTTPException(409, str(error)) from None
+            raise _http_error(409, str(error)) from None
         body = gzip.compress(tile.astype("<u2").tobytes(), compresslevel=1)
         headers = {"Content-Encoding": "gzip", "X-Width": str(tile.shape[1]), "Cache-Control": "private, max-age=3600"}
         return Response(body, media_type="application/octet-stream", headers=headers)
 
     @router.get("/api/images/{key}/heat-maps/{method}")
-    def send_heat_map(key: str, method: str, reader: str = Cookie("")) -> JSONResponse:
-        image = find(room.images, key)
-        if room.heat_maps is None or method not in METHODS:
-            raise HTTPException(404, "not found")
-        if room.hides_scores(room.exam_of_image[key], name_of(reader)):
-            raise HTTPException(403, HIDDEN)
-        future = room.heat_maps.request(image, method)
+    def send_heat_map(key: str, method: str, desk: Desk = at_desk) -> JSONResponse:
+        """Return a heat map, or status 202 while it is computed."""
+        image, exam = desk.image(key)
+        heat_maps = desk.room.heat_maps
+        if heat_maps is None or method not in METHODS:
+            raise _http_error(404, "there is no such heat map")
+        if desk.room.hides_scores(exam, desk.reader):
+            raise _http_error(403, HIDDEN)
+        future = heat_maps.request(image, method)
         if not future.done():
-            return JSONResponse({"waiting": room.heat_maps.waiting()}, 202)
+            return JSONResponse({"waiting": heat_maps.waiting()}, 202)
         error = future.exception()
         if error is not None:
             return JSONResponse({"error": str(error)}, 409 if isinstance(error, VitmodelError) else FAILED)
         return JSONResponse(asdict(future.result()))
 
-    @router.get("/static/{name}")
-    def send_static(name: str) -> FileResponse:
-        path = FOLDER / "static" / name
-        if path.parent != FOLDER / "static" or not path.is_file():
-            raise HTTPException(404, "not found")
-        return FileResponse(path)
 
-    return router
+def _http_error(status: int, sentence: str) -> HTTPException:
+    from fastapi import HTTPException
+
+    return HTTPException(status, sentence)
 
 
-def make_environment() -> Any:
-    """Return the templates, which escape all text."""
+def make_environment(*folders: Path) -> Any:
+    """Return the templates, which escape all text.
+
+    Args:
+        folders: Further folders of templates, which may extend those of the reading room.
+    """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        loader=jinja2.FileSystemLoader([*folders, FOLDER / "templates"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 from vitmodel.errors import ImageRefusedError
-from vitmodel.pixels.identity import read_identity
 from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry
 from vitmodel.viewer.heat_maps import METHODS, HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
 from vitmodel.viewer.pixels import TILE, PixelStore
-from vitmodel.viewer.readings import BIRADS, Form, Reading, ReadingStore
-from vitmodel.viewer.worklist import FILTERS, SHOWING_SCORES, SORTS, Worklist, WorklistPage, WorklistQuery
+from vitmodel.viewer.readings import BIRADS, Form, Reading
+from vitmodel.viewer.source import FILTERS, SHOWING_SCORES, ExamSource, WorklistPage, WorklistQuery
 
 MEANINGS = REFUSAL_REASONS | WARNING_REASONS
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Finished results that are shown."""
+    """What is shown with the exams."""
 
-    exams: Sequence[Exam]
     title: str
     """Name of the source, shown above the worklist."""
     scored: datetime.datetime | None = None
-    """When the scores were written."""
+    """When the scores were written; None = it is unknown or differs from exam to exam."""
     others: Sequence[Exam] = ()
     """The same exams with the scores of another model."""
     other_title: str = ""
@@ -37,11 +36,24 @@ class Results:
     """Key of the exam -> side -> label, after an evaluation."""
 
 
+class Readings(Protocol):
+    """Where readings are kept."""
+
+    def add(self, reading: Reading) -> Reading:
+        """Store a reading, and return it or the one with the same id that was stored before."""
+
+    def all(self, reader: str = "") -> list[Reading]:
+        """Return the readings in the order of storing; `reader` limits them to one reader."""
+
+    def of(self, exam: Exam, reader: str = "") -> list[Reading]:
+        """Return the readings of an exam in the order of storing; `reader` limits them to one reader."""
+
+
 @dataclass(frozen=True)
 class ReadingMode:
     """Who reads, and whether scores are hidden until a reading is stored."""
 
-    store: ReadingStore
+    store: Readings
     reader: str = ""
     """The only reader; empty = the page asks for the name."""
     blind: bool = False
@@ -59,26 +71,35 @@ class ReadingRoom:
     """The exams of one source with their pixels, heat maps and readings.
 
     Args:
-        results: The exams and their scores.
-        model: The model that scored them.
+        source: The exams.
+        results: What is shown with them.
         mode: The readings and how they are made.
+        load_model: Function that returns the model that scored them; it is called when the model is first needed.
     """
 
-    def __init__(self, results: Results, model: Model, mode: ReadingMode) -> None:
+    def __init__(
+        self, source: ExamSource, results: Results, mode: ReadingMode, load_model: Callable[[], Model] = Model
+    ) -> None:
+        self.source = source
         self.results = results
-        self.exams = {exam.key: exam for exam in results.exams}
-        self.images = {image.key: image for exam in self.exams.values() for image in exam.images}
-        self.exam_of_image = {image.key: exam for exam in self.exams.values() for image in exam.images}
         self.others = {exam.ids: exam for exam in results.others}
-        self.worklist = Worklist(self.exams.values(), self.others, self._find_date)
-        self.model = model.facts
-        self.heat_maps = model.heat_maps
         self.mode = mode
         self.pixels = PixelStore()
-        keys = {exam.ids: exam.key for exam in self.exams.values()}
-        for reading in mode.store.all():
-            if reading.exam in keys:
-                self.worklist.mark_read(keys[reading.exam], reading.reader)
+        self._load_model = load_model
+
+    @cached_property
+    def _loaded_model(self) -> Model:
+        return self._load_model()
+
+    @property
+    def model(self) -> ModelFacts:
+        """What is known of the model."""
+        return self._loaded_model.facts
+
+    @property
+    def heat_maps(self) -> HeatMapStore | None:
+        """The heat maps on demand; None = there are none."""
+        return self._loaded_model.heat_maps
 
     @property
     def age(self) -> str:
@@ -90,10 +111,10 @@ class ReadingRoom:
         )
 
     @property
-    def sorts(self) -> list[str]:
-        """The orders that the worklist offers."""
-        hidden = SHOWING_SCORES | {"patient"} if self.mode.blind else () if self.others else ("difference",)
-        return [name for name in SORTS if name not in hidden]
+    def orders(self) -> dict[str, str]:
+        """The orders that the worklist offers, and what the page calls them."""
+        hidden = SHOWING_SCORES | {"patient"} if self.mode.blind else ()
+        return {name: text for name, text in self.source.orders.items() if name not in hidden}
 
     @property
     def filters(self) -> list[str]:
@@ -102,14 +123,17 @@ class ReadingRoom:
 
     def hides_scores(self, exam: Exam, reader: str) -> bool:
         """Return whether a reader may not see the scores of an exam yet."""
-        return self.mode.blind and not (reader and self.worklist.is_read(exam.key, reader))
+        return self.mode.blind and not self._is_open(exam.key, reader)
+
+    def _is_open(self, key: str, reader: str) -> bool:
+        return bool(reader) and self.source.is_read(key, reader)
 
     def page(self, query: WorklistQuery) -> WorklistPage:
         """Return a page of the worklist, without the scores that are hidden."""
-        found = self.worklist.page(query)
-        rows = [
-            row.without_scores() if self.hides_scores(self.exams[row.key], query.reader) else row for row in found.rows
-        ]
+        found = self.source.page(query)
+        if not self.mode.blind:
+            return found
+        rows = [row if self._is_open(row.key, query.reader) else row.without_scores() for row in found.rows]
         return WorklistPage(rows, found.total, found.page, found.pages)
 
     def store(self, exam: Exam, reader: str, body: dict[str, Any]) -> Reading:
@@ -120,14 +144,14 @@ class ReadingRoom:
             VitmodelError: The file cannot be written.
         """
         reading = self.mode.store.add(Form(exam, reader, self.hides_scores(exam, reader), body).to_reading())
-        self.worklist.mark_read(exam.key, reader)
+        self.source.mark_read(exam.key, reader)
         return reading
 
     def describe(self, exam: Exam, reader: str) -> dict[str, Any]:
         """Return an exam as the page's script reads it, without the scores if they are hidden from the reader."""
         hidden = self.hides_scores(exam, reader)
         query = WorklistQuery(reader=reader, blind=self.mode.blind)
-        before, after = self.worklist.neighbours(exam.key, query)
+        before, after = self.source.neighbours(exam.key, query)
         other = None if hidden else self.others.get(exam.ids)
         facts = asdict(self.model)
         facts["card"] = bool(self.model.card)
@@ -135,8 +159,9 @@ class ReadingRoom:
             "key": exam.key,
             "patient_id": exam.patient_id,
             "exam_id": exam.exam_id,
-            "date": self.worklist.date(exam.key),
+            "date": self.source.date(exam.key),
             "status": exam.status,
+            "note": exam.note,
             "hidden": hidden,
             "images": [self._describe_image(image, hidden) for image in exam.hanging()],
             "breasts": [_describe_breast(breast, other, hidden) for breast in exam.breasts],
@@ -167,17 +192,16 @@ class ReadingRoom:
 
     def _describe_others(self, exam: Exam, reader: str) -> list[dict[str, Any]]:
         """Return the other exams of the patient, the latest first where their dates are known."""
-        others = [self.exams[key] for key in self.worklist.exams_of(exam.patient_id) if key != exam.key]
         described = [
             {
                 "key": other.key,
                 "exam_id": other.exam_id,
-                "date": self.worklist.date(other.key),
+                "date": self.source.date(other.key),
                 "breasts": [
                     _describe_breast(breast, None, self.hides_scores(other, reader)) for breast in other.breasts
                 ],
             }
-            for other in others
+            for other in self.source.other_exams(exam)
         ]
         return sorted(described, key=lambda other: str(other["date"]), reverse=True)
 
@@ -197,14 +221,6 @@ class ReadingRoom:
             described["pixels"] = None
             described["problem"] = str(error)
         return described
-
-    def _find_date(self, key: str) -> str:
-        """Return the date in the header of the exam's first readable image; empty if there is none."""
-        for image in self.exams[key].images:
-            date = read_identity(image.path).exam_date if image.path else ""
-            if len(date) == 8 and date.isdigit():
-                return f"{date[:4]}-{date[4:6]}-{date[6:]}"
-        return ""
 
 
 def describe_age(then: datetime.datetime, now: datetime.datetime) -> str:

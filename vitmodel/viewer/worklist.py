@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from vitmodel.errors import UsageError
+from vitmodel.pixels.identity import read_identity
 from vitmodel.utils import derive_seed
-from vitmodel.viewer.exams import Exam
+from vitmodel.viewer.exams import Exam, format_date
+from vitmodel.viewer.source import PAGE, WorklistPage, WorklistQuery, WorklistRow
 
-PAGE = 50
-"""Exams per page."""
+ORDERS = {
+    "order": "of the source",
+    "patient": "by patient",
+    "probability": "by probability (steers reading)",
+    "difference": "by difference of the models",
+}
+"""Order of the exams -> what the page calls it."""
 SORTS = {
     "order": "number",
     "patient": "patient_id COLLATE NOCASE, number",
@@ -31,8 +36,6 @@ FILTERS = {
     "warned": "status = 'warned'",
 }
 """Choice of exams -> its SQL."""
-SHOWING_SCORES = frozenset(("probability", "difference", "positive"))
-"""Orders and choices that reveal scores."""
 TABLES = """CREATE TABLE exams (number INTEGER PRIMARY KEY, key TEXT UNIQUE, patient_id TEXT, exam_id TEXT, views TEXT,
  "right" REAL, "left" REAL, other_right REAL, other_left REAL, probability REAL, difference REAL, positive INTEGER,
  status TEXT, reasons TEXT, images INTEGER, machine TEXT, date TEXT);
@@ -42,130 +45,57 @@ CREATE TABLE readings (exam TEXT, reader TEXT, PRIMARY KEY (exam, reader)) WITHO
 COLUMNS = 17
 
 
-@dataclass(frozen=True)
-class WorklistQuery:
-    """Which exams to list, and in what order.
-
-    Raises:
-        UsageError: `sort` or `only` is not a choice, or reveals the scores of a blinded reading.
-    """
-
-    page: int = 1
-    """Number of the page, from 1; a number beyond the last one gives the last page."""
-    sort: str = "order"
-    """A key of `SORTS`: order of the source, patient, falling probability or difference; unscored exams last."""
-    only: str = "all"
-    """A key of `FILTERS`. `unread` means by the reader or, without one, by anybody."""
-    search: str = ""
-    """Text that the patient or exam id contains, in upper or lower case."""
-    machine: str = ""
-    """The machine of an image; empty = any."""
-    reader: str = ""
-    """Who reads."""
-    blind: bool = False
-    """Whether to list in the random order of the reader, and never by scores."""
-
-    def __post_init__(self) -> None:
-        for name, choices in (("sort", SORTS), ("only", FILTERS)):
-            value = getattr(self, name)
-            if value not in choices:
-                raise UsageError(f"{name}: {value!r} is not a choice; choose from {', '.join(choices)}")
-            if self.blind and value in SHOWING_SCORES:
-                raise UsageError(f"{name}: {value!r} reveals scores, which are hidden until an exam is read")
-
-    @property
-    def order(self) -> str:
-        return RANDOM if self.blind else SORTS[self.sort]
-
-    def condition(self) -> tuple[str, dict[str, str]]:
-        """Return the SQL condition and its values."""
-        escaped = self.search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        values = {"reader": self.reader, "search": f"%{escaped}%", "machine": f";{self.machine};"}
-        parts = [FILTERS[self.only]]
-        if self.search:
-            parts.append("(patient_id LIKE :search ESCAPE '\\' OR exam_id LIKE :search ESCAPE '\\')")
-        if self.machine:
-            parts.append("INSTR(';' || machine || ';', :machine)")
-        return " AND ".join(parts), values
-
-
-@dataclass(frozen=True)
-class WorklistRow:
-    """One line of the worklist."""
-
-    key: str
-    patient_id: str
-    exam_id: str
-    views: str
-    right: float | None
-    """Probability of the right breast."""
-    left: float | None
-    other_right: float | None
-    """Probability of the right breast in the compared scores."""
-    other_left: float | None
-    positive: int
-    """1 if a breast is at or above the threshold."""
-    status: str
-    reasons: str
-    images: int
-    machine: str
-    """Machines of the images, separated by ';'."""
-    date: str | None
-    """Date of the exam, YYYY-MM-DD; empty = unknown, None = not looked up yet."""
-    is_read: int
-    """1 if the reader, or without one anybody, stored a reading."""
-    is_hidden: bool = False
-    """Whether the scores are hidden from the reader."""
-
-    def without_scores(self) -> WorklistRow:
-        """Return the row for a reader who may not see scores."""
-        unknown: dict[str, Any] = dict.fromkeys(("right", "left", "other_right", "other_left"))
-        return replace(self, **unknown, positive=0, is_hidden=True)
-
-
-@dataclass(frozen=True)
-class WorklistPage:
-    """One page of the worklist."""
-
-    rows: list[WorklistRow]
-    total: int
-    """Number of exams on all pages."""
-    page: int
-    """Number of this page, from 1."""
-    pages: int
-
-
 class Worklist:
     """An index of exams in memory, which several threads may ask.
 
     Args:
         exams: The exams in their order.
         others: The same exams by (patient, exam) with the scores to compare.
-        find_date: Returns the date of an exam, `YYYY-MM-DD` or empty. It is asked for the exams of a page only.
+        readings: Patient, exam and reader of the readings so far.
     """
 
     def __init__(
         self,
         exams: Iterable[Exam],
         others: Mapping[tuple[str, str], Exam] | None = None,
-        find_date: Callable[[str], str] | None = None,
+        readings: Iterable[tuple[tuple[str, str], str]] = (),
     ) -> None:
         self._lock = threading.Lock()
-        self._find_date = find_date
+        self._exams = {exam.key: exam for exam in exams}
+        self._of_image = {image.key: exam for exam in self._exams.values() for image in exam.images}
+        self.orders = ORDERS if others else {name: text for name, text in ORDERS.items() if name != "difference"}
+        self.stages: Sequence[str] = ()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         self._database.create_function("place", 2, lambda reader, key: derive_seed(reader, key), deterministic=True)
         self._database.executescript(TABLES)
         self._database.executemany(
             f"INSERT INTO exams VALUES ({', '.join('?' * COLUMNS)})",
-            (_values(number, exam, (others or {}).get(exam.ids)) for number, exam in enumerate(exams)),
+            (_values(number, exam, (others or {}).get(exam.ids)) for number, exam in enumerate(self._exams.values())),
         )
         self._database.commit()
+        keys = {exam.ids: exam.key for exam in self._exams.values()}
+        for ids, reader in readings:
+            if ids in keys:
+                self.mark_read(keys[ids], reader)
         machines = {name for (names,) in self._ask("SELECT DISTINCT machine FROM exams") for name in names.split(";")}
         self.machines = sorted(machines - {""})
 
+    def exam(self, key: str) -> Exam | None:
+        """Return the exam of a key; None if there is none."""
+        return self._exams.get(key)
+
+    def exam_of_image(self, key: str) -> Exam | None:
+        """Return the exam that has the image of a key; None if there is none."""
+        return self._of_image.get(key)
+
+    def exams_named(self, ids: Iterable[tuple[str, str]]) -> list[Exam]:
+        """Return the exams of these patients and exam ids, in the order of the source."""
+        wanted = set(ids)
+        return [exam for exam in self._exams.values() if exam.ids in wanted]
+
     def page(self, query: WorklistQuery) -> WorklistPage:
         """Return one page of the exams."""
-        where, values = query.condition()
+        where, values = _condition(query)
         (total,) = self._ask(f"SELECT COUNT(*) FROM exams WHERE {where}", values)[0]
         pages = max(1, -(-total // PAGE))
         number = min(max(1, query.page), pages)
@@ -173,7 +103,7 @@ class Worklist:
             'key, patient_id, exam_id, views, "right", "left", other_right, other_left, positive, status, reasons, '
             f"images, machine, date, NOT {FILTERS['unread']}"
         )
-        order = f"ORDER BY {query.order} LIMIT {PAGE} OFFSET {PAGE * (number - 1)}"
+        order = f"ORDER BY {_order(query)} LIMIT {PAGE} OFFSET {PAGE * (number - 1)}"
         rows = [WorklistRow(*row) for row in self._ask(f"SELECT {columns} FROM exams WHERE {where} {order}", values)]
         return WorklistPage([self._with_date(row) for row in rows], total, number, pages)
 
@@ -195,17 +125,18 @@ class Worklist:
         """Return whether a reader has stored a reading of an exam."""
         return bool(self._ask("SELECT 1 FROM readings WHERE exam = ? AND reader = ?", (key, reader)))
 
-    def exams_of(self, patient_id: str) -> list[str]:
-        """Return the keys of a patient's exams in the order of the source."""
-        return [
-            key for (key,) in self._ask("SELECT key FROM exams WHERE patient_id = ? ORDER BY number", (patient_id,))
-        ]
+    def other_exams(self, exam: Exam) -> list[Exam]:
+        """Return the other exams of the patient in the order of the source."""
+        if not exam.patient_id:
+            return []
+        query = "SELECT key FROM exams WHERE patient_id = ? AND key != ? ORDER BY number"
+        return [self._exams[key] for (key,) in self._ask(query, (exam.patient_id, exam.key))]
 
     def date(self, key: str) -> str:
-        """Return the date of an exam, `YYYY-MM-DD`, looked up once; empty if it is unknown."""
+        """Return the date in the headers of an exam, `YYYY-MM-DD`, looked up once; empty if it is unknown."""
         known: str | None = self._ask("SELECT date FROM exams WHERE key = ?", (key,))[0][0]
         if known is None:
-            known = self._find_date(key) if self._find_date else ""
+            known = _find_date(self._exams[key])
             with self._lock:
                 self._database.execute("UPDATE exams SET date = ? WHERE key = ?", (known, key))
         return known
@@ -216,6 +147,31 @@ class Worklist:
     def _ask(self, query: str, values: Sequence[str] | Mapping[str, str] = ()) -> list[tuple]:
         with self._lock:
             return self._database.execute(query, values).fetchall()
+
+
+def _find_date(exam: Exam) -> str:
+    """Return the date in the header of the exam's first readable image; empty if there is none."""
+    for image in exam.images:
+        date = format_date(read_identity(image.path).exam_date) if image.path else ""
+        if date:
+            return date
+    return ""
+
+
+def _order(query: WorklistQuery) -> str:
+    return RANDOM if query.blind else SORTS[query.sort]
+
+
+def _condition(query: WorklistQuery) -> tuple[str, dict[str, str]]:
+    """Return the SQL condition of a query and its values."""
+    escaped = query.search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    values = {"reader": query.reader, "search": f"%{escaped}%", "machine": f";{query.machine};"}
+    parts = [FILTERS[query.only]]
+    if query.search:
+        parts.append("(patient_id LIKE :search ESCAPE '\\' OR exam_id LIKE :search ESCAPE '\\')")
+    if query.machine:
+        parts.append("INSTR(';' || machine || ';', :machine)")
+    return " AND ".join(parts), values
 
 
 def _values(number: int, exam: Exam, other: Exam | None) -> tuple:

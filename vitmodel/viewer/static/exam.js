@@ -1,4 +1,4 @@
-import { fetchExam, fetchHeatMap, onConnection } from "./data.js";
+import { BASE, fetchExam, fetchHeatMap, onConnection } from "./data.js";
 import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
@@ -249,7 +249,7 @@ function link(id, key) {
     const anchor = element(id);
     anchor.hidden = key === null;
     if (key !== null)
-        anchor.href = `/exams/${key}`;
+        anchor.href = `${BASE}/exams/${key}`;
 }
 const commands = {
     i: () => { settings.inverted = !settings.inverted; toggle("invert", settings.inverted); viewports.forEach(viewport => viewport.updateWindow()); share(); },
@@ -269,10 +269,10 @@ const commands = {
     h: () => { settings.showHeat = !settings.showHeat; toggle("flicker", !settings.showHeat); redraw(); },
     r: () => { settings.showRegion = !settings.showRegion; toggle("region", settings.showRegion); redraw(); },
     n: () => { if (exam.after)
-        location.assign(`/exams/${exam.after}`); },
+        location.assign(`${BASE}/exams/${exam.after}`); },
     p: () => { if (exam.before)
-        location.assign(`/exams/${exam.before}`); },
-    w: () => location.assign("/"),
+        location.assign(`${BASE}/exams/${exam.before}`); },
+    w: () => location.assign(`${BASE}/worklist`),
 };
 for (const [name, layout] of Object.entries(LAYOUTS))
     commands[layout.key] = () => void arrange(name);

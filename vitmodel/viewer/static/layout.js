@@ -1,3 +1,4 @@
+import { BASE } from "./data.js";
 const all = () => true;
 const whole = { shows: all, isPart: false, withOther: false, isPair: false };
 export const LAYOUTS = {
@@ -44,7 +45,7 @@ export function follow(exam, onDisplay) {
             return;
         if (other !== shown) {
             if (!display)
-                location.assign(`/exams/${other}`);
+                location.assign(`${BASE}/exams/${other}`);
         }
         else if (display)
             onDisplay(display);

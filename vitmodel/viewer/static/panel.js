@@ -1,3 +1,4 @@
+import { BASE } from "./data.js";
 const element = (id) => document.getElementById(id);
 const NAMES = { R: "Right breast", L: "Left breast" };
 export const percent = (value) => value === null ? "no score" : `${(100 * value).toFixed(1)} %`;
@@ -79,7 +80,7 @@ function showOthers(exam) {
         return;
     panel.append(heading("Other exams of this patient"));
     panel.append(list(exam.others.map(other => {
-        const anchor = Object.assign(document.createElement("a"), { href: `/exams/${other.key}`, textContent: nameOf(other) });
+        const anchor = Object.assign(document.createElement("a"), { href: `${BASE}/exams/${other.key}`, textContent: nameOf(other) });
         const scores = other.breasts.map(breast => `${breast.side || "?"} ${breast.probability === null ? "–" : percent(breast.probability)}`);
         const description = document.createElement("span");
         description.append(anchor, ` ${scores.join(", ")}`);
@@ -101,7 +102,7 @@ function showModel(exam) {
         entries.push(["prevalence", `probabilities hold where ${percent(model.prevalence)} are positive; where fewer are, as in screening, they are too high`]);
     }
     if (model.card)
-        entries.push(["card", Object.assign(document.createElement("a"), { href: "/model-card", textContent: "model card" })]);
+        entries.push(["card", Object.assign(document.createElement("a"), { href: `${BASE}/model-card`, textContent: "model card" })]);
     panel.append(heading("Model"), list(entries));
 }
 export function showPanel(exam) {
