@@ -11,6 +11,8 @@ export interface ExamImage {
 export interface Breast {
   side: string; probability: number | null; other: number | null; is_positive: boolean | null; status: string;
   reason: string; meaning: string; views: string; outputs: Record<string, string>;
+  /** Calibration interval of the probability. */
+  interval: [number, number] | null;
 }
 export interface OtherExam { key: string; exam_id: string; date: string; breasts: Breast[] }
 export interface DrawnBox { image: string; box: [number, number, number, number] }

@@ -243,5 +243,5 @@ def _describe_breast(breast: BreastEntry, other: Exam | None, hidden: bool) -> d
     second = other.breast(breast.side) if other else None
     described = asdict(breast) | {"other": second.probability if second else None, "meaning": explain(breast.reason)}
     if hidden:
-        described |= {"probability": None, "is_positive": None, "outputs": {}}
+        described |= {"probability": None, "is_positive": None, "outputs": {}, "interval": None}
     return described
