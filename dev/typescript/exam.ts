@@ -1,8 +1,8 @@
 /** The exam page: hanging, tools and keys. */
 
-import { BASE, Exam, ExamImage, HeatMap, fetchExam, fetchHeatMap, onConnection } from "./data.js";
-import { Display, LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
-import { nameOf, showPanel } from "./panel.js";
+import { BASE, Exam, ExamImage, fetchExam, fetchHeatMap, onConnection } from "./data.js";
+import { Display, LAYOUTS, Place, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
+import { nameOf, percent, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
 import { Camera, Settings, Viewport } from "./viewport.js";
 
@@ -14,6 +14,7 @@ const settings: Settings = {
 };
 const shared: Camera = { scale: 1, away: 0, down: 0 };
 let viewports: Viewport[] = [];
+let places: Place[] = [];
 let rest: ExamImage[] = [];
 let chosen: Viewport | null = null;
 let linked = true;
@@ -173,16 +174,26 @@ function finishBox(viewport: Viewport, start: [number, number], end: [number, nu
 
 function showBoxes(): void { viewports.forEach(viewport => viewport.setBoxes(boxesOf(viewport))); }
 
-function show(images: ExamImage[], others: ExamImage[]): void {
+/** Return what stands for a view that the exam does not have. */
+function emptyPlace(name: string): HTMLElement {
+  const figure = Object.assign(document.createElement("figure"), { className: `empty ${name.startsWith("R") ? "right" : "left"}` });
+  figure.append(Object.assign(document.createElement("figcaption"), { textContent: `${name}  none` }));
+  return figure;
+}
+
+function show(wanted: Place[], others: ExamImage[]): void {
   const layout = LAYOUTS[currentLayout()]!;
-  views.replaceChildren();
-  views.dataset.columns = String(layout.columns(images.length));
-  viewports = images.map(image => new Viewport(image, linked ? shared : { ...shared }, settings, exam.tile));
-  if (layout.isPair && viewports[0]) viewports[0].isPlain = true;
-  for (const viewport of viewports) {
-    views.append(viewport.figure);
+  places = wanted;
+  views.dataset.columns = String(layout.columns(places.length));
+  viewports = [];
+  views.replaceChildren(...places.map(place => {
+    if (typeof place === "string") return emptyPlace(place);
+    const viewport = new Viewport(place, linked ? shared : { ...shared }, settings, exam.tile);
+    viewport.isPlain = layout.isPair && !viewports.length;
+    viewports.push(viewport);
     listen(viewport);
-  }
+    return viewport.figure;
+  }));
   rest = others;
   const strip = element("strip");
   strip.replaceChildren(...rest.map(image => {
@@ -214,7 +225,7 @@ async function arrange(name: string): Promise<void> {
 /** Show the chosen image without and with its heat map. */
 function showPair(): void {
   const image = chosen?.image.exam ? undefined : exam.images.find(candidate => candidate.key === chosen?.image.key);
-  const one = image ?? hang(exam.images, LAYOUTS.four!)[0][0];
+  const one = image ?? hang(exam.images, LAYOUTS.four!)[0].find(place => typeof place !== "string");
   if (!one) return;
   const method = element<HTMLSelectElement>("method");
   method.value ||= Object.keys(exam.methods)[0] ?? "";
@@ -243,7 +254,7 @@ function swap(image: ExamImage): void {
     return;
   }
   const old = (chosen ?? viewports[0])?.image;
-  const shown = viewports.map(viewport => viewport.image === old ? image : viewport.image);
+  const shown = places.map(place => place === old ? image : place);
   show(shown, rest.map(other => other === image && old ? old : other));
   void loadHeat();
 }
@@ -251,14 +262,22 @@ function swap(image: ExamImage): void {
 async function loadHeat(): Promise<void> {
   const method = element<HTMLSelectElement>("method").value;
   element("meaning").textContent = method ? exam.methods[method] ?? "" : "";
+  element<HTMLInputElement>("lowest").disabled = method === "segments"; // they have no scale of which to hide a part
   await Promise.all(viewports.map(async viewport => {
     if (!method || viewport.isPlain || viewport.image.status === "refused") return viewport.setHeat(null);
     try {
-      const heat: HeatMap = await fetchHeatMap(viewport.image.key, method, count => {
+      const heat = await fetchHeatMap(viewport.image.key, method, count => {
         state.textContent = `Computing heat maps: ${count} to go …`;
       });
-      if (element<HTMLSelectElement>("method").value === method) viewport.setHeat(heat);
+      if (element<HTMLSelectElement>("method").value !== method) return;
+      viewport.setHeat(heat);
+      const shown = viewport.image.probability;
+      if (shown !== null && Math.abs(heat.probability - shown) > 5e-4) {
+        const name = `${viewport.image.side}-${viewport.image.view}`;
+        element("meaning").textContent += ` ${name}: this package now gives ${percent(heat.probability)}, not ${percent(shown)}, so this does not explain the score that is shown.`;
+      }
     } catch (error) {
+      viewport.setHeat(null);
       state.textContent = `${viewport.image.side}-${viewport.image.view} has no heat map: ${(error as Error).message}`;
     }
   }));

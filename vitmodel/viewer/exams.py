@@ -62,6 +62,8 @@ class ImageEntry:
     """Share of the validation images that are less like the training images."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Further columns of scores.csv, such as the density of this image."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that the network may have read besides the pixels, such as age, with the values that it was given."""
 
     @property
     def is_mirrored(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from vitmodel.data.columns import COLUMNS
 from vitmodel.data.manifest import read_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
@@ -29,6 +30,8 @@ IMAGE_COLUMNS = {
     "grey_contrast", "breast_height_mm", "breast_share", "machine_id",
 }  # fmt: skip
 """Columns of scores.csv that are no further output of the model."""
+NO_INPUTS = {column.name for column in COLUMNS if column.role != "input"} - {"dataset", "site_id", "machine_id"}
+"""Columns of a manifest that are no input of a network, or that have a field of their own."""
 
 
 def read_scores_folder(folder: Path) -> list[Exam]:
@@ -76,7 +79,8 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
         with contextlib.suppress(UsageError):  # without the manifest, exams are shown without their images
             manifest = read_evaluated_manifest(folder)
             for record in manifest.astype(object).where(manifest.notna(), None).to_dict("records"):
-                result[record["source_sha256"] or record["image_id"]] = {"record": record}
+                known = {name: value for name, value in record.items() if name not in NO_INPUTS and value is not None}
+                result[record["source_sha256"] or record["image_id"]] = {"record": record, "inputs": known}
     for entry in read_journal(folder / JOURNAL).values():
         digest = entry.get("record", {}).get("source_sha256")
         result[digest or Path(entry["key"]).stem] = entry
@@ -143,6 +147,7 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         machine=row.get("machine_id", ""),
         typicality=_number(row.get("typicality", "")),
         outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value},
+        inputs=entry.get("inputs", {}),
     )
 
 

@@ -1,6 +1,6 @@
 import { BASE, fetchExam, fetchHeatMap, onConnection } from "./data.js";
 import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
-import { nameOf, showPanel } from "./panel.js";
+import { nameOf, percent, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
 import { Viewport } from "./viewport.js";
 const element = (id) => document.getElementById(id);
@@ -11,6 +11,7 @@ const settings = {
 };
 const shared = { scale: 1, away: 0, down: 0 };
 let viewports = [];
+let places = [];
 let rest = [];
 let chosen = null;
 let linked = true;
@@ -154,17 +155,25 @@ function finishBox(viewport, start, end) {
     showBoxes();
 }
 function showBoxes() { viewports.forEach(viewport => viewport.setBoxes(boxesOf(viewport))); }
-function show(images, others) {
+function emptyPlace(name) {
+    const figure = Object.assign(document.createElement("figure"), { className: `empty ${name.startsWith("R") ? "right" : "left"}` });
+    figure.append(Object.assign(document.createElement("figcaption"), { textContent: `${name}  none` }));
+    return figure;
+}
+function show(wanted, others) {
     const layout = LAYOUTS[currentLayout()];
-    views.replaceChildren();
-    views.dataset.columns = String(layout.columns(images.length));
-    viewports = images.map(image => new Viewport(image, linked ? shared : { ...shared }, settings, exam.tile));
-    if (layout.isPair && viewports[0])
-        viewports[0].isPlain = true;
-    for (const viewport of viewports) {
-        views.append(viewport.figure);
+    places = wanted;
+    views.dataset.columns = String(layout.columns(places.length));
+    viewports = [];
+    views.replaceChildren(...places.map(place => {
+        if (typeof place === "string")
+            return emptyPlace(place);
+        const viewport = new Viewport(place, linked ? shared : { ...shared }, settings, exam.tile);
+        viewport.isPlain = layout.isPair && !viewports.length;
+        viewports.push(viewport);
         listen(viewport);
-    }
+        return viewport.figure;
+    }));
     rest = others;
     const strip = element("strip");
     strip.replaceChildren(...rest.map(image => {
@@ -195,7 +204,7 @@ async function arrange(name) {
 }
 function showPair() {
     const image = chosen?.image.exam ? undefined : exam.images.find(candidate => candidate.key === chosen?.image.key);
-    const one = image ?? hang(exam.images, LAYOUTS.four)[0][0];
+    const one = image ?? hang(exam.images, LAYOUTS.four)[0].find(place => typeof place !== "string");
     if (!one)
         return;
     const method = element("method");
@@ -221,13 +230,14 @@ function swap(image) {
         return;
     }
     const old = (chosen ?? viewports[0])?.image;
-    const shown = viewports.map(viewport => viewport.image === old ? image : viewport.image);
+    const shown = places.map(place => place === old ? image : place);
     show(shown, rest.map(other => other === image && old ? old : other));
     void loadHeat();
 }
 async function loadHeat() {
     const method = element("method").value;
     element("meaning").textContent = method ? exam.methods[method] ?? "" : "";
+    element("lowest").disabled = method === "segments";
     await Promise.all(viewports.map(async (viewport) => {
         if (!method || viewport.isPlain || viewport.image.status === "refused")
             return viewport.setHeat(null);
@@ -235,10 +245,17 @@ async function loadHeat() {
             const heat = await fetchHeatMap(viewport.image.key, method, count => {
                 state.textContent = `Computing heat maps: ${count} to go …`;
             });
-            if (element("method").value === method)
-                viewport.setHeat(heat);
+            if (element("method").value !== method)
+                return;
+            viewport.setHeat(heat);
+            const shown = viewport.image.probability;
+            if (shown !== null && Math.abs(heat.probability - shown) > 5e-4) {
+                const name = `${viewport.image.side}-${viewport.image.view}`;
+                element("meaning").textContent += ` ${name}: this package now gives ${percent(heat.probability)}, not ${percent(shown)}, so this does not explain the score that is shown.`;
+            }
         }
         catch (error) {
+            viewport.setHeat(null);
             state.textContent = `${viewport.image.side}-${viewport.image.view} has no heat map: ${error.message}`;
         }
     }));
