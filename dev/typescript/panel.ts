@@ -35,14 +35,17 @@ function bar(value: number, interval: [number, number] | null, threshold: number
   return svg;
 }
 
+/** Return a percentage that no line break divides. */
+const joined = (value: number): string => percent(value).replace(" ", "\u00a0");
+
 /** Return how far the probability can be relied on: its calibration interval, and the prevalence that it relates to. */
 function calibrationNote(breast: Breast, exam: Exam): string {
   const interval = breast.interval
-    ? `Calibration interval ${percent(breast.interval[0])} to ${percent(breast.interval[1])}.`
+    ? `Calibration interval ${joined(breast.interval[0])} to ${joined(breast.interval[1])}.`
     : "No calibration interval: the package or the version that scored stores none.";
   const prevalence = exam.model.prevalence === null
     ? "Prevalence of the calibration unknown: the package is not at hand."
-    : `Calibrated where ${percent(exam.model.prevalence)} are positive.`;
+    : `Calibrated where ${joined(exam.model.prevalence)} are positive.`;
   return `${interval} ${prevalence}`;
 }
 

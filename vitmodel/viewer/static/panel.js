@@ -30,13 +30,14 @@ function bar(value, interval, threshold) {
         shape("line", { class: "threshold", x1: 200 * threshold, x2: 200 * threshold, y1: 0, y2: 12 });
     return svg;
 }
+const joined = (value) => percent(value).replace(" ", "\u00a0");
 function calibrationNote(breast, exam) {
     const interval = breast.interval
-        ? `Calibration interval ${percent(breast.interval[0])} to ${percent(breast.interval[1])}.`
+        ? `Calibration interval ${joined(breast.interval[0])} to ${joined(breast.interval[1])}.`
         : "No calibration interval: the package or the version that scored stores none.";
     const prevalence = exam.model.prevalence === null
         ? "Prevalence of the calibration unknown: the package is not at hand."
-        : `Calibrated where ${percent(exam.model.prevalence)} are positive.`;
+        : `Calibrated where ${joined(exam.model.prevalence)} are positive.`;
     return `${interval} ${prevalence}`;
 }
 function describe(breast, exam) {
