@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -296,11 +297,18 @@ def test_a_click_on_the_precision_recall_curve_sets_the_threshold_everywhere(
     open_page: OpenPage, evaluation: Evaluation
 ) -> None:
     address, scores = evaluation
-    threshold, recall, precision = scores.figures.points[len(scores.figures.points) // 2]
+    points = scores.figures.points
+
+    def distance(one: Sequence[float], other: Sequence[float]) -> float:
+        return math.dist(one[1:], other[1:])
+
+    alone = max(points, key=lambda point: min(distance(point, other) for other in points if other != point))
+    threshold, recall, precision = alone
     page = open_page()
     page.goto(address + "/evaluation")
     box = page.locator("#precision-recall").bounding_box()
-    page.mouse.click(box["x"] + box["width"] * recall, box["y"] + box["height"] * (1 - precision))
+    across, down = (min(max(2, 300 * part), 298) for part in (recall, 1 - precision))  # not on the edge
+    page.mouse.click(box["x"] + across, box["y"] + down)
     expect_text(page, "caption", f"{threshold:.4f}")
     for figure, width in (("#calibration", 300), ("#breasts", 640)):
         mark = float(page.locator(f"{figure} .threshold").get_attribute("x1"))
