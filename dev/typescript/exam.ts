@@ -1,6 +1,7 @@
 /** The exam page: hanging, tools and keys. */
 
-import { BASE, Exam, ExamImage, fetchExam, fetchHeatMap, onConnection } from "./data.js";
+import { BASE, Exam, ExamImage, fetchExam, fetchHeatMap, fetchTile, onConnection } from "./data.js";
+import { sendWaiting } from "./drafts.js";
 import { Display, LAYOUTS, Place, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, percent, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
@@ -174,6 +175,22 @@ function finishBox(viewport: Viewport, start: [number, number], end: [number, nu
 
 function showBoxes(): void { viewports.forEach(viewport => viewport.setBoxes(boxesOf(viewport))); }
 
+/** Put a small picture of an image before the text of a button; without its file the text stays alone. */
+async function addThumbnail(button: HTMLElement, image: ExamImage): Promise<void> {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("aria-hidden", "true");
+  try {
+    const [values, width] = await fetchTile(image.key, image.pixels!.levels, 0, 0);
+    canvas.width = width;
+    canvas.height = values.length / width;
+    const context = canvas.getContext("2d")!;
+    const picture = context.createImageData(canvas.width, canvas.height);
+    values.forEach((value, index) => picture.data.set([value >> 8, value >> 8, value >> 8, 255], 4 * index));
+    context.putImageData(picture, 0, 0);
+    button.prepend(canvas);
+  } catch { /* the reason is shown where the image is */ }
+}
+
 /** Return what stands for a view that the exam does not have. */
 function emptyPlace(name: string): HTMLElement {
   const figure = Object.assign(document.createElement("figure"), { className: `empty ${name.startsWith("R") ? "right" : "left"}` });
@@ -199,6 +216,7 @@ function show(wanted: Place[], others: ExamImage[]): void {
   strip.replaceChildren(...rest.map(image => {
     const button = document.createElement("button");
     button.textContent = `${image.side || "?"}-${image.view || "?"} ${image.status === "ok" ? "" : image.status}`.trim();
+    if (image.pixels) void addThumbnail(button, image);
     button.title = image.image_id;
     button.addEventListener("click", () => swap(image));
     return button;
@@ -357,6 +375,7 @@ async function main(): Promise<void> {
   state.textContent = "";
   await open(exam);
   follow(exam.key, takeOver);
+  await sendWaiting(exam.reader, exam.key);
 }
 
 main().catch((error: unknown) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${(error as Error).message}`; });

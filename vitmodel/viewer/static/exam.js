@@ -1,4 +1,5 @@
-import { BASE, fetchExam, fetchHeatMap, onConnection } from "./data.js";
+import { BASE, fetchExam, fetchHeatMap, fetchTile, onConnection } from "./data.js";
+import { sendWaiting } from "./drafts.js";
 import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, percent, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
@@ -155,6 +156,21 @@ function finishBox(viewport, start, end) {
     showBoxes();
 }
 function showBoxes() { viewports.forEach(viewport => viewport.setBoxes(boxesOf(viewport))); }
+async function addThumbnail(button, image) {
+    const canvas = document.createElement("canvas");
+    canvas.setAttribute("aria-hidden", "true");
+    try {
+        const [values, width] = await fetchTile(image.key, image.pixels.levels, 0, 0);
+        canvas.width = width;
+        canvas.height = values.length / width;
+        const context = canvas.getContext("2d");
+        const picture = context.createImageData(canvas.width, canvas.height);
+        values.forEach((value, index) => picture.data.set([value >> 8, value >> 8, value >> 8, 255], 4 * index));
+        context.putImageData(picture, 0, 0);
+        button.prepend(canvas);
+    }
+    catch { }
+}
 function emptyPlace(name) {
     const figure = Object.assign(document.createElement("figure"), { className: `empty ${name.startsWith("R") ? "right" : "left"}` });
     figure.append(Object.assign(document.createElement("figcaption"), { textContent: `${name}  none` }));
@@ -179,6 +195,8 @@ function show(wanted, others) {
     strip.replaceChildren(...rest.map(image => {
         const button = document.createElement("button");
         button.textContent = `${image.side || "?"}-${image.view || "?"} ${image.status === "ok" ? "" : image.status}`.trim();
+        if (image.pixels)
+            void addThumbnail(button, image);
         button.title = image.image_id;
         button.addEventListener("click", () => swap(image));
         return button;
@@ -343,5 +361,6 @@ async function main() {
     state.textContent = "";
     await open(exam);
     follow(exam.key, takeOver);
+    await sendWaiting(exam.reader, exam.key);
 }
 main().catch((error) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${error.message}`; });
