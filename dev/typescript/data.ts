@@ -43,7 +43,7 @@ export const isSegments = (overlay: HeatMap | Segments): overlay is Segments => 
 /** Path below which the pages of this reading room are. */
 export const BASE = document.body.dataset.base ?? "";
 
-const pause = (milliseconds: number): Promise<void> => new Promise(resolve => setTimeout(resolve, milliseconds));
+export const pause = (milliseconds: number): Promise<void> => new Promise(resolve => setTimeout(resolve, milliseconds));
 
 /** Called with true when the server stops answering, and with false when it answers again. */
 let report: (lost: boolean) => void = () => undefined;

@@ -1,6 +1,6 @@
 /** The exam page: hanging, tools and keys. */
 
-import { BASE, Exam, ExamImage, fetchExam, fetchHeatMap, fetchTile, onConnection } from "./data.js";
+import { BASE, Exam, ExamImage, fetchExam, fetchHeatMap, fetchTile, onConnection, pause } from "./data.js";
 import { sendWaiting } from "./drafts.js";
 import { Display, LAYOUTS, Place, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, percent, showPanel } from "./panel.js";
@@ -361,8 +361,16 @@ async function open(opened: Exam): Promise<void> {
   element("heat-tools").hidden = !Object.keys(exam.methods).length;
   element("region").hidden = !Object.keys(exam.methods).length && !exam.images.some(image => image.region.length);
   element("date").textContent = exam.date;
+  element("note").textContent = exam.note;
   showPanel(exam);
   await arrange(currentLayout());
+}
+
+/** Load the page again once the exam is scored, unless the reader has begun to write. */
+async function waitForScores(): Promise<void> {
+  while ((await fetchExam(exam.key)).status === "waiting") await pause(5000);
+  if (form.isEmpty) location.reload();
+  else state.textContent = "The exam has been scored. Store your reading and load the page again to see the scores.";
 }
 
 async function main(): Promise<void> {
@@ -375,6 +383,7 @@ async function main(): Promise<void> {
   state.textContent = "";
   await open(exam);
   follow(exam.key, takeOver);
+  if (exam.status === "waiting") void waitForScores();
   await sendWaiting(exam.reader, exam.key);
 }
 

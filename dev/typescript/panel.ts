@@ -52,7 +52,7 @@ function calibrationNote(breast: Breast, exam: Exam): string {
 function describe(breast: Breast, exam: Exam): HTMLElement {
   const section = document.createElement("section");
   section.append(heading(NAMES[breast.side] ?? "Breast of unknown side"));
-  const text = exam.hidden ? "hidden until you have stored a reading" : percent(breast.probability);
+  const text = exam.hidden ? "hidden until you have stored a reading" : breast.status === "waiting" ? "not scored yet" : percent(breast.probability);
   const score = Object.assign(document.createElement("p"), { className: "score", textContent: text });
   if (breast.is_positive) score.classList.add("positive");
   section.append(score);
@@ -67,7 +67,7 @@ function describe(breast: Breast, exam: Exam): HTMLElement {
   const truth = exam.truth[breast.side];
   if (truth !== undefined) entries.push(["label", truth === 1 ? "positive" : "negative"]);
   entries.push(["views", breast.views.replaceAll(";", ", ") || "none"]);
-  if (breast.status !== "ok") entries.push([breast.status, breast.meaning]);
+  if (breast.status !== "ok" && breast.status !== "waiting") entries.push([breast.status, breast.meaning]);
   for (const [key, value] of Object.entries(breast.outputs)) entries.push([key.replaceAll("_", " "), shorten(value)]);
   section.append(list(entries));
   return section;

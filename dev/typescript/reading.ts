@@ -53,6 +53,9 @@ export class ReadingForm {
     this.change();
   }
 
+  /** Whether the reader has entered nothing that is not stored. */
+  get isEmpty(): boolean { return !this.dirty; }
+
   focus(): void { this.form.querySelector<HTMLSelectElement>("select")?.focus(); }
 
   async save(): Promise<void> {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from peers import Clock, MakeStudy, StartOrthanc, to_bytes
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from vitmodel.cli import main
 from vitmodel.node.audit import Audit, hash_uid
@@ -20,8 +22,9 @@ from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue
 from vitmodel.node.models import AuditEntry, Instance, Job, Result, Study
 from vitmodel.node.pages import Site, create_app, needed_scope
-from vitmodel.node.queries import PAGE, worklist
+from vitmodel.node.study_source import StudySource
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
+from vitmodel.viewer.source import PAGE, WorklistPage, WorklistQuery
 from vitmodel.web.keys import ApiKeys, add_key
 from vitmodel.web.security import AccessPolicy
 
@@ -83,9 +86,14 @@ def add_study(queue: Queue, number: int, probability: float | None, stage: str =
                 key=uid, study_uid=uid, images="1.2.3", stage=stage, created_at=1, updated_at=1, fingerprint="f" * 64,
                 software="1", threshold=0.5, probability=probability,
                 suspicious=None if probability is None else probability >= 0.5,
-                scores=json.dumps(SCORES) if probability is not None else "",
+                scores=json.dumps(SCORES) if probability is not None else "", machines="M1;M2",
+                status="" if probability is None else "refused", scored_at=1,
             )
         )  # fmt: skip
+
+
+def page(queue: Queue, **query: Any) -> WorklistPage:
+    return StudySource(queue.database, Path("nowhere")).page(WorklistQuery(**query))
 
 
 def audited(queue: Queue) -> list[tuple[str, str, str]]:
@@ -100,28 +108,51 @@ def audited(queue: Queue) -> list[tuple[str, str, str]]:
 def test_the_worklist_is_sorted_filtered_and_paged_in_the_database(queue: Queue) -> None:
     for number in range(PAGE + 5):
         add_study(queue, number, None if number % 10 == 0 else number / 100, "dead" if number == 7 else "sent")
-    first, last = worklist(queue.database), worklist(queue.database, page=99)
+    first, last = page(queue, sort="probability"), page(queue, sort="probability", page=99)
     assert (first.total, first.pages, len(first.rows), len(last.rows)) == (PAGE + 5, 2, PAGE, 5)
-    shown = [row.probability for row in first.rows + last.rows]
-    scored = [value for value in shown if value is not None]
+    shown = [int(row.patient_id[1:]) for row in first.rows + last.rows]
+    scored = [number for number in shown if number % 10]
     assert scored == sorted(scored, reverse=True)
-    assert shown[len(scored) :] == [None] * 6, "studies without a score come last"
-    assert [row.patient_id for row in worklist(queue.database, sort="patient").rows[:2]] == ["P000", "P001"]
-    assert worklist(queue.database, sort="arrival").rows[0].patient_id == f"P{PAGE + 4:03d}"
-    assert [row.patient_id for row in worklist(queue.database, stage="dead").rows] == ["P007"]
-    assert [row.patient_id for row in worklist(queue.database, search="P00").rows].__len__() == 10
-    assert worklist(queue.database, search="%").rows == []
+    assert [number % 10 for number in shown[len(scored) :]] == [0] * 6, "studies without a score come last"
+    assert [row.patient_id for row in page(queue, sort="patient").rows[:2]] == ["P000", "P001"]
+    assert page(queue).rows[0].patient_id == f"P{PAGE + 4:03d}", "the newest study comes first"
+    assert [row.patient_id for row in page(queue, stage="dead").rows] == ["P007"]
+    assert page(queue, only="positive").total == sum(number >= 50 for number in scored)
+    assert page(queue, only="refused").total == page(queue, machine="M2").total == len(scored)
+    assert page(queue, only="warned").total == page(queue, machine="M").total == 0
+    assert page(queue, search="p00").total == 10
+    assert page(queue, search="%").rows == []
 
 
-def test_the_worklist_shows_the_last_version_of_a_study(queue: Queue) -> None:
+def test_the_worklist_shows_the_last_version_and_the_scores_of_the_one_before(queue: Queue) -> None:
     add_study(queue, 1, 0.1)
     with queue.database.write() as session:
         session.add(
-            Job(key="2", study_uid="1.2.1", version=2, images="1", stage="send", created_at=1, updated_at=1,
-                probability=0.9, suspicious=True)
+            Job(key="2", study_uid="1.2.1", version=2, images="1", stage="score", created_at=1, updated_at=1)
         )  # fmt: skip
-    (row,) = worklist(queue.database).rows
-    assert (row.version, row.stage, row.probability) == (2, "send", 0.9)
+    (row,) = page(queue).rows
+    assert (row.stage, row.left) == ("score", 0.8)
+    exam = StudySource(queue.database, Path("nowhere")).exam("1.2.1")
+    assert exam is not None
+    assert "version 1" in exam.note
+
+
+def test_ten_thousand_studies_are_paged_in_time(queue: Queue) -> None:
+    with queue.database.write() as session:
+        study = {"first_arrival": 0, "pending": False, "state": "ready"}
+        session.execute(
+            insert(Study),
+            [{"study_uid": f"1.{n}", "patient_id": f"P{n}", "last_arrival": n, **study} for n in range(10_000)],
+        )
+        job = {"images": "1", "created_at": 1, "updated_at": 1, "scores": json.dumps(SCORES), "status": "refused"}
+        session.execute(
+            insert(Job),
+            [{"key": str(n), "study_uid": f"1.{n}", "probability": n / 1e4, **job} for n in range(10_000)],
+        )
+    start = time.perf_counter()
+    found = page(queue, sort="probability")
+    assert time.perf_counter() - start < 1
+    assert (found.total, found.rows[0].patient_id) == (10_000, "P9999")
 
 
 def test_pages_carry_the_notice_and_escape_what_a_header_holds(client: TestClient, queue: Queue) -> None:
@@ -129,14 +160,14 @@ def test_pages_carry_the_notice_and_escape_what_a_header_holds(client: TestClien
     with queue.database.write() as session:
         session.get(Study, "1.2.1").patient_id = "<script>alert(1)</script>"  # type: ignore[union-attr]
     browser = {"accept": "text/html"}
-    for path in ("/worklist", "/worklist?sort=patient&stage=sent&search=%3Cscr", "/studies/1.2.1"):
-        page = client.get(path, headers=browser)
-        assert page.status_code == 200, path
-        assert NOT_A_MEDICAL_DEVICE in page.text
-        assert "<script>" not in page.text
-        assert "80.0 %" in page.text
-        assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert client.get("/static/node.css").status_code == 200
+    for path in ("/worklist", "/worklist?sort=patient&stage=sent&search=%3Cscr", "/studies/1.2.1", "/exams/1.2.1"):
+        answer = client.get(path, headers=browser)
+        assert answer.status_code == 200, path
+        assert NOT_A_MEDICAL_DEVICE in answer.text
+        assert "<script>" not in answer.text
+        assert "80.0 %" in answer.text or path.startswith("/exams")
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert client.get("/static/reading.css").status_code == 200
     assert client.get("/worklist?sort=nothing").status_code == 422
 
 

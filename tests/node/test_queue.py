@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from sqlalchemy import inspect, select, text
 
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.node import database as database_module
-from vitmodel.node.database import Database
+from vitmodel.node.database import MIGRATIONS, Database
 from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue, QueueRules
@@ -60,7 +61,7 @@ def test_waits_double_up_to_the_longest_and_are_spread() -> None:
 def test_tables_are_created_once_and_opened_again(database: Database) -> None:
     database.migrate()
     with database.read() as session:
-        assert session.execute(text("SELECT version FROM schema_version")).all() == [(1,)]
+        assert session.execute(text("SELECT version FROM schema_version")).all() == [(1 + len(MIGRATIONS),)]
 
 
 def test_an_older_schema_is_migrated_with_its_rows(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,12 +71,46 @@ def test_an_older_schema_is_migrated_with_its_rows(database: Database, monkeypat
     def add_column(connection: object) -> None:
         connection.execute(text("ALTER TABLE studies ADD COLUMN note VARCHAR(8) DEFAULT 'none'"))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(database_module, "MIGRATIONS", (add_column,))
+    monkeypatch.setattr(database_module, "MIGRATIONS", (*MIGRATIONS, add_column))
     database.migrate()
     database.migrate()
     with database.read() as session:
         assert session.execute(text("SELECT study_uid, note FROM studies")).all() == [("1.2", "none")]
-        assert session.execute(text("SELECT version FROM schema_version")).all() == [(2,)]
+        assert session.execute(text("SELECT version FROM schema_version")).all() == [(2 + len(MIGRATIONS),)]
+
+
+def describe_schema(database: Database) -> dict[str, tuple[set[str], set[str | None]]]:
+    """Return the names of the columns and indexes of each table."""
+    found = inspect(database.engine)
+    return {
+        table: (
+            {column["name"] for column in found.get_columns(table)},
+            {one["name"] for one in found.get_indexes(table)},
+        )
+        for table in found.get_table_names()
+    }
+
+
+def test_a_database_of_the_first_version_becomes_like_a_new_one(queue: Queue) -> None:
+    database = queue.database
+    new = describe_schema(database)
+    scores = {"images": [{"status": "ok"}, {"status": "warned"}], "breasts": [{"status": "ok"}]}
+    with database.write() as session:
+        session.add(Study(study_uid="1.2", first_arrival=0, last_arrival=0))
+        session.flush()
+        for key, text_ in (("a", json.dumps(scores)), ("b", "")):
+            session.add(Job(key=key, study_uid="1.2", images="1", created_at=1, updated_at=7, scores=text_))
+    with database.engine.begin() as connection:
+        for statement in (
+            *("DROP TABLE readings", "DROP INDEX ix_jobs_study_version", "DROP INDEX ix_jobs_machines"),
+            *(f"ALTER TABLE jobs DROP COLUMN {name}" for name in ("scored_at", "status", "machines")),
+            "UPDATE schema_version SET version = 1",
+        ):
+            connection.execute(text(statement))
+    assert describe_schema(database) != new
+    database.migrate()
+    assert describe_schema(database) == new
+    assert [(job.status, job.scored_at, job.machines) for job in jobs_of(queue)] == [("warned", 7, ""), ("", None, "")]
 
 
 def test_a_migration_that_fails_leaves_the_tables_as_they_were(
@@ -85,7 +120,7 @@ def test_a_migration_that_fails_leaves_the_tables_as_they_were(
         connection.execute(text("ALTER TABLE studies ADD COLUMN note VARCHAR(8)"))  # type: ignore[attr-defined]
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(database_module, "MIGRATIONS", (fail,))
+    monkeypatch.setattr(database_module, "MIGRATIONS", (*MIGRATIONS, fail))
     with pytest.raises(RuntimeError):
         database.migrate()
     names = {column["name"] for column in inspect(database.engine).get_columns("studies")}

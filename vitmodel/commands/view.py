@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.evaluated import EvaluatedScores, make_evaluation_router, read_evaluation
 from vitmodel.viewer.exams import Exam
-from vitmodel.viewer.exports import make_export_router
 from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
 from vitmodel.viewer.pages import make_router, make_static_router
@@ -69,7 +67,7 @@ def create_app(config: ViewConfig) -> FastAPI:
     others = _read_others(config, exams)
     results = Results(
         title=config.scores.name,
-        scored=datetime.datetime.fromtimestamp((config.scores / "breast_scores.csv").stat().st_mtime).astimezone(),
+        scored=(config.scores / "breast_scores.csv").stat().st_mtime,
         others=others,
         other_title=config.compare.name if config.compare else "",
         truth=evaluation.truth if evaluation else {},
@@ -83,7 +81,6 @@ def create_app(config: ViewConfig) -> FastAPI:
     app.add_middleware(Guard, policy=AccessPolicy())
     app.include_router(make_router(lambda _: room))
     app.include_router(make_static_router())
-    app.include_router(make_export_router(room))
     if evaluation:
         app.include_router(make_evaluation_router(room, evaluation))
     return app

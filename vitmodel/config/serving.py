@@ -17,13 +17,14 @@ from vitmodel.config.viewing import LOOPBACK
 class ServeConfig(PredictorConfig):
     """Score mammograms over HTTP: POST images to /scores, or drop them on the page at /.
 
-    Uploads are deleted once they are scored. A server that other machines can reach needs API keys.
+    Uploads are deleted once they are scored, unless KEEP_MINUTES is set. A server that other machines can reach needs
+    API keys.
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "server": (
             "host", "port", "api_key_file", "insecure", "names", "upload_limit", "requests", "connections",
-            "header_timeout", "body_timeout", "request_timeout", "shutdown_timeout",
+            "header_timeout", "body_timeout", "request_timeout", "shutdown_timeout", "keep_minutes",
         )
     }  # fmt: skip
     NEEDS: ClassVar[Mapping[str, Needs]] = {
@@ -60,10 +61,14 @@ class ServeConfig(PredictorConfig):
     """Seconds after which an upload that is not scored yet gets status 503."""
     shutdown_timeout: float = 10
     """Seconds within which the server ends after SIGTERM; requests that are not answered by then get status 503."""
+    keep_minutes: float = 0
+    """Keep uploads from the page for this many minutes, so that their images can be looked at in the reading room: four
+    views, heat maps and readings. 0 = delete uploads once they are scored."""
 
     def _check(self) -> None:
         super()._check()
         require(0 <= self.port <= 65535, "port", "must lie between 0 and 65535")
+        require(0 <= self.keep_minutes < float("inf"), "keep_minutes", "must not be negative")
         for name in ("upload_limit", "requests", "connections"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("header_timeout", "body_timeout", "request_timeout", "shutdown_timeout"):

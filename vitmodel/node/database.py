@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,29 @@ MIGRATION_LOCK = 7_486_117
 """Number of the PostgreSQL advisory lock that one process holds while it creates or migrates the tables."""
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
+def add_worklist_columns(connection: Connection) -> None:
+    """Add what the worklist filters and shows to the jobs of version 1."""
+    for column in (
+        "scored_at DOUBLE PRECISION",
+        "status VARCHAR(16) DEFAULT '' NOT NULL",
+        "machines TEXT DEFAULT '' NOT NULL",
+    ):
+        connection.execute(text(f"ALTER TABLE jobs ADD COLUMN {column}"))
+    connection.execute(text("CREATE INDEX ix_jobs_study_version ON jobs (study_uid, version)"))
+    connection.execute(text("CREATE INDEX ix_jobs_machines ON jobs (machines)"))
+    rows = connection.execute(text("SELECT id, scores FROM jobs WHERE scores != ''")).all()
+    values = [{"id": number, "status": worst_status(json.loads(scores))} for number, scores in rows]
+    if values:
+        connection.execute(text("UPDATE jobs SET status = :status, scored_at = updated_at WHERE id = :id"), values)
+
+
+def worst_status(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return refused, warned or ok: the worst status of the images and breasts of a job."""
+    found = {row["status"] for rows in scores.values() for row in rows}
+    return next((status for status in ("refused", "warned") if status in found), "ok")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_worklist_columns,)
 """The function at position N - 1 changes the tables of version N into those of version N + 1."""
 
 

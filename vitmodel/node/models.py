@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 UID_LENGTH = 64
@@ -122,8 +122,17 @@ class Job(Base):
     suspicious: Mapped[bool | None] = mapped_column(nullable=True)
     scores: Mapped[str] = mapped_column(Text, default="")
     """JSON: the rows of images and breasts."""
+    scored_at: Mapped[float | None] = mapped_column(nullable=True)
+    status: Mapped[str] = mapped_column(String(16), default="")
+    """ok, warned or refused, of the images and breasts together; empty = not scored."""
+    machines: Mapped[str] = mapped_column(Text, default="")
+    """Imaging devices, separated by ';'."""
 
-    __table_args__ = (Index("ix_jobs_claim", "stage", "not_before", "priority"),)
+    __table_args__ = (
+        Index("ix_jobs_claim", "stage", "not_before", "priority"),
+        Index("ix_jobs_study_version", "study_uid", "version"),
+        Index("ix_jobs_machines", "machines"),
+    )
 
 
 class Result(Base):
@@ -145,6 +154,21 @@ class Result(Base):
     requested_at: Mapped[float] = mapped_column(default=0.0)
     """When that commitment was requested."""
     updated_at: Mapped[float]
+
+
+class StoredReading(Base):
+    """What a reader wrote about a study."""
+
+    __tablename__ = "readings"
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(64))
+    """Chosen by the page, so that an answer that got lost does not store a reading twice."""
+    study_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_uid"), index=True)
+    reader: Mapped[str] = mapped_column(String(64), index=True)
+    content: Mapped[str] = mapped_column(Text)
+    """JSON: a `viewer.readings.Reading`."""
+
+    __table_args__ = (UniqueConstraint("reader", "id"),)
 
 
 class Worker(Base):

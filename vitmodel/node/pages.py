@@ -1,17 +1,14 @@
-"""The web pages and interfaces of a node: worklist, studies, DICOMweb, FHIR, health and metrics."""
+"""The web pages and interfaces of a node: reading room, studies, DICOMweb, FHIR, health and metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-from urllib.parse import urlencode
 
 import httpx
-import jinja2
-from fastapi import FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
@@ -23,14 +20,19 @@ from vitmodel.node.fhir import diagnostic_report
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue
 from vitmodel.node.metrics import NodeCollector, has_ready_workers, is_moving
-from vitmodel.node.queries import STAGES, Sort, find_job, study_details, worklist
+from vitmodel.node.queries import find_job, study_details
+from vitmodel.node.reading_store import StudyReadings
 from vitmodel.node.stow import read_parts, store_parts
+from vitmodel.node.study_source import StudySource
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
-from vitmodel.web.observing import RequestLog, RequestMetrics, make_router, note
+from vitmodel.viewer.exams import Exam
+from vitmodel.viewer.pages import OWN_PATHS, make_environment, make_router, make_static_router
+from vitmodel.viewer.room import Model, ReadingMode, ReadingRoom, Results
+from vitmodel.web import observing
+from vitmodel.web.observing import RequestLog, RequestMetrics, note
 from vitmodel.web.security import AccessPolicy, Guard
 
 FOLDER = Path(__file__).parent
-SORTS = ("probability", "arrival", "patient")
 OPEN_PATHS = ("/healthz", "/readyz")
 """Paths that need no API key: they reveal nothing but whether the node works."""
 FORWARDED = ("accept", "accept-charset", "range")
@@ -51,12 +53,18 @@ class Site:
     """Largest request to STOW-RS in bytes."""
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     """Who may ask."""
+    load_model: Callable[[], Model] = Model
+    """Function that returns the model for the facts and heat maps of the reading room."""
+    fingerprint: str = ""
+    """Fingerprint of that model; empty = unknown."""
 
 
 def needed_scope(method: str, path: str) -> str:
     """Return the scope that a request needs: score to store images, none for health, read for the rest."""
     if path in OPEN_PATHS:
         return ""
+    if path.endswith(OWN_PATHS):
+        return "read"
     return "read" if method in ("GET", "HEAD") else "score"
 
 
@@ -76,13 +84,13 @@ def create_app(site: Site) -> FastAPI:
     checks = {"model": lambda: has_ready_workers(site.queue), "queue": lambda: is_moving(site.queue)}
     app.add_middleware(Guard, policy=site.policy)
     app.add_middleware(RequestLog, metrics=metrics)  # the last one is the outermost
-    app.include_router(make_router(metrics, checks))
-    app.mount("/static", StaticFiles(directory=FOLDER / "static"))
+    app.include_router(observing.make_router(metrics, checks))
 
     @app.exception_handler(RequestRefusedError)
     async def answer_refused(_: Request, error: RequestRefusedError) -> JSONResponse:
         return JSONResponse({"error": error.message, "notice": NOT_A_MEDICAL_DEVICE}, error.http_status)
 
+    _add_reading_room(app, site)
     _add_pages(app, site)
     _add_stow(app, site)
     if site.web_root:
@@ -90,30 +98,23 @@ def create_app(site: Site) -> FastAPI:
     return app
 
 
-def _add_pages(app: FastAPI, site: Site) -> None:
-    """Add the worklist, the studies and the FHIR reports."""
-
-    templates = _templates()
+def _add_reading_room(app: FastAPI, site: Site) -> None:
+    """Add the worklist, the exams and the readings."""
     database = site.queue.database
+    source = StudySource(database, site.inbox.folder, site.fingerprint)
+    room = ReadingRoom(source, Results("vitmodel node"), ReadingMode(StudyReadings(database)), site.load_model)
 
-    @app.get("/", include_in_schema=False)
-    def show_start() -> RedirectResponse:
-        return RedirectResponse("/worklist")
+    def record(request: Request, action: str, exam: Exam | None) -> None:
+        site.audit.record(who(request), action, exam.key if exam else "")
 
-    @app.get("/worklist", response_class=HTMLResponse)
-    def show_worklist(
-        request: Request,
-        page: Annotated[int, Query(ge=1, le=10**9)] = 1,
-        sort: Sort = "probability",
-        stage: Literal[STAGES] = "all",  # type: ignore[valid-type]
-        search: Annotated[str, Query(max_length=64)] = "",
-    ) -> str:
-        """Show the studies with their last scores, sorted and paged in the database."""
-        found = worklist(database, page=page, sort=sort, stage=stage, search=search)
-        site.audit.record(who(request), "GET /worklist")
-        shown = {"search": search, "stage": stage, "sort": sort}
-        template = templates.get_template("worklist.html.j2")
-        return str(template.render(found=found, stages=STAGES, sorts=SORTS, query=urlencode(shown), **shown))
+    app.include_router(make_router(lambda _: room, record=record))
+    app.include_router(make_static_router())
+
+
+def _add_pages(app: FastAPI, site: Site) -> None:
+    """Add the studies and the FHIR reports."""
+    template = make_environment(FOLDER / "templates").get_template("study.html.j2")
+    database = site.queue.database
 
     @app.get("/studies/{study_uid}", response_model=None)
     def show_study(study_uid: str, request: Request) -> Response:
@@ -123,7 +124,7 @@ def _add_pages(app: FastAPI, site: Site) -> None:
         if details is None:
             raise RequestRefusedError(404, "there is no such study; /worklist lists all")
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(templates.get_template("study.html.j2").render(study=details))
+            return HTMLResponse(template.render(base="", study=details))
         return JSONResponse(details | {"notice": NOT_A_MEDICAL_DEVICE})
 
     @app.get("/fhir/DiagnosticReport/{job_id}", response_model=None)
@@ -180,15 +181,3 @@ def _add_proxy(app: FastAPI, root: str, audit: Audit) -> None:
         return StreamingResponse(
             answer.aiter_bytes(), answer.status_code, returned, background=BackgroundTask(answer.aclose)
         )
-
-
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"notice": NOT_A_MEDICAL_DEVICE}
-    return environment

@@ -19,6 +19,7 @@ from multiprocessing.context import SpawnProcess
 from sqlalchemy import delete, select
 
 from vitmodel.config import NodeConfig
+from vitmodel.errors import VitmodelError
 from vitmodel.jobs.workers import die_with_parent
 from vitmodel.node.audit import Audit
 from vitmodel.node.database import Database
@@ -31,6 +32,7 @@ from vitmodel.node.models import Instance, Job, Study, Transfer, Worker
 from vitmodel.node.receiving import Listener, Receiver
 from vitmodel.node.sending import Sender, record_report
 from vitmodel.utils import import_extra
+from vitmodel.viewer.room import Model
 from vitmodel.web.keys import ApiKeys
 from vitmodel.web.security import AccessPolicy, check_exposure
 
@@ -66,6 +68,14 @@ def gathering_rules(config: NodeConfig) -> GatheringRules:
     return GatheringRules(
         quiet_seconds=config.quiet_seconds, max_seconds=config.max_seconds, max_images=config.max_images
     )
+
+
+def _fingerprint(config: NodeConfig) -> str:
+    """Return the fingerprint of the packages; empty if this machine has none, because it only receives and shows."""
+    try:
+        return package_fingerprint(config)
+    except VitmodelError:
+        return ""
 
 
 def worker_name(role: str) -> str:
@@ -178,6 +188,8 @@ class Node:
             web_root=config.web_root,
             max_body=config.upload_limit * 1_000_000,
             policy=AccessPolicy.for_host(config.host, config.names, keys, scope_of=needed_scope),
+            load_model=self._load_model,
+            fingerprint=_fingerprint(config),
         )
         limits = ConnectionLimits(raise_file_limit(config.connections), HEADER_SECONDS, BODY_SECONDS)
         listening = open_socket(config.host, config.port)
@@ -185,6 +197,11 @@ class Node:
         server = make_server(create_app(site), limits, STOP_SECONDS, lambda: None)
         self._start(lambda: server.run(sockets=[listening]))
         self._on_stop.append(lambda: setattr(server, "should_exit", True))
+
+    def _load_model(self) -> Model:
+        from vitmodel.node.scoring import load_model  # PyTorch is loaded when the first page is asked for
+
+        return load_model(self.config)
 
     def clean(self) -> None:
         """Forget workers and associations that died, and delete received objects whose retention is over."""

@@ -14,13 +14,17 @@ from sqlalchemy import select
 from vitmodel import __version__
 from vitmodel.config import NodeConfig, PredictConfig, PredictorConfig
 from vitmodel.errors import VitmodelError
+from vitmodel.node.database import worst_status
 from vitmodel.node.fingerprint import package_fingerprint
 from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
 from vitmodel.node.models import Instance, Job, Result
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.sources import score_sources
-from vitmodel.scoring.tables import ScoreTables
+from vitmodel.scoring.tables import INTERVAL, ScoreTables
 from vitmodel.utils import progress_bars, to_json
+from vitmodel.viewer.heat_maps import HeatMapStore
+from vitmodel.viewer.model_facts import ModelFacts
+from vitmodel.viewer.room import Model
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,16 @@ logger = logging.getLogger(__name__)
 def predictor_config(config: NodeConfig) -> dict[str, Any]:
     """Return the options of a `Predictor` as the node has them."""
     return {field.name: getattr(config, field.name) for field in fields(PredictorConfig)}
+
+
+def load_model(config: NodeConfig) -> Model:
+    """Return the model for the reading room; without a usable package, it has neither facts nor heat maps."""
+    try:
+        predictor = Predictor(PredictorConfig(**predictor_config(config)))
+    except VitmodelError as error:
+        logger.error("the reading room has no heat maps: %s", type(error).__name__)
+        return Model()
+    return Model(ModelFacts.of(predictor.ensemble, config.package.parent.name), HeatMapStore(predictor))
 
 
 class Scorer:
@@ -102,7 +116,8 @@ class Scorer:
             threshold=float(self.predictor.ensemble.threshold),
             probability=best,
             suspicious=None if best is None else bool((run.tables.breasts["decision"] == 1).any()),
-            scores=score_rows(run.tables),
+            **summarize_tables(run.tables),
+            scored_at=self.queue.clock(),
         )
 
     def _results(self, job: Job, out: Path) -> list[Result]:
@@ -123,8 +138,11 @@ class Scorer:
         return rows
 
 
-def score_rows(tables: ScoreTables) -> str:
-    """Return what the pages show of a job's scores as JSON: its images, with reasons, and its breasts."""
-    images = tables.images[["laterality", "view", "probability", "status", "reason"]]
-    breasts = tables.breasts[["laterality", "probability", "decision", "n_images", "status", "reason"]]
-    return to_json({"images": images.to_dict("records"), "breasts": breasts.to_dict("records")})
+def summarize_tables(tables: ScoreTables) -> dict[str, str]:
+    """Return the columns of a job that the worklist shows and filters: scores as JSON, status and machines."""
+    images = tables.images[["image_id", "laterality", "view", "probability", "status", "reason", "machine_id"]]
+    columns = ["laterality", "probability", "decision", "n_images", "views", "status", "reason", *INTERVAL]
+    breasts = tables.breasts[[name for name in columns if name in tables.breasts]]  # older packages have no interval
+    scores = {"images": images.to_dict("records"), "breasts": breasts.to_dict("records")}
+    machines = ";".join(name for name in images["machine_id"].dropna().unique() if name)
+    return {"scores": to_json(scores), "status": worst_status(scores), "machines": machines}

@@ -25,6 +25,11 @@ def format_date(date: str) -> str:
     return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdigit() else ""
 
 
+def to_interval(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """Return the limits of an interval; None if one is unknown."""
+    return None if low is None or high is None else (low, high)
+
+
 @dataclass(frozen=True)
 class ImageEntry:
     """One image of an exam. None marks unknown values."""
@@ -106,6 +111,10 @@ class Exam:
     """Name of the exam in addresses. Empty = derived from patient and exam id, which it does not reveal."""
     note: str = ""
     """What else is to be known of the scores, such as that an image arrived after them."""
+    link: str = ""
+    """Address of a page with technical details; empty = there is none."""
+    is_explainable: bool = True
+    """Whether the model at hand is the one that scored the exam, so that its heat maps explain the scores."""
 
     def __post_init__(self) -> None:
         if not self.key:

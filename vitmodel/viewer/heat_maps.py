@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.segment_reading import SegmentReading, read_segments
 from vitmodel.viewer.exams import ImageEntry
 
+KEPT = 500
+"""Maps that are kept in memory, about 0.2 MB each."""
 LONGEST_SIDE = 512
 """Longer side of the map that the page receives, in pixels."""
 METHODS = {
@@ -104,7 +107,7 @@ class HeatMapStore:
         self.predictor = predictor
         self._pool = ThreadPoolExecutor(1, "heat-map")
         self._lock = threading.Lock()
-        self._maps: dict[tuple[str, str], Future[Overlay]] = {}
+        self._maps: OrderedDict[tuple[str, str], Future[Overlay]] = OrderedDict()
 
     @property
     def methods(self) -> dict[str, str]:
@@ -116,7 +119,15 @@ class HeatMapStore:
         with self._lock:
             if (image.key, method) not in self._maps:
                 self._maps[image.key, method] = self._pool.submit(self._compute, image, method)
+                self._forget()
+            self._maps.move_to_end((image.key, method))
             return self._maps[image.key, method]
+
+    def _forget(self) -> None:
+        """Forget the maps that nobody asked for in the longest time."""
+        finished = [place for place, future in self._maps.items() if future.done()]
+        for place in finished[: max(0, len(self._maps) - KEPT)]:
+            del self._maps[place]
 
     def waiting(self) -> int:
         """Return the number of maps that are not finished."""

@@ -13,6 +13,7 @@ from vitmodel import __version__
 from vitmodel.errors import ImageRefusedError, UsageError, VitmodelError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.exams import Exam, ImageEntry
+from vitmodel.viewer.exports import add_exports
 from vitmodel.viewer.readings import check_name
 from vitmodel.viewer.room import ReadingRoom
 from vitmodel.viewer.source import WorklistQuery
@@ -37,7 +38,7 @@ class Desk:
     request: Request
     base: str
     """Path below which the room's pages are."""
-    record: Callable[[Request, str, Exam], object]
+    record: Callable[[Request, str, Exam | None], object]
 
     @property
     def account(self) -> str:
@@ -82,7 +83,7 @@ class Desk:
 def make_router(
     find_room: Callable[[Request], ReadingRoom],
     base: str = "",
-    record: Callable[[Request, str, Exam], object] = lambda request, action, exam: None,
+    record: Callable[[Request, str, Exam | None], object] = lambda request, action, exam: None,
 ) -> APIRouter:
     """Return the routes of reading rooms.
 
@@ -91,7 +92,7 @@ def make_router(
     Args:
         find_room: Function that returns the room of a request.
         base: Path below which the pages are; it may hold parameters, such as `/uploads/{upload}`.
-        record: Called with the request, the action and the exam when an exam is opened, explained or read.
+        record: Called with the request, the action and the exam, or None for the worklist, when somebody looks.
 
     Raises:
         UsageError: The extra `serve` is not installed.
@@ -107,6 +108,7 @@ def make_router(
     _add_pages(router, Depends(make_desk))
     _add_exams(router, Depends(make_desk))
     _add_images(router, Depends(make_desk))
+    add_exports(router, Depends(make_desk))
     return router
 
 
@@ -117,7 +119,7 @@ def make_static_router() -> APIRouter:
 
     router = APIRouter()
 
-    @router.get("/static/{name}", include_in_schema=False)
+    @router.get("/static/{name}", include_in_schema=False, response_model=None)
     def send_static(name: str) -> FileResponse:
         path = FOLDER / "static" / name
         if path.parent != FOLDER / "static" or not path.is_file():
@@ -150,6 +152,7 @@ def _add_pages(router: APIRouter, at_desk: Any) -> None:
             query = WorklistQuery(page, sort, only, search, machine, stage, desk.reader, desk.room.mode.blind)
         except UsageError as error:
             raise _http_error(422, str(error)) from None
+        desk.record(desk.request, "GET /worklist", None)
         shown = {"sort": sort, "only": only, "search": search, "machine": machine, "stage": stage}
         return environment.get_template("worklist.html.j2").render(
             desk=desk,
@@ -160,7 +163,7 @@ def _add_pages(router: APIRouter, at_desk: Any) -> None:
             address=f"{desk.base}/worklist?{urlencode(shown)}&page=",
         )
 
-    @router.post("/reader", include_in_schema=False)
+    @router.post("/reader", include_in_schema=False, response_model=None)
     def set_reader(name: str = Form(""), desk: Desk = at_desk) -> RedirectResponse:
         try:
             name = check_name(name)
@@ -176,7 +179,7 @@ def _add_pages(router: APIRouter, at_desk: Any) -> None:
         exam = desk.exam(key, "GET /exams")
         return environment.get_template("exam.html.j2").render(base=desk.base, room=desk.room, exam=exam)
 
-    @router.get("/model-card")
+    @router.get("/model-card", response_model=None)
     def send_card(desk: Desk = at_desk) -> PlainTextResponse:
         """Return the model card."""
         if not desk.room.model.card:
@@ -190,12 +193,12 @@ def _add_exams(router: APIRouter, at_desk: Any) -> None:
 
     no_store = {"Cache-Control": "no-store"}
 
-    @router.get("/api/exams/{key}")
+    @router.get("/api/exams/{key}", response_model=None)
     def describe_exam(key: str, desk: Desk = at_desk) -> JSONResponse:
         """Return an exam as its page shows it."""
         return JSONResponse(desk.room.describe(desk.exam(key, "GET /api/exams"), desk.reader), headers=no_store)
 
-    @router.post("/api/exams/{key}/readings")
+    @router.post("/api/exams/{key}/readings", response_model=None)
     def store_reading(key: str, body: dict[str, Any], desk: Desk = at_desk) -> JSONResponse:
         """Store a reading: BI-RADS and agreement per breast, a remark and boxes."""
         exam = desk.exam(key, "POST readings")
@@ -213,7 +216,7 @@ def _add_images(router: APIRouter, at_desk: Any) -> None:
     from fastapi import Response
     from fastapi.responses import JSONResponse
 
-    @router.get("/api/images/{key}/tiles/{level}/{row}/{column}")
+    @router.get("/api/images/{key}/tiles/{level}/{row}/{column}", response_model=None)
     def send_tile(key: str, level: int, row: int, column: int, desk: Desk = at_desk) -> Response:
         """Return grey values, `(h, w)` uint16, little endian; brighter = denser. `X-Width` is w."""
         try:
@@ -226,12 +229,12 @@ def _add_images(router: APIRouter, at_desk: Any) -> None:
         headers = {"Content-Encoding": "gzip", "X-Width": str(tile.shape[1]), "Cache-Control": "private, max-age=3600"}
         return Response(body, media_type="application/octet-stream", headers=headers)
 
-    @router.get("/api/images/{key}/heat-maps/{method}")
+    @router.get("/api/images/{key}/heat-maps/{method}", response_model=None)
     def send_heat_map(key: str, method: str, desk: Desk = at_desk) -> JSONResponse:
         """Return a heat map, or status 202 while it is computed."""
         image, exam = desk.image(key)
         heat_maps = desk.room.heat_maps
-        if heat_maps is None or method not in heat_maps.methods:
+        if heat_maps is None or method not in heat_maps.methods or not exam.is_explainable:
             raise _http_error(404, "there is no such heat map")
         if desk.room.hides_scores(exam, desk.reader):
             raise _http_error(403, HIDDEN)

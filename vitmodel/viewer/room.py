@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 from vitmodel.errors import ImageRefusedError
@@ -27,8 +27,8 @@ class Results:
 
     title: str
     """Name of the source, shown above the worklist."""
-    scored: datetime.datetime | None = None
-    """When the scores were written; None = it is unknown or differs from exam to exam."""
+    scored: float | None = None
+    """When the scores were written, in seconds since 1970; None = it is unknown or differs from exam to exam."""
     others: Sequence[Exam] = ()
     """The same exams with the scores of another model."""
     other_title: str = ""
@@ -86,29 +86,30 @@ class ReadingRoom:
         self.mode = mode
         self.pixels = PixelStore()
         self._load_model = load_model
+        self._loading = threading.Lock()
+        self._loaded: Model | None = None
 
-    @cached_property
-    def _loaded_model(self) -> Model:
-        return self._load_model()
+    def _model(self) -> Model:
+        with self._loading:  # a second request waits for the first instead of loading once more
+            if self._loaded is None:
+                self._loaded = self._load_model()
+            return self._loaded
 
     @property
     def model(self) -> ModelFacts:
         """What is known of the model."""
-        return self._loaded_model.facts
+        return self._model().facts
 
     @property
     def heat_maps(self) -> HeatMapStore | None:
         """The heat maps on demand; None = there are none."""
-        return self._loaded_model.heat_maps
+        return self._model().heat_maps
 
     @property
     def age(self) -> str:
         """How long ago the scores were written, in words; empty if it is unknown."""
-        return (
-            ""
-            if self.results.scored is None
-            else describe_age(self.results.scored, datetime.datetime.now().astimezone())
-        )
+        scored = self.results.scored
+        return "" if scored is None else describe_age(time.time() - scored)
 
     @property
     def orders(self) -> dict[str, str]:
@@ -168,7 +169,7 @@ class ReadingRoom:
             "truth": {} if hidden else self.results.truth.get(exam.key, {}),
             "model": facts,
             "other_title": self.results.other_title,
-            "methods": self.heat_maps.methods if self.heat_maps and not hidden else {},
+            "methods": self.heat_maps.methods if self.heat_maps and exam.is_explainable and not hidden else {},
             "tile": TILE,
             "before": before,
             "after": after,
@@ -223,12 +224,11 @@ class ReadingRoom:
         return described
 
 
-def describe_age(then: datetime.datetime, now: datetime.datetime) -> str:
-    """Return the time between two moments in the largest whole unit, such as `3 days ago`."""
-    seconds = max(0, int((now - then).total_seconds()))
+def describe_age(seconds: float) -> str:
+    """Return a time that has passed in the largest whole unit, such as `3 days ago`."""
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        count = seconds // length
-        if count:
+        count = int(seconds // length)
+        if count > 0:
             return f"{count} {unit}{'' if count == 1 else 's'} ago"
     return "just now"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vitmodel.data.manifest import read_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import JOURNAL, read_journal
-from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key
+from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key, to_interval
 
 METRICS = "metrics.json"
 """Name of the metrics in an output folder of `evaluate`."""
@@ -47,10 +47,22 @@ def read_scores_folder(folder: Path) -> list[Exam]:
     """
     images, breasts = (_read(folder / name) for name in ("scores.csv", "breast_scores.csv"))
     records = _records(folder)
+    keys = images["source_sha256"].where(images["source_sha256"] != "", images["image_id"])
+    return make_exams(images, breasts, [records.get(key, {}) for key in keys])
+
+
+def make_exams(images: pd.DataFrame, breasts: pd.DataFrame, entries: Sequence[Mapping[str, Any]]) -> list[Exam]:
+    """Return the exams of tables of scores, in the order of the breasts.
+
+    Args:
+        images: Table of images, N rows.
+        breasts: Table of breasts.
+        entries: The N entries of the journal of `predict`; an empty one = the file of the image is unknown.
+    """
+    images, breasts = _normalize(images), _normalize(breasts)
     by_exam: dict[tuple[str, str], list[ImageEntry]] = {}
-    for number, row in enumerate(images.to_dict("records")):
-        entry = _image(row, records.get(row["source_sha256"] or row["image_id"], {}), number)
-        by_exam.setdefault(_exam_of(row), []).append(entry)
+    for number, (row, entry) in enumerate(zip(images.to_dict("records"), entries, strict=True)):
+        by_exam.setdefault(_exam_of(row), []).append(_image(row, entry, number))
     breasts_by_exam: dict[tuple[str, str], list[BreastEntry]] = {exam: [] for exam in by_exam}
     for row in breasts.to_dict("records"):
         breasts_by_exam.setdefault(_exam_of(row), []).append(_breast(row))
@@ -65,7 +77,12 @@ def _read(path: Path) -> pd.DataFrame:
         raise UsageError(
             f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict` or `evaluate`"
         )
-    table = read_table(path).astype(object).fillna("")
+    return _normalize(read_table(path))
+
+
+def _normalize(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of scores with exam ids, and with empty texts for what is unknown."""
+    table = table.astype(object).where(table.notna(), "")
     return table if "exam_id" in table else table.assign(exam_id="")
 
 
@@ -113,8 +130,8 @@ def _exam_of(row: Mapping[str, str]) -> tuple[str, str]:
     return row["patient_id"], row["exam_id"]
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _number(value: str | float) -> float | None:
+    return None if value == "" else float(value)
 
 
 def _whole(value: float | None) -> int | None:
@@ -146,7 +163,7 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         box=None if None in box else tuple(map(int, box)),  # type: ignore[arg-type]
         machine=row.get("machine_id", ""),
         typicality=_number(row.get("typicality", "")),
-        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value},
+        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value != ""},
         inputs=entry.get("inputs", {}),
     )
 
@@ -162,6 +179,6 @@ def _breast(row: Mapping[str, str]) -> BreastEntry:
         status=row["status"],
         reason=row["reason"],
         views=row["views"],
-        outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value},
-        interval=None if low is None or high is None else (low, high),
+        outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value != ""},
+        interval=to_interval(low, high),
     )

@@ -80,6 +80,8 @@ class WorklistRow:
     """Stage of the work on the exam, if the source has stages."""
     age: str = ""
     """How long ago the exam was scored, if it differs from exam to exam."""
+    link: str = ""
+    """Address of a page with technical details, which the stage links to."""
     is_hidden: bool = False
     """Whether the scores are hidden from the reader."""
     right_interval: tuple[float, float] | None = None

@@ -1,6 +1,6 @@
 export const isSegments = (overlay) => "segments" in overlay;
 export const BASE = document.body.dataset.base ?? "";
-const pause = (milliseconds) => new Promise(resolve => setTimeout(resolve, milliseconds));
+export const pause = (milliseconds) => new Promise(resolve => setTimeout(resolve, milliseconds));
 let report = () => undefined;
 export function onConnection(listener) { report = listener; }
 async function ask(address, request) {

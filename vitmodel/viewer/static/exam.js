@@ -1,4 +1,4 @@
-import { BASE, fetchExam, fetchHeatMap, fetchTile, onConnection } from "./data.js";
+import { BASE, fetchExam, fetchHeatMap, fetchTile, onConnection, pause } from "./data.js";
 import { sendWaiting } from "./drafts.js";
 import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
 import { nameOf, percent, showPanel } from "./panel.js";
@@ -348,8 +348,17 @@ async function open(opened) {
     element("heat-tools").hidden = !Object.keys(exam.methods).length;
     element("region").hidden = !Object.keys(exam.methods).length && !exam.images.some(image => image.region.length);
     element("date").textContent = exam.date;
+    element("note").textContent = exam.note;
     showPanel(exam);
     await arrange(currentLayout());
+}
+async function waitForScores() {
+    while ((await fetchExam(exam.key)).status === "waiting")
+        await pause(5000);
+    if (form.isEmpty)
+        location.reload();
+    else
+        state.textContent = "The exam has been scored. Store your reading and load the page again to see the scores.";
 }
 async function main() {
     exam = await fetchExam(views.dataset.exam);
@@ -361,6 +370,8 @@ async function main() {
     state.textContent = "";
     await open(exam);
     follow(exam.key, takeOver);
+    if (exam.status === "waiting")
+        void waitForScores();
     await sendWaiting(exam.reader, exam.key);
 }
 main().catch((error) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${error.message}`; });

@@ -43,7 +43,7 @@ function calibrationNote(breast, exam) {
 function describe(breast, exam) {
     const section = document.createElement("section");
     section.append(heading(NAMES[breast.side] ?? "Breast of unknown side"));
-    const text = exam.hidden ? "hidden until you have stored a reading" : percent(breast.probability);
+    const text = exam.hidden ? "hidden until you have stored a reading" : breast.status === "waiting" ? "not scored yet" : percent(breast.probability);
     const score = Object.assign(document.createElement("p"), { className: "score", textContent: text });
     if (breast.is_positive)
         score.classList.add("positive");
@@ -62,7 +62,7 @@ function describe(breast, exam) {
     if (truth !== undefined)
         entries.push(["label", truth === 1 ? "positive" : "negative"]);
     entries.push(["views", breast.views.replaceAll(";", ", ") || "none"]);
-    if (breast.status !== "ok")
+    if (breast.status !== "ok" && breast.status !== "waiting")
         entries.push([breast.status, breast.meaning]);
     for (const [key, value] of Object.entries(breast.outputs))
         entries.push([key.replaceAll("_", " "), shorten(value)]);

@@ -43,6 +43,7 @@ export class ReadingForm {
         this.listBoxes();
         this.change();
     }
+    get isEmpty() { return !this.dirty; }
     focus() { this.form.querySelector("select")?.focus(); }
     async save() {
         if (this.saving)
