@@ -10,7 +10,7 @@ from typing import Any
 
 from vitmodel.errors import UsageError
 from vitmodel.node.models import Instance, Job, Study
-from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry
+from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, to_interval
 from vitmodel.viewer.scores_folder import read_scores_folder
 
 JOB_MARK, OBJECT_MARK = "j", "o"
@@ -68,6 +68,7 @@ def summarize(study: Study, job: Job) -> Exam:
             status=row["status"],
             reason=row["reason"] or "",
             views=row.get("views") or "",
+            interval=to_interval(row.get("probability_low"), row.get("probability_high")),
         )
         for row in scores["breasts"]
     ]

@@ -153,6 +153,8 @@ class StudySource:
             stage=found.stage,
             age=describe_age(time.time() - job.scored_at) if job and job.scored_at else "",
             link=f"/studies/{study.study_uid}",
+            right_interval=right.interval if right else None,
+            left_interval=left.interval if left else None,
         )
 
     def neighbours(self, key: str, query: WorklistQuery) -> tuple[str | None, str | None]:

@@ -14,7 +14,6 @@ from vitmodel.errors import ImageRefusedError, UsageError, VitmodelError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.exams import Exam, ImageEntry
 from vitmodel.viewer.exports import add_exports
-from vitmodel.viewer.heat_maps import METHODS
 from vitmodel.viewer.readings import check_name
 from vitmodel.viewer.room import ReadingRoom
 from vitmodel.viewer.source import WorklistQuery
@@ -235,7 +234,7 @@ def _add_images(router: APIRouter, at_desk: Any) -> None:
         """Return a heat map, or status 202 while it is computed."""
         image, exam = desk.image(key)
         heat_maps = desk.room.heat_maps
-        if heat_maps is None or method not in METHODS or not exam.is_explainable:
+        if heat_maps is None or method not in heat_maps.methods or not exam.is_explainable:
             raise _http_error(404, "there is no such heat map")
         if desk.room.hides_scores(exam, desk.reader):
             raise _http_error(403, HIDDEN)

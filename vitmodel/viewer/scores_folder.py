@@ -10,17 +10,18 @@ from typing import Any
 
 import pandas as pd
 
+from vitmodel.data.columns import COLUMNS
 from vitmodel.data.manifest import read_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import JOURNAL, read_journal
-from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key
+from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key, to_interval
 
 METRICS = "metrics.json"
 """Name of the metrics in an output folder of `evaluate`."""
 BREAST_COLUMNS = {
     "prediction_id", "patient_id", "exam_id", "laterality", "score", "probability", "decision", "n_images", "views",
-    "status", "reason",
+    "status", "reason", "probability_low", "probability_high",
 }  # fmt: skip
 """Columns of breast_scores.csv that have a field of their own; all others are further outputs."""
 IMAGE_COLUMNS = {
@@ -29,6 +30,8 @@ IMAGE_COLUMNS = {
     "grey_contrast", "breast_height_mm", "breast_share", "machine_id",
 }  # fmt: skip
 """Columns of scores.csv that are no further output of the model."""
+NO_INPUTS = {column.name for column in COLUMNS if column.role != "input"} - {"dataset", "site_id", "machine_id"}
+"""Columns of a manifest that are no input of a network, or that have a field of their own."""
 
 
 def read_scores_folder(folder: Path) -> list[Exam]:
@@ -93,7 +96,8 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
         with contextlib.suppress(UsageError):  # without the manifest, exams are shown without their images
             manifest = read_evaluated_manifest(folder)
             for record in manifest.astype(object).where(manifest.notna(), None).to_dict("records"):
-                result[record["source_sha256"] or record["image_id"]] = {"record": record}
+                known = {name: value for name, value in record.items() if name not in NO_INPUTS and value is not None}
+                result[record["source_sha256"] or record["image_id"]] = {"record": record, "inputs": known}
     for entry in read_journal(folder / JOURNAL).values():
         digest = entry.get("record", {}).get("source_sha256")
         result[digest or Path(entry["key"]).stem] = entry
@@ -160,12 +164,14 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         machine=row.get("machine_id", ""),
         typicality=_number(row.get("typicality", "")),
         outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value != ""},
+        inputs=entry.get("inputs", {}),
     )
 
 
 def _breast(row: Mapping[str, str]) -> BreastEntry:
     """Return the breast of a row of breast_scores.csv."""
     decision = _number(row["decision"])
+    low, high = (_number(row.get(f"probability_{name}", "")) for name in ("low", "high"))
     return BreastEntry(
         side=row["laterality"],
         probability=_number(row["probability"]),
@@ -174,4 +180,5 @@ def _breast(row: Mapping[str, str]) -> BreastEntry:
         reason=row["reason"],
         views=row["views"],
         outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value != ""},
+        interval=to_interval(low, high),
     )
