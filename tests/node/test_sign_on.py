@@ -1,4 +1,4 @@
-"""The node behind nginx with the configuration of `deploy/`: signed-in users, programs with keys, and forged headers."""
+"""The node behind nginx as in `deploy/`: signed-in users, programs with keys, and forged headers."""
 
 from __future__ import annotations
 
