@@ -21,7 +21,7 @@ from vitmodel.node.models import Instance, Job, Result
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.sources import score_sources
 from vitmodel.scoring.tables import INTERVAL, ScoreTables
-from vitmodel.utils import progress_bars, to_json
+from vitmodel.utils import is_full_disk, progress_bars, to_json
 from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
 from vitmodel.viewer.room import Model
@@ -80,11 +80,18 @@ class Scorer:
                 self._score(job)
             except VitmodelError as error:
                 logger.error("job %d failed: %s", job.id, type(error).__name__)
-                self.queue.fail(job.id, self.owner, str(error), type(error).__name__)
+                self._fail(job, error, str(error))
             except Exception as error:  # noqa: BLE001 (the message could hold values of a header)
                 logger.error("job %d failed: %s", job.id, type(error).__name__)
-                self.queue.fail(job.id, self.owner, type(error).__name__, type(error).__name__)
+                self._fail(job, error, type(error).__name__)
         return True
+
+    def _fail(self, job: Job, error: Exception, message: str) -> None:
+        """End a failed attempt; that the disk is full is no fault of the job."""
+        if is_full_disk(error):
+            self.queue.fail(job.id, self.owner, "disk: no space is left for results", "disk_full", counts=False)
+        else:
+            self.queue.fail(job.id, self.owner, message, type(error).__name__)
 
     def _score(self, job: Job) -> None:
         """Score a job's images as `predict` does, and store what came out."""
