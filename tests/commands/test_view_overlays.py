@@ -216,7 +216,6 @@ def test_the_borders_of_segments_are_drawn_where_the_network_read(
     page.goto(f"{serve(ViewConfig(scores=in_segments_scores, package=(in_segments,)))}/exams/{exam.key}")
     page.wait_for_selector("figure[data-place]")
     page.select_option("#method", "segments")
-    page.wait_for_function("document.querySelector('#meaning').textContent.includes('attention')")
     page.wait_for_load_state("networkidle")
     page.wait_for_timeout(500)
     assert page.locator("#lowest").is_disabled()
