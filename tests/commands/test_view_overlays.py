@@ -68,7 +68,8 @@ def with_sources(make_once: MakeOnce) -> Path:
 @pytest.fixture(scope="module")
 def in_segments(make_once: MakeOnce) -> Path:
     """Return a package of two models that read images in segments."""
-    make_once("in_segments", lambda folder: write_package(folder / "package", Size(256, 128), (0, 1), segments=SEGMENTS))
+    size = Size(256, 128)
+    make_once("in_segments", lambda folder: write_package(folder / "package", size, (0, 1), segments=SEGMENTS))
     return make_once("in_segments", lambda _: None) / "package"
 
 
@@ -106,9 +107,7 @@ def evaluated(with_sources: Path, crops: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("kind", ["predicted", "evaluated"])
-def test_the_explained_score_is_the_stored_one(
-    kind: str, with_sources: Path, request: pytest.FixtureRequest
-) -> None:
+def test_the_explained_score_is_the_stored_one(kind: str, with_sources: Path, request: pytest.FixtureRequest) -> None:
     predictor = Predictor(PredictorConfig(package=with_sources))
     for image in scored_images(request.getfixturevalue(kind))[:4]:
         assert explained_probability(image, predictor) == pytest.approx(image.probability, abs=1e-6)

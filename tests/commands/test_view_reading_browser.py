@@ -250,9 +250,7 @@ def evaluation(run: Path, serve: Callable[[ViewConfig], str], tmp_path_factory: 
     return serve(ViewConfig(scores=folder / "scores")), scores
 
 
-def test_the_threshold_of_an_evaluation_moves(
-    open_page: OpenPage, evaluation: Evaluation
-) -> None:
+def test_the_threshold_of_an_evaluation_moves(open_page: OpenPage, evaluation: Evaluation) -> None:
     address, evaluated = evaluation
     page = open_page()
     page.goto(address + "/evaluation")

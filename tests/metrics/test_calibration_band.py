@@ -57,7 +57,7 @@ def test_an_interval_contains_the_probability_at_every_logit(method: str) -> Non
     at = np.linspace(-40, 40, 81)
     probabilities = calibration.fit(method, units.labels, to_logit(units.scores)).apply(at)
     low, high = band.limits(at, probabilities).T
-    assert ((0 <= low) & (low <= probabilities) & (probabilities <= high) & (high <= 1)).all()
+    assert ((low >= 0) & (low <= probabilities) & (probabilities <= high) & (high <= 1)).all()
     assert np.isnan(band.limits([np.nan], [np.nan])).all()
 
 

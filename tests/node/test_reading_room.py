@@ -64,8 +64,8 @@ class Desk:
             queue=self.queue,
             audit=Audit(self.inbox.database),
             policy=AccessPolicy(keys=keys, scope_of=needed_scope),
-            **{"fingerprint": package_fingerprint(self.config), "load_model": lambda: load_model(self.config)}
-            | options,
+            load_model=options.pop("load_model", lambda: load_model(self.config)),
+            **{"fingerprint": package_fingerprint(self.config)} | options,
         )
         return create_app(site)
 

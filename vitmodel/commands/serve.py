@@ -22,7 +22,6 @@ from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer import pages, uploads
 from vitmodel.viewer.upload_scoring import UploadScorer
 from vitmodel.viewer.uploads import KeptUploads
-from vitmodel.web.keys import ApiKeys
 from vitmodel.web.observing import RequestLog, RequestMetrics, keep_names_out_of_logs, make_router, note
 from vitmodel.web.scratch import Scratch
 from vitmodel.web.security import AccessPolicy, Guard, check_exposure, policy_for_page
@@ -50,7 +49,7 @@ def serve(config: ServeConfig) -> None:
         UsageError: The extra `serve` is not installed, the port is in use, or the server would be open to others.
     """
     import_extra("uvicorn", "serve", "serve")
-    check_exposure(config.host, config.api_key_file, config.insecure)
+    check_exposure(config.host, config.api_key_file or config.trusted_proxy, config.insecure)
     from vitmodel.web.connections import ConnectionLimits, raise_file_limit
     from vitmodel.web.server import open_socket, run_server
 
@@ -96,7 +95,7 @@ def create_app(config: ServeConfig, scratch: Scratch, limits: ConnectionLimits |
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse
 
-    keys = ApiKeys(config.api_key_file) if config.api_key_file else None
+    policy = AccessPolicy.of(config, needed_scope)
     metrics = RequestMetrics()
     predictor = Predictor(config)
     scorer = UploadScorer(config, predictor, scratch)
@@ -117,7 +116,6 @@ def create_app(config: ServeConfig, scratch: Scratch, limits: ConnectionLimits |
         redoc_url=None,
         lifespan=lifespan,
     )
-    policy = AccessPolicy.for_host(config.host, config.names, keys, scope_of=needed_scope)
     app.add_middleware(Guard, policy=policy)
     app.add_middleware(RequestLog, metrics=metrics)  # the last one is the outermost
     app.include_router(make_router(metrics, {"scoring": lambda: scorer.scheduler.is_alive}))

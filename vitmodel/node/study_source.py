@@ -116,9 +116,11 @@ class StudySource:
 
     def page(self, query: WorklistQuery) -> WorklistPage:
         """Return one page of the studies with their last jobs."""
-        joined = _joined().where(*_conditions(query))
+        conditions = _conditions(query)
+        joined = _joined().where(*conditions)
+        counted = joined.with_only_columns(func.count())
         with self.database.read() as session:
-            total = session.scalars(joined.with_only_columns(func.count(), maintain_column_froms=True)).one()
+            total = session.scalars(counted if conditions else select(func.count()).select_from(Study)).one()
             pages = max(1, -(-total // PAGE))
             number = min(max(1, query.page), pages)
             ordered = joined.order_by(*_order(query.sort), Study.last_arrival.desc(), Study.study_uid)
@@ -200,18 +202,14 @@ class StudySource:
 
 def _joined() -> Any:
     """Return the `Select` of studies, each with its last job and its last scored job."""
-    jobs = []
-    for condition in (Job.id.is_not(None), Job.scores != ""):
-        version = func.max(Job.version).label("version")
-        jobs.append(select(Job.study_uid, version).where(condition).group_by(Job.study_uid).subquery())
-    newest, newest_scored = jobs
-    return (
-        select(Study, LAST, SCORED)
-        .outerjoin(newest, newest.c.study_uid == Study.study_uid)
-        .outerjoin(LAST, and_(LAST.study_uid == Study.study_uid, LAST.version == newest.c.version))
-        .outerjoin(newest_scored, newest_scored.c.study_uid == Study.study_uid)
-        .outerjoin(SCORED, and_(SCORED.study_uid == Study.study_uid, SCORED.version == newest_scored.c.version))
-    )
+    is_last = and_(LAST.study_uid == Study.study_uid, LAST.version == _newest_version())
+    is_scored = and_(SCORED.study_uid == Study.study_uid, SCORED.version == _newest_version(Job.scores != ""))
+    return select(Study, LAST, SCORED).select_from(Study).outerjoin(LAST, is_last).outerjoin(SCORED, is_scored)
+
+
+def _newest_version(*conditions: ColumnElement[bool]) -> Any:
+    """Return the version of a study's last job, looked up for each study: a page needs few of them."""
+    return select(func.max(Job.version)).where(Job.study_uid == Study.study_uid, *conditions).scalar_subquery()
 
 
 def _find(session: Session, study_uid: str) -> StudyJobs | None:

@@ -34,8 +34,8 @@ METHODS = {
 SEGMENTS = "segments"
 READ_SEGMENTS = (
     "The segments that the network read: the share of its attention that each has, the overview of the whole image "
-    "included, and where there is room its own score, which is not calibrated. It shows what was read and weighted, not "
-    "where a lesion is."
+    "included, and where there is room its own score, which is not calibrated. It shows what was read and weighted, "
+    "not where a lesion is."
 )
 """What the segments of a model of large images show."""
 
@@ -95,6 +95,7 @@ class SegmentsView:
 
 
 Overlay = HeatMapView | SegmentsView
+
 
 class HeatMapStore:
     """Heat maps by image and method. One is computed at a time, because each uses all cores.
