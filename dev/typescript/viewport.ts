@@ -93,14 +93,18 @@ export class Viewport {
 
   get size(): [number, number] { return [this.figure.clientWidth, this.figure.clientHeight]; }
 
-  /** Left and top edge of the image in CSS pixels. Right breasts hang at the right edge, left ones at the left edge. */
+  /**
+   * Left and top edge of the image in CSS pixels. The chest wall of right breasts hangs at the right edge and that of
+   * left ones at the left edge; what lies behind it, such as the border of a film, is outside.
+   */
   get origin(): [number, number] {
     const [width, height] = this.size;
     const { scale, away, down } = this.camera;
     const [across, tall] = [this.extent[0] * scale, this.extent[1] * scale];
     const top = (height - tall) / 2 + down * scale;
-    if (this.image.side === "R") return [width - across - away * scale, top];
-    if (this.image.side === "L") return [away * scale, top];
+    const behind = this.image.margin * this.spacing[0] * scale;
+    if (this.image.side === "R") return [width - across + behind - away * scale, top];
+    if (this.image.side === "L") return [away * scale - behind, top];
     return [(width - across) / 2 + away * scale, top];
   }
 

@@ -35,8 +35,9 @@ def scores(run: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactor
     inverse = [path for path in table["path"] if open_image(path).header.rows > 5000][0]
     views = table.groupby("patient_id")["path"].transform("size") == 4
     write_manifest(table[views | (table["path"] == inverse)], out.parent / "table.csv")
-    film = next((shared_data / "mias_512" / "images").glob("*.*"))
-    command = ["predict", str(run / "package"), str(out.parent / "table.csv"), str(film), str(out), "--atypical", "0"]
+    write_manifest(read_inputs([str(shared_data / "mias_512")], "auto").iloc[:1], out.parent / "film.csv")
+    tables = [str(out.parent / name) for name in ("table.csv", "film.csv")]
+    command = ["predict", str(run / "package"), *tables, str(out), "--atypical", "0"]
     assert main(command) == 0
     return out
 
@@ -144,3 +145,25 @@ def test_real_views_hang_chest_wall_to_chest_wall_with_our_grey_values(
         spacing = image.spacing or (1.0, 1.0)
         scales += [across / spacing[1], down / spacing[0]]
     assert np.ptp(scales) < 0.01 * max(scales), "the views have different scales"
+
+
+@pytest.mark.browser
+def test_a_film_hangs_with_its_chest_wall_at_the_edge_also_at_full_size(
+    open_page: Callable[..., Page], serve: Callable[[ViewConfig], str], scores: Path, exams: list[Exam]
+) -> None:
+    film = next(exam for exam in exams if "mias" in str(exam.images[0].path))
+    (image,) = film.images
+    assert image.wall_margin > 20, "the film has no border behind the chest wall"
+    page = open_page()
+    page.goto(f"{serve(ViewConfig(scores=scores))}/exams/{film.key}")
+    page.wait_for_selector("figure[data-place]")
+    for key in ("0", "1"):
+        page.keyboard.press(key)
+        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(500)
+        figure = page.locator("#views figure")
+        left, _, across, _ = map(float, figure.get_attribute("data-place").split(","))
+        width = figure.bounding_box()["width"]
+        places = {"R": (left + ((image.columns or 0) - image.wall_margin) * across, width)}
+        wall, edge = places.get(image.side, (left + image.wall_margin * across, 0))
+        assert wall == pytest.approx(edge, abs=1)

@@ -70,10 +70,11 @@ export class Viewport {
         const { scale, away, down } = this.camera;
         const [across, tall] = [this.extent[0] * scale, this.extent[1] * scale];
         const top = (height - tall) / 2 + down * scale;
+        const behind = this.image.margin * this.spacing[0] * scale;
         if (this.image.side === "R")
-            return [width - across - away * scale, top];
+            return [width - across + behind - away * scale, top];
         if (this.image.side === "L")
-            return [away * scale, top];
+            return [away * scale - behind, top];
         return [(width - across) / 2 + away * scale, top];
     }
     toSource(x, y) {
