@@ -3,8 +3,10 @@
 export interface Pixels { rows: number; columns: number; levels: number; spacing: [number, number] | null; voi: string }
 export interface ExamImage {
   key: string; image_id: string; side: string; view: string; status: string; reason: string; remark: string;
-  meaning: string; probability: number | null; region: [number, number][]; mirrored: boolean; margin: number; typicality: number | null;
+  meaning: string; probability: number | null; region: [number, number][]; mirrored: boolean; typicality: number | null;
   outputs: Record<string, string>; machine: string; pixels: Pixels | null; problem?: string;
+  /** Source pixels behind the chest wall, and from it to the end of the breast; null = unknown. */
+  margin: number; reach: number | null;
   /** Date or id of the exam if it is not the one of the page. */
   exam?: string;
 }

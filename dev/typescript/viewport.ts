@@ -27,6 +27,8 @@ interface Tile { values: Uint16Array; width: number; canvas: HTMLCanvasElement |
 
 /** Height in mm that an image of unknown pixel size is given, about that of a detector. */
 const UNKNOWN_HEIGHT = 290;
+/** Width in view relative to that of the breast. */
+const AIR = 1.15;
 const MAGNIFICATION = 2.5;
 const LENS = 90;
 
@@ -89,6 +91,14 @@ export class Viewport {
   get extent(): [number, number] {
     const pixels = this.image.pixels;
     return pixels ? [pixels.columns * this.spacing[0], pixels.rows * this.spacing[1]] : [1, 1];
+  }
+
+  /** Width and height in millimetres that are to be in view: the breast with some air, at the full height. */
+  get wanted(): [number, number] {
+    const [across, tall] = this.extent;
+    const behind = this.image.margin * this.spacing[0];
+    const reach = this.image.side && this.image.reach ? AIR * this.image.reach * this.spacing[0] : across;
+    return [Math.min(across - behind, reach), tall];
   }
 
   get size(): [number, number] { return [this.figure.clientWidth, this.figure.clientHeight]; }

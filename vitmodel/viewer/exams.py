@@ -85,6 +85,11 @@ class ImageEntry:
         return max(0.0, float(x0 if self.chest_wall == "left" else self.columns - x1))
 
     @property
+    def reach(self) -> float | None:
+        """Width in source pixels from the chest wall to the end of the breast; None if it is unknown."""
+        return None if self.box is None else float(self.box[2] - self.box[0])
+
+    @property
     def is_inverted(self) -> bool:
         """Whether the stated polarity is wrong, so that the page inverts the grey values."""
         return "inverted" in self.reason.split(";")

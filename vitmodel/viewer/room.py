@@ -217,7 +217,7 @@ class ReadingRoom:
         if hidden:
             described |= {"probability": None, "region": (), "typicality": None, "outputs": {}}
         described["meaning"] = explain(image.reason)
-        described |= {"mirrored": image.is_mirrored, "margin": image.wall_margin}
+        described |= {"mirrored": image.is_mirrored, "margin": image.wall_margin, "reach": image.reach}
         try:
             if image.reason in WITHOUT_PIXELS:  # the header may be readable, but the page would ask for tiles in vain
                 raise ImageRefusedError(image.reason, image.remark)

@@ -21,7 +21,7 @@ let exam;
 let form;
 function fit() {
     const scales = viewports.filter(viewport => viewport.image.pixels).map(viewport => {
-        const [width, height] = viewport.size, [across, tall] = viewport.extent;
+        const [width, height] = viewport.size, [across, tall] = viewport.wanted;
         return Math.min(width / across, height / tall);
     });
     place(viewport => Object.assign(viewport.camera, { scale: Math.min(...scales, 1e3), away: 0, down: 0 }));
