@@ -1,4 +1,4 @@
-"""Exams that are not four views, in Chromium: one view, missing views, eight views, no sides, refused images, no model."""
+"""Exams other than four views in Chromium: one view, missing views, eight views, no sides, refused images, no model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def without(exam: Exam, *views: str) -> Change:
     """Return a change that removes views of an exam."""
 
     def change(table: pd.DataFrame) -> pd.DataFrame:
-        return table[~((table["patient_id"] == exam.patient_id) & (table["laterality"] + "-" + table["view"]).isin(views))]
+        return table[
+            ~((table["patient_id"] == exam.patient_id) & (table["laterality"] + "-" + table["view"]).isin(views))
+        ]
 
     return change
 
@@ -214,7 +216,8 @@ def test_an_exam_is_shown_by_a_browser_without_webgl(
     page = open_page()
     page.add_init_script(
         """for (const kind of [HTMLCanvasElement, OffscreenCanvas]) { const get = kind.prototype.getContext;
-        kind.prototype.getContext = function (name, ...rest) { return name === "2d" ? get.call(this, name, ...rest) : null; }; }"""
+        kind.prototype.getContext = function (name, ...rest) {
+            return name === "2d" ? get.call(this, name, ...rest) : null; }; }"""
     )
     page.goto(f"{serve(ViewConfig(scores=scores))}/exams/{exams[0].key}")
     page.wait_for_selector("figure[data-place]")
