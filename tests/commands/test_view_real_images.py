@@ -1,4 +1,4 @@
-"""The reading room over real mammograms, which are next to the checkout: grey values of tiles and hanging in Chromium."""
+"""The reading room over real mammograms, which lie next to the checkout: grey values of tiles, hanging in Chromium."""
 
 from __future__ import annotations
 
