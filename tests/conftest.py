@@ -23,6 +23,7 @@ from filelock import FileLock
 from fixture_types import Box, Draw, MakeOnce, WriteSheet
 from hub_stand_in import StandInHub, serve
 
+pytest_plugins = ["browser_fixtures"]
 # examples that do not depend on the clock, and no files in the checkout
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")

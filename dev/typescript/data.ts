@@ -11,6 +11,8 @@ export interface ExamImage {
 export interface Breast {
   side: string; probability: number | null; other: number | null; is_positive: boolean | null; status: string;
   reason: string; meaning: string; views: string; outputs: Record<string, string>;
+  /** Calibration interval of the probability. */
+  interval: [number, number] | null;
 }
 export interface OtherExam { key: string; exam_id: string; date: string; breasts: Breast[] }
 export interface DrawnBox { image: string; box: [number, number, number, number] }
@@ -30,7 +32,13 @@ export interface Exam {
 }
 export interface HeatMap {
   width: number; height: number; values: Uint8Array; low: number; high: number; unit: string; outline: [number, number][];
+  /** Probability of the image that was explained. */
+  probability: number;
 }
+export interface Segment { corners: [number, number][]; attention: number; score: number }
+/** The segments of an image, in place of a map. */
+export interface Segments { segments: Segment[]; overview_attention: number; probability: number }
+export const isSegments = (overlay: HeatMap | Segments): overlay is Segments => "segments" in overlay;
 
 /** Path below which the pages of this reading room are. */
 export const BASE = document.body.dataset.base ?? "";
@@ -84,7 +92,7 @@ export async function fetchTile(key: string, level: number, row: number, column:
 }
 
 /** Return a heat map once the server has computed it; `waiting` is called with the number of maps still to compute. */
-export async function fetchHeatMap(key: string, method: string, waiting: (count: number) => void): Promise<HeatMap> {
+export async function fetchHeatMap(key: string, method: string, waiting: (count: number) => void): Promise<HeatMap | Segments> {
   for (;;) {
     const response = await ask(`${BASE}/api/images/${key}/heat-maps/${method}`);
     const answer = await response.json();
@@ -94,6 +102,7 @@ export async function fetchHeatMap(key: string, method: string, waiting: (count:
       continue;
     }
     if (!response.ok) throw new Error(answer.error ?? answer.detail);
+    if (isSegments(answer)) return answer;
     return { ...answer, values: Uint8Array.from(atob(answer.values), character => character.charCodeAt(0)) };
   }
 }

@@ -1,8 +1,9 @@
 /** The exam page: hanging, tools and keys. */
 
-import { BASE, Exam, ExamImage, HeatMap, fetchExam, fetchHeatMap, onConnection, pause } from "./data.js";
-import { Display, LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
-import { nameOf, showPanel } from "./panel.js";
+import { BASE, Exam, ExamImage, fetchExam, fetchHeatMap, fetchTile, onConnection, pause } from "./data.js";
+import { sendWaiting } from "./drafts.js";
+import { Display, LAYOUTS, Place, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
+import { nameOf, percent, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
 import { Camera, Settings, Viewport } from "./viewport.js";
 
@@ -14,6 +15,7 @@ const settings: Settings = {
 };
 const shared: Camera = { scale: 1, away: 0, down: 0 };
 let viewports: Viewport[] = [];
+let places: Place[] = [];
 let rest: ExamImage[] = [];
 let chosen: Viewport | null = null;
 let linked = true;
@@ -173,21 +175,48 @@ function finishBox(viewport: Viewport, start: [number, number], end: [number, nu
 
 function showBoxes(): void { viewports.forEach(viewport => viewport.setBoxes(boxesOf(viewport))); }
 
-function show(images: ExamImage[], others: ExamImage[]): void {
+/** Put a small picture of an image before the text of a button; without its file the text stays alone. */
+async function addThumbnail(button: HTMLElement, image: ExamImage): Promise<void> {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("aria-hidden", "true");
+  try {
+    const [values, width] = await fetchTile(image.key, image.pixels!.levels, 0, 0);
+    canvas.width = width;
+    canvas.height = values.length / width;
+    const context = canvas.getContext("2d")!;
+    const picture = context.createImageData(canvas.width, canvas.height);
+    values.forEach((value, index) => picture.data.set([value >> 8, value >> 8, value >> 8, 255], 4 * index));
+    context.putImageData(picture, 0, 0);
+    button.prepend(canvas);
+  } catch { /* the reason is shown where the image is */ }
+}
+
+/** Return what stands for a view that the exam does not have. */
+function emptyPlace(name: string): HTMLElement {
+  const figure = Object.assign(document.createElement("figure"), { className: `empty ${name.startsWith("R") ? "right" : "left"}` });
+  figure.append(Object.assign(document.createElement("figcaption"), { textContent: `${name}  none` }));
+  return figure;
+}
+
+function show(wanted: Place[], others: ExamImage[]): void {
   const layout = LAYOUTS[currentLayout()]!;
-  views.replaceChildren();
-  views.dataset.columns = String(layout.columns(images.length));
-  viewports = images.map(image => new Viewport(image, linked ? shared : { ...shared }, settings, exam.tile));
-  if (layout.isPair && viewports[0]) viewports[0].isPlain = true;
-  for (const viewport of viewports) {
-    views.append(viewport.figure);
+  places = wanted;
+  views.dataset.columns = String(layout.columns(places.length));
+  viewports = [];
+  views.replaceChildren(...places.map(place => {
+    if (typeof place === "string") return emptyPlace(place);
+    const viewport = new Viewport(place, linked ? shared : { ...shared }, settings, exam.tile);
+    viewport.isPlain = layout.isPair && !viewports.length;
+    viewports.push(viewport);
     listen(viewport);
-  }
+    return viewport.figure;
+  }));
   rest = others;
   const strip = element("strip");
   strip.replaceChildren(...rest.map(image => {
     const button = document.createElement("button");
     button.textContent = `${image.side || "?"}-${image.view || "?"} ${image.status === "ok" ? "" : image.status}`.trim();
+    if (image.pixels) void addThumbnail(button, image);
     button.title = image.image_id;
     button.addEventListener("click", () => swap(image));
     return button;
@@ -214,7 +243,7 @@ async function arrange(name: string): Promise<void> {
 /** Show the chosen image without and with its heat map. */
 function showPair(): void {
   const image = chosen?.image.exam ? undefined : exam.images.find(candidate => candidate.key === chosen?.image.key);
-  const one = image ?? hang(exam.images, LAYOUTS.four!)[0][0];
+  const one = image ?? hang(exam.images, LAYOUTS.four!)[0].find(place => typeof place !== "string");
   if (!one) return;
   const method = element<HTMLSelectElement>("method");
   method.value ||= Object.keys(exam.methods)[0] ?? "";
@@ -243,7 +272,7 @@ function swap(image: ExamImage): void {
     return;
   }
   const old = (chosen ?? viewports[0])?.image;
-  const shown = viewports.map(viewport => viewport.image === old ? image : viewport.image);
+  const shown = places.map(place => place === old ? image : place);
   show(shown, rest.map(other => other === image && old ? old : other));
   void loadHeat();
 }
@@ -251,14 +280,22 @@ function swap(image: ExamImage): void {
 async function loadHeat(): Promise<void> {
   const method = element<HTMLSelectElement>("method").value;
   element("meaning").textContent = method ? exam.methods[method] ?? "" : "";
+  element<HTMLInputElement>("lowest").disabled = method === "segments"; // they have no scale of which to hide a part
   await Promise.all(viewports.map(async viewport => {
     if (!method || viewport.isPlain || viewport.image.status === "refused") return viewport.setHeat(null);
     try {
-      const heat: HeatMap = await fetchHeatMap(viewport.image.key, method, count => {
+      const heat = await fetchHeatMap(viewport.image.key, method, count => {
         state.textContent = `Computing heat maps: ${count} to go …`;
       });
-      if (element<HTMLSelectElement>("method").value === method) viewport.setHeat(heat);
+      if (element<HTMLSelectElement>("method").value !== method) return;
+      viewport.setHeat(heat);
+      const shown = viewport.image.probability;
+      if (shown !== null && Math.abs(heat.probability - shown) > 5e-4) {
+        const name = `${viewport.image.side}-${viewport.image.view}`;
+        element("meaning").textContent += ` ${name}: this package now gives ${percent(heat.probability)}, not ${percent(shown)}, so this does not explain the score that is shown.`;
+      }
     } catch (error) {
+      viewport.setHeat(null);
       state.textContent = `${viewport.image.side}-${viewport.image.view} has no heat map: ${(error as Error).message}`;
     }
   }));
@@ -347,6 +384,7 @@ async function main(): Promise<void> {
   await open(exam);
   follow(exam.key, takeOver);
   if (exam.status === "waiting") void waitForScores();
+  await sendWaiting(exam.reader, exam.key);
 }
 
 main().catch((error: unknown) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${(error as Error).message}`; });

@@ -40,17 +40,27 @@ export function keepLayout(name: string): void { sessionStorage.setItem("layout"
 export function isPanelHidden(): boolean { return sessionStorage.getItem("panel") === "hidden"; }
 export function keepPanel(hidden: boolean): void { sessionStorage.setItem("panel", hidden ? "hidden" : "shown"); }
 
-/** Return the images that a layout shows in the order of hanging, and all others. A layout that fits none shows four. */
-export function hang(images: ExamImage[], layout: Layout): [ExamImage[], ExamImage[]] {
+/** A place of the hanging: an image, or the name of the view that is missing there. */
+export type Place = ExamImage | string;
+const isImage = (place: Place): place is ExamImage => typeof place !== "string";
+
+/**
+ * Return the places that a layout shows, and all other images. A layout that fits none shows four.
+ *
+ * Right images hang at the left and left ones at the right, so that chest walls meet. Where a view is missing, another
+ * image of its side takes its place, or the place stays empty. Pairs and sides without any image are left out.
+ */
+export function hang(images: ExamImage[], layout: Layout): [Place[], ExamImage[]] {
   const fitting = images.filter(layout.shows);
   const chosen = fitting.length ? fitting : images;
-  const shown: ExamImage[] = [];
-  for (const [side, view] of STANDARD) {
-    const found = chosen.find(image => image.side === side && image.view === view && image.pixels);
-    if (found) shown.push(found);
-  }
-  const count = layout.isPart && shown.length ? shown.length : Math.min(4, chosen.length);
-  for (const image of chosen) if (shown.length < count && !shown.includes(image)) shown.push(image);
+  const places: Place[] = STANDARD.map(([side, view]) =>
+    chosen.find(image => image.side === side && image.view === view && image.pixels) ?? `${side}-${view}`);
+  const unused = (side: string): ExamImage | undefined => chosen.find(image => image.side === side && !places.includes(image));
+  STANDARD.forEach(([side], index) => { if (!isImage(places[index]!)) places[index] = unused(side) ?? places[index]!; });
+  const pairs = [places.slice(0, 2), places.slice(2)].filter(pair => layout.withOther || pair.some(isImage));
+  const sides = new Set(pairs.flat().filter(isImage).map(image => image.side));
+  const shown = sides.size === 2 || layout.withOther ? pairs.flat() : pairs.flat().filter(isImage);
+  for (const image of chosen) if (shown.length < Math.min(4, chosen.length) && !shown.includes(image) && !image.side) shown.push(image);
   return [shown, images.filter(image => !shown.includes(image))];
 }
 

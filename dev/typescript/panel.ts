@@ -19,8 +19,8 @@ function list(entries: [string, string | Node][]): HTMLDListElement {
   return result;
 }
 
-/** Return a bar with the threshold as a mark. */
-function bar(value: number, threshold: number | null): SVGElement {
+/** Return a bar with the calibration interval as a band and the threshold as a mark. */
+function bar(value: number, interval: [number, number] | null, threshold: number | null): SVGElement {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const shape = (name: string, values: Record<string, string | number>): void => {
     const part = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -30,8 +30,23 @@ function bar(value: number, threshold: number | null): SVGElement {
   for (const [key, text] of Object.entries({ width: 200, height: 12, "aria-hidden": "true" })) svg.setAttribute(key, String(text));
   shape("rect", { class: "track", width: 200, height: 12 });
   shape("rect", { class: "fill", width: 200 * value, height: 12 });
+  if (interval) shape("rect", { class: "band", x: 200 * interval[0], width: Math.max(1, 200 * (interval[1] - interval[0])), y: 4, height: 4 });
   if (threshold !== null) shape("line", { class: "threshold", x1: 200 * threshold, x2: 200 * threshold, y1: 0, y2: 12 });
   return svg;
+}
+
+/** Return a percentage that no line break divides. */
+const joined = (value: number): string => percent(value).replace(" ", "\u00a0");
+
+/** Return how far the probability can be relied on: its calibration interval, and the prevalence that it relates to. */
+function calibrationNote(breast: Breast, exam: Exam): string {
+  const interval = breast.interval
+    ? `Calibration interval ${joined(breast.interval[0])} to ${joined(breast.interval[1])}.`
+    : "No calibration interval: the package or the version that scored stores none.";
+  const prevalence = exam.model.prevalence === null
+    ? "Prevalence of the calibration unknown: the package is not at hand."
+    : `Calibrated where ${joined(exam.model.prevalence)} are positive.`;
+  return `${interval} ${prevalence}`;
 }
 
 function describe(breast: Breast, exam: Exam): HTMLElement {
@@ -42,7 +57,10 @@ function describe(breast: Breast, exam: Exam): HTMLElement {
   if (breast.is_positive) score.classList.add("positive");
   section.append(score);
   const threshold = exam.model.threshold;
-  if (breast.probability !== null) section.append(bar(breast.probability, threshold));
+  if (breast.probability !== null) {
+    section.append(bar(breast.probability, breast.interval, threshold));
+    section.append(Object.assign(document.createElement("p"), { className: "soft calibration", textContent: calibrationNote(breast, exam) }));
+  }
   const entries: [string, string][] = [];
   if (exam.other_title && !exam.hidden) entries.push([exam.other_title, percent(breast.other)]);
   if (breast.is_positive !== null) entries.push(["decision", breast.is_positive ? "at or above the threshold" : "below the threshold"]);

@@ -1,6 +1,7 @@
 /** The form of the reader: BI-RADS and agreement per breast, a remark, drawn boxes, and the time that it took. */
 
 import { DrawnBox, Exam, Reading, setReader, storeReading } from "./data.js";
+import { Body, Draft, dropDraft, keepDraft, loadDraft, randomId } from "./drafts.js";
 
 const SIDES: Record<string, string> = { R: "Right breast", L: "Left breast", "": "Breast of unknown side" };
 
@@ -12,10 +13,16 @@ function make<K extends keyof HTMLElementTagNameMap>(
   return result;
 }
 
+const agreementOf = (agrees: boolean | null): string => agrees === null ? "" : agrees ? "yes" : "no";
+
 export class ReadingForm {
   boxes: DrawnBox[] = [];
   private dirty = false;
   private id = "";
+  /** Counts the changes, so that those made while a reading is being sent are not lost. */
+  private version = 0;
+  /** Seconds that earlier pages spent on the reading. */
+  private before = { seconds: 0, active_seconds: 0 };
   private active = 0;
   private visibleSince: number | null = document.visibilityState === "visible" ? performance.now() : null;
   private form = make("form", { id: "reading-form" });
@@ -31,6 +38,8 @@ export class ReadingForm {
   constructor(private exam: Exam, private place: HTMLElement, private onStored: (exam: Exam) => void, private onBoxes: () => void) {
     this.message.setAttribute("role", "status");
     this.fill(exam);
+    const draft = loadDraft(exam.key, exam.reader);
+    if (draft) this.restore(draft);
     document.addEventListener("visibilitychange", () => this.countTime());
     window.addEventListener("beforeunload", event => { if (this.dirty) event.preventDefault(); });
     this.form.addEventListener("input", () => this.change());
@@ -51,33 +60,87 @@ export class ReadingForm {
 
   async save(): Promise<void> {
     if (this.saving) return;
+    this.id ||= randomId();
+    await this.send(this.body());
+  }
+
+  /** Send a reading, again and again while the server cannot be reached. */
+  private async send(body: Body): Promise<void> {
     this.saving = true;
+    const version = this.version, { key, reader } = this.exam;
+    keepDraft(key, reader, { body, name: this.typedName(), waits: true });
     try {
-      const name = this.form.querySelector<HTMLInputElement>("#reader-name");
-      if (name) await setReader(name.value);
-      this.id ||= crypto.randomUUID();
-      this.countTime();
-      const exam = await storeReading(this.exam.key, {
-        id: this.id, breasts: this.breasts(), note: this.form.querySelector("textarea")!.value, boxes: this.boxes,
-        seconds: performance.now() / 1000, active_seconds: this.active / 1000,
-      });
-      this.dirty = false;
+      if (this.typedName()) await setReader(this.typedName());
+      const exam = await storeReading(key, body);
+      const changed = this.version === version ? null : this.body();
+      dropDraft(key, reader);
+      this.saving = this.dirty = false;
       this.id = "";
       this.fill(exam);
       this.onStored(exam);
+      if (changed) this.show(changed);
     } catch (error) {
+      this.saving = false;
+      keepDraft(key, reader, { body: this.body(), name: this.typedName(), waits: false });
       this.message.className = "error";
       this.message.textContent = `Not stored: ${(error as Error).message}`;
-    } finally {
-      this.saving = false;
     }
+  }
+
+  /** Show what an earlier page kept, and send it if the reader had stored it. */
+  private restore(draft: Draft): void {
+    this.before = draft.body;
+    const name = this.form.querySelector<HTMLInputElement>("#reader-name");
+    if (name) name.value = draft.name;
+    this.show(draft.body);
+    this.id = draft.body.id;
+    if (draft.waits) {
+      this.message.textContent = "Sending the reading that this browser kept …";
+      void this.send(draft.body);
+      return;
+    }
+    const discard = make("button", { type: "button", textContent: "discard it" });
+    discard.addEventListener("click", () => {
+      dropDraft(this.exam.key, this.exam.reader);
+      this.dirty = false;
+      this.fill(this.exam);
+    });
+    this.message.replaceChildren("Not stored yet; this browser kept it. ", discard);
+  }
+
+  /** Fill the form with a reading that is not stored. */
+  private show(body: Body): void {
+    for (const field of this.form.querySelectorAll<HTMLFieldSetElement>("fieldset[data-side]")) {
+      const breast = body.breasts[field.dataset.side!];
+      field.querySelector<HTMLSelectElement>("select.birads")!.value = breast?.birads ?? "";
+      const agreement = field.querySelector<HTMLSelectElement>("select.agreement");
+      if (agreement) agreement.value = agreementOf(breast?.agrees ?? null);
+    }
+    this.form.querySelector("textarea")!.value = body.note;
+    this.boxes = [...body.boxes];
+    this.listBoxes();
+    this.change();
   }
 
   private change(): void {
     this.dirty = true;
     this.id = "";
+    this.version++;
     this.message.className = "";
     this.message.textContent = "Not stored yet.";
+    // while a reading is being sent, the draft is that one
+    if (!this.saving) keepDraft(this.exam.key, this.exam.reader, { body: this.body(), name: this.typedName(), waits: false });
+  }
+
+  private typedName(): string { return this.form.querySelector<HTMLInputElement>("#reader-name")?.value.trim() ?? ""; }
+
+  /** Return what the form holds. */
+  private body(): Body {
+    this.countTime();
+    return {
+      id: this.id, breasts: this.breasts(), note: this.form.querySelector("textarea")!.value, boxes: [...this.boxes],
+      seconds: this.before.seconds + performance.now() / 1000, active_seconds: this.before.active_seconds + this.active / 1000,
+    };
   }
 
   /** Count the time during which the page is visible. */
@@ -124,8 +187,7 @@ export class ReadingForm {
       return select;
     };
     const birads = choice([["", "–"], ...exam.birads.map((name): [string, string] => [name, name])], stored?.birads ?? "", "birads");
-    const agrees = stored?.agrees ?? null;
-    const agreement = choice([["", "–"], ["yes", "agree"], ["no", "disagree"]], agrees === null ? "" : agrees ? "yes" : "no", "agreement");
+    const agreement = choice([["", "–"], ["yes", "agree"], ["no", "disagree"]], agreementOf(stored?.agrees ?? null), "agreement");
     const field = make("fieldset", {}, make("legend", {}, SIDES[side] ?? side), make("label", {}, "BI-RADS ", birads));
     if (!exam.hidden) field.append(make("label", {}, "With the score ", agreement));
     field.dataset.side = side;

@@ -1,6 +1,7 @@
 /** One image on a canvas: tiles, window, heat map and measurement. Works without WebGL. */
 
-import { ExamImage, HeatMap, fetchTile } from "./data.js";
+import { ExamImage, HeatMap, Segments, fetchTile, isSegments } from "./data.js";
+import { drawSegments } from "./segments.js";
 
 /** What all viewports of an exam share while they are linked. */
 export interface Camera {
@@ -33,6 +34,8 @@ export class Viewport {
   readonly canvas = document.createElement("canvas");
   readonly figure = document.createElement("figure");
   heat: HeatMap | null = null;
+  /** The segments that are shown in place of a heat map. */
+  segments: Segments | null = null;
   /** Whether it never shows a heat map. */
   isPlain = false;
   problem = "";
@@ -109,6 +112,13 @@ export class Viewport {
     return [this.image.mirrored ? (this.image.pixels?.columns ?? 0) - column : column, row];
   }
 
+  /** Return the place on the canvas, in CSS pixels, of a source pixel. */
+  toScreen(column: number, row: number): [number, number] {
+    const [left, top] = this.origin;
+    const across = this.image.mirrored ? (this.image.pixels?.columns ?? 0) - column : column;
+    return [left + across * this.spacing[0] * this.camera.scale, top + row * this.spacing[1] * this.camera.scale];
+  }
+
   /** Take over a changed window or inversion. */
   updateWindow(): void {
     const { low, high, inverted } = this.settings;
@@ -121,8 +131,9 @@ export class Viewport {
     this.draw();
   }
 
-  setHeat(heat: HeatMap | null): void {
-    this.heat = heat;
+  setHeat(overlay: HeatMap | Segments | null): void {
+    this.segments = overlay && isSegments(overlay) ? overlay : null;
+    this.heat = overlay && !isSegments(overlay) ? overlay : null;
     this.heatCanvas = null;
     this.draw();
   }
@@ -151,6 +162,7 @@ export class Viewport {
     context.fillStyle = "#000";
     context.fillRect(0, 0, width, height);
     this.paintImage(context, 1);
+    if (this.segments && this.settings.showHeat) drawSegments(context, this.segments, (x, y) => this.toScreen(x, y), this.settings.opacity);
     // left, top, pixels across and down: where the image lies, for tests and for those who write scripts
     const [left, top] = this.origin;
     this.figure.dataset.place = [left, top, this.spacing[0] * this.camera.scale, this.spacing[1] * this.camera.scale].join();

@@ -1,4 +1,8 @@
-/** Keys of the worklist: j, k and arrows move between exams, / goes to the search. */
+/** Keys of the worklist: j, k and arrows move between exams, / goes to the search. Readings that wait are sent. */
+
+import { sendWaiting } from "./drafts.js";
+
+void sendWaiting(document.querySelector("main")!.dataset.reader ?? "");
 
 const links = [...document.querySelectorAll<HTMLAnchorElement>("tbody a")];
 

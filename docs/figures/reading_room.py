@@ -69,9 +69,9 @@ def choose(exams: list[Exam], lesions: Path) -> Exam:
 
 
 def save(page: Any, name: str) -> None:
-    """Write what a page shows to docs/NAME.png, in 128 colours."""
+    """Write what a page shows to docs/NAME.png, in 256 colours."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
     print(f"{name}.png: {(DOCS / f'{name}.png').stat().st_size // 1000} kB")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from vitmodel.cli import main
 from vitmodel.commands.view import create_app
@@ -17,6 +19,8 @@ from vitmodel.config import ViewConfig
 from vitmodel.metrics.metrics import compute_decisions, compute_metrics
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.viewer.evaluated import SHOWN, EvaluatedScores, read_evaluation
+from vitmodel.viewer.exams import Exam
+from vitmodel.viewer.figures import LANE, MOST_POINTS, Figures
 from vitmodel.viewer.scores_folder import read_scores_folder
 
 
@@ -77,7 +81,7 @@ def test_every_error_at_a_threshold_is_listed_with_its_exam(folder: Path, evalua
     for error in errors:
         assert evaluated.truth[error.exam.key][error.side] == error.is_missed
     page = client.get("/evaluation", params={"threshold": threshold}).text
-    assert re.findall(r'href="/exams/(\w+)"', page) == [error.exam.key for error in errors]
+    assert re.findall(r'href="/exams/(\w+)"', page.split('id="errors"')[1]) == [error.exam.key for error in errors]
     assert all(title in page for title in SHOWN.values())
     assert "Research software" in page
 
@@ -118,3 +122,49 @@ def test_without_its_manifest_an_evaluation_shows_the_scores_and_says_why(
     described = client.get(f"/api/exams/{exam.key}").json()
     assert described["breasts"][0]["probability"] is not None
     assert "do not name the file" in described["images"][0]["problem"]
+
+
+def test_the_figures_are_those_of_independent_references(folder: Path, evaluated: EvaluatedScores) -> None:
+    figures = evaluated.figures
+    labels, scores = evaluated.units.labels, evaluated.units.scores
+    assert figures.average_precision == pytest.approx(average_precision_score(labels, scores))
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    known = dict(zip(thresholds.tolist(), zip(recall.tolist(), precision.tolist(), strict=False), strict=False))
+    for threshold, *point in figures.points:
+        assert point == pytest.approx(known[threshold])
+    drawn = {tuple(map(float, corner.split(","))) for corner in figures.precision_recall.split()}
+    gains = [index for index in range(len(thresholds)) if recall[index] > recall[index + 1]]
+    for index in gains:
+        expected = 300 * recall[index], 300 * (1 - precision[index])
+        assert min(abs(x - expected[0]) + abs(y - expected[1]) for x, y in drawn) < 0.5
+    assert sum(bin.units for bin in figures.bins) == len(labels)
+    assert sum(bin.units * bin.observed for bin in figures.bins) == pytest.approx(labels.sum())
+    assert sum(bin.units * bin.score for bin in figures.bins) == pytest.approx(scores.sum())
+
+
+def test_every_breast_is_a_point_in_the_lane_of_its_label(folder: Path, evaluated: EvaluatedScores) -> None:
+    found = sorted((point.key, point.x, point.is_positive) for point in evaluated.figures.strip)
+    units = zip(evaluated.breasts, evaluated.units.scores, evaluated.units.labels, strict=True)
+    assert found == sorted((exam.key, round(640 * score, 1), label == 1) for (exam, _), score, label in units)
+    assert all((point.y < LANE) == point.is_positive for point in evaluated.figures.strip)
+    assert len({(point.x, point.y) for point in evaluated.figures.strip}) == len(found), "a point covers another"
+    page = open_room(folder).get("/evaluation").text.split('id="errors"')[0]
+    assert re.findall(r'href="/exams/(\w+)"', page) == [point.key for point in evaluated.figures.strip]
+
+
+def test_of_many_breasts_a_sample_of_each_class_is_shown() -> None:
+    rng = np.random.default_rng(0)
+    labels = (np.arange(3000) < 40).astype(float)
+    units = ScoredUnits(labels, rng.random(3000), np.arange(3000))
+    figures = Figures.of(units, [(Exam(str(number), "", (), ()), "L") for number in range(3000)], None)
+    assert figures.shown == (40, MOST_POINTS)
+    assert len(figures.strip) == 40 + MOST_POINTS
+    assert all(0 < point.y < 2 * LANE for point in figures.strip)
+
+
+def test_breasts_of_one_class_have_points_and_no_curve(evaluated: EvaluatedScores) -> None:
+    negatives = np.flatnonzero(evaluated.units.labels == 0)
+    units = ScoredUnits(*(getattr(evaluated.units, name)[negatives] for name in ("labels", "scores", "patients")))
+    scores = replace(evaluated, units=units, breasts=[evaluated.breasts[row] for row in negatives])
+    assert scores.figures.points == ()
+    assert {point.is_positive for point in scores.figures.strip} == {False}

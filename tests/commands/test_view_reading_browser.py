@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from vitmodel.cli import main
 from vitmodel.config import ViewConfig
-from vitmodel.viewer.evaluated import read_evaluation
+from vitmodel.viewer.evaluated import EvaluatedScores, read_evaluation
 from vitmodel.viewer.exams import Exam
 from vitmodel.viewer.readings import ReadingStore
 from vitmodel.viewer.scores_folder import read_scores_folder
@@ -25,6 +26,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: 
 pytestmark = pytest.mark.browser
 Page = Any
 OpenPage = Callable[..., Page]
+Evaluation = tuple[str, EvaluatedScores]
 STANDARD = ["R-CC", "L-CC", "R-MLO", "L-MLO"]
 
 
@@ -238,16 +240,20 @@ def test_an_image_is_shown_without_and_with_its_heat_map(open_page: OpenPage, ad
     assert coloured > 1000
 
 
-def test_the_threshold_of_an_evaluation_moves(
-    open_page: OpenPage, run: Path, serve: Callable[[ViewConfig], str], tmp_path: Path
-) -> None:
-    shutil.copytree(run / "package", tmp_path / "package")
-    folder = tmp_path / "scores"
-    command = ["evaluate", str(tmp_path / "package"), str(run / "manifest.csv"), str(folder), "--split", "all"]
+@pytest.fixture(scope="module")
+def evaluation(run: Path, serve: Callable[[ViewConfig], str], tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    folder = tmp_path_factory.mktemp("evaluation")
+    shutil.copytree(run / "package", folder / "package")
+    command = ["evaluate", str(folder / "package"), str(run / "manifest.csv"), str(folder / "scores"), "--split", "all"]
     assert main([*command, "--no-audit", "--no-card", "--replicates", "100"]) == 0
-    evaluated = read_evaluation(folder, read_scores_folder(folder))
+    scores = read_evaluation(folder / "scores", read_scores_folder(folder / "scores"))
+    return serve(ViewConfig(scores=folder / "scores")), scores
+
+
+def test_the_threshold_of_an_evaluation_moves(open_page: OpenPage, evaluation: Evaluation) -> None:
+    address, evaluated = evaluation
     page = open_page()
-    page.goto(serve(ViewConfig(scores=folder)) + "/evaluation")
+    page.goto(address + "/evaluation")
     for place, sensitivity in (("End", "100.0 %"), ("Home", None)):
         page.locator("#mover").focus()
         page.keyboard.press(place)
@@ -255,15 +261,66 @@ def test_the_threshold_of_an_evaluation_moves(
         threshold = float(page.locator("#threshold").input_value())
         expect_text(page, "caption", f"{threshold:.4f}")
         value = evaluated.at(threshold)[1]["sensitivity"].value
-        expect_text(page, ".side-by-side tbody tr:first-child", f"{100 * value:.1f} %")
+        expect_text(page, "#metrics tbody tr:first-child", f"{100 * value:.1f} %")
         assert sensitivity in (None, f"{100 * value:.1f} %")
-        assert page.locator("#result a").count() == len(evaluated.errors(threshold))
+        assert page.locator("#errors a").count() == len(evaluated.errors(threshold))
     box = page.locator("#roc").bounding_box()
     page.mouse.click(box["x"] + box["width"] - 2, box["y"] + 2)
     page.wait_for_timeout(600)
-    expect_text(page, ".side-by-side tbody tr:first-child", "100.0 %")
-    page.locator("#result a").first.click()
+    expect_text(page, "#metrics tbody tr:first-child", "100.0 %")
+    page.locator("#errors a").first.click()
     page.wait_for_selector("figure[data-place]")
+
+
+def test_a_point_of_the_strip_opens_its_exam(open_page: OpenPage, evaluation: Evaluation) -> None:
+    address, scores = evaluation
+    points = scores.figures.strip
+    page = open_page()
+    page.goto(address + "/evaluation")
+    last = page.locator("#breasts a").nth(len(points) - 1)
+    last.click()
+    page.wait_for_url(f"{address}/exams/{points[-1].key}")
+    page.go_back()
+    page.locator("#breasts a").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == points[1].name
+    assert page.locator("#breasts a[tabindex='-1']").count() == len(points) - 1, "more than one point is a tab stop"
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{address}/exams/{points[1].key}")
+
+
+def test_a_click_on_the_precision_recall_curve_sets_the_threshold_everywhere(
+    open_page: OpenPage, evaluation: Evaluation
+) -> None:
+    address, scores = evaluation
+    points = scores.figures.points
+
+    def distance(one: Sequence[float], other: Sequence[float]) -> float:
+        return math.dist(one[1:], other[1:])
+
+    alone = max(points, key=lambda point: min(distance(point, other) for other in points if other != point))
+    threshold, recall, precision = alone
+    page = open_page()
+    page.goto(address + "/evaluation")
+    box = page.locator("#precision-recall").bounding_box()
+    across, down = (min(max(2, 300 * part), 298) for part in (recall, 1 - precision))  # not on the edge
+    page.mouse.click(box["x"] + across, box["y"] + down)
+    expect_text(page, "caption", f"{threshold:.4f}")
+    for figure, width in (("#calibration", 300), ("#breasts", 640)):
+        mark = float(page.locator(f"{figure} .threshold").get_attribute("x1"))
+        assert mark == pytest.approx(width * threshold)
+    point = page.locator("#precision-recall .point")
+    assert float(point.get_attribute("cx")) == pytest.approx(300 * recall)
+    assert float(point.get_attribute("cy")) == pytest.approx(300 * (1 - precision))
+
+
+def test_the_metrics_of_an_evaluation_are_readable_on_a_phone(open_page: OpenPage, evaluation: Evaluation) -> None:
+    page = open_page(360, 800)
+    page.goto(evaluation[0] + "/evaluation")
+    assert page.locator("#metrics tbody td").first.is_visible()
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
 
 
 def axe() -> str:
@@ -279,11 +336,13 @@ def axe() -> str:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_axe_has_no_serious_finding(open_page: OpenPage, address: str, exam: Exam, width: int) -> None:
+def test_axe_has_no_serious_finding(
+    open_page: OpenPage, address: str, exam: Exam, evaluation: Evaluation, width: int
+) -> None:
     source = axe()
     page = open_page(width, 800)
-    for place in ("/", f"/exams/{exam.key}"):
-        page.goto(address + place)
+    for place in (f"{address}/", f"{address}/exams/{exam.key}", f"{evaluation[0]}/evaluation"):
+        page.goto(place)
         page.wait_for_load_state("networkidle")
         page.wait_for_timeout(300)
         page.evaluate(source)

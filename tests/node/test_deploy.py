@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,20 @@ def test_the_compose_file_starts_a_node_that_is_confined() -> None:
     assert node["read_only"]
     assert node["cap_drop"] == ["ALL"]
     assert f"node:{config.port}" in services["proxy"]["command"]
+
+
+def test_the_compose_file_for_single_sign_on_believes_the_proxys_own_address() -> None:
+    file = yaml.safe_load((DEPLOY / "compose.sso.yaml").read_text())
+    node, proxy = file["services"]["node"], file["services"]["oauth2-proxy"]
+    config = cli.parse("node", node["command"][1:])
+    (address,) = config.trusted_proxy
+    assert address == proxy["networks"]["pages"]["ipv4_address"]
+    (network,) = file["networks"]["pages"]["ipam"]["config"]
+    assert ip_address(address) in ip_network(network["subnet"])
+    assert set(node["networks"]) & set(proxy["networks"]) == {"pages"}, "another network would give another address"
+    assert f"--upstream=http://node:{config.port}" in proxy["command"]
+    settings = tomllib.loads((DEPLOY / "oauth2-proxy.cfg").read_text())
+    assert settings["set_xauthrequest"], "nginx reads these headers"
 
 
 def kubernetes_objects() -> list[dict[str, Any]]:

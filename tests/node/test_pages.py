@@ -151,7 +151,7 @@ def test_ten_thousand_studies_are_paged_in_time(queue: Queue) -> None:
         )
     start = time.perf_counter()
     found = page(queue, sort="probability")
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 0.3
     assert (found.total, found.rows[0].patient_id) == (10_000, "P9999")
 
 

@@ -101,10 +101,11 @@ def test_a_database_of_the_first_version_becomes_like_a_new_one(queue: Queue) ->
         for key, text_ in (("a", json.dumps(scores)), ("b", "")):
             session.add(Job(key=key, study_uid="1.2", images="1", created_at=1, updated_at=7, scores=text_))
     with database.engine.begin() as connection:
+        indexes = ("ix_jobs_study_version", "ix_jobs_machines", "ix_studies_arrival")
         for statement in (
-            *("DROP TABLE readings", "DROP INDEX ix_jobs_study_version", "DROP INDEX ix_jobs_machines"),
+            *(f"DROP INDEX {name}" for name in indexes),
             *(f"ALTER TABLE jobs DROP COLUMN {name}" for name in ("scored_at", "status", "machines")),
-            "UPDATE schema_version SET version = 1",
+            *("DROP TABLE readings", "UPDATE schema_version SET version = 1"),
         ):
             connection.execute(text(statement))
     assert describe_schema(database) != new

@@ -9,23 +9,19 @@ import asyncio
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitmodel import __version__
 from vitmodel.config import ServeConfig
 from vitmodel.config.labels import CANCER, target_title
-from vitmodel.errors import RequestRefusedError, VitmodelError
+from vitmodel.errors import RequestRefusedError
 from vitmodel.reports.page import render_page
 from vitmodel.scoring.predictor import Predictor
-from vitmodel.scoring.scheduler import Results, Scheduler
-from vitmodel.scoring.table_maker import TableMaker
-from vitmodel.scoring.uploads import MAX_FILES, Upload, as_request_error, read_uploads, save_uploads, tables_as_json
-from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra, progress_bars
-from vitmodel.web.keys import ApiKeys
+from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
+from vitmodel.viewer import pages, uploads
+from vitmodel.viewer.upload_scoring import UploadScorer
+from vitmodel.viewer.uploads import KeptUploads
 from vitmodel.web.observing import RequestLog, RequestMetrics, keep_names_out_of_logs, make_router, note
 from vitmodel.web.scratch import Scratch
 from vitmodel.web.security import AccessPolicy, Guard, check_exposure, policy_for_page
@@ -36,8 +32,8 @@ if TYPE_CHECKING:
 
     from vitmodel.web.connections import ConnectionLimits
 
-READERS = 2
-"""Threads that read the headers of uploads; small requests wait for a large one in one of them."""
+EXPIRY_SECONDS = 10
+"""Pause between two looks for uploads to delete."""
 RETRY_SECONDS = 10
 """What a client that is turned away is asked to wait."""
 OPEN_PATHS = ("/healthz", "/readyz")
@@ -53,7 +49,7 @@ def serve(config: ServeConfig) -> None:
         UsageError: The extra `serve` is not installed, the port is in use, or the server would be open to others.
     """
     import_extra("uvicorn", "serve", "serve")
-    check_exposure(config.host, config.api_key_file, config.insecure)
+    check_exposure(config.host, config.api_key_file or config.trusted_proxy, config.insecure)
     from vitmodel.web.connections import ConnectionLimits, raise_file_limit
     from vitmodel.web.server import open_socket, run_server
 
@@ -99,14 +95,17 @@ def create_app(config: ServeConfig, scratch: Scratch, limits: ConnectionLimits |
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse
 
-    keys = ApiKeys(config.api_key_file) if config.api_key_file else None
+    policy = AccessPolicy.of(config, needed_scope)
     metrics = RequestMetrics()
     predictor = Predictor(config)
     scorer = UploadScorer(config, predictor, scratch)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        expiry = asyncio.create_task(expire_forever(scorer.kept)) if scorer.kept else None
         yield
+        if expiry:
+            expiry.cancel()
         scorer.close()
 
     app = FastAPI(
@@ -117,14 +116,22 @@ def create_app(config: ServeConfig, scratch: Scratch, limits: ConnectionLimits |
         redoc_url=None,
         lifespan=lifespan,
     )
-    policy = AccessPolicy.for_host(config.host, config.names, keys, scope_of=needed_scope)
     app.add_middleware(Guard, policy=policy)
     app.add_middleware(RequestLog, metrics=metrics)  # the last one is the outermost
     app.include_router(make_router(metrics, {"scoring": lambda: scorer.scheduler.is_alive}))
+    if scorer.kept:
+        app.include_router(pages.make_router(scorer.kept.find_room, uploads.BASE))
+        app.include_router(pages.make_static_router())
     add_metrics(metrics, scorer, limits)
     model = describe_model(predictor)
     target = "Breast cancer" if model["label"] == CANCER else target_title(model["label"])
-    page = render_page("scores.html.j2", title="vitmodel", subtitle=f"{target} scores from mammograms", model=model)
+    page = render_page(
+        "scores.html.j2",
+        title="vitmodel",
+        subtitle=f"{target} scores from mammograms",
+        model=model,
+        keep_minutes=config.keep_minutes,
+    )
     page_headers = {"Content-Security-Policy": policy_for_page(page)}
     images = metrics.counter("images", "Images of answered uploads.", "status")
 
@@ -156,6 +163,13 @@ def create_app(config: ServeConfig, scratch: Scratch, limits: ConnectionLimits |
     return app
 
 
+async def expire_forever(kept: KeptUploads) -> None:
+    """Delete uploads whose time is over."""
+    while True:
+        await asyncio.sleep(EXPIRY_SECONDS)
+        await asyncio.get_running_loop().run_in_executor(None, kept.expire)
+
+
 def add_metrics(metrics: RequestMetrics, scorer: UploadScorer, limits: ConnectionLimits | None) -> None:
     """Add the metrics of scoring and of the connections."""
     scheduler = scorer.scheduler
@@ -182,113 +196,3 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
         "version": __version__,
         "notice": NOT_A_MEDICAL_DEVICE,
     }
-
-
-class UploadScorer:
-    """Turn uploads into scores: save, read, score together with other requests, and make the tables.
-
-    Args:
-        config: The limits.
-        predictor: The loaded packages.
-        scratch: Where uploads are written.
-    """
-
-    def __init__(self, config: ServeConfig, predictor: Predictor, scratch: Scratch) -> None:
-        self.config = config
-        self.limit = config.upload_limit * 1_000_000
-        self.predictor = predictor
-        self.scratch = scratch
-        self.scheduler = Scheduler(predictor)
-        self.tables = TableMaker(predictor)
-        self.readers = ThreadPoolExecutor(READERS, "readers")
-        self.open = 0
-
-    def close(self) -> None:
-        """Cancel everything that is not done."""
-        self.scheduler.close()
-        self.readers.shutdown(wait=False, cancel_futures=True)
-
-    async def answer(self, request: Request) -> dict[str, Any]:
-        """Return the tables of `predict` for the files of a request.
-
-        Raises:
-            RequestRefusedError: The request cannot be accepted or takes too long.
-        """
-        length = request.headers.get("content-length", "")
-        if not length.isdecimal():
-            raise RequestRefusedError(411, "the request has no length; send the header Content-Length")
-        if int(length) > self.limit:
-            remedy = "send fewer images, or start the server with a larger --upload-limit"
-            raise RequestRefusedError(413, f"the upload is larger than {self.limit // 1_000_000} MB; {remedy}")
-        if self.open >= self.config.requests:
-            raise RequestRefusedError(503, f"{self.open} uploads are in progress already; try again later")
-        self.open += 1
-        try:
-            async with asyncio.timeout(self.config.request_timeout):
-                return await self._receive(request)
-        except asyncio.CancelledError:
-            raise RequestRefusedError(503, "the server is being stopped; try again later") from None
-        except TimeoutError:
-            seconds = self.config.request_timeout
-            raise RequestRefusedError(503, f"the images were not scored within {seconds:g} s; send fewer") from None
-        finally:
-            self.open -= 1
-
-    async def _receive(self, request: Request) -> dict[str, Any]:
-        """Read the body of a request and score its files, unless the client hangs up."""
-        async with request.form(max_files=MAX_FILES) as form:
-            files = [
-                Upload(value.filename or "", value.file)
-                for value in form.getlist("files")
-                if not isinstance(value, str)
-            ]
-            work = asyncio.create_task(self._score(files))
-            watch = asyncio.create_task(_hung_up(request))
-            try:
-                await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-                if not work.done():
-                    raise RequestRefusedError(499, "the client hung up")
-                return work.result()
-            finally:
-                watch.cancel()
-                work.cancel()
-                with contextlib.suppress(asyncio.CancelledError, VitmodelError):
-                    await work  # the files of the form are closed only when nobody reads them
-
-    async def _score(self, files: list[Upload]) -> dict[str, Any]:
-        """Return the tables of the files; cancelling it cancels the work."""
-        stopped = threading.Event()
-        loop = asyncio.get_running_loop()
-        folder = self.scratch.new_folder()
-        scores: Future[Results] | None = None
-        reading = self.readers.submit(self._read, files, folder, stopped)
-        try:
-            with self.scheduler.expected():
-                table, rows = await asyncio.shield(asyncio.wrap_future(reading))
-                scores = self.scheduler.submit(rows)
-            records, logits = await asyncio.wrap_future(scores)
-            tables = await asyncio.wrap_future(self.tables.submit(table, records, logits))
-            return tables_as_json(tables, folder) | {"notice": NOT_A_MEDICAL_DEVICE}
-        except VitmodelError as error:
-            raise as_request_error(error, folder) from error
-        finally:
-            stopped.set()
-            if scores is not None:
-                scores.cancel()
-            if not reading.cancel() and not reading.done():
-                await asyncio.wait({asyncio.wrap_future(reading)}, timeout=1)
-            await loop.run_in_executor(None, self.scratch.discard, folder)
-
-    def _read(self, files: list[Upload], folder: Path, stopped: threading.Event) -> Any:
-        """Save the files and return their manifest and its rows."""
-        if stopped.is_set():
-            raise RequestRefusedError(499, "the client hung up")
-        table = read_uploads(save_uploads(files, folder, self.limit), folder)
-        with progress_bars(shown=False):
-            return table, self.predictor.attach(table)
-
-
-async def _hung_up(request: Request) -> None:
-    """Return when the client of a request whose body was read has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -13,7 +13,6 @@ from vitmodel.errors import UsageError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.evaluated import EvaluatedScores, make_evaluation_router, read_evaluation
 from vitmodel.viewer.exams import Exam
-from vitmodel.viewer.exports import make_export_router
 from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
 from vitmodel.viewer.pages import make_router, make_static_router
@@ -82,7 +81,6 @@ def create_app(config: ViewConfig) -> FastAPI:
     app.add_middleware(Guard, policy=AccessPolicy())
     app.include_router(make_router(lambda _: room))
     app.include_router(make_static_router())
-    app.include_router(make_export_router(room))
     if evaluation:
         app.include_router(make_evaluation_router(room, evaluation))
     return app

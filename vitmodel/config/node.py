@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
+from vitmodel.config.access import AccessConfig
 from vitmodel.config.base import Config, Needs, require
 from vitmodel.config.choices import DicomKind, ExplanationName
 from vitmodel.config.scoring import PredictorConfig, check_dicom_kinds
-from vitmodel.config.viewing import LOOPBACK
 
 Role = Literal["receive", "find", "gather", "score", "send", "web"]
 
@@ -28,7 +28,7 @@ class NodeActionConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeConfig(PredictorConfig, NodeActionConfig):
+class NodeConfig(PredictorConfig, NodeActionConfig, AccessConfig):
     """Run a DICOM node: receive studies, score each once it is complete, and send the results back to the PACS.
 
     All settings can be in one YAML recipe: `vitmodel node run --config node.yaml`. Nothing but a folder is needed; a
@@ -46,7 +46,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
         "queue": ("processes", "attempts", "lease_seconds", "first_wait", "longest_wait", "retention_days"),
         "sending": ("destination", "pacs_web", "confirm", "identity", "commitment_seconds"),
         "report": ("explain", "dicom"),
-        "server": ("host", "port", "api_key_file", "insecure", "names", "upload_limit", "connections"),
+        "server": ("host", "port", "upload_limit", "connections"),
     }
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "job": Needs("the action retry", lambda config: config.action == "retry"),
@@ -55,10 +55,6 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
         "confirm": Needs("--destination", lambda config: bool(config.destination)),
         "identity": Needs("--destination", lambda config: bool(config.destination)),
         "commitment_seconds": Needs("--destination", lambda config: bool(config.destination)),
-        "insecure": Needs(
-            "a --host that other machines can reach, and no --api-key-file",
-            lambda config: config.host not in LOOPBACK and config.api_key_file is None,
-        ),
     }
     DEFAULTS: ClassVar[Mapping[str, str]] = {"database": "FOLDER/node.sqlite"}
 
@@ -137,13 +133,6 @@ class NodeConfig(PredictorConfig, NodeActionConfig):
     """Address of the web pages. 127.0.0.1 = this machine only, 0.0.0.0 = all networks of this machine."""
     port: int = 8042
     """Port of the web pages. 0 = any free port."""
-    api_key_file: Path | None = None
-    """File of API keys made by `vitmodel keys`; requests need a key. Required for a --host that other machines can
-    reach. none = no key is asked for."""
-    insecure: bool = False
-    """Serve the pages on a --host that other machines can reach without API keys."""
-    names: tuple[str, ...] = ()
-    """Further host names under which the pages are reached, such as that of a reverse proxy."""
     upload_limit: int = 2000
     """Largest request to STOW-RS in megabytes."""
     connections: int = 200

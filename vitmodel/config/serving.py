@@ -6,45 +6,32 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from vitmodel.config.base import Config, Needs, require
+from vitmodel.config.access import AccessConfig, Scope
+from vitmodel.config.base import Config, require
 from vitmodel.config.scoring import PredictorConfig
-from vitmodel.config.viewing import LOOPBACK
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(PredictorConfig):
+class ServeConfig(PredictorConfig, AccessConfig):
     """Score mammograms over HTTP: POST images to /scores, or drop them on the page at /.
 
-    Uploads are deleted once they are scored. A server that other machines can reach needs API keys.
+    Uploads are deleted once they are scored, unless KEEP_MINUTES is set. A server that other machines can reach needs
+    API keys or single sign-on.
     """
 
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "server": (
-            "host", "port", "api_key_file", "insecure", "names", "upload_limit", "requests", "connections",
-            "header_timeout", "body_timeout", "request_timeout", "shutdown_timeout",
+            "host", "port", "upload_limit", "requests", "connections", "header_timeout", "body_timeout",
+            "request_timeout", "shutdown_timeout", "keep_minutes",
         )
     }  # fmt: skip
-    NEEDS: ClassVar[Mapping[str, Needs]] = {
-        "insecure": Needs(
-            "a --host that other machines can reach, and no --api-key-file",
-            lambda config: config.host not in LOOPBACK and config.api_key_file is None,
-        ),
-    }
 
     host: str = "127.0.0.1"
     """Address to listen on. 127.0.0.1 = this machine only, 0.0.0.0 = all networks of this machine."""
     port: int = 8000
     """Port to listen on. 0 = any free port."""
-    api_key_file: Path | None = None
-    """File of API keys made by `vitmodel keys`; requests need a key. Required for a --host that other machines can
-    reach. none = no key is asked for."""
-    insecure: bool = False
-    """Listen on a --host that other machines can reach without API keys."""
-    names: tuple[str, ...] = ()
-    """Further host names under which the server is reached, such as that of a reverse proxy. Requests under other
-    names than these and this machine's are refused."""
     upload_limit: int = 2000
     """Largest size of a request, and of the unpacked content of an archive, in megabytes."""
     requests: int = 400
@@ -60,10 +47,14 @@ class ServeConfig(PredictorConfig):
     """Seconds after which an upload that is not scored yet gets status 503."""
     shutdown_timeout: float = 10
     """Seconds within which the server ends after SIGTERM; requests that are not answered by then get status 503."""
+    keep_minutes: float = 0
+    """Keep uploads from the page for this many minutes, so that their images can be looked at in the reading room: four
+    views, heat maps and readings. 0 = delete uploads once they are scored."""
 
     def _check(self) -> None:
         super()._check()
         require(0 <= self.port <= 65535, "port", "must lie between 0 and 65535")
+        require(0 <= self.keep_minutes < float("inf"), "keep_minutes", "must not be negative")
         for name in ("upload_limit", "requests", "connections"):
             require(getattr(self, name) >= 1, name, "must be at least 1")
         for name in ("header_timeout", "body_timeout", "request_timeout", "shutdown_timeout"):
@@ -83,7 +74,7 @@ class KeysConfig(Config):
     """Key file for --api-key-file, made if it does not exist."""
     name: str
     """Name of the key, which the server's log shows: who or what uses it."""
-    scopes: tuple[Literal["read", "score", "admin"], ...] = ("read", "score")
+    scopes: tuple[Scope, ...] = ("read", "score")
     """What the key allows: read = the page, facts about the model and metrics; score = sending images; admin =
     everything."""
 

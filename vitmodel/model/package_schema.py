@@ -53,6 +53,8 @@ def check_document(document: Mapping[str, Any]) -> NetworkConfig:
         _check_preprocessing(document["preprocessing"], architecture)
     if "calibration" in document:
         _check_calibration(document["calibration"])
+    if "calibration_band" in document:
+        _check_calibration_band(document["calibration_band"])
     if "decision" in document:
         _check_decision(document["decision"])
     _check_auxiliary(document.get("auxiliary", {}), architecture)
@@ -220,6 +222,21 @@ def _check_calibration(values: object) -> None:
     for name in ("prevalence", *CALIBRATION_PARAMETERS[str(method)]):
         words, rule = rules[name]
         _require(rule(calibration.get(name)), f"calibration.{name}", words, calibration.get(name))
+
+
+def _check_calibration_band(values: object) -> None:
+    band = _mapping(values, "calibration_band")
+    logits = band.get("logits")
+    _require(_is_rising(logits), "calibration_band.logits", "a list of rising numbers", logits)
+    for name in ("low", "high"):
+        limits = band.get(name)
+        fits = isinstance(limits, list) and len(limits) == len(band["logits"]) and all(map(_is_fraction, limits))
+        words = "a list of numbers between 0 and 1, as long as calibration_band.logits"
+        _require(fits, f"calibration_band.{name}", words, limits)
+    ordered = all(low <= high for low, high in zip(band["low"], band["high"], strict=True))
+    _require(ordered, "calibration_band.low", "at most calibration_band.high", "larger numbers")
+    for name in ("patients", "positives"):
+        _require(_is_count(band.get(name)), f"calibration_band.{name}", "a whole number of at least 1", band.get(name))
 
 
 def _check_decision(values: object) -> None:

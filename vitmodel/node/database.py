@@ -31,6 +31,7 @@ def add_worklist_columns(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE jobs ADD COLUMN {column}"))
     connection.execute(text("CREATE INDEX ix_jobs_study_version ON jobs (study_uid, version)"))
     connection.execute(text("CREATE INDEX ix_jobs_machines ON jobs (machines)"))
+    connection.execute(text("CREATE INDEX ix_studies_arrival ON studies (last_arrival, study_uid)"))
     rows = connection.execute(text("SELECT id, scores FROM jobs WHERE scores != ''")).all()
     values = [{"id": number, "status": worst_status(json.loads(scores))} for number, scores in rows]
     if values:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitmodel.errors import UsageError
 from vitmodel.node.models import Instance, Job, Study
-from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry
+from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, to_interval
 from vitmodel.viewer.scores_folder import read_scores_folder
 
 JOB_MARK, OBJECT_MARK = "j", "o"
@@ -68,6 +68,7 @@ def summarize(study: Study, job: Job) -> Exam:
             status=row["status"],
             reason=row["reason"] or "",
             views=row.get("views") or "",
+            interval=to_interval(row.get("probability_low"), row.get("probability_high")),
         )
         for row in scores["breasts"]
     ]
@@ -98,7 +99,7 @@ def waiting_exam(study: Study, instances: Sequence[Instance], folder: Path) -> E
     )
     sides = sorted({image.side for image in images}, reverse=True)
     breasts = [BreastEntry(side, None, None, "waiting", "", _views(images, side)) for side in sides]
-    return _exam(study, images, breasts)
+    return replace(_exam(study, images, breasts), is_explainable=False)
 
 
 def _exam(study: Study, images: tuple[ImageEntry, ...], breasts: Sequence[BreastEntry]) -> Exam:

@@ -27,6 +27,7 @@ class Study(Base):
     """A study of which at least one object was received."""
 
     __tablename__ = "studies"
+    __table_args__ = (Index("ix_studies_arrival", "last_arrival", "study_uid"),)
     study_uid: Mapped[str] = mapped_column(String(UID_LENGTH), primary_key=True)
     patient_id: Mapped[str] = mapped_column(String(64), default="", index=True)
     issuer: Mapped[str] = mapped_column(String(64), default="")

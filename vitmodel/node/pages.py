@@ -28,7 +28,6 @@ from vitmodel.node.stow import read_parts, store_parts
 from vitmodel.node.study_source import StudySource
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 from vitmodel.viewer.exams import Exam
-from vitmodel.viewer.exports import make_export_router
 from vitmodel.viewer.pages import OWN_PATHS, make_environment, make_router, make_static_router
 from vitmodel.viewer.room import Model, ReadingMode, ReadingRoom, Results
 from vitmodel.web import observing
@@ -113,7 +112,6 @@ def _add_reading_room(app: FastAPI, site: Site) -> None:
 
     viewer_link = make_viewer_link(bool(site.web_root))
     app.include_router(make_router(lambda _: room, record=record, viewer_link=viewer_link))
-    app.include_router(make_export_router(room))
     app.include_router(make_static_router())
 
 

@@ -33,7 +33,6 @@ from vitmodel.node.receiving import Listener, Receiver
 from vitmodel.node.sending import Sender, record_report
 from vitmodel.utils import import_extra
 from vitmodel.viewer.room import Model
-from vitmodel.web.keys import ApiKeys
 from vitmodel.web.security import AccessPolicy, check_exposure
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ class Node:
     def __init__(self, config: NodeConfig) -> None:
         keep_values_out_of_logs()
         if "web" in config.roles:
-            check_exposure(config.host, config.api_key_file, config.insecure)
+            check_exposure(config.host, config.api_key_file or config.trusted_proxy, config.insecure)
         self.config = config
         self.database = open_database(config)
         self.queue = make_queue(config, self.database)
@@ -180,14 +179,13 @@ class Node:
         from vitmodel.web.server import make_server, open_socket
 
         config = self.config
-        keys = ApiKeys(config.api_key_file) if config.api_key_file else None
         site = Site(
             inbox=self.inbox,
             queue=self.queue,
             audit=self.audit,
             web_root=config.web_root,
             max_body=config.upload_limit * 1_000_000,
-            policy=AccessPolicy.for_host(config.host, config.names, keys, scope_of=needed_scope),
+            policy=AccessPolicy.of(config, needed_scope),
             load_model=self._load_model,
             fingerprint=_fingerprint(config),
         )

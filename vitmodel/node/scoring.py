@@ -20,7 +20,7 @@ from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
 from vitmodel.node.models import Instance, Job, Result
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.sources import score_sources
-from vitmodel.scoring.tables import ScoreTables
+from vitmodel.scoring.tables import INTERVAL, ScoreTables
 from vitmodel.utils import progress_bars, to_json
 from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
@@ -141,7 +141,8 @@ class Scorer:
 def summarize_tables(tables: ScoreTables) -> dict[str, str]:
     """Return the columns of a job that the worklist shows and filters: scores as JSON, status and machines."""
     images = tables.images[["image_id", "laterality", "view", "probability", "status", "reason", "machine_id"]]
-    breasts = tables.breasts[["laterality", "probability", "decision", "n_images", "views", "status", "reason"]]
+    columns = ["laterality", "probability", "decision", "n_images", "views", "status", "reason", *INTERVAL]
+    breasts = tables.breasts[[name for name in columns if name in tables.breasts]]  # older packages have no interval
     scores = {"images": images.to_dict("records"), "breasts": breasts.to_dict("records")}
     machines = ";".join(name for name in images["machine_id"].dropna().unique() if name)
     return {"scores": to_json(scores), "status": worst_status(scores), "machines": machines}

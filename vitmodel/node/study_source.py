@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, aliased
 
 from vitmodel.node.database import Database
 from vitmodel.node.exams import image_place, scored_exam, summarize, waiting_exam
+from vitmodel.node.jobs import END_STAGES, WORKING_STAGES
 from vitmodel.node.models import Instance, Job, StoredReading, Study
 from vitmodel.viewer.exams import Exam, format_date
 from vitmodel.viewer.room import describe_age
@@ -21,7 +22,7 @@ from vitmodel.viewer.source import PAGE, WorklistPage, WorklistQuery, WorklistRo
 
 LAST, SCORED = aliased(Job), aliased(Job)
 """The last job of a study, and the last one that was scored."""
-STAGES = ("gathering", "score", "send", "sent", "incomplete", "kept", "unscored", "dead")
+STAGES = ("gathering", *WORKING_STAGES, *END_STAGES)
 ORDERS = {
     "order": "newest first",
     "patient": "by patient",
@@ -85,13 +86,11 @@ class StudySource:
                 exam = waiting_exam(found.study, session.scalars(query).all(), self.folder)
             else:
                 exam = self._read(found.scored.id) or summarize(found.study, found.scored)
-        other = found.scored is not None and self.fingerprint not in ("", found.scored.fingerprint)
         return replace(
             exam,
             patient_id=found.study.patient_id,
-            note=_note(found, other),
+            note=_note(found, exam.is_explainable),
             link=f"/studies/{key}",
-            is_explainable=not other and found.scored is not None,
         )
 
     def exam_of_image(self, key: str) -> Exam | None:
@@ -110,13 +109,18 @@ class StudySource:
         with self.database.read() as session:
             job = session.get(Job, job_id)
             study = session.get(Study, job.study_uid) if job else None
-        return scored_exam(study, job, self.folder) if job and study and job.scores else None
+        if job is None or study is None or not job.scores:
+            return None
+        is_own = self.fingerprint in ("", job.fingerprint)
+        return replace(scored_exam(study, job, self.folder), is_explainable=is_own)
 
     def page(self, query: WorklistQuery) -> WorklistPage:
         """Return one page of the studies with their last jobs."""
-        joined = _joined().where(*_conditions(query))
+        conditions = _conditions(query)
+        joined = _joined().where(*conditions)
+        counted = joined.with_only_columns(func.count())
         with self.database.read() as session:
-            total = session.scalars(joined.with_only_columns(func.count(), maintain_column_froms=True)).one()
+            total = session.scalars(counted if conditions else select(func.count()).select_from(Study)).one()
             pages = max(1, -(-total // PAGE))
             number = min(max(1, query.page), pages)
             ordered = joined.order_by(*_order(query.sort), Study.last_arrival.desc(), Study.study_uid)
@@ -149,19 +153,22 @@ class StudySource:
             stage=found.stage,
             age=describe_age(time.time() - job.scored_at) if job and job.scored_at else "",
             link=f"/studies/{study.study_uid}",
+            right_interval=right.interval if right else None,
+            left_interval=left.interval if left else None,
         )
 
     def neighbours(self, key: str, query: WorklistQuery) -> tuple[str | None, str | None]:
         """Return the studies that arrived just after and just before a study: the newest comes first."""
-        place = tuple_(Study.last_arrival, Study.study_uid)
+        place = (Study.last_arrival, Study.study_uid)
         with self.database.read() as session:
             study = session.get(Study, key)
             if study is None:
                 return None, None
             here = tuple_(study.last_arrival, study.study_uid)
-            newer = session.scalars(select(Study.study_uid).where(place > here).order_by(place).limit(1)).first()
-            older = session.scalars(select(Study.study_uid).where(place < here).order_by(place.desc()).limit(1)).first()
-        return newer, older
+            newer = select(Study.study_uid).where(tuple_(*place) > here).order_by(*place)
+            older = select(Study.study_uid).where(tuple_(*place) < here).order_by(*(column.desc() for column in place))
+            before, after = (session.scalars(query.limit(1)).first() for query in (newer, older))
+        return before, after
 
     def other_exams(self, exam: Exam) -> list[Exam]:
         """Return the other studies of the patient, the latest first."""
@@ -195,18 +202,14 @@ class StudySource:
 
 def _joined() -> Any:
     """Return the `Select` of studies, each with its last job and its last scored job."""
-    jobs = []
-    for condition in (Job.id.is_not(None), Job.scores != ""):
-        version = func.max(Job.version).label("version")
-        jobs.append(select(Job.study_uid, version).where(condition).group_by(Job.study_uid).subquery())
-    newest, newest_scored = jobs
-    return (
-        select(Study, LAST, SCORED)
-        .outerjoin(newest, newest.c.study_uid == Study.study_uid)
-        .outerjoin(LAST, and_(LAST.study_uid == Study.study_uid, LAST.version == newest.c.version))
-        .outerjoin(newest_scored, newest_scored.c.study_uid == Study.study_uid)
-        .outerjoin(SCORED, and_(SCORED.study_uid == Study.study_uid, SCORED.version == newest_scored.c.version))
-    )
+    is_last = and_(LAST.study_uid == Study.study_uid, LAST.version == _newest_version())
+    is_scored = and_(SCORED.study_uid == Study.study_uid, SCORED.version == _newest_version(Job.scores != ""))
+    return select(Study, LAST, SCORED).select_from(Study).outerjoin(LAST, is_last).outerjoin(SCORED, is_scored)
+
+
+def _newest_version(*conditions: ColumnElement[bool]) -> Any:
+    """Return the version of a study's last job, looked up for each study: a page needs few of them."""
+    return select(func.max(Job.version)).where(Job.study_uid == Study.study_uid, *conditions).scalar_subquery()
 
 
 def _find(session: Session, study_uid: str) -> StudyJobs | None:
@@ -252,7 +255,7 @@ def _read_studies(session: Session, keys: Sequence[str], reader: str) -> set[str
     return set(session.scalars(query.where(StoredReading.reader == reader) if reader else query))
 
 
-def _note(found: StudyJobs, other: bool) -> str:
+def _note(found: StudyJobs, is_explainable: bool) -> str:
     """Return what else a reader has to know of the scores."""
     last, scored = found.last, found.scored
     notes = []
@@ -264,6 +267,6 @@ def _note(found: StudyJobs, other: bool) -> str:
     elif scored is None or last.id != scored.id:
         earlier = "" if scored is None else f"; shown are the scores of version {scored.version}, without later images"
         notes.append(f"being scored{earlier}")
-    if other:
+    if scored is not None and not is_explainable:
         notes.append("scored with another package or other options than the node has now, so no heat map is computed")
     return ". ".join(notes)

@@ -152,6 +152,22 @@ class Ensemble:
         ]
         return np.mean(calibrated, axis=0)
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether `probability_limits` knows how uncertain the calibration of a breast's logits is."""
+        return self.calibrates_breasts and all(package.calibration_band for package in self.packages)
+
+    def probability_limits(self, logits: np.ndarray) -> np.ndarray:
+        """Return the calibration interval `(N, 2)` of breasts' mean logits `(N, M)`: the mean over packages.
+
+        The mean of the limits is as wide as if the errors of all packages were alike, so it is not too narrow.
+        """
+        limits = []
+        for package, column in zip(self.packages, logits.T, strict=True):
+            assert package.calibration_band is not None
+            limits.append(package.calibration_band.limits(column, package.calibration.apply(column)))
+        return np.mean(limits, axis=0)
+
     def calibrate(self, logits: np.ndarray) -> np.ndarray:
         """Return score and probability `(N, 2)` of logits `(N, M)`: the mean over packages, raw and calibrated."""
         return np.stack([expit(logits).mean(axis=1), self.probability(logits)], axis=1)

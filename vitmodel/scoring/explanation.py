@@ -46,13 +46,12 @@ class ExplainedImage(NamedTuple):
     heat: HeatMap
 
 
-def explain_image(table: pd.DataFrame, predictor: Predictor, method: str) -> ExplainedImage:
-    """Score and explain the only image of a manifest.
+def score_image(table: pd.DataFrame, predictor: Predictor) -> tuple[ScoringRows, ScoredImage]:
+    """Score the only image of a manifest, whose crop has a known position in its source.
 
     Args:
         table: A manifest of one row.
         predictor: The loaded packages.
-        method: Name of the method.
 
     Raises:
         UsageError: There are several images, the image is refused, or the position of its crop is unknown.
@@ -66,6 +65,21 @@ def explain_image(table: pd.DataFrame, predictor: Predictor, method: str) -> Exp
         raise UsageError(f"source: the image is refused ({record['reason']}): {record['remark']}")
     if scored.loaded.cropped.geometry is None:
         raise UsageError(f"source: {NO_GEOMETRY}; pass the source image instead of its crop")
+    return rows, scored
+
+
+def explain_image(table: pd.DataFrame, predictor: Predictor, method: str) -> ExplainedImage:
+    """Score and explain the only image of a manifest.
+
+    Args:
+        table: A manifest of one row.
+        predictor: The loaded packages.
+        method: Name of the method.
+
+    Raises:
+        UsageError: `score_image` refuses the image.
+    """
+    rows, scored = score_image(table, predictor)
     return ExplainedImage(rows, scored, heat_map(scored.loaded, predictor, method))
 
 

@@ -13,6 +13,7 @@ from vitmodel.config import PredictorConfig, Preprocessing
 from vitmodel.config.labels import CANCER
 from vitmodel.errors import UsageError, VitmodelError
 from vitmodel.metrics import calibration
+from vitmodel.metrics.calibration_band import CalibrationBand
 from vitmodel.model.onnx import load_encoder, load_onnx
 from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE, load_models, load_typicalities
 from vitmodel.model.package_check import check_graph
@@ -65,6 +66,9 @@ class LoadedPackage:
             # Packages without this key were calibrated per image.
             self.calibration_level: str = fitted.pop("level", "image")
             self.calibration = calibration.from_dict(fitted)
+            # Packages of earlier versions, and of trainings with too few patients, have no band.
+            band = self.package.get("calibration_band")
+            self.calibration_band = CalibrationBand.from_dict(band) if band else None
             self.threshold: float = self.package["decision"]["threshold"]
             self.aggregation: str = self.package["decision"]["aggregate"]
             self.auxiliary = load_outputs(self.models[0].config.auxiliary, self.package)

@@ -26,7 +26,8 @@ class Prediction:
             are less like the training images; NaN = unknown), grey_mean, grey_contrast, breast_height_mm, breast_share,
             machine_id.
         breasts: One row per breast: prediction_id, patient_id, laterality, score, probability, decision, n_images,
-            views, status, reason.
+            views, status, reason and, if the package stores how uncertain its calibration is, probability_low and
+            probability_high (95 % over the patients that the calibration was fitted to).
         patients: One row per patient: patient_id, score, probability, decision, n_breasts, status.
         threshold: Smallest probability for which a decision is 1.
 

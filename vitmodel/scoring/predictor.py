@@ -16,7 +16,14 @@ from vitmodel.data.drift import ColumnDrift, measure_drift, reference_from_json
 from vitmodel.data.grey_range import add_shared_ranges
 from vitmodel.scoring.ensemble import Ensemble
 from vitmodel.scoring.stream import LoadedImage, ScoredImage, ScoringRows, ScoringStream, Timings
-from vitmodel.scoring.tables import ScoreTables, add_auxiliary, breast_table, image_table, patient_table
+from vitmodel.scoring.tables import (
+    ScoreTables,
+    add_auxiliary,
+    add_intervals,
+    breast_table,
+    image_table,
+    patient_table,
+)
 
 
 class Predictor:
@@ -58,7 +65,8 @@ class Predictor:
     ) -> ScoreTables:
         """Return the scores per image, breast and patient from the results of `predict_logits` on `table`."""
         images = image_table(table, records, logits, self.ensemble)
-        breasts = add_auxiliary(self.score_breasts(images), images, logits, self.ensemble)
+        breasts = add_intervals(self.score_breasts(images), images, logits, self.ensemble)
+        breasts = add_auxiliary(breasts, images, logits, self.ensemble)
         return ScoreTables(images, breasts, self.score_patients(breasts))
 
     def score(self, table: pd.DataFrame) -> ScoreTables:

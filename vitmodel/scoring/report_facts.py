@@ -118,9 +118,18 @@ def describe_fit(member: LoadedPackage) -> dict[str, str]:
         origin = ScoreOrigin(OUT_OF_FOLD if len(member.models) > 1 else SELECTED_EPOCH).to_dict()
     return {
         "Calibration": f"{calibration.method.capitalize()}, fitted to the {member.calibration_level}s of {patients}, "
-        f"{100 * calibration.prevalence:.1f} % of them positive. {describe_origin(origin)}",
+        f"{100 * calibration.prevalence:.1f} % of them positive. {describe_origin(origin)}"
+        f"{_describe_band(member)}",
         "Threshold": f"{member.threshold:.4f}, chosen per {decision['level']} on {patients}, for: {objective}",
     }
+
+
+def _describe_band(member: LoadedPackage) -> str:
+    """Return a sentence on what calibration intervals come from; '' without them."""
+    band = member.calibration_band
+    if band is None:
+        return ""
+    return f" Calibration intervals: 95 % over {band.patients} patients with {band.positives} positives, resampled."
 
 
 def describe_package(member: LoadedPackage) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from vitmodel import __version__
 from vitmodel.archives import source_state
@@ -19,6 +20,7 @@ from vitmodel.data.drift import DISTRIBUTIONS, large_drift_messages, write_distr
 from vitmodel.data.manifest import breast_ids
 from vitmodel.errors import ImageRefusedError, VitmodelError
 from vitmodel.jobs.journal import JOURNAL, Journal, lock_folder
+from vitmodel.model.architecture import NetworkConfig
 from vitmodel.model.explain import method_named
 from vitmodel.releases.inputs import read_inputs
 from vitmodel.results.evidence import Software
@@ -117,6 +119,7 @@ def score(task: ScoringTask) -> tuple[list[Entry], int]:
     if len(todo) < len(rows):
         task.say(f"{len(rows) - len(todo)} of {len(rows)} images are scored already")
     writer = result_writer(task.predictor, config) if config.explain else None
+    network = task.predictor.ensemble.model.config
     try:
         for position, scored in task.predictor.scores(rows.take(todo)):
             number = todo[position]
@@ -125,6 +128,8 @@ def score(task: ScoringTask) -> tuple[list[Entry], int]:
                 "record": scored.loaded.cropped.record,
                 "logits": logits_to_json(scored.logits),
             }
+            if inputs := network_inputs(rows.table.iloc[number], network):
+                entry["inputs"] = inputs
             if writer is not None and scored.loaded.pack is not None:
                 entry |= explain(task, number, scored, writer)
             if {"sr", "gsps"} & set(config.dicom):
@@ -133,6 +138,17 @@ def score(task: ScoringTask) -> tuple[list[Entry], int]:
     finally:
         journal.close()
     return [journal.entries[key] for key in task.keys], len(todo)
+
+
+def network_inputs(row: pd.Series, config: NetworkConfig) -> dict[str, Any]:
+    """Return the known values of a manifest's row that the network reads besides the pixels.
+
+    A table may state others than the header of the image, and only with the same ones it can be explained later.
+    """
+    columns = [vocabulary.column for vocabulary in config.sources.columns] if config.sources else []
+    values = {name: row.get(name) for name in columns}
+    known = {name: value for name, value in values.items() if pd.notna(value) and value != ""}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
 
 
 def logits_to_json(logits: np.ndarray) -> list[list[float | None]]:

@@ -12,7 +12,7 @@ from vitmodel.data.appearance import NUMBERS
 from vitmodel.data.cropping import ProvenanceRecord
 from vitmodel.data.exams import describe_unseen_sources, find_mixed_exams
 from vitmodel.data.manifest import breast_ids, exam_ids, is_repeated_file, prediction_ids
-from vitmodel.metrics.scored_units import aggregate
+from vitmodel.metrics.scored_units import aggregate, mean_logits
 from vitmodel.pixels.verdict import WARNING_REASONS
 from vitmodel.scoring.ensemble import Ensemble
 
@@ -20,6 +20,8 @@ ID_COLUMNS = ["image_id", "patient_id", "laterality", "view"]
 APPEARANCE = ["typicality", *NUMBERS]
 IMAGE_SCORES = ["score", "probability"]
 BREAST_SCORES = ["breast_score", "breast_probability"]
+INTERVAL = ["probability_low", "probability_high"]
+"""Columns of the calibration interval of a breast's probability."""
 
 
 class ScoreTables(NamedTuple):
@@ -138,6 +140,25 @@ def add_auxiliary(
     used = (images["probability"].notna() & ~is_duplicate(images)).to_numpy()
     outputs, ids = ensemble.auxiliary.breast_outputs(by_row[used, ensemble.levels :], breast_ids(images[used]))
     columns = ensemble.auxiliary.columns(outputs, "breast", ids)
+    return breasts.join(columns.reindex(breast_ids(breasts)).set_axis(breasts.index))
+
+
+def add_intervals(
+    breasts: pd.DataFrame, images: pd.DataFrame, logits: Sequence[np.ndarray] | np.ndarray, ensemble: Ensemble
+) -> pd.DataFrame:
+    """Return a table of breasts with the calibration interval of each probability, if the packages have one.
+
+    The arguments are those of `add_auxiliary`.
+    """
+    if not ensemble.has_intervals:
+        return breasts
+    by_row = np.reshape(np.asarray(logits, dtype=float), (len(images), ensemble.outputs, len(ensemble.packages)))
+    used = (images["probability"].notna() & ~is_duplicate(images)).to_numpy()
+    if not used.any():
+        return breasts.assign(**dict.fromkeys(INTERVAL, np.nan))
+    ids = breast_ids(images[used])
+    limits = ensemble.probability_limits(mean_logits(by_row[used, ensemble.levels - 1], ids))
+    columns = pd.DataFrame(limits, np.unique(ids), INTERVAL)
     return breasts.join(columns.reindex(breast_ids(breasts)).set_axis(breasts.index))
 
 

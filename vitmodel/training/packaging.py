@@ -20,6 +20,7 @@ from vitmodel.data.manifest import breast_ids
 from vitmodel.data.tables import write_csv
 from vitmodel.metrics import calibration
 from vitmodel.metrics.auxiliary import AuxiliaryOutput, AuxiliaryUnits, measure
+from vitmodel.metrics.calibration_band import CalibrationBand
 from vitmodel.metrics.crossfit import ScoreOrigin, describe_origin
 from vitmodel.metrics.multiclass import Bootstrap
 from vitmodel.metrics.scored_units import ScoredUnits, to_logit
@@ -153,6 +154,7 @@ def write_package(
     breasts = out_of_sample.breasts
     logits = to_logit(breasts.scores)
     calibrator = calibration.fit(config.calibration, breasts.labels, logits)
+    band = CalibrationBand.fit(config.calibration, breasts)
     threshold = choose_threshold(breasts.labels, calibrator.apply(logits), config.objective, config.sensitivity)
     decision = {"level": "breast", "aggregate": "fusion" if config.fusion else AGGREGATE, "threshold": threshold}
     auxiliary, auxiliary_lines = fit_auxiliary(out_of_sample.auxiliary)
@@ -163,6 +165,7 @@ def write_package(
         "packed": config.packed,
         "flip": config.flip_average,
         "calibration": calibrator.to_dict() | {"level": "breast"},
+        **({"calibration_band": band.to_dict()} if band else {}),
         "decision": decision | {"objective": config.objective, "sensitivity": config.sensitivity},
         "fitted_to": out_of_sample.origin.to_dict(),
         **({"auxiliary": auxiliary} if auxiliary else {}),

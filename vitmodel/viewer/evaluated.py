@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,7 @@ from vitmodel.metrics.metrics import Confusion, RankedUnits, compute_decisions
 from vitmodel.metrics.scored_units import ScoredUnits
 from vitmodel.utils import import_extra
 from vitmodel.viewer.exams import Exam
+from vitmodel.viewer.figures import Figures
 from vitmodel.viewer.room import ReadingRoom
 from vitmodel.viewer.scores_folder import read_evaluated_manifest, read_facts
 
@@ -83,6 +85,11 @@ class EvaluatedScores:
         if len(np.unique(self.units.labels)) < 2:
             return None
         return RankedUnits(self.units, threshold=1.0).curve()
+
+    @cached_property
+    def figures(self) -> Figures:
+        """The figures that are the same at every threshold."""
+        return Figures.of(self.units, self.breasts, self.curve())
 
     def errors(self, threshold: float) -> list[Error]:
         """Return the errors at a threshold, the largest ones first."""
@@ -159,6 +166,8 @@ def make_evaluation_router(room: ReadingRoom, scores: EvaluatedScores) -> APIRou
             errors=scores.errors(threshold),
             limit=MAX_ERRORS,
             points=points[1:],  # the first threshold is infinite
+            figures=scores.figures,
+            counts=(int(scores.units.labels.sum()), int((scores.units.labels == 0).sum())),
         )
 
     return router

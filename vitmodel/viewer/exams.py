@@ -25,6 +25,11 @@ def format_date(date: str) -> str:
     return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdigit() else ""
 
 
+def to_interval(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """Return the limits of an interval; None if one is unknown."""
+    return None if low is None or high is None else (low, high)
+
+
 @dataclass(frozen=True)
 class ImageEntry:
     """One image of an exam. None marks unknown values."""
@@ -62,6 +67,8 @@ class ImageEntry:
     """Share of the validation images that are less like the training images."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Further columns of scores.csv, such as the density of this image."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that the network may have read besides the pixels, such as age, with the values that it was given."""
 
     @property
     def is_mirrored(self) -> bool:
@@ -88,6 +95,8 @@ class BreastEntry:
     views: str
     outputs: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of breast_scores.csv, such as the density."""
+    interval: tuple[float, float] | None = None
+    """Calibration interval of the probability, 95 % over the patients that the calibration was fitted to."""
 
 
 @dataclass(frozen=True)

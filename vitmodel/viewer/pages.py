@@ -13,7 +13,7 @@ from vitmodel import __version__
 from vitmodel.errors import ImageRefusedError, UsageError, VitmodelError
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE, import_extra
 from vitmodel.viewer.exams import Exam, ImageEntry
-from vitmodel.viewer.heat_maps import METHODS
+from vitmodel.viewer.exports import add_exports
 from vitmodel.viewer.readings import check_name
 from vitmodel.viewer.room import ReadingRoom
 from vitmodel.viewer.source import WorklistQuery
@@ -110,6 +110,7 @@ def make_router(
     _add_pages(router, Depends(make_desk), make_environment(viewer_link=viewer_link))
     _add_exams(router, Depends(make_desk))
     _add_images(router, Depends(make_desk))
+    add_exports(router, Depends(make_desk))
     return router
 
 
@@ -233,7 +234,7 @@ def _add_images(router: APIRouter, at_desk: Any) -> None:
         """Return a heat map, or status 202 while it is computed."""
         image, exam = desk.image(key)
         heat_maps = desk.room.heat_maps
-        if heat_maps is None or method not in METHODS or not exam.is_explainable:
+        if heat_maps is None or method not in heat_maps.methods or not exam.is_explainable:
             raise _http_error(404, "there is no such heat map")
         if desk.room.hides_scores(exam, desk.reader):
             raise _http_error(403, HIDDEN)

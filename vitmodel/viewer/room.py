@@ -12,7 +12,7 @@ from vitmodel.errors import ImageRefusedError
 from vitmodel.pixels.verdict import REFUSAL_REASONS, WARNING_REASONS
 from vitmodel.utils import NOT_A_MEDICAL_DEVICE
 from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry
-from vitmodel.viewer.heat_maps import METHODS, HeatMapStore
+from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
 from vitmodel.viewer.pixels import TILE, PixelStore
 from vitmodel.viewer.readings import BIRADS, Form, Reading
@@ -169,7 +169,7 @@ class ReadingRoom:
             "truth": {} if hidden else self.results.truth.get(exam.key, {}),
             "model": facts,
             "other_title": self.results.other_title,
-            "methods": METHODS if self.heat_maps and exam.is_explainable and not hidden else {},
+            "methods": self.heat_maps.methods if self.heat_maps and exam.is_explainable and not hidden else {},
             "tile": TILE,
             "before": before,
             "after": after,
@@ -243,5 +243,5 @@ def _describe_breast(breast: BreastEntry, other: Exam | None, hidden: bool) -> d
     second = other.breast(breast.side) if other else None
     described = asdict(breast) | {"other": second.probability if second else None, "meaning": explain(breast.reason)}
     if hidden:
-        described |= {"probability": None, "is_positive": None, "outputs": {}}
+        described |= {"probability": None, "is_positive": None, "outputs": {}, "interval": None}
     return described

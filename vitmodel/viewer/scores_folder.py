@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from vitmodel.data.columns import COLUMNS
 from vitmodel.data.manifest import read_manifest
 from vitmodel.data.tables import read_table
 from vitmodel.errors import UsageError
 from vitmodel.jobs.journal import JOURNAL, read_journal
-from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key
+from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, short_key, to_interval
 
 METRICS = "metrics.json"
 """Name of the metrics in an output folder of `evaluate`."""
 BREAST_COLUMNS = {
     "prediction_id", "patient_id", "exam_id", "laterality", "score", "probability", "decision", "n_images", "views",
-    "status", "reason",
+    "status", "reason", "probability_low", "probability_high",
 }  # fmt: skip
 """Columns of breast_scores.csv that have a field of their own; all others are further outputs."""
 IMAGE_COLUMNS = {
@@ -29,6 +30,8 @@ IMAGE_COLUMNS = {
     "grey_contrast", "breast_height_mm", "breast_share", "machine_id",
 }  # fmt: skip
 """Columns of scores.csv that are no further output of the model."""
+NO_INPUTS = {column.name for column in COLUMNS if column.role != "input"} - {"dataset", "site_id", "machine_id"}
+"""Columns of a manifest that are no input of a network, or that have a field of their own."""
 
 
 def read_scores_folder(folder: Path) -> list[Exam]:
@@ -44,10 +47,22 @@ def read_scores_folder(folder: Path) -> list[Exam]:
     """
     images, breasts = (_read(folder / name) for name in ("scores.csv", "breast_scores.csv"))
     records = _records(folder)
+    keys = images["source_sha256"].where(images["source_sha256"] != "", images["image_id"])
+    return make_exams(images, breasts, [records.get(key, {}) for key in keys])
+
+
+def make_exams(images: pd.DataFrame, breasts: pd.DataFrame, entries: Sequence[Mapping[str, Any]]) -> list[Exam]:
+    """Return the exams of tables of scores, in the order of the breasts.
+
+    Args:
+        images: Table of images, N rows.
+        breasts: Table of breasts.
+        entries: The N entries of the journal of `predict`; an empty one = the file of the image is unknown.
+    """
+    images, breasts = _normalize(images), _normalize(breasts)
     by_exam: dict[tuple[str, str], list[ImageEntry]] = {}
-    for number, row in enumerate(images.to_dict("records")):
-        entry = _image(row, records.get(row["source_sha256"] or row["image_id"], {}), number)
-        by_exam.setdefault(_exam_of(row), []).append(entry)
+    for number, (row, entry) in enumerate(zip(images.to_dict("records"), entries, strict=True)):
+        by_exam.setdefault(_exam_of(row), []).append(_image(row, entry, number))
     breasts_by_exam: dict[tuple[str, str], list[BreastEntry]] = {exam: [] for exam in by_exam}
     for row in breasts.to_dict("records"):
         breasts_by_exam.setdefault(_exam_of(row), []).append(_breast(row))
@@ -62,7 +77,12 @@ def _read(path: Path) -> pd.DataFrame:
         raise UsageError(
             f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict` or `evaluate`"
         )
-    table = read_table(path).astype(object).fillna("")
+    return _normalize(read_table(path))
+
+
+def _normalize(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of scores with exam ids, and with empty texts for what is unknown."""
+    table = table.astype(object).where(table.notna(), "")
     return table if "exam_id" in table else table.assign(exam_id="")
 
 
@@ -76,7 +96,8 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
         with contextlib.suppress(UsageError):  # without the manifest, exams are shown without their images
             manifest = read_evaluated_manifest(folder)
             for record in manifest.astype(object).where(manifest.notna(), None).to_dict("records"):
-                result[record["source_sha256"] or record["image_id"]] = {"record": record}
+                known = {name: value for name, value in record.items() if name not in NO_INPUTS and value is not None}
+                result[record["source_sha256"] or record["image_id"]] = {"record": record, "inputs": known}
     for entry in read_journal(folder / JOURNAL).values():
         digest = entry.get("record", {}).get("source_sha256")
         result[digest or Path(entry["key"]).stem] = entry
@@ -109,8 +130,8 @@ def _exam_of(row: Mapping[str, str]) -> tuple[str, str]:
     return row["patient_id"], row["exam_id"]
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _number(value: str | float) -> float | None:
+    return None if value == "" else float(value)
 
 
 def _whole(value: float | None) -> int | None:
@@ -142,13 +163,15 @@ def _image(row: Mapping[str, str], entry: Mapping[str, Any], number: int) -> Ima
         box=None if None in box else tuple(map(int, box)),  # type: ignore[arg-type]
         machine=row.get("machine_id", ""),
         typicality=_number(row.get("typicality", "")),
-        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value},
+        outputs={name: value for name, value in row.items() if name not in IMAGE_COLUMNS and value != ""},
+        inputs=entry.get("inputs", {}),
     )
 
 
 def _breast(row: Mapping[str, str]) -> BreastEntry:
     """Return the breast of a row of breast_scores.csv."""
     decision = _number(row["decision"])
+    low, high = (_number(row.get(f"probability_{name}", "")) for name in ("low", "high"))
     return BreastEntry(
         side=row["laterality"],
         probability=_number(row["probability"]),
@@ -156,5 +179,6 @@ def _breast(row: Mapping[str, str]) -> BreastEntry:
         status=row["status"],
         reason=row["reason"],
         views=row["views"],
-        outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value},
+        outputs={name: value for name, value in row.items() if name not in BREAST_COLUMNS and value != ""},
+        interval=to_interval(low, high),
     )

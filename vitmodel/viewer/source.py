@@ -84,10 +84,15 @@ class WorklistRow:
     """Address of a page with technical details, which the stage links to."""
     is_hidden: bool = False
     """Whether the scores are hidden from the reader."""
+    right_interval: tuple[float, float] | None = None
+    """Calibration interval of the right breast's probability."""
+    left_interval: tuple[float, float] | None = None
 
     def without_scores(self) -> WorklistRow:
         """Return the row for a reader who may not see scores."""
-        unknown: dict[str, Any] = dict.fromkeys(("right", "left", "other_right", "other_left"))
+        unknown: dict[str, Any] = dict.fromkeys(
+            ("right", "left", "other_right", "other_left", "right_interval", "left_interval")
+        )
         return replace(self, **unknown, positive=0, is_hidden=True)
 
 

@@ -105,7 +105,7 @@ class Worklist:
         )
         order = f"ORDER BY {_order(query)} LIMIT {PAGE} OFFSET {PAGE * (number - 1)}"
         rows = [WorklistRow(*row) for row in self._ask(f"SELECT {columns} FROM exams WHERE {where} {order}", values)]
-        return WorklistPage([self._with_date(row) for row in rows], total, number, pages)
+        return WorklistPage([self._complete(row) for row in rows], total, number, pages)
 
     def neighbours(self, key: str, query: WorklistQuery) -> tuple[str | None, str | None]:
         """Return the keys of the exams before and after an exam, in the order of the source or of blinded reading."""
@@ -141,8 +141,10 @@ class Worklist:
                 self._database.execute("UPDATE exams SET date = ? WHERE key = ?", (known, key))
         return known
 
-    def _with_date(self, row: WorklistRow) -> WorklistRow:
-        return row if row.date is not None else replace(row, date=self.date(row.key))
+    def _complete(self, row: WorklistRow) -> WorklistRow:
+        """Return the row with what is looked up for the exams of a page only."""
+        right, left = (breast and breast.interval for breast in map(self._exams[row.key].breast, "RL"))
+        return replace(row, date=self.date(row.key), right_interval=right, left_interval=left)
 
     def _ask(self, query: str, values: Sequence[str] | Mapping[str, str] = ()) -> list[tuple]:
         with self._lock:

@@ -10,16 +10,13 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
+from vitmodel.config.access import SCOPES
 from vitmodel.errors import UsageError
 from vitmodel.utils import write_atomic
 
 logger = logging.getLogger(__name__)
 
-Scope = Literal["read", "score", "admin"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""read = pages, tables and metrics; score = send images; admin = everything."""
 PRIVATE = 0o600
 
 
@@ -31,10 +28,6 @@ class ApiKey:
     scopes: frozenset[str]
     digest: str
     """SHA-256 of the key as 64 hex digits. A key has 256 random bits, so a slow hash would add nothing."""
-
-    def allows(self, scope: str) -> bool:
-        """Return whether a request that needs `scope` may be made with this key."""
-        return scope in self.scopes or "admin" in self.scopes
 
 
 def hash_key(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Who may ask a server: Host, Origin and API key of each request are checked; answers restrict what a page can do."""
+"""Who may ask a server: Host, Origin, user and API key of each request are checked; answers restrict their pages."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from vitmodel.config.access import AccessConfig
 from vitmodel.config.viewing import LOOPBACK
-from vitmodel.errors import UsageError
-from vitmodel.web.keys import ApiKey, ApiKeys
+from vitmodel.errors import RequestRefusedError, UsageError
+from vitmodel.web.keys import ApiKeys
+from vitmodel.web.sign_on import Account, SignOn
 
 PORTS = {"http": 80, "https": 443}
 POLICY = (
@@ -45,16 +47,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_exposure(host: str, keys: object, insecure: bool) -> None:
-    """Check that a server which other machines can reach has keys, or that doing without them is wanted.
+def check_exposure(host: str, login: object, insecure: bool) -> None:
+    """Check that a server which other machines can reach has a login, or that doing without one is wanted.
+
+    Args:
+        host: Address to listen on.
+        login: The key file or the trusted proxy; empty = everybody may ask.
+        insecure: Whether everybody shall be able to ask.
 
     Raises:
-        UsageError: It has not.
+        UsageError: It has none.
     """
-    if not is_loopback(host) and not keys and not insecure:
+    if not is_loopback(host) and not login and not insecure:
         raise UsageError(
-            f"host: {host} can be reached from other machines; give --api-key-file FILE (made by `vitmodel keys`), or "
-            "--insecure if everyone who reaches the port may send images"
+            f"host: {host} can be reached from other machines; give --api-key-file FILE (made by `vitmodel keys`), "
+            "--trusted-proxy for single sign-on, or --insecure if everyone who reaches the port may send images"
         )
 
 
@@ -78,7 +85,8 @@ class AccessPolicy:
 
     Attributes:
         names: Host names under which the server may be asked, besides addresses and the name of this machine.
-        keys: The API keys; None = none are needed.
+        keys: The API keys; None = there are none.
+        sign_on: The reverse proxy that signs users in; None = there is none. Without keys and proxy, everybody may ask.
         scope_of: Function of method and path that returns the scope that a request needs; "" = none.
         addresses: Whether the server may be asked by any IP address. A page of another site can point its own name to
             this machine (DNS rebinding), but cannot be reached by an address.
@@ -86,6 +94,7 @@ class AccessPolicy:
 
     names: Collection[str] = LOOPBACK
     keys: ApiKeys | None = None
+    sign_on: SignOn | None = None
     scope_of: Callable[[str, str], str] = lambda method, path: "admin"
     addresses: bool = False
 
@@ -94,6 +103,22 @@ class AccessPolicy:
         """Return the policy of a server that listens on `host`, which other machines may reach under `names`."""
         known = {*LOOPBACK, host, socket.gethostname(), *names}
         return cls(frozenset(name.lower() for name in known), keys, addresses=not is_loopback(host), **options)
+
+    @classmethod
+    def of(cls, config: Any, scope_of: Callable[[str, str], str]) -> AccessPolicy:
+        """Return the policy that the options of a server ask for.
+
+        Args:
+            config: An `AccessConfig` with the field `host`.
+            scope_of: Function of method and path that returns the scope that a request needs; "" = none.
+
+        Raises:
+            UsageError: The key file is not valid.
+        """
+        access: AccessConfig = config
+        keys = ApiKeys(access.api_key_file) if access.api_key_file else None
+        sign_on = SignOn(access) if access.trusted_proxy else None
+        return cls.for_host(config.host, access.names, keys, sign_on=sign_on, scope_of=scope_of)
 
     def is_own(self, host: str, origin: str | None, scheme: str) -> bool:
         """Return whether the headers Host and, if there is one, Origin name this server."""
@@ -138,7 +163,8 @@ def presented_key(authorization: str, header: str) -> str:
 class Guard:
     """ASGI middleware that refuses requests which the policy does not allow, and adds the headers of security.
 
-    An accepted request has the name of its key in `scope["state"]["who"]`: `key:NAME`, or `anyone` without keys.
+    An accepted request has its account in `scope["state"]["who"]`: `user:NAME` or `key:NAME`, or `anyone` if the server
+    needs none.
 
     Args:
         app: The application.
@@ -175,17 +201,36 @@ class Guard:
             return 403, "this address is not served here; open the server by its own name, see --names", ()
         state = scope.setdefault("state", {})
         state["who"] = "anyone"
+        try:
+            account = self._account(scope, headers)
+        except RequestRefusedError as error:
+            return error.http_status, error.message, ()
         needed = self.policy.scope_of(scope.get("method", "GET"), scope["path"])
-        if self.policy.keys is None or not needed:
+        if account is not None:
+            state["who"] = account.who
+        if not needed or (self.policy.keys is None and self.policy.sign_on is None):
             return None
-        text = presented_key(headers.get(b"authorization", ""), headers.get(b"x-api-key", ""))
-        key: ApiKey | None = self.policy.keys.find(text) if text else None
-        if key is None:
+        if account is None and self.policy.keys is None:
+            return 401, "the request names no user; open the server through the reverse proxy that signs users in", ()
+        if account is None:
             return 401, "the request has no valid API key; send the header `Authorization: Bearer KEY`", (CHALLENGE,)
-        state["who"] = f"key:{key.name}"
-        if not key.allows(needed):
-            return 403, f"the API key has not the scope `{needed}`; use another key", ()
+        if not account.allows(needed):
+            return 403, f"{account.who} has not the scope `{needed}`; use another key, or see --user-scopes", ()
         return None
+
+    def _account(self, scope: Any, headers: Mapping[bytes, str]) -> Account | None:
+        """Return the user or the owner of the key of a request; None if it has neither.
+
+        Raises:
+            RequestRefusedError: It forges the header of the reverse proxy.
+        """
+        if self.policy.sign_on is not None:
+            user = self.policy.sign_on.account((scope.get("client") or ("",))[0], scope["headers"])
+            if user is not None:
+                return user
+        text = presented_key(headers.get(b"authorization", ""), headers.get(b"x-api-key", ""))
+        key = self.policy.keys.find(text) if self.policy.keys is not None and text else None
+        return None if key is None else Account(f"key:{key.name}", key.scopes)
 
 
 async def refuse(send: Any, status: int, sentence: str, headers: Collection[tuple[str, str]] = ()) -> None:

@@ -59,6 +59,7 @@ def make_server(
         log_level="critical",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # X-Forwarded-For would replace the address by which the trusted proxy is known
         backlog=BACKLOG,
         timeout_graceful_shutdown=shutdown_seconds * GRACE,  # type: ignore[arg-type] # asyncio takes fractions
     )

@@ -1,3 +1,4 @@
+export const isSegments = (overlay) => "segments" in overlay;
 export const BASE = document.body.dataset.base ?? "";
 export const pause = (milliseconds) => new Promise(resolve => setTimeout(resolve, milliseconds));
 let report = () => undefined;
@@ -51,6 +52,8 @@ export async function fetchHeatMap(key, method, waiting) {
         }
         if (!response.ok)
             throw new Error(answer.error ?? answer.detail);
+        if (isSegments(answer))
+            return answer;
         return { ...answer, values: Uint8Array.from(atob(answer.values), character => character.charCodeAt(0)) };
     }
 }

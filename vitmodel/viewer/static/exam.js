@@ -1,6 +1,7 @@
-import { BASE, fetchExam, fetchHeatMap, onConnection, pause } from "./data.js";
+import { BASE, fetchExam, fetchHeatMap, fetchTile, onConnection, pause } from "./data.js";
+import { sendWaiting } from "./drafts.js";
 import { LAYOUTS, currentLayout, follow, hang, isPanelHidden, keepLayout, keepPanel, tell } from "./layout.js";
-import { nameOf, showPanel } from "./panel.js";
+import { nameOf, percent, showPanel } from "./panel.js";
 import { ReadingForm } from "./reading.js";
 import { Viewport } from "./viewport.js";
 const element = (id) => document.getElementById(id);
@@ -11,6 +12,7 @@ const settings = {
 };
 const shared = { scale: 1, away: 0, down: 0 };
 let viewports = [];
+let places = [];
 let rest = [];
 let chosen = null;
 let linked = true;
@@ -154,22 +156,47 @@ function finishBox(viewport, start, end) {
     showBoxes();
 }
 function showBoxes() { viewports.forEach(viewport => viewport.setBoxes(boxesOf(viewport))); }
-function show(images, others) {
-    const layout = LAYOUTS[currentLayout()];
-    views.replaceChildren();
-    views.dataset.columns = String(layout.columns(images.length));
-    viewports = images.map(image => new Viewport(image, linked ? shared : { ...shared }, settings, exam.tile));
-    if (layout.isPair && viewports[0])
-        viewports[0].isPlain = true;
-    for (const viewport of viewports) {
-        views.append(viewport.figure);
-        listen(viewport);
+async function addThumbnail(button, image) {
+    const canvas = document.createElement("canvas");
+    canvas.setAttribute("aria-hidden", "true");
+    try {
+        const [values, width] = await fetchTile(image.key, image.pixels.levels, 0, 0);
+        canvas.width = width;
+        canvas.height = values.length / width;
+        const context = canvas.getContext("2d");
+        const picture = context.createImageData(canvas.width, canvas.height);
+        values.forEach((value, index) => picture.data.set([value >> 8, value >> 8, value >> 8, 255], 4 * index));
+        context.putImageData(picture, 0, 0);
+        button.prepend(canvas);
     }
+    catch { }
+}
+function emptyPlace(name) {
+    const figure = Object.assign(document.createElement("figure"), { className: `empty ${name.startsWith("R") ? "right" : "left"}` });
+    figure.append(Object.assign(document.createElement("figcaption"), { textContent: `${name}  none` }));
+    return figure;
+}
+function show(wanted, others) {
+    const layout = LAYOUTS[currentLayout()];
+    places = wanted;
+    views.dataset.columns = String(layout.columns(places.length));
+    viewports = [];
+    views.replaceChildren(...places.map(place => {
+        if (typeof place === "string")
+            return emptyPlace(place);
+        const viewport = new Viewport(place, linked ? shared : { ...shared }, settings, exam.tile);
+        viewport.isPlain = layout.isPair && !viewports.length;
+        viewports.push(viewport);
+        listen(viewport);
+        return viewport.figure;
+    }));
     rest = others;
     const strip = element("strip");
     strip.replaceChildren(...rest.map(image => {
         const button = document.createElement("button");
         button.textContent = `${image.side || "?"}-${image.view || "?"} ${image.status === "ok" ? "" : image.status}`.trim();
+        if (image.pixels)
+            void addThumbnail(button, image);
         button.title = image.image_id;
         button.addEventListener("click", () => swap(image));
         return button;
@@ -195,7 +222,7 @@ async function arrange(name) {
 }
 function showPair() {
     const image = chosen?.image.exam ? undefined : exam.images.find(candidate => candidate.key === chosen?.image.key);
-    const one = image ?? hang(exam.images, LAYOUTS.four)[0][0];
+    const one = image ?? hang(exam.images, LAYOUTS.four)[0].find(place => typeof place !== "string");
     if (!one)
         return;
     const method = element("method");
@@ -221,13 +248,14 @@ function swap(image) {
         return;
     }
     const old = (chosen ?? viewports[0])?.image;
-    const shown = viewports.map(viewport => viewport.image === old ? image : viewport.image);
+    const shown = places.map(place => place === old ? image : place);
     show(shown, rest.map(other => other === image && old ? old : other));
     void loadHeat();
 }
 async function loadHeat() {
     const method = element("method").value;
     element("meaning").textContent = method ? exam.methods[method] ?? "" : "";
+    element("lowest").disabled = method === "segments";
     await Promise.all(viewports.map(async (viewport) => {
         if (!method || viewport.isPlain || viewport.image.status === "refused")
             return viewport.setHeat(null);
@@ -235,10 +263,17 @@ async function loadHeat() {
             const heat = await fetchHeatMap(viewport.image.key, method, count => {
                 state.textContent = `Computing heat maps: ${count} to go …`;
             });
-            if (element("method").value === method)
-                viewport.setHeat(heat);
+            if (element("method").value !== method)
+                return;
+            viewport.setHeat(heat);
+            const shown = viewport.image.probability;
+            if (shown !== null && Math.abs(heat.probability - shown) > 5e-4) {
+                const name = `${viewport.image.side}-${viewport.image.view}`;
+                element("meaning").textContent += ` ${name}: this package now gives ${percent(heat.probability)}, not ${percent(shown)}, so this does not explain the score that is shown.`;
+            }
         }
         catch (error) {
+            viewport.setHeat(null);
             state.textContent = `${viewport.image.side}-${viewport.image.view} has no heat map: ${error.message}`;
         }
     }));
@@ -337,5 +372,6 @@ async function main() {
     follow(exam.key, takeOver);
     if (exam.status === "waiting")
         void waitForScores();
+    await sendWaiting(exam.reader, exam.key);
 }
 main().catch((error) => { state.className = "error"; state.textContent = `The exam cannot be shown: ${error.message}`; });

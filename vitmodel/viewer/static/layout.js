@@ -20,18 +20,19 @@ export function currentLayout() {
 export function keepLayout(name) { sessionStorage.setItem("layout", name); }
 export function isPanelHidden() { return sessionStorage.getItem("panel") === "hidden"; }
 export function keepPanel(hidden) { sessionStorage.setItem("panel", hidden ? "hidden" : "shown"); }
+const isImage = (place) => typeof place !== "string";
 export function hang(images, layout) {
     const fitting = images.filter(layout.shows);
     const chosen = fitting.length ? fitting : images;
-    const shown = [];
-    for (const [side, view] of STANDARD) {
-        const found = chosen.find(image => image.side === side && image.view === view && image.pixels);
-        if (found)
-            shown.push(found);
-    }
-    const count = layout.isPart && shown.length ? shown.length : Math.min(4, chosen.length);
+    const places = STANDARD.map(([side, view]) => chosen.find(image => image.side === side && image.view === view && image.pixels) ?? `${side}-${view}`);
+    const unused = (side) => chosen.find(image => image.side === side && !places.includes(image));
+    STANDARD.forEach(([side], index) => { if (!isImage(places[index]))
+        places[index] = unused(side) ?? places[index]; });
+    const pairs = [places.slice(0, 2), places.slice(2)].filter(pair => layout.withOther || pair.some(isImage));
+    const sides = new Set(pairs.flat().filter(isImage).map(image => image.side));
+    const shown = sides.size === 2 || layout.withOther ? pairs.flat() : pairs.flat().filter(isImage);
     for (const image of chosen)
-        if (shown.length < count && !shown.includes(image))
+        if (shown.length < Math.min(4, chosen.length) && !shown.includes(image) && !image.side)
             shown.push(image);
     return [shown, images.filter(image => !shown.includes(image))];
 }

@@ -12,7 +12,7 @@ function list(entries) {
     }
     return result;
 }
-function bar(value, threshold) {
+function bar(value, interval, threshold) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const shape = (name, values) => {
         const part = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -24,9 +24,21 @@ function bar(value, threshold) {
         svg.setAttribute(key, String(text));
     shape("rect", { class: "track", width: 200, height: 12 });
     shape("rect", { class: "fill", width: 200 * value, height: 12 });
+    if (interval)
+        shape("rect", { class: "band", x: 200 * interval[0], width: Math.max(1, 200 * (interval[1] - interval[0])), y: 4, height: 4 });
     if (threshold !== null)
         shape("line", { class: "threshold", x1: 200 * threshold, x2: 200 * threshold, y1: 0, y2: 12 });
     return svg;
+}
+const joined = (value) => percent(value).replace(" ", "\u00a0");
+function calibrationNote(breast, exam) {
+    const interval = breast.interval
+        ? `Calibration interval ${joined(breast.interval[0])} to ${joined(breast.interval[1])}.`
+        : "No calibration interval: the package or the version that scored stores none.";
+    const prevalence = exam.model.prevalence === null
+        ? "Prevalence of the calibration unknown: the package is not at hand."
+        : `Calibrated where ${joined(exam.model.prevalence)} are positive.`;
+    return `${interval} ${prevalence}`;
 }
 function describe(breast, exam) {
     const section = document.createElement("section");
@@ -37,8 +49,10 @@ function describe(breast, exam) {
         score.classList.add("positive");
     section.append(score);
     const threshold = exam.model.threshold;
-    if (breast.probability !== null)
-        section.append(bar(breast.probability, threshold));
+    if (breast.probability !== null) {
+        section.append(bar(breast.probability, breast.interval, threshold));
+        section.append(Object.assign(document.createElement("p"), { className: "soft calibration", textContent: calibrationNote(breast, exam) }));
+    }
     const entries = [];
     if (exam.other_title && !exam.hidden)
         entries.push([exam.other_title, percent(breast.other)]);

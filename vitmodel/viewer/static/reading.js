@@ -1,10 +1,12 @@
 import { setReader, storeReading } from "./data.js";
+import { dropDraft, keepDraft, loadDraft, randomId } from "./drafts.js";
 const SIDES = { R: "Right breast", L: "Left breast", "": "Breast of unknown side" };
 function make(kind, values = {}, ...children) {
     const result = Object.assign(document.createElement(kind), values);
     result.append(...children);
     return result;
 }
+const agreementOf = (agrees) => agrees === null ? "" : agrees ? "yes" : "no";
 export class ReadingForm {
     exam;
     place;
@@ -13,6 +15,8 @@ export class ReadingForm {
     boxes = [];
     dirty = false;
     id = "";
+    version = 0;
+    before = { seconds: 0, active_seconds: 0 };
     active = 0;
     visibleSince = document.visibilityState === "visible" ? performance.now() : null;
     form = make("form", { id: "reading-form" });
@@ -25,6 +29,9 @@ export class ReadingForm {
         this.onBoxes = onBoxes;
         this.message.setAttribute("role", "status");
         this.fill(exam);
+        const draft = loadDraft(exam.key, exam.reader);
+        if (draft)
+            this.restore(draft);
         document.addEventListener("visibilitychange", () => this.countTime());
         window.addEventListener("beforeunload", event => { if (this.dirty)
             event.preventDefault(); });
@@ -41,35 +48,82 @@ export class ReadingForm {
     async save() {
         if (this.saving)
             return;
+        this.id ||= randomId();
+        await this.send(this.body());
+    }
+    async send(body) {
         this.saving = true;
+        const version = this.version, { key, reader } = this.exam;
+        keepDraft(key, reader, { body, name: this.typedName(), waits: true });
         try {
-            const name = this.form.querySelector("#reader-name");
-            if (name)
-                await setReader(name.value);
-            this.id ||= crypto.randomUUID();
-            this.countTime();
-            const exam = await storeReading(this.exam.key, {
-                id: this.id, breasts: this.breasts(), note: this.form.querySelector("textarea").value, boxes: this.boxes,
-                seconds: performance.now() / 1000, active_seconds: this.active / 1000,
-            });
-            this.dirty = false;
+            if (this.typedName())
+                await setReader(this.typedName());
+            const exam = await storeReading(key, body);
+            const changed = this.version === version ? null : this.body();
+            dropDraft(key, reader);
+            this.saving = this.dirty = false;
             this.id = "";
             this.fill(exam);
             this.onStored(exam);
+            if (changed)
+                this.show(changed);
         }
         catch (error) {
+            this.saving = false;
+            keepDraft(key, reader, { body: this.body(), name: this.typedName(), waits: false });
             this.message.className = "error";
             this.message.textContent = `Not stored: ${error.message}`;
         }
-        finally {
-            this.saving = false;
+    }
+    restore(draft) {
+        this.before = draft.body;
+        const name = this.form.querySelector("#reader-name");
+        if (name)
+            name.value = draft.name;
+        this.show(draft.body);
+        this.id = draft.body.id;
+        if (draft.waits) {
+            this.message.textContent = "Sending the reading that this browser kept …";
+            void this.send(draft.body);
+            return;
         }
+        const discard = make("button", { type: "button", textContent: "discard it" });
+        discard.addEventListener("click", () => {
+            dropDraft(this.exam.key, this.exam.reader);
+            this.dirty = false;
+            this.fill(this.exam);
+        });
+        this.message.replaceChildren("Not stored yet; this browser kept it. ", discard);
+    }
+    show(body) {
+        for (const field of this.form.querySelectorAll("fieldset[data-side]")) {
+            const breast = body.breasts[field.dataset.side];
+            field.querySelector("select.birads").value = breast?.birads ?? "";
+            const agreement = field.querySelector("select.agreement");
+            if (agreement)
+                agreement.value = agreementOf(breast?.agrees ?? null);
+        }
+        this.form.querySelector("textarea").value = body.note;
+        this.boxes = [...body.boxes];
+        this.listBoxes();
+        this.change();
     }
     change() {
         this.dirty = true;
         this.id = "";
+        this.version++;
         this.message.className = "";
         this.message.textContent = "Not stored yet.";
+        if (!this.saving)
+            keepDraft(this.exam.key, this.exam.reader, { body: this.body(), name: this.typedName(), waits: false });
+    }
+    typedName() { return this.form.querySelector("#reader-name")?.value.trim() ?? ""; }
+    body() {
+        this.countTime();
+        return {
+            id: this.id, breasts: this.breasts(), note: this.form.querySelector("textarea").value, boxes: [...this.boxes],
+            seconds: this.before.seconds + performance.now() / 1000, active_seconds: this.before.active_seconds + this.active / 1000,
+        };
     }
     countTime() {
         const now = performance.now();
@@ -108,8 +162,7 @@ export class ReadingForm {
             return select;
         };
         const birads = choice([["", "–"], ...exam.birads.map((name) => [name, name])], stored?.birads ?? "", "birads");
-        const agrees = stored?.agrees ?? null;
-        const agreement = choice([["", "–"], ["yes", "agree"], ["no", "disagree"]], agrees === null ? "" : agrees ? "yes" : "no", "agreement");
+        const agreement = choice([["", "–"], ["yes", "agree"], ["no", "disagree"]], agreementOf(stored?.agrees ?? null), "agreement");
         const field = make("fieldset", {}, make("legend", {}, SIDES[side] ?? side), make("label", {}, "BI-RADS ", birads));
         if (!exam.hidden)
             field.append(make("label", {}, "With the score ", agreement));

@@ -1,4 +1,5 @@
-import { fetchTile } from "./data.js";
+import { fetchTile, isSegments } from "./data.js";
+import { drawSegments } from "./segments.js";
 const UNKNOWN_HEIGHT = 290;
 const MAGNIFICATION = 2.5;
 const LENS = 90;
@@ -10,6 +11,7 @@ export class Viewport {
     canvas = document.createElement("canvas");
     figure = document.createElement("figure");
     heat = null;
+    segments = null;
     isPlain = false;
     problem = "";
     tiles = new Map();
@@ -80,6 +82,11 @@ export class Viewport {
         const row = (y - top) / (this.spacing[1] * this.camera.scale);
         return [this.image.mirrored ? (this.image.pixels?.columns ?? 0) - column : column, row];
     }
+    toScreen(column, row) {
+        const [left, top] = this.origin;
+        const across = this.image.mirrored ? (this.image.pixels?.columns ?? 0) - column : column;
+        return [left + across * this.spacing[0] * this.camera.scale, top + row * this.spacing[1] * this.camera.scale];
+    }
     updateWindow() {
         const { low, high, inverted } = this.settings;
         const span = Math.max(high - low, 1e-4);
@@ -90,8 +97,9 @@ export class Viewport {
         this.version++;
         this.draw();
     }
-    setHeat(heat) {
-        this.heat = heat;
+    setHeat(overlay) {
+        this.segments = overlay && isSegments(overlay) ? overlay : null;
+        this.heat = overlay && !isSegments(overlay) ? overlay : null;
         this.heatCanvas = null;
         this.draw();
     }
@@ -120,6 +128,8 @@ export class Viewport {
         context.fillStyle = "#000";
         context.fillRect(0, 0, width, height);
         this.paintImage(context, 1);
+        if (this.segments && this.settings.showHeat)
+            drawSegments(context, this.segments, (x, y) => this.toScreen(x, y), this.settings.opacity);
         const [left, top] = this.origin;
         this.figure.dataset.place = [left, top, this.spacing[0] * this.camera.scale, this.spacing[1] * this.camera.scale].join();
         if (this.settings.magnify && this.pointer)

@@ -1,4 +1,5 @@
-"use strict";
+import { sendWaiting } from "./drafts.js";
+void sendWaiting(document.querySelector("main").dataset.reader ?? "");
 const links = [...document.querySelectorAll("tbody a")];
 function move(step) {
     const here = links.indexOf(document.activeElement);

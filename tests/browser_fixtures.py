@@ -1,4 +1,4 @@
-"""Chromium and servers of the reading room, for the tests in a real browser."""
+"""Fixtures of the tests in a real browser: Chromium, and servers of the reading room."""
 
 from __future__ import annotations
 
@@ -57,14 +57,20 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
 
 
 @pytest.fixture(scope="module")
-def serve() -> Iterator[Callable[[ViewConfig], str]]:
+def serve(serve_app: Callable[[Any], str]) -> Callable[[ViewConfig], str]:
     """Return a function that serves the pages of a configuration until the end of the module, and their address."""
+    return lambda config: serve_app(create_app(config))
+
+
+@pytest.fixture(scope="module")
+def serve_app() -> Iterator[Callable[[Any], str]]:
+    """Return a function that serves an ASGI application until the end of the module, and its address."""
     uvicorn = pytest.importorskip("uvicorn")
     running = []
 
-    def start(config: ViewConfig) -> str:
+    def start(app: Any) -> str:
         listening = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(config), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         running.append((server, thread))
