@@ -16,6 +16,8 @@ from types import ModuleType
 
 import pytest
 
+from vitmodel.node.ohif import find_viewer
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "packages" / "vitmodel-viewer"
 FILES = {
@@ -121,11 +123,10 @@ def test_files_of_the_viewer_are_not_in_the_repository() -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(importlib.util.find_spec("vitmodel_viewer") is None, reason="make test-browser installs it")
+@pytest.mark.skipif(find_viewer() is None, reason="make test-browser installs it")
 def test_every_script_that_the_mode_of_mammograms_needs_is_there() -> None:
-    import vitmodel_viewer
-
-    folder = vitmodel_viewer.folder()
+    folder = find_viewer()
+    assert folder is not None
     (main,) = folder.glob("app.bundle.*.js")
     text = main.read_text()
     branches = [

@@ -79,6 +79,20 @@ def test_without_the_package_the_answer_is_how_to_install_it(
         assert "OHIF" not in client.get(path, headers={"accept": "text/html"}).text
 
 
+def test_a_package_without_its_files_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vitmodel_viewer").mkdir()
+    (tmp_path / "vitmodel_viewer" / "__init__.py").write_text(
+        "from pathlib import Path\ndef folder(): return Path(__file__).parent / 'app'\n"
+    )
+    monkeypatch.delitem(sys.modules, "vitmodel_viewer", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert served.find_viewer() is None
+    (tmp_path / "vitmodel_viewer" / "app").mkdir()
+    (tmp_path / "vitmodel_viewer" / "app" / "index.html").touch()
+    assert served.find_viewer() == tmp_path / "vitmodel_viewer" / "app"
+    monkeypatch.delitem(sys.modules, "vitmodel_viewer")
+
+
 def test_without_a_pacs_the_answer_is_what_is_missing(make_site: MakeSite, sqlite: Inbox, viewer: Path) -> None:
     add_study(sqlite)
     client = make_site(web_root="")

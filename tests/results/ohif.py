@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import shutil
 import socket
@@ -14,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from vitmodel.node.ohif import find_viewer
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -41,7 +42,7 @@ def installed() -> str:
     missing = [name for name in ("Orthanc", "chromium", "storescu") if shutil.which(name) is None]
     if not list(PLUGINS.glob("libOrthancDicomWeb*")):
         missing.append("orthanc-dicomweb")
-    if importlib.util.find_spec("vitmodel_viewer") is None:
+    if find_viewer() is None:
         missing.append("vitmodel-viewer")
     return ", ".join(missing)
 

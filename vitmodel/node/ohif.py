@@ -25,12 +25,13 @@ YEAR = 365 * 86400
 
 
 def find_viewer() -> Path | None:
-    """Return the folder of the viewer's files; None = the package vitmodel-viewer is not installed."""
+    """Return the folder of the viewer's files; None = the package vitmodel-viewer is not installed or was not built."""
     if importlib.util.find_spec("vitmodel_viewer") is None:
         return None
     import vitmodel_viewer
 
-    return Path(vitmodel_viewer.folder())
+    folder = Path(vitmodel_viewer.folder())
+    return folder if (folder / "index.html").is_file() else None
 
 
 def content_policy(name: str) -> str:
