@@ -58,8 +58,8 @@ test-browser: $(VENV)/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	@dpkg -s $(BROWSER_TOOLS) >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
 	  && apt-get install -y -qq $(BROWSER_TOOLS) >/dev/null; } || echo "not installed: some of $(BROWSER_TOOLS); tests will skip"
-	@$(BIN)/pip show --quiet vitmodel-viewer 2>/dev/null || { $(MAKE) viewer-package \
-	  && $(BIN)/pip install --quiet --disable-pip-version-check --no-deps dist/vitmodel_viewer-*.whl; } \
+	@$(BIN)/pip show --quiet vitmodel-viewer 2>/dev/null \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps packages/vitmodel-viewer \
 	  || echo "OHIF is not installed (needs npm); its tests will skip"
 	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core \
 	  || echo "axe-core is not installed: its tests will skip"
