@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,6 +149,41 @@ def test_the_configuration_has_the_proxy_and_the_notice(make_site: MakeSite, vie
     assert set(re.findall(r'Root: "([^"]*)"', answer.text)) == {"/dicom-web"}
     assert NOT_A_MEDICAL_DEVICE in answer.text
     assert "http" not in answer.text, "it names no other server"
+
+
+@pytest.mark.parametrize(
+    ("header", "place"),
+    [
+        ({"ImageLaterality": "R", "ViewPosition": "MLO"}, "RMLO"),
+        ({"Laterality": "L", "ViewCodeSequence": [{"CodeValue": "399162004"}]}, "LCC"),
+        ({"ImageLaterality": "L", "ViewPosition": "MLO", "ViewCodeSequence": {"CodeValue": "R-10242"}}, "LCC"),
+        ({"ImageLaterality": "L", "ViewPosition": "CC", "PresentationIntentType": "FOR PROCESSING"}, None),
+        ({"ImageLaterality": "L", "ViewPosition": "CC", "Modality": "OT"}, None),
+        (
+            {
+                "ImageLaterality": "L",
+                "ViewCodeSequence": [
+                    {"CodeValue": "R-10242", "ViewModifierCodeSequence": [{"CodeValue": "399163009"}]}
+                ],
+            },
+            None,
+        ),
+        ({"ViewPosition": "CC"}, "CC"),
+    ],
+)
+def test_whole_images_for_reading_hang_by_side_and_view(header: dict[str, object], place: str | None) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    script = f"""globalThis.window = {{}};
+{served.viewer_config()}
+let find;
+const hangingProtocolService = {{ addCustomAttribute: (id, name, attribute) => {{ find = attribute; }} }};
+window.config.extensions[0].preRegistration({{ servicesManager: {{ services: {{ hangingProtocolService }} }} }});
+console.log(JSON.stringify(find({{ instances: [{json.dumps({"Modality": "MG"} | header)}] }}) ?? null));
+"""
+    answer = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True).stdout
+    assert json.loads(answer) == place, "only an image with side and view is one of the four"
 
 
 def test_the_viewer_needs_a_key_that_may_read(make_site: MakeSite, viewer: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 
 from vitmodel.errors import RequestRefusedError
+from vitmodel.pixels.header_meaning import PARTIAL_MODIFIERS
+from vitmodel.pixels.side_and_view import VIEW_OF_CODE
 from vitmodel.viewer.pages import make_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,7 +63,8 @@ def make_viewer_link(has_pacs: bool) -> Callable[[str], str]:
 def viewer_config() -> str:
     """Return the viewer's configuration, a script: one DICOMweb source, the four views and the notice."""
     template = make_environment(TEMPLATES).get_template("ohif-config.js.j2")
-    return str(template.render(root="/dicom-web", protocol=PROTOCOL))
+    tables = {"view_of_code": VIEW_OF_CODE, "partial_modifiers": PARTIAL_MODIFIERS}
+    return str(template.render(root="/dicom-web", protocol=PROTOCOL, **tables))
 
 
 def make_viewer_router(has_pacs: bool) -> APIRouter:
