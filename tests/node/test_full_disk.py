@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers import Clock, MakeStudy, to_bytes
+from peers import Clock, MakeStudy, free_port, send_files, start_node_process, to_bytes, wait_until
 from pydicom import Dataset, dcmread
 from pynetdicom import AE
 from sqlalchemy import select
@@ -25,7 +26,7 @@ from vitmodel.node.models import Instance, Job, Result
 from vitmodel.node.receiving import Listener, Receiver
 from vitmodel.node.scoring import Scorer
 
-MEGABYTES = 3
+MEGABYTES = 4
 
 
 @pytest.fixture
@@ -131,3 +132,25 @@ def test_a_job_waits_for_space_for_its_results(
     for result in results:
         assert dcmread(folder / result.path).SOPInstanceUID == result.sop_uid
     database.close()
+
+
+@pytest.mark.nightly
+def test_a_node_on_a_full_disk_refuses_a_study_and_scores_it_when_there_is_space(
+    small_disk: Path, run: Path, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    images = make_study()
+    port = free_port()
+    node = start_node_process(small_disk / "node", run / "package", port)
+    try:
+        wait_until(lambda: node.query("SELECT ready FROM workers WHERE role = 'score'") == [(1,)], 120)
+        filler = fill(small_disk, 0)
+        assert send_files(port, images, tmp_path / "sent") != 0
+        time.sleep(3)
+        assert node.process.poll() is None
+        assert node.query("SELECT count(*) FROM instances") == [(0,)]
+        filler.unlink()
+        assert send_files(port, images, tmp_path / "sent") == 0
+        wait_until(lambda: node.stages() == ["kept"], 60, "the scores")
+        assert node.stop() == 0
+    finally:
+        node.kill()

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydicom import dcmread
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from vitmodel import __version__
 from vitmodel.config import NodeConfig, PredictConfig, PredictorConfig
-from vitmodel.errors import VitmodelError
+from vitmodel.errors import DiskFullError, VitmodelError
 from vitmodel.node.database import worst_status
 from vitmodel.node.fingerprint import package_fingerprint
 from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
@@ -27,6 +28,9 @@ from vitmodel.viewer.model_facts import ModelFacts
 from vitmodel.viewer.room import Model
 
 logger = logging.getLogger(__name__)
+
+DATABASE_SECONDS = 5.0
+"""Wait before a database that failed is used again; a new process would have to load its model again."""
 
 
 def predictor_config(config: NodeConfig) -> dict[str, Any]:
@@ -64,11 +68,15 @@ class Scorer:
         self.fingerprint = package_fingerprint(config)
 
     def work(self, stop: threading.Event) -> None:
-        """Score jobs until `stop` is set."""
+        """Score jobs until `stop` is set. A database that cannot be written, or is away, is tried again."""
         while not stop.is_set():
-            self.queue.sign_on(self.owner, "score", True)
-            if not self.score_next():
-                stop.wait(POLL_SECONDS)
+            try:
+                self.queue.sign_on(self.owner, "score", True)
+                if not self.score_next():
+                    stop.wait(POLL_SECONDS)
+            except (DiskFullError, SQLAlchemyError) as error:
+                logger.error("the queue cannot be used: %s", type(error).__name__)
+                stop.wait(DATABASE_SECONDS)
 
     def score_next(self) -> bool:
         """Score the next job; return whether there was one."""
