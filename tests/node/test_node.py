@@ -73,7 +73,6 @@ def test_studies_of_storescu_and_dcmsend_have_valid_results_in_the_same_study_of
                     expected = {uid for (uid,) in rows}
                     assert time.monotonic() - start < QUIET + DELIVERY, node.stages()
                     time.sleep(0.1)
-                print(f"{program}: in the PACS {time.monotonic() - start:.1f} s after the last image")
                 ((last, scored),) = node.query(
                     "SELECT last_arrival, jobs.created_at FROM studies JOIN jobs USING (study_uid) "
                     f"WHERE study_uid = '{study}'"
