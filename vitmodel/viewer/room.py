@@ -218,12 +218,13 @@ class ReadingRoom:
             described |= {"probability": None, "region": (), "typicality": None, "outputs": {}}
         described["meaning"] = explain(image.reason)
         described |= {"mirrored": image.is_mirrored, "margin": image.wall_margin, "reach": image.reach}
+        described["pixels"] = None
+        if image.reason in WITHOUT_PIXELS:  # the header may be readable, but the page would ask for tiles in vain
+            described["problem"] = image.remark
+            return described
         try:
-            if image.reason in WITHOUT_PIXELS:  # the header may be readable, but the page would ask for tiles in vain
-                raise ImageRefusedError(image.reason, image.remark)
             described["pixels"] = asdict(self.pixels.facts(image))
         except ImageRefusedError as error:
-            described["pixels"] = None
             described["problem"] = str(error)
         return described
 
