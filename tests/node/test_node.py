@@ -264,7 +264,7 @@ def test_received_objects_are_deleted_only_after_their_retention(
     from vitmodel.node.inbox import Inbox
     from vitmodel.node.jobs import Queue
     from vitmodel.node.models import Job
-    from vitmodel.node.runner import delete_old_objects
+    from vitmodel.node.retention import delete_old_objects
 
     clock = Clock()
     database = Database.in_folder(tmp_path)

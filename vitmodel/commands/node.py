@@ -49,7 +49,7 @@ def run(config: NodeConfig) -> int:
 def status(config: NodeConfig) -> int:
     """Print the queue; return 1 if there are dead jobs."""
     from vitmodel.node.models import Job
-    from vitmodel.node.runner import make_queue, open_database
+    from vitmodel.node.setup import make_queue, open_database
 
     database = open_database(config)
     queue = make_queue(config, database)
@@ -70,7 +70,7 @@ def status(config: NodeConfig) -> int:
 
 def retry(config: NodeConfig) -> int:
     """Try dead jobs again."""
-    from vitmodel.node.runner import make_queue, open_database
+    from vitmodel.node.setup import make_queue, open_database
 
     database = open_database(config)
     count = make_queue(config, database).retry([] if config.job is None else [config.job])

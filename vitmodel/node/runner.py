@@ -5,34 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
-import shutil
 import signal
-import socket
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.context import SpawnProcess
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 
 from vitmodel.config import NodeConfig
 from vitmodel.errors import VitmodelError
 from vitmodel.jobs.workers import die_with_parent
 from vitmodel.node.audit import Audit
-from vitmodel.node.database import Database
 from vitmodel.node.finding import OrthancFinder
 from vitmodel.node.fingerprint import package_fingerprint
-from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import STALE_TRANSFER_SECONDS, Inbox
-from vitmodel.node.jobs import END_STAGES, Queue, QueueRules
-from vitmodel.node.models import Instance, Job, Study, Transfer, Worker
+from vitmodel.node.models import Transfer, Worker
 from vitmodel.node.polling import Poller, PollingRules
 from vitmodel.node.receiving import Listener, Receiver
+from vitmodel.node.retention import delete_old_objects
 from vitmodel.node.sending import Sender, record_report
+from vitmodel.node.setup import gathering_rules, make_queue, open_database, worker_name
 from vitmodel.node.sources import make_source
 from vitmodel.utils import import_extra
 from vitmodel.viewer.room import Model
@@ -49,40 +44,12 @@ STOP_SECONDS = 30
 """How long a worker may take for its current job when the node stops."""
 
 
-def open_database(config: NodeConfig) -> Database:
-    """Return the node's database."""
-    return Database(config.database) if config.database else Database.in_folder(config.folder)
-
-
-def make_queue(config: NodeConfig, database: Database) -> Queue:
-    """Return the queue with the rules of the configuration."""
-    rules = QueueRules(
-        lease_seconds=config.lease_seconds,
-        max_failures=config.attempts,
-        first_wait=config.first_wait,
-        longest_wait=config.longest_wait,
-    )
-    return Queue(database, rules)
-
-
-def gathering_rules(config: NodeConfig) -> GatheringRules:
-    """Return the rules of the configuration."""
-    return GatheringRules(
-        quiet_seconds=config.quiet_seconds, max_seconds=config.max_seconds, max_images=config.max_images
-    )
-
-
 def _fingerprint(config: NodeConfig) -> str:
     """Return the fingerprint of the packages; empty if this machine has none, because it only receives and shows."""
     try:
         return package_fingerprint(config)
     except VitmodelError:
         return ""
-
-
-def worker_name(role: str) -> str:
-    """Return a name for a worker that no other one has, on any machine."""
-    return f"{role}-{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def keep_values_out_of_logs() -> None:
@@ -323,28 +290,3 @@ def drain(node: Node) -> bool:
             queue.sign_off(sender.owner)
     counts = queue.counts()
     return not (counts["score"] or counts["send"])
-
-
-def delete_old_objects(database: Database, inbox: Inbox, before: float) -> int:
-    """Delete the received objects of studies that were finished before a time; return the number of studies.
-
-    The rows of the studies, jobs and results are kept.
-    """
-    with database.read() as session:
-        old = [
-            study_uid
-            for study_uid in session.scalars(select(Study.study_uid).where(~Study.pending, Study.last_arrival < before))
-            if all(
-                job.stage in END_STAGES and job.stage != "dead" and job.updated_at < before
-                for job in session.scalars(select(Job).where(Job.study_uid == study_uid))
-            )
-        ]
-    deleted = 0
-    for study_uid in old:
-        folder = inbox.folder / "inbox" / study_uid
-        if folder.is_dir():
-            shutil.rmtree(folder)
-            deleted += 1
-        with database.write() as session:
-            session.execute(delete(Instance).where(Instance.study_uid == study_uid))
-    return deleted
