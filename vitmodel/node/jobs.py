@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -296,22 +294,3 @@ class Queue:
         job.failed_stage, job.stage = job.stage, "dead"
         job.lease_owner, job.lease_until = "", 0.0
         job.error, job.error_code = error, code
-
-
-@contextlib.contextmanager
-def kept_lease(queue: Queue, job: Job, owner: str) -> Iterator[None]:
-    """Extend the lease of a job until the end of the block."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(queue.rules.lease_seconds / 3):
-            with contextlib.suppress(Exception):  # the database may be away for a moment; the lease tells
-                queue.heartbeat(job.id, owner)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

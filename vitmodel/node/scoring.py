@@ -17,7 +17,8 @@ from vitmodel.config import NodeConfig, PredictConfig, PredictorConfig
 from vitmodel.errors import DiskFullError, VitmodelError
 from vitmodel.node.database import worst_status
 from vitmodel.node.fingerprint import package_fingerprint
-from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
+from vitmodel.node.jobs import POLL_SECONDS, Queue
+from vitmodel.node.leases import kept_lease
 from vitmodel.node.models import Instance, Job, Result
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.sources import score_sources

@@ -15,7 +15,8 @@ from vitmodel.errors import UnreachableError
 from vitmodel.node.database import Database
 from vitmodel.node.dicomweb import WebQueries
 from vitmodel.node.identity import apply_identity
-from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
+from vitmodel.node.jobs import POLL_SECONDS, Queue
+from vitmodel.node.leases import kept_lease
 from vitmodel.node.models import Job, Result
 from vitmodel.node.pacs import (
     CommitmentRequest,
