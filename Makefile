@@ -2,6 +2,7 @@
 # make quick     unit tests                                  make test       all tests but the slow and nightly ones
 # make test-all  the slow ones, too                          make lint       ruff and mypy
 # make check     lint, and all tests with coverage           make docs       the documentation site, into site/
+# make pages     the scripts of the reading room             make viewer-package   OHIF for the node, into dist/
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,7 +10,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
-.PHONY: pages test-browser install demo docs tools test test-slow test-all quick ruff format types lint check clean
+.PHONY: pages viewer-package test-browser install demo docs tools test test-slow test-all quick ruff format types lint check clean
 
 $(BIN)/vitmodel: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,13 +48,19 @@ tools:
 pages:
 	cd dev/typescript && npm install --silent --no-audit --no-fund && npm run --silent build
 
+# the wheel of OHIF for `vitmodel node`, from npm into dist/; needs npm
+viewer-package: install
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist packages/vitmodel-viewer
+
 # tests in a browser; installs Chromium, Orthanc and DCMTK if run as root on Debian, and OHIF from npm
 BROWSER_TOOLS := chromium orthanc orthanc-dicomweb dcmtk
 test-browser: $(VENV)/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	@dpkg -s $(BROWSER_TOOLS) >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
 	  && apt-get install -y -qq $(BROWSER_TOOLS) >/dev/null; } || echo "not installed: some of $(BROWSER_TOOLS); tests will skip"
-	@$(BIN)/python tests/results/ohif.py || echo "OHIF is not installed (needs npm); its tests will skip"
+	@$(BIN)/pip show --quiet vitmodel-viewer 2>/dev/null \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps packages/vitmodel-viewer \
+	  || echo "OHIF is not installed (needs npm); its tests will skip"
 	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(VENV)/axe axe-core \
 	  || echo "axe-core is not installed: its tests will skip"
 	AXE_CORE=$(abspath $(VENV))/axe/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest -m browser

@@ -135,4 +135,4 @@ class DiskFullError(VitmodelError):
 
 
 class UnreachableError(VitmodelError):
-    """Raised if the destination of results does not answer; it is no fault of the results."""
+    """Raised if a PACS does not answer; it is no fault of what is sent to it or asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import importlib
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.errors import DiskFullError, UsageError, VitmodelError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -29,6 +30,8 @@ M_TRIM_THRESHOLD = -1
 """Parameter of `mallopt`, from malloc.h."""
 M_MMAP_THRESHOLD = -3
 """Parameter of `mallopt`, from malloc.h."""
+SQLITE_FULL, SQLITE_IOERR = 13, 10
+"""Codes of errors, from sqlite3.h."""
 NOT_A_MEDICAL_DEVICE = "Research software, not a medical device. Do not use its scores for clinical decisions."
 
 
@@ -122,6 +125,20 @@ def describe_failure(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Return whether a full disk caused an error, directly or through others."""
+    while error is not None:
+        if isinstance(error, DiskFullError):
+            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # SQLite can also report a failed write as an input/output error; the low byte is the kind of error.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (SQLITE_FULL, SQLITE_IOERR):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def derive_seed(*parts: object) -> int:

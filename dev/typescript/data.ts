@@ -5,6 +5,8 @@ export interface ExamImage {
   key: string; image_id: string; side: string; view: string; status: string; reason: string; remark: string;
   meaning: string; probability: number | null; region: [number, number][]; mirrored: boolean; typicality: number | null;
   outputs: Record<string, string>; machine: string; pixels: Pixels | null; problem?: string;
+  /** Source pixels behind the chest wall, and from it to the end of the breast; null = unknown. */
+  margin: number; reach: number | null;
   /** Date or id of the exam if it is not the one of the page. */
   exam?: string;
 }

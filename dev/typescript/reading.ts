@@ -106,6 +106,7 @@ export class ReadingForm {
       this.fill(this.exam);
     });
     this.message.replaceChildren("Not stored yet; this browser kept it. ", discard);
+    this.dirty = false; // it is kept, and a second window of the exam must not ask before it follows the first
   }
 
   /** Fill the form with a reading that is not stored. */

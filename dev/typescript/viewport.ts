@@ -27,6 +27,8 @@ interface Tile { values: Uint16Array; width: number; canvas: HTMLCanvasElement |
 
 /** Height in mm that an image of unknown pixel size is given, about that of a detector. */
 const UNKNOWN_HEIGHT = 290;
+/** Width in view relative to that of the breast. */
+const AIR = 1.15;
 const MAGNIFICATION = 2.5;
 const LENS = 90;
 
@@ -91,16 +93,28 @@ export class Viewport {
     return pixels ? [pixels.columns * this.spacing[0], pixels.rows * this.spacing[1]] : [1, 1];
   }
 
+  /** Width and height in millimetres that are to be in view: the breast with some air, at the full height. */
+  get wanted(): [number, number] {
+    const [across, tall] = this.extent;
+    const behind = this.image.margin * this.spacing[0];
+    const reach = this.image.side && this.image.reach ? AIR * this.image.reach * this.spacing[0] : across;
+    return [Math.min(across - behind, reach), tall];
+  }
+
   get size(): [number, number] { return [this.figure.clientWidth, this.figure.clientHeight]; }
 
-  /** Left and top edge of the image in CSS pixels. Right breasts hang at the right edge, left ones at the left edge. */
+  /**
+   * Left and top edge of the image in CSS pixels. The chest wall of right breasts hangs at the right edge and that of
+   * left ones at the left edge; what lies behind it, such as the border of a film, is outside.
+   */
   get origin(): [number, number] {
     const [width, height] = this.size;
     const { scale, away, down } = this.camera;
     const [across, tall] = [this.extent[0] * scale, this.extent[1] * scale];
     const top = (height - tall) / 2 + down * scale;
-    if (this.image.side === "R") return [width - across - away * scale, top];
-    if (this.image.side === "L") return [away * scale, top];
+    const behind = this.image.margin * this.spacing[0] * scale;
+    if (this.image.side === "R") return [width - across + behind - away * scale, top];
+    if (this.image.side === "L") return [away * scale - behind, top];
     return [(width - across) / 2 + away * scale, top];
   }
 

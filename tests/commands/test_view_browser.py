@@ -191,7 +191,7 @@ def test_the_keyboard_leads_through_ten_exams_and_back(page: Page, address: str,
         if number + 1 < min(10, len(exams)):
             page.keyboard.press("n")
     page.keyboard.press("w")
-    page.wait_for_url(f"{address}/")
+    page.wait_for_url(f"{address}/worklist")
 
 
 def test_a_measured_line_has_the_length_of_its_pixels(page: Page, address: str, exam: Exam) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -28,8 +29,9 @@ from vitmodel.viewer.scores_folder import read_scores_folder
 def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated")
     shutil.copytree(run / "package", out / "package")
-    command = ["evaluate", str(out / "package"), str(run / "manifest.csv"), str(out / "scores"), "--split", "all"]
-    assert main([*command, "--no-audit", "--no-card"]) == 0
+    command = ["evaluate", str(out / "package"), "manifest.csv", str(out / "scores"), "--split", "all"]
+    with contextlib.chdir(run):  # the pages find the manifest from any other folder
+        assert main([*command, "--no-audit", "--no-card"]) == 0
     return out / "scores"
 
 

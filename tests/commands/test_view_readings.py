@@ -209,6 +209,7 @@ def test_a_blinded_reader_cannot_get_a_score_before_the_reading_is_stored(
     client = open_room(reader="Ann", blind=True, package=(run / "package",))
     secret = {image.probability for image in exam.images} | {breast.probability for breast in exam.breasts}
     secret |= {image.typicality for image in exam.images} - {None}
+    secret |= {limit for breast in exam.breasts for limit in breast.interval or ()}
     hidden = client.get(f"/api/exams/{exam.key}").json()
     assert hidden["hidden"]
     assert not numbers_in(hidden) & secret

@@ -180,6 +180,8 @@ NO_EFFECT = [
     ("node", ["--commitment-seconds", "5"], "commitment_seconds", "--destination"),
     ("node", ["--insecure"], "insecure", "a --host that other machines can reach"),
     ("node", ["--user-header", "Remote-User"], "user_header", "--trusted-proxy"),
+    ("node", ["--find-days", "3"], "find_days", "--find"),
+    ("node", ["--find-seconds", "10"], "find_seconds", "--find"),
     ("node", ["--user-scopes", "admin"], "user_scopes", "--trusted-proxy"),
     ("node", ["--trusted-proxy", "::1", "--group-header", "Groups"], "group_header", "GROUP=SCOPE"),
     ("node", ["--runtime", "onnx", "--atypical", "0.1"], "atypical", "--runtime torch"),

@@ -84,8 +84,12 @@ class Orthanc:
 
     def get(self, path: str) -> object:
         """Return the answer to a GET request, parsed as JSON."""
+        return json.loads(self.get_bytes(path))
+
+    def get_bytes(self, path: str) -> bytes:
+        """Return the answer to a GET request."""
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
-            return json.loads(answer.read())
+            return bytes(answer.read())
 
     def post(self, path: str, body: bytes) -> object:
         """Return the answer to a POST request, parsed as JSON."""
@@ -162,10 +166,10 @@ def start_node_process(folder: Path, package: Path, port: int, *flags: object) -
     return RunningNode(process, port, folder)
 
 
-def send_files(port: int, images: list[Dataset], folder: Path) -> int:
-    """Send images with storescu; return its exit status."""
+def send_files(port: int, images: list[Dataset], folder: Path, program: str = "storescu") -> int:
+    """Send images with a program of dcmtk; return its exit status."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         (folder / f"{number}.dcm").write_bytes(to_bytes(image))
-    command = [tool("storescu"), "-aec", "VITMODEL", "127.0.0.1", str(port), "+sd", str(folder)]
+    command = [tool(program), "-aec", "VITMODEL", "127.0.0.1", str(port), "+sd", str(folder)]
     return subprocess.run(command, capture_output=True).returncode

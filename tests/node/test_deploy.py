@@ -104,6 +104,14 @@ def test_the_pods_start_roles_that_complete_each_other(tmp_path: Path) -> None:
         (["--max-seconds", "1"], "QUIET_SECONDS"),
         (["--ae-title", "A" * 17], "1 to 16"),
         (["--orthanc", "host:8042"], "is no address"),
+        (["--find", "dicom://host:104"], "lacks the AE title"),
+        (["--find", "ftp://host"], "no known scheme"),
+        (["--find", "http://"], "lacks the host"),
+        (["--find", "http://a", "--find", "http://a"], "names a PACS twice"),
+        (["--find", "http://a", "--find-days", "-1"], "between 0 and 3650"),
+        (["--find", "http://a", "--find-seconds", "0"], "between 1 and 86400"),
+        (["--find-days", "3"], "needs --find"),
+        (["--find-seconds", "3"], "needs --find"),
     ],
 )
 def test_options_that_cannot_work_are_refused_with_the_remedy(

@@ -7,6 +7,7 @@ from peers import MakeStudy, StartOrthanc
 from sqlalchemy import select
 
 from vitmodel.errors import DiskFullError
+from vitmodel.node.audit import Audit
 from vitmodel.node.finding import OrthancFinder
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.models import Cursor, Instance, Job, Result, Study
@@ -34,14 +35,14 @@ def test_new_objects_are_fetched_once_and_our_results_never(
         session.flush()
         session.add(Result(job_id=1, sop_uid=own.SOPInstanceUID, sop_class="1", path="", updated_at=0))
     with start_orthanc() as orthanc:
-        finder = OrthancFinder(orthanc.url, sqlite)
+        finder = OrthancFinder(orthanc.url, sqlite, Audit(sqlite.database))
         read_all(finder)
         assert stored(sqlite) == []
         orthanc.upload([*images[:2], own])
         read_all(finder)
         assert stored(sqlite) == sorted(str(image.SOPInstanceUID) for image in images[:2])
         orthanc.upload(images[2:])
-        again = OrthancFinder(orthanc.url, sqlite)  # as after a restart
+        again = OrthancFinder(orthanc.url, sqlite, Audit(sqlite.database))  # as after a restart
         read_all(again)
     assert stored(sqlite) == sorted(str(image.SOPInstanceUID) for image in images)
     with sqlite.database.read() as session:
@@ -53,7 +54,7 @@ def test_an_object_that_cannot_be_stored_is_fetched_again(
 ) -> None:
     with start_orthanc() as orthanc:
         orthanc.upload(make_study((("L", "CC"),)))
-        finder = OrthancFinder(orthanc.url, sqlite)
+        finder = OrthancFinder(orthanc.url, sqlite, Audit(sqlite.database))
         sqlite.min_free_bytes = 1 << 62
         with pytest.raises(DiskFullError):
             read_all(finder)
@@ -63,7 +64,7 @@ def test_an_object_that_cannot_be_stored_is_fetched_again(
 
 
 def test_the_cursor_holds_no_password(sqlite: Inbox) -> None:
-    finder = OrthancFinder("http://user:secret@localhost:8042/orthanc", sqlite)
+    finder = OrthancFinder("http://user:secret@localhost:8042/orthanc", sqlite, Audit(sqlite.database))
     finder._move(5)
     with sqlite.database.read() as session:
         (cursor,) = session.scalars(select(Cursor)).all()

@@ -18,15 +18,17 @@ import pytest
 from peers import (
     Clock,
     MakeStudy,
+    Orthanc,
     RunningNode,
     StartOrthanc,
     free_port,
     send_files,
     start_node_process,
     to_bytes,
+    tool,
     wait_until,
 )
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr-defined]
 
@@ -42,38 +44,100 @@ def running(folder: Path, package: Path, port: int, *flags: object) -> Iterator[
         node.kill()
 
 
+QUIET = 4
+DELIVERY = 10
+"""Seconds after the quiet time within which results are in the PACS."""
+
+
 @pytest.mark.slow
-def test_four_views_give_results_in_the_same_study_of_orthanc(
+def test_studies_of_storescu_and_dcmsend_have_valid_results_in_the_same_study_of_orthanc(
     run: Path, start_orthanc: StartOrthanc, make_study: MakeStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
-    images = make_study()
-    study = str(images[0].StudyInstanceUID)
+    four, two = make_study(), make_study((("L", "CC"), ("R", "CC")), patient="P2")
     with start_orthanc(port) as orthanc:
-        orthanc.upload(images)
-        destination = f"dicom://{orthanc.aet}@127.0.0.1:{orthanc.dicom_port}"
-        with running(tmp_path / "node", run / "package", port, "--destination", destination) as node:
-            assert send_files(port, images, tmp_path / "sent") == 0
-            start = time.monotonic()
-            wait_until(lambda: node.stages() == ["sent"], 120, "the delivery")
-            print(f"delivered {time.monotonic() - start:.1f} s after the last image")
-            results = {uid for (uid,) in node.query("SELECT sop_uid FROM results")}
-            listed = orthanc.instances(study)
-            own = {item["SOPInstanceUID"] for item in listed if item["Manufacturer"] == "vitmodel"}
-            assert own == results
-            assert len(listed) == 4 + len(results)
+        orthanc.upload([*four, *two])
+
+        def own(study: str) -> set[str]:
+            return {item["SOPInstanceUID"] for item in orthanc.instances(study) if item["Manufacturer"] == "vitmodel"}
+
+        flags = ("--destination", f"dicom://{orthanc.aet}@127.0.0.1:{orthanc.dicom_port}", "--quiet-seconds", QUIET)
+        with running(tmp_path / "node", run / "package", port, *flags, "--dicom", "sr,sc,gsps") as node:
+            wait_until(lambda: node.query("SELECT ready FROM workers WHERE role = 'score'") == [(1,)], 120)
+            peer = ["-aec", "VITMODEL", "127.0.0.1", str(port)]
+            assert subprocess.run([tool("echoscu"), *peer]).returncode == 0
+            for number, (images, program) in enumerate(((four, "storescu"), (two, "dcmsend"))):
+                study = str(images[0].StudyInstanceUID)
+                assert send_files(port, images, tmp_path / program, program) == 0
+                start = time.monotonic()
+                expected: set[str] = set()
+                while not expected or own(study) != expected:
+                    rows = node.query(f"SELECT sop_uid FROM results WHERE job_id = {number + 1}")
+                    expected = {uid for (uid,) in rows}
+                    assert time.monotonic() - start < QUIET + DELIVERY, node.stages()
+                    time.sleep(0.1)
+                print(f"{program}: in the PACS {time.monotonic() - start:.1f} s after the last image")
+                ((last, scored),) = node.query(
+                    "SELECT last_arrival, jobs.created_at FROM studies JOIN jobs USING (study_uid) "
+                    f"WHERE study_uid = '{study}'"
+                )
+                assert (scored - last >= QUIET) == (images is two), "four views need not wait"
+                assert len(orthanc.instances(study)) == len(images) + len(expected)
+            wait_until(lambda: node.stages() == ["sent", "sent"], 60, "the confirmation")
+            identifiers = orthanc.post("/tools/find", b'{"Level": "Instance", "Query": {"Manufacturer": "vitmodel"}}')
+            assert isinstance(identifiers, list)
+            kinds = {check_with_dciodvfy(orthanc, identifier, tmp_path / "result.dcm") for identifier in identifiers}
+            assert kinds == {"SR", "OT", "PR"}
             # the PACS routes the results back to us: no new job
-            for item in orthanc.post("/tools/find", b'{"Level": "Instance", "Query": {"Manufacturer": "vitmodel"}}'):  # type: ignore[attr-defined]
-                assert orthanc.post("/modalities/node/store", str(item).encode())
-            wait_until(lambda: node.query("SELECT count(*) FROM instances WHERE ignored != ''") == [(len(results),)])
-            time.sleep(2)
-            assert node.stages() == ["sent"]
+            for identifier in identifiers:
+                assert orthanc.post("/modalities/node/store", str(identifier).encode())
+            count = [(len(identifiers),)]
+            wait_until(lambda: node.query("SELECT count(*) FROM instances WHERE ignored != ''") == count)
+            time.sleep(QUIET + 1)
+            assert node.stages() == ["sent", "sent"]
             options = ["--folder", str(tmp_path / "node")]
             capsys.readouterr()
             assert main(["node", "status", *options]) == 0
-            assert "sent 1" in capsys.readouterr().out
+            assert "sent 2" in capsys.readouterr().out
             assert node.stop() == 0
         assert "Doe" not in (tmp_path / "node" / "stderr.txt").read_text()
+
+
+def check_with_dciodvfy(orthanc: Orthanc, identifier: object, path: Path) -> str:
+    """Fetch an object from Orthanc, check it, and return its modality."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (Debian package dicom3tools) is not installed")
+    path.write_bytes(orthanc.get_bytes(f"/instances/{identifier}/file"))
+    process = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
+    assert not [line for line in process.stderr.splitlines() if line.startswith("Error")], process.stderr
+    assert process.returncode == 0
+    return str(dcmread(path).Modality)
+
+
+@pytest.mark.slow
+def test_a_node_that_only_polls_scores_each_study_once(
+    run: Path, start_orthanc: StartOrthanc, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    port = free_port()
+    # with two more views than the standard ones: the study is complete when all have been fetched
+    views = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"), ("L", "CC"), ("R", "CC"))
+    images = make_study(views)
+    for image in images:
+        image.StudyDate = time.strftime("%Y%m%d")
+    with start_orthanc(port) as orthanc:
+        orthanc.upload(images)
+        pacs = f"dicom://{orthanc.aet}@127.0.0.1:{orthanc.dicom_port}"
+        flags = ("--destination", pacs, "--find", pacs, "--find-seconds", 1, "--quiet-seconds", 2)
+        with running(tmp_path / "node", run / "package", port, *flags) as node:
+            wait_until(lambda: node.stages() == ["sent"], 120, "the delivery")
+            time.sleep(6)  # several looks at the study, which now has the results
+            assert node.stages() == ["sent"]
+            assert node.query("SELECT count(*), max(repeats) FROM instances") == [(len(images), 0)]
+            assert node.query("SELECT origin, length(images) - length(replace(images, ' ', '')) FROM jobs") == [
+                ("ready", len(images) - 1)
+            ]
+            assert node.query("SELECT failures FROM found_studies") == [(0,)]
+            assert node.stop() == 0
 
 
 @pytest.fixture

@@ -358,6 +358,10 @@ def test_the_proxy_shows_the_pacs_and_changes_nothing_there(
             json_only = {"accept": "application/dicom+json"}
             found = client.get(f"/dicom-web/studies?StudyInstanceUID={uid}", headers=json_only)
             assert found.json()[0]["0020000D"]["Value"] == [uid]
+            metadata = client.get(f"/dicom-web/studies/{uid}/metadata", headers=json_only).json()[0]
+            link = metadata["7FE00010"]["BulkDataURI"]
+            assert link.startswith("/dicom-web/"), "links lead to this server"
+            assert client.get(link).status_code == 200
             pixels = client.get(
                 f"/dicom-web/studies/{uid}", headers={"accept": "multipart/related; type=application/dicom"}
             )

@@ -111,6 +111,8 @@ def test_a_study_is_shown_before_it_is_scored_and_with_its_scores_after(desk: De
     np.testing.assert_array_equal(tile_of(client, scored["images"][0]), expected)
     page = client.get("/worklist?stage=kept").text
     assert all(f"{100 * probability:.1f} %" in page for probability in shown.values())
+    limits = [limit for breast in scored["breasts"] for limit in breast["interval"]]
+    assert all(f"{100 * limit:.1f}" in page for limit in limits), "the worklist lacks the calibration intervals"
     assert "just now" in page
     assert client.get("/worklist?stage=dead").text.count("<tbody>") == 0
 
@@ -176,6 +178,8 @@ def test_scores_stay_when_the_files_of_the_job_and_of_the_images_are_gone(desk: 
     after = desk.client().get(f"/api/exams/{uid}").json()
     probabilities = [[breast["probability"] for breast in exam["breasts"]] for exam in (before, without_images, after)]
     assert probabilities[0] == probabilities[1] == pytest.approx(probabilities[2], abs=1e-6)
+    for one, other in zip(before["breasts"], after["breasts"], strict=True):
+        assert one["interval"] == pytest.approx(other["interval"], abs=1e-6)
 
 
 def test_studies_are_shown_without_heat_maps_when_the_package_is_gone(

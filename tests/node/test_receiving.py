@@ -23,8 +23,10 @@ from vitmodel.errors import DiskFullError, UsageError, VitmodelError
 from vitmodel.node.audit import Audit, hash_uid
 from vitmodel.node.database import Database
 from vitmodel.node.facts import InvalidObjectError, is_uid
+from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import Inbox
-from vitmodel.node.models import AuditEntry, Instance, Study, Transfer
+from vitmodel.node.jobs import Queue
+from vitmodel.node.models import AuditEntry, Instance, Job, Study, Transfer
 from vitmodel.node.receiving import Listener, Receiver
 
 PRIVATE_CLASS = "1.2.826.0.1.3680043.9.9999.1"
@@ -124,6 +126,24 @@ def test_every_transfer_syntax_is_stored_as_it_was_sent(start_node: StartNode, r
         assert got.file_meta.TransferSyntaxUID == syntax
         if "PixelData" in sent:
             assert got.PixelData == sent.PixelData
+
+
+def test_a_study_sent_over_four_associations_and_again_is_one_job(
+    start_node: StartNode, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    node = start_node()
+    queue = Queue(node.inbox.database)
+    paths = write(tmp_path / "sent", make_study())
+    words = [tool("storescu"), "-aec", "VITMODEL", "127.0.0.1", str(node.port)]
+    for _ in range(2):
+        senders = [subprocess.Popen([*words, str(path)]) for path in paths]
+        assert [sender.wait(60) for sender in senders] == [0] * 4
+        wait_until(lambda: not transfers(node))
+        queue.gather(GatheringRules(quiet_seconds=0), "fingerprint")
+    assert [instance.repeats for instance in stored(node)] == [1] * 4
+    with node.inbox.database.read() as session:
+        (job,) = session.scalars(select(Job))
+    assert len(job.images.split()) == 4
 
 
 def test_unknown_and_private_classes_are_stored_and_ignored(start_node: StartNode, make_study: MakeStudy) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from vitmodel import __version__
 from vitmodel.cli import main
 from vitmodel.config import NodeConfig
-from vitmodel.errors import VitmodelError
+from vitmodel.errors import DiskFullError, VitmodelError
 from vitmodel.node.fingerprint import PACKAGE_FILES, package_fingerprint
 from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import Inbox
@@ -152,6 +152,24 @@ def test_work_ends_when_it_is_told_to(scorer: Scorer, queue: Queue) -> None:
     stop.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_worker_survives_a_database_that_cannot_be_written(
+    scorer: Scorer, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+    calls: list[str] = []
+
+    def sign_on(name: str, role: str, ready: bool) -> None:
+        calls.append(name)
+        if len(calls) < 3:
+            raise DiskFullError("disk: the database cannot be written")
+        stop.set()
+
+    monkeypatch.setattr("vitmodel.node.scoring.DATABASE_SECONDS", 0)
+    monkeypatch.setattr(queue, "sign_on", sign_on)
+    scorer.work(stop)
+    assert len(calls) == 3
 
 
 def test_the_fingerprint_depends_on_the_package_and_on_what_changes_results(run: Path, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    ParametricMapStorage,
     SecondaryCaptureImageStorage,
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
@@ -45,7 +48,9 @@ def scored(run: Path, make_study: MakeStudy, tmp_path_factory: pytest.TempPathFa
     from vitmodel.node.database import Database
 
     folder = tmp_path_factory.mktemp("scored") / "node"
-    config = NodeConfig(action="run", package=run / "package", folder=folder, device="cpu", workers=1)
+    config = NodeConfig(
+        action="run", package=run / "package", folder=folder, device="cpu", workers=1, dicom=("sr", "sc", "pm")
+    )
     database = Database.in_folder(folder)
     inbox, queue = Inbox(database, folder, 0), Queue(database)
     for image in make_study((("L", "CC"), ("R", "CC")), study=STUDY):
@@ -334,17 +339,24 @@ def test_results_are_delivered_once_the_pacs_is_up_again(desk: Desk, start_pacs:
 # Contexts
 
 
-def test_an_implicit_pacs_without_reports_gets_the_rest_and_the_job_is_incomplete(
-    desk: Desk, start_pacs: StartPacs
+@pytest.mark.parametrize(
+    "missing", [(ParametricMapStorage,), (ComprehensiveSRStorage, Comprehensive3DSRStorage, ParametricMapStorage)]
+)
+def test_an_implicit_pacs_without_some_classes_gets_the_rest_and_the_job_is_incomplete(
+    desk: Desk, start_pacs: StartPacs, missing: tuple[str, ...]
 ) -> None:
-    pacs = start_pacs((SecondaryCaptureImageStorage,), (ImplicitVRLittleEndian,))
+    classes = {result.sop_class for result in desk.results}
+    assert ParametricMapStorage in classes
+    pacs = start_pacs(tuple(classes - set(missing)), (ImplicitVRLittleEndian,))
     desk.sender(address(pacs.port)).send_next()
     assert desk.job.stage == "incomplete"
-    by_class = {(result.sop_class == SecondaryCaptureImageStorage, result.state) for result in desk.results}
-    assert by_class == {(True, "confirmed"), (False, "unsupported")}
+    by_class = {(result.sop_class in missing, result.state) for result in desk.results}
+    assert by_class == {(False, "confirmed"), (True, "unsupported")}
+    assert SecondaryCaptureImageStorage in {result.SOPClassUID for result in pacs.received}
     for result in pacs.received:
         assert result.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
-        assert result.pixel_array.shape[-1] == 3
+        if result.SOPClassUID == SecondaryCaptureImageStorage:
+            assert result.pixel_array.shape[-1] == 3
 
 
 def test_a_compressed_result_is_sent_uncompressed_where_it_must_be(desk: Desk, start_pacs: StartPacs) -> None:

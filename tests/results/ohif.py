@@ -1,29 +1,40 @@
-"""An archive and a viewer as hospitals have them, for tests: Orthanc with DICOMweb, and OHIF that reads from it."""
+"""An archive and a viewer as hospitals have them, for tests: Orthanc with DICOMweb, and OHIF as the node serves it."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
-import http.server
 import json
-import os
 import shutil
 import socket
 import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-VERSION = "3.12.10"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vitmodel" / f"ohif-{VERSION}"
+from vitmodel.node.ohif import find_viewer
+
 PLUGINS = Path("/usr/share/orthanc/plugins")
-CONFIG = Path(__file__).with_name("ohif_config.js")
-"""The viewer's configuration: one DICOMweb source, and the four views side by side."""
-COPIED_HEADERS = ("content-type", "accept")
+FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+"""Arguments of Chromium: WebGL without a graphics card."""
+SHARE_SERVICES = """
+let kept;
+Object.defineProperty(window, "config", {
+  get: () => kept,
+  set(config) {
+    const [extension] = config.extensions;
+    const register = extension.preRegistration;
+    extension.preRegistration = (manager) => {
+      window.services = manager.servicesManager.services;
+      register(manager);
+    };
+    kept = config;
+  },
+});
+"""
+"""Script that makes the viewer's services known to the test."""
 
 
 def installed() -> str:
@@ -31,21 +42,9 @@ def installed() -> str:
     missing = [name for name in ("Orthanc", "chromium", "storescu") if shutil.which(name) is None]
     if not list(PLUGINS.glob("libOrthancDicomWeb*")):
         missing.append("orthanc-dicomweb")
-    if not (CACHE / "package" / "dist" / "index.html").exists():
-        missing.append(f"@ohif/app {VERSION}")
+    if find_viewer() is None:
+        missing.append("vitmodel-viewer")
     return ", ".join(missing)
-
-
-def install() -> None:
-    """Download the viewer from npm and unpack it into the cache, unless it is there."""
-    if (CACHE / "package" / "dist" / "index.html").exists():
-        return
-    CACHE.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["npm", "pack", "--silent", f"@ohif/app@{VERSION}"], cwd=CACHE, check=True)
-    (archive,) = CACHE.glob("*.tgz")
-    with tarfile.open(archive) as file:
-        file.extractall(CACHE, filter="data")
-    archive.unlink()
 
 
 def free_port() -> int:
@@ -87,57 +86,52 @@ def _wait_until_it_answers(port: int, process: subprocess.Popen[bytes], log: Pat
     raise RuntimeError("Orthanc does not answer")
 
 
-class _Viewer(http.server.SimpleHTTPRequestHandler):
-    """The files of the viewer, and the archive's DICOMweb below /dicom-web."""
-
-    archive_port: int
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith("/dicom-web/"):
-            self._forward()
-        elif path == "/app-config.js":
-            self._send(200, "text/javascript", CONFIG.read_bytes())
-        else:
-            if not (Path(self.directory) / path.lstrip("/")).is_file():
-                self.path = "/index.html"  # a page of the application
-            super().do_GET()
-
-    def _forward(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.archive_port, timeout=60)
-        headers = {name: self.headers[name] for name in COPIED_HEADERS if name in self.headers}
-        # Orthanc writes its own address into BulkDataURIs; this makes it the viewer's.
-        headers["Host"] = self.headers["Host"]
-        connection.request("GET", self.path, headers=headers)
-        answer = connection.getresponse()
-        self._send(answer.status, answer.getheader("Content-Type", "application/json"), answer.read())
-
-    def _send(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @contextlib.contextmanager
-def running_viewer(archive_port: int) -> Iterator[str]:
-    """Serve the viewer for an archive; yield its address."""
-    handler = type("Viewer", (_Viewer,), {"archive_port": archive_port})
-    folder = str(CACHE / "package" / "dist")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder))
-    thread = threading.Thread(target=server.serve_forever)
+def running_viewer(archive_port: int, folder: Path) -> Iterator[str]:
+    """Serve the pages of a node without studies, with `folder` for its files; yield their address."""
+    import uvicorn
+
+    from vitmodel.node.audit import Audit
+    from vitmodel.node.database import Database
+    from vitmodel.node.inbox import Inbox
+    from vitmodel.node.jobs import Queue
+    from vitmodel.node.pages import Site, create_app
+
+    database = Database.in_folder(folder)
+    site = Site(
+        inbox=Inbox(database, folder, 0),
+        queue=Queue(database),
+        audit=Audit(database),
+        web_root=f"http://127.0.0.1:{archive_port}/dicom-web",
+    )
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(site), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://localhost:{listening.getsockname()[1]}"
     finally:
-        server.shutdown()
+        server.should_exit = True
         thread.join()
+        database.close()
 
 
-if __name__ == "__main__":
-    install()
+def watch(page: Any, address: str) -> list[str]:
+    """Return a list to which the page adds each error of its console and each request to another server."""
+    problems: list[str] = []
+
+    def check(request: Any) -> None:
+        if not request.url.startswith((f"{address}/", "data:", f"blob:{address}/")):
+            problems.append(request.url)
+
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", check)
+    return problems
+
+
+def wait_for_images(page: Any, count: int) -> None:
+    """Wait until the viewer knows `count` series or images, and has shown those that hang."""
+    known = f"() => window.services?.displaySetService.getActiveDisplaySets().length >= {count}"
+    page.wait_for_function(known, timeout=60_000)
+    page.wait_for_timeout(6000)

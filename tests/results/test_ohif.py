@@ -17,6 +17,7 @@ from pydicom import dcmread
 from results import ohif
 
 from vitmodel.config import Preprocessing, Size
+from vitmodel.node.ohif import make_viewer_link
 from vitmodel.pixels.preprocessing import preprocess
 from vitmodel.results.evidence import Software
 from vitmodel.results.heatmap import HeatMap, breast_outline
@@ -27,7 +28,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(bool(ohif.installed()), reason=f"make test-browser installs {ohif.installed()}"),
 ]
-FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 PREPROCESSING = Preprocessing(size=Size(256, 128))
 SOFTWARE = Software(version="1.2.3", model="ViT 3 x 24", serial="0123456789abcdef", parameters=("threshold 0.3",))
 VIEWS = ("RCC", "LCC", "RMLO", "LMLO")
@@ -114,7 +114,7 @@ def page(study: tuple[Path, dict[str, Shown]], tmp_path_factory: pytest.TempPath
     first = dcmread(shown["RCC"].path, stop_before_pixels=True)
     with (
         ohif.running_orthanc(tmp_path_factory.mktemp("orthanc")) as (http_port, dicom_port),
-        ohif.running_viewer(http_port) as address,
+        ohif.running_viewer(http_port, tmp_path_factory.mktemp("node")) as address,
         sync_api.sync_playwright() as playwright,
     ):
         for image in shown.values():
@@ -124,14 +124,15 @@ def page(study: tuple[Path, dict[str, Shown]], tmp_path_factory: pytest.TempPath
             urllib.request.urlopen(request).close()
         files = sorted(map(str, (out / "dicom").iterdir()))
         subprocess.run(["storescu", "-R", "127.0.0.1", str(dicom_port), *files], check=True)
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ohif.FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 900})
-        page.add_init_script("localStorage.setItem('shownTours', JSON.stringify(['basicViewerTour']))")
-        page.goto(f"{address}/viewer?StudyInstanceUIDs={first.StudyInstanceUID}&hangingProtocolId=fourViews")
-        page.wait_for_function("window.services?.displaySetService.getActiveDisplaySets().length >= 8", timeout=60_000)
-        page.wait_for_timeout(6000)
+        page.add_init_script(ohif.SHARE_SERVICES)
+        problems = ohif.watch(page, address)
+        page.goto(f"{address}{make_viewer_link(True)(first.StudyInstanceUID)}")
+        ohif.wait_for_images(page, 8)
         yield page
         browser.close()
+        assert not problems
 
 
 def hang(page: Any, place: str, condition: str) -> None:
@@ -147,18 +148,22 @@ def hang(page: Any, place: str, condition: str) -> None:
 
 
 def screen(page: Any, place: str) -> np.ndarray:
-    """Return the pixels of a viewport without text and tours, `(H, W, 3)` uint8, RGB."""
-    page.add_style_tag(
-        content="svg text, svg .text, .shepherd-element, .shepherd-modal-overlay-container {display: none !important}"
-    )
+    """Return the pixels of a viewport without text, `(H, W, 3)` uint8, RGB."""
+    page.add_style_tag(content="svg text, svg .text {display: none !important}")
     data = page.locator(f'[data-viewportid="{place}"]').first.screenshot()
     return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def fit(shape: tuple[int, int], canvas: tuple[int, int]) -> np.ndarray:
-    """Return the map `(2, 3)` from an image of `shape` to a viewport that shows it whole and centred."""
+def fit(shape: tuple[int, int], canvas: tuple[int, int], edge: float = 0.5) -> np.ndarray:
+    """Return the map `(2, 3)` from an image of `shape` to a viewport that shows it whole.
+
+    Args:
+        shape: Height and width of the image.
+        canvas: Height and width of the viewport.
+        edge: Where the image lies: 0 = at the left edge, 0.5 = in the middle, 1 = at the right edge.
+    """
     scale = min(canvas[0] / shape[0], canvas[1] / shape[1])
-    return np.array([[scale, 0, (canvas[1] - scale * shape[1]) / 2], [0, scale, (canvas[0] - scale * shape[0]) / 2]])
+    return np.array([[scale, 0, edge * (canvas[1] - scale * shape[1])], [0, scale, (canvas[0] - scale * shape[0]) / 2]])
 
 
 def likeness(pixels: np.ndarray, picture: np.ndarray) -> float:

@@ -173,7 +173,7 @@ def test_a_package_without_heads_has_the_tensors_and_columns_of_before(run: Path
     assert not [name for name in load_file(run / "package" / "model.safetensors") if "auxiliary" in name]
     tables = Predictor(PredictorConfig(package=run / "package", jobs=1)).score(read_manifest(crops / "manifest.csv"))
     assert tables.images.columns[-1] == "machine_id"
-    assert tables.breasts.columns[-1] == "reason"
+    assert tables.breasts.columns[-1] == "probability_high"
 
 
 def test_calibration_uses_validation_patients_only(auxiliary_run: Path) -> None:

@@ -162,7 +162,7 @@ def write_metrics(config: EvaluateConfig, scored: ScoredManifest, report: Evalua
     facts = {
         "package": str(config.package),
         "ensemble": [str(folder) for folder in config.ensemble],
-        "manifest": str(config.manifest),
+        "manifest": str(config.manifest.absolute()),
         "split": scored.split,
         "seen_images": int(scored.seen.sum()),
         "unhashed_images": int(scored.seen.isna().sum()),

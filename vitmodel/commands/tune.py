@@ -6,8 +6,6 @@ Trials are compared on validation patients; test patients are not used.
 from __future__ import annotations
 
 import contextlib
-import errno
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from vitmodel.training.crops import check_sizes, common_preprocessing, labelled_
 from vitmodel.training.fit import MONITOR_METRICS, train_and_validate
 from vitmodel.training.initial_network import make_network_config, settle_network
 from vitmodel.training.trainer import STARTED, start_or_resume
-from vitmodel.utils import atomic_path, derive_seed, import_extra, write_atomic
+from vitmodel.utils import atomic_path, derive_seed, import_extra, is_full_disk, write_atomic
 
 WARM_UP_TRIALS = 5
 """Number of first trials that are never stopped early, because later ones are compared with them."""
@@ -85,21 +83,6 @@ def sentence_for_full_disk(run: Path) -> Iterator[None]:
         raise VitmodelError(
             f"cannot write to {run}: no space left on device; free some space, then continue with --resume"
         ) from error
-
-
-def is_full_disk(error: BaseException | None) -> bool:
-    """Return whether a full disk caused an error, directly or through others."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # SQLite can also report a failed write as an input/output error; the low byte is the kind of error.
-        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in (
-            sqlite3.SQLITE_FULL,
-            sqlite3.SQLITE_IOERR,
-        ):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def import_optuna() -> Any:

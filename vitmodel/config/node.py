@@ -41,7 +41,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig, AccessConfig):
             *("ae_title", "dicom_host", "dicom_port", "calling", "check_called", "min_free_gb"),
             *("tls_certificate", "tls_key", "tls_ca"),
         ),
-        "finding": ("orthanc",),
+        "finding": ("find", "find_days", "find_seconds", "orthanc"),
         "gathering": ("quiet_seconds", "max_seconds", "max_images"),
         "queue": ("processes", "attempts", "lease_seconds", "first_wait", "longest_wait", "retention_days"),
         "sending": ("destination", "pacs_web", "confirm", "identity", "commitment_seconds"),
@@ -51,6 +51,8 @@ class NodeConfig(PredictorConfig, NodeActionConfig, AccessConfig):
     NEEDS: ClassVar[Mapping[str, Needs]] = {
         "job": Needs("the action retry", lambda config: config.action == "retry"),
         "tls_key": Needs("--tls-certificate", lambda config: config.tls_certificate is not None),
+        "find_days": Needs("--find", lambda config: bool(config.find)),
+        "find_seconds": Needs("--find", lambda config: bool(config.find)),
         "pacs_web": Needs("--destination", lambda config: bool(config.destination)),
         "confirm": Needs("--destination", lambda config: bool(config.destination)),
         "identity": Needs("--destination", lambda config: bool(config.destination)),
@@ -66,7 +68,7 @@ class NodeConfig(PredictorConfig, NodeActionConfig, AccessConfig):
     """Database of the queue, as a URL: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME for several machines,
     which then also share FOLDER."""
     roles: tuple[Role, ...] = ("receive", "find", "gather", "score", "send", "web")
-    """Parts of the node that this process runs; those without settings, such as find without ORTHANC, do nothing.
+    """Parts of the node that this process runs; those without settings, such as find without FIND, do nothing.
     Machines that share a database can run different ones."""
     job: int | None = None
     """Number of the job to retry, as `status` prints it. none = all dead ones."""
@@ -87,11 +89,20 @@ class NodeConfig(PredictorConfig, NodeActionConfig, AccessConfig):
     tls_key: Path | None = None
     """PEM file of the certificate's key. none = it is in the certificate's file."""
     tls_ca: Path | None = None
-    """PEM file of the authorities whose certificates the senders, and a destination dicoms://, must have. none =
-    senders need no certificate."""
+    """PEM file of the authorities whose certificates the senders, and a PACS dicoms://, must have. none = senders need
+    no certificate."""
+    find: tuple[str, ...] = ()
+    """PACSs that are asked for new mammograms, for those that do not send them: dicom://AETITLE@HOST:PORT or dicoms://
+    (C-FIND and C-MOVE to this node), or the DICOMweb root http(s)://USER:PASSWORD@HOST/PATH (QIDO-RS and WADO-RS). One
+    process may have this role. none = objects are only received."""
+    find_days: int = 7
+    """Age in days of the oldest studies that are looked for, by StudyDate."""
+    find_seconds: float = 30.0
+    """Seconds between two looks. Below QUIET_SECONDS, a study that the PACS is still receiving is scored once."""
     orthanc: str = ""
     """Address of an Orthanc whose new objects are fetched, for one that is not set up to send them, such as
-    http://USER:PASSWORD@HOST:8042. One process may have this role. none = objects are only received."""
+    http://USER:PASSWORD@HOST:8042; its list of changes is read, which costs it less than FIND. One process may have
+    this role. none = objects are only received."""
     quiet_seconds: float = 60.0
     """A study is complete when nothing has arrived for this time. One with the four standard views is complete as soon
     as the sender hangs up."""
@@ -154,28 +165,21 @@ class NodeConfig(PredictorConfig, NodeActionConfig, AccessConfig):
         require(bool(self.roles), "roles", "is empty; name at least one of receive, find, gather, score, send, web")
         web = not self.orthanc or self.orthanc.startswith(("http://", "https://"))
         require(web, "orthanc", "is no address; write http(s)://HOST:PORT")
+        require(0 <= self.find_days <= 3650, "find_days", "must lie between 0 and 3650")
+        require(1 <= self.find_seconds <= 86400, "find_seconds", "must lie between 1 and 86400")
+        for address in self.find:
+            check_pacs("find", address)
+        require(len(set(self.find)) == len(self.find), "find", "names a PACS twice")
         check_dicom_kinds(self.dicom, self.explain)
         if self.destination:
             require(bool(self.dicom), "dicom", "is empty, so there is nothing to send; name at least sr")
             self._check_destination()
 
     def _check_destination(self) -> None:
-        remedy = "write dicom://AETITLE@HOST:PORT or the DICOMweb root http(s)://HOST/PATH"
-        try:
-            url = urlsplit(self.destination)
-            port = url.port
-        except ValueError:
-            require(False, "destination", f"its port is no number; {remedy}")
-            return
-        require(url.scheme in ("dicom", "dicoms", "http", "https"), "destination", f"has no known scheme; {remedy}")
-        if url.scheme.startswith("dicom"):
-            complete = bool(url.username and url.hostname and port)
-            require(complete, "destination", f"lacks the AE title, host or port; {remedy}")
-            require(len(url.username or "") <= 16, "destination", "its AE title has more than 16 characters")
-        web = self.pacs_web or url.scheme.startswith("http")
-        can_query = self.confirmation != "qido" or bool(web)
+        check_pacs("destination", self.destination)
+        can_query = self.confirmation != "qido" or bool(self.web_root)
         require(can_query, "confirm", "qido needs --pacs-web, the DICOMweb root of the PACS")
-        commits = self.confirmation != "commitment" or url.scheme.startswith("dicom")
+        commits = self.confirmation != "commitment" or self.destination.startswith("dicom")
         require(commits, "confirm", "commitment needs a destination dicom://; use qido")
 
     @property
@@ -189,3 +193,19 @@ class NodeConfig(PredictorConfig, NodeActionConfig, AccessConfig):
     def web_root(self) -> str:
         """Return the DICOMweb root of the PACS; '' = there is none."""
         return (self.pacs_web or (self.destination if self.destination.startswith("http") else "")).rstrip("/")
+
+
+def check_pacs(option: str, address: str) -> None:
+    """Raise UsageError unless `address` is that of a PACS: dicom(s)://AETITLE@HOST:PORT or a DICOMweb root."""
+    remedy = "write dicom://AETITLE@HOST:PORT or the DICOMweb root http(s)://HOST/PATH"
+    try:
+        url = urlsplit(address)
+        port = url.port
+    except ValueError:
+        require(False, option, f"its port is no number; {remedy}")
+        return
+    require(url.scheme in ("dicom", "dicoms", "http", "https"), option, f"has no known scheme; {remedy}")
+    require(bool(url.hostname), option, f"lacks the host; {remedy}")
+    if url.scheme.startswith("dicom"):
+        require(bool(url.username and port), option, f"lacks the AE title or port; {remedy}")
+        require(len(url.username or "") <= 16, option, "its AE title has more than 16 characters")

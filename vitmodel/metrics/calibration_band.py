@@ -90,5 +90,5 @@ class CalibrationBand:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the band that `to_dict` wrote."""
-        names = ("logits", "low", "high")
-        return cls(*(tuple(values[name]) for name in names), values["patients"], values["positives"])
+        logits, low, high = (tuple(values[name]) for name in ("logits", "low", "high"))
+        return cls(logits, low, high, values["patients"], values["positives"])

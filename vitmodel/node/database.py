@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from vitmodel.errors import UsageError, VitmodelError
+from vitmodel.errors import DiskFullError, UsageError, VitmodelError
 from vitmodel.node.models import Base
+from vitmodel.utils import is_full_disk
 
 BUSY_SECONDS = 30
 """How long a transaction waits for another one on SQLite."""
@@ -91,9 +92,18 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        """Provide a transaction that writes; it is committed at the end of the block, or rolled back."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        """Provide a transaction that writes; it is committed at the end of the block, or rolled back.
+
+        Raises:
+            DiskFullError: There is no space for the database.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except OperationalError as error:
+            if is_full_disk(error):
+                raise DiskFullError("disk: the database cannot be written; free some space") from error
+            raise
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:

@@ -10,6 +10,7 @@ import httpx
 from sqlalchemy import select
 
 from vitmodel.errors import DiskFullError, InvalidObjectError
+from vitmodel.node.audit import Audit
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.models import Cursor, Instance, Result
 
@@ -27,11 +28,13 @@ class OrthancFinder:
     Args:
         root: Address of Orthanc's REST interface; it may hold a user and password, which are never shown.
         inbox: Where the objects are stored.
+        audit: Where fetched objects are recorded.
     """
 
-    def __init__(self, root: str, inbox: Inbox) -> None:
+    def __init__(self, root: str, inbox: Inbox, audit: Audit) -> None:
         self.client = httpx.Client(base_url=root.rstrip("/") + "/", timeout=TIMEOUT)
         self.inbox = inbox
+        self.audit = audit
         host = f"{self.client.base_url.host}:{self.client.base_url.port or ''}"
         self.name = f"orthanc {host}{self.client.base_url.path}"
 
@@ -77,6 +80,7 @@ class OrthancFinder:
             return
         try:
             self.inbox.store(content.content, "orthanc")
+            self.audit.record(f"find:{self.name}", "GET file", sop_uid, "HTTP 200")
         except InvalidObjectError as error:
             logger.warning("an object of Orthanc is left out: %s", error)
 

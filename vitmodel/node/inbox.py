@@ -95,6 +95,11 @@ class Inbox:
         """Return the file of an object. Both parts of its name were checked to be UIDs."""
         return self.folder / "inbox" / facts.study_uid / f"{facts.sop_uid}.dcm"
 
+    def hold(self, association: str, study_uid: str) -> None:
+        """Note that objects of a study are about to arrive, so that it does not count as complete."""
+        with self.database.write() as session:
+            self._touch(session, association, study_uid)
+
     def end_transfer(self, association: str) -> None:
         """Note that an association has ended."""
         with self.database.write() as session:

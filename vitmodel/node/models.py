@@ -204,6 +204,23 @@ class Cursor(Base):
     value: Mapped[str] = mapped_column(Text)
 
 
+class FoundStudy(Base):
+    """A study that polling has found in a PACS, and how far it was fetched."""
+
+    __tablename__ = "found_studies"
+    source: Mapped[str] = mapped_column(String(256), primary_key=True)
+    study_uid: Mapped[str] = mapped_column(String(UID_LENGTH), primary_key=True)
+    count: Mapped[str] = mapped_column(String(16), default="")
+    """Number of its objects as the PACS stated it; empty = not stated."""
+    digest: Mapped[str] = mapped_column(String(64), default="")
+    """SHA-256 of the sorted SOP Instance UIDs of its mammograms; empty = not all of them were fetched."""
+    looked_at: Mapped[float]
+    """When its objects were listed last."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Number of looks in a row that left an object unfetched."""
+    not_before: Mapped[float] = mapped_column(default=0.0)
+
+
 def as_dict(row: Base) -> dict[str, Any]:
     """Return the columns of a row by name."""
     return {column.key: getattr(row, column.key) for column in row.__mapper__.columns}

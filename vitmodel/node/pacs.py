@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import ssl
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Protocol
 
 import httpx
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
@@ -27,12 +25,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from vitmodel.config import NodeConfig
 from vitmodel.errors import UnreachableError
+from vitmodel.node.dicomweb import WebQueries
+from vitmodel.node.dimse import DicomPeer, make_peer
 from vitmodel.node.identity import identity_of, query_keys
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 30.0
-"""Seconds to wait for an answer."""
 REPLY_SECONDS = 3.0
 """How long an association stays open for a commitment's reply; most PACSs open a new one."""
 WARNINGS = (0xB000, 0xB006, 0xB007)
@@ -93,41 +91,25 @@ class Destination(Protocol):
 
 def make_destination(config: NodeConfig) -> Destination:
     """Return the destination that the configuration names."""
-    url = urlsplit(config.destination)
-    if url.scheme.startswith("http"):
+    if config.destination.startswith("http"):
         return WebDestination(config.destination)
-    assert url.hostname
-    assert url.port
-    context = None
-    if url.scheme == "dicoms":
-        context = ssl.create_default_context(cafile=config.tls_ca)
-        if config.tls_certificate is not None:
-            context.load_cert_chain(config.tls_certificate, config.tls_key)
-    return DicomDestination(config.ae_title, unquote(url.username or ""), url.hostname, url.port, context)
+    return DicomDestination(make_peer(config, config.destination))
 
 
 class DicomDestination:
     """A PACS that is reached by DIMSE.
 
     Args:
-        own_title: AE title of this node.
-        title: AE title of the PACS.
-        host: Its address.
-        port: Its port.
-        context: TLS settings; None = no TLS.
+        peer: The PACS.
     """
 
-    def __init__(self, own_title: str, title: str, host: str, port: int, context: ssl.SSLContext | None) -> None:
-        self.own_title = own_title
-        self.title = title
-        self.host = host
-        self.port = port
-        self.context = context
+    def __init__(self, peer: DicomPeer) -> None:
+        self.peer = peer
 
     def identity(self, study_uid: str) -> dict[str, str] | None:
-        ae = self._entity()
+        ae = self.peer.entity()
         ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-        association = self._associate(ae)
+        association = self.peer.associate(ae)
         if association is None:
             return None  # it answers no queries
         try:
@@ -144,13 +126,13 @@ class DicomDestination:
 
     def send(self, results: Sequence[Dataset], on_status: OnStatus) -> None:
         """Send results by C-STORE. Only the contexts of these results are proposed, each also uncompressed."""
-        ae = self._entity()
+        ae = self.peer.entity()
         for sop_class, syntax in sorted({(str(r.SOPClassUID), str(r.file_meta.TransferSyntaxUID)) for r in results}):
             if syntax not in UNCOMPRESSED:
                 ae.add_requested_context(sop_class, syntax)
         for sop_class in sorted({str(result.SOPClassUID) for result in results}):
             ae.add_requested_context(sop_class, UNCOMPRESSED)
-        association = self._associate(ae)
+        association = self.peer.associate(ae)
         if association is None:
             for result in results:
                 on_status(str(result.SOPInstanceUID), UNSUPPORTED)
@@ -173,9 +155,9 @@ class DicomDestination:
             request.on_report(event.event_information)
             return 0x0000, None
 
-        ae = self._entity()
+        ae = self.peer.entity()
         ae.add_requested_context(StorageCommitmentPushModel)
-        association = self._associate(ae, [(evt.EVT_N_EVENT_REPORT, on_event_report)])
+        association = self.peer.associate(ae, [(evt.EVT_N_EVENT_REPORT, on_event_report)])
         if association is None:
             raise UnreachableError("the PACS offers no storage commitment; use --confirm qido with --pacs-web")
         action = Dataset()
@@ -210,28 +192,6 @@ class DicomDestination:
         if not status:
             raise UnreachableError("the destination ended the association in the middle of a transfer")
         return status_of(int(status.Status))
-
-    def _entity(self) -> AE:
-        ae = AE(self.own_title)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT
-        ae.connection_timeout = 10
-        return ae
-
-    def _associate(self, ae: AE, handlers: Iterable[Any] = ()) -> Association | None:
-        """Return an association, or None if the PACS accepts none of the contexts.
-
-        Raises:
-            UnreachableError: The PACS does not answer or rejects us.
-        """
-        tls = (self.context, self.host) if self.context is not None else None
-        association = ae.associate(self.host, self.port, ae_title=self.title, evt_handlers=list(handlers), tls_args=tls)
-        if association.is_established:
-            return association
-        if association.rejected_contexts and not association.accepted_contexts:
-            return None
-        if association.is_rejected:
-            raise UnreachableError("the destination rejected the association; check the AE titles on both sides")
-        raise UnreachableError("the destination does not answer; check its address, and whether it runs")
 
 
 UNSUPPORTED = SendStatus("unsupported", "", "the destination accepts no objects of this SOP class")
@@ -306,45 +266,6 @@ def _stow_status(answer: httpx.Response, sop_uid: str) -> SendStatus:
     if answer.status_code == 415:
         return SendStatus("unsupported", "HTTP 415", UNSUPPORTED.message)
     return SendStatus("refused", f"HTTP {answer.status_code}", "the destination refused the object")
-
-
-class WebQueries:
-    """Queries by QIDO-RS.
-
-    Args:
-        root: The DICOMweb root.
-    """
-
-    def __init__(self, root: str) -> None:
-        self.client = httpx.Client(base_url=root.rstrip("/") + "/", timeout=TIMEOUT, follow_redirects=False)
-
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Return the answer to a request; raise UnreachableError without one, or if it asks for a login."""
-        try:
-            answer = self.client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise UnreachableError(f"the PACS does not answer by DICOMweb ({type(error).__name__})") from error
-        if answer.status_code in (401, 403):
-            raise UnreachableError(f"the PACS refuses our login (HTTP {answer.status_code}); check user and password")
-        return answer
-
-    def identity(self, study_uid: str) -> dict[str, str] | None:
-        """Return the identity of a study's patient; None = the PACS does not know the study."""
-        fields = ("00080090", "00080050", "00100021", "00200010")
-        found = self._search("studies", {"StudyInstanceUID": study_uid, "includefield": list(fields)})
-        return identity_of(found[0]) if found else None
-
-    def stored(self, study_uid: str, sop_uid: str) -> bool:
-        """Return whether the PACS has an object."""
-        return bool(self._search(f"studies/{study_uid}/instances", {"SOPInstanceUID": sop_uid}))
-
-    def _search(self, path: str, query: dict[str, Any]) -> list[Dataset]:
-        answer = self.request("GET", path, params=query, headers={"Accept": "application/dicom+json"})
-        if answer.status_code in (204, 404):
-            return []
-        if answer.status_code != 200:
-            raise UnreachableError(f"the PACS cannot answer a query (HTTP {answer.status_code})")
-        return [Dataset.from_json(json.dumps(item)) for item in answer.json()]
 
 
 def new_transaction() -> str:

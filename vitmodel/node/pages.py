@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from vitmodel.node.fhir import diagnostic_report
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue
 from vitmodel.node.metrics import NodeCollector, has_ready_workers, is_moving
+from vitmodel.node.ohif import make_viewer_link, make_viewer_router
 from vitmodel.node.queries import find_job, study_details
 from vitmodel.node.reading_store import StudyReadings
 from vitmodel.node.stow import read_parts, store_parts
@@ -93,6 +95,7 @@ def create_app(site: Site) -> FastAPI:
     _add_reading_room(app, site)
     _add_pages(app, site)
     _add_stow(app, site)
+    app.include_router(make_viewer_router(bool(site.web_root)))
     if site.web_root:
         _add_proxy(app, site.web_root, site.audit)
     return app
@@ -107,13 +110,15 @@ def _add_reading_room(app: FastAPI, site: Site) -> None:
     def record(request: Request, action: str, exam: Exam | None) -> None:
         site.audit.record(who(request), action, exam.key if exam else "")
 
-    app.include_router(make_router(lambda _: room, record=record))
+    viewer_link = make_viewer_link(bool(site.web_root))
+    app.include_router(make_router(lambda _: room, record=record, viewer_link=viewer_link))
     app.include_router(make_static_router())
 
 
 def _add_pages(app: FastAPI, site: Site) -> None:
     """Add the studies and the FHIR reports."""
-    template = make_environment(FOLDER / "templates").get_template("study.html.j2")
+    environment = make_environment(FOLDER / "templates", viewer_link=make_viewer_link(bool(site.web_root)))
+    template = environment.get_template("study.html.j2")
     database = site.queue.database
 
     @app.get("/studies/{study_uid}", response_model=None)
@@ -162,9 +167,10 @@ def _add_proxy(app: FastAPI, root: str, audit: Audit) -> None:
     """Add a read-only view of the PACS's DICOMweb under our own origin, so that viewers need no CORS."""
 
     client = httpx.AsyncClient(base_url=root + "/", timeout=60, follow_redirects=False)
+    shown_root = re.sub(r"//[^/@]*@", "//", root).encode()  # without a login
 
     @app.get("/dicom-web/{path:path}", response_model=None)
-    async def forward(path: str, request: Request) -> StreamingResponse:
+    async def forward(path: str, request: Request) -> Response:
         """Return what the PACS answers to a query or retrieval (QIDO-RS, WADO-RS)."""
         segments = path.split("/")
         if segments[0] != "studies" or any(segment in ("", ".", "..") or "%" in segment for segment in segments):
@@ -178,6 +184,10 @@ def _add_proxy(app: FastAPI, root: str, audit: Audit) -> None:
         study_uid = segments[1] if len(segments) > 1 else ""
         await run_in_threadpool(audit.record, who(request), "GET /dicom-web", study_uid, str(answer.status_code))
         returned = {name: answer.headers[name] for name in RETURNED if name in answer.headers}
+        if "json" in returned.get("content-type", ""):
+            # A viewer must follow the links to large values through this server: it may reach no other one.
+            body = (await answer.aread()).replace(shown_root, b"/dicom-web")
+            return Response(body, answer.status_code, returned)
         return StreamingResponse(
             answer.aiter_bytes(), answer.status_code, returned, background=BackgroundTask(answer.aclose)
         )

@@ -189,7 +189,7 @@ class Receiver:
         self.ae.shutdown()
 
     def _on_echo(self, event: evt.Event) -> int:
-        self.audit.record(f"ae:{event.assoc.requestor.ae_title}", "C-ECHO")
+        self._record(event, "C-ECHO")
         return SUCCESS
 
     def _on_store(self, event: evt.Event) -> int:
@@ -199,8 +199,8 @@ class Receiver:
         subject = str(getattr(event.request, "AffectedSOPInstanceUID", ""))
         try:
             self.inbox.store(event.encoded_dataset(), caller, self._name_of(event.assoc))
-        except DiskFullError:
-            logger.error("an object was refused: less disk space is free than min_free_gb asks for")
+        except DiskFullError as error:
+            logger.error("an object was refused: %s", error)
             status = OUT_OF_RESOURCES
         except InvalidObjectError as error:
             logger.warning("an object was refused: %s", error)
@@ -208,18 +208,28 @@ class Receiver:
         except Exception as error:  # noqa: BLE001 (the sender must learn that the object is not stored)
             logger.error("an object could not be stored: %s", type(error).__name__)
             status = PROCESSING_FAILURE
-        self.audit.record(f"ae:{caller}", "C-STORE", subject, f"0x{status:04X}")
+        if not self._record(event, "C-STORE", subject, f"0x{status:04X}"):
+            return status or OUT_OF_RESOURCES  # it is recorded when the object is sent again
         return status
 
     def _on_event_report(self, event: evt.Event) -> tuple[int, Dataset | None]:
-        caller = str(event.assoc.requestor.ae_title).strip()
-        self.audit.record(f"ae:{caller}", "N-EVENT-REPORT")
+        self._record(event, "N-EVENT-REPORT")
         try:
             self.on_report(event.event_information)
         except Exception as error:  # noqa: BLE001 (the peer must learn that its report was not taken)
             logger.error("a storage commitment report could not be read: %s", type(error).__name__)
             return PROCESSING_FAILURE, None
         return SUCCESS, None
+
+    def _record(self, event: evt.Event, action: str, subject: str = "", outcome: str = "") -> bool:
+        """Record what a peer did; return False if that fails, for example because the disk is full."""
+        caller = str(event.assoc.requestor.ae_title).strip()
+        try:
+            self.audit.record(f"ae:{caller}", action, subject, outcome)
+        except Exception as error:  # noqa: BLE001 (the peer must get an answer)
+            logger.error("%s could not be recorded: %s", action, type(error).__name__)
+            return False
+        return True
 
     def _on_end(self, event: evt.Event) -> None:
         """Note the end of an association; it is called once or twice per association."""

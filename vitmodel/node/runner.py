@@ -14,6 +14,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.context import SpawnProcess
 
 from sqlalchemy import delete, select
@@ -29,8 +30,10 @@ from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import STALE_TRANSFER_SECONDS, Inbox
 from vitmodel.node.jobs import END_STAGES, Queue, QueueRules
 from vitmodel.node.models import Instance, Job, Study, Transfer, Worker
+from vitmodel.node.polling import Poller, PollingRules
 from vitmodel.node.receiving import Listener, Receiver
 from vitmodel.node.sending import Sender, record_report
+from vitmodel.node.sources import make_source
 from vitmodel.utils import import_extra
 from vitmodel.viewer.room import Model
 from vitmodel.web.security import AccessPolicy, check_exposure
@@ -134,8 +137,12 @@ class Node:
             if "send" in roles and self.config.destination:
                 self._start(self._send)
             if "find" in roles and self.config.orthanc:
-                finder = OrthancFinder(self.config.orthanc, self.inbox)
+                finder = OrthancFinder(self.config.orthanc, self.inbox, self.audit)
                 self._start(lambda: finder.work(self.stop))
+            if "find" in roles:
+                for address in self.config.find:
+                    poller = self._make_poller(address)
+                    self._start(partial(poller.work, self.stop))
             if "score" in roles:
                 self._start(self._supervise)
             yield
@@ -165,6 +172,10 @@ class Node:
         return Receiver(
             self.inbox, listener, self.audit, lambda report: record_report(self.database, report, time.time())
         )
+
+    def _make_poller(self, address: str) -> Poller:
+        rules = PollingRules(days=self.config.find_days, seconds=self.config.find_seconds)
+        return Poller(make_source(self.config, address, self.inbox, self.audit), self.inbox, rules)
 
     def _serve_pages(self) -> None:
         """Serve the pages in a thread.

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydicom import dcmread
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from vitmodel import __version__
 from vitmodel.config import NodeConfig, PredictConfig, PredictorConfig
-from vitmodel.errors import VitmodelError
+from vitmodel.errors import DiskFullError, VitmodelError
 from vitmodel.node.database import worst_status
 from vitmodel.node.fingerprint import package_fingerprint
 from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
@@ -21,12 +22,15 @@ from vitmodel.node.models import Instance, Job, Result
 from vitmodel.scoring.predictor import Predictor
 from vitmodel.scoring.sources import score_sources
 from vitmodel.scoring.tables import INTERVAL, ScoreTables
-from vitmodel.utils import progress_bars, to_json
+from vitmodel.utils import is_full_disk, progress_bars, to_json
 from vitmodel.viewer.heat_maps import HeatMapStore
 from vitmodel.viewer.model_facts import ModelFacts
 from vitmodel.viewer.room import Model
 
 logger = logging.getLogger(__name__)
+
+DATABASE_SECONDS = 5.0
+"""Wait before a database that failed is used again; a new process would have to load its model again."""
 
 
 def predictor_config(config: NodeConfig) -> dict[str, Any]:
@@ -64,11 +68,15 @@ class Scorer:
         self.fingerprint = package_fingerprint(config)
 
     def work(self, stop: threading.Event) -> None:
-        """Score jobs until `stop` is set."""
+        """Score jobs until `stop` is set. A database that cannot be written, or is away, is tried again."""
         while not stop.is_set():
-            self.queue.sign_on(self.owner, "score", True)
-            if not self.score_next():
-                stop.wait(POLL_SECONDS)
+            try:
+                self.queue.sign_on(self.owner, "score", True)
+                if not self.score_next():
+                    stop.wait(POLL_SECONDS)
+            except (DiskFullError, SQLAlchemyError) as error:
+                logger.error("the queue cannot be used: %s", type(error).__name__)
+                stop.wait(DATABASE_SECONDS)
 
     def score_next(self) -> bool:
         """Score the next job; return whether there was one."""
@@ -80,11 +88,18 @@ class Scorer:
                 self._score(job)
             except VitmodelError as error:
                 logger.error("job %d failed: %s", job.id, type(error).__name__)
-                self.queue.fail(job.id, self.owner, str(error), type(error).__name__)
+                self._fail(job, error, str(error))
             except Exception as error:  # noqa: BLE001 (the message could hold values of a header)
                 logger.error("job %d failed: %s", job.id, type(error).__name__)
-                self.queue.fail(job.id, self.owner, type(error).__name__, type(error).__name__)
+                self._fail(job, error, type(error).__name__)
         return True
+
+    def _fail(self, job: Job, error: Exception, message: str) -> None:
+        """End a failed attempt; that the disk is full is no fault of the job."""
+        if is_full_disk(error):
+            self.queue.fail(job.id, self.owner, "disk: no space is left for results", "disk_full", counts=False)
+        else:
+            self.queue.fail(job.id, self.owner, message, type(error).__name__)
 
     def _score(self, job: Job) -> None:
         """Score a job's images as `predict` does, and store what came out."""

@@ -13,6 +13,7 @@ from sqlalchemy import select, update
 from vitmodel.config import NodeConfig
 from vitmodel.errors import UnreachableError
 from vitmodel.node.database import Database
+from vitmodel.node.dicomweb import WebQueries
 from vitmodel.node.identity import apply_identity
 from vitmodel.node.jobs import POLL_SECONDS, Queue, kept_lease
 from vitmodel.node.models import Job, Result
@@ -20,7 +21,6 @@ from vitmodel.node.pacs import (
     CommitmentRequest,
     Destination,
     SendStatus,
-    WebQueries,
     make_destination,
     new_transaction,
     read_result,

@@ -77,6 +77,19 @@ class ImageEntry:
         return bool(self.chest_wall and wanted and self.chest_wall != wanted)
 
     @property
+    def wall_margin(self) -> float:
+        """Width in source pixels of what lies behind the chest wall, such as the border of a digitised film."""
+        if self.box is None or not self.columns or self.chest_wall not in ("left", "right"):
+            return 0.0
+        x0, _, x1, _ = self.box
+        return max(0.0, float(x0 if self.chest_wall == "left" else self.columns - x1))
+
+    @property
+    def reach(self) -> float | None:
+        """Width in source pixels from the chest wall to the end of the breast; None if it is unknown."""
+        return None if self.box is None else float(self.box[2] - self.box[0])
+
+    @property
     def is_inverted(self) -> bool:
         """Whether the stated polarity is wrong, so that the page inverts the grey values."""
         return "inverted" in self.reason.split(";")

@@ -83,8 +83,8 @@ class Figures:
             for point in _lane(units, breasts, rows, LANE * (number + 0.5), number == 0)
         ]
         found = Reliability.from_units(units)
-        columns = zip(found.score, found.observed, found.low, found.high, found.units, strict=True)
-        bins = tuple(CalibrationBin(*map(float, row[:-1]), int(row[-1])) for row in columns)
+        columns = (found.score, found.observed, found.low, found.high, found.units.astype(int))
+        bins = tuple(map(CalibrationBin, *(column.tolist() for column in columns)))
         shown = len(lanes[0]), len(lanes[1])
         if curve is None:
             return cls(tuple(strip), shown, bins)

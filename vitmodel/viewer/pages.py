@@ -84,6 +84,7 @@ def make_router(
     find_room: Callable[[Request], ReadingRoom],
     base: str = "",
     record: Callable[[Request, str, Exam | None], object] = lambda request, action, exam: None,
+    viewer_link: Callable[[str], str] = lambda key: "",
 ) -> APIRouter:
     """Return the routes of reading rooms.
 
@@ -93,6 +94,7 @@ def make_router(
         find_room: Function that returns the room of a request.
         base: Path below which the pages are; it may hold parameters, such as `/uploads/{upload}`.
         record: Called with the request, the action and the exam, or None for the worklist, when somebody looks.
+        viewer_link: Function from the key of an exam to its address in another viewer; empty = there is none.
 
     Raises:
         UsageError: The extra `serve` is not installed.
@@ -105,7 +107,7 @@ def make_router(
 
     make_desk.__annotations__["request"] = Request  # FastAPI looks the name up in the module, where it is missing
     router = APIRouter(prefix=base)
-    _add_pages(router, Depends(make_desk))
+    _add_pages(router, Depends(make_desk), make_environment(viewer_link=viewer_link))
     _add_exams(router, Depends(make_desk))
     _add_images(router, Depends(make_desk))
     add_exports(router, Depends(make_desk))
@@ -129,12 +131,10 @@ def make_static_router() -> APIRouter:
     return router
 
 
-def _add_pages(router: APIRouter, at_desk: Any) -> None:
+def _add_pages(router: APIRouter, at_desk: Any, environment: Any) -> None:
     """Add the HTML pages."""
     from fastapi import Form
     from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
-
-    environment = make_environment()
 
     @router.get("/", response_class=HTMLResponse, include_in_schema=False)
     @router.get("/worklist", response_class=HTMLResponse)
@@ -253,11 +253,12 @@ def _http_error(status: int, sentence: str) -> HTTPException:
     return HTTPException(status, sentence)
 
 
-def make_environment(*folders: Path) -> Any:
+def make_environment(*folders: Path, viewer_link: Callable[[str], str] = lambda key: "") -> Any:
     """Return the templates, which escape all text.
 
     Args:
         folders: Further folders of templates, which may extend those of the reading room.
+        viewer_link: Function from the key of an exam to its address in another viewer; empty = there is none.
     """
     import jinja2
 
@@ -268,5 +269,5 @@ def make_environment(*folders: Path) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"notice": NOT_A_MEDICAL_DEVICE, "version": __version__}
+    environment.globals |= {"notice": NOT_A_MEDICAL_DEVICE, "version": __version__, "viewer_link": viewer_link}
     return environment

@@ -19,6 +19,8 @@ from vitmodel.viewer.readings import BIRADS, Form, Reading
 from vitmodel.viewer.source import FILTERS, SHOWING_SCORES, ExamSource, WorklistPage, WorklistQuery
 
 MEANINGS = REFUSAL_REASONS | WARNING_REASONS
+WITHOUT_PIXELS = ("no_pixels", "unreadable", "undecodable")
+"""Codes of refused images whose pixels cannot be shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,11 +217,14 @@ class ReadingRoom:
         if hidden:
             described |= {"probability": None, "region": (), "typicality": None, "outputs": {}}
         described["meaning"] = explain(image.reason)
-        described["mirrored"] = image.is_mirrored
+        described |= {"mirrored": image.is_mirrored, "margin": image.wall_margin, "reach": image.reach}
+        described["pixels"] = None
+        if image.reason in WITHOUT_PIXELS:  # the header may be readable, but the page would ask for tiles in vain
+            described["problem"] = image.remark
+            return described
         try:
             described["pixels"] = asdict(self.pixels.facts(image))
         except ImageRefusedError as error:
-            described["pixels"] = None
             described["problem"] = str(error)
         return described
 

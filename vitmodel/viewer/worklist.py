@@ -143,7 +143,8 @@ class Worklist:
 
     def _complete(self, row: WorklistRow) -> WorklistRow:
         """Return the row with what is looked up for the exams of a page only."""
-        right, left = (breast and breast.interval for breast in map(self._exams[row.key].breast, "RL"))
+        breasts = [self._exams[row.key].breast(side) for side in "RL"]
+        right, left = (None if breast is None else breast.interval for breast in breasts)
         return replace(row, date=self.date(row.key), right_interval=right, left_interval=left)
 
     def _ask(self, query: str, values: Sequence[str] | Mapping[str, str] = ()) -> list[tuple]:

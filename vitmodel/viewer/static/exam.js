@@ -21,15 +21,19 @@ let exam;
 let form;
 function fit() {
     const scales = viewports.filter(viewport => viewport.image.pixels).map(viewport => {
-        const [width, height] = viewport.size, [across, tall] = viewport.extent;
+        const [width, height] = viewport.size, [across, tall] = viewport.wanted;
         return Math.min(width / across, height / tall);
     });
     place(viewport => Object.assign(viewport.camera, { scale: Math.min(...scales, 1e3), away: 0, down: 0 }));
 }
 function actual() {
     const viewport = chosen ?? viewports[0];
-    if (viewport)
-        zoom(viewport, 1 / (viewport.spacing[0] * (window.devicePixelRatio || 1)) / viewport.camera.scale, viewport.size[0] / 2, viewport.size[1] / 2);
+    if (!viewport)
+        return;
+    const [width, height] = viewport.size;
+    const wall = { R: width, L: 0 }[viewport.image.side] ?? width / 2;
+    const scale = 1 / (viewport.spacing[0] * (window.devicePixelRatio || 1));
+    zoom(viewport, scale / viewport.camera.scale, viewport.camera.away === 0 ? wall : width / 2, height / 2);
 }
 function place(change) {
     const cameras = new Set();

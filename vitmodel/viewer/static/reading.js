@@ -94,6 +94,7 @@ export class ReadingForm {
             this.fill(this.exam);
         });
         this.message.replaceChildren("Not stored yet; this browser kept it. ", discard);
+        this.dirty = false;
     }
     show(body) {
         for (const field of this.form.querySelectorAll("fieldset[data-side]")) {

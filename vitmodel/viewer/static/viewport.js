@@ -1,6 +1,7 @@
 import { fetchTile, isSegments } from "./data.js";
 import { drawSegments } from "./segments.js";
 const UNKNOWN_HEIGHT = 290;
+const AIR = 1.15;
 const MAGNIFICATION = 2.5;
 const LENS = 90;
 export class Viewport {
@@ -64,16 +65,23 @@ export class Viewport {
         const pixels = this.image.pixels;
         return pixels ? [pixels.columns * this.spacing[0], pixels.rows * this.spacing[1]] : [1, 1];
     }
+    get wanted() {
+        const [across, tall] = this.extent;
+        const behind = this.image.margin * this.spacing[0];
+        const reach = this.image.side && this.image.reach ? AIR * this.image.reach * this.spacing[0] : across;
+        return [Math.min(across - behind, reach), tall];
+    }
     get size() { return [this.figure.clientWidth, this.figure.clientHeight]; }
     get origin() {
         const [width, height] = this.size;
         const { scale, away, down } = this.camera;
         const [across, tall] = [this.extent[0] * scale, this.extent[1] * scale];
         const top = (height - tall) / 2 + down * scale;
+        const behind = this.image.margin * this.spacing[0] * scale;
         if (this.image.side === "R")
-            return [width - across - away * scale, top];
+            return [width - across + behind - away * scale, top];
         if (this.image.side === "L")
-            return [away * scale, top];
+            return [away * scale - behind, top];
         return [(width - across) / 2 + away * scale, top];
     }
     toSource(x, y) {
