@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import subprocess
 import tomllib
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -28,6 +30,17 @@ def test_the_unit_starts_the_node_with_the_recipe() -> None:
     program, *words = shlex.split(line.partition("=")[2])
     assert program.endswith("/vitmodel")
     assert words == ["node", "run", "--config", "/etc/vitmodel/node.yaml"]
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd is not installed")
+    unit = tmp_path / "vitmodel-node.service"
+    text = (DEPLOY / unit.name).read_text()
+    unit.write_text(text.replace("/opt/vitmodel/.venv/bin/vitmodel", "/bin/true"))
+    done = subprocess.run([program, "verify", unit], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_compose_file_starts_a_node_that_is_confined() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -310,6 +313,44 @@ def test_the_demo_shows_scored_studies_in_the_worklist_and_in_the_pacs(
         assert " %" in page
         series = httpx.get(f"{orthanc.url}/series?expand").json()
         assert sum(item["MainDicomTags"].get("Manufacturer") == "vitmodel" for item in series) >= STUDIES
+
+
+@pytest.mark.nightly
+def test_the_demo_goes_from_nothing_to_results_in_the_pacs_and_leaves_no_process(tmp_path: Path) -> None:
+    if shutil.which("Orthanc") is None:
+        pytest.skip("Orthanc is not installed")
+    command = [sys.executable, "-m", "vitmodel.cli", "node", "--demo"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    lines = list(itertools.takewhile(lambda line: not line.startswith("study 3 of 3"), process.stdout))
+    process.terminate()
+    assert process.wait(60) == 0
+    assert sum("its results are in the PACS" in line for line in lines) == 2
+    assert any("/worklist" in line for line in lines)
+    left = [path for path in Path("/proc").glob("[0-9]*/cwd") if os.path.realpath(path) == str(tmp_path)]
+    assert not left
+
+
+def test_a_port_in_use_is_replaced_in_the_demo() -> None:
+    from vitmodel.node.demo import usable_port
+
+    wanted = free_port()
+    assert usable_port(wanted) == wanted
+    with socket.create_server(("127.0.0.1", wanted)):
+        assert usable_port(wanted) not in (wanted, 0)
+
+
+def test_what_an_interrupted_run_has_left_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitmodel.node import demo
+
+    def run_step(*words: str) -> None:
+        Path(words[-1]).mkdir(parents=True)
+
+    monkeypatch.setattr(demo, "run_step", run_step)
+    (tmp_path / "model.part" / "half").mkdir(parents=True)
+    for _ in range(2):
+        demo.make_once(tmp_path / "model", ("etl {out}", "train {out}/run"))
+        assert [path.name for path in (tmp_path / "model").iterdir()] == ["run"]
 
 
 def test_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
