@@ -87,6 +87,11 @@ class Ensemble:
 
     def fingerprint(self) -> str:
         """Return the hashes and settings that, together with an image, determine its score."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """The fingerprint, computed once: the networks in memory stay as they are if the files are replaced."""
         digests = []
         for package in self.packages:
             digests += [sha256_file(package.folder / TENSORS_FILE), content_digest(package.folder)]
