@@ -1,11 +1,11 @@
 """Throughput and memory of `vitmodel node` beside `vitmodel predict` on the same files, in turns.
 
-    python benchmarks/node.py PACKAGE MAMMOGRAM.dcm [--studies 500] [--rounds 1] [--orthanc]
+    python benchmarks/node.py PACKAGE MAMMOGRAM.dcm [--studies 500] [--rounds 1] [--processes 1] [--orthanc]
 
-Each study has four views, copies of MAMMOGRAM with UIDs of their own, which are sent by C-STORE to a node with one
-scoring process. The clock runs from the first object until the last job is finished; the node has loaded its model
-before. The time of `predict` is that of the command, less that of a run on one study. Both make heat maps and DICOM
-results.
+Each study has four views, copies of MAMMOGRAM with UIDs of their own, which are sent by C-STORE to a node with
+`--processes` scoring processes. The clock runs from the first object until the last job is finished; the node has
+loaded its model before. The time of `predict` is that of the command, less that of a run on one study. Both make heat
+maps and DICOM results.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=500, help="number of studies of four images (default: 500)")
     parser.add_argument("--rounds", type=int, default=1, help="repetitions of predict and node in turns (default: 1)")
     parser.add_argument("--orthanc", action="store_true", help="also with an Orthanc as the destination")
+    parser.add_argument("--processes", type=int, default=1, help="scoring processes of the node (default: 1)")
     options = parser.parse_args()
+    processes = ("--processes", str(options.processes))
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "one").mkdir()
@@ -160,15 +162,17 @@ def main() -> None:
                 flush=True,
             )
             (work / str(number)).mkdir()
-            found = time_node(options.package, files, work / str(number) / "node", options.studies)
+            found = time_node(options.package, files, work / str(number) / "node", options.studies, *processes)
             ratio = seconds / float(str(found["seconds"]))
             print(json.dumps({"round": number, "node": found, "node_to_predict": round(ratio, 2)}), flush=True)
             if options.orthanc:
                 port = usable_port()
                 with running_orthanc(find_orthanc(), work / f"orthanc-{number}", "VITMODEL", port) as orthanc:
                     (work / f"o{number}").mkdir()
-                    flags = ("--destination", f"dicom://ORTHANC@127.0.0.1:{orthanc.dicom_port}")
-                    found = time_node(options.package, files, work / f"o{number}" / "node", options.studies, *flags)
+                    flags = (*processes, "--destination", f"dicom://ORTHANC@127.0.0.1:{orthanc.dicom_port}")
+                    found = time_node(
+                        options.package, files, work / f"o{number}" / "node", options.studies, *processes, *flags
+                    )
                 ratio = seconds / float(str(found["seconds"]))
                 print(
                     json.dumps({"round": number, "node_with_orthanc": found, "node_to_predict": round(ratio, 2)}),

@@ -247,13 +247,14 @@ class Node:
 
 def score_forever(config: NodeConfig, name: str) -> None:
     """Score jobs until this process gets SIGTERM or its parent ends; the target of a worker process."""
-    from vitmodel.node.scoring import Scorer  # only workers load PyTorch
+    from vitmodel.node.scoring import Scorer, share_cores  # only workers load PyTorch
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=die_with_parent, daemon=True).start()
     keep_values_out_of_logs()
+    share_cores(config.processes)
     database = open_database(config)
     queue = make_queue(config, database)
     queue.sign_on(name, "score", False)

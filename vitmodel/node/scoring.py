@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydicom import dcmread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,6 +48,11 @@ def load_model(config: NodeConfig) -> Model:
         logger.error("the reading room has no heat maps: %s", type(error).__name__)
         return Model()
     return Model(ModelFacts.of(predictor.ensemble, config.package.parent.name), HeatMapStore(predictor))
+
+
+def share_cores(processes: int) -> None:
+    """Let this process use its share of the cores: threads of several processes would wait for each other's."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 class Scorer:
