@@ -1,4 +1,4 @@
-"""Throughput and memory of `vitmodel node` beside `vitmodel predict` on the same files, in turns.
+"""Throughput and memory of `vitmodel node` compared with `vitmodel predict` on the same files, in turns.
 
     python benchmarks/node.py PACKAGE MAMMOGRAM.dcm [--studies 500] [--rounds 1] [--processes 1] [--orthanc]
 

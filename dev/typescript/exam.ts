@@ -195,7 +195,7 @@ async function addThumbnail(button: HTMLElement, image: ExamImage): Promise<void
   } catch { /* the reason is shown where the image is */ }
 }
 
-/** Return what stands for a view that the exam does not have. */
+/** Return a placeholder for a view that the exam does not have. */
 function emptyPlace(name: string): HTMLElement {
   const figure = Object.assign(document.createElement("figure"), { className: `empty ${name.startsWith("R") ? "right" : "left"}` });
   figure.append(Object.assign(document.createElement("figcaption"), { textContent: `${name}  none` }));

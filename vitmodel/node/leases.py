@@ -17,7 +17,7 @@ def kept_lease(queue: Queue, job: Job, owner: str) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(queue.rules.lease_seconds / 3):
-            with contextlib.suppress(Exception):  # the database may be away for a moment; the lease tells
+            with contextlib.suppress(Exception):  # the database may be away for a moment; then the lease ends
                 queue.heartbeat(job.id, owner)
 
     thread = threading.Thread(target=beat, daemon=True)

@@ -1,4 +1,4 @@
-"""Figures of the evaluation page, besides the ROC curve: their points in the coordinates of SVG drawings."""
+"""Figures of the evaluation page other than the ROC curve: their points in the coordinates of SVG drawings."""
 
 from __future__ import annotations
 
