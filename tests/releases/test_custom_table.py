@@ -103,7 +103,7 @@ def test_all_problems_of_a_table_are_listed_with_row_and_allowed_values(folder: 
         read_release(write(folder / "t.csv", *rows))
     message = str(error.value)
     for part in (
-        "column patient_id, row 1: the value is an id that a spreadsheet has rounded",
+        "column patient_id, row 1: the value is an id that a spreadsheet has rounded to 1.23457E+14",
         "column laterality, row 1: the value is not L or R",
         "column cancer, row 1: the value is not 1 or 0",
         "column cancer, row 2: the value is not",

@@ -225,8 +225,9 @@ def _describe(values: pd.Series, column: str, word: str, problem: str) -> str:
 def _find_rounded_ids(values: pd.Series, column: str) -> list[str]:
     """Return a problem for each id that a spreadsheet has rounded, so that several patients may have become one."""
     rounded = [word for word in values.dropna().unique() if ROUNDED_NUMBER.fullmatch(word.strip())]
-    problem = "is an id that a spreadsheet has rounded; export the table again with this column as text"
-    return [_describe(values, column, word, problem) for word in rounded]
+    problem = "is an id that a spreadsheet has rounded to {}; export the table again with this column as text"
+    # a rounded number is no longer the id of a patient, so it may be shown
+    return [_describe(values, column, word, problem.format(word.strip())) for word in rounded]
 
 
 def _merge_findings(table: pd.DataFrame, path: Path) -> pd.DataFrame:
