@@ -47,7 +47,7 @@ def read_scores_folder(folder: Path) -> list[Exam]:
     """
     images, breasts = (_read(folder / name) for name in ("scores.csv", "breast_scores.csv"))
     records = _records(folder)
-    keys = images["source_sha256"].where(images["source_sha256"] != "", images["image_id"])
+    keys = images["source_sha256"].fillna(images["image_id"])
     return make_exams(images, breasts, [records.get(key, {}) for key in keys])
 
 
@@ -77,7 +77,7 @@ def _read(path: Path) -> pd.DataFrame:
         raise UsageError(
             f"{path.parent}: has no {path.name}; name the output folder of `vitmodel predict` or `evaluate`"
         )
-    return _normalize(read_table(path))
+    return read_table(path)
 
 
 def _normalize(table: pd.DataFrame) -> pd.DataFrame:
