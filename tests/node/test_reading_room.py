@@ -117,6 +117,35 @@ def test_a_study_is_shown_before_it_is_scored_and_with_its_scores_after(desk: De
     assert client.get("/worklist?stage=dead").text.count("<tbody>") == 0
 
 
+def test_the_worklist_has_the_views_of_a_study_that_waits(desk: Desk, make_study: MakeStudy) -> None:
+    desk.receive(make_study(TWO_VIEWS))
+    assert "R\u2011CC L\u2011CC" in desk.client().get("/worklist").text
+
+
+def test_a_study_that_is_refused_does_not_wait(desk: Desk, make_study: MakeStudy) -> None:
+    images = make_study(TWO_VIEWS)
+    images[1].PatientID = "another"
+    uid = desk.receive(images)
+    client = desk.client()
+    assert client.get(f"/api/exams/{uid}").json()["status"] == "waiting"
+    desk.gather()
+    exam = client.get(f"/api/exams/{uid}").json()
+    assert exam["status"] == "refused"
+    assert {image["status"] for image in exam["images"]} == {"refused"}
+    assert all("patients" in image["remark"] for image in exam["images"])
+    assert {breast["probability"] for breast in exam["breasts"]} == {None}
+    assert ">refused</span>" in client.get("/worklist?only=refused").text
+
+
+def test_an_address_that_is_guessed_before_the_scores_does_not_hide_them(desk: Desk, make_study: MakeStudy) -> None:
+    uid = desk.receive(make_study(TWO_VIEWS))
+    client = desk.client()
+    desk.gather()
+    assert client.get("/api/images/j1-0/tiles/0/0/0").status_code == 404
+    desk.score()
+    assert all(image["pixels"] for image in client.get(f"/api/exams/{uid}").json()["images"])
+
+
 def test_a_heat_map_is_computed_for_a_scored_study_only_with_the_model_that_scored_it(
     desk: Desk, make_study: MakeStudy
 ) -> None:

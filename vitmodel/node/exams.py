@@ -10,7 +10,7 @@ from typing import Any
 
 from vitmodel.errors import UsageError
 from vitmodel.node.models import Instance, Job, Study
-from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, to_interval
+from vitmodel.viewer.exams import BreastEntry, Exam, ImageEntry, Status, to_interval
 from vitmodel.viewer.scores_folder import read_scores_folder
 
 JOB_MARK, OBJECT_MARK = "j", "o"
@@ -75,14 +75,16 @@ def summarize(study: Study, job: Job) -> Exam:
     return _exam(study, images, breasts)
 
 
-def waiting_exam(study: Study, instances: Sequence[Instance], folder: Path) -> Exam:
-    """Return the exam of a study that is not scored yet.
+def unscored_exam(study: Study, instances: Iterable[Instance], folder: Path, *, is_waiting: bool = True) -> Exam:
+    """Return the exam of a study without scores.
 
     Args:
         study: The study.
         instances: Its objects.
         folder: The node's folder.
+        is_waiting: Whether it may still be scored; otherwise its images count as refused.
     """
+    status: Status = "waiting" if is_waiting else "refused"
     images = tuple(
         ImageEntry(
             key=f"{OBJECT_MARK}{instance.sop_uid}",
@@ -90,15 +92,15 @@ def waiting_exam(study: Study, instances: Sequence[Instance], folder: Path) -> E
             side=instance.laterality,
             view=instance.view,
             path=str(folder / instance.path),
-            status="waiting",
+            status=status,
             reason="",
-            remark="",
+            remark="" if is_waiting else study.reason,
         )
         for instance in instances
         if not instance.ignored
     )
     sides = sorted({image.side for image in images}, reverse=True)
-    breasts = [BreastEntry(side, None, None, "waiting", "", _views(images, side)) for side in sides]
+    breasts = [BreastEntry(side, None, None, status, "", _views(images, side)) for side in sides]
     return replace(_exam(study, images, breasts), is_explainable=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from vitmodel.node.database import Database
-from vitmodel.node.exams import image_place, scored_exam, summarize, waiting_exam
+from vitmodel.node.exams import image_place, scored_exam, summarize, unscored_exam
 from vitmodel.node.jobs import END_STAGES, WORKING_STAGES
 from vitmodel.node.models import Instance, Job, StoredReading, Study
 from vitmodel.viewer.exams import Exam, format_date
@@ -49,6 +50,11 @@ class StudyJobs:
             return self.last.stage
         return "gathering" if self.study.pending else self.study.state
 
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether the study may get scores without anybody's doing."""
+        return self.study.pending or (self.last is not None and self.last.stage in WORKING_STAGES)
+
 
 class StudySource:
     """The studies of a node; each page asks the database anew.
@@ -82,10 +88,10 @@ class StudySource:
             if found is None:
                 return None
             if found.scored is None:
-                query = select(Instance).where(Instance.study_uid == key).order_by(Instance.sop_uid)
-                exam = waiting_exam(found.study, session.scalars(query).all(), self.folder)
+                images = _images_of(session, [key])
+                exam = unscored_exam(found.study, images, self.folder, is_waiting=found.is_waiting)
             else:
-                exam = self._read(found.scored.id) or summarize(found.study, found.scored)
+                exam = self._read(found.scored.id)
         return replace(
             exam,
             patient_id=found.study.patient_id,
@@ -97,20 +103,23 @@ class StudySource:
         """Return the exam that has the image of a key, in the version that the key names."""
         job_id, sop_uid = image_place(key)
         if job_id is not None:
-            return self._read(job_id)
+            with contextlib.suppress(LookupError):
+                return self._read(job_id)
+            return None
         with self.database.read() as session:
             instance = session.get(Instance, sop_uid) if sop_uid else None
             if instance is None or instance.ignored:
                 return None
             study = session.get_one(Study, instance.study_uid)
-            return waiting_exam(study, [instance], self.folder)
+            return unscored_exam(study, [instance], self.folder)
 
-    def _read_job(self, job_id: int) -> Exam | None:
+    def _read_job(self, job_id: int) -> Exam:
+        """Return the exam of a scored job; raise LookupError, which is not kept, if it does not exist."""
         with self.database.read() as session:
             job = session.get(Job, job_id)
             study = session.get(Study, job.study_uid) if job else None
         if job is None or study is None or not job.scores:
-            return None
+            raise LookupError(job_id)
         is_own = self.fingerprint in ("", job.fingerprint)
         return replace(scored_exam(study, job, self.folder), is_explainable=is_own)
 
@@ -125,15 +134,21 @@ class StudySource:
             number = min(max(1, query.page), pages)
             ordered = joined.order_by(*_order(query.sort), Study.last_arrival.desc(), Study.study_uid)
             found = session.execute(ordered.limit(PAGE).offset(PAGE * (number - 1))).all()
-            read = _read_studies(session, [study.study_uid for study, *_ in found], query.reader)
-        rows = [self._row(StudyJobs(*row), row[0].study_uid in read) for row in found]
+            studies = [StudyJobs(*row) for row in found]
+            read = _read_studies(session, [each.study.study_uid for each in studies], query.reader)
+            images = _images_of(session, [each.study.study_uid for each in studies if each.scored is None])
+        rows = [self._row(each, images, each.study.study_uid in read) for each in studies]
         return WorklistPage(rows, total, number, pages)
 
-    def _row(self, found: StudyJobs, is_read: bool) -> WorklistRow:
+    def _row(self, found: StudyJobs, images: Sequence[Instance], is_read: bool) -> WorklistRow:
+        """Return the row of a study; `images` has those of all unscored ones on the page."""
         study, job = found.study, found.scored
-        exam = summarize(study, job) if job else waiting_exam(study, [], self.folder)
+        if job:
+            exam = summarize(study, job)
+        else:
+            own = [image for image in images if image.study_uid == study.study_uid]
+            exam = unscored_exam(study, own, self.folder, is_waiting=found.is_waiting)
         right, left = (exam.breast(side) for side in "RL")
-        refused = study.state == "refused" and not job
         return WorklistRow(
             key=study.study_uid,
             patient_id=study.patient_id,
@@ -144,7 +159,7 @@ class StudySource:
             other_right=None,
             other_left=None,
             positive=int(exam.is_positive),
-            status=exam.status if job else "refused" if refused else "waiting",
+            status=exam.status,
             reasons=" ".join(exam.reasons) if job else study.reason,
             images=len(exam.images),
             machine=job.machines if job else "",
@@ -229,11 +244,12 @@ def _conditions(query: WorklistQuery) -> list[ColumnElement[bool]]:
     read = select(StoredReading.id).where(StoredReading.study_uid == Study.study_uid)
     if query.reader:
         read = read.where(StoredReading.reader == query.reader)
+    is_waiting = or_(Study.pending, func.coalesce(LAST.stage, "").in_(WORKING_STAGES))  # as `StudyJobs.is_waiting`
     only: dict[str, list[ColumnElement[bool]]] = {
         "all": [],
         "unread": [~read.exists()],
         "positive": [SCORED.suspicious.is_(True)],
-        "refused": [or_(SCORED.status == "refused", and_(SCORED.id.is_(None), Study.state == "refused"))],
+        "refused": [or_(SCORED.status == "refused", and_(SCORED.id.is_(None), ~is_waiting))],
         "warned": [SCORED.status == "warned"],
     }
     conditions = list(only[query.only])
@@ -247,6 +263,12 @@ def _conditions(query: WorklistQuery) -> list[ColumnElement[bool]]:
     if query.machine:
         conditions.append((";" + SCORED.machines + ";").contains(f";{query.machine};", autoescape=True))
     return conditions
+
+
+def _images_of(session: Session, study_uids: Sequence[str]) -> Sequence[Instance]:
+    """Return the objects of studies."""
+    query = select(Instance).where(Instance.study_uid.in_(study_uids)).order_by(Instance.sop_uid)
+    return session.scalars(query).all()
 
 
 def _read_studies(session: Session, keys: Sequence[str], reader: str) -> set[str]:
