@@ -134,8 +134,13 @@ def test_uploads_are_deleted_after_their_time_and_above_the_limit(
     monkeypatch.setattr(uploads, "MAX_KEPT", 2)
     kept = KeptUploads(60, deleted.append, uploads.Model)
     for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image.dcm").write_bytes(bytes(100))
         kept.keep(tmp_path / name, images, breasts, [{}] * len(images))
     assert [path.name for path in deleted] == ["a"]
+    monkeypatch.setattr(uploads, "MAX_BYTES", 50)
+    kept.expire()
+    assert [path.name for path in deleted] == ["a", "b"], "the last one stays, however large it is"
     now += 61
     kept.expire()
     assert [path.name for path in deleted] == ["a", "b", "c"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,8 @@ class UploadScorer:
             tables = await asyncio.wrap_future(self.tables.submit(table, records, logits))
             answer = tables_as_json(tables, folder) | {"notice": NOT_A_MEDICAL_DEVICE}
             if keep and self.kept:
-                answer["pages"] = self.kept.keep(folder, tables.images, tables.breasts, records)
+                keep_upload = partial(self.kept.keep, folder, tables.images, tables.breasts, records)
+                answer["pages"] = await loop.run_in_executor(None, keep_upload)
             return answer
         except VitmodelError as error:
             raise as_request_error(error, folder) from error

@@ -26,6 +26,8 @@ BASE = "/uploads/{upload}"
 """Path of an upload's pages."""
 MAX_KEPT = 50
 """Uploads that are kept at a time; a further one replaces the oldest."""
+MAX_BYTES = 10_000_000_000
+"""Size of the uploads that are kept at a time; beyond it, the oldest are deleted, but never the last one."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class KeptUpload:
     folder: Path
     until: float
     """When it is deleted, by `time.monotonic`."""
+    size: int
+    """Bytes of its files."""
 
 
 class KeptUploads:
@@ -73,8 +77,9 @@ class KeptUploads:
         mode = ReadingMode(ReadingStore(folder / READINGS))
         room = ReadingRoom(Worklist(exams), Results(title), mode, self._load_model)
         name = secrets.token_urlsafe(16)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with self._lock:
-            self._kept[name] = KeptUpload(room, folder, time.monotonic() + self.seconds)
+            self._kept[name] = KeptUpload(room, folder, time.monotonic() + self.seconds, size)
         self.expire()
         return BASE.format(upload=name) + "/worklist"
 
@@ -91,12 +96,14 @@ class KeptUploads:
         return kept.room
 
     def expire(self) -> None:
-        """Delete the uploads whose time is over, and the oldest ones above `MAX_KEPT`."""
+        """Delete the uploads whose time is over, and the oldest ones above `MAX_KEPT` or `MAX_BYTES`."""
         now = time.monotonic()
+        over = []
         with self._lock:
-            names = list(self._kept)
-            over = [name for name in names if self._kept[name].until < now]
-            over += [name for name in names[: max(0, len(names) - MAX_KEPT)] if name not in over]
-            folders = [self._kept.pop(name).folder for name in over]
-        for folder in folders:
-            self._discard(folder)
+            for name in list(self._kept):  # the oldest first
+                size = sum(kept.size for kept in self._kept.values())
+                is_too_much = len(self._kept) > MAX_KEPT or (size > MAX_BYTES and len(self._kept) > 1)
+                if is_too_much or self._kept[name].until < now:
+                    over.append(self._kept.pop(name))
+        for kept in over:
+            self._discard(kept.folder)
