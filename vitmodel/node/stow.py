@@ -66,9 +66,5 @@ def store_parts(inbox: Inbox, parts: Iterator[bytes], source: str) -> tuple[int,
     return 503 if OUT_OF_RESOURCES in failures else 409, answer, stored
 
 
-def _reference(facts: ObjectFacts) -> dict[str, Any]:
-    return {"00081150": _value("UI", facts.sop_class), "00081155": _value("UI", facts.sop_uid)}
-
-
 def _value(vr: str, value: str | int) -> dict[str, Any]:
     return {"vr": vr, "Value": [value]}
