@@ -36,7 +36,7 @@ NAME = "node.example.org"
 
 
 class _SignIn(BaseHTTPRequestHandler):
-    """Stands in for oauth2-proxy: the cookie `session=USER/GROUPS` is a session."""
+    """Stand-in for oauth2-proxy: the cookie `session=USER/GROUPS` is a session."""
 
     def do_GET(self) -> None:
         found = re.search("session=([^;/]*)/([^;]*)", self.headers.get("Cookie", ""))

@@ -131,7 +131,7 @@ def watch(page: Any, address: str) -> list[str]:
 
 
 def wait_for_images(page: Any, count: int) -> None:
-    """Wait until the viewer knows `count` series or images, and has shown those that hang."""
+    """Wait until the viewer has loaded `count` series or images, and has shown those that hang."""
     known = f"() => window.services?.displaySetService.getActiveDisplaySets().length >= {count}"
     page.wait_for_function(known, timeout=60_000)
     page.wait_for_timeout(6000)

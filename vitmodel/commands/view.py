@@ -139,6 +139,6 @@ def _load_model(config: ViewConfig) -> Model:
     from vitmodel.scoring.predictor import Predictor
 
     first, *others = config.package
-    # An image that was scored is explained, also if `predict` was told to keep what it refuses by default.
+    # An image that was scored is explained, also if `predict` kept what it refuses by default.
     predictor = Predictor(PredictorConfig(package=first, ensemble=tuple(others), atypical=0, implausible="warn"))
     return Model(ModelFacts.of(predictor.ensemble, first.parent.name), HeatMapStore(predictor))

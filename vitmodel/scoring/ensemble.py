@@ -159,7 +159,7 @@ class Ensemble:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether `probability_limits` knows how uncertain the calibration of a breast's logits is."""
+        """Whether all packages store how uncertain the calibration of a breast's logits is."""
         return self.calibrates_breasts and all(package.calibration_band for package in self.packages)
 
     def probability_limits(self, logits: np.ndarray) -> np.ndarray:

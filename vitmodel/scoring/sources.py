@@ -141,7 +141,7 @@ def score(task: ScoringTask) -> tuple[list[Entry], int]:
 
 
 def network_inputs(row: pd.Series, config: NetworkConfig) -> dict[str, Any]:
-    """Return the known values of a manifest's row that the network reads besides the pixels.
+    """Return the known values of a manifest's row that the network reads in addition to the pixels.
 
     A table may state others than the header of the image, and only with the same ones it can be explained later.
     """

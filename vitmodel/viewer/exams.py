@@ -68,7 +68,7 @@ class ImageEntry:
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Further columns of scores.csv, such as the density of this image."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """Columns that the network may have read besides the pixels, such as age, with the values that it was given."""
+    """Values of the columns that the network may have read in addition to the pixels, such as age."""
 
     @property
     def is_mirrored(self) -> bool:

@@ -84,7 +84,7 @@ class AccessPolicy:
     """What a request must show.
 
     Attributes:
-        names: Host names under which the server may be asked, besides addresses and the name of this machine.
+        names: Host names under which the server may be asked, in addition to addresses and the name of this machine.
         keys: The API keys; None = there are none.
         sign_on: The reverse proxy that signs users in; None = there is none. Without keys and proxy, everybody may ask.
         scope_of: Function of method and path that returns the scope that a request needs; "" = none.
