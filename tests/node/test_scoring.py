@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from peers import Clock, MakeStudy, to_bytes
 from pydicom import Dataset, dcmread
 from sqlalchemy import select
@@ -22,7 +25,7 @@ from vitmodel.node.gathering import GatheringRules
 from vitmodel.node.inbox import Inbox
 from vitmodel.node.jobs import Queue, QueueRules
 from vitmodel.node.models import Job, Result
-from vitmodel.node.scoring import Scorer
+from vitmodel.node.scoring import Scorer, share_cores
 
 Submit = Callable[[list[Dataset]], Job]
 
@@ -186,3 +189,24 @@ def test_the_fingerprint_covers_the_files_that_a_package_is_made_of() -> None:
     from vitmodel.model.package import CONFIG_FILE, TENSORS_FILE
 
     assert set(PACKAGE_FILES) == {CONFIG_FILE, TENSORS_FILE}
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(8, 2, 4), (3, 2, 1), (2, 5, 1), (4, 1, 4)])
+def test_scoring_processes_share_the_cores(
+    cores: int, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    share_cores(processes)
+    assert used == [expected]
+
+
+def test_results_name_the_networks_in_memory_after_the_package_was_replaced(
+    config: NodeConfig, queue: Queue, tmp_path: Path
+) -> None:
+    package = Path(shutil.copytree(config.package, tmp_path / "package"))
+    replaced = Scorer(replace(config, package=package), queue, "worker")
+    (package / "model.safetensors").write_bytes(b"another model")
+    kept = Scorer(config, queue, "other")
+    assert replaced.predictor.ensemble.fingerprint() == kept.predictor.ensemble.fingerprint()

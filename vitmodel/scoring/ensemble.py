@@ -72,6 +72,8 @@ class Ensemble:
         self.patient_aggregation = "noisy_or" if self.fused else "max"
         self.threshold = float(np.mean([package.threshold for package in self.packages]))
         self.prevalence = float(np.mean([package.calibration.prevalence for package in self.packages]))
+        # now, because the networks in memory stay as they are when the files are replaced
+        self._fingerprint = self._compute_fingerprint()
 
     def explain_missing_typicality(self) -> str:
         """Return why typicality is unavailable, so that no image is refused as atypical; '' if it is available."""
@@ -89,9 +91,7 @@ class Ensemble:
         """Return the hashes and settings that, together with an image, determine its score."""
         return self._fingerprint
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        """The fingerprint, computed once: the networks in memory stay as they are if the files are replaced."""
+    def _compute_fingerprint(self) -> str:
         digests = []
         for package in self.packages:
             digests += [sha256_file(package.folder / TENSORS_FILE), content_digest(package.folder)]
